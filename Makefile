@@ -1,0 +1,76 @@
+# The long words a person would have to remember. `make` alone lists them.
+# Everything runs in .venv, which is made from requirements.lock when it is missing or out of date.
+
+PYTHON ?= python3
+CORES  ?= 2
+# TORCH=system keeps the torch and torchvision that $(PYTHON) has (a CPU build, a cluster's module)
+# in place of the 5 GB of CUDA build that the lock brings on Linux.
+TORCH  ?= lock
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Snakemake starts four seconds faster with bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help env demo test test-slow test-slurm lint lock clean-env
+.DELETE_ON_ERROR:
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+env: .venv/package.stamp ## make or renew .venv (PYTHON=python3.12 chooses another Python)
+
+demo: export OMP_NUM_THREADS = 1
+demo: env ## real digits on the CPU, from data to tables and report
+	$(BIN)/snakemake --cores $(CORES) all --config suite=demo
+	@$(MAKE) --no-print-directory data/scratch/report-demo.html
+	@echo
+	@echo "tables and figures   data/tables/demo/"
+	@echo "generators           data/runs/"
+	@echo "report               data/scratch/report-demo.html"
+
+data/scratch/report-demo.html: data/tables/demo/main.csv
+	@mkdir -p $(@D)
+	$(BIN)/snakemake --cores $(CORES) all --config suite=demo --report $@
+	@touch $@
+
+test: env ## the tests that every change must pass
+	$(BIN)/python -m pytest
+
+test-slow: env ## those that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-slurm: env ## those that start a Slurm of their own
+	$(BIN)/python -m pytest -m slurm
+
+lint: env ## ruff and snakefmt, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+
+lock: ## compile requirements.lock anew (needs uv; delete the file first to take newer releases)
+	uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --all-extras pyproject.toml requirements.in -o requirements.lock
+
+clean-env: ## remove .venv
+	rm -rf .venv
+
+# What the lock says, hashes checked, and nothing else.
+.venv/lock.stamp: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
+	  "eldistill needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another with make PYTHON=..." % v)'
+	$(PYTHON) -m venv --clear $(if $(filter system,$(TORCH)),--system-site-packages) .venv
+ifeq ($(TORCH),system)
+	awk '/^[a-z]/ {keep = !/^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/} keep' $< > .venv/requirements.txt
+else
+	cp $< .venv/requirements.txt
+endif
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --require-hashes -r .venv/requirements.txt
+	@touch $@
+
+# This package; the imports prove that the environment works, and leave the bytecode that the steps need.
+.venv/package.stamp: .venv/lock.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -c 'import cleanfid.fid, dvc.cli, matplotlib.pyplot, pandas, sklearn, snakemake.cli, torch, torchvision'
+	@touch $@

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m eldistill`: one subcommand for each step.
+
+Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the machine failed (disk, memory, a NaN);
+75 stopped politely with its state saved, the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+
+from eldistill import __version__, helptext, params, recipes, steps
+from eldistill.files import Problem
+
+ABOUT = {
+    "data": ("pack a data set, train a judge, measure a reference",
+             "NAME/images, NAME/judge-a, NAME/judge-b, NAME/reference-judge-a, NAME/reference-pixels"),
+    "teacher": ("train a teacher", "NAME under `teacher`"),
+    "ensemble": ("draw and calibrate an ensemble of random networks", "DATA/ENSEMBLE/SEED"),
+    "distil": ("distil a teacher into a one-step generator", "DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0"),
+    "evaluate": ("generate images and measure them", "a run, DATA/real, DATA/teacher, or suite/SUITE for data/metrics.json"),
+    "tables": ("make the tables and plots of a suite", "SUITE"),
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m eldistill", description="One-step generators from diffusion teachers.",
+                                  epilog="All numbers stand in params.yaml; each subcommand's --help lists those it reads.")  # fmt: skip
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="word", required=True, metavar="STEP")
+    for word, (about, names) in ABOUT.items():
+        each = commands.add_parser(word, help=about, description=about + ".", formatter_class=argparse.RawDescriptionHelpFormatter)
+        each.add_argument("name", metavar="NAME", help=names)
+        each.add_argument("--recipe", metavar="FILE", help="recipe to follow (default: computed from params.yaml)")
+        each.add_argument("--force", action="store_true", help="make it again even if it is up to date (default: no)")
+        each.add_argument("--max-minutes", type=float, default=0, metavar="MINUTES",
+                          help="stop politely after this time, exit code 75 (default: 0, no limit)")  # fmt: skip
+        each.set_defaults(parser=each)
+    commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one step; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    top = parser()
+    if len(arguments) > 1 and arguments[0] in ABOUT and {"-h", "--help"} & set(arguments[1:]):
+        # The list of numbers is long: it is made only when it is asked for.
+        top._subparsers._group_actions[0].choices[arguments[0]].epilog = helptext.numbers(arguments[0])
+    chosen = top.parse_args(arguments)
+    try:
+        if chosen.word == "recipes":
+            recipes.write_versions()
+        else:
+            steps.run(chosen.word, chosen.name, chosen.recipe, chosen.force, chosen.max_minutes, say=lambda text: print(text, flush=True))
+        return 0
+    except Problem as problem:
+        print(f"eldistill: {problem}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"eldistill: no space left on the disk of {error.filename or os.getcwd()}; free some and repeat the command, "
+                  "which continues from the last saved state", file=sys.stderr)  # fmt: skip
+            return 1
+        raise
+    except Exception as error:
+        if type(error).__name__ == "NonFinite":
+            print(f"eldistill: {error}", file=sys.stderr)
+            return 1
+        if type(error).__name__ == "Stopped":
+            print(f"eldistill: {error}", file=sys.stderr)
+            return 75
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract between the loop and a method or a supplement: the values that pass between them.
+
+A method is a module with a frozen dataclass `Numbers` and these functions (those in brackets are optional):
+
+    phases(numbers, progress) -> [Phase, …]                          the order of one iteration
+    generator(teacher, numbers) -> Module                            the student before training
+    networks(teacher, numbers) -> {name: Module}                     extra trainable networks
+    generate(nets, batch, numbers) -> images [n, c, h, w]            with gradient to nets["generator"]
+    generator_terms(nets, batch, images, numbers) -> {name: AtImages or scalar}
+    critic_terms(nets, batch, images, numbers) -> {name: scalar}     for the extra networks
+    [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
+    sampler(numbers) -> dict                                         how the finished generator is sampled
+
+`images` of generator_terms is a function without arguments: it makes the images at sigma_init on first call, so
+that a base loss which does not touch them (consistency) pays nothing. A scalar term is backpropagated as it is;
+an `AtImages` term gives its gradient at the images. Every term is a mean over the images of its batch.
+
+A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`,
+`generator_terms(tools, images, batch, numbers) -> {name: AtImages}` and
+`weight(base, own, numbers, progress, memory) -> float`; `memory` is a dict of floats that is saved with the state.
+Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from eldistill.files import Problem
+from eldistill.noise import Draw
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. n_images: generated so far; total: in the whole run; iteration: steps so far."""
+
+    n_images: int
+    iteration: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser step of an iteration.
+
+    net: the network that is trained. every: iterations between such steps. images: `fresh` made for this phase,
+    `reuse` those of the phase before, `none`. generator_mode: train or eval while it makes them. labels: `fresh`
+    or `same` as in the phase before.
+    """
+
+    net: str
+    every: int = 1
+    images: str = "fresh"
+    generator_mode: str = "train"
+    labels: str = "fresh"
+
+
+@dataclass(frozen=True)
+class AtImages:
+    """A loss term by its value (scalar) and its gradient with respect to the images [n, c, h, w]."""
+
+    value: torch.Tensor
+    gradient: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one phase sees: random numbers, labels [n, L] (one-hot) or None, image shape (c, h, w), real images."""
+
+    draw: Draw
+    labels: torch.Tensor | None
+    shape: tuple[int, int, int]
+    progress: Progress
+    reals: object = field(repr=False, default=None)
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return self.draw.size
+
+    def __getitem__(self, part: slice) -> Batch:
+        labels = None if self.labels is None else self.labels[part]
+        return Batch(self.draw[part], labels, self.shape, self.progress, self.reals)
+
+    def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`each` real images for every image of the batch, drawn independently with replacement.
+
+        Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None.
+        """
+        chance = self.draw.uniform(purpose, each).double().reshape(-1)
+        return self.reals.take((chance * len(self.reals)).long().clamp_(max=len(self.reals) - 1))
+
+
+def module(kind: str, file: str) -> ModuleType:
+    """The module methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Name is module. Raises Problem."""
+    path = Path(__file__).parent / kind
+    there = sorted(p.stem for p in path.glob("*.py") if not p.stem.startswith("_"))
+    if file not in there:
+        raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
+    return importlib.import_module(f"eldistill.{kind}.{file}")
+
+
+def numbers(kind: ModuleType, values: dict):
+    """The module's Numbers from a resolved section; keys that are not its own are left to others."""
+    names = kind.Numbers.__dataclass_fields__
+    return kind.Numbers(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in names})

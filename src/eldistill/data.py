@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set becomes one packed file: uint8 images, integer labels, train and held-out apart.
+
+Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. To add a kind of
+source, add a reader: a function of the data section that returns (images, labels, held-out images, held-out labels).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eldistill.files import Problem, fetch, load_tensors, save_tensors
+
+VERSION = 1
+SIGMA_DATA = 0.5
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+# --- codec --------------------------------------------------------------------------------------------
+
+
+def encode(images: torch.Tensor, codec: dict, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 to x = 0.5 (u/255 - mean) / std. With mean 0.5, std 0.25 this is EDM's u/127.5 - 1."""
+    return (images.to(dtype) / 255 - codec["mean"]) * (SIGMA_DATA / codec["std"])
+
+
+def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
+    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same)."""
+    level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
+    return (level + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+class Reals:
+    """The encoded images of one part of a packed file, on a device.
+
+    images: uint8 [n, c, h, w]. labels: int64 [n], -1 where there is none. label_dim: width of the one-hot labels,
+    0 for networks that see none.
+    """
+
+    sigma_data = SIGMA_DATA
+
+    def __init__(self, images, labels, codec: dict, label_dim: int, device="cpu", dtype=torch.float32):
+        self.images, self.classes = images.to(device), labels.to(device)
+        self.codec, self.label_dim, self.dtype = codec, label_dim, dtype
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return tuple(self.images.shape[1:])
+
+    def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
+        """One-hot labels [len(indices), label_dim], or None."""
+        if not self.label_dim:
+            return None
+        return torch.nn.functional.one_hot(self.classes[indices], self.label_dim).to(self.dtype)
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encoded images [len(indices), c, h, w] and their one-hot labels."""
+        return encode(self.images[indices], self.codec, self.dtype), self.labels(indices)
+
+
+def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout."""
+    tensors, about = load_tensors(path)
+    return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
+
+
+def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch.float32, part: str = "train") -> Reals:
+    """A packed file as Reals; labels: whether networks are conditioned on them. Raises Problem if there are none."""
+    images, classes, about = load(path, part)
+    if labels and not about["classes"]:
+        raise Problem(f"{path} has no labels, but its data setting has labels: true; set it to false or add dataset.json")
+    return Reals(images, classes, codec, about["classes"] if labels else 0, device, dtype)
+
+
+# --- packing ------------------------------------------------------------------------------------------
+
+
+def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
+    """Read the source of a data section and write one packed file; returns its description. Raises Problem.
+
+    folder: where files lie that would otherwise be fetched.
+    """
+    images, labels, heldout, heldout_labels = READERS[section["source"]]({**section, "folder": folder})
+    if len(images) < 2 or len(heldout) < 2:
+        raise Problem(f"{len(images)} train and {len(heldout)} held-out images; expected at least 2 of each: change `heldout`")
+    known = labels >= 0
+    about = {
+        "source": section["source"],
+        "train": len(images),
+        "heldout": len(heldout),
+        "shape": list(images.shape[1:]),
+        "classes": int(labels.max()) + 1 if known.all() else 0,
+        "sha256": hashlib.sha256(images.tobytes() + heldout.tobytes()).hexdigest(),
+        "mean": round(float(images.mean(dtype=np.float64)) / 255, 6),
+        "std": round(float(images.std(dtype=np.float64)) / 255, 6),
+    }
+    tensors = {
+        "train_images": images, "train_labels": labels.astype(np.int64),
+        "heldout_images": heldout, "heldout_labels": heldout_labels.astype(np.int64),
+    }  # fmt: skip
+    save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}, about)
+    return about
+
+
+def split(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, held-out) indices, each ascending; the choice is fixed by a hash of the index, for ever."""
+    if heldout >= count:
+        raise Problem(f"heldout is {heldout}, but there are {count} images; expected fewer")
+    order = sorted(range(count), key=lambda index: hashlib.sha256(str(index).encode()).digest())
+    return np.sort(order[: count - heldout]), np.sort(order[count - heldout :])
+
+
+def _parts(images: np.ndarray, labels: np.ndarray, heldout: int) -> Arrays:
+    train, rest = split(len(images), heldout)
+    return images[train], labels[train], images[rest], labels[rest]
+
+
+def read_digits(section: dict) -> Arrays:
+    """scikit-learn's 1,797 real handwritten digits: 8x8, one channel, 17 grey levels, stretched to 0 … 255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    return _parts(images, bunch.target, section["heldout"])
+
+
+def read_idx(section: dict) -> Arrays:
+    """Four IDX files (images and labels, train and test), zero-padded to `resolution`; held-out are test images."""
+    arrays = []
+    for part in ("train", "test"):
+        images = _idx(fetch(f"{section['files']}-{part}-images", section["folder"]))[:, None]
+        labels = _idx(fetch(f"{section['files']}-{part}-labels", section["folder"]))
+        if len(images) != len(labels):
+            raise Problem(f"{section['files']} {part}: {len(images)} images and {len(labels)} labels; expected as many")
+        arrays += [_pad(images, section["resolution"]), labels.astype(np.int64)]
+    n = section["heldout"]
+    if n > len(arrays[2]):
+        raise Problem(f"heldout is {n}, but {section['files']} has {len(arrays[2])} test images; expected at most as many")
+    return arrays[0], arrays[1], arrays[2][:n], arrays[3][:n]
+
+
+def _idx(path: Path) -> np.ndarray:
+    # IDX: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes, data.
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
+    if raw[:3] != b"\0\0\x08" or len(raw) != 4 + 4 * len(sizes) + int(np.prod(sizes)):
+        raise Problem(f"{path} is not a complete IDX file of bytes; fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
+
+
+def _pad(images: np.ndarray, resolution: int | None) -> np.ndarray:
+    missing = (resolution or images.shape[-1]) - images.shape[-1]
+    if missing < 0:
+        raise Problem(f"resolution is {resolution}, but the images have {images.shape[-1]} pixels; expected no less")
+    before = missing // 2
+    return np.pad(images, ((0, 0), (0, 0), (before, missing - before), (before, missing - before)))
+
+
+def read_folder(section: dict) -> Arrays:
+    """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}).
+
+    With `resolution` the central square is taken and resized (Lanczos); without, all images must be square and of
+    one size. One colour image makes all of them three channels.
+    """
+    from PIL import Image
+
+    images, names = [], []
+    table: dict[str, int] = {}
+    for name, content in _members(Path(section["path"])):
+        if name == "dataset.json":
+            table = dict(json.loads(content).get("labels") or [])
+            continue
+        try:
+            picture = Image.open(io.BytesIO(content))
+            picture = picture.convert("L" if picture.mode in ("1", "L", "I;16", "LA") else "RGB")
+        except OSError:
+            raise Problem(f"{section['path']}: {name} is not an image; remove it or put it elsewhere") from None
+        if section["resolution"]:
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            box = (left, top, left + side, top + side)
+            picture = picture.resize((section["resolution"],) * 2, Image.Resampling.LANCZOS, box=box)
+        images.append(np.asarray(picture))
+        names.append(name)
+    if not images:
+        raise Problem(f"{section['path']} has no images; expected png, jpg, bmp, webp or tif files")
+    colour = any(image.ndim == 3 for image in images)
+    shapes = {image.shape[:2] for image in images}
+    if len(shapes) > 1 or any(h != w for h, w in shapes):
+        raise Problem(f"{section['path']} has images of {len(shapes)} sizes, such as {sorted(shapes)[0]}; set `resolution`")
+    stack = [image if not colour or image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
+    array = np.stack(stack).transpose(0, 3, 1, 2) if colour else np.stack(stack)[:, None]
+    unknown = [name for name in names if table and name not in table]
+    if unknown:
+        raise Problem(f"{section['path']}/dataset.json has no label for {unknown[0]}; expected one for every image")
+    return _parts(array, np.array([table.get(name, -1) for name in names]), section["heldout"])
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    endings = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in endings or file == path / "dataset.json":
+                yield file.relative_to(path).as_posix(), file.read_bytes()
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if name.lower().endswith(endings) or name == "dataset.json":
+                    yield name, archive.read(name)
+    else:
+        raise Problem(f"{path} is neither a folder nor a zip file; set `path` of the data setting")
+
+
+READERS: dict[str, Callable[[dict], Arrays]] = {"digits": read_digits, "idx": read_idx, "folder": read_folder}

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run: prepares networks, data and supplements, calls the loop, writes the generator.
+
+Everything is first written to the run's state folder; the outputs appear at the end, together.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from eldistill import contract, data, files, loop, params, sample
+from eldistill.contract import Batch, Progress
+from eldistill.files import Problem
+from eldistill.noise import Draw
+from eldistill.teacher import train
+
+VERSION = 1
+
+
+def make(recipe: dict, digest: str, upstream: dict[str, Path], ensembles: list[Path], folder: Path, site, say) -> loop.Loop:
+    """Train the generator of a recipe; leaves its files in `folder` (the state folder).
+
+    recipe: the `params` of a distil recipe. upstream: paths of `images` and `teacher`. ensembles: one manifest for
+    each supplement that names an ensemble, in order. site: device, micro_batch, save_seconds, max_seconds.
+    Raises Problem, loop.NonFinite, loop.Stopped.
+    """
+    values = recipe["method"]
+    method = contract.module("methods", values["file"])
+    numbers = contract.numbers(method, values)
+    teacher, about = train.load(upstream["teacher"], site.device)
+    if about["codec"] != recipe["data"]["codec"]:
+        raise Problem(f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal")
+    reals = data.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], site.device)
+    if reals.label_dim != about["label_dim"] or list(reals.shape) != about["shape"]:
+        raise Problem(
+            f"{upstream['teacher']} makes images of shape {about['shape']} with {about['label_dim']} labels, "
+            f"the data has {list(reals.shape)} and {reals.label_dim}; choose a teacher that fits"
+        )
+    nets = {"generator": method.generator(teacher, numbers), **method.networks(teacher, numbers)}
+    settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
+    job = loop.Job(
+        method=method, numbers=numbers,
+        training=SimpleNamespace(n_images=values["n_images"], batch=values["batch"], ema=params.freeze("Ema", values["ema"])),
+        nets=nets, published="generator", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
+        optimisers={name: settings[name != "generator"] for name in nets}, fixed={"teacher": teacher},
+        supplements=_supplements(recipe, ensembles, reals, site), device=site.device, micro_batch=site.micro_batch,
+        ticks=recipe["ticks"], save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
+    )  # fmt: skip
+    _check_start(job, teacher)
+    described = {"codec": about["codec"], "shape": about["shape"], "label_dim": about["label_dim"],
+                 "sampler": method.sampler(numbers), "recipe": digest}  # fmt: skip
+    total = values["n_images"]
+    for percent in recipe["snapshots"]:
+        count = snapshot_images(total, values["batch"], percent)
+        write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count})
+        job.snapshots[count] = _both(job.snapshots.get(count), write)
+    work = loop.Loop(job)
+    work.run()
+    # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
+    sample.save_generator(folder / "generator_ema.safetensors", work.average, {**described, "n_images": total})
+    if total in job.snapshots:
+        job.snapshots[total](work.average)
+    files.write_rows(folder / "log.csv", work.rows)
+    return work
+
+
+def snapshot_images(total: int, batch: int, percent: int) -> int:
+    """The image count at which `percent` of a run is reached: a multiple of the batch, at least one."""
+    return max(1, round(total * percent / 100 / batch)) * batch if percent < 100 else total
+
+
+def _writer(path: Path, about: dict):
+    return lambda net: sample.save_generator(path, net, about)
+
+
+def _both(first, second):
+    if first is None:
+        return second
+
+    def write(net):
+        first(net)
+        second(net)
+
+    return write
+
+
+def _supplements(recipe: dict, ensembles: list[Path], reals, site) -> list[loop.Supplement]:
+    waiting, made = list(ensembles), []
+    for name, values in recipe["supplements"].items():
+        module = contract.module("supplements", values["file"])
+        numbers = contract.numbers(module, values)
+        setting = SimpleNamespace(
+            ensemble=waiting.pop(0) if values.get("ensemble") else None, device=site.device, dtype=torch.float32,
+            sigma_data=reals.sigma_data, seed=recipe["seed"],
+        )  # fmt: skip
+        made.append(loop.Supplement(name, module, numbers, module.prepare(numbers, setting)))
+    return made
+
+
+@torch.no_grad()
+def _check_start(job: loop.Job, teacher: torch.nn.Module) -> None:
+    """Before any update a generator that is a copy of the teacher must give the teacher's image."""
+    net = job.nets["generator"]
+    mine, its = net.state_dict(), teacher.state_dict()
+    if mine.keys() != its.keys() or any(not torch.equal(mine[key], its[key]) for key in its):
+        return
+    draw = Draw(job.seed, "check", 0, 4, job.device)
+    labels = job.reals.labels(draw.integers("label", len(job.reals)))
+    batch = Batch(draw, labels, job.shape, Progress(0, 0, job.training.n_images), job.reals)
+    net.eval()
+    image = job.method.generate(job.nets, batch, job.numbers)
+    sigma = job.method.sampler(job.numbers)["sigmas"][0]
+    expected = teacher(sigma * draw.normal("z", *job.shape), torch.full((4,), sigma, device=job.device), labels)
+    if not torch.allclose(image, expected, atol=1e-5):
+        raise Problem("the generator does not start at the teacher's denoised image; the method's `generate` and `sampler` disagree")
+
+
+def provenance(work: loop.Loop, digest: str, device: str) -> dict:
+    """Who made it, when, from what: the one file of a run that differs between equal runs."""
+    iterations = max(1, work.iteration)
+    return {
+        "command": " ".join(["python -m eldistill", *sys.argv[1:]]),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "recipe": digest,
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name() if "cuda" in device else platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "iterations": work.iteration,
+        "n_images": work.n_images,
+        "seconds_wall": round(work.seconds["wall"], 3),
+        "seconds_cpu": round(work.seconds["cpu"], 3),
+        "milliseconds_per_iteration_cpu": round(1000 * work.seconds["cpu"] / iterations, 3),
+        "milliseconds_per_iteration_wall": round(1000 * work.seconds["wall"] / iterations, 3),
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def publish(folder: Path, outputs: tuple[str, ...], root: Path) -> None:
+    """Copy finished files from the state folder to the outputs, each to a temporary name first."""
+    for output in outputs:
+        target = root / output
+        with files.atomic(target) as temporary:
+            shutil.copyfile(folder / os.path.basename(output), temporary)
+
+
+def finish(folder: Path) -> None:
+    """Forget the state of a finished run; the lock goes with its file."""
+    shutil.rmtree(folder, ignore_errors=True)
+

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only training loop. Methods, teachers and judges all train on it.
+
+A generator step makes the images of the whole batch first. The gradients of the base loss and of every
+supplement meet at those images, and one backward pass carries their weighted sum into the generator: a supplement
+sees the whole batch however small the micro-batches are, and a weight that compares gradients costs nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from eldistill import state
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.noise import Draw, stream_seed
+
+VERSION = 1
+
+
+class NonFinite(Exception):
+    """A NaN or an infinity: says at which step, in which term, in which tensor."""
+
+
+class Stopped(Exception):
+    """The loop saved its state and ended before the run was complete (a signal, or the time budget)."""
+
+
+@dataclass
+class Supplement:
+    """A supplement at work: its module, its numbers, what `prepare` made, what it remembers."""
+
+    name: str
+    module: ModuleType
+    numbers: Any
+    tools: Any = None
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """Everything that one training needs. `training` has n_images, batch, ema and an optimiser per network."""
+
+    method: ModuleType
+    numbers: Any
+    training: Any
+    nets: dict[str, torch.nn.Module]
+    published: str
+    reals: Any
+    shape: tuple[int, int, int]
+    seed: int
+    folder: Path
+    optimisers: dict[str, Any]
+    fixed: dict[str, torch.nn.Module] = field(default_factory=dict)
+    supplements: list[Supplement] = field(default_factory=list)
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    micro_batch: int = 0
+    ticks: int = 40
+    save_seconds: float = 120
+    max_seconds: float = 0
+    snapshots: dict[int, Callable[[torch.nn.Module], None]] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+
+
+def make_optimiser(net: torch.nn.Module, numbers) -> torch.optim.Optimizer:
+    """torch's optimiser by `numbers.kind`, fused where torch offers it."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}[numbers.kind]
+    options = {"lr": numbers.lr, "betas": tuple(numbers.betas), "eps": numbers.eps, "weight_decay": numbers.weight_decay}
+    return kind(net.parameters(), **options, **({} if numbers.kind == "radam" else {"fused": True}))
+
+
+def learning_rate(numbers, progress: Progress) -> float:
+    """The rate at this point: linear from 0 over warmup_images, linear to 0 over the last decay_images."""
+    rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
+    left = progress.total - progress.n_images
+    return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)
+
+
+def ema_beta(numbers, progress: Progress, batch: int) -> float:
+    """Weight of the past in the running average; progress before the step is counted.
+
+    ramped: 0.5^(batch / min(half-life, ramp * n_images)), so 0 at the first step (EDM, appendix F.2);
+    constant: beta; power: (1 - batch / t)^(gamma + 1) with t after the step (EDM2, eq. 127).
+    """
+    if numbers.policy == "constant":
+        return numbers.beta
+    if numbers.policy == "power":
+        return (1 - batch / (progress.n_images + batch)) ** (numbers.gamma + 1)
+    return 0.5 ** (batch / max(min(numbers.halflife_images, numbers.ramp * progress.n_images), 1e-8))
+
+
+class Loop:
+    """One training, from its saved state (or nothing) to the end."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.nets = {**job.fixed, **job.nets}
+        for net in job.fixed.values():
+            net.requires_grad_(False).eval()
+        self.optimisers = {name: make_optimiser(net, job.optimisers[name]) for name, net in job.nets.items()}
+        self.average = copy.deepcopy(job.nets[job.published]).requires_grad_(False).eval()
+        self.n_images = self.iteration = 0
+        self.sums: dict[str, float] = {}
+        self.rows: list[dict] = []
+        self.seconds = {"wall": 0.0, "cpu": 0.0}
+        self.stop_reason: str | None = None
+        self._labels = None
+        self._images: torch.Tensor | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return Progress(self.n_images, self.iteration, self.job.training.n_images)
+
+    # --- one iteration ---
+
+    def iterate(self) -> None:
+        """All phases once, then the averages."""
+        job, progress = self.job, self.progress
+        for phase in job.method.phases(job.numbers, progress):
+            if self.iteration % phase.every == 0:
+                self._phase(phase, progress)
+        if hasattr(job.method, "after_step"):
+            job.method.after_step(self.nets, job.numbers, progress)
+        self._average(progress)
+        self.n_images += job.training.batch
+        self.iteration += 1
+        self._count("steps", 1.0)
+
+    def _phase(self, phase: Phase, progress: Progress) -> None:
+        job = self.job
+        for name, net in job.nets.items():
+            training = name == phase.net or (name == "generator" and phase.generator_mode == "train")
+            net.train(training).requires_grad_(name == phase.net)
+        draw = Draw(job.seed, phase.net, self.n_images, job.training.batch, job.device, job.dtype)
+        if phase.labels == "fresh" or self._labels is None:
+            self._labels = job.reals.labels(draw.integers("label", len(job.reals)))
+        batch = Batch(draw, self._labels, job.shape, progress, job.reals)
+        optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
+        optimiser.zero_grad(set_to_none=True)
+        (self._generator if phase.net == "generator" else self._critic)(phase, batch)
+        self._check_gradients(phase.net, numbers.clip)
+        optimiser.param_groups[0]["lr"] = learning_rate(numbers, progress)
+        optimiser.step()
+
+    def _parts(self, size: int) -> list[slice]:
+        step = self.job.micro_batch or size
+        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+    def _generate(self, batch: Batch, part: slice) -> torch.Tensor:
+        # Dropout draws from torch's own generator; seeding it by image makes a replay repeat the masks.
+        with torch.random.fork_rng(devices=[self.job.device] if "cuda" in str(self.job.device) else []):
+            torch.manual_seed(stream_seed(self.job.seed, f"dropout/{batch.draw.scope}/{batch.draw.first + part.start}"))
+            return self.job.method.generate(self.nets, batch[part], self.job.numbers)
+
+    def _critic(self, phase: Phase, batch: Batch) -> None:
+        job = self.job
+        made = []
+        for part in self._parts(batch.size):
+            images = None
+            if phase.images == "reuse" and self._images is not None:
+                images = self._images[part]
+            elif phase.images != "none":
+                with torch.no_grad():
+                    images = self._generate(batch, part)
+                self._finite("images", images)
+                made.append(images)
+            share = (part.stop - part.start) / batch.size
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stream_seed(job.seed, f"dropout/{phase.net}/critic/{batch.draw.first + part.start}"))
+                terms = job.method.critic_terms(self.nets, batch[part], images, job.numbers)
+            for name, value in terms.items():
+                self._finite(f"{phase.net}.{name}", value)
+                self._count(f"{phase.net}.{name}", float(value.detach()) * share)
+            (sum(terms.values()) * share).backward()
+        if made:
+            self._images = torch.cat(made)
+
+    def _generator(self, phase: Phase, batch: Batch) -> None:
+        job = self.job
+        parts = self._parts(batch.size)
+        made: dict[int, torch.Tensor] = {}
+
+        def images_of(index: int) -> torch.Tensor:
+            # One micro-batch: keep its graph. Several: make the images now, replay each with a graph later.
+            if index not in made:
+                with torch.set_grad_enabled(len(parts) == 1):
+                    made[index] = self._generate(batch, parts[index])
+                self._finite("images", made[index])
+            return made[index].detach()
+
+        gradients: dict[int, torch.Tensor] = {}
+        for index, part in enumerate(parts):
+            share = (part.stop - part.start) / batch.size
+            terms = job.method.generator_terms(self.nets, batch[part], lambda index=index: images_of(index), job.numbers)
+            for name, term in terms.items():
+                value = term.value if isinstance(term, AtImages) else term
+                self._finite(f"generator.{name}", value)
+                self._count(f"generator.{name}", float(value.detach()) * share)
+                if isinstance(term, AtImages):
+                    self._finite(f"generator.{name}: gradient at the images", term.gradient)
+                    gradients[index] = gradients.get(index, 0) + term.gradient * share
+            direct = [term for term in terms.values() if not isinstance(term, AtImages)]
+            if direct:
+                (sum(direct) * share).backward()
+        if job.supplements:
+            images = torch.cat([images_of(index) for index in range(len(parts))])
+            base = torch.cat([gradients[index] for index in range(len(parts))]) if gradients else torch.zeros_like(images)
+            whole = self._supplement(images, base, batch)
+            gradients = {index: whole[part] for index, part in enumerate(parts)}
+        for index, part in enumerate(parts):
+            if index in gradients:
+                graph = made[index] if len(parts) == 1 else self._generate(batch, part)
+                graph.backward(gradients[index])
+        if made:
+            self._images = torch.cat([made[index].detach() for index in range(len(parts))])
+
+    def _supplement(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
+        total = base
+        self._count("generator.base_rms", float(base.pow(2).mean().sqrt()))
+        for supplement in self.job.supplements:
+            terms = supplement.module.generator_terms(supplement.tools, images, batch, supplement.numbers)
+            for name, term in terms.items():
+                label = f"{supplement.name}.{name}"
+                self._finite(label, term.value)
+                self._finite(f"{label}: gradient at the images", term.gradient)
+                weight = supplement.module.weight(base, term.gradient, supplement.numbers, batch.progress, supplement.memory)
+                self._count(label, float(term.value))
+                self._count(f"{label}_rms", float(term.gradient.pow(2).mean().sqrt()))
+                self._count(f"{label}_weight", weight)
+                if weight:
+                    total = total + weight * term.gradient
+        return total
+
+    @torch.no_grad()
+    def _average(self, progress: Progress) -> None:
+        beta = ema_beta(self.job.training.ema, progress, self.job.training.batch)
+        now = self.job.nets[self.job.published]
+        torch._foreach_lerp_(list(self.average.parameters()), list(now.parameters()), 1 - beta)
+        for old, new in zip(self.average.buffers(), now.buffers(), strict=True):
+            old.copy_(new)
+
+    # --- guarding and counting ---
+
+    def _finite(self, term: str, tensor: torch.Tensor) -> None:
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor.detach())).sum())
+            raise NonFinite(
+                f"step {self.iteration} ({self.n_images} images): {term} is not finite "
+                f"({bad} of {tensor.numel()} values, shape {tuple(tensor.shape)}); the last good state is kept"
+            )
+
+    def _check_gradients(self, name: str, clip: float) -> None:
+        named = [(key, p) for key, p in self.job.nets[name].named_parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named])
+        if not bool(torch.isfinite(norm)):
+            for key, parameter in named:
+                self._finite(f"gradient of {name}.{key}", parameter.grad)
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in named], clip, norm)
+        self._count(f"{name}.gradient_norm", float(norm))
+
+    def _count(self, name: str, value: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    # --- the whole run ---
+
+    def run(self) -> torch.nn.Module:
+        """Train to the end and return the running average. Raises NonFinite or Stopped, the state being saved."""
+        job, total = self.job, self.job.training.n_images
+        self._resume()
+        tick_every = max(1, total // job.training.batch // job.ticks)
+        wall, cpu, saved, since = time.perf_counter(), time.process_time(), time.monotonic(), time.monotonic()
+        begun = time.monotonic()
+        with _signals(self):
+            while self.n_images < total:
+                self.iterate()
+                now = time.perf_counter(), time.process_time()
+                self.seconds["wall"] += now[0] - wall
+                self.seconds["cpu"] += now[1] - cpu
+                wall, cpu = now
+                if self.n_images in job.snapshots:
+                    job.snapshots[self.n_images](self.average)
+                if self.iteration % tick_every == 0 or self.n_images >= total:
+                    self._tick(time.monotonic() - since)
+                    since = time.monotonic()
+                if job.max_seconds and time.monotonic() - begun > job.max_seconds:
+                    self.stop_reason = "the time budget is used up"
+                if self.stop_reason or time.monotonic() - saved > job.save_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                wall, cpu = time.perf_counter(), time.process_time()
+                if self.stop_reason:
+                    raise Stopped(f"{self.stop_reason}; saved at {self.n_images} of {total} images, the same command continues")
+        self.save()
+        return self.average
+
+    def _tick(self, seconds: float) -> None:
+        steps = self.sums.pop("steps")
+        means = {name: value / steps for name, value in self.sums.items()}
+        self.sums = {}
+        self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
+        total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
+        left = (total - self.n_images) / max(rate, 1e-9)
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith(("_rms", "_norm")))
+        self.job.say(
+            f"{self.n_images:>8}/{total} images  {rate:6.0f} images/s  {_memory(self.job.device)}  {left / 60:5.1f} min left  {terms}"
+        )
+
+    def save(self) -> None:
+        """Write the state."""
+        nets = {**self.job.nets, "average": self.average}
+        numbers = {
+            "n_images": self.n_images, "iteration": self.iteration, "sums": self.sums, "rows": self.rows,
+            "seconds": self.seconds, "memory": {s.name: s.memory for s in self.job.supplements},
+        }  # fmt: skip
+        state.save(self.job.folder, state.pack(nets, self.optimisers), numbers)
+
+    def _resume(self) -> None:
+        found = state.load(self.job.folder)
+        if found is None:
+            return
+        tensors, numbers = found
+        state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers)
+        self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
+        self.sums, self.rows, self.seconds = numbers["sums"], numbers["rows"], numbers["seconds"]
+        for supplement in self.job.supplements:
+            supplement.memory.update(numbers["memory"].get(supplement.name, {}))
+        self.job.say(f"continuing at {self.n_images} of {self.job.training.n_images} images")
+
+
+def _memory(device: str) -> str:
+    if "cuda" in str(device):
+        return f"{torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB"
+    import resource
+
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:5.1f} GiB"
+
+
+class _signals:
+    """SIGTERM and SIGINT end the loop after the current step; a second one ends it at once."""
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+
+    def __enter__(self):
+        self.before = {}
+
+        def stop(number, _frame):
+            self.loop.stop_reason = f"stopped by {signal.Signals(number).name}"
+            signal.signal(number, self.before[number])
+
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, stop)
+        except ValueError:  # not in the main thread: signals stay with whoever has it
+            self.before = {}
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diff-Instruct (Luo et al. 2023, arXiv 2305.18455): the integral Kullback-Leibler gradient.
+
+Symbols: their s_phi, s_psi, g_theta are our teacher, fake_score, generator; their t is our sigma.
+
+At noisy images x + sigma n the gradient is w(sigma) (score_fake - score_teacher), here
+D_fake - D_teacher, which is the weight w(sigma) = sigma^2 of the authors' code.
+
+Departures from the authors' code: both denoisers are in eval mode in the generator step (theirs share one dropout
+mask in train mode), and the labels of the two phases are drawn independently.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from eldistill import noise
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.params import number
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Diff-Instruct's numbers."""
+
+    sigma_init: float = number(2.5, "noise level the generator starts from (SiD; the authors' recipe has 1.0)", above=0)
+    P_mean: float = number(-1.2, "mean of ln sigma in both losses (EDM, table 1)", low=-10, high=10)
+    P_std: float = number(1.2, "standard deviation of ln sigma in both losses (EDM, table 1)", above=0, high=10)
+
+
+def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
+    """fake_score first: while it equals the teacher the generator's gradient is zero."""
+    return [Phase("fake_score", generator_mode="eval"), Phase("generator")]
+
+
+def generator(teacher: torch.nn.Module, numbers: Numbers) -> torch.nn.Module:
+    """The student before training: a copy of the teacher."""
+    return copy.deepcopy(teacher)
+
+
+def networks(teacher: torch.nn.Module, numbers: Numbers) -> dict[str, torch.nn.Module]:
+    """The extra network: fake_score, a copy of the teacher."""
+    return {"fake_score": copy.deepcopy(teacher)}
+
+
+def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
+    """One-step images D(sigma_init z; sigma_init), [n, c, h, w], encoded."""
+    z = batch.draw.normal("z", *batch.shape)
+    return nets["generator"](numbers.sigma_init * z, z.new_full((batch.size,), numbers.sigma_init), batch.labels)
+
+
+def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
+    """EDM's denoising loss of fake_score on generated images, summed over pixels, mean over images."""
+    sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
+    epsilon = batch.draw.normal("epsilon", *batch.shape)
+    loss = noise.denoising_loss(nets["fake_score"], images, batch.labels, sigma, epsilon)
+    return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
+
+
+@torch.no_grad()
+def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
+    """The integral-KL gradient at the images; its value <D_fake - D_teacher, x> is signed and no measure of progress."""
+    x = images()
+    sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
+    noisy = x + sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
+    difference = nets["fake_score"](noisy, sigma, batch.labels) - nets["teacher"](noisy, sigma, batch.labels)
+    return {"kl": kl_term(difference, x)}
+
+
+def kl_term(difference: torch.Tensor, images: torch.Tensor) -> AtImages:
+    """Value and gradient of mean over images of <sg[D_fake - D_teacher], x>; both arguments [n, c, h, w]."""
+    return AtImages((difference * images).sum() / len(images), difference / len(images))
+
+
+def sampler(numbers: Numbers) -> dict:
+    """How the finished generator is sampled: one step from sigma_init."""
+    return {"sigmas": [numbers.sigma_init], "renoise": "none"}

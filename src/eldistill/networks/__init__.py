@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Denoisers by name: the name is the module in this folder.
+
+A network file offers a dataclass `Settings`, which knows the keywords, their defaults and what is impossible,
+and a function `network(**settings)`, which builds the module without drawing its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import pkgutil
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from eldistill.networks import layers
+
+
+def build(config: dict, seed: int | None = None) -> nn.Module:
+    """The denoiser that `config` describes, in training mode, with weights drawn from `seed` (None: 0).
+
+    config: JSON-able; key `network` names the file, the others are the fields of its `Settings`.
+    The result carries `.config`, the same with every default filled in: `build(result.config)` rebuilds it.
+    The same seed gives the same weights; torch's global generator is neither read nor changed.
+    Raises ValueError, one sentence, for an unknown network, an unknown or missing keyword, or a wrong value.
+    """
+    settings = dict(config)
+    name = settings.pop("network", None)
+    module = _module(name)
+    full = _complete(name, module.Settings, settings)
+    network = module.network(**full)
+    layers.initialise(network, torch.Generator(device="cpu").manual_seed(0 if seed is None else seed))
+    network.config = {"network": name, **full}
+    return network
+
+
+def available() -> list[str]:
+    """Names of the network files in this folder, sorted."""
+    names = (entry.name for entry in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "network"))
+
+
+def _module(name: object) -> ModuleType:
+    if name in {entry.name for entry in pkgutil.iter_modules(__path__)}:
+        module = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(module, "network"):
+            return module
+    raise ValueError(f"There is no network {name!r}; known networks: {', '.join(available())}.")
+
+
+def _complete(name: str, settings_class: type, settings: dict) -> dict:
+    """The checked settings with all defaults, as plain JSON values."""
+    fields = {field.name: field for field in dataclasses.fields(settings_class)}
+    for key in settings:
+        if key not in fields:
+            nearest = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)[0]
+            raise ValueError(f"Network {name} has no setting {key!r}; the nearest one is {nearest!r}.")
+    needed = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
+    missing = [key for key in needed if key not in settings]
+    if missing:
+        raise ValueError(f"Network {name} needs {', '.join(missing)}.")
+    try:
+        text = json.dumps(dataclasses.asdict(settings_class(**settings)), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The settings of network {name} are unusable: {error}") from error
+    return json.loads(text)

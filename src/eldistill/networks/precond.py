@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EDM preconditioning: a network F becomes a denoiser D (Karras et al. 2022, arXiv 2206.00364, section 5)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from eldistill import noise
+
+
+class EDMPrecond(nn.Module):
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (EDM, eq. 7 and table 1).
+
+    model: F(x, c_noise [n or 1], labels, augment_labels), with `img_resolution`, `img_channels`,
+    `label_dim` and `augment_dim`. sigma_data: standard deviation of the images.
+    sigma_min, sigma_max: limits that a sampler respects; None means no upper limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.0,
+        sigma_max: float | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.sigma_data = sigma_data
+        self.sigma_min = sigma_min
+        self.sigma_max = math.inf if sigma_max is None else sigma_max
+        self.img_resolution: int = model.img_resolution
+        self.img_channels: int = model.img_channels
+        self.label_dim: int = model.label_dim
+        self.augment_dim: int = model.augment_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 if the weights are, else float32: what x and sigma are cast to."""
+        weights = next(self.parameters()).dtype
+        return weights if weights == torch.float64 else torch.float32
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor | float,
+        labels: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The denoised image [n, c, r, r], about [-1, 1], of x = image + sigma * noise, [n, c, r, r].
+
+        sigma: > 0, [n] or a scalar for all. labels: one-hot [n, label_dim] or [label_dim]; None means no
+        label; ignored by an unconditional network. augment_labels: [n, augment_dim] or None, the same as
+        zeros. Raises ValueError for a shape that does not fit.
+        """
+        x = x.to(self.dtype)
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+        self._check(x, sigma)
+        labels = self._rows("labels", labels, self.label_dim, x) if self.label_dim else None
+        if self.label_dim and labels is None:
+            labels = x.new_zeros(1, self.label_dim)
+        augment_labels = self._rows("augment_labels", augment_labels, self.augment_dim, x)
+        c_skip, c_out, c_in, c_noise = noise.precondition(sigma, self.sigma_data)
+        return c_skip * x + c_out * self.model(c_in * x, c_noise.flatten(), labels, augment_labels)
+
+    def _check(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        expected = (self.img_channels, self.img_resolution, self.img_resolution)
+        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(f"x has the shape {list(x.shape)}, expected [n, {str(list(expected))[1:]}.")
+        if len(sigma) not in (1, len(x)):
+            raise ValueError(f"There are {len(sigma)} values of sigma for {len(x)} images.")
+
+    def _rows(self, name: str, rows: torch.Tensor | None, width: int, x: torch.Tensor) -> torch.Tensor | None:
+        if rows is None:
+            return None
+        if not width or rows.shape[-1] != width or rows.numel() not in (width, width * len(x)):
+            raise ValueError(f"{name} has the shape {list(rows.shape)}, expected [{len(x)}, {width}].")
+        return rows.to(x).reshape(-1, width)

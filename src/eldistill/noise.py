@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sigma schedules, loss weights, preconditioning (Karras et al. 2022, arXiv 2206.00364), and random numbers.
+
+Everything here is a pure function of its arguments. Random numbers too: `Draw` computes them from
+(seed, purpose, index of the image in the run), so that micro-batches, processes, restarts and the device
+change none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM, table 1
+
+
+def precondition(sigma: torch.Tensor, sigma_data: float) -> tuple[torch.Tensor, ...]:
+    """c_skip, c_out, c_in, c_noise of D = c_skip x + c_out F(c_in x; c_noise) (EDM, table 1).
+
+    sigma: any shape, > 0 for c_noise to be finite. Each result has sigma's shape.
+    """
+    variance = sigma**2 + sigma_data**2
+    return sigma_data**2 / variance, sigma * sigma_data / variance.sqrt(), 1 / variance.sqrt(), sigma.log() / 4
+
+
+def edm_weight(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """lambda(sigma) = 1 / c_out^2, the weight of the denoising loss (EDM, table 1). Same shape as sigma."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def karras_sigmas(
+    n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> torch.Tensor:
+    """n noise levels from sigma_max down to sigma_min, float64 [n] (EDM, eq. 5, without the final 0)."""
+    steps = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
+    return (sigma_max ** (1 / rho) + steps * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def lognormal(normal: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """ln sigma ~ N(mean, std^2) from standard normals of any shape (EDM's training distribution)."""
+    return (normal * std + mean).exp()
+
+
+def denoising_loss(
+    network, images: torch.Tensor, labels, sigma: torch.Tensor, noise: torch.Tensor, augment_labels=None
+) -> torch.Tensor:
+    """EDM's unreduced loss lambda(sigma) (D(x + sigma n; sigma) - x)^2 (EDM, table 1).
+
+    images, noise [n, c, h, w]; sigma [n] > 0; labels [n, L] one-hot or None. Returns [n, c, h, w].
+    """
+    level = sigma.reshape(-1, 1, 1, 1)
+    denoised = network(images + level * noise, sigma, labels, augment_labels)
+    return edm_weight(level, network.sigma_data) * (denoised - images) ** 2
+
+
+def stream_key(seed: int, purpose: str) -> int:
+    """128 bits that name a stream of random numbers; unrelated for any two (seed, purpose)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], "little")
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed for torch.Generator, from the same hash."""
+    return stream_key(seed, purpose) % 2**63
+
+
+def _bits(seed: int, purpose: str, first: int, count: int, each: int) -> np.ndarray:
+    """uint32 [count, each]: row i belongs to image first + i, whatever first and count are."""
+    blocks = max(1, math.ceil(each / 8))  # Philox gives 4 x 64 bits a block
+    generator = np.random.Philox(key=stream_key(seed, purpose)).advance(first * blocks)
+    raw = generator.random_raw(count * blocks * 4).reshape(count, blocks * 4)
+    return raw.astype("<u8").view("<u4")[:, : max(each, 1)]
+
+
+class Draw:
+    """The random numbers of images `first` … `first + size - 1` of a run.
+
+    seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
+    Numbers are made on the CPU in float64 (Philox 4x64, Box-Muller) and then cast and moved, so that they
+    are the same on every device.
+    """
+
+    def __init__(self, seed: int, scope: str, first: int, size: int, device="cpu", dtype=torch.float32):
+        self.seed, self.scope, self.first, self.size = seed, scope, first, size
+        self.device, self.dtype = device, dtype
+
+    def __getitem__(self, part: slice) -> Draw:
+        """The same numbers for a slice of the images."""
+        start, stop, _ = part.indices(self.size)
+        return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
+
+    def _bits(self, purpose: str, each: int) -> np.ndarray:
+        return _bits(self.seed, f"{self.scope}/{purpose}", self.first, self.size, each)
+
+    def _tensor(self, values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(self.size, *shape)
+        return tensor.to(self.dtype).to(self.device)
+
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
+        """U[0, 1), [size, *shape]."""
+        bits = self._bits(purpose, math.prod(shape))
+        return self._tensor(bits.astype(np.float64) / 2**32, shape)
+
+    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
+        """N(0, 1), [size, *shape], by Box-Muller; |value| < 6.7 (32-bit uniforms)."""
+        each = math.prod(shape)
+        pairs = (each + 1) // 2
+        bits = self._bits(purpose, 2 * pairs).astype(np.float64)
+        radius = np.sqrt(-2 * np.log((bits[:, :pairs] + 1) / 2**32))
+        angle = bits[:, pairs:] * (2 * np.pi / 2**32)
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return self._tensor(both[:, :each], shape)
+
+    def integers(self, purpose: str, high: int) -> torch.Tensor:
+        """Uniform on 0 … high - 1, int64 [size]; the bias of the reduction is below high / 2^32."""
+        bits = self._bits(purpose, 1)[:, 0].astype(np.uint64)
+        return torch.from_numpy(((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)).to(self.device)

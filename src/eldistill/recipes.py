@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides whether an output is stale: its recipe.
+
+A recipe is the canonical JSON of {step, versions, resolved parameters, digests of the recipes upstream}. It is
+written to data/scratch/recipes/ when the Snakefile is read, copied by the step beside its first output as
+`<output>.recipe`, and versioned with it. Equal: fresh for ever, whatever a checkout did to mtimes. Different:
+the step runs. This file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eldistill.files import Problem, canonical, digest, write_text
+from eldistill.params import PACKAGE, Params, Run
+
+SCRATCH = "data/scratch"
+WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
+
+
+@functools.cache
+def version(module: str) -> int:
+    """The literal VERSION of src/eldistill/<module>.py, read without importing it."""
+    for node in ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "VERSION":
+            return ast.literal_eval(node.value)
+    raise LookupError(f"src/eldistill/{module}.py has no literal VERSION; add `VERSION = 1` below its imports")
+
+
+def versions() -> dict[str, int]:
+    """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "\nVERSION = " in path.read_text(encoding="utf-8"):
+            module = str(path.relative_to(PACKAGE).with_suffix(""))
+            found[module] = version(module)
+    return found
+
+
+def write_versions(root: str | Path = ".") -> None:
+    """Write workflow/versions.json, if it differs."""
+    path, text = Path(root) / "workflow/versions.json", json.dumps(versions(), indent=2, sort_keys=True) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe."""
+
+    word: str
+    name: str
+    modules: tuple[str, ...]
+    params: dict
+    outputs: tuple[str, ...]
+    upstream: tuple[Step, ...] = field(default=())
+
+    @functools.cached_property
+    def recipe(self) -> str:
+        """Canonical JSON, one line."""
+        return canonical(
+            {
+                "step": self.word,
+                "name": self.name,
+                "versions": {module: version(module) for module in self.modules},
+                "params": self.params,
+                "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
+            }
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the recipe: the identity of this result."""
+        return digest(self.recipe)
+
+    @property
+    def file(self) -> str:
+        """Where the Snakefile puts the recipe that is wanted."""
+        return f"{SCRATCH}/recipes/{self.word}/{self.name}.json"
+
+    @property
+    def sidecar(self) -> str:
+        """Where the step puts the recipe it followed."""
+        return f"{self.outputs[0]}.recipe"
+
+    def fresh(self, root: Path) -> bool:
+        """Whether all outputs are there and were made by this recipe."""
+        try:
+            same = (root / self.sidecar).read_text(encoding="utf-8") == self.recipe
+        except OSError:
+            return False
+        return same and all((root / output).exists() for output in self.outputs)
+
+    def walk(self) -> Iterator[Step]:
+        """This step and all upstream, upstream first, with repetitions."""
+        for step in self.upstream:
+            yield from step.walk()
+        yield self
+
+
+class Plan:
+    """Every step of a project, made on demand from its Params."""
+
+    def __init__(self, params: Params):
+        self.params = params
+        self.threads = params.top("threads")
+
+    # --- data ---
+
+    def data(self, name: str) -> dict:
+        """A data setting, resolved, without what only describes a machine."""
+        return self.params.without_site("data", self.params.section("data", name))
+
+    def _pack_params(self, name: str) -> dict:
+        data = self.data(name)
+        return {key: data[key] for key in ("source", "files", "path", "resolution", "heldout")}
+
+    def _pack_name(self, name: str) -> str:
+        # Settings that are `like` another and read the same images share its packed file.
+        while (like := self.params.values["data"][name].get("like")) and self._pack_params(like) == self._pack_params(name):
+            name = like
+        return name
+
+    @functools.cache  # noqa: B019  (a plan lives as long as the program)
+    def pack(self, data: str) -> Step:
+        """The packed images of a data setting."""
+        name = self._pack_name(data)
+        output = f"data/sets/{name}/images.safetensors"
+        return Step("data", f"{name}/images", ("data",), self._pack_params(name), (output,))
+
+    @functools.cache  # noqa: B019
+    def judge(self, data: str, letter: str) -> Step:
+        """An evaluation classifier (a or b)."""
+        pack, setting = self.pack(data), self.data(data)
+        params = {"codec": setting["codec"], "judges": setting["judges"], "threads": self.threads}
+        output = f"data/sets/{data}/judge-{letter}.safetensors"
+        return Step("data", f"{data}/judge-{letter}", ("judges", "loop"), params, (output,), (pack,))
+
+    @functools.cache  # noqa: B019
+    def reference(self, data: str, features: str) -> Step:
+        """Features and their moments of the train and the held-out images."""
+        judge = (self.judge(data, features[-1]),) if features.startswith("judge-") else ()
+        output = f"data/sets/{data}/reference-{features}.npz"
+        return Step("data", f"{data}/reference-{features}", ("evaluate",), {}, (output,), (self.pack(data), *judge))
+
+    # --- teacher, ensemble, distil ---
+
+    @functools.cache  # noqa: B019
+    def teacher(self, name: str) -> Step:
+        """A teacher that we train."""
+        section = self.params.without_site("teacher", self.params.section("teacher", name))
+        data = self.data(section["data"])
+        params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
+        folder = f"data/teachers/{name}"
+        modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
+        outputs = (f"{folder}/teacher.safetensors", f"{folder}/log.csv", f"{folder}/provenance.json")
+        return Step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
+
+    @functools.cache  # noqa: B019
+    def ensemble(self, data: str, name: str, seed: int) -> Step:
+        """An ensemble drawn from its seed and calibrated on a data setting."""
+        section = self.params.without_site("ensemble", self.params.section("ensemble", name))
+        params = {**section, "codec": self.data(data)["codec"], "seed": seed}
+        families = sorted({f"ensemble/{member['family']}" for member in section["members"]})
+        stem = f"data/ensembles/{data}/{name}/{seed}"
+        return Step("ensemble", f"{data}/{name}/{seed}", ("ensemble/seed", *families), params,
+                    (f"{stem}.json", f"{stem}.npz"), (self.pack(data),))  # fmt: skip
+
+    @functools.cache  # noqa: B019
+    def distil(self, run: Run) -> Step:
+        """A run: teacher to generator."""
+        method = self.params.without_site("method", self.params.section("method", run.method, run.data))
+        supplements = {
+            name: self.params.without_site("supplement", self.params.section("supplement", name, run.data))
+            for name in run.supplements
+        }
+        data, top = self.data(run.data), self.params.without_site("distil", self.params.top("distil"))
+        params = {
+            "method": method,
+            "supplements": supplements,
+            "data": {key: data[key] for key in ("codec", "labels")},
+            "seed": run.seed,
+            "threads": self.threads,
+            **{key: top[key] for key in ("snapshots", "ticks")},
+        }
+        ensembles = [
+            self.ensemble(run.data, each["ensemble"], run.seed if each.get("ensemble_seed") is None else each["ensemble_seed"])
+            for each in supplements.values()
+            if each.get("ensemble")
+        ]
+        modules = ("distil", "loop", f"methods/{method['file']}", *(f"supplements/{s['file']}" for s in supplements.values()))
+        upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles)
+        return Step("distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream)
+
+    def run_outputs(self, folder: str) -> tuple[str, ...]:
+        """The files of a run; one copy of generator_ema for each share of the training in distil.snapshots."""
+        snapshots = [f"{folder}/ema-{percent}.safetensors" for percent in sorted(self.params.top("distil")["snapshots"])]
+        return (f"{folder}/generator_ema.safetensors", *snapshots, f"{folder}/log.csv", f"{folder}/provenance.json")
+
+    # --- evaluate, tables ---
+
+    def _evaluation(self, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]) -> Step:
+        section = self.params.without_site("evaluate", self.params.top("evaluate", data))
+        params = {**section, **extra, "codec": self.data(data)["codec"], "threads": self.threads}
+        references = tuple(self.reference(data, features) for features in section["features"])
+        judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
+        folder = f"data/evaluations/{name}"
+        return Step("evaluate", name, ("evaluate", "sample"), params,
+                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(data), *judges, *references))  # fmt: skip
+
+    @functools.cache  # noqa: B019
+    def evaluation(self, run: Run) -> Step:
+        """The metrics, the curve and the samples of a run."""
+        outputs = ("metrics.json", "curve.csv", "samples.png")
+        grid = {"grid": self.params.top("tables")["grid"]}
+        return self._evaluation(str(run), run.data, grid, (self.distil(run),), outputs)
+
+    @functools.cache  # noqa: B019
+    def yardstick(self, data: str, which: str) -> Step:
+        """The same metrics of real held-out images (`real`) or of the teacher's samples (`teacher`)."""
+        section = self.data(data)
+        if which == "real":
+            return self._evaluation(f"{data}/real", data, {"grid": self.params.top("tables")["grid"]}, (), ("metrics.json", "samples.png"))
+        teacher = self.params.section("teacher", section["teacher"])
+        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
+        return self._evaluation(f"{data}/teacher", data, extra, (self.teacher(section["teacher"]),), ("metrics.json", "samples.png"))
+
+    def evaluations(self, suite: str) -> tuple[Step, ...]:
+        """All evaluations of a suite, the yardsticks of its data settings first."""
+        runs = list(self.params.runs(suite))
+        yardsticks = [self.yardstick(data, which) for data in dict.fromkeys(run.data for run in runs) for which in ("real", "teacher")]
+        return (*yardsticks, *(self.evaluation(run) for run in runs))
+
+    @functools.cache  # noqa: B019
+    def metrics(self, suite: str) -> Step:
+        """data/metrics.json: the metrics of the suite in one nested file for `dvc metrics`."""
+        return Step("evaluate", f"suite/{suite}", ("evaluate",), {"suite": suite}, ("data/metrics.json",), self.evaluations(suite))
+
+    @functools.cache  # noqa: B019
+    def tables(self, suite: str) -> Step:
+        """Tables and plots of a suite."""
+        folder = f"data/tables/{suite}"
+        runs = tuple(self.distil(run) for run in self.params.runs(suite))
+        outputs = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png")
+        params = {**self.params.top("tables"), "primary": self.params.top("evaluate")["features"][0], "runs": list(map(str, self.params.runs(suite)))}
+        return Step("tables", suite, ("tables",), params, tuple(f"{folder}/{o}" for o in outputs), (*self.evaluations(suite), *runs))
+
+    # --- lookup ---
+
+    def suite(self, suite: str) -> dict[tuple[str, str], Step]:
+        """Every step that a suite needs, by (word, name), upstream first."""
+        return {(step.word, step.name): step for last in (self.metrics(suite), self.tables(suite)) for step in last.walk()}
+
+    def find(self, word: str, name: str) -> Step:
+        """The step that the command line calls `word name`. Raises Problem with what there is."""
+        parts = name.strip("/").split("/")
+        data = self.params.values["data"]
+        if word == "tables":
+            list(self.params.runs(parts[0]))
+            return self.tables(parts[0])
+        if word == "teacher":
+            self.params.section("teacher", parts[0], where="teacher on the command line")
+            return self.teacher(parts[0])
+        if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:
+            list(self.params.runs(parts[1]))
+            return self.metrics(parts[1])
+        if word == "distil" or (word == "evaluate" and len(parts) == 4):
+            run = self.params.run(name)
+            return self.distil(run) if word == "distil" else self.evaluation(run)
+        if parts[0] not in data:
+            self.params._unknown(f"data of {name}", parts[0], data)
+        if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
+            return self.yardstick(parts[0], parts[1])
+        if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
+            self.params.section("ensemble", parts[1], where="ensemble on the command line")
+            return self.ensemble(parts[0], parts[1], int(parts[2]))
+        if word == "data" and len(parts) == 2:
+            if parts[1] == "images":
+                return self.pack(parts[0])
+            if parts[1] in ("judge-a", "judge-b"):
+                return self.judge(parts[0], parts[1][-1])
+            if parts[1].removeprefix("reference-") in ("judge-a", "judge-b", "pixels"):
+                return self.reference(parts[0], parts[1].removeprefix("reference-"))
+        raise Problem(f"{name!r} is nothing that `{word}` makes; see `python -m eldistill {word} --help`")
+
+
+def refresh(steps, root: str | Path = ".") -> list[Step]:
+    """Write the wanted recipes and set mtimes so that Snakemake runs exactly the stale steps; returns those.
+
+    A fresh step's recipe and sidecar get mtime 1, so that no checkout makes them look new; a stale step's
+    recipe is touched. Files of a colleague that cannot be touched are left as they are.
+    """
+    root, stale = Path(root), []
+    for step in steps:
+        wanted = root / step.file
+        if not wanted.exists() or wanted.read_text(encoding="utf-8") != step.recipe:
+            write_text(wanted, step.recipe)
+        fresh = step.fresh(root)
+        if not fresh:
+            stale.append(step)
+        for path, moment in ((wanted, 1 if fresh else time.time()), (root / step.sidecar, 1)):
+            if fresh or path == wanted:
+                try:
+                    os.utime(path, (moment, moment))
+                except (PermissionError, FileNotFoundError):
+                    pass
+    return stale

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training saves of itself, and how: tensors and numbers, never objects; whole or not at all.
+
+The state lies in data/scratch/state/<digest of the recipe>/, outside of what Snakemake and DVC know: a failed
+job loses no progress, and a changed number never continues an old run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from eldistill.files import Problem, load_tensors, save_tensors
+
+STATE = "data/scratch/state"
+
+
+def folder(digest: str, root: str | Path = ".") -> Path:
+    """The state folder of a recipe, made if absent."""
+    path = Path(root) / STATE / digest[:32]
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit."""
+    name = path / "lock"
+    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise Problem(f"{holder} is already at work on this run; wait for it, or stop it and repeat the command") from None
+    try:
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """All tensors of networks and optimisers under flat names."""
+    flat = {f"net/{name}/{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
+    for name, optimiser in optimisers.items():
+        for index, slots in optimiser.state_dict()["state"].items():
+            flat |= {f"optimiser/{name}/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    return flat
+
+
+def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict) -> None:
+    """The inverse of `pack`, in place."""
+    for name, net in nets.items():
+        prefix = f"net/{name}/"
+        net.load_state_dict({key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)})
+    for name, optimiser in optimisers.items():
+        prefix, state = f"optimiser/{name}/", optimiser.state_dict()
+        state["state"] = {}
+        for key, value in flat.items():
+            if key.startswith(prefix):
+                index, slot = key.removeprefix(prefix).split("/")
+                state["state"].setdefault(int(index), {})[slot] = value
+        optimiser.load_state_dict(state)
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+    """Write one state file; the one before is replaced only when the new one is complete."""
+    save_tensors(path / "state.safetensors", tensors, numbers)
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """The saved state, or None before the first."""
+    if not (path / "state.safetensors").exists():
+        return None
+    return load_tensors(path / "state.safetensors")
+
+
+def remember_failure(path: Path, sentence: str, code: str) -> None:
+    """Note a failure that repeating cannot cure (a NaN), so that a retry says so at once."""
+    (path / "failed.json").write_text(json.dumps({"sentence": sentence, "code": code}))
+
+
+def failure(path: Path, code: str) -> str | None:
+    """The noted sentence, unless the package's source has changed since."""
+    try:
+        noted = json.loads((path / "failed.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return noted["sentence"] if noted.get("code") == code else None

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one step by its name: finds its recipe, its inputs and its outputs, calls the room that makes it.
+
+By hand (`python -m eldistill distil digits/di/el/0`) the recipe is computed from params.yaml; a Snakemake rule
+passes the file. Both are the same text, so both are the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from eldistill import files, params, recipes
+from eldistill.files import Problem
+from eldistill.recipes import SCRATCH, Plan, Step
+
+RUN_LOG = f"{SCRATCH}/run-log.jsonl"
+
+
+def run(word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0, say=print) -> bool:
+    """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what the room raises."""
+    plan = Plan(params.load())
+    step = plan.find(word, name)
+    text = Path(recipe_file).read_text(encoding="utf-8") if recipe_file else step.recipe
+    if not force and text == step.recipe and step.fresh(Path()):
+        say(f"{step.word} {step.name} is up to date; --force makes it again")
+        return False
+    recipe = json.loads(text)
+    above = [plan.find(*upstream.split(" ", 1)) for upstream in recipe["upstream"]]
+    for each in above:
+        missing = [output for output in each.outputs if not Path(output).exists()]
+        if missing:
+            raise Problem(f"{missing[0]} is missing; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`")
+    work = SimpleNamespace(
+        step=step, recipe=recipe, text=text, digest=files.digest(text), params=recipe["params"], upstream=above,
+        outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes), say=say,
+        plan=plan,
+    )  # fmt: skip
+    files.append_line(RUN_LOG, files.canonical({"time": round(time.time(), 3), "word": word, "name": step.name, "recipe": work.digest}))
+    _threads(work.params.get("threads", plan.threads), word)
+    MAKERS[word](work)
+    # Last: an output without its recipe is not trusted, so a step cut short here runs again.
+    files.write_text(step.sidecar, text)
+    return True
+
+
+def _threads(threads: int, word: str) -> None:
+    if word != "tables":
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -> SimpleNamespace:
+    top = values.top("distil")
+    device = values.top("device")
+    if step.word != "tables" and device != "cpu":
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise Problem("params.yaml: device is cuda, but torch sees no GPU; set it to auto or cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SimpleNamespace(
+        device=device, micro_batch=top["micro_batch"], save_seconds=top["save_seconds"], max_seconds=60 * max_minutes,
+        batch=values.top("evaluate")["batch"],
+    )  # fmt: skip
+
+
+def _inputs(work, ending: str) -> list[Path]:
+    return [Path(output) for step in work.upstream for output in step.outputs if output.endswith(ending)]
+
+
+def _train(work, train) -> None:
+    """Run a training in its locked state folder; remember a failure that repeating cannot cure."""
+    from eldistill import loop, state
+
+    folder = state.folder(work.digest)
+    code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(params.PACKAGE.rglob("*.py"))))
+    with state.lock(folder):
+        if sentence := state.failure(folder, code):
+            raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
+        try:
+            train(folder)
+        except loop.NonFinite as error:
+            state.remember_failure(folder, str(error), code)
+            raise
+
+
+# --- one function for each word -------------------------------------------------------------------------
+
+
+def _data(work) -> None:
+    from eldistill import data, evaluate, judges
+
+    item = work.step.name.rsplit("/", 1)[1]
+    if item == "images":
+        section = work.plan.params.section("data", work.step.name.split("/")[0])
+        about = data.pack(work.params, work.outputs[0], section["folder"])
+        work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
+                 f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
+        return
+    (pack,) = _inputs(work, "/images.safetensors")
+    if item.startswith("judge-"):
+        def train(folder):
+            result = judges.train(item[-1], work.params, pack, work.outputs[0], folder, work.digest, work.site, work.say)
+            work.say(f"{item}: held-out accuracy {result['accuracy_heldout']}")
+
+        _train(work, train)
+        return
+    name = item.removeprefix("reference-")
+    judge = _inputs(work, f"/{name}.safetensors")
+    space = evaluate.feature_space(name, judge[0] if judge else None, work.site.device)
+    evaluate.make_reference(space, pack, work.outputs[0])
+
+
+def _teacher(work) -> None:
+    from eldistill import distil
+    from eldistill.teacher import train
+
+    (pack,) = _inputs(work, "/images.safetensors")
+
+    def make(folder):
+        done = train.train(work.params, pack, work.outputs[0], folder, work.digest, work.site, work.say)
+        files.write_rows(work.outputs[1], done.rows)
+        files.write_json(work.outputs[2], distil.provenance(done, work.digest, work.site.device))
+        distil.finish(folder)
+
+    _train(work, make)
+
+
+def _ensemble(work) -> None:
+    from eldistill import data
+    from eldistill.ensemble import seed
+
+    (pack,) = _inputs(work, "/images.safetensors")
+    reals = data.reals(pack, work.params["codec"], False)
+    section = {key: work.params[key] for key in ("members", "redraw", "calibration", "draws")}
+    seed.make(section, work.params["seed"], reals, *work.outputs)
+
+
+def _distil(work) -> None:
+    from eldistill import distil
+
+    upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
+    # A recipe lists its upstream by name; supplements are in the order of the run's name.
+    manifests = {str(path.parent.name): path for path in _inputs(work, ".json") if "ensembles" in path.parts}
+    ensembles = [manifests[each["ensemble"]] for each in work.params["supplements"].values() if each.get("ensemble")]
+
+    def make(folder):
+        done = distil.make(work.params, work.digest, upstream, ensembles, folder, work.site, work.say)
+        files.write_json(folder / "provenance.json", distil.provenance(done, work.digest, work.site.device))
+        distil.publish(folder, work.step.outputs, Path())
+        distil.finish(folder)
+
+    _train(work, make)
+
+
+def _evaluate(work) -> None:
+    from eldistill import evaluate, sample
+
+    if work.step.name.startswith("suite/"):
+        metrics = {step.name: files.read_json(step.outputs[0]) for step in work.upstream}
+        files.write_json(work.outputs[0], evaluate.nest(metrics))
+        return
+    options, batch = work.params, work.site.batch
+    names = options["features"]
+    judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
+    spaces = {name: evaluate.feature_space(name, judge.get(name), work.site.device) for name in names}
+    references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in names}
+    picture = next(path for path in work.outputs if path.name == "samples.png")
+    which = work.step.name.split("/")[1]
+    if len(work.step.name.split("/")) == 2 and which == "real":
+        from eldistill import data
+
+        metrics = evaluate.real_row(references, options)
+        chunks = [data.load(_inputs(work, "/images.safetensors")[0], "heldout")[0]]
+    elif len(work.step.name.split("/")) == 2:
+        from eldistill.teacher import train
+
+        teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
+        chunks = list(sample.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch))
+        metrics = evaluate.of_images(chunks, spaces, references, options)
+    else:
+        chunks, metrics = _evaluate_run(work, spaces, references)
+    _save_picture(picture, chunks, options["grid"])
+    files.write_json(work.outputs[0], metrics)
+
+
+def _evaluate_run(work, spaces, references):
+    from eldistill import evaluate, sample
+
+    options, batch, rows = work.params, work.site.batch, []
+    for path in sorted(_inputs(work, ".safetensors"), key=lambda path: path.name):
+        if path.name.startswith("ema-"):
+            snapshot = sample.load_generator(path, work.site.device)
+            images = list(sample.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
+            rows.append({"n_images": snapshot.about["n_images"], **evaluate.curve_row(images, spaces, references, options)})
+            work.say(f"{path.name}: {rows[-1]['n_images']} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3]))
+    generator = sample.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
+    chunks = list(sample.images_of(generator, options["n"], options["seed"], batch=batch))
+    metrics = evaluate.of_images(chunks, spaces, references, options)
+    files.write_rows(work.outputs[1], sorted(rows, key=lambda row: row["n_images"]))
+    return chunks, metrics
+
+
+def _save_picture(path: Path, chunks, columns: int) -> None:
+    import torch
+
+    from eldistill import sample
+
+    images = torch.cat(chunks)[: columns * columns]
+    with files.atomic(path) as temporary:
+        sample.grid(images, columns, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+
+
+def _tables(work) -> None:
+    from eldistill import tables
+
+    tables.make(work.params, Path(), work.outputs)
+
+
+MAKERS = {"data": _data, "teacher": _teacher, "ensemble": _ensemble, "distil": _distil, "evaluate": _evaluate, "tables": _tables}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a teacher with EDM's loss (Karras et al. 2022, arXiv 2206.00364, table 1) on the one loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from eldistill import augment, data, loop, networks, noise, params
+from eldistill.contract import Batch, Phase
+from eldistill.files import Problem, load_tensors, save_tensors
+
+VERSION = 1
+
+
+def phases(numbers, progress) -> list[Phase]:
+    """One step of the denoiser."""
+    return [Phase("teacher", images="none")]
+
+
+def critic_terms(nets: dict, batch: Batch, images, numbers) -> dict[str, torch.Tensor]:
+    """The denoising loss on real images, summed over pixels, mean over images."""
+    x, labels = batch.real("image")
+    augment_labels = None
+    if numbers.augment:
+        x, augment_labels = augment.edm_apply(x, augment.edm_parameters(batch.draw, numbers.augment))
+    sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
+    epsilon = batch.draw.normal("epsilon", *batch.shape)
+    loss = noise.denoising_loss(nets["teacher"], x, labels, sigma, epsilon, augment_labels)
+    return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
+
+
+def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, site, say) -> loop.Loop:
+    """Train the teacher of a recipe and write its running average with its configuration inside."""
+    reals = data.reals(pack, recipe["codec"], recipe["labels"], site.device)
+    config = {**recipe["network"], "img_resolution": reals.shape[1], "img_channels": reals.shape[0],
+              "label_dim": reals.label_dim}  # fmt: skip
+    if recipe["augment"]:
+        config["augment_dim"] = 9
+    try:
+        net = networks.build(config, recipe["seed"]).to(site.device)
+    except (ValueError, TypeError) as error:
+        raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
+    job = loop.Job(
+        method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
+        numbers=SimpleNamespace(**{key: recipe[key] for key in ("P_mean", "P_std", "augment")}),
+        training=SimpleNamespace(**{key: recipe[key] for key in ("n_images", "batch")}, ema=params.freeze("Ema", recipe["ema"])),
+        nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
+        optimisers={"teacher": params.freeze("Optimiser", recipe["optimiser"])},
+        device=site.device, micro_batch=site.micro_batch, save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
+    )  # fmt: skip
+    work = loop.Loop(job)
+    average = work.run()
+    about = {"config": net.config, "codec": recipe["codec"], "shape": list(reals.shape), "label_dim": reals.label_dim,
+             "n_images": work.n_images, "recipe": digest}  # fmt: skip
+    save_tensors(output, average.state_dict(), about)
+    return work
+
+
+def load(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[torch.nn.Module, dict]:
+    """(frozen teacher, description) from a file of ours. Raises Problem."""
+    tensors, about = load_tensors(path)
+    if "config" not in about:
+        raise Problem(f"{path} is not a teacher of this project; expected its configuration inside")
+    net = networks.build(about["config"])
+    net.load_state_dict(tensors)
+    return net.requires_grad_(False).eval().to(device, dtype), about
