@@ -2,8 +2,8 @@
 """Augmentations: EDM's pipe, which tells the network what it did, and one transform shared by two batches.
 
 EDM's pipe (Karras et al. 2022, arXiv 2206.00364, appendix F.2; after Karras et al. 2020, arXiv 2006.06676,
-appendix B): flips and an affine map per image, resampled with a sym6 wavelet at twice the resolution. It comes
-in two halves, `edm_parameters` (random) and `edm_apply` (pure).
+appendix B): flips and an affine map per image, resampled with a sym6 wavelet at twice the resolution. It has
+two halves, `edm_parameters` (random) and `edm_apply` (pure).
 
 Siamese augmentation (Zhao & Bilen 2021, arXiv 2102.08259): one operation a step, with the same parameters for
 every image, real or generated, so that a distance between the two sides stays one between distributions.
@@ -66,9 +66,9 @@ def edm_parameters(
 ) -> Parameters:
     """Draw the parameters of the images of `draw`, of which only .uniform, .normal and .integers are used.
 
-    p: overall probability in [0, 1] (EDM: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2). The others multiply it;
-    each operation acts with its product, independently. A flip that acts mirrors half of the time: xflip's
-    default always acts, unless p is 0. Raises ValueError for p outside [0, 1].
+    p: overall probability in [0, 1] (EDM: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2). The others multiply
+    it: each operation acts with its product, independently. A flip that acts mirrors half of the time;
+    xflip's default always acts, unless p is 0. Raises ValueError for p outside [0, 1].
     """
     if not 0 <= p <= 1:
         raise ValueError(f"The augmentation's probability must lie in [0, 1], not at {p}.")
@@ -95,9 +95,10 @@ def edm_parameters(
 def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply EDM's pipe: images [n, c, h, w] of any range -> (the same shape, labels [n, 9]).
 
-    Both come in the images' dtype, float32 or float64. With p = 0 the filters still run and give images of 4 x 4
-    or more back up to rounding. Beyond the border lies the image's reflection, as far as the neediest image of
-    the batch asks for it, then zero: so the outermost pixels depend, below 1e-4, on what else is in the batch.
+    Both come in the images' dtype, float32 or float64. With p = 0 the filters still run and give images of
+    4 x 4 or more back up to rounding. Beyond the border lies the image's reflection, as far as the neediest
+    image of the batch asks for it, then zero: what else is in the batch shows in the outermost pixels, by up
+    to 1e-4 of the range (1e-5 with p = 0.12).
     """
     for flips, axis in ((parameters.xflip, 3), (parameters.yflip, 2)):
         images = torch.where(flips.bool().reshape(-1, 1, 1, 1), images.flip(axis), images)
@@ -107,8 +108,8 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     padded = F.pad(images, (left, right, top, bottom), mode="reflect")
     matrix = _affine(images, 1, 0, (left - right) / 2, 0, 1, (top - bottom) / 2) @ matrix
 
-    bands = (_band(size, images) for size in padded.shape[2:])
-    fine = next(bands).T @ padded @ next(bands)
+    vertical, horizontal = (_band(size, images) for size in padded.shape[2:])
+    fine = vertical.T @ padded @ horizontal
     matrix = _affine(images, 2, 0, 0, 0, 2, 0) @ matrix @ _affine(images, 0.5, 0, 0, 0, 0.5, 0)
     # The filter has an even number of taps: a fine sample lies half a step beside the coarse one.
     matrix = _affine(images, 1, 0, -0.5, 0, 1, -0.5) @ matrix @ _affine(images, 1, 0, 0.5, 0, 1, 0.5)
@@ -121,26 +122,26 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     moved = F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     inner = slice(_PAD // 2, -_PAD // 2)
-    bands = (_band(size + _PAD, images)[inner] for size in (height, width))
-    return next(bands) @ moved @ next(bands).T, parameters.labels().to(images.dtype)
+    vertical, horizontal = (_band(size + _PAD, images)[inner] for size in (height, width))
+    return vertical @ moved @ horizontal.T, parameters.labels().to(images.dtype)
 
 
 def _inverse(parameters: Parameters, images: torch.Tensor) -> torch.Tensor:
     """[n, 3, 3]: from a place in the result to its place in the image; pixels from the centre, x first."""
-    zoom, stretch = torch.exp2(-0.2 * parameters.scale), torch.exp2(0.2 * parameters.aniso)
-    x, y = (-parameters.translate * parameters.translate.new_tensor([*images.shape[:1:-1]]) / 8).unbind(1)
-    return (
-        _affine(images, zoom, 0, 0, 0, zoom, 0)
-        @ _rotation(images, parameters.angle)
-        @ _rotation(images, -parameters.aniso_angle)
-        @ _affine(images, 1 / stretch, 0, 0, 0, stretch, 0)
-        @ _rotation(images, parameters.aniso_angle)
-        @ _affine(images, 1, 0, x, 0, 1, y)
+    p, dtype = parameters, images.dtype
+    scale, angle, aniso, axis, shift = (
+        values.to(dtype) for values in (p.scale, p.angle, p.aniso, p.aniso_angle, p.translate)
     )
+    zoom, stretch = torch.exp2(-0.2 * scale), torch.exp2(0.2 * aniso)
+    x, y = -shift[:, 0] * images.shape[3] / 8, -shift[:, 1] * images.shape[2] / 8
+    matrix = _affine(images, zoom, 0, 0, 0, zoom, 0) @ _rotation(images, angle)
+    across = _affine(images, 1 / stretch, 0, 0, 0, stretch, 0)
+    matrix = matrix @ _rotation(images, -axis) @ across @ _rotation(images, axis)
+    return matrix @ _affine(images, 1, 0, x, 0, 1, y)
 
 
 def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
-    """Pixels to add (left, top, right, bottom) so that no image of the batch lacks any, within one reflection."""
+    """Pixels to add left, top, right, bottom for the neediest image of the batch, within one reflection."""
     centre = matrix.new_tensor([(width - 1) / 2, (height - 1) / 2])
     signs = matrix.new_tensor([[-1, 1, 1, -1], [-1, -1, 1, 1]])
     corners = matrix[:, :2, :2] @ (signs * centre[:, None]) + matrix[:, :2, 2:]  # [n, 2, 4]
@@ -150,10 +151,9 @@ def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
 
 
 def _affine(images: torch.Tensor, *entries: float | torch.Tensor) -> torch.Tensor:
-    """[n or 1, 3, 3] in the images' dtype from the six entries of the upper rows, numbers or tensors [n]."""
-    entries = [images.new_tensor(e) if isinstance(e, int | float) else e.to(images.dtype) for e in entries]
-    entries += [images.new_tensor(e) for e in (0, 0, 1)]
-    return torch.stack(torch.broadcast_tensors(*entries), dim=-1).reshape(-1, 3, 3)
+    """[n or 1, 3, 3] from the six entries of the upper rows: numbers, or tensors [n] like the images."""
+    tensors = [e if torch.is_tensor(e) else images.new_tensor(e) for e in (*entries, 0, 0, 1)]
+    return torch.stack(torch.broadcast_tensors(*tensors), dim=-1).reshape(-1, 3, 3)
 
 
 def _rotation(images: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ def _rotation(images: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 
 
 def _band(size: int, images: torch.Tensor) -> torch.Tensor:
-    """[size, 2 size]: row k is the filter around fine sample 2 k. It halves a signal; transposed, it doubles it.
+    """[size, 2 size]: row k is the filter around fine sample 2 k. It halves a signal; transposed, doubles it.
 
     A product and not a convolution, which on GPUs has ten bits of mantissa unless told otherwise.
     """
@@ -177,8 +177,8 @@ def siamese(draw_seed: int, step: int, strategy: Sequence[str]) -> Callable[[tor
     """The transform of one step: a pure function of (draw_seed, step) and the set of enabled operations.
 
     strategy: names of OPERATIONS, in any order; one of them is drawn uniformly. None enabled: the identity.
-    The result takes images [n, c, h, w] divided by sigma_data, any n, to the same shape, does to every image the
-    same, and is differentiable; half precision comes back as float32. Raises Problem for an unknown name.
+    The result takes images [n, c, h, w] divided by sigma_data, any n, to the same shape, does to every image
+    the same, and is differentiable; half precision comes back as float32. Raises Problem for an unknown name.
     """
     check(strategy)
     enabled = [name for name in OPERATIONS if name in strategy]

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, files, loop, params, sample
+from eldistill import contract, data, files, loop, params, sampling
 from eldistill.contract import Batch, Progress
 from eldistill.files import Problem
 from eldistill.noise import Draw
@@ -67,7 +67,7 @@ def make(recipe: dict, digest: str, upstream: dict[str, Path], ensembles: list[P
     work = loop.Loop(job)
     work.run()
     # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
-    sample.save_generator(folder / "generator_ema.safetensors", work.average, {**described, "n_images": total})
+    sampling.save_generator(folder / "generator_ema.safetensors", work.average, {**described, "n_images": total})
     if total in job.snapshots:
         job.snapshots[total](work.average)
     files.write_rows(folder / "log.csv", work.rows)
@@ -80,7 +80,7 @@ def snapshot_images(total: int, batch: int, percent: int) -> int:
 
 
 def _writer(path: Path, about: dict):
-    return lambda net: sample.save_generator(path, net, about)
+    return lambda net: sampling.save_generator(path, net, about)
 
 
 def _both(first, second):

@@ -212,7 +212,7 @@ class Plan:
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
         folder = f"data/evaluations/{name}"
-        return Step("evaluate", name, ("evaluate", "sample"), params,
+        return Step("evaluate", name, ("evaluate", "sampling"), params,
                     tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(data), *judges, *references))  # fmt: skip
 
     @functools.cache  # noqa: B019

@@ -158,7 +158,7 @@ def _distil(work) -> None:
 
 
 def _evaluate(work) -> None:
-    from eldistill import evaluate, sample
+    from eldistill import evaluate, sampling
 
     if work.step.name.startswith("suite/"):
         metrics = {step.name: files.read_json(step.outputs[0]) for step in work.upstream}
@@ -180,7 +180,7 @@ def _evaluate(work) -> None:
         from eldistill.teacher import train
 
         teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
-        chunks = list(sample.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch))
+        chunks = list(sampling.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch))
         metrics = evaluate.of_images(chunks, spaces, references, options)
     else:
         chunks, metrics = _evaluate_run(work, spaces, references)
@@ -189,17 +189,17 @@ def _evaluate(work) -> None:
 
 
 def _evaluate_run(work, spaces, references):
-    from eldistill import evaluate, sample
+    from eldistill import evaluate, sampling
 
     options, batch, rows = work.params, work.site.batch, []
     for path in sorted(_inputs(work, ".safetensors"), key=lambda path: path.name):
         if path.name.startswith("ema-"):
-            snapshot = sample.load_generator(path, work.site.device)
-            images = list(sample.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
+            snapshot = sampling.load_generator(path, work.site.device)
+            images = list(sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
             rows.append({"n_images": snapshot.about["n_images"], **evaluate.curve_row(images, spaces, references, options)})
             work.say(f"{path.name}: {rows[-1]['n_images']} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3]))
-    generator = sample.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
-    chunks = list(sample.images_of(generator, options["n"], options["seed"], batch=batch))
+    generator = sampling.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
+    chunks = list(sampling.images_of(generator, options["n"], options["seed"], batch=batch))
     metrics = evaluate.of_images(chunks, spaces, references, options)
     files.write_rows(work.outputs[1], sorted(rows, key=lambda row: row["n_images"]))
     return chunks, metrics
@@ -208,11 +208,11 @@ def _evaluate_run(work, spaces, references):
 def _save_picture(path: Path, chunks, columns: int) -> None:
     import torch
 
-    from eldistill import sample
+    from eldistill import sampling
 
     images = torch.cat(chunks)[: columns * columns]
     with files.atomic(path) as temporary:
-        sample.grid(images, columns, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+        sampling.grid(images, columns, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
 
 
 def _tables(work) -> None:

@@ -110,7 +110,7 @@ def images_of_teacher(teacher, about: dict, n: int, steps: int, seed: int = 0, b
         yield data.decode(x, about["codec"]).cpu()
 
 
-def sample_images(generator: Generator, n: int, seed: int = 0, labels=None) -> torch.Tensor:
+def sample(generator: Generator, n: int, seed: int = 0, labels=None) -> torch.Tensor:
     """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i) and its label only."""
     return torch.cat(list(images_of(generator, n, seed, labels)))
 
