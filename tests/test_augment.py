@@ -170,10 +170,12 @@ def test_a_slope_meets_the_affine_map_exactly():
 
 
 def test_beyond_one_reflection_lies_zero():
-    """Shrunk fourfold, 16 pixels and their reflection, 46 in all, fill the middle 11.5; the filters reach 3."""
-    out, _ = augment.edm_apply(torch.ones(1, 1, 16, 16).double(), parameters(scale=-10.0))
-    assert worst(out[..., 6:-6, 6:-6], torch.ones(1, 1, 4, 4)) < 1e-10
-    assert not out[..., :1, :].any() and not out[..., :1].any()
+    """16 pixels and their reflections are 46: shrunk 4 or 16 times 11.5 or 2.9; the filters blur 3 more."""
+    out, _ = augment.edm_apply(torch.ones(2, 1, 16, 16).double(), parameters(2, scale=[-10.0, -20.0]))
+    assert worst(out[0, 0, 6:-6, 6:-6], torch.ones(4, 4)) < 1e-10
+    ring = torch.ones(16, 16, dtype=torch.bool)
+    ring[3:-3, 3:-3] = False
+    assert not out[1, 0, ring].any()
 
 
 def test_micro_batches():

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from eldistill import __version__, helptext, params, recipes, steps
+from eldistill import __version__, helptext, recipes, steps
 from eldistill.files import Problem
 
 ABOUT = {
@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="word", required=True, metavar="STEP")
     for word, (about, names) in ABOUT.items():
-        each = commands.add_parser(word, help=about, description=about + ".", formatter_class=argparse.RawDescriptionHelpFormatter)
+        each = commands.add_parser(
+            word, help=about, description=about + ".", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         each.add_argument("name", metavar="NAME", help=names)
         each.add_argument("--recipe", metavar="FILE", help="recipe to follow (default: computed from params.yaml)")
         each.add_argument("--force", action="store_true", help="make it again even if it is up to date (default: no)")
@@ -56,7 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.word == "recipes":
             recipes.write_versions()
         else:
-            steps.run(chosen.word, chosen.name, chosen.recipe, chosen.force, chosen.max_minutes, say=lambda text: print(text, flush=True))
+            steps.run(
+                chosen.word,
+                chosen.name,
+                chosen.recipe,
+                chosen.force,
+                chosen.max_minutes,
+                say=lambda text: print(text, flush=True),
+            )
         return 0
     except Problem as problem:
         print(f"eldistill: {problem}", file=sys.stderr)

@@ -25,7 +25,6 @@ Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType

@@ -80,7 +80,9 @@ def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch
     """A packed file as Reals; labels: whether networks are conditioned on them. Raises Problem if there are none."""
     images, classes, about = load(path, part)
     if labels and not about["classes"]:
-        raise Problem(f"{path} has no labels, but its data setting has labels: true; set it to false or add dataset.json")
+        raise Problem(
+            f"{path} has no labels, but its data setting has labels: true; set it to false or add dataset.json"
+        )
     return Reals(images, classes, codec, about["classes"] if labels else 0, device, dtype)
 
 
@@ -94,7 +96,9 @@ def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
     """
     images, labels, heldout, heldout_labels = READERS[section["source"]]({**section, "folder": folder})
     if len(images) < 2 or len(heldout) < 2:
-        raise Problem(f"{len(images)} train and {len(heldout)} held-out images; expected at least 2 of each: change `heldout`")
+        raise Problem(
+            f"{len(images)} train and {len(heldout)} held-out images; expected at least 2 of each: change `heldout`"
+        )
     known = labels >= 0
     about = {
         "source": section["source"],
@@ -147,7 +151,9 @@ def read_idx(section: dict) -> Arrays:
         arrays += [_pad(images, section["resolution"]), labels.astype(np.int64)]
     n = section["heldout"]
     if n > len(arrays[2]):
-        raise Problem(f"heldout is {n}, but {section['files']} has {len(arrays[2])} test images; expected at most as many")
+        raise Problem(
+            f"heldout is {n}, but {section['files']} has {len(arrays[2])} test images; expected at most as many"
+        )
     return arrays[0], arrays[1], arrays[2][:n], arrays[3][:n]
 
 
@@ -199,7 +205,9 @@ def read_folder(section: dict) -> Arrays:
     colour = any(image.ndim == 3 for image in images)
     shapes = {image.shape[:2] for image in images}
     if len(shapes) > 1 or any(h != w for h, w in shapes):
-        raise Problem(f"{section['path']} has images of {len(shapes)} sizes, such as {sorted(shapes)[0]}; set `resolution`")
+        raise Problem(
+            f"{section['path']} has images of {len(shapes)} sizes, such as {sorted(shapes)[0]}; set `resolution`"
+        )
     stack = [image if not colour or image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
     array = np.stack(stack).transpose(0, 3, 1, 2) if colour else np.stack(stack)[:, None]
     unknown = [name for name in names if table and name not in table]

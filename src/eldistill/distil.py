@@ -27,7 +27,9 @@ from eldistill.teacher import train
 VERSION = 1
 
 
-def make(recipe: dict, digest: str, upstream: dict[str, Path], ensembles: list[Path], folder: Path, site, say) -> loop.Loop:
+def make(
+    recipe: dict, digest: str, upstream: dict[str, Path], ensembles: list[Path], folder: Path, site, say
+) -> loop.Loop:
     """Train the generator of a recipe; leaves its files in `folder` (the state folder).
 
     recipe: the `params` of a distil recipe. upstream: paths of `images` and `teacher`. ensembles: one manifest for
@@ -39,7 +41,9 @@ def make(recipe: dict, digest: str, upstream: dict[str, Path], ensembles: list[P
     numbers = contract.numbers(method, values)
     teacher, about = train.load(upstream["teacher"], site.device)
     if about["codec"] != recipe["data"]["codec"]:
-        raise Problem(f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal")
+        raise Problem(
+            f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"
+        )
     reals = data.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], site.device)
     if reals.label_dim != about["label_dim"] or list(reals.shape) != about["shape"]:
         raise Problem(
@@ -122,7 +126,9 @@ def _check_start(job: loop.Job, teacher: torch.nn.Module) -> None:
     sigma = job.method.sampler(job.numbers)["sigmas"][0]
     expected = teacher(sigma * draw.normal("z", *job.shape), torch.full((4,), sigma, device=job.device), labels)
     if not torch.allclose(image, expected, atol=1e-5):
-        raise Problem("the generator does not start at the teacher's denoised image; the method's `generate` and `sampler` disagree")
+        raise Problem(
+            "the generator does not start at the teacher's denoised image; the method's `generate` and `sampler` disagree"
+        )
 
 
 def provenance(work: loop.Loop, digest: str, device: str) -> dict:
@@ -161,9 +167,3 @@ def publish(folder: Path, outputs: tuple[str, ...], root: Path) -> None:
         target = root / output
         with files.atomic(target) as temporary:
             shutil.copyfile(folder / os.path.basename(output), temporary)
-
-
-def finish(folder: Path) -> None:
-    """Forget the state of a finished run; the lock goes with its file."""
-    shutil.rmtree(folder, ignore_errors=True)
-

@@ -40,7 +40,9 @@ def embed(images: Iterable[torch.Tensor], space: Callable[[torch.Tensor], torch.
     """Features [n, D] in float64 of an iterable of uint8 chunks. Raises Problem if one is not finite."""
     features = np.concatenate([space(chunk).cpu().double().numpy() for chunk in images])
     if not np.isfinite(features).all():
-        raise Problem(f"{int((~np.isfinite(features)).any(1).sum())} images have features that are not finite; look at them")
+        raise Problem(
+            f"{int((~np.isfinite(features)).any(1).sum())} images have features that are not finite; look at them"
+        )
     return features
 
 
@@ -136,7 +138,13 @@ def count_name(n: int) -> str:
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
-def measure(features: dict[str, np.ndarray], references: dict[str, dict], options: dict, names=tuple(METRICS), parts=("heldout", "train")) -> dict[str, float]:
+def measure(
+    features: dict[str, np.ndarray],
+    references: dict[str, dict],
+    options: dict,
+    names=tuple(METRICS),
+    parts=("heldout", "train"),
+) -> dict[str, float]:
     """All metrics of features {space: [n, D]} against references {space: {train, heldout}}: {name: value}."""
     return {
         f"{name}{count_name(len(fake))}_{space}_{part}": METRICS[name](fake, references[space][part], options)
@@ -178,7 +186,9 @@ def real_row(references: dict[str, dict], options: dict) -> dict[str, float]:
     return rows
 
 
-def of_images(images: list[torch.Tensor], spaces: dict, references: dict, options: dict, names=tuple(METRICS)) -> dict[str, float]:
+def of_images(
+    images: list[torch.Tensor], spaces: dict, references: dict, options: dict, names=tuple(METRICS)
+) -> dict[str, float]:
     """The metrics of generated images (uint8 chunks) in all spaces."""
     return measure({name: embed(images, space) for name, space in spaces.items()}, references, options, names)
 

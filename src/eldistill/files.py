@@ -7,6 +7,7 @@ Tensors travel as safetensors with one metadata entry (canonical JSON), so equal
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -55,6 +56,13 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: str | os.PathLike) -> None:
+    """Remove temporary files of `atomic` that a killed process left beside `path`."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with atomic(path) as temporary:
@@ -86,13 +94,19 @@ def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
-    """Write tensors and a JSON-able description into one safetensors file, atomically."""
+    """Write tensors and a JSON-able description into one safetensors file, atomically. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        # One metadata entry only: the order of several is not fixed, and bytes must be.
-        save_file(flat, temporary, metadata={"eldistill": canonical(about)})
+        try:
+            # One metadata entry only: the order of several is not fixed, and bytes must be.
+            save_file(flat, temporary, metadata={"eldistill": canonical(about)})
+        except SafetensorError as error:
+            if "os error 28" in str(error) or "No space left" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from None
+            raise
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
@@ -105,7 +119,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             about = (file.metadata() or {}).get("eldistill")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
     except (SafetensorError, OSError) as error:
@@ -161,7 +175,9 @@ def _checked(path: Path, row: dict[str, str], remove: bool = False) -> Path:
     if found != row["sha256"]:
         if remove:
             path.unlink()
-        raise Problem(f"{path} has sha256 {found[:16]}…, expected {row['sha256'][:16]}… ({row['name']}); fetch it again")
+        raise Problem(
+            f"{path} has sha256 {found[:16]}…, expected {row['sha256'][:16]}… ({row['name']}); fetch it again"
+        )
     return path
 
 

@@ -43,7 +43,9 @@ def rbf(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
 KERNELS = {"linear": linear, "rbf": rbf}
 
 
-def mmd2(x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased") -> torch.Tensor:
+def mmd2(
+    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased"
+) -> torch.Tensor:
     """Estimate MMD^2 between the rows of x [m, D] and y [n, D]; scalar, differentiable in both.
 
     unbiased: the U-statistic, may be negative, needs m, n >= 2. biased: the V-statistic, whose expectation has
@@ -51,10 +53,14 @@ def mmd2(x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, 
     Raises Problem for an unknown kernel or estimator, or too few rows.
     """
     if kernel not in KERNELS or estimator not in ("unbiased", "biased"):
-        raise Problem(f"MMD with kernel {kernel!r}, estimator {estimator!r}; expected {', '.join(KERNELS)} and unbiased or biased")
+        raise Problem(
+            f"MMD with kernel {kernel!r}, estimator {estimator!r}; expected {', '.join(KERNELS)} and unbiased or biased"
+        )
     m, n = len(x), len(y)
     if estimator == "unbiased" and min(m, n) < 2:
-        raise Problem(f"the unbiased MMD of {m} generated and {n} real images; expected at least 2 of each: raise the batch")
+        raise Problem(
+            f"the unbiased MMD of {m} generated and {n} real images; expected at least 2 of each: raise the batch"
+        )
     x, y = (each if each.dtype == torch.float64 else each.float() for each in (x, y))
     if kernel == "linear":
         return _linear_sums(x, y, estimator)

@@ -150,7 +150,10 @@ def _check_keys(value: dict, schema: dict, where: str, definitions: dict, partia
 
 def _follow(schema: dict, definitions: dict) -> dict:
     if "$ref" in schema:
-        return {**definitions[schema["$ref"].removeprefix("#/$defs/")], **{k: v for k, v in schema.items() if k != "$ref"}}
+        return {
+            **definitions[schema["$ref"].removeprefix("#/$defs/")],
+            **{k: v for k, v in schema.items() if k != "$ref"},
+        }
     return schema
 
 
@@ -227,7 +230,9 @@ class Params:
         check(values, schema, "", loose, partial=True)
         for key in schema["required"]:
             if key not in values:
-                raise Problem(f"params.yaml: {key} is missing; expected {_expected(_follow(schema['properties'][key], loose))}")
+                raise Problem(
+                    f"params.yaml: {key} is missing; expected {_expected(_follow(schema['properties'][key], loose))}"
+                )
         self.values = values
         if values["suite"] not in values["suites"]:
             self._unknown("suite", values["suite"], values["suites"])
@@ -241,7 +246,9 @@ class Params:
 
     @staticmethod
     def _unknown(where: str, name: str, known) -> None:
-        raise Problem(f"params.yaml: {where} is {name!r}; expected one of {', '.join(map(str, known))}{_nearest(name, known)}")
+        raise Problem(
+            f"params.yaml: {where} is {name!r}; expected one of {', '.join(map(str, known))}{_nearest(name, known)}"
+        )
 
     def _named(self, kind: str) -> dict:
         if kind in ("method", "supplement"):
@@ -367,7 +374,11 @@ class Params:
 
     def without_site(self, kind: str, value: dict) -> dict:
         """The value without what only describes a machine: what enters a recipe."""
-        schema = self.definitions[kind] if kind in self.definitions else _follow(self.schema["properties"][kind], self.definitions)
+        schema = (
+            self.definitions[kind]
+            if kind in self.definitions
+            else _follow(self.schema["properties"][kind], self.definitions)
+        )
         site = {key for key, each in schema["properties"].items() if each.get("site")}
         return {key: item for key, item in value.items() if key not in site}
 

@@ -124,7 +124,9 @@ class Plan:
 
     def _pack_name(self, name: str) -> str:
         # Settings that are `like` another and read the same images share its packed file.
-        while (like := self.params.values["data"][name].get("like")) and self._pack_params(like) == self._pack_params(name):
+        while (like := self.params.values["data"][name].get("like")) and self._pack_params(like) == self._pack_params(
+            name
+        ):
             name = like
         return name
 
@@ -191,22 +193,35 @@ class Plan:
             **{key: top[key] for key in ("snapshots", "ticks")},
         }
         ensembles = [
-            self.ensemble(run.data, each["ensemble"], run.seed if each.get("ensemble_seed") is None else each["ensemble_seed"])
+            self.ensemble(
+                run.data, each["ensemble"], run.seed if each.get("ensemble_seed") is None else each["ensemble_seed"]
+            )
             for each in supplements.values()
             if each.get("ensemble")
         ]
-        modules = ("distil", "loop", f"methods/{method['file']}", *(f"supplements/{s['file']}" for s in supplements.values()))
+        modules = (
+            "distil",
+            "loop",
+            f"methods/{method['file']}",
+            *(f"supplements/{s['file']}" for s in supplements.values()),
+        )
         upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles)
-        return Step("distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream)
+        return Step(
+            "distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream
+        )
 
     def run_outputs(self, folder: str) -> tuple[str, ...]:
         """The files of a run; one copy of generator_ema for each share of the training in distil.snapshots."""
-        snapshots = [f"{folder}/ema-{percent}.safetensors" for percent in sorted(self.params.top("distil")["snapshots"])]
+        snapshots = [
+            f"{folder}/ema-{percent}.safetensors" for percent in sorted(self.params.top("distil")["snapshots"])
+        ]
         return (f"{folder}/generator_ema.safetensors", *snapshots, f"{folder}/log.csv", f"{folder}/provenance.json")
 
     # --- evaluate, tables ---
 
-    def _evaluation(self, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]) -> Step:
+    def _evaluation(
+        self, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]
+    ) -> Step:
         section = self.params.without_site("evaluate", self.params.top("evaluate", data))
         params = {**section, **extra, "codec": self.data(data)["codec"], "threads": self.threads}
         references = tuple(self.reference(data, features) for features in section["features"])
@@ -227,21 +242,36 @@ class Plan:
         """The same metrics of real held-out images (`real`) or of the teacher's samples (`teacher`)."""
         section = self.data(data)
         if which == "real":
-            return self._evaluation(f"{data}/real", data, {"grid": self.params.top("tables")["grid"]}, (), ("metrics.json", "samples.png"))
+            return self._evaluation(
+                f"{data}/real", data, {"grid": self.params.top("tables")["grid"]}, (), ("metrics.json", "samples.png")
+            )
         teacher = self.params.section("teacher", section["teacher"])
         extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
-        return self._evaluation(f"{data}/teacher", data, extra, (self.teacher(section["teacher"]),), ("metrics.json", "samples.png"))
+        return self._evaluation(
+            f"{data}/teacher", data, extra, (self.teacher(section["teacher"]),), ("metrics.json", "samples.png")
+        )
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:
         """All evaluations of a suite, the yardsticks of its data settings first."""
         runs = list(self.params.runs(suite))
-        yardsticks = [self.yardstick(data, which) for data in dict.fromkeys(run.data for run in runs) for which in ("real", "teacher")]
+        yardsticks = [
+            self.yardstick(data, which)
+            for data in dict.fromkeys(run.data for run in runs)
+            for which in ("real", "teacher")
+        ]
         return (*yardsticks, *(self.evaluation(run) for run in runs))
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
         """data/metrics.json: the metrics of the suite in one nested file for `dvc metrics`."""
-        return Step("evaluate", f"suite/{suite}", ("evaluate",), {"suite": suite}, ("data/metrics.json",), self.evaluations(suite))
+        return Step(
+            "evaluate",
+            f"suite/{suite}",
+            ("evaluate",),
+            {"suite": suite},
+            ("data/metrics.json",),
+            self.evaluations(suite),
+        )
 
     @functools.cache  # noqa: B019
     def tables(self, suite: str) -> Step:
@@ -249,14 +279,27 @@ class Plan:
         folder = f"data/tables/{suite}"
         runs = tuple(self.distil(run) for run in self.params.runs(suite))
         outputs = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png")
-        params = {**self.params.top("tables"), "primary": self.params.top("evaluate")["features"][0], "runs": list(map(str, self.params.runs(suite)))}
-        return Step("tables", suite, ("tables",), params, tuple(f"{folder}/{o}" for o in outputs), (*self.evaluations(suite), *runs))
+        params = {
+            **self.params.top("tables"),
+            "primary": self.params.top("evaluate")["features"][0],
+            "runs": list(map(str, self.params.runs(suite))),
+        }
+        return Step(
+            "tables",
+            suite,
+            ("tables",),
+            params,
+            tuple(f"{folder}/{o}" for o in outputs),
+            (*self.evaluations(suite), *runs),
+        )
 
     # --- lookup ---
 
     def suite(self, suite: str) -> dict[tuple[str, str], Step]:
         """Every step that a suite needs, by (word, name), upstream first."""
-        return {(step.word, step.name): step for last in (self.metrics(suite), self.tables(suite)) for step in last.walk()}
+        return {
+            (step.word, step.name): step for last in (self.metrics(suite), self.tables(suite)) for step in last.walk()
+        }
 
     def find(self, word: str, name: str) -> Step:
         """The step that the command line calls `word name`. Raises Problem with what there is."""

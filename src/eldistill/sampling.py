@@ -29,7 +29,9 @@ def heun(
     latents: N(0, 1), [n, c, h, w]. fresh: function of the step that gives new noise, needed with churn.
     Returns images [n, c, h, w] in float64.
     """
-    sigmas = torch.cat([noise.karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)]).tolist()
+    sigmas = torch.cat(
+        [noise.karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)]
+    ).tolist()
     dtype = next(network.parameters()).dtype
 
     def slope(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -102,7 +104,9 @@ def images_of(generator: Generator, n: int, seed: int = 0, labels=None, batch: i
 
 
 @torch.no_grad()
-def images_of_teacher(teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250) -> Iterator[torch.Tensor]:
+def images_of_teacher(
+    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250
+) -> Iterator[torch.Tensor]:
     """Chunks of uint8 images by Heun's method, from the same latents as a generator's."""
     device = next(teacher.parameters()).device
     for draw, _ in _chunks(n, seed, batch, device):
@@ -123,6 +127,10 @@ def grid(images: torch.Tensor, columns: int, scale: int = 1):
     rows = -(-n // columns)
     board = torch.full((rows * columns, c, h + 1, w + 1), 255, dtype=torch.uint8)
     board[:n, :, :h, :w] = images
-    board = board.reshape(rows, columns, c, h + 1, w + 1).permute(2, 0, 3, 1, 4).reshape(c, rows * (h + 1), columns * (w + 1))
+    board = (
+        board.reshape(rows, columns, c, h + 1, w + 1)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(c, rows * (h + 1), columns * (w + 1))
+    )
     picture = Image.fromarray(board[0].numpy() if c == 1 else board[:3].permute(1, 2, 0).numpy())
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -39,7 +39,9 @@ def lock(path: Path) -> Iterator[None]:
     except OSError:
         holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
         os.close(file)
-        raise Problem(f"{holder} is already at work on this run; wait for it, or stop it and repeat the command") from None
+        raise Problem(
+            f"{holder} is already at work on this run; wait for it, or stop it and repeat the command"
+        ) from None
     try:
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -8,18 +8,21 @@ passes the file. Both are the same text, so both are the same run.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import files, params, recipes
+from eldistill import files, params
 from eldistill.files import Problem
 from eldistill.recipes import SCRATCH, Plan, Step
 
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
 
-def run(word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0, say=print) -> bool:
+def run(
+    word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0, say=print
+) -> bool:
     """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what the room raises."""
     plan = Plan(params.load())
     step = plan.find(word, name)
@@ -32,17 +35,26 @@ def run(word: str, name: str, recipe_file: str | None = None, force: bool = Fals
     for each in above:
         missing = [output for output in each.outputs if not Path(output).exists()]
         if missing:
-            raise Problem(f"{missing[0]} is missing; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`")
+            raise Problem(
+                f"{missing[0]} is missing; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
+            )
     work = SimpleNamespace(
         step=step, recipe=recipe, text=text, digest=files.digest(text), params=recipe["params"], upstream=above,
-        outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes), say=say,
-        plan=plan,
+        outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes),
+        say=lambda line: say(f"{step.name}  {line}"), plan=plan, state=None,
     )  # fmt: skip
-    files.append_line(RUN_LOG, files.canonical({"time": round(time.time(), 3), "word": word, "name": step.name, "recipe": work.digest}))
+    files.append_line(
+        RUN_LOG,
+        files.canonical({"time": round(time.time(), 3), "word": word, "name": step.name, "recipe": work.digest}),
+    )
+    for output in (*step.outputs, step.sidecar):
+        files.remove_leftovers(output)
     _threads(work.params.get("threads", plan.threads), word)
     MAKERS[word](work)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(step.sidecar, text)
+    if work.state is not None:
+        shutil.rmtree(work.state, ignore_errors=True)
     return True
 
 
@@ -62,8 +74,10 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
         if device == "cuda" and not torch.cuda.is_available():
             raise Problem("params.yaml: device is cuda, but torch sees no GPU; set it to auto or cpu")
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    # A quarter of the time, at most five minutes, is left for the last step, saving, and starting.
+    seconds = 60 * max_minutes
     return SimpleNamespace(
-        device=device, micro_batch=top["micro_batch"], save_seconds=top["save_seconds"], max_seconds=60 * max_minutes,
+        device=device, micro_batch=top["micro_batch"], save_seconds=top["save_seconds"], max_seconds=seconds - min(300, seconds / 4),
         batch=values.top("evaluate")["batch"],
     )  # fmt: skip
 
@@ -76,7 +90,7 @@ def _train(work, train) -> None:
     """Run a training in its locked state folder; remember a failure that repeating cannot cure."""
     from eldistill import loop, state
 
-    folder = state.folder(work.digest)
+    folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(params.PACKAGE.rglob("*.py"))))
     with state.lock(folder):
         if sentence := state.failure(folder, code):
@@ -103,8 +117,11 @@ def _data(work) -> None:
         return
     (pack,) = _inputs(work, "/images.safetensors")
     if item.startswith("judge-"):
+
         def train(folder):
-            result = judges.train(item[-1], work.params, pack, work.outputs[0], folder, work.digest, work.site, work.say)
+            result = judges.train(
+                item[-1], work.params, pack, work.outputs[0], folder, work.digest, work.site, work.say
+            )
             work.say(f"{item}: held-out accuracy {result['accuracy_heldout']}")
 
         _train(work, train)
@@ -125,7 +142,6 @@ def _teacher(work) -> None:
         done = train.train(work.params, pack, work.outputs[0], folder, work.digest, work.site, work.say)
         files.write_rows(work.outputs[1], done.rows)
         files.write_json(work.outputs[2], distil.provenance(done, work.digest, work.site.device))
-        distil.finish(folder)
 
     _train(work, make)
 
@@ -152,7 +168,6 @@ def _distil(work) -> None:
         done = distil.make(work.params, work.digest, upstream, ensembles, folder, work.site, work.say)
         files.write_json(folder / "provenance.json", distil.provenance(done, work.digest, work.site.device))
         distil.publish(folder, work.step.outputs, Path())
-        distil.finish(folder)
 
     _train(work, make)
 
@@ -180,7 +195,9 @@ def _evaluate(work) -> None:
         from eldistill.teacher import train
 
         teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
-        chunks = list(sampling.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch))
+        chunks = list(
+            sampling.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch)
+        )
         metrics = evaluate.of_images(chunks, spaces, references, options)
     else:
         chunks, metrics = _evaluate_run(work, spaces, references)
@@ -196,8 +213,13 @@ def _evaluate_run(work, spaces, references):
         if path.name.startswith("ema-"):
             snapshot = sampling.load_generator(path, work.site.device)
             images = list(sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
-            rows.append({"n_images": snapshot.about["n_images"], **evaluate.curve_row(images, spaces, references, options)})
-            work.say(f"{path.name}: {rows[-1]['n_images']} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3]))
+            rows.append(
+                {"n_images": snapshot.about["n_images"], **evaluate.curve_row(images, spaces, references, options)}
+            )
+            work.say(
+                f"{path.name}: {rows[-1]['n_images']} images, "
+                + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
+            )
     generator = sampling.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
     chunks = list(sampling.images_of(generator, options["n"], options["seed"], batch=batch))
     metrics = evaluate.of_images(chunks, spaces, references, options)
@@ -221,4 +243,11 @@ def _tables(work) -> None:
     tables.make(work.params, Path(), work.outputs)
 
 
-MAKERS = {"data": _data, "teacher": _teacher, "ensemble": _ensemble, "distil": _distil, "evaluate": _evaluate, "tables": _tables}
+MAKERS = {
+    "data": _data,
+    "teacher": _teacher,
+    "ensemble": _ensemble,
+    "distil": _distil,
+    "evaluate": _evaluate,
+    "tables": _tables,
+}

@@ -27,7 +27,9 @@ class Numbers:
 
     width: int = number(16, "channels of every layer", low=1, high=4096)
     depth: int = number(2, "layers; each halves the resolution", low=1, high=8)
-    norm: str = number("none", "none, group (4 groups), instance; batch is refused", choices=("none", "group", "instance", "batch"))
+    norm: str = number(
+        "none", "none, group (4 groups), instance; batch is refused", choices=("none", "group", "instance", "batch")
+    )
     bias: float = number(0.2, "standard deviation of the biases", low=0)
 
 
@@ -40,7 +42,9 @@ def draw(numbers: Numbers, shape: tuple[int, int, int], normal: Callable[..., to
         )
     channels, side = shape[0], min(shape[1:])
     if side >> numbers.depth < 1:
-        raise Problem(f"a conv member of depth {numbers.depth} on {side}-pixel images; expected a depth of at most {int(math.log2(side))}")
+        raise Problem(
+            f"a conv member of depth {numbers.depth} on {side}-pixel images; expected a depth of at most {int(math.log2(side))}"
+        )
     weights = {}
     for layer in range(numbers.depth):
         fan_in = channels * 9

@@ -46,7 +46,9 @@ def kinds(section: dict) -> list[dict]:
     return [member for member in section["members"] for _ in range(member["count"])]
 
 
-def draw(section: dict, seed: int, redraw: int, shape: tuple[int, int, int], device="cpu", dtype=torch.float32) -> list[Member]:
+def draw(
+    section: dict, seed: int, redraw: int, shape: tuple[int, int, int], device="cpu", dtype=torch.float32
+) -> list[Member]:
     """The members of one draw, not calibrated. Raises Problem if a member cannot be."""
     members = []
     for k, kind in enumerate(kinds(section)):
@@ -64,7 +66,9 @@ def calibrate(member: Member, images: torch.Tensor) -> Member:
         raw = member.family.features(member.weights, images, member.numbers).double()
         scale = float(raw.var(dim=0).sum().sqrt())
         if not scale > 0:
-            raise Problem("an embedding network gives every calibration image the same features; change its numbers or seed")
+            raise Problem(
+                "an embedding network gives every calibration image the same features; change its numbers or seed"
+            )
         bandwidth = mmd.median_squared_distance(raw / scale)
     return Member(member.family, member.numbers, member.weights, scale, bandwidth)
 
@@ -113,7 +117,9 @@ class Ensemble:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019  (one ensemble a run)
     def _draw(self, redraw: int) -> list[Member]:
-        drawn = draw(self.record["section"], self.record["seed"], redraw, tuple(self.record["shape"]), self.device, self.dtype)
+        drawn = draw(
+            self.record["section"], self.record["seed"], redraw, tuple(self.record["shape"]), self.device, self.dtype
+        )
         return [
             Member(member.family, member.numbers, member.weights, row["scale"], row["bandwidth"])
             for member, row in zip(drawn, self.record["members"], strict=True)

@@ -24,9 +24,7 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             draw(generator)
 
 
-def xavier_uniform(
-    shape: Sequence[int], fan_in: int, fan_out: int, generator: torch.Generator
-) -> torch.Tensor:
+def xavier_uniform(shape: Sequence[int], fan_in: int, fan_out: int, generator: torch.Generator) -> torch.Tensor:
     """U(-a, a) with a = sqrt(6 / (fan_in + fan_out)), float32 of `shape` (Glorot and Bengio 2010, eq. 16)."""
     uniform = torch.rand(tuple(shape), generator=generator, device="cpu", dtype=torch.float32)
     return (2 * uniform - 1) * math.sqrt(6 / (fan_in + fan_out))

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from eldistill.networks import layers
 from eldistill.networks.precond import EDMPrecond
 
-
 VERSION = 1
 
 
@@ -97,9 +96,7 @@ class SongUNet(nn.Module):
         noise_width, width = s.noise_channels, s.embedding_channels
         fourier = s.embedding_type == "fourier"
         self.map_noise = (
-            layers.FourierEmbedding(noise_width)
-            if fourier
-            else layers.PositionalEmbedding(noise_width, endpoint=True)
+            layers.FourierEmbedding(noise_width) if fourier else layers.PositionalEmbedding(noise_width, endpoint=True)
         )
         self.map_label = layers.Linear(s.label_dim, noise_width) if s.label_dim else None
         self.map_augment = layers.Linear(s.augment_dim, noise_width, bias=False) if s.augment_dim else None

@@ -31,11 +31,27 @@ class Numbers:
 
     ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
-    kernel: str = number("rbf", "rbf: a mixture of five widths around the median distance; linear: the means only", choices=("rbf", "linear"))
-    estimator: str = number("unbiased", "unbiased: the U-statistic; biased: the V-statistic, which pays for collapse", choices=("unbiased", "biased"))
+    kernel: str = number(
+        "rbf",
+        "rbf: a mixture of five widths around the median distance; linear: the means only",
+        choices=("rbf", "linear"),
+    )
+    estimator: str = number(
+        "unbiased",
+        "unbiased: the U-statistic; biased: the V-statistic, which pays for collapse",
+        choices=("unbiased", "biased"),
+    )
     real_ratio: int = number(1, "real images for every generated one, drawn anew each step", low=1, high=64)
-    augmentation: tuple[str, ...] = number((), "operations shared by generated and real images, one a step; none by default: on aligned 8x8 digits they hurt", choices=("color", "crop", "cutout", "flip", "scale", "rotate"))
-    weighting: str = number("balanced", "balanced: `weight` is the ratio of EL's gradient to the base loss's at the images; fixed: it is the raw factor", choices=("balanced", "fixed"))
+    augmentation: tuple[str, ...] = number(
+        (),
+        "operations shared by generated and real images, one a step; none by default: on aligned 8x8 digits they hurt",
+        choices=("color", "crop", "cutout", "flip", "scale", "rotate"),
+    )
+    weighting: str = number(
+        "balanced",
+        "balanced: `weight` is the ratio of EL's gradient to the base loss's at the images; fixed: it is the raw factor",
+        choices=("balanced", "fixed"),
+    )
     weight: float = number(0.7, "strength of EL; 0 is off", low=0)
     decay: float = number(0.99, "balanced: decay of the running gradient norms", low=0, below=1)
     warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
@@ -58,7 +74,9 @@ def prepare(numbers: Numbers, setting: Any) -> Tools:
 def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
     """EL of the whole batch of images [n, c, h, w] (encoded) and its gradient. Raises Problem for one image."""
     real, _ = batch.real("el/real", numbers.real_ratio)
-    transform = augment.siamese(tools.seed, batch.progress.iteration, numbers.augmentation) if numbers.augmentation else None
+    transform = (
+        augment.siamese(tools.seed, batch.progress.iteration, numbers.augmentation) if numbers.augmentation else None
+    )
     x = images.detach().requires_grad_()
     value = embedding_loss(
         tools.ensemble.at(batch.progress.iteration), x / tools.sigma_data, real / tools.sigma_data,
@@ -68,7 +86,9 @@ def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: N
     return {"mmd2": AtImages(value.detach(), gradient)}
 
 
-def embedding_loss(members, x: torch.Tensor, real: torch.Tensor, kernel: str, estimator: str, transform=None) -> torch.Tensor:
+def embedding_loss(
+    members, x: torch.Tensor, real: torch.Tensor, kernel: str, estimator: str, transform=None
+) -> torch.Tensor:
     """Mean over the members of MMD^2 between x [m, c, h, w] and real [n, c, h, w], both over sigma_data; scalar."""
     if transform is not None:
         x = transform(x)
@@ -82,7 +102,9 @@ def embedding_loss(members, x: torch.Tensor, real: torch.Tensor, kernel: str, es
     return total / len(members)
 
 
-def weight(base: torch.Tensor, own: torch.Tensor, numbers: Numbers, progress: Progress, memory: dict[str, float]) -> float:
+def weight(
+    base: torch.Tensor, own: torch.Tensor, numbers: Numbers, progress: Progress, memory: dict[str, float]
+) -> float:
     """The factor of EL's gradient.
 
     balanced: weight * EMA[rms(base)] / EMA[rms(own)], both gradients at the images, clipped to [1e-4, 1e4]; `memory`

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "src"))
+
+from eldistill import params, recipes
+from eldistill.recipes import WORDS
+
+try:
+    PARAMS = params.from_values(config, workflow.basedir)
+    SUITE = PARAMS.values["suite"]
+    PLAN = recipes.Plan(PARAMS)
+    STEPS = PLAN.suite(SUITE)
+except params.Problem as problem:
+    print(f"eldistill: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+if workflow.is_main_process:
+    recipes.refresh(STEPS.values())
+
+
+def outputs_of(*words):
+    """All outputs of these steps in the suite, with their recipes."""
+    chosen = [step for (word, _), step in STEPS.items() if word in words]
+    return [path for step in chosen for path in (*step.outputs, step.sidecar)]
+
+
+def inputs_of(word, name):
+    """Inputs of a rule: the recipe that is wanted, the recipes upstream (they carry reruns), the files upstream."""
+
+    def inputs(wildcards):
+        step = STEPS[word, name.format(**wildcards)]
+        files = [ancient(output) for above in step.upstream for output in above.outputs]
+        return [step.file, *(above.sidecar for above in step.upstream), *files]
+
+    return inputs
+
+
+# Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
+BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
+
+
+wildcard_constraints:
+    data="[^/]+",
+    method="[^/]+",
+    supplement="[^/]+",
+    ensemble="[^/]+",
+    seed=r"\d+",
+    features="judge-[ab]|pixels",
+    letter="[ab]",
+    which="real|teacher",

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+# A data set becomes one packed file, two judges and reference statistics.
+
+
+rule pack:
+    input:
+        inputs_of("data", "{data}/images"),
+    output:
+        "data/sets/{data}/images.safetensors",
+        "data/sets/{data}/images.safetensors.recipe",
+    log:
+        "data/scratch/logs/data/{data}/images.log",
+    localrule: True  # compute nodes often have no internet
+    shell:
+        "python -m eldistill data {wildcards.data}/images --recipe {input[0]} 2>&1 | tee {log}"
+
+
+rule judge:
+    input:
+        inputs_of("data", "{data}/judge-{letter}"),
+    output:
+        "data/sets/{data}/judge-{letter}.safetensors",
+        "data/sets/{data}/judge-{letter}.safetensors.recipe",
+    log:
+        "data/scratch/logs/data/{data}/judge-{letter}.log",
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "python -m eldistill data {wildcards.data}/judge-{wildcards.letter} --recipe {input[0]} 2>&1 | tee {log}"
+
+
+rule reference:
+    input:
+        inputs_of("data", "{data}/reference-{features}"),
+    output:
+        "data/sets/{data}/reference-{features}.npz",
+        "data/sets/{data}/reference-{features}.npz.recipe",
+    log:
+        "data/scratch/logs/data/{data}/reference-{features}.log",
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "python -m eldistill data {wildcards.data}/reference-{wildcards.features} --recipe {input[0]} 2>&1 | tee {log}"
+
+
+rule data:
+    input:
+        outputs_of("data"),
+    localrule: True

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Teacher to one-step generator, for one data setting, method, supplement and seed.
+RUN = "{data}/{method}/{supplement}/{seed}"
+RUN_NAME = "{wildcards.data}/{wildcards.method}/{wildcards.supplement}/{wildcards.seed}"
+
+
+rule distil_run:
+    input:
+        inputs_of("distil", RUN),
+    output:
+        PLAN.run_outputs(f"data/runs/{RUN}"),
+        f"data/runs/{RUN}/generator_ema.safetensors.recipe",
+    log:
+        f"data/scratch/logs/distil/{RUN}.log",
+    benchmark:
+        f"data/scratch/benchmarks/distil/{RUN}.jsonl"
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=1440,
+    shell:
+        f"python -m eldistill distil {RUN_NAME} --recipe {{input[0]}} {BUDGET} 2>&1 | tee {{log}}"
+
+
+rule distil:
+    input:
+        outputs_of("distil"),
+    localrule: True

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# The random embedding networks of EL: drawn from a seed, calibrated on real images, recorded.
+
+
+rule seed_ensemble:
+    input:
+        inputs_of("ensemble", "{data}/{ensemble}/{seed}"),
+    output:
+        "data/ensembles/{data}/{ensemble}/{seed}.json",
+        "data/ensembles/{data}/{ensemble}/{seed}.npz",
+        "data/ensembles/{data}/{ensemble}/{seed}.json.recipe",
+    log:
+        "data/scratch/logs/ensemble/{data}/{ensemble}/{seed}.log",
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        "python -m eldistill ensemble {wildcards.data}/{wildcards.ensemble}/{wildcards.seed} --recipe {input[0]} 2>&1 | tee {log}"
+
+
+rule ensemble:
+    input:
+        outputs_of("ensemble"),
+    localrule: True

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# Generator → images → features → metrics; the same for real images and for the teacher; one file for `dvc metrics`.
+
+
+rule evaluate_run:
+    input:
+        inputs_of("evaluate", RUN),
+    output:
+        f"data/evaluations/{RUN}/metrics.json",
+        f"data/evaluations/{RUN}/curve.csv",
+        report(f"data/evaluations/{RUN}/samples.png", category="Samples", caption="../report/samples.rst"),
+        f"data/evaluations/{RUN}/metrics.json.recipe",
+    log:
+        f"data/scratch/logs/evaluate/{RUN}.log",
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=120,
+    shell:
+        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} 2>&1 | tee {{log}}"
+
+
+rule evaluate_yardstick:
+    input:
+        inputs_of("evaluate", "{data}/{which}"),
+    output:
+        "data/evaluations/{data}/{which}/metrics.json",
+        report("data/evaluations/{data}/{which}/samples.png", category="Samples", caption="../report/samples.rst"),
+        "data/evaluations/{data}/{which}/metrics.json.recipe",
+    log:
+        "data/scratch/logs/evaluate/{data}/{which}.log",
+    priority: 5
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=120,
+    shell:
+        "python -m eldistill evaluate {wildcards.data}/{wildcards.which} --recipe {input[0]} 2>&1 | tee {log}"
+
+
+rule metrics:
+    input:
+        inputs_of("evaluate", f"suite/{SUITE}"),
+    output:
+        "data/metrics.json",
+        "data/metrics.json.recipe",
+    log:
+        "data/scratch/logs/evaluate/metrics.log",
+    localrule: True
+    shell:
+        f"python -m eldistill evaluate suite/{SUITE} --recipe {{input[0]}} 2>&1 | tee {{log}}"
+
+
+rule evaluate:
+    input:
+        outputs_of("evaluate"),
+    localrule: True

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+# Metrics → tables and plots of the suite.
+TABLES = f"data/tables/{SUITE}"
+
+
+rule make_tables:
+    input:
+        inputs_of("tables", SUITE),
+    output:
+        report(f"{TABLES}/main.csv", category="Tables", caption="../report/main.rst"),
+        f"{TABLES}/main.md",
+        report(f"{TABLES}/runs.csv", category="Tables", caption="../report/runs.rst"),
+        f"{TABLES}/curves.csv",
+        report(f"{TABLES}/curves.png", category="Curves", caption="../report/curves.rst"),
+        report(f"{TABLES}/samples.png", category="Samples", caption="../report/samples.rst"),
+        f"{TABLES}/main.csv.recipe",
+    log:
+        f"data/scratch/logs/tables/{SUITE}.log",
+    localrule: True
+    shell:
+        f"python -m eldistill tables {SUITE} --recipe {{input[0]}} 2>&1 | tee {{log}}"
+
+
+rule tables:
+    input:
+        outputs_of("tables"),
+    localrule: True

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+# A pretrained denoiser, trained by us, as one safetensors file with its configuration inside.
+
+
+rule train_teacher:
+    input:
+        inputs_of("teacher", "{data}"),
+    output:
+        "data/teachers/{data}/teacher.safetensors",
+        "data/teachers/{data}/log.csv",
+        "data/teachers/{data}/provenance.json",
+        "data/teachers/{data}/teacher.safetensors.recipe",
+    log:
+        "data/scratch/logs/teacher/{data}.log",
+    benchmark:
+        "data/scratch/benchmarks/teacher/{data}.jsonl"
+    priority: 10  # everything waits for it
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=1440,
+    shell:
+        f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} 2>&1 | tee {{log}}"
+
+
+rule teacher:
+    input:
+        outputs_of("teacher"),
+    localrule: True
