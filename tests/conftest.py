@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny teachers, small data, and whole training jobs in milliseconds: what several test files need."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from eldistill import contract, data, loop, networks, params
+from eldistill.ensemble import seed as ensembles
+
+OPTIMISER = {
+    "kind": "adam", "lr": 1e-3, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,
+    "warmup_images": 0, "decay_images": 0, "clip": 0.0,
+}  # fmt: skip
+EMA = {"policy": "constant", "beta": 0.5, "halflife_images": 5e5, "ramp": 0.05, "gamma": 6.94}
+MEMBERS = [{"family": "conv", "norm": "none", "width": 4, "count": 1}, {"family": "identity", "count": 1}]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Sums do not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+def perturb(network: torch.nn.Module, size: float = 0.1, seed: int = 0) -> torch.nn.Module:
+    """Add size * N(0, 1) to every weight, in place: wakes up layers that start near zero."""
+    normal = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=normal).to(parameter)
+    return network
+
+
+def teacher(labels: int = 0, dtype=torch.float32, dropout: float = 0.0, seed: int = 0) -> torch.nn.Module:
+    """A frozen song network on 8x8 images of one channel; float64 has the very weights of float32."""
+    config = {
+        "network": "song", "img_resolution": 8, "img_channels": 1, "label_dim": labels, "model_channels": 4,
+        "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": dropout,
+    }  # fmt: skip
+    return perturb(networks.build(config, seed), seed=seed).requires_grad_(False).eval().to(dtype)
+
+
+def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.Reals:
+    """Grey 8x8 images whose class decides where a bright square lies, encoded to deviation 0.5."""
+    normal = torch.Generator().manual_seed(1)
+    classes = torch.arange(count) % (labels or 3)
+    images = 60 + 30 * torch.randn(count, 1, 8, 8, generator=normal)
+    for image, label in zip(images, classes.tolist(), strict=True):
+        image[:, label : label + 4, label : label + 4] += 120
+    images = images.clamp(0, 255).to(torch.uint8)
+    level = images.double() / 255
+    codec = {"mean": float(level.mean()), "std": float(level.std())}
+    return data.Reals(images, classes, codec, labels, dtype=dtype)
+
+
+@dataclasses.dataclass
+class Bench:
+    """Makes everything that a training needs, below one temporary folder."""
+
+    folder: Path
+
+    perturb = staticmethod(perturb)
+    teacher = staticmethod(teacher)
+    reals = staticmethod(reals)
+
+    def manifest(self, redraw: int = 0, seed: int = 0, members=MEMBERS) -> Path:
+        """The manifest of a small ensemble, calibrated on `reals()`."""
+        path = self.folder / f"ensemble-{redraw}-{seed}.json"
+        if not path.exists():
+            section = {"members": members, "redraw": redraw, "calibration": 32, "draws": 2}
+            ensembles.make(section, seed, reals(), path, path.with_suffix(".npz"))
+        return path
+
+    def supplement(self, file: str, dtype=torch.float32, redraw: int = 0, seed: int = 0, **changes) -> loop.Supplement:
+        """supplements/<file>.py at work, named after its file; changes: of its numbers."""
+        module = contract.module("supplements", file)
+        setting = SimpleNamespace(
+            ensemble=self.manifest(redraw), device="cpu", dtype=dtype, sigma_data=0.5, seed=seed
+        )  # fmt: skip
+        numbers = module.Numbers(**changes)
+        return loop.Supplement(file, module, numbers, module.prepare(numbers, setting))
+
+    def job(
+        self, method="diff_instruct", supplements: dict | None = None, *, numbers=None, labels: int = 0,
+        dtype=torch.float32, dropout: float = 0.0, batch: int = 4, steps: int = 4, seed: int = 0, apart: float = 0.1,
+        folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, **others,
+    ) -> loop.Job:  # fmt: skip
+        """A job of `steps` iterations, nets fresh from their seeds.
+
+        method: a file of methods/ or a namespace with its functions (then give `numbers`). supplements: {file:
+        changes of its numbers, also redraw}. apart: how far the extra networks are moved away from the teacher.
+        optimiser, ema: changes for all. others: fields of Job.
+        """
+        module = contract.module("methods", method) if isinstance(method, str) else method
+        numbers = module.Numbers() if numbers is None else numbers
+        frozen, images = teacher(labels, dtype, dropout), reals(labels, dtype)
+        nets = {"generator": module.generator(frozen, numbers)}
+        for index, (name, net) in enumerate(module.networks(frozen, numbers).items()):
+            nets[name] = perturb(net, apart, seed=10 + index)
+        path = self.folder / folder
+        path.mkdir(exist_ok=True)
+        values = {
+            "method": module, "numbers": numbers,
+            "training": SimpleNamespace(n_images=steps * batch, batch=batch, ema=params.freeze("Ema", {**EMA, **(ema or {})})),
+            "nets": nets, "published": "generator", "reals": images, "shape": images.shape, "seed": seed, "folder": path,
+            "optimisers": dict.fromkeys(nets, params.freeze("Optimiser", {**OPTIMISER, **(optimiser or {})})),
+            "fixed": {"teacher": frozen}, "dtype": dtype, "say": lambda text: None,
+            "supplements": [self.supplement(file, dtype, seed=seed, **each) for file, each in (supplements or {}).items()],
+        }  # fmt: skip
+        return loop.Job(**{**values, **others})
+
+    @staticmethod
+    def only(method: ModuleType, net: str) -> SimpleNamespace:
+        """The method with those phases alone that train `net`."""
+        chosen = lambda numbers, progress: [p for p in method.phases(numbers, progress) if p.net == net]  # noqa: E731
+        return SimpleNamespace(**{**vars(method), "phases": chosen})
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    """A Bench in the test's own folder."""
+    return Bench(tmp_path)
