@@ -159,7 +159,7 @@ class Gaussian(nn.Module):
         super().__init__()
         self.mean, self.deviation = mean, deviation
 
-    def forward(self, x, sigma, labels=None):
+    def forward(self, x, sigma, labels=None, augment_labels=None):
         level, spread = sigma.reshape(-1, 1, 1, 1) ** 2, self.deviation**2
         return (spread * x + level * self.mean) / (spread + level)
 
@@ -197,7 +197,7 @@ def test_gradient_with_gaussian_data(bench, tape, tmp_path, a, b, level, micro_b
 
     at = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (a, b)]
     ours = torch.distributions.Normal(at[1], (at[0] ** 2 + sigma**2).sqrt())
-    theirs = torch.distributions.Normal(torch.tensor(mean).double(), math.sqrt(deviation**2 + sigma**2))
+    theirs = torch.distributions.Normal(torch.tensor(mean, dtype=torch.float64), math.sqrt(deviation**2 + sigma**2))
     slopes = torch.autograd.grad(torch.distributions.kl_divergence(ours, theirs), at)
     for parameter, slope in zip((net.a, net.b), slopes, strict=True):
         torch.testing.assert_close(parameter.grad, sigma**2 * slope, rtol=1e-9, atol=1e-14)
@@ -331,7 +331,6 @@ def test_learning_rate_reaches_the_optimiser(bench):
         loop.Loop(job).iterate()
         return [new.detach() - old for new, old in zip(job.nets["generator"].parameters(), before, strict=True)]
 
-    # The generator's gradient depends on fake_score's step: one of zero size leaves it where it is.
     full, warm = step({"lr": 1e-3}), step({"lr": 1e-2, "warmup_images": 10})
     assert max(float(change.abs().max()) for change in full) == pytest.approx(1e-3, rel=1e-6)
     assert max(float(change.abs().max()) for change in warm) == pytest.approx(1e-3, rel=1e-6)

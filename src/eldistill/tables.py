@@ -2,9 +2,9 @@
 """Metrics → tables, intervals, plots. Only arithmetic on files: equal input gives equal bytes.
 
 The unit of evidence is a training seed: intervals are Student's t over differences paired by seed, because
-variation between seeds dominates the noise of sampling images, and the noise of the reference images is common to
-all arms and cancels. A metric is found by its parts, `<metric><n>_<space>_<part>`, whatever n is; the exact names
-stand in the tables. An empty cell means that the number cannot be known (one seed, or no baseline).
+variation between seeds dominates the noise of sampling images, and the noise of the reference images is common
+to all arms and cancels. A metric is found by its parts, `<metric><n>_<space>_<part>`, whatever n is; the exact
+names stand in the tables. An empty cell: the number cannot be known (one seed, or no baseline).
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class Result:
 
 
 def named(names, metric: str, space: str, part: str) -> str | None:
-    """The one of `names` that is this metric, at any n; None if there is none. Raises Problem if there are two."""
-    wanted = (metric, space, part)
-    found = [name for name in names if (m := NAME.fullmatch(name)) and m.group("metric", "space", "part") == wanted]
+    """The one of `names` that is this metric, at any n, or None. Raises Problem if there are two."""
+    parts = (metric, space, part)
+    found = [n for n in names if (m := NAME.fullmatch(n)) and m.group("metric", "space", "part") == parts]
     if len(found) > 1:
         raise Problem(f"{' and '.join(found)} are the same metric at two sizes; expected one")
     return found[0] if found else None
 
 
 def load(run: str, root: Path) -> Result:
-    """Read the metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
+    """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
     folder = root / "data/evaluations" / run
     metrics, about = read_json(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
     if absent := [key for key in ABOUT if key not in about]:
@@ -80,7 +80,7 @@ def load(run: str, root: Path) -> Result:
             curve = sorted(csv.DictReader(file), key=lambda point: int(point["n_images"]))
         finite = all(math.isfinite(float(value)) for point in curve for value in point.values())
     except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `snakemake all`, or `python -m eldistill evaluate {run}`") from None
+        raise Problem(f"{path} is missing; run `python -m eldistill evaluate {run}`") from None
     except (KeyError, ValueError, TypeError) as error:
         raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
     if not curve or not finite:
@@ -89,16 +89,16 @@ def load(run: str, root: Path) -> Result:
 
 
 def _check(results: list[Result], primary: str) -> None:
-    seen: dict[str, Result] = {}
+    # Within a data setting every run has the same metrics at the same n, so that names are comparable.
+    first: dict[str, Result] = {}
     for result in results:
-        first = seen.setdefault(result.arm[0], result)
-        names, expected = ({*each.metrics, *each.curve[0]} for each in (result, first))
-        if names != expected:
-            differing = ", ".join(sorted(names ^ expected)[:3])
-            raise Problem(f"{result.run} and {first.run} differ in metrics ({differing}); evaluate both again")
-        for part in PARTS:
-            if not (named(result.metrics, "fd", primary, part) and named(result.curve[0], "fd", primary, part)):
-                raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(names)[:6])}")
+        twin = first.setdefault(result.arm[0], result)
+        names, expected = ({*each.metrics, *each.curve[0]} for each in (result, twin))
+        if odd := ", ".join(sorted(names ^ expected)[:3]):
+            raise Problem(f"{result.run} and {twin.run} differ in metrics ({odd}); evaluate both again")
+        for part, place in itertools.product(PARTS, (result.metrics, result.curve[0])):
+            if not named(place, "fd", primary, part):
+                raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
 
 
 # --- statistics ---------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ def interval(values: list[float], confidence: float) -> tuple[float | None, floa
 def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int, bool]:
     """(iteration, censored): the first point of the curve at or below the last one of the baseline's curve.
 
-    No interpolation: the resolution is that of the snapshots. Censored: never reached, and the iteration is the
-    last one known. Both curves have the same n. A first crossing of a noisy curve comes a little early.
+    No interpolation: the resolution is that of the snapshots, and a noisy curve crosses a little early.
+    Censored: never reached, and the iteration is the last one known. Both curves have the same n.
     """
     column = named(base.curve[0], "fd", primary, part)
     goal = float(base.curve[-1][column])
@@ -131,8 +131,8 @@ def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int,
 def censored_median(values: list[tuple[float, bool]]) -> tuple[float, bool]:
     """Median of (value, censored), and whether it is only a lower bound.
 
-    Censored values count as larger than all others; if the middle one (or one of the two) is censored, so is the
-    median. This is no Kaplan–Meier median; for arms of one length and odd numbers of seeds they agree.
+    Censored values count as larger than all others; if a middle one is censored, so is the median. This is no
+    Kaplan–Meier median; for arms of one length and odd numbers of seeds they agree.
     """
     ordered = sorted(values, key=lambda each: (each[1], each[0]))
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
@@ -149,8 +149,8 @@ def _bounded(value: float, censored: bool, sign: str = ">"):
 
 def spaces(results: list[Result], primary: str) -> list[str]:
     """All feature spaces, the primary one first."""
-    found = [match["space"] for result in results for name in result.metrics if (match := NAME.fullmatch(name))]
-    return list(dict.fromkeys([primary, *found]))
+    matches = (NAME.fullmatch(name) for result in results for name in result.metrics)
+    return list(dict.fromkeys([primary, *(match["space"] for match in matches if match)]))
 
 
 def columns(results: list[Result], primary: str) -> list[tuple[str, str, str]]:
@@ -174,23 +174,24 @@ def _twins(results: list[Result], arms: dict, baseline: str) -> list[tuple[Resul
     return [(result, bases[result.seed]) for result in results if result.seed in bases]
 
 
+def _identity(result: Result) -> dict:
+    return dict(zip(("data", "method", "supplement"), result.arm, strict=True)) | {"seed": result.seed}
+
+
 def run_rows(results: list[Result], params: dict) -> list[dict]:
     """runs.csv: one row a run: every metric, the cost, the crossings, and where each number comes from."""
     arms, names, rows = _arms(results), dict.fromkeys(n for result in results for n in result.metrics), []
     for result in results:
-        about, twins = result.about, _twins([result], arms, params["baseline"])
-        crossings = {
-            f"iterations_to_baseline_{part}": _bounded(*reached(*twins[0], params["primary"], part)) if twins else None
-            for part in PARTS
-        }
-        rows.append(
-            dict(zip(("data", "method", "supplement"), result.arm, strict=True))
-            | {"seed": result.seed, **{name: result.metrics.get(name) for name in names}}
-            | {key: about[key] for key in ABOUT[:4]}
-            | crossings
-            | {"metrics_file": f"data/evaluations/{result.run}/metrics.json", "recipe": str(about["recipe"])[:12]}
-            | {key: about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
-        )
+        row = _identity(result) | {name: result.metrics.get(name) for name in names}
+        row |= {key: result.about[key] for key in ABOUT[:4]}
+        twins = _twins([result], arms, params["baseline"])
+        for part in PARTS:
+            reach = _bounded(*reached(*twins[0], params["primary"], part)) if twins else None
+            row[f"iterations_to_baseline_{part}"] = reach
+        row["metrics_file"] = f"data/evaluations/{result.run}/metrics.json"
+        row["recipe"] = result.about["recipe"][:12]
+        row |= {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
+        rows.append(row)
     return rows
 
 
@@ -198,75 +199,80 @@ def curve_rows(results: list[Result]) -> list[dict]:
     """curves.csv: one row a snapshot, for `dvc plots`."""
     names = dict.fromkeys(name for result in results for name in result.curve[0] if name != "n_images")
     return [
-        dict(zip(("data", "method", "supplement"), result.arm, strict=True))
-        | {"seed": result.seed, "n_images": point["n_images"], "iteration": result.iteration(point)}
+        _identity(result)
+        | {"n_images": point["n_images"], "iteration": result.iteration(point)}
         | {name: point.get(name) for name in names}
         for result in results
         for point in result.curve
     ]
 
 
-def _compare(twins: list[tuple[Result, Result]], params: dict, is_baseline: bool) -> dict:
-    # Everything relative to the baseline, over the seeds that both arms have.
-    primary, row, known = params["primary"], {}, bool(twins)
-    against = known and not is_baseline
-    for part in PARTS:
-        name = named(twins[0][0].metrics, "fd", primary, part) if known else None
-        pairs = [(result.metrics[name], base.metrics[name]) for result, base in twins]
-        deltas, stem = [a - b for a, b in pairs], f"fd_{primary}_{part}"
-        low, high = interval(deltas, params["confidence"]) if against else (None, None)
-        row[f"{stem}_difference"] = fmean(deltas) if against else None
-        row |= {f"{stem}_difference_low": low, f"{stem}_difference_high": high}
-        row[f"{stem}_lower_in"] = f"{sum(delta < 0 for delta in deltas)}/{len(deltas)}" if against else None
-        row[f"{stem}_ratio"] = (
-            fmean(a for a, _ in pairs) / (fmean(b for _, b in pairs) or math.inf) if against else None
-        )
-    row["paired_seeds"] = len(twins) if against else None
-    for part in PARTS:
-        here = censored_median([reached(result, base, primary, part) for result, base in twins]) if known else None
-        there = censored_median([reached(base, base, primary, part) for _, base in twins]) if known else None
-        row[f"iterations_to_baseline_{part}"] = _bounded(*here) if known else None
-        row[f"saving_percent_{part}"] = _bounded(100 - 100 * here[0] / there[0], here[1], "<") if against else None
+def _difference(twins: list[tuple[Result, Result]], params: dict, part: str) -> dict:
+    # The paired difference of the primary distance; empty without twins.
+    stem, row = f"fd_{params['primary']}_{part}", {}
+    name = named(twins[0][0].metrics, "fd", params["primary"], part) if twins else None
+    pairs = [(result.metrics[name], base.metrics[name]) for result, base in twins]
+    deltas = [a - b for a, b in pairs]
+    row[f"{stem}_difference"] = fmean(deltas) if deltas else None
+    row[f"{stem}_difference_low"], row[f"{stem}_difference_high"] = interval(deltas, params["confidence"])
+    row[f"{stem}_lower_in"] = f"{sum(delta < 0 for delta in deltas)}/{len(deltas)}" if deltas else None
+    base = sum(b for _, b in pairs)
+    row[f"{stem}_ratio"] = sum(a for a, _ in pairs) / base if base else None
+    return row
+
+
+def _speed(twins: list[tuple[Result, Result]], params: dict, part: str, against: bool) -> dict:
+    # Iterations to the baseline's final value, and their saving; empty without twins.
+    row = dict.fromkeys((f"iterations_to_baseline_{part}", f"saving_percent_{part}"))
+    if twins:
+        here = censored_median([reached(result, base, params["primary"], part) for result, base in twins])
+        there = censored_median([reached(base, base, params["primary"], part) for _, base in twins])
+        row[f"iterations_to_baseline_{part}"] = _bounded(*here)
+        if against:
+            row[f"saving_percent_{part}"] = _bounded(100 - 100 * here[0] / there[0], here[1], "<")
     return row
 
 
 def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> dict:
     """One row of main.csv: mean and deviation over seeds, and the comparison with the baseline.
 
-    saving_percent: 100 (1 - iterations / the baseline's own first crossing of its final value), medians over paired
-    seeds; counted so that a baseline which was there before its end is not flattered away. `> N` iterations and
-    `< x` percent: not reached by N. overhead_percent: of CPU time an iteration, medians over paired seeds.
+    saving_percent: 100 (1 - iterations / the baseline's own first crossing of its final value), medians over
+    paired seeds: a baseline that was there before its end gets credit for it. `> N` iterations, `< x` percent:
+    not reached by N. overhead_percent: of CPU time an iteration, medians over paired seeds.
     """
-    primary, baseline, row = params["primary"], params["baseline"], {}
     data, method, supplement = results[0].arm
-    for metric, space, part in wanted:
-        name = named(results[0].metrics, metric, space, part)
-        values, stem = [result.metrics[name] for result in results] if name else [], f"{metric}_{space}_{part}"
+    row = {"data": data, "method": method, "supplement": supplement, "seeds": len(results)}
+    row |= {f"metric_{p}": named(results[0].metrics, "fd", params["primary"], p) for p in PARTS}
+    for want in wanted:
+        name, stem = named(results[0].metrics, *want), "_".join(want)
+        values = [result.metrics[name] for result in results] if name else []
         row[f"{stem}_mean"] = fmean(values) if values else None
         row[f"{stem}_sd"] = stdev(values) if len(values) > 1 else None
-    twins, key = _twins(results, arms, baseline), "milliseconds_per_iteration_cpu"
-    mine, theirs = (median(pair[i].about[key] for pair in twins) if twins else None for i in (0, 1))
-    return {
-        "data": data, "method": method, "supplement": supplement, "seeds": len(results),
-        **{f"metric_{part}": named(results[0].metrics, "fd", primary, part) for part in PARTS},
-        **row, **_compare(twins, params, supplement == baseline),
-        "step_ms_cpu": median(result.about[key] for result in results),
-        "overhead_percent": 100 * mine / theirs - 100 if theirs and supplement != baseline else None,
-        "runs": " ".join(result.run for result in results),
-    }  # fmt: skip
+    twins, against = _twins(results, arms, params["baseline"]), supplement != params["baseline"]
+    others, key = twins if against else [], "milliseconds_per_iteration_cpu"
+    for part in PARTS:
+        row |= _difference(others, params, part)
+    row["paired_seeds"] = len(others) or None
+    for part in PARTS:
+        row |= _speed(twins, params, part, against)
+    row["step_ms_cpu"] = median(result.about[key] for result in results)
+    mine, theirs = (median(pair[i].about[key] for pair in others) if others else None for i in (0, 1))
+    row["overhead_percent"] = 100 * mine / theirs - 100 if theirs else None
+    return row | {"runs": " ".join(result.run for result in results)}
 
 
 def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
-    """main.csv: for each data setting the noise floor, the teacher, then a row for each arm, as the suite lists them."""
+    """main.csv: for each data setting the noise floor, the teacher, then each arm, in the suite's order."""
     arms, wanted, rows = _arms(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
         for which, label in YARDSTICKS.items():
             metrics = read_json(root / f"data/evaluations/{data}/{which}/metrics.json")
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
-            row |= {f"metric_{part}": named(metrics, "fd", params["primary"], part) for part in PARTS}
-            row |= {"_".join((*want, "mean")): metrics.get(named(metrics, *want)) for want in wanted}
-            rows.append(row)
+            row |= {f"metric_{p}": named(metrics, "fd", params["primary"], p) for p in PARTS}
+            if not (row["metric_heldout"] and row["metric_train"]):
+                raise Problem(f"{data}/{which} has no fd of {params['primary']}; evaluate it again")
+            rows.append(row | {"_".join((*want, "mean")): metrics.get(named(metrics, *want)) for want in wanted})
         rows += groups
     return rows
 
@@ -288,79 +294,82 @@ def _cell(row: dict, stem: str) -> str:
     return _short(row[f"{stem}_mean"]) + (f" ± {_short(sd)}" if sd is not None else "")
 
 
+def _delta(row: dict, part: str, params: dict) -> tuple:
+    return tuple(row[f"fd_{params['primary']}_{part}_difference{end}"] for end in ("", "_low", "_high"))
+
+
 def sentence(row: dict, part: str, params: dict) -> str | None:
     """What the paired difference of one row says, and no more; None without a baseline."""
-    stem, baseline, name = f"fd_{params['primary']}_{part}", params["baseline"], row[f"metric_{part}"]
-    delta, low, high = (row[f"{stem}_difference{end}"] for end in ("", "_low", "_high"))
+    (delta, low, high), base = _delta(row, part, params), params["baseline"]
     if delta is None:
         return None
-    who, count = f"{row['method']}/{row['supplement']}: {name}", row["paired_seeds"]
+    who = f"{row['method']}/{row['supplement']}: {row[f'metric_{part}']}"
     if low is None:
-        return f"{who} differs from {baseline} by {_short(delta)} in the only paired seed: no interval, no conclusion."
-    tail = f"({100 * params['confidence']:g} %, {count} paired seeds; lower in {row[f'{stem}_lower_in'].replace('/', ' of ')})"
+        return f"{who} differs from {base} by {_short(delta)} in one paired seed: no interval, no conclusion."
+    lower_in = row[f"fd_{params['primary']}_{part}_lower_in"].replace("/", " of ")
+    tail = f"({100 * params['confidence']:g} %, {row['paired_seeds']} paired seeds; lower in {lower_in})"
     if low <= 0 <= high:
-        return f"{who} is not distinguishable from {baseline}: {_short(delta)} [{_short(low)}, {_short(high)}] {tail}."
+        span = f"{_short(delta)} [{_short(low)}, {_short(high)}]"
+        return f"{who} is not distinguishable from {base}: difference {span} {tail}."
     near, far = sorted((abs(low), abs(high)))
     which = "lower" if delta < 0 else "higher"
-    return f"{who} is {which} than {baseline} by {_short(abs(delta))} [{_short(near)}, {_short(far)}] {tail}."
+    return f"{who} is {which} than {base} by {_short(abs(delta))} [{_short(near)}, {_short(far)}] {tail}."
+
+
+def _reach(iterations, saving) -> str:
+    if saving is None:
+        return _short(iterations)
+    return _short(iterations) + (" (not reached)" if isinstance(saving, str) else f" (saves {saving:.0f} %)")
 
 
 def _line(row: dict, params: dict, wanted: list) -> list[str]:
-    stems = ["_".join(want) for want in wanted]
+    values = [_cell(row, "_".join(want)) for want in wanted]
     if row["seeds"] is None:
-        # A yardstick has another number of images than the arms: its cells say so.
-        sizes = {part: f" (n = {NAME.fullmatch(name)['n']})" for part in PARTS if (name := row[f"metric_{part}"])}
-        cells = [
-            text + sizes.get(stem[2], "") if (text := _cell(row, s)) else ""
-            for s, stem in zip(stems, wanted, strict=True)
-        ]
-        return [row["method"], "", cells[0], "", cells[1], "", *cells[2:], "", ""]
+        # A yardstick has another number of images than the arms.
+        n, n_train = (NAME.fullmatch(row[f"metric_{part}"])["n"] for part in PARTS)
+        label = f"{row['method']}, n = {n}" + (f", train n = {n_train}" if n_train != n else "")
+        return [label, "", values[0], "", values[1], "", *values[2:], "", "", ""]
     deltas = []
     for part in PARTS:
-        delta, low, high = (row[f"fd_{params['primary']}_{part}_difference{end}"] for end in ("", "_low", "_high"))
+        delta, low, high = _delta(row, part, params)
         deltas.append(_short(delta) + (f" [{_short(low)}, {_short(high)}]" if low is not None else ""))
-    saving, overhead = row["saving_percent_heldout"], row["overhead_percent"]
-    reach = _short(row["iterations_to_baseline_heldout"])
-    cells = [_cell(row, stem) for stem in stems]
-    return [f"{row['method']}/{row['supplement']}", str(row["seeds"]), cells[0], deltas[0], cells[1], deltas[1], *cells[2:],
-            reach + (f" (saves {_percent(saving)} %)" if saving is not None else ""),
-            _short(row["step_ms_cpu"]) + (f" ({overhead:+.0f} %)" if overhead is not None else "")]  # fmt: skip
-
-
-def _percent(saving) -> str:
-    return f"< {float(saving[2:]):.0f}" if isinstance(saving, str) else f"{saving:.0f}"
+    speeds = [_reach(row[f"iterations_to_baseline_{p}"], row[f"saving_percent_{p}"]) for p in PARTS]
+    cost, overhead = _short(row["step_ms_cpu"]), row["overhead_percent"]
+    cost += f" ({overhead:+.0f} %)" if overhead is not None else ""
+    label = f"{row['method']}/{row['supplement']}"
+    return [label, str(row["seeds"]), values[0], deltas[0], values[1], deltas[1], *values[2:], *speeds, cost]
 
 
 def _section(data: str, rows: list[dict], params: dict, wanted: list) -> str:
     floor, arms = rows[0], [row for row in rows if row["seeds"]]
-    primary, baseline, first = params["primary"], params["baseline"], arms[0]
-    n = NAME.fullmatch(first["metric_heldout"])["n"]
+    primary, base, name = params["primary"], params["baseline"], arms[0]["metric_heldout"]
+    stem = f"fd_{primary}_heldout_mean"
     intro = (
-        f"`{first['metric_heldout']}` ranks: Fréchet distance of {n} generated images to the held-out ones in the features "
-        f"of {primary}; lower is better. Noise floor `{floor['metric_heldout']}`, train images against held-out ones: "
-        f"{_short(floor[f'fd_{primary}_heldout_mean'])}. Cells: mean ± sd over seeds; differences paired by seed, with "
-        f"{100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance: compare at equal n only."
+        f"`{name}` ranks: Fréchet distance of {NAME.fullmatch(name)['n']} generated images to the held-out ones "
+        f"in the features of {primary}; lower is better. Noise floor (`{floor['metric_heldout']}`, train images "
+        f"against held-out ones): {_short(floor[stem])}. Cells: mean ± sd over seeds; differences paired by "
+        f"seed, with {100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance, so "
+        "only those of equal n compare strictly; the floor against train images, of few images, is no bound."
     )
     titles = [f"{metric} {space} {PARTS[part]}" for metric, space, part in wanted]
-    head = ["method/supplement", "seeds", titles[0], f"minus {baseline}", titles[1], f"minus {baseline}", *titles[2:],
-            f"iterations to {baseline}'s final {titles[0]}", "CPU ms an iteration"]  # fmt: skip
-    table = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *(_line(row, params, wanted) for row in rows)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title}" for title in titles[:2]]
+    head = ["method/supplement", "seeds", titles[0], minus, titles[1], minus, *titles[2:], *speeds]
+    head.append("CPU ms an iteration")
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    lines = [f"| {' | '.join(cells)} |" for cells in [head, rule, *(_line(row, params, wanted) for row in rows)]]
     said = [f"- {text}" for row in arms for part in PARTS if (text := sentence(row, part, params))]
-    stem = f"fd_{primary}_heldout_mean"
-    said += [f"- {row['method']}/{row['supplement']}: below the noise floor. That is no success but a reason to look for a mistake."
-             for row in arms if row[stem] < floor[stem]]  # fmt: skip
-    return "\n".join(
-        [f"## {data}", "", intro, "", *lines, "", *(said or [f"No comparison: there is no run of {baseline}."])]
-    )
+    said = said or [f"No comparison: no other supplement shares a seed with {base}."]
+    below = [f"{row['method']}/{row['supplement']}" for row in arms if row[stem] < floor[stem]]
+    if below:
+        said += ["", f"Below the noise floor: {', '.join(below)}. Look for a mistake; it is no success."]
+    return "\n".join([f"## {data}", "", intro, "", *lines, "", *said])
 
 
 def markdown(suite: str, rows: list[dict], params: dict, wanted: list) -> str:
     """main.md: a section for each data setting; below its table one sentence for each comparison."""
-    sections = [
-        _section(data, list(group), params, wanted) for data, group in itertools.groupby(rows, lambda row: row["data"])
-    ]
-    note = "Every interval stands alone: none is corrected for the number of comparisons. All digits and the runs: main.csv."
+    groups = itertools.groupby(rows, lambda row: row["data"])
+    sections = [_section(data, list(group), params, wanted) for data, group in groups]
+    note = "Each interval stands alone, uncorrected for the number of comparisons. All digits: main.csv."
     return "\n\n".join([f"# Suite {suite}", *sections, note]) + "\n"
 
 
@@ -368,37 +377,31 @@ def markdown(suite: str, rows: list[dict], params: dict, wanted: list) -> str:
 
 
 def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    for (*_, supplement), results in arms.items():
+    # One panel: arms of one data setting and method against one part; rows: the yardsticks.
+    for (data, method, supplement), results in arms.items():
         column, points = named(results[0].curve[0], "fd", primary, part), {}
+        colour, marker = styles[supplement]
         for result in results:
-            x = [int(point["n_images"]) for point in result.curve]
-            y = [float(point[column]) for point in result.curve]
-            for n_images, value in zip(x, y, strict=True):
+            curve = {int(point["n_images"]): float(point[column]) for point in result.curve}
+            for n_images, value in curve.items():
                 points.setdefault(n_images, []).append(value)
             if len(results) > 1:
-                axes.plot(x, y, color=styles[supplement][0], linewidth=0.8, alpha=0.4)
-        means = {n_images: fmean(values) for n_images, values in sorted(points.items()) if len(values) == len(results)}
-        colour, marker = styles[supplement]
-        seeds = f"mean of {len(results)} seeds" if len(results) > 1 else "1 seed"
-        axes.plot(
-            means.keys(),
-            means.values(),
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=2,
-            label=f"{supplement} ({seeds})",
-        )
-    for row, dash, colour in zip(rows, ((0, (6, 2)), (0, (1, 1.5))), ("#777777", "#777777"), strict=True):
-        if (value := row[f"fd_{primary}_{part}_mean"]) is not None:
-            name = NAME.fullmatch(row[f"metric_{part}"])
-            label = f"{row['method'].split(' (')[0]}: {_short(value)} (n = {name['n']})".replace("real", "noise floor")
-            axes.axhline(value, color=colour, linestyle=dash, linewidth=1.6, label=label)
-    data, method, _ = next(iter(arms))
-    axes.set(title=f"{data}, {method}: against {PARTS[part]} images", yscale="log", xlabel="images seen in training",
-             ylabel=f"Fréchet distance (lower is better)\n{column}")  # fmt: skip
+                axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.4)
+        mean = {n: fmean(values) for n, values in sorted(points.items()) if len(values) == len(results)}
+        label = f"{supplement} ({f'mean of {len(results)} seeds' if len(results) > 1 else '1 seed'})"
+        style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
+        axes.plot(mean.keys(), mean.values(), **style)
+        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="images seen in training")
+        axes.set(yscale="log", ylabel=f"Fréchet distance (lower is better)\n{column}")
+    for row, what, dash in zip(rows, ("noise floor", "teacher"), ((0, (1, 1.5)), (0, (6, 2))), strict=True):
+        value, name = row[f"fd_{primary}_{part}_mean"], row[f"metric_{part}"].split("_")[0]
+        axes.axhline(value, color="#777777", linestyle=dash, label=f"{what}, {name}: {_short(value)}")
+    _dress(axes)
+
+
+def _dress(axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -408,29 +411,31 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
     axes.legend(frameon=False, fontsize=10)
 
 
+def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
+    # Black is the baseline's, in every panel and also where it is absent.
+    others = dict.fromkeys(result.arm[2] for result in results if result.arm[2] != baseline)
+    looks = itertools.cycle(zip(COLOURS[1:], MARKERS[1:], strict=True))
+    return {baseline: (COLOURS[0], MARKERS[0])} | dict(zip(others, looks, strict=False))
+
+
 def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
-    """curves.png: a row of two panels (held-out, train) for each data setting and method, 1200 x 500 pixels each.
+    """curves.png: two panels (held-out, train) of 600 x 500 pixels for each data setting and method.
 
     Thick: mean over the seeds at points that all of them have; thin: each seed; dashed: the two yardsticks.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    arms = _arms(results)
-    supplements = dict.fromkeys(arm[2] for arm in sorted(arms, key=lambda arm: arm[2] != params["baseline"]))
-    first = 0 if params["baseline"] in supplements else 1
-    styles = {s: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate(supplements, first)}
+    arms, styles = _arms(results), _styles(results, params["baseline"])
     beds = list(dict.fromkeys(arm[:2] for arm in arms))
-    with matplotlib.style.context("default"):
+    with matplotlib.style.context("default"), atomic(path) as temporary:
         figure = Figure(figsize=(12, 5 * len(beds)), dpi=100, layout="constrained")
-        grid = figure.subplots(len(beds), 2, squeeze=False)
-        for panels, bed in zip(grid, beds, strict=True):
+        for panels, bed in zip(figure.subplots(len(beds), 2, squeeze=False), beds, strict=True):
             here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
             yardsticks = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
             for axes, part in zip(panels, PARTS, strict=True):
-                _panel(axes, here, yardsticks[::-1], styles, part, params["primary"])
-        with atomic(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+                _panel(axes, here, yardsticks, styles, part, params["primary"])
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _picture(path: Path, columns: int, width: int):
@@ -457,7 +462,7 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
     for (data, method, supplement), group in _arms(results).items():
         run = min(group, key=lambda result: result.seed)
         panels = places.setdefault(data, [(f"{data}: {TEACHER}", f"{data}/teacher")])
-        panels.append((f"{data}: {method}, {supplement}, one step, seed {run.seed}", run.run))
+        panels.append((f"{data}: {method}, {supplement}, seed {run.seed}", run.run))
     panels = [(text, _picture(root / f"data/evaluations/{folder}/samples.png", params["grid"], 576))
               for group in places.values() for text, folder in group]  # fmt: skip
     label, gap = 36, 24

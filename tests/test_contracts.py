@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every file in methods/, supplements/ and ensemble/ must do, whoever adds one: the tests find it by themselves."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import graphlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import eldistill
+from eldistill import contract, loop, noise, params
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.files import Problem
+
+PACKAGE = Path(eldistill.__file__).parent
+
+
+def discovered(kind: str) -> list[str]:
+    """The files of a folder that are a method, a supplement or a family."""
+    return sorted(p.stem for p in (PACKAGE / kind).glob("*.py") if not p.stem.startswith("_") and p.stem != "seed")
+
+
+METHODS, SUPPLEMENTS, FAMILIES = discovered("methods"), discovered("supplements"), discovered("ensemble")
+EVERY = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in discovered(kind)]
+with_methods = pytest.mark.parametrize("method", METHODS)
+with_supplements = pytest.mark.parametrize("supplement", SUPPLEMENTS)
+with_families = pytest.mark.parametrize("family", FAMILIES)
+with_every = pytest.mark.parametrize(("kind", "file"), EVERY)
+with_labels = pytest.mark.parametrize("labels", [0, 3], ids=["unconditional", "conditional"])
+# Adam's first steps are the sign of the gradient, which rounding decides where it is zero: a larger eps is smooth.
+SMOOTH = {"eps": 1e-2, "lr": 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def untouched_rng():
+    """Nothing draws from a global generator, or leaves one changed."""
+    before, numpys = torch.get_rng_state(), np.random.get_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpys, strict=True))
+
+
+def copied(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def trained(job: loop.Job) -> dict[str, dict]:
+    """The weights of all networks and of the average at the end."""
+    average = loop.Loop(job).run()
+    return {**{name: copied(net) for name, net in job.nets.items()}, "average": copied(average)}
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+
+
+def distance(a: dict, b: dict) -> float:
+    """Root of the summed squared differences of two sets of weights."""
+    squares = [(x.double() - b[name][key].double()).square().sum() for name in a for key, x in a[name].items()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def nets_of(method: str) -> list[str]:
+    """The trained networks of a method, in the order of its phases."""
+    module = contract.module("methods", method)
+    return [phase.net for phase in module.phases(module.Numbers(), Progress(0, 0, 100))]
+
+
+def test_something_is_found():
+    """The folders are read: the first method, supplement and families are there."""
+    assert "diff_instruct" in METHODS and "embedding" in SUPPLEMENTS and {"conv", "identity"} <= set(FAMILIES)
+
+
+# --- methods ---
+
+
+@with_methods
+def test_phases(method):
+    """Phases name networks that exist, use known words, and train the generator."""
+    module = contract.module("methods", method)
+    for progress in (Progress(0, 0, 1000), Progress(996, 249, 1000)):
+        phases = module.phases(module.Numbers(), progress)
+        assert phases and all(isinstance(phase, Phase) for phase in phases)
+        for phase in phases:
+            assert phase.every >= 1 and phase.images in ("fresh", "reuse", "none")
+            assert phase.generator_mode in ("train", "eval") and phase.labels in ("fresh", "same")
+    assert "generator" in nets_of(method)
+
+
+@with_methods
+@with_labels
+def test_terms_are_named_and_finite(bench, method, labels):
+    """generator_terms and critic_terms give names, finite values, and gradients of the images' shape."""
+    job = bench.job(method, labels=labels, batch=5)
+    module, shape = job.method, (5, *job.shape)
+    extras = [name for name in job.nets if name != "generator"]
+    batch_labels = job.reals.labels(torch.arange(5))
+    draw = lambda scope: noise.Draw(0, scope, 0, 5)  # noqa: E731
+    batch = Batch(draw("generator"), batch_labels, job.shape, Progress(0, 0, 100), job.reals)
+    nets = {**job.fixed, **job.nets}
+    images = module.generate(nets, batch, job.numbers)
+    assert images.shape == shape and images.isfinite().all()
+    terms = module.generator_terms(nets, batch, images.detach, job.numbers)
+    if extras:
+        other = Batch(draw("critic"), batch_labels, job.shape, Progress(0, 0, 100), job.reals)
+        critic = module.critic_terms(nets, other, images.detach(), job.numbers)
+        assert critic and all(not isinstance(term, AtImages) for term in critic.values())
+        terms = {**terms, **critic}
+    for name, term in terms.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
+        value = term.value if isinstance(term, AtImages) else term
+        assert value.ndim == 0 and value.isfinite()
+        if isinstance(term, AtImages):
+            assert term.gradient.shape == shape and term.gradient.isfinite().all() and term.gradient.any()
+            assert not term.gradient.requires_grad
+
+
+@with_methods
+@with_labels
+def test_generator_phase_trains_the_generator_alone(bench, method, labels):
+    """A gradient reaches the generator, its label layer included; nothing else gets one, or moves by one bit."""
+    module = contract.module("methods", method)
+    job = bench.job(bench.only(module, "generator"), numbers=module.Numbers(), labels=labels)
+    others = {**job.fixed, **{name: net for name, net in job.nets.items() if name != "generator"}}
+    before = {name: copied(net) for name, net in {**others, "generator": job.nets["generator"]}.items()}
+    loop.Loop(job).iterate()
+    gradients = {key: p.grad for key, p in job.nets["generator"].named_parameters()}
+    assert all(gradient is not None and gradient.any() for key, gradient in gradients.items() if "weight" in key)
+    assert any("map_label" in key for key in gradients) == bool(labels)
+    assert not same(before["generator"], job.nets["generator"].state_dict())
+    for name, net in others.items():
+        assert all(p.grad is None for p in net.parameters()), name
+        assert same(before[name], net.state_dict()), name
+
+
+@pytest.mark.parametrize(("method", "net"), [(m, n) for m in METHODS for n in dict.fromkeys(nets_of(m)) if n != "generator"])
+def test_critic_phase_leaves_the_rest_untouched(bench, method, net):
+    """A step of an extra network moves that network; generator, teacher and the others stay bit for bit."""
+    module = contract.module("methods", method)
+    job = bench.job(bench.only(module, net), numbers=module.Numbers())
+    before = {name: copied(each) for name, each in {**job.fixed, **job.nets}.items()}
+    loop.Loop(job).iterate()
+    after = {name: each.state_dict() for name, each in {**job.fixed, **job.nets}.items()}
+    assert {name for name in after if not same(before[name], after[name])} == {net}
+    assert all(p.grad is None for name, each in {**job.fixed, **job.nets}.items() if name != net for p in each.parameters())
+
+
+@with_methods
+@pytest.mark.parametrize("supplement", [None, *SUPPLEMENTS])
+def test_seed_decides_every_bit(bench, method, supplement):
+    """The same seed gives the same bits whatever torch's global generator holds; another seed gives others."""
+    chosen = {supplement: {}} if supplement else {}
+
+    def run(number: int, seed: int) -> dict:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number)
+            return trained(bench.job(method, chosen, seed=seed, dropout=0.2, folder=f"state-{number}"))
+
+    first, again, other = run(1, 0), run(2, 0), run(3, 1)
+    assert equal(first, again)
+    assert all(not same(first[name], other[name]) for name in first)
+
+
+@with_methods
+@pytest.mark.parametrize("supplement", [None, *SUPPLEMENTS])
+def test_float64_agrees_with_float32(bench, method, supplement):
+    """Three steps in float64 are the steps of float32, but for its rounding: same draws, same terms."""
+    chosen = {supplement: {}} if supplement else {}
+
+    def run(dtype):
+        job = bench.job(method, chosen, dtype=dtype, steps=3, optimiser=SMOOTH, folder=str(dtype))
+        start = {name: copied(net) for name, net in {**job.nets, "average": job.nets["generator"]}.items()}
+        return start, trained(job)
+
+    start, low = run(torch.float32)
+    begun, high = run(torch.float64)
+    assert distance(start, begun) == 0  # float64 holds the weights of float32
+    assert all(value.dtype == torch.float64 for value in high["generator"].values())
+    assert distance(low, high) < 1e-4 * distance(begun, high)
+
+
+@with_methods
+@with_labels
+def test_batch_of_one(bench, method, labels):
+    """One image a step trains, to finite weights."""
+    job = bench.job(method, batch=1, labels=labels, steps=3)
+    before = copied(job.nets["generator"])
+    after = trained(job)
+    assert not same(before, after["generator"])
+    assert all(value.isfinite().all() for weights in after.values() for value in weights.values())
+
+
+@with_methods
+@pytest.mark.parametrize("supplement", [None, *SUPPLEMENTS])
+@with_labels
+@pytest.mark.parametrize("micro_batch", [2, 3])
+def test_accumulation_changes_nothing(bench, method, supplement, labels, micro_batch):
+    """Eight images at once, in four parts or in three uneven ones: the same weights and logs, also with a supplement."""
+    chosen = {supplement: {}} if supplement else {}
+
+    def run(size):
+        job = bench.job(method, chosen, labels=labels, dtype=torch.float64, batch=8, steps=3, ticks=3, micro_batch=size,
+                        optimiser=SMOOTH, folder=f"state-{size}")  # fmt: skip
+        work = loop.Loop(job)
+        work.run()
+        return {name: copied(net) for name, net in {**job.nets, "average": work.average}.items()}, work.rows
+
+    (whole, rows), (parts, part_rows) = run(0), run(micro_batch)
+    for name, weights in whole.items():
+        for key, value in weights.items():
+            torch.testing.assert_close(parts[name][key], value, rtol=1e-10, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
+    assert len(rows) == 3
+    for row, part_row in zip(rows, part_rows, strict=True):
+        assert row.keys() == part_row.keys()
+        np.testing.assert_allclose([*part_row.values()], [*row.values()], rtol=1e-9, atol=1e-12)
+
+
+@with_methods
+def test_accumulation_changes_nothing_with_dropout(bench, method):
+    """Dropout masks belong to an image of the run, not to its micro-batch: micro_batch describes a machine only."""
+
+    def run(size):
+        return trained(bench.job(method, dtype=torch.float64, dropout=0.3, batch=8, steps=2, micro_batch=size,
+                                 optimiser=SMOOTH, folder=f"state-{size}"))  # fmt: skip
+
+    whole, parts = run(0), run(2)
+    assert distance(whole, parts) < 1e-8
+
+
+# --- supplements ---
+
+
+@with_methods
+@with_supplements
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_weight_zero_is_the_run_without(bench, method, supplement, micro_batch):
+    """A supplement of weight 0 gives bit for bit the run without it; one of positive weight does not."""
+    run = lambda name, chosen: trained(bench.job(method, chosen, folder=name, micro_batch=micro_batch))  # noqa: E731
+    without, off = run("without", {}), run("off", {supplement: {"weight": 0.0}})
+    on = run("on", {supplement: {}})
+    assert equal(without, off)
+    assert not same(without["generator"], on["generator"])
+
+
+@with_supplements
+@with_labels
+def test_supplement_terms(bench, supplement, labels):
+    """Named finite terms whose gradient at the images is the derivative of their value."""
+    each, dtype = bench.supplement(supplement, torch.float64), torch.float64
+    images = bench.reals(labels, dtype).take(torch.arange(6))[0]
+    reals = bench.reals(labels, dtype)
+    batch = Batch(noise.Draw(0, "generator", 0, 6, dtype=dtype), reals.labels(torch.arange(6)), reals.shape,
+                  Progress(0, 0, 100), reals)  # fmt: skip
+
+    def terms(x):
+        return each.module.generator_terms(each.tools, x, batch, each.numbers)
+
+    found = terms(images)
+    direction = noise.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
+    assert found
+    for name, term in found.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", name) and isinstance(term, AtImages)
+        assert term.value.ndim == 0 and term.value.isfinite() and not term.value.requires_grad
+        assert term.gradient.shape == images.shape and term.gradient.any() and not term.gradient.requires_grad
+        ahead, behind = (terms(images + step * direction)[name].value for step in (1e-4, -1e-4))
+        torch.testing.assert_close((ahead - behind) / 2e-4, (term.gradient * direction).sum(), rtol=1e-4, atol=1e-9)
+
+
+@with_supplements
+def test_supplement_leaves_networks_alone(bench, supplement):
+    """A run with a supplement changes no tensor of the supplement's tools."""
+    job = bench.job("diff_instruct", {supplement: {}})
+
+    def tensors(thing, depth=6):
+        if isinstance(thing, torch.Tensor):
+            yield thing
+        elif isinstance(thing, dict):
+            thing = list(thing.values())
+        elif hasattr(thing, "__dict__") and not isinstance(thing, type(eldistill)):
+            thing = list(vars(thing).values())
+        if isinstance(thing, (list, tuple)) and depth:
+            for part in thing:
+                yield from tensors(part, depth - 1)
+
+    tools = job.supplements[0].tools
+    ensemble = getattr(tools, "ensemble", None)
+    watched = list(tensors(tools)) + (list(tensors(ensemble.at(0))) if ensemble else [])
+    before = [tensor.clone() for tensor in watched]
+    assert watched
+    loop.Loop(job).run()
+    assert all(torch.equal(a, b) and b.grad is None and not b.requires_grad for a, b in zip(before, watched, strict=True))
+
+
+@with_methods
+def test_batch_of_one_with_an_unbiased_supplement(bench, method):
+    """The unbiased estimate of one image does not exist: a sentence, not a NaN; the biased one trains."""
+    with pytest.raises(Problem, match="at least 2 of each: raise the batch"):
+        trained(bench.job(method, {"embedding": {"estimator": "unbiased"}}, batch=1))
+    for kernel in ("rbf", "linear"):
+        chosen = {"embedding": {"estimator": "biased", "kernel": kernel}}
+        after = trained(bench.job(method, chosen, batch=1, folder=kernel))
+        assert all(value.isfinite().all() for value in after["generator"].values())
+
+
+@with_methods
+@with_labels
+def test_micro_batches_of_one_with_a_supplement(bench, method, labels):
+    """A supplement sees the whole batch: micro-batches of one image do not trouble the unbiased estimate."""
+    job = bench.job(method, {"embedding": {}}, labels=labels, micro_batch=1)
+    assert all(value.isfinite().all() for value in trained(job)["generator"].values())
+
+
+@with_methods
+def test_supplements_add_up(bench, method):
+    """Two supplements together add both gradients: one counted twice at fixed weight w is one at 2 w."""
+    numbers = {"weighting": "fixed", "warmup": 0.0}
+
+    def run(name, weights):
+        job = bench.job(method, {}, dtype=torch.float64, optimiser=SMOOTH, folder=name)
+        job.supplements = [bench.supplement("embedding", torch.float64, weight=w, **numbers) for w in weights]
+        for index, each in enumerate(job.supplements):
+            each.name = f"embedding-{index}"
+        return trained(job)
+
+    once, twice, none = run("once", [3.0]), run("twice", [1.0, 2.0]), run("none", [])
+    assert distance(once, twice) < 1e-9 < 1e-6 < distance(once, none)
+
+
+# --- families of embedding networks ---
+
+
+@with_families
+@pytest.mark.parametrize("channels", [1, 3])
+def test_family(family, channels):
+    """Features are finite, follow from the seed, embed each image by itself, and carry a gradient to the images."""
+    module = contract.module("ensemble", family)
+    numbers, shape = module.Numbers(), (channels, 8, 8)
+
+    def weights(seed, dtype=torch.float64):
+        normal = noise.Draw(seed, "el", 0, 1, dtype=dtype).normal
+        return module.draw(numbers, shape, lambda name, *size: normal(name, *size)[0])
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert same(first, again)
+    assert all(not torch.equal(first[key], other[key]) for key in first)
+    images = noise.Draw(0, "images", 0, 5, dtype=torch.float64).normal("x", *shape).requires_grad_()
+    features = module.features(first, images, numbers)
+    assert features.ndim == 2 and len(features) == 5 and features.isfinite().all()
+    alone = torch.cat([module.features(first, image[None], numbers) for image in images])
+    torch.testing.assert_close(alone, features, rtol=1e-10, atol=1e-12)
+    (gradient,) = torch.autograd.grad(features.square().sum(), images)
+    assert gradient.isfinite().all() and all(each.any() for each in gradient)
+    low = module.features({key: w.float() for key, w in first.items()}, images.detach().float(), numbers)
+    assert float((low - features.detach()).norm() / features.detach().norm()) < 1e-5
+
+
+# --- the numbers ---
+
+
+@with_every
+def test_numbers_are_declared(kind, file):
+    """Numbers is a frozen dataclass; params.number made every field, with a sentence and a default."""
+    module = contract.module(kind, file)
+    assert dataclasses.is_dataclass(module.Numbers)
+    numbers = module.Numbers()
+    for field in dataclasses.fields(module.Numbers):
+        assert set(field.metadata) == set(params.number(0, "").metadata), field.name
+        assert isinstance(field.metadata["description"], str) and len(field.metadata["description"]) > 10
+        assert field.default is not dataclasses.MISSING
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(numbers, field.name, field.default)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        numbers.another = 1
+    assert isinstance(module.VERSION, int)
+
+
+@with_every
+def test_declared_agrees_with_the_dataclass(kind, file):
+    """What params reads from the source without importing it is what the class says: names, defaults, limits, types."""
+    module = contract.module(kind, file)
+    schema, fields = params.declared(kind, file), dataclasses.fields(module.Numbers)
+    assert list(schema) == [field.name for field in fields]
+    for field in fields:
+        found, limits = dict(schema[field.name]), dict(field.metadata)
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        choices = limits.pop("enum")
+        types = found.pop("type")
+        assert found.pop("default") == default
+        if choices is not None:
+            where = found.pop("items") if types == "array" else found
+            assert where.pop("enum") == list(choices)
+        assert found == {key: value for key, value in limits.items() if value is not None}
+        params.check(default, schema[field.name], field.name, {})
+        names = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "tuple": "array"}
+        word, *rest = re.split(r"\s*\|\s*", field.type)
+        kinds = [names[word.split("[")[0]], *("null" for _ in rest)]
+        assert types == (kinds if rest else kinds[0])
+    again = contract.numbers(module, {key: value["default"] for key, value in schema.items()} | {"file": "x"})
+    assert again == module.Numbers()
+
+
+@pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, file in EVERY if kind != "ensemble"])
+def test_contract_functions(kind, file):
+    """A method and a supplement offer all functions that the contract names, and nothing public beside them is missing."""
+    needed = {
+        "methods": {"phases", "generator", "networks", "generate", "generator_terms", "critic_terms", "sampler"},
+        "supplements": {"prepare", "generator_terms", "weight"},
+    }[kind]
+    module = contract.module(kind, file)
+    assert {name for name in needed if callable(getattr(module, name, None))} == needed
+
+
+@with_methods
+def test_sampler_is_json(method):
+    """The sampler's description has a list of positive noise levels and a rule for renoising."""
+    module = contract.module("methods", method)
+    found = module.sampler(module.Numbers())
+    assert set(found) == {"sigmas", "renoise"} and isinstance(found["renoise"], str)
+    assert found["sigmas"] and all(isinstance(sigma, float) and sigma > 0 for sigma in found["sigmas"])
+
+
+def test_unknown_file_is_a_sentence():
+    """A file that is not there is a Problem which lists those that are."""
+    with pytest.raises(Problem, match="methods/ has no file 'difinstruct'; it has .*diff_instruct"):
+        contract.module("methods", "difinstruct")
+    with pytest.raises(Problem, match="has no file"):
+        contract.module("methods", "__init__")
+
+
+# --- the text of the files ---
+
+
+def source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_asks_which_method_it_is(path):
+    """No file compares the name of a method or a supplement: what differs stands in the module."""
+    found = re.findall(r"\b(?:if|elif|match|and|or|not)\b[^\n]*\b(?:method|supplement)s?(?:\.\w+|\[\W?file\W?\])?\s*(?:==|!=|in)\s*[\"'(\[][^\n]*", source(path))
+    assert not found and "if method ==" not in source(path)
+
+
+@with_methods
+def test_methods_do_not_know_the_embedding_loss(method):
+    """The Embedding Loss appears in no method file."""
+    assert not re.search(r"embedding|mmd|\bEL\b", source(PACKAGE / "methods" / f"{method}.py"), re.IGNORECASE)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports anywhere, functions included, as `loop` or `methods.x`."""
+    modules = {str(p.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for p in PACKAGE.rglob("*.py")}
+    found = set()
+    for node in ast.walk(ast.parse(source(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide who imports whom"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    ours = {name.removeprefix("eldistill.") for name in found if name.startswith("eldistill.")}
+    return {name for name in ours if name in modules or f"{name}.__init__" in modules}
+
+
+def parts(name: str) -> set[str]:
+    return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.glob(f"{name}/*.py")}
+
+
+BOTTOM = {"mmd", "noise", "augment", "params", "recipes", "files", "networks"} | parts("networks")
+ABOVE = {"loop", "distil", "steps", "evaluate", "tables", "state", "__main__", "sampling", "judges", "helptext"}
+
+
+@pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, file in EVERY if kind != "ensemble"])
+def test_methods_and_supplements_import_downwards(kind, file):
+    """A method or a supplement imports neither the loop, nor what lies above it, nor another of its kind."""
+    found = imports(PACKAGE / kind / f"{file}.py")
+    assert found, "at least the contract"
+    assert not found & (ABOVE | {"methods", "supplements"} | parts("methods") | parts("supplements"))
+
+
+@pytest.mark.parametrize("path", [
+    *sorted(PACKAGE.glob("networks/*.py")), *(PACKAGE / f"{name}.py" for name in sorted(BOTTOM) if (PACKAGE / f"{name}.py").exists()),
+], ids=lambda path: str(path.relative_to(PACKAGE)))  # fmt: skip
+def test_the_bottom_imports_nothing_above_it(path):
+    """mmd, networks, noise, augment, params, recipes and files import only each other."""
+    assert imports(path) <= BOTTOM
+
+
+def test_imports_have_no_circle():
+    """No module imports itself by way of others, not even inside a function."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        graph[name] = imports(path) - {name}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("contract") < order.index("loop") < order.index("distil") < order.index("steps")
+
+
+def test_the_loop_knows_no_method(bench):
+    """A method need not be a file: the loop takes any namespace with the contract's functions, and asks no name."""
+    module = contract.module("methods", METHODS[0])
+    anonymous = SimpleNamespace(**{name: getattr(module, name) for name in dir(module) if not name.startswith("__")})
+    assert equal(trained(bench.job(anonymous, folder="a")), trained(bench.job(METHODS[0], folder="b")))

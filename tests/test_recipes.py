@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: equal numbers give equal digests, and a changed number retires exactly what depends on it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eldistill import params, recipes
+from eldistill.files import Problem, canonical, digest
+from eldistill.recipes import Plan
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def values_with(path: str = "", value=None) -> dict:
+    """The shipped params.yaml with one value replaced."""
+    values = copy.deepcopy(SHIPPED)
+    if path:
+        *above, last = path.split("/")
+        place = values
+        for step in above:
+            place = place.setdefault(step, {}) if isinstance(place, dict) else place[int(step)]
+        place[last] = value
+    return values
+
+
+def plan(path: str = "", value=None) -> Plan:
+    return Plan(params.from_values(values_with(path, value), ROOT))
+
+
+def steps(path: str = "", value=None, suite: str = "demo") -> dict[str, recipes.Step]:
+    return {f"{word} {name}": step for (word, name), step in plan(path, value).suite(suite).items()}
+
+
+def digests(path: str = "", value=None, suite: str = "demo") -> dict[str, str]:
+    return {name: step.digest for name, step in steps(path, value, suite).items()}
+
+
+BEFORE = digests()
+
+
+def differing(after: dict[str, str], before: dict[str, str] = BEFORE) -> set[str]:
+    assert after.keys() == before.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def runs(supplements=("none", "el", "pixel-mmd"), seeds=(0, 1, 2), data="digits") -> set[str]:
+    return {f"{data}/di/{supplement}/{seed}" for supplement in supplements for seed in seeds}
+
+
+def down(of_runs: set[str]) -> set[str]:
+    """These runs, their evaluations and what stands on all evaluations."""
+    words = {f"{word} {run}" for run in of_runs for word in ("distil", "evaluate")}
+    return words | {"evaluate suite/demo", "tables demo"}
+
+
+JUDGED = {"data digits/judge-a", "data digits/judge-b", "data digits/reference-judge-a", "data digits/reference-judge-b"}
+YARDSTICKS = {"evaluate digits/real", "evaluate digits/teacher"}
+EVALUATIONS = {f"evaluate {run}" for run in runs()} | YARDSTICKS | {"evaluate suite/demo", "tables demo"}
+ENSEMBLES = {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity") for seed in (0, 1, 2)}
+
+
+# --- what a suite needs -------------------------------------------------------------------------------
+
+
+def test_a_suite_holds_every_step_upstream_first():
+    found = list(steps())
+    assert set(found) == {
+        "data digits/images", "data digits/reference-pixels", "teacher digits", *JUDGED, *ENSEMBLES,
+        *down(runs()), *YARDSTICKS,
+    }  # fmt: skip
+    place = {name: index for index, name in enumerate(found)}
+    for name, step in steps().items():
+        for above in step.upstream:
+            assert place[f"{above.word} {above.name}"] < place[name]
+
+
+def test_every_step_is_found_again_by_its_name():
+    whole = plan()
+    for suite in SHIPPED["suites"]:
+        for (word, name), step in whole.suite(suite).items():
+            assert whole.find(word, name) == step
+
+
+def test_no_two_steps_write_the_same_file():
+    for suite in SHIPPED["suites"]:
+        outputs = [path for step in steps(suite=suite).values() for path in (*step.outputs, step.sidecar, step.file)]
+        assert len(set(outputs)) == len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "near"),
+    [
+        ("data", "digit/images", "digits"), ("data", "digits/image", "--help"), ("data", "digits", "--help"),
+        ("teacher", "digit", "digits"), ("ensemble", "digits/conv5/0", "conv4"), ("ensemble", "digits/conv4", "--help"),
+        ("distil", "digits/dii/el/0", "di"), ("distil", "digits/di/el", "DATA/METHOD"), ("tables", "dem", "demo"),
+        ("evaluate", "suite/dem", "demo"), ("evaluate", "digits/rael", "--help"), ("evaluate", "digits/di/no/0", "el"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_is_one_sentence_with_what_there_is(word, name, near):
+    with pytest.raises(Problem) as caught:
+        plan().find(word, name)
+    assert near in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- digests ------------------------------------------------------------------------------------------
+
+
+def test_equal_params_give_equal_digests():
+    assert digests() == BEFORE
+    turned = yaml.safe_load(yaml.safe_dump(SHIPPED, sort_keys=True))
+    turned = {key: turned[key] for key in reversed(turned)}
+    again = Plan(params.from_values(turned, ROOT)).suite("demo")
+    assert {f"{word} {name}": step.digest for (word, name), step in again.items()} == BEFORE
+
+
+def test_a_recipe_is_canonical_json_and_its_digest_is_of_the_text():
+    for step in steps().values():
+        value = json.loads(step.recipe)
+        assert canonical(value) == step.recipe and "\n" not in step.recipe
+        assert set(value) == {"step", "name", "versions", "params", "upstream"}
+        assert value["upstream"] == {f"{each.word} {each.name}": each.digest for each in step.upstream}
+        assert step.digest == digest(step.recipe)
+
+
+@pytest.mark.parametrize(
+    ("path", "one", "other"),
+    [
+        ("distil/methods/di/sigma_init", 1, 1.0),
+        ("teacher/digits/n_images", 6400, 6400.0),
+        ("teacher/digits/optimiser/lr", 1, 1.0),
+        ("data/digits/codec/mean", 0, 0.0),
+        ("distil/supplements/el/weight", 1, 1.0),
+        ("threads", 2, 2.0),
+        ("ensemble/conv4/members/0/bias", 1, 1.0),
+        ("suites/demo/0/seeds", [0, 1, 2], [0, 1.0, 2]),
+        ("teacher/digits/network/dropout", 0, 0.0),
+    ],
+)
+def test_1_and_1_point_0_are_the_same_number(path, one, other):
+    assert digests(path, one) == digests(path, other)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data/digits/folder", "/somewhere"),
+        ("device", "cpu"),
+        ("distil/micro_batch", 8),
+        ("distil/save_seconds", 7),
+        ("evaluate/batch", 10),
+        # A default written out, and things that this suite does not use.
+        ("distil/supplements/el/kernel", "rbf"),
+        ("teacher/digits/steps", 18),
+        ("suite", "smoke"),
+        ("distil/methods/di/per_data/fashion-mnist/batch", 32),
+        ("teacher/fashion-mnist/P_mean", -1),
+        ("distil/supplements/el-linear/weight", 3),
+        ("evaluate/per_data/digits-smoke/n", 400),
+    ],
+)
+def test_what_describes_a_machine_or_another_suite_changes_no_digest(path, value):
+    assert differing(digests(path, value)) == set()
+
+
+def test_every_site_key_of_the_schema_is_among_those_tried():
+    schema = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
+    owners = {"": schema, **schema["$defs"]}
+    site = {f"{o}/{k}" for o, each in owners.items() for k, v in each.get("properties", {}).items() if v.get("site")}
+    assert site == {"/device", "data/folder", "distil/micro_batch", "distil/save_seconds", "evaluate/batch"}
+
+
+CHANGES = {
+    "distil/methods/di/sigma_init": (1.0, down(runs())),
+    "distil/methods/di/per_data/digits/batch": (128, down(runs())),
+    "distil/supplements/el/weight": (0.3, down(runs(("el", "pixel-mmd")))),  # pixel-mmd is like el
+    "distil/supplements/pixel-mmd/weight": (0.3, down(runs(("pixel-mmd",)))),
+    "distil/supplements/el/per_data": ({"digits": {"decay": 0.5}}, down(runs(("el", "pixel-mmd")))),
+    "distil/ticks": (10, down(runs())),
+    "ensemble/conv4/redraw": (
+        3, {name for name in ENSEMBLES if "conv4" in name} | down(runs(("el",)))
+    ),
+    "ensemble/identity/calibration": (
+        64, {name for name in ENSEMBLES if "identity" in name} | down(runs(("pixel-mmd",)))
+    ),
+    "teacher/digits/P_mean": (-1.0, {"teacher digits", "evaluate digits/teacher"} | down(runs())),
+    "data/digits/judges": ({"lr": 0.1}, JUDGED | EVALUATIONS),
+    "data/digits/codec/mean": (0.5, set(BEFORE) - {"data digits/images", "data digits/reference-pixels"}),
+    "data/digits/heldout": (361, set(BEFORE)),
+    "data/digits/labels": (True, {"teacher digits", "evaluate digits/teacher"} | down(runs())),
+    "evaluate/neighbours": (5, EVALUATIONS),
+    "tables/confidence": (0.9, {"tables demo"}),
+    "tables/grid": (6, EVALUATIONS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_a_number_changes_exactly_what_depends_on_it(path):
+    value, expected = CHANGES[path]
+    assert differing(digests(path, value)) == expected
+
+
+def test_sampling_steps_of_a_teacher_retrain_nothing():
+    assert differing(digests("teacher/digits/steps", 9)) == {
+        "evaluate digits/teacher", "evaluate suite/demo", "tables demo"
+    }  # fmt: skip
+
+
+def test_a_seed_of_the_ensemble_of_its_own_is_shared_by_all_runs():
+    whole = plan("distil/supplements/el/ensemble_seed", 0)
+    used = {step.name for step in whole.suite("demo").values() if step.word == "ensemble"}
+    assert used == {"digits/conv4/0", "digits/identity/0"}
+    own = plan().distil(params.Run("digits", "di", "el", 2)).upstream[-1]
+    assert own.name == "digits/conv4/2"
+
+
+def test_one_more_seed_changes_no_run_that_exists():
+    after = digests("suites/demo/0/seeds", [0, 1, 2, 3])
+    assert {name for name in BEFORE if after[name] != BEFORE[name]} == {"evaluate suite/demo", "tables demo"}
+    assert after.keys() - BEFORE.keys() >= {"distil digits/di/el/3", "ensemble digits/conv4/3"}
+
+
+# --- versions -----------------------------------------------------------------------------------------
+
+USES = {
+    "data": set(BEFORE),
+    "judges": JUDGED | EVALUATIONS,
+    "loop": JUDGED | {"teacher digits"} | EVALUATIONS | down(runs()),
+    "teacher/train": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
+    "networks/song": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
+    "networks/classifier": JUDGED | EVALUATIONS,
+    "ensemble/seed": ENSEMBLES | down(runs(("el", "pixel-mmd"))),
+    "ensemble/conv": {name for name in ENSEMBLES if "conv4" in name} | down(runs(("el",))),
+    "ensemble/identity": {name for name in ENSEMBLES if "identity" in name} | down(runs(("pixel-mmd",))),
+    "distil": down(runs()),
+    "methods/diff_instruct": down(runs()),
+    "supplements/embedding": down(runs(("el", "pixel-mmd"))),
+    "evaluate": EVALUATIONS | {"data digits/reference-pixels"} | {name for name in JUDGED if "reference" in name},
+    "sampling": EVALUATIONS,
+    "tables": {"tables demo"},
+}
+
+
+def test_every_version_has_its_dependents_listed_here():
+    assert set(USES) == set(recipes.versions())
+
+
+@pytest.mark.parametrize("module", USES)
+def test_a_raised_version_retires_exactly_its_dependents(monkeypatch, module):
+    old = recipes.version
+    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    assert differing(digests()) == USES[module]
+
+
+def test_every_module_of_a_recipe_has_a_literal_version():
+    modules = {module for suite in SHIPPED["suites"] for step in steps(suite=suite).values() for module in step.modules}
+    assert len(modules) > 10 and all(isinstance(recipes.version(module), int) for module in modules)
+    with pytest.raises(LookupError, match="files.py has no literal VERSION"):
+        recipes.version("files")
+
+
+def test_the_version_table_in_git_is_the_present_one():
+    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == recipes.versions()
+
+
+def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
+    (tmp_path / "workflow").mkdir()
+    recipes.write_versions(tmp_path)
+    path = tmp_path / "workflow/versions.json"
+    os.utime(path, (5, 5))
+    recipes.write_versions(tmp_path)
+    assert path.stat().st_mtime == 5
+    path.write_text("{}")
+    recipes.write_versions(tmp_path)
+    assert json.loads(path.read_text()) == recipes.versions()
+
+
+# --- packs shared by `like` ---------------------------------------------------------------------------
+
+
+def test_settings_that_read_the_same_images_share_the_pack():
+    whole = plan()
+    assert whole.pack("digits-smoke") == whole.pack("digits")
+    assert whole.find("data", "digits-smoke/images").name == "digits/images"
+    assert whole.judge("digits-smoke", "a").name == "digits-smoke/judge-a"
+    assert steps(suite="smoke").keys() & BEFORE.keys() == {"data digits/images"}
+
+
+@pytest.mark.parametrize(("key", "value", "shared"), [("heldout", 300, False), ("resolution", 8, False),
+                                                      ("labels", True, True), ("folder", "/x", True)])  # fmt: skip
+def test_a_setting_with_other_images_has_a_pack_of_its_own(key, value, shared):
+    whole = plan(f"data/digits-smoke/{key}", value)
+    assert (whole.pack("digits-smoke").name == "digits/images") is shared
+    assert whole.pack("digits").digest == BEFORE["data digits/images"]
+
+
+# --- refresh ------------------------------------------------------------------------------------------
+
+
+def make(step: recipes.Step, root: Path) -> None:
+    """What a job leaves behind: its outputs, then the recipe it followed."""
+    for output in (*step.outputs, step.sidecar):
+        path = root / output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(step.recipe if output == step.sidecar else "made")
+
+
+def mtime(root: Path, name: str) -> float:
+    return (root / name).stat().st_mtime
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """The steps behind one evaluation, all made."""
+    last = plan().find("evaluate", "digits/real")
+    every = list({step.name: step for step in last.walk()}.values())
+    for step in every:
+        make(step, tmp_path)
+    return tmp_path, every
+
+
+def test_nothing_made_is_all_stale(tmp_path):
+    every = list(plan().suite("smoke").values())
+    start = time.time() - 5
+    assert recipes.refresh(every, tmp_path) == every
+    for step in every:
+        assert (tmp_path / step.file).read_text(encoding="utf-8") == step.recipe
+        assert mtime(tmp_path, step.file) > start
+        assert not (tmp_path / step.sidecar).exists()
+
+
+def test_all_made_is_fresh_whatever_a_checkout_did_to_mtimes(chain):
+    root, every = chain
+    future = time.time() + 1000
+    for step in every:
+        os.utime(root / step.sidecar, (future, future))
+    assert recipes.refresh(every, root) == []
+    for step in every:
+        assert mtime(root, step.file) == mtime(root, step.sidecar) == 1
+        assert mtime(root, step.outputs[0]) > 1
+
+
+def test_a_second_refresh_changes_nothing_but_stale_recipes(chain):
+    root, every = chain
+    (root / every[-1].sidecar).write_text("older")
+    assert recipes.refresh(every, root) == [every[-1]]
+    os.utime(root / every[-1].file, (2, 2))
+    assert recipes.refresh(every, root) == [every[-1]]
+    assert mtime(root, every[-1].file) > time.time() - 1000
+    assert (root / every[-1].sidecar).read_text() == "older"
+
+
+@pytest.mark.parametrize("loss", ["sidecar", "output", "other recipe"])
+def test_a_step_is_stale_without_its_outputs_or_its_recipe(chain, loss):
+    root, every = chain
+    step = every[-1]
+    if loss == "sidecar":
+        (root / step.sidecar).unlink()
+    elif loss == "output":
+        (root / step.outputs[1]).unlink()
+    else:
+        (root / step.sidecar).write_text(step.recipe.replace('"neighbours":3', '"neighbours":4'))
+    assert recipes.refresh(every, root) == [step]
+    assert mtime(root, step.file) > 1
+    make(step, root)
+    assert recipes.refresh(every, root) == []
+    assert mtime(root, step.file) == mtime(root, step.sidecar) == 1
+
+
+def test_a_changed_number_makes_the_dependents_stale_and_changing_it_back_fresh(chain):
+    root, every = chain
+    changed = plan("evaluate/neighbours", 5)
+    after = [changed.find(step.word, step.name) for step in every]
+    assert [step.name for step in recipes.refresh(after, root)] == ["digits/real"]
+    assert recipes.refresh(every, root) == []
+
+
+def test_recipes_import_nothing_heavy():
+    code = "import sys, eldistill.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(params.PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snakemake and DVC together, in a clone of the tracked files: what runs, what is kept, counted by the run log."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
+COLLECT = {"evaluate suite/smoke", "tables smoke"}
+
+
+class Project:
+    """A clone, its commands and its run log."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command in the clone; returns what it printed."""
+        environment = {
+            **os.environ, "PYTHONPATH": str(self.path / "src"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1", "HOME": str(self.path.parent), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.path.parent / "site"),
+            **{f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }  # fmt: skip
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        done = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout + done.stderr
+
+    def ran(self, *command: str) -> set[str]:
+        """Run a command; returns the steps that it ran, from the run log."""
+        before = self.log()
+        self.run(*command)
+        steps = self.log()[len(before) :]
+        assert len(steps) == len(set(steps)), f"a step ran twice: {steps}"
+        return set(steps)
+
+    def log(self) -> list[str]:
+        """The steps that ever ran here."""
+        path = self.path / "data/scratch/run-log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [f"{row['word']} {row['name']}" for row in map(json.loads, lines)]
+
+    def edit(self, *keys: str, value) -> None:
+        """Change one number of params.yaml."""
+        path = self.path / "params.yaml"
+        values = yaml.safe_load(path.read_text())
+        place = values
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = value
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def nothing_to_do(self) -> bool:
+        """Whether `snakemake -n all` would run nothing."""
+        return "Nothing to be done" in self.run("snakemake", "-n", "all")
+
+    def clone(self, name: str) -> "Project":
+        """A fresh clone beside this one."""
+        path = self.path.parent / name
+        subprocess.run(["git", "clone", "-q", str(self.path), str(path)], check=True, capture_output=True)
+        return Project(path)
+
+
+def digests(project: Project, pattern: str) -> dict[str, str]:
+    """sha256 of the files that match."""
+    import hashlib
+
+    return {
+        str(path.relative_to(project.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(project.path.glob(pattern))
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """The tracked files as a repository of its own, without results, its suite set to smoke."""
+    path = tmp_path_factory.mktemp("workflow") / "a" / "project"
+    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        if not name.startswith(("data/", "tests/", "dvc.lock")) or name in ("data/.gitignore", "data/sources.csv"):
+            if (ROOT / name).exists():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, path / name)
+    it = Project(path)
+    (path / "params.yaml").write_text((path / "params.yaml").read_text().replace("suite: demo", "suite: smoke", 1))
+    it.run("git", "init", "-q", "-b", "main")
+    it.run("git", "add", "-A")
+    it.run("git", "commit", "-qm", "start")
+    return it
+
+
+def test_life_of_a_project(project):
+    """First run, recording, edits, clones, old commits: exactly the stale steps run, never a stale student."""
+    first = project.ran("snakemake", "all", "--cores", "2")
+    assert {f"distil {RUN_EL}", f"distil {RUN_NONE}", "teacher digits-smoke", "data digits/images"} | COLLECT <= first
+    assert len(first) == 16
+    assert project.nothing_to_do()
+
+    # Snakemake first, then DVC: it records and runs nothing.
+    assert project.ran("dvc", "repro") == set()
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "first")
+    weights = digests(project, "data/runs/**/*.safetensors")
+
+    # One number of the supplement: exactly its run.
+    project.edit("distil", "supplements", "el", "weight", value=0.5)
+    assert project.ran("snakemake", "all", "--cores", "2") == {f"distil {RUN_EL}", f"evaluate {RUN_EL}"} | COLLECT
+    assert project.ran("dvc", "repro") == set()
+    changed = {name for name, value in digests(project, "data/runs/**/*.safetensors").items() if weights[name] != value}
+    assert changed and all("/el/" in name for name in changed)
+
+    # `dvc metrics diff` lists exactly the changed rows.
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "second")
+    rows = json.loads(project.run("dvc", "metrics", "diff", "HEAD~1", "--json").splitlines()[0])["data/metrics.json"]
+    metrics = json.loads((project.path / f"data/evaluations/{RUN_EL}/metrics.json").read_text())
+    old = json.loads(project.run("git", "show", "HEAD~1:data/metrics.json"))["digits-smoke"]["di"]["el"]["0"]
+    assert {row.rsplit(".0.", 1)[-1] for row in rows} == {name for name in metrics if metrics[name] != old[name]}
+    assert all(row.startswith("digits-smoke.di.el.0.") for row in rows)
+    assert "metrics.json" not in project.run("dvc", "metrics", "diff", "HEAD")
+    project.run("dvc", "push")
+
+    # An old commit and back: nothing to do.
+    project.run("git", "checkout", "-q", "HEAD~1")
+    project.run("dvc", "checkout")
+    assert project.nothing_to_do()
+    assert digests(project, "data/runs/**/*.safetensors") == weights
+    project.run("git", "checkout", "-q", "main")
+    project.run("dvc", "checkout")
+    assert project.nothing_to_do()
+
+    # A fresh clone with pulled results: nothing to do; an edit of the method reruns both students, through DVC.
+    clone = project.clone("fresh")
+    clone.run("dvc", "pull", "-q")
+    assert clone.nothing_to_do() and not clone.log()
+    assert clone.ran("dvc", "repro") == set()
+    clone.edit("distil", "methods", "di", "per_data", "digits-smoke", "generator", "lr", value=4.0e-4)
+    both = {f"{word} {run}" for word in ("distil", "evaluate") for run in (RUN_EL, RUN_NONE)}
+    assert clone.ran("dvc", "repro") == both | COLLECT
+    assert clone.nothing_to_do()
+
+    # A number that describes the machine retrains nothing.
+    clone.edit("distil", "micro_batch", value=16)
+    assert clone.nothing_to_do()
+
+    # By hand equals by workflow, bit for bit.
+    before = digests(clone, f"data/runs/{RUN_EL}/*.safetensors") | digests(clone, f"data/runs/{RUN_EL}/log.csv")
+    clone.edit("distil", "micro_batch", value=0)
+    assert clone.ran(sys.executable, "-m", "eldistill", "distil", RUN_EL, "--force") == {f"distil {RUN_EL}"}
+    assert digests(clone, f"data/runs/{RUN_EL}/*.safetensors") | digests(clone, f"data/runs/{RUN_EL}/log.csv") == before
+    assert clone.nothing_to_do()
+
+
+def test_a_new_method_is_one_file_and_one_section(project):
+    """A copy of diff_instruct under another name is planned, and nothing else is."""
+    clone = project.clone("method")
+    source = (clone.path / "src/eldistill/methods/diff_instruct.py").read_text()
+    (clone.path / "src/eldistill/methods/another.py").write_text(source)
+    clone.edit("distil", "methods", "another", value={"file": "another", "n_images": 64, "batch": 32})
+    clone.edit("suites", "smoke", value=[{"data": ["digits-smoke"], "methods": ["another"], "supplements": ["el"], "seeds": [0]}])
+    plan = clone.run("snakemake", "-n", "all")
+    assert "eldistill distil digits-smoke/another/el/0" in plan and "digits-smoke/di/" not in plan
+
+
+def test_bad_parameters_stop_snakemake_before_anything_runs(project):
+    """One sentence, and no job."""
+    clone = project.clone("bad")
+    clone.edit("distil", "methods", "di", "bacth", value=64)
+    text = clone.run("snakemake", "all", "--cores", "1", code=2)
+    assert "distil.methods.di.bacth is not a known key" in text and "did you mean batch" in text
+    assert not clone.log() and not (clone.path / "data/sets").exists()
+
+
+# --- lint: what is known to lose results or time -----------------------------------------------------------
+
+RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
+YAMLS = {"slurm": ROOT / "slurm/config.yaml", "default": ROOT / "profiles/default/config.yaml"}
+
+
+def test_traps_are_avoided():
+    """No `gpus=`, rule-level retries, directory() outputs, params or --keep-incomplete; one profile file; six words."""
+    for path in RULES:
+        text = path.read_text()
+        for trap in (r"\bgpus\s*=", r"^\s*retries:", r"directory\(", r"^\s+params:", "keep-incomplete"):
+            assert not re.search(trap, text, re.M), f"{path.name}: {trap}"
+    for name, path in YAMLS.items():
+        assert [each.name for each in path.parent.iterdir()] == ["config.yaml"], name
+        assert "keep-incomplete" not in path.read_text()
+        assert "slurm-array" not in path.read_text()
+    assert not (ROOT / "default").exists()
+    assert not {"default-resources", "set-resources", "retries"} & set(yaml.safe_load(YAMLS["default"].read_text()))
+    assert len((ROOT / "Snakefile").read_text().splitlines()) < 40
+    assert all("--signal" not in path.read_text() for path in [*RULES, *YAMLS.values()])
+
+
+def test_rules_log_and_profile_names_exist():
+    """Every rule with a command has a log; every rule that the Slurm profile names exists; WORDS name the files."""
+    names, words = set(), ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
+    for path in RULES:
+        for name, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)+)", path.read_text(), re.M):
+            names.add(name)
+            assert ("shell:" in body) == ("log:" in body), name
+    named = re.findall(r"^  (\w+):$", YAMLS["slurm"].read_text().split("set-resources:")[1], re.M)
+    assert named and set(named) <= names
+    assert set(words) | {"all"} <= names
+    assert {path.stem for path in RULES[1:]} == {"common", *words}
+
+
+def test_dvc_stages_are_the_six_words():
+    """One coarse stage a word, `snakemake <word>`, every output persists, the parameters of the word are tracked."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == ["data", "teacher", "ensemble", "distil", "evaluate", "tables"]
+    for word, stage in stages.items():
+        assert stage["cmd"] == f"snakemake {word} --config suite=${{suite}}"
+        assert {word, "suite", "suites"} <= set(stage["params"])
+        assert "workflow/versions.json" in stage["deps"]
+        for out in [*stage["outs"], *stage.get("metrics", [])]:
+            (options,) = out.values()
+            assert options["persist"] is True, out
+    assert not any(dep.startswith("src") for stage in stages.values() for dep in stage["deps"])
+
+
+def test_versions_file_is_current():
+    """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
+    from eldistill import recipes
+
+    assert json.loads((ROOT / "workflow/versions.json").read_text()) == recipes.versions()
