@@ -32,7 +32,8 @@ def perturb(network: torch.nn.Module, size: float = 0.1, seed: int = 0) -> torch
     normal = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=normal).to(parameter)
+            moved = parameter.float() + size * torch.randn(parameter.shape, generator=normal)
+            parameter.copy_(moved)  # rounded to float32, so that float64 holds the same weights
     return network
 
 

@@ -258,5 +258,5 @@ def _resample(images: torch.Tensor, inverse: list[list[float]]) -> torch.Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-_TRANSFORMS = dict(color=_color, crop=_crop, cutout=_cutout, flip=_flip, scale=_scale, rotate=_rotate)
+_TRANSFORMS = {"color": _color, "crop": _crop, "cutout": _cutout, "flip": _flip, "scale": _scale, "rotate": _rotate}
 OPERATIONS = tuple(_TRANSFORMS)

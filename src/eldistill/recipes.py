@@ -287,7 +287,7 @@ class Plan:
         return Step(
             "tables",
             suite,
-            ("tables",),
+            ("tables", "plots"),
             params,
             tuple(f"{folder}/{o}" for o in outputs),
             (*self.evaluations(suite), *runs),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill.files import Problem, atomic, read_json, write_rows, write_text
+from eldistill.files import Problem, read_json, write_rows, write_text
 
 VERSION = 1
 
@@ -27,10 +27,6 @@ YARDSTICKS = {"real": REAL, "teacher": TEACHER}
 NAME = re.compile(r"(?P<metric>[a-z]+)(?P<n>\d+k?)_(?P<space>.+)_(?P<part>heldout|train)")
 ABOUT = ("n_images", "iterations", "milliseconds_per_iteration_cpu", "milliseconds_per_iteration_wall",
          "recipe", "git_commit", "command")  # fmt: skip
-SAMPLE_ROWS = 4
-# Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX"
 
 # --- inputs -------------------------------------------------------------------------------------------
 
@@ -160,7 +156,7 @@ def columns(results: list[Result], primary: str) -> list[tuple[str, str, str]]:
             *((metric, primary, "heldout") for metric in ("kid", "precision", "recall"))]  # fmt: skip
 
 
-def _arms(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
+def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
     arms: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         arms.setdefault(result.arm, []).append(result)
@@ -180,7 +176,7 @@ def _identity(result: Result) -> dict:
 
 def run_rows(results: list[Result], params: dict) -> list[dict]:
     """runs.csv: one row a run: every metric, the cost, the crossings, and where each number comes from."""
-    arms, names, rows = _arms(results), dict.fromkeys(n for result in results for n in result.metrics), []
+    arms, names, rows = arms_of(results), dict.fromkeys(n for result in results for n in result.metrics), []
     for result in results:
         row = _identity(result) | {name: result.metrics.get(name) for name in names}
         row |= {key: result.about[key] for key in ABOUT[:4]}
@@ -263,7 +259,7 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
 
 def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
     """main.csv: for each data setting the noise floor, the teacher, then each arm, in the suite's order."""
-    arms, wanted, rows = _arms(results), columns(results, params["primary"]), []
+    arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
         for which, label in YARDSTICKS.items():
@@ -280,7 +276,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
 # --- Markdown -----------------------------------------------------------------------------------------
 
 
-def _short(value) -> str:
+def short(value) -> str:
     # Three significant digits without an exponent where that is readable; text and nothing stay as they are.
     if value is None or isinstance(value, str):
         return value or ""
@@ -291,7 +287,7 @@ def _short(value) -> str:
 
 def _cell(row: dict, stem: str) -> str:
     sd = row[f"{stem}_sd"]
-    return _short(row[f"{stem}_mean"]) + (f" ± {_short(sd)}" if sd is not None else "")
+    return short(row[f"{stem}_mean"]) + (f" ± {short(sd)}" if sd is not None else "")
 
 
 def _delta(row: dict, part: str, params: dict) -> tuple:
@@ -305,21 +301,21 @@ def sentence(row: dict, part: str, params: dict) -> str | None:
         return None
     who = f"{row['method']}/{row['supplement']}: {row[f'metric_{part}']}"
     if low is None:
-        return f"{who} differs from {base} by {_short(delta)} in one paired seed: no interval, no conclusion."
+        return f"{who} differs from {base} by {short(delta)} in one paired seed: no interval, no conclusion."
     lower_in = row[f"fd_{params['primary']}_{part}_lower_in"].replace("/", " of ")
     tail = f"({100 * params['confidence']:g} %, {row['paired_seeds']} paired seeds; lower in {lower_in})"
     if low <= 0 <= high:
-        span = f"{_short(delta)} [{_short(low)}, {_short(high)}]"
+        span = f"{short(delta)} [{short(low)}, {short(high)}]"
         return f"{who} is not distinguishable from {base}: difference {span} {tail}."
     near, far = sorted((abs(low), abs(high)))
     which = "lower" if delta < 0 else "higher"
-    return f"{who} is {which} than {base} by {_short(abs(delta))} [{_short(near)}, {_short(far)}] {tail}."
+    return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] {tail}."
 
 
 def _reach(iterations, saving) -> str:
     if saving is None:
-        return _short(iterations)
-    return _short(iterations) + (" (not reached)" if isinstance(saving, str) else f" (saves {saving:.0f} %)")
+        return short(iterations)
+    return short(iterations) + (" (not reached)" if isinstance(saving, str) else f" (saves {saving:.0f} %)")
 
 
 def _line(row: dict, params: dict, wanted: list) -> list[str]:
@@ -332,9 +328,9 @@ def _line(row: dict, params: dict, wanted: list) -> list[str]:
     deltas = []
     for part in PARTS:
         delta, low, high = _delta(row, part, params)
-        deltas.append(_short(delta) + (f" [{_short(low)}, {_short(high)}]" if low is not None else ""))
+        deltas.append(short(delta) + (f" [{short(low)}, {short(high)}]" if low is not None else ""))
     speeds = [_reach(row[f"iterations_to_baseline_{p}"], row[f"saving_percent_{p}"]) for p in PARTS]
-    cost, overhead = _short(row["step_ms_cpu"]), row["overhead_percent"]
+    cost, overhead = short(row["step_ms_cpu"]), row["overhead_percent"]
     cost += f" ({overhead:+.0f} %)" if overhead is not None else ""
     label = f"{row['method']}/{row['supplement']}"
     return [label, str(row["seeds"]), values[0], deltas[0], values[1], deltas[1], *values[2:], *speeds, cost]
@@ -347,7 +343,7 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list) -> str:
     intro = (
         f"`{name}` ranks: Fréchet distance of {NAME.fullmatch(name)['n']} generated images to the held-out ones "
         f"in the features of {primary}; lower is better. Noise floor (`{floor['metric_heldout']}`, train images "
-        f"against held-out ones): {_short(floor[stem])}. Cells: mean ± sd over seeds; differences paired by "
+        f"against held-out ones): {short(floor[stem])}. Cells: mean ± sd over seeds; differences paired by "
         f"seed, with {100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance, so "
         "only those of equal n compare strictly; the floor against train images, of few images, is no bound."
     )
@@ -373,111 +369,6 @@ def markdown(suite: str, rows: list[dict], params: dict, wanted: list) -> str:
     return "\n\n".join([f"# Suite {suite}", *sections, note]) + "\n"
 
 
-# --- pictures -----------------------------------------------------------------------------------------
-
-
-def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary: str) -> None:
-    # One panel: arms of one data setting and method against one part; rows: the yardsticks.
-    for (data, method, supplement), results in arms.items():
-        column, points = named(results[0].curve[0], "fd", primary, part), {}
-        colour, marker = styles[supplement]
-        for result in results:
-            curve = {int(point["n_images"]): float(point[column]) for point in result.curve}
-            for n_images, value in curve.items():
-                points.setdefault(n_images, []).append(value)
-            if len(results) > 1:
-                axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.4)
-        mean = {n: fmean(values) for n, values in sorted(points.items()) if len(values) == len(results)}
-        label = f"{supplement} ({f'mean of {len(results)} seeds' if len(results) > 1 else '1 seed'})"
-        style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
-        axes.plot(mean.keys(), mean.values(), **style)
-        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="images seen in training")
-        axes.set(yscale="log", ylabel=f"Fréchet distance (lower is better)\n{column}")
-    for row, what, dash in zip(rows, ("noise floor", "teacher"), ((0, (1, 1.5)), (0, (6, 2))), strict=True):
-        value, name = row[f"fd_{primary}_{part}_mean"], row[f"metric_{part}"].split("_")[0]
-        axes.axhline(value, color="#777777", linestyle=dash, label=f"{what}, {name}: {_short(value)}")
-    _dress(axes)
-
-
-def _dress(axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=10)
-
-
-def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
-    # Black is the baseline's, in every panel and also where it is absent.
-    others = dict.fromkeys(result.arm[2] for result in results if result.arm[2] != baseline)
-    looks = itertools.cycle(zip(COLOURS[1:], MARKERS[1:], strict=True))
-    return {baseline: (COLOURS[0], MARKERS[0])} | dict(zip(others, looks, strict=False))
-
-
-def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
-    """curves.png: two panels (held-out, train) of 600 x 500 pixels for each data setting and method.
-
-    Thick: mean over the seeds at points that all of them have; thin: each seed; dashed: the two yardsticks.
-    """
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    arms, styles = _arms(results), _styles(results, params["baseline"])
-    beds = list(dict.fromkeys(arm[:2] for arm in arms))
-    with matplotlib.style.context("default"), atomic(path) as temporary:
-        figure = Figure(figsize=(12, 5 * len(beds)), dpi=100, layout="constrained")
-        for panels, bed in zip(figure.subplots(len(beds), 2, squeeze=False), beds, strict=True):
-            here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
-            yardsticks = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
-            for axes, part in zip(panels, PARTS, strict=True):
-                _panel(axes, here, yardsticks, styles, part, params["primary"])
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def _picture(path: Path, columns: int, width: int):
-    # The first rows of a grid of square images, enlarged by a whole number.
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except OSError as error:
-        raise Problem(f"{path} is no picture ({error}); delete it and run `snakemake all`") from None
-    picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * picture.width // columns)))
-    scale = max(1, width // picture.width)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-
-
-def draw_samples(path: Path, results: list[Result], params: dict, root: Path) -> None:
-    """samples.png: the teacher's and each arm's first images (lowest seed), labelled, two panels a row."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    places: dict[str, list[tuple[str, str]]] = {}
-    for (data, method, supplement), group in _arms(results).items():
-        run = min(group, key=lambda result: result.seed)
-        panels = places.setdefault(data, [(f"{data}: {TEACHER}", f"{data}/teacher")])
-        panels.append((f"{data}: {method}, {supplement}, seed {run.seed}", run.run))
-    panels = [(text, _picture(root / f"data/evaluations/{folder}/samples.png", params["grid"], 576))
-              for group in places.values() for text, folder in group]  # fmt: skip
-    label, gap = 36, 24
-    width, height = (max(getattr(picture, side) for _, picture in panels) for side in ("width", "height"))
-    rows = -(-len(panels) // 2)
-    board = Image.new("RGB", (2 * width + 3 * gap, rows * (height + label + gap) + gap // 2), "white")
-    pen, font = ImageDraw.Draw(board), ImageFont.load_default(size=22)
-    for i, (text, picture) in enumerate(panels):
-        x, y = gap + i % 2 * (width + gap), gap // 2 + i // 2 * (height + label + gap)
-        pen.text((x, y), text, fill="black", font=font)
-        board.paste(picture, (x, y + label))
-    with atomic(path) as temporary:
-        board.save(temporary, format="PNG")
-
-
 # --- the step -----------------------------------------------------------------------------------------
 
 
@@ -487,6 +378,8 @@ def make(params: dict, root: Path, outputs: list[Path]) -> None:
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space
     that ranks), runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input.
     """
+    from eldistill import plots
+
     results = [load(run, root) for run in dict.fromkeys(params["runs"])]
     if not results:
         raise Problem("the suite has no runs; see `suites` in params.yaml")
@@ -497,5 +390,5 @@ def make(params: dict, root: Path, outputs: list[Path]) -> None:
     write_text(text, markdown(main.parent.name, rows, params, columns(results, params["primary"])))
     write_rows(runs, run_rows(results, params))
     write_rows(curves, curve_rows(results))
-    draw_curves(curves_picture, results, rows, params)
-    draw_samples(samples, results, params, root)
+    plots.draw_curves(curves_picture, results, rows, params)
+    plots.draw_samples(samples, results, params, root)

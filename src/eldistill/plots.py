@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a suite: convergence curves and sample grids. Equal input gives equal bytes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from statistics import fmean
+
+from eldistill.files import Problem, atomic
+from eldistill.tables import PARTS, TEACHER, Result, arms_of, named, short
+
+VERSION = 1
+
+SAMPLE_ROWS = 4
+# Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX"
+
+
+def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary: str) -> None:
+    # One panel: arms of one data setting and method against one part; rows: the yardsticks.
+    for (data, method, supplement), results in arms.items():
+        column, points = named(results[0].curve[0], "fd", primary, part), {}
+        colour, marker = styles[supplement]
+        for result in results:
+            curve = {int(point["n_images"]): float(point[column]) for point in result.curve}
+            for n_images, value in curve.items():
+                points.setdefault(n_images, []).append(value)
+            if len(results) > 1:
+                axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.4)
+        mean = {n: fmean(values) for n, values in sorted(points.items()) if len(values) == len(results)}
+        label = f"{supplement} ({f'mean of {len(results)} seeds' if len(results) > 1 else '1 seed'})"
+        style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
+        axes.plot(mean.keys(), mean.values(), **style)
+        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="images seen in training")
+        axes.set(yscale="log", ylabel=f"Fréchet distance (lower is better)\n{column}")
+    for row, what, dash in zip(rows, ("noise floor", "teacher"), ((0, (1, 1.5)), (0, (6, 2))), strict=True):
+        value, name = row[f"fd_{primary}_{part}_mean"], row[f"metric_{part}"].split("_")[0]
+        axes.axhline(value, color="#777777", linestyle=dash, label=f"{what}, {name}: {short(value)}")
+    _dress(axes)
+
+
+def _dress(axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=10)
+
+
+def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
+    # Black is the baseline's, in every panel and also where it is absent.
+    others = dict.fromkeys(result.arm[2] for result in results if result.arm[2] != baseline)
+    looks = itertools.cycle(zip(COLOURS[1:], MARKERS[1:], strict=True))
+    return {baseline: (COLOURS[0], MARKERS[0])} | dict(zip(others, looks, strict=False))
+
+
+def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
+    """curves.png: two panels (held-out, train) of 600 x 500 pixels for each data setting and method.
+
+    Thick: mean over the seeds at points that all of them have; thin: each seed; dashed: the two yardsticks.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    arms, styles = arms_of(results), _styles(results, params["baseline"])
+    beds = list(dict.fromkeys(arm[:2] for arm in arms))
+    with matplotlib.style.context("default"), atomic(path) as temporary:
+        figure = Figure(figsize=(12, 5 * len(beds)), dpi=100, layout="constrained")
+        for panels, bed in zip(figure.subplots(len(beds), 2, squeeze=False), beds, strict=True):
+            here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
+            yardsticks = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
+            for axes, part in zip(panels, PARTS, strict=True):
+                _panel(axes, here, yardsticks, styles, part, params["primary"])
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _picture(path: Path, columns: int, width: int):
+    # The first rows of a grid of square images, enlarged by a whole number.
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except OSError as error:
+        raise Problem(f"{path} is no picture ({error}); delete it and run `snakemake all`") from None
+    picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * picture.width // columns)))
+    scale = max(1, width // picture.width)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def draw_samples(path: Path, results: list[Result], params: dict, root: Path) -> None:
+    """samples.png: the teacher's and each arm's first images (lowest seed), labelled, two panels a row."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    places: dict[str, list[tuple[str, str]]] = {}
+    for (data, method, supplement), group in arms_of(results).items():
+        run = min(group, key=lambda result: result.seed)
+        panels = places.setdefault(data, [(f"{data}: {TEACHER}", f"{data}/teacher")])
+        panels.append((f"{data}: {method}, {supplement}, seed {run.seed}", run.run))
+    panels = [(text, _picture(root / f"data/evaluations/{folder}/samples.png", params["grid"], 576))
+              for group in places.values() for text, folder in group]  # fmt: skip
+    label, gap = 36, 24
+    width, height = (max(getattr(picture, side) for _, picture in panels) for side in ("width", "height"))
+    rows = -(-len(panels) // 2)
+    board = Image.new("RGB", (2 * width + 3 * gap, rows * (height + label + gap) + gap // 2), "white")
+    pen, font = ImageDraw.Draw(board), ImageFont.load_default(size=22)
+    for i, (text, picture) in enumerate(panels):
+        x, y = gap + i % 2 * (width + gap), gap // 2 + i // 2 * (height + label + gap)
+        pen.text((x, y), text, fill="black", font=font)
+        board.paste(picture, (x, y + label))
+    with atomic(path) as temporary:
+        board.save(temporary, format="PNG")

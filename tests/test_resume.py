@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopped, killed or cut short: a run that is continued is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import eldistill
+from eldistill import __main__, files, loop, params, recipes, sampling, state
+from eldistill.files import Problem
+
+ROOT = Path(__file__).parents[1]
+STEPS, BATCH, TICKS = 10, 4, 3  # a row every 3 steps: 3, 6, 9 and 10
+EL = {"none": {}, "el": {"embedding": {}},
+      "el that changes": {"embedding": {"augmentation": ("flip", "cutout", "scale"), "real_ratio": 2, "redraw": 3}}}  # fmt: skip
+with_supplements = pytest.mark.parametrize("supplements", EL.values(), ids=EL.keys())
+
+
+class Interrupted(Exception):
+    """What a kill is to the loop: an end without warning."""
+
+
+class Ending(loop.Loop):
+    """A loop that ends after some steps: politely, or as if killed, its last state then being older."""
+
+    def __init__(self, job: loop.Job, after: int, saved_at: int | None = None):
+        super().__init__(job)
+        self.after, self.saved_at = after, saved_at
+
+    def iterate(self) -> None:
+        super().iterate()
+        if self.iteration == self.after:
+            if self.saved_at is not None:
+                raise Interrupted
+            self.stop_reason = "stopped by the test"
+
+    def save(self) -> None:
+        if self.saved_at is None or self.iteration <= self.saved_at:
+            super().save()
+
+
+def job_of(bench, folder: str, supplements: dict, **others) -> loop.Job:
+    """Ten steps of Diff-Instruct with snapshots, a warm-up, a ramped average and dropout."""
+    job = bench.job("diff_instruct", supplements, folder=folder, steps=STEPS, batch=BATCH, ticks=TICKS, dropout=0.2,
+                    optimiser={"warmup_images": 16, "decay_images": 12, "betas": [0.5, 0.99], "lr": 0.01},
+                    ema={"policy": "ramped", "halflife_images": 40, "ramp": 0.5}, **others)  # fmt: skip
+    for count in (8, 20, 40):
+        path = job.folder / f"ema-{count}.safetensors"
+        job.snapshots[count] = lambda net, path=path: sampling.save_generator(path, net, {"n": path.name})
+    return job
+
+
+def outcome(work: loop.Loop) -> tuple[dict, list, dict, dict]:
+    """Networks, averages and optimisers tensor by tensor; rows; digests of snapshots; what supplements remember."""
+    tensors = state.pack({**work.job.nets, "average": work.average}, work.optimisers)
+    snapshots = {path.name: files.sha256(path) for path in sorted(work.job.folder.glob("ema-*"))}
+    return tensors, work.rows, snapshots, {each.name: each.memory for each in work.job.supplements}
+
+
+def assert_equal(found: loop.Loop, wanted: loop.Loop) -> None:
+    (a, *rest_a), (b, *rest_b) = outcome(found), outcome(wanted)
+    assert a.keys() == b.keys() and any(name.startswith("optimiser/generator/") for name in a)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert rest_a == rest_b
+    assert len(rest_a[0]) == 4 and len(rest_a[1]) == 3
+    assert (found.n_images, found.iteration) == (wanted.n_images, wanted.iteration)
+
+
+def finished(bench, folder: str, supplements: dict, **others) -> loop.Loop:
+    work = loop.Loop(job_of(bench, folder, supplements, **others))
+    work.run()
+    return work
+
+
+# --- the loop ---
+
+
+@with_supplements
+@pytest.mark.parametrize("after", [1, 3, 4, 9])
+def test_stop_and_resume_is_the_uninterrupted_run(bench, supplements, after):
+    """Stopped politely after any step, also between two rows of the log: weights, optimisers, rows, snapshots agree."""
+    with pytest.raises(loop.Stopped):
+        Ending(job_of(bench, "parted", supplements), after).run()
+    continued = finished(bench, "parted", supplements)
+    assert_equal(continued, finished(bench, "whole", supplements))
+
+
+@with_supplements
+def test_stopped_after_every_step(bench, supplements):
+    """Nine stops in one run change nothing either."""
+    for after in range(1, STEPS):
+        with pytest.raises(loop.Stopped):
+            Ending(job_of(bench, "parted", supplements), after).run()
+    assert_equal(finished(bench, "parted", supplements), finished(bench, "whole", supplements))
+
+
+@with_supplements
+@pytest.mark.parametrize(("saved_at", "after"), [(0, 2), (1, 3), (4, 6), (5, 9)])
+def test_killed_after_a_save_is_the_uninterrupted_run(bench, supplements, saved_at, after):
+    """Killed some steps after the last save (rows and snapshots were written since), or before the first one."""
+    with pytest.raises(Interrupted):
+        Ending(job_of(bench, "parted", supplements, save_seconds=-1.0), after, saved_at).run()
+    assert_equal(finished(bench, "parted", supplements), finished(bench, "whole", supplements))
+
+
+@pytest.mark.parametrize("optimiser", [{"kind": "adamw", "weight_decay": 0.1}, {"kind": "radam"}], ids=lambda o: o["kind"])
+def test_every_optimiser_continues(bench, optimiser):
+    """AdamW and RAdam resume as Adam does."""
+    make = lambda folder: bench.job("diff_instruct", {}, folder=folder, steps=8, optimiser=optimiser)  # noqa: E731
+    with pytest.raises(loop.Stopped):
+        Ending(make("parted"), 3).run()
+    parted, whole = loop.Loop(make("parted")), loop.Loop(make("whole"))
+    parted.run()
+    whole.run()
+    a, b = outcome(parted)[0], outcome(whole)[0]
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_micro_batch_may_change_between_stop_and_resume(bench):
+    """micro_batch describes a machine: a run continued on a smaller one agrees to rounding."""
+    make = lambda folder, size: bench.job("diff_instruct", {"embedding": {}}, folder=folder, steps=6, micro_batch=size,
+                                          dtype=torch.float64, optimiser={"eps": 1e-2})  # fmt: skip  # noqa: E731
+    with pytest.raises(loop.Stopped):
+        Ending(make("parted", 0), 3).run()
+    parted, whole = loop.Loop(make("parted", 1)).run(), loop.Loop(make("whole", 0)).run()
+    for a, b in zip(parted.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+# --- the state file ---
+
+
+def test_pack_and_unpack_are_inverse(bench):
+    """What was packed comes back in other networks and optimisers, bit for bit, after a trip through a file."""
+    job, other = bench.job("diff_instruct", folder="a"), bench.job("diff_instruct", folder="b", seed=5, apart=0.3)
+    work, empty = loop.Loop(job), loop.Loop(other)
+    work.iterate()
+    flat = state.pack(job.nets, work.optimisers)
+    state.save(job.folder, flat, {"n": [1.5, None, 0.1 + 0.2]})
+    tensors, numbers = state.load(job.folder)
+    state.unpack(tensors, other.nets, empty.optimisers)
+    again = state.pack(other.nets, empty.optimisers)
+    assert flat.keys() == again.keys() and all(torch.equal(flat[name], again[name]) for name in flat)
+    assert all(flat[name].dtype == again[name].dtype for name in flat)
+    assert numbers == {"n": [1.5, None, 0.1 + 0.2]}
+    assert state.load(other.folder) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_truncated_state_is_a_problem(bench, share):
+    """A state cut short is a sentence with the file's name, not a crash, a wrong run or a silent start."""
+    finished(bench, "state", {})
+    path = bench.folder / "state" / "state.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(Problem, match=r"state\.safetensors is damaged .*; delete it"):
+        finished(bench, "state", {})
+
+
+def test_foreign_state_is_a_problem(bench):
+    """A safetensors file without our description is refused."""
+    from safetensors.torch import save_file
+
+    job = job_of(bench, "state", {})
+    save_file({"x": torch.zeros(1)}, job.folder / "state.safetensors")
+    with pytest.raises(Problem, match="not eldistill's description"):
+        loop.Loop(job).run()
+
+
+def test_an_interrupted_save_keeps_the_state_before(bench, monkeypatch):
+    """A save that dies half-way leaves the former state whole, and no temporary file."""
+    work = loop.Loop(job_of(bench, "state", {}))
+    work.iterate()
+    work.save()
+    before = (work.job.folder / "state.safetensors").read_bytes()
+    work.iterate()
+
+    def cut(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", cut)
+    with pytest.raises(OSError, match="No space left"):
+        work.save()
+    monkeypatch.undo()
+    assert (work.job.folder / "state.safetensors").read_bytes() == before
+    assert [path.name for path in work.job.folder.iterdir() if path.suffix == ".tmp"] == []
+    assert state.load(work.job.folder)[1]["iteration"] == 1
+
+
+def test_failure_is_remembered_until_the_source_changes(tmp_path):
+    """A noted failure is repeated for the same source only."""
+    assert state.failure(tmp_path, "code") is None
+    state.remember_failure(tmp_path, "step 3: a NaN", "code")
+    assert state.failure(tmp_path, "code") == "step 3: a NaN"
+    assert state.failure(tmp_path, "other code") is None
+
+
+# --- one process for a run ---
+
+
+def test_second_lock_is_a_problem(tmp_path):
+    """Who holds the folder is named; the lock ends with the block."""
+    with state.lock(tmp_path):
+        with pytest.raises(Problem, match=f"process {os.getpid()} on .* is already at work on this run"):
+            with state.lock(tmp_path):
+                pass
+    with state.lock(tmp_path):
+        pass
+
+
+def environment() -> dict[str, str]:
+    source = str(Path(eldistill.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_the_lock_of_another_process(tmp_path):
+    """Another process holds the folder until it ends, even by kill -9."""
+    text = f"from eldistill import state\nwith state.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
+    holder = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(Problem, match=f"process {holder.pid} on .* is already at work"):
+            with state.lock(tmp_path):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    with state.lock(tmp_path):
+        pass
+
+
+# --- the digest ---
+
+
+def values() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def digest(values: dict, run: str = "digits-smoke/di/el/0") -> str:
+    return recipes.Plan(params.from_values(values, ROOT)).find("distil", run).digest
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [
+    ("methods.di.per_data.digits-smoke", "n_images", 1280),
+    ("methods.di.per_data.digits-smoke", "batch", 64),
+    ("methods.di.per_data.digits-smoke", "sigma_init", 1.0),
+    ("methods.di.per_data.digits-smoke.generator", "lr", 5.1e-4),
+    ("methods.di.per_data.digits-smoke.critic", "clip", 1.0),
+    ("methods.di.per_data.digits-smoke.ema", "beta", 0.91),
+    ("supplements.el", "weight", 0.71),
+    ("supplements.el", "ensemble", "identity"),
+    ("", "ticks", 41),
+    ("", "snapshots", [50, 100]),
+])  # fmt: skip
+def test_a_changed_number_has_its_own_state(tmp_path, section, key, value):
+    """Any number of the run leads to another state folder: it never continues what another number began."""
+    changed = values()
+    place = changed["distil"]
+    for word in section.split(".") if section else []:
+        place = place.setdefault(word, {})
+    assert place.get(key) != value
+    place[key] = value
+    folders = {state.folder(digest(each), tmp_path) for each in (values(), changed)}
+    assert len(folders) == 2 and all(folder.is_dir() and tmp_path in folder.parents for folder in folders)
+
+
+def test_other_seeds_and_supplements_have_their_own_state():
+    """Runs that differ in any part of their name, or upstream in the teacher, differ in their digest."""
+    changed = values()
+    changed["teacher"]["digits-smoke"]["seed"] = 1
+    runs = [f"digits-smoke/di/{supplement}/{seed}" for supplement in ("none", "el", "el+pixel-mmd") for seed in (0, 1)]
+    assert len({digest(values(), run) for run in runs} | {digest(changed)}) == len(runs) + 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("save_seconds", 1.0), ("micro_batch", 4)])
+def test_a_site_number_keeps_the_state(key, value):
+    """What describes the machine belongs to no digest: a run moves and continues."""
+    changed = values()
+    changed["distil"][key] = value
+    assert digest(changed) == digest(values())
+
+
+# --- the command line, in a project of its own ---
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """A project folder with digits, the smoke teacher and its ensemble, made by the command line."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "workflow").mkdir()
+    shutil.copytree(ROOT / "workflow" / "schemas", folder / "workflow" / "schemas")
+    changed = values()
+    changed["device"] = "cpu"
+    changed["distil"]["save_seconds"] = 0.05
+    (folder / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+    if (ROOT / "data" / "sources.csv").exists():
+        (folder / "data").mkdir()
+        shutil.copy(ROOT / "data" / "sources.csv", folder / "data")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for words in ("data digits-smoke/images", "teacher digits-smoke", "ensemble digits-smoke/conv4/0"):
+            assert __main__.main(words.split()) == 0, words
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def project(inputs: Path, folder: Path, n_images: int) -> Path:
+    """A copy of the project whose smoke run has n_images."""
+    shutil.copytree(inputs, folder)
+    changed = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    changed["distil"]["methods"]["di"]["per_data"]["digits-smoke"]["n_images"] = n_images
+    (folder / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+RUN = "digits-smoke/di/el/0"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every output that must not differ between equal runs."""
+    paths = [path for path in (folder / "data/runs" / RUN).iterdir() if path.name not in ("provenance.json",)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+
+
+def states(folder: Path) -> list[Path]:
+    return list((folder / "data/scratch/state").glob("*/state.safetensors"))
+
+
+def test_command_stops_with_75_and_continues(inputs, tmp_path, monkeypatch, capsys):
+    """SIGTERM: exit code 75 and one sentence; the same command continues to the very files of an uninterrupted run."""
+    whole, parted = (project(inputs, tmp_path / name, 640) for name in ("whole", "parted"))
+    monkeypatch.chdir(whole)
+    assert __main__.main(["distil", RUN]) == 0
+    monkeypatch.chdir(parted)
+    iterate = loop.Loop.iterate
+
+    def stopped(self):
+        iterate(self)
+        if self.iteration == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Loop, "iterate", stopped)
+    capsys.readouterr()
+    assert __main__.main(["distil", RUN]) == 75
+    assert "stopped by SIGTERM; saved at 224 of 640 images, the same command continues" in capsys.readouterr().err
+    assert not (parted / "data/runs" / RUN / "generator_ema.safetensors").exists() and len(states(parted)) == 1
+    monkeypatch.setattr(loop.Loop, "iterate", iterate)
+    assert __main__.main(["distil", RUN]) == 0
+    assert "continuing at 224 of 640 images" in capsys.readouterr().out
+    assert digests(parted) == digests(whole) and len(digests(whole)) == 1 + 13 + 1 + 1
+    assert __main__.main(["distil", RUN]) == 0 and "is up to date" in capsys.readouterr().out
+
+
+def test_command_starts_anew_with_a_changed_number(inputs, tmp_path, monkeypatch, capsys):
+    """A run stopped half-way is not continued after a number changed, and is after it changed back."""
+    folder = project(inputs, tmp_path / "project", 64)
+    monkeypatch.chdir(folder)
+    assert __main__.main(["distil", RUN, "--max-minutes", "1e-9"]) == 75
+    before = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(before.replace("lr: 0.001", "lr: 0.002"), encoding="utf-8")
+    assert before != (folder / "params.yaml").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert __main__.main(["distil", RUN]) in (0, 2)  # 2: the teacher of another number is not there
+    (folder / "params.yaml").write_text(before.replace("beta: 0.9\n", "beta: 0.8\n"), encoding="utf-8")
+    assert __main__.main(["distil", RUN]) == 0
+    assert "continuing" not in capsys.readouterr().out
+    (folder / "params.yaml").write_text(before, encoding="utf-8")
+    assert __main__.main(["distil", RUN]) == 0
+    assert "continuing at 32 of 64 images" in capsys.readouterr().out
+
+
+def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
+    """A second copy of a running command ends with exit code 2 and a sentence."""
+    folder = project(inputs, tmp_path / "project", 64)
+    monkeypatch.chdir(folder)
+    step = recipes.Plan(params.load()).find("distil", RUN)
+    with state.lock(state.folder(step.digest)):
+        assert __main__.main(["distil", RUN]) == 2
+    assert re.search(rf"process {os.getpid()} on .* is already at work on this run", capsys.readouterr().err)
+    assert __main__.main(["distil", RUN]) == 0
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(inputs, tmp_path):
+    """kill -9 twenty times, each followed by the same command: every final file equals the uninterrupted run's."""
+    command, log = [sys.executable, "-m", "eldistill", "distil", RUN], tmp_path / "log"
+    kills, chance = 0, random.Random(20)
+    whole = project(inputs, tmp_path / "whole", 16_000)
+    begun = time.monotonic()
+    subprocess.run(command, cwd=whole, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - begun
+    wanted, n_runs, seen = digests(whole), 0, []
+    assert len(wanted) == 1 + 13 + 1 + 1
+    while kills < 20:
+        n_runs += 1
+        parted = project(inputs, tmp_path / f"parted-{n_runs}", 16_000)
+        while True:
+            # Moments over the whole life of the process: imports, steps, saves and the writing of the outputs.
+            moment = chance.uniform(0, 1.1 * seconds) if kills % 4 else chance.uniform(0.9, 1.05) * seconds
+            with open(log, "a", encoding="utf-8") as output:
+                process = subprocess.Popen(command, cwd=parted, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+                try:
+                    code = process.wait(moment if kills < 20 else None)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    code = process.wait()
+            if code == -signal.SIGKILL:
+                kills += 1
+                seen.append(round(moment, 2))
+                continue
+            assert code == 0, log.read_text(encoding="utf-8")
+            break
+        assert digests(parted) == wanted
+        assert not states(parted), "a finished run leaves no state"
+    continued = re.findall(r"continuing at (\d+) of", log.read_text(encoding="utf-8"))
+    print(f"uninterrupted {seconds:.1f} s; {kills} kills after {seen} s; {n_runs} runs; continued at {continued}")
+    assert len(set(continued)) >= 5

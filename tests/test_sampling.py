@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling: Heun against the original's arrays, and images that depend on their seed and index only."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import eldistill
+from eldistill import data, files, networks, noise, sampling
+from eldistill.files import Problem
+
+GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
+SOURCE = Path(sampling.__file__).parent.parent
+CODEC = {"mean": 0.5, "std": 0.25}
+SMALL = {
+    "network": "song", "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 16,
+    "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0,
+}  # fmt: skip
+
+
+# --- Heun ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def original(golden: dict, dtype: torch.dtype) -> nn.Module:
+    settings = json.loads(str(golden["_kwargs_json"]))["init_kwargs"]
+    config = {k: v for k, v in settings.items() if k not in ("model_type", "decoder_type", "use_fp16")}
+    network = networks.build({"network": "song", **config}).eval()
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in golden.items() if not k.startswith("_")})
+    return network.requires_grad_(False).to(dtype)
+
+
+CHURN = {"churn": 2, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+
+
+@pytest.mark.parametrize("kind", ["det", "churn"])
+@pytest.mark.parametrize(("dtype", "suffix", "tolerance"), [(torch.float64, "_f64net", 1e-12), (torch.float32, "", 5e-6)])
+def test_heun_is_the_originals(golden, kind, dtype, suffix, tolerance):
+    fresh = [torch.from_numpy(each) for each in golden["_sampler_noise"]]
+    extra = {**CHURN, "fresh": lambda step: fresh[step]} if kind == "churn" else {}
+    labels = torch.from_numpy(golden["_labels"]).to(dtype)
+    latents = torch.from_numpy(golden["_sampler_latents"])
+    found = sampling.heun(original(golden, dtype), latents, labels, steps=6, **extra)
+    wanted = golden[f"_sampler_heun6_{kind}{suffix}"]
+    assert found.dtype == torch.float64
+    assert np.abs(found.numpy() - wanted).max() / np.abs(wanted).max() < tolerance
+
+
+class Gaussian(nn.Module):
+    """The ideal denoiser of N(0, s^2): D(x; sigma) = x s^2 / (s^2 + sigma^2). Counts its calls."""
+
+    def __init__(self, s: float = 0.5):
+        super().__init__()
+        self.s = nn.Parameter(torch.tensor(s, dtype=torch.float64), requires_grad=False)
+        self.calls = 0
+
+    def forward(self, x, sigma, labels=None):
+        self.calls += 1
+        return x * (self.s**2 / (self.s**2 + sigma.reshape(-1, 1, 1, 1) ** 2))
+
+
+def test_heun_is_of_second_order_on_a_gaussian():
+    # The flow of N(0, s^2) scales x by s / sqrt(s^2 + sigma_max^2).
+    latents = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    exact = 80 * 0.5 / (0.25 + 80**2) ** 0.5
+    errors = [abs(float(sampling.heun(Gaussian(), latents, steps=steps)) - exact) for steps in (32, 64, 128)]
+    assert errors[-1] < 1e-4
+    assert all(3 < coarse / fine < 5.5 for coarse, fine in zip(errors, errors[1:], strict=False))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_heun_calls_the_network_twice_a_step_but_once_in_the_last(steps):
+    network = Gaussian()
+    sampling.heun(network, torch.ones(1, 1, 2, 2), steps=steps)
+    assert network.calls == 2 * steps - 1
+
+
+def test_one_step_of_heun_is_the_denoised_image_at_sigma_max():
+    z = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    level = torch.full((3,), 80.0, dtype=torch.float64)
+    assert torch.allclose(sampling.heun(Gaussian(), z, steps=1), Gaussian()(80 * z, level), rtol=1e-12, atol=0)
+
+
+# --- generators ---------------------------------------------------------------------------------------
+
+
+def lively(config: dict = SMALL, seed: int = 0) -> nn.Module:
+    """A network whose zero-like layers have been woken up."""
+    network = networks.build(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network.eval().requires_grad_(False)
+
+
+def about(sigma: float = 2.5, **other) -> dict:
+    shape = {"shape": [1, 8, 8], "label_dim": 3, "codec": CODEC, "n_images": 64, "recipe": "r"}
+    return {**shape, "sampler": {"sigmas": [sigma], "renoise": "none"}, **other}
+
+
+@pytest.fixture
+def generator():
+    return sampling.Generator(lively(), about())
+
+
+class Plain(nn.Module):
+    """A denoiser that works on each pixel alone: equal bits whatever the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+
+    def forward(self, x, sigma, labels=None):
+        shift = 0 if labels is None else labels @ torch.arange(labels.shape[1], dtype=x.dtype)
+        return torch.tanh(self.gain * x) + 0.1 * torch.as_tensor(shift).reshape(-1, 1, 1, 1)
+
+
+def test_image_i_depends_on_neither_the_number_nor_the_batch():
+    plain = sampling.Generator(Plain(), about())
+    whole = sampling.sample(plain, 50, seed=3)
+    assert torch.equal(sampling.sample(plain, 7, seed=3), whole[:7])
+    for batch in (1, 8, 49, 50, 1000):
+        parts = list(sampling.images_of(plain, 50, 3, batch=batch))
+        assert max(map(len, parts)) == min(batch, 50) and torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(sampling.sample(plain, 50, seed=4), whole)
+    assert len({image.numpy().tobytes() for image in whole}) == 50
+
+
+def test_image_i_of_a_network_depends_on_neither_the_number_nor_the_batch(generator):
+    whole = sampling.sample(generator, 20, seed=3)
+    for batch in (1, 7, 20):
+        found = torch.cat(list(sampling.images_of(generator, 20, 3, batch=batch)))
+        # A convolution may round otherwise in a batch of another size: a level at most, and rarely.
+        assert (found.int() - whole.int()).abs().max() <= 1
+        assert (found != whole).double().mean() < 0.01
+
+
+def test_sampling_touches_no_global_generator(generator):
+    before = torch.get_rng_state()
+    first = sampling.sample(generator, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(sampling.sample(generator, 4), first)
+    torch.set_rng_state(before)
+
+
+def test_samples_are_the_decoded_denoised_latents(generator):
+    images = sampling.sample(generator, 5, seed=1, labels=2)
+    assert images.dtype == torch.uint8 and images.shape == (5, 1, 8, 8) and images.device.type == "cpu"
+    z = noise.Draw(1, "sample", 0, 5).normal("z", 1, 8, 8)
+    labels = torch.tensor([[0.0, 0.0, 1.0]]).expand(5, 3)
+    x = generator.network(2.5 * z, torch.full((5,), 2.5), labels)
+    assert torch.equal(images, data.decode(x, CODEC)) and images.float().std() > 1
+
+
+def test_labels_are_one_for_all_or_one_each_or_drawn():
+    plain = sampling.Generator(Plain(), about())
+    by_class = [sampling.sample(plain, 12, labels=label) for label in range(3)]
+    assert (by_class[0] <= by_class[1]).all() and not torch.equal(by_class[0], by_class[1])
+    mixed = [0, 1, 2] * 4
+    wanted = torch.stack([by_class[label][index] for index, label in enumerate(mixed)])
+    assert torch.equal(sampling.sample(plain, 12, labels=mixed), wanted)
+    assert torch.equal(torch.cat(list(sampling.images_of(plain, 12, labels=torch.tensor(mixed), batch=5))), wanted)
+    drawn = noise.Draw(0, "sample", 0, 12).integers("label", 3)
+    assert set(drawn.tolist()) == {0, 1, 2}
+    assert torch.equal(sampling.sample(plain, 12), torch.stack([by_class[c][i] for i, c in enumerate(drawn)]))
+
+
+def test_a_generator_without_labels_ignores_none():
+    plain = sampling.Generator(Plain(), about(label_dim=0))
+    z = noise.Draw(0, "sample", 0, 6).normal("z", 1, 8, 8)
+    assert torch.equal(sampling.sample(plain, 6), data.decode(Plain()(2.5 * z, None), CODEC))
+
+
+def test_a_saved_generator_comes_back(tmp_path, generator):
+    path = tmp_path / "generator_ema.safetensors"
+    sampling.save_generator(path, generator.network, about())
+    again = sampling.load_generator(path)
+    assert again.shape == (1, 8, 8) and {k: again.about[k] for k in about()} == about()
+    assert again.about["config"] == generator.network.config
+    state = generator.network.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.network.state_dict().items())
+    assert not again.network.training and not any(p.requires_grad for p in again.network.parameters())
+    assert torch.equal(sampling.sample(again, 4), sampling.sample(generator, 4))
+    sampling.save_generator(tmp_path / "again.safetensors", again.network, about())
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_file_that_is_no_generator_is_one_sentence(tmp_path):
+    files.save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {"shape": [1]})
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-3])
+    for name, sentence in (("other", "is not a generator"), ("half", "is damaged"), ("no", "is missing")):
+        with pytest.raises(Problem, match=sentence) as caught:
+            sampling.load_generator(tmp_path / f"{name}.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+def test_before_training_a_generator_shows_what_the_teacher_denoises(tmp_path):
+    teacher = lively()
+    sampling.save_generator(tmp_path / "g", teacher, about(sigma=80.0))
+    one_step = sampling.sample(sampling.load_generator(tmp_path / "g"), 10, seed=2)
+    of_teacher = torch.cat(list(sampling.images_of_teacher(teacher, about(), 10, steps=1, seed=2, batch=4)))
+    assert (one_step.int() - of_teacher.int()).abs().max() <= 1
+
+
+def test_a_teachers_images_are_heuns_from_a_generators_latents():
+    teacher = lively()
+    found = torch.cat(list(sampling.images_of_teacher(teacher, about(label_dim=3), 6, steps=4, seed=5)))
+    draw = noise.Draw(5, "sample", 0, 6)
+    one_hot = nn.functional.one_hot(draw.integers("label", 3), 3).float()
+    x = sampling.heun(teacher, draw.normal("z", 1, 8, 8), one_hot, 4)
+    assert torch.equal(found, data.decode(x, CODEC)) and found.shape == (6, 1, 8, 8)
+
+
+# --- pictures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "columns", "scale", "c"), [(9, 3, 1, 1), (7, 3, 2, 3), (1, 4, 1, 1), (8, 8, 4, 1), (4, 2, 1, 4)])
+def test_a_grid_shows_every_image_at_its_place(n, columns, scale, c):
+    images = torch.randint(0, 256, (n, c, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = sampling.grid(images, columns, scale)
+    rows = -(-n // columns)
+    assert picture.size == (columns * 7 * scale, rows * 6 * scale)
+    assert picture.mode == ("L" if c == 1 else "RGB")
+    board = np.asarray(picture).reshape(picture.height, picture.width, -1)[::scale, ::scale]
+    for index, image in enumerate(images[:, :3]):
+        top, left = index // columns * 6, index % columns * 7
+        assert np.array_equal(board[top : top + 5, left : left + 6], image.permute(1, 2, 0))
+    assert (board[5::6] == 255).all() and (board[:, 6::7] == 255).all()
+
+
+# --- the package --------------------------------------------------------------------------------------
+
+
+def test_the_package_offers_two_names():
+    assert eldistill.load_generator is sampling.load_generator and eldistill.sample is sampling.sample
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = eldistill.nothing
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, eldistill; print('torch' in sys.modules); eldistill.sample; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["False", "True"]
