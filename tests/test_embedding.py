@@ -325,7 +325,7 @@ def weights(pairs, steps_of_the_run: int = 100, memory=None, **numbers) -> list[
     ]
 
 
-@pytest.mark.parametrize("base, own", [(1, 1), (3e-5, 2.0), (50.0, 0.02)])
+@pytest.mark.parametrize("base, own", [(1, 1), (3e-4, 2.0), (50.0, 0.02)])
 @pytest.mark.parametrize("decay", [0.0, 0.99])
 def test_balanced_ratio(base, own, decay):
     """From the first step on, weight * rms(EL) / rms(base) is the number asked for: start-up bias cancels."""
