@@ -131,9 +131,7 @@ def test_right_angles_turn_as_rot90(turns):
     out, labels = augment.edm_apply(images, parameters(angle=turns * math.pi / 2))
     inner = (..., slice(4, -4), slice(4, -4))  # beyond reach of the border: a filter touches 3 pixels
     slope = 2 * math.pi / 24 * math.hypot(1, 0.3)
-    assert (
-        worst(out[inner], images.rot90(turns, (2, 3))[inner]) < slope * 2 * math.sqrt(2) * abs(OFFSET) < 0.04
-    )
+    assert worst(out[inner], images.rot90(turns, (2, 3))[inner]) < slope * 2 * math.sqrt(2) * abs(OFFSET) < 0.04
     expected = [math.cos(turns * math.pi / 2) - 1, math.sin(turns * math.pi / 2)]
     assert labels[0, 3:5].tolist() == pytest.approx(expected, abs=1e-15)
 
@@ -257,9 +255,7 @@ def test_every_operation_is_drawn():
 def test_no_operation_and_unknown_ones():
     image = normal(1, 3, 8, 8)
     assert augment.siamese(0, 0, ())(image) is image
-    with pytest.raises(
-        Problem, match="no operation 'blur'; there are color, crop, cutout, flip, scale, rotate"
-    ):
+    with pytest.raises(Problem, match="no operation 'blur'; there are color, crop, cutout, flip, scale, rotate"):
         augment.siamese(0, 0, ("flip", "blur"))
     augment.check(EVERY)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, noise, params
+from eldistill import contract, loop, noise, schema
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import Problem
 
@@ -146,7 +146,9 @@ def test_generator_phase_trains_the_generator_alone(bench, method, labels):
         assert same(before[name], net.state_dict()), name
 
 
-@pytest.mark.parametrize(("method", "net"), [(m, n) for m in METHODS for n in dict.fromkeys(nets_of(m)) if n != "generator"])
+@pytest.mark.parametrize(
+    ("method", "net"), [(m, n) for m in METHODS for n in dict.fromkeys(nets_of(m)) if n != "generator"]
+)
 def test_critic_phase_leaves_the_rest_untouched(bench, method, net):
     """A step of an extra network moves that network; generator, teacher and the others stay bit for bit."""
     module = contract.module("methods", method)
@@ -155,7 +157,9 @@ def test_critic_phase_leaves_the_rest_untouched(bench, method, net):
     loop.Loop(job).iterate()
     after = {name: each.state_dict() for name, each in {**job.fixed, **job.nets}.items()}
     assert {name for name in after if not same(before[name], after[name])} == {net}
-    assert all(p.grad is None for name, each in {**job.fixed, **job.nets}.items() if name != net for p in each.parameters())
+    assert all(
+        p.grad is None for name, each in {**job.fixed, **job.nets}.items() if name != net for p in each.parameters()
+    )
 
 
 @with_methods
@@ -221,7 +225,9 @@ def test_accumulation_changes_nothing(bench, method, supplement, labels, micro_b
     (whole, rows), (parts, part_rows) = run(0), run(micro_batch)
     for name, weights in whole.items():
         for key, value in weights.items():
-            torch.testing.assert_close(parts[name][key], value, rtol=1e-10, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                parts[name][key], value, rtol=1e-10, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}"
+            )
     assert len(rows) == 3
     for row, part_row in zip(rows, part_rows, strict=True):
         assert row.keys() == part_row.keys()
@@ -301,7 +307,9 @@ def test_supplement_leaves_networks_alone(bench, supplement):
     before = [tensor.clone() for tensor in watched]
     assert watched
     loop.Loop(job).run()
-    assert all(torch.equal(a, b) and b.grad is None and not b.requires_grad for a, b in zip(before, watched, strict=True))
+    assert all(
+        torch.equal(a, b) and b.grad is None and not b.requires_grad for a, b in zip(before, watched, strict=True)
+    )
 
 
 @with_methods
@@ -372,12 +380,12 @@ def test_family(family, channels):
 
 @with_every
 def test_numbers_are_declared(kind, file):
-    """Numbers is a frozen dataclass; params.number made every field, with a sentence and a default."""
+    """Numbers is a frozen dataclass; schema.number made every field, with a sentence and a default."""
     module = contract.module(kind, file)
     assert dataclasses.is_dataclass(module.Numbers)
     numbers = module.Numbers()
     for field in dataclasses.fields(module.Numbers):
-        assert set(field.metadata) == set(params.number(0, "").metadata), field.name
+        assert set(field.metadata) == set(schema.number(0, "").metadata), field.name
         assert isinstance(field.metadata["description"], str) and len(field.metadata["description"]) > 10
         assert field.default is not dataclasses.MISSING
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -389,12 +397,12 @@ def test_numbers_are_declared(kind, file):
 
 @with_every
 def test_declared_agrees_with_the_dataclass(kind, file):
-    """What params reads from the source without importing it is what the class says: names, defaults, limits, types."""
+    """What schema reads from the source without importing it is what the class says: names, defaults, limits, types."""
     module = contract.module(kind, file)
-    schema, fields = params.declared(kind, file), dataclasses.fields(module.Numbers)
-    assert list(schema) == [field.name for field in fields]
+    declared, fields = schema.declared(kind, file), dataclasses.fields(module.Numbers)
+    assert list(declared) == [field.name for field in fields]
     for field in fields:
-        found, limits = dict(schema[field.name]), dict(field.metadata)
+        found, limits = dict(declared[field.name]), dict(field.metadata)
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         choices = limits.pop("enum")
         types = found.pop("type")
@@ -403,12 +411,12 @@ def test_declared_agrees_with_the_dataclass(kind, file):
             where = found.pop("items") if types == "array" else found
             assert where.pop("enum") == list(choices)
         assert found == {key: value for key, value in limits.items() if value is not None}
-        params.check(default, schema[field.name], field.name, {})
+        schema.check(default, declared[field.name], field.name, {})
         names = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "tuple": "array"}
         word, *rest = re.split(r"\s*\|\s*", field.type)
         kinds = [names[word.split("[")[0]], *("null" for _ in rest)]
         assert types == (kinds if rest else kinds[0])
-    again = contract.numbers(module, {key: value["default"] for key, value in schema.items()} | {"file": "x"})
+    again = contract.numbers(module, {key: value["default"] for key, value in declared.items()} | {"file": "x"})
     assert again == module.Numbers()
 
 
@@ -483,7 +491,7 @@ def parts(name: str) -> set[str]:
     return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.glob(f"{name}/*.py")}
 
 
-BOTTOM = {"mmd", "noise", "augment", "params", "recipes", "files", "networks"} | parts("networks")
+BOTTOM = {"mmd", "noise", "augment", "params", "schema", "recipes", "files", "networks"} | parts("networks")
 ABOVE = {"loop", "distil", "steps", "evaluate", "tables", "state", "__main__", "sampling", "judges", "helptext"}
 
 
@@ -499,7 +507,7 @@ def test_methods_and_supplements_import_downwards(kind, file):
     *sorted(PACKAGE.glob("networks/*.py")), *(PACKAGE / f"{name}.py" for name in sorted(BOTTOM) if (PACKAGE / f"{name}.py").exists()),
 ], ids=lambda path: str(path.relative_to(PACKAGE)))  # fmt: skip
 def test_the_bottom_imports_nothing_above_it(path):
-    """mmd, networks, noise, augment, params, recipes and files import only each other."""
+    """mmd, networks, noise, augment, params, schema, recipes and files import only each other."""
     assert imports(path) <= BOTTOM
 
 

@@ -432,7 +432,7 @@ def spread_after_training(digits: torch.Tensor, estimator: str, number: int) -> 
 def test_the_biased_form_collapses(number):
     """c.12 in short: paid 1/m of its spread, a generator trained on V shrinks; one trained on U does not.
 
-    Measured over three seeds: V 0.30 to 0.45, U 1.8 to 2.0 (it starts wide, and 300 steps do not settle it).
+    Measured over six seeds: V 0.17 to 0.37, U 1.2 to 2.1 (linear U hardly sees spread; 300 steps do not settle it).
     """
     datasets = pytest.importorskip("sklearn.datasets")
     images = torch.from_numpy(datasets.load_digits().images).float()[:, None]

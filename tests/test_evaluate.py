@@ -241,7 +241,7 @@ def spaces(judge_files):
 
 @pytest.mark.parametrize("letter", "ab")
 def test_a_judge_is_a_function_of_its_recipe_alone(judge_files, pack, tmp_path, letter):
-    torch.manual_seed(hash(letter))
+    torch.manual_seed(123)
     again = train_judge(letter, pack, tmp_path / letter)
     path, result = judge_files[letter]
     assert (tmp_path / letter).read_bytes() == path.read_bytes()

@@ -55,7 +55,9 @@ def toy(**changes) -> SimpleNamespace:
         return nets["generator"](batch.draw.normal("z", *SHAPE))
 
     def critic_terms(nets, batch, images, numbers):
-        calls.append(("critic", None if images is None else images.clone(), batch.labels.clone(), nets["critic"].training))
+        calls.append(
+            ("critic", None if images is None else images.clone(), batch.labels.clone(), nets["critic"].training)
+        )
         target = batch.draw.normal("target", *SHAPE) if images is None else images
         return {"fit": (nets["critic"](torch.zeros_like(target)) - target).square().mean()}
 
@@ -164,7 +166,9 @@ def test_a_poisoned_supplement_is_named(tmp_path):
 
 def test_a_norm_that_overflows_is_no_number_of_a_log(tmp_path):
     """Finite gradients whose norm overflows stop the run too, or leave finite sums: an infinity cannot be saved."""
-    huge = toy(critic_terms=lambda nets, batch, images, numbers: {"fit": (nets["critic"].a + nets["critic"].b) * 1.5e308})
+    huge = toy(
+        critic_terms=lambda nets, batch, images, numbers: {"fit": (nets["critic"].a + nets["critic"].b) * 1.5e308}
+    )
     work = loop.Loop(job_of(tmp_path, huge, steps=1))
     try:
         work.run()
@@ -330,6 +334,19 @@ def test_modes(tmp_path):
     assert [call[3] for call in method.calls if call[0] == "generator"] == [False]
 
 
+def test_only_the_trained_network_collects_gradients(tmp_path):
+    """A generator term through the critic reaches the generator and leaves no gradient in the critic."""
+
+    def generator_terms(nets, batch, images, numbers):
+        return {"adversary": nets["critic"](nets["generator"](batch.draw.normal("z", *SHAPE))).mean()}
+
+    method = toy(phases=lambda numbers, progress: [Phase("generator")], generator_terms=generator_terms)
+    job = job_of(tmp_path, method, steps=1)
+    loop.Loop(job).run()
+    assert all(parameter.grad is None for parameter in job.nets["critic"].parameters())
+    assert float(job.nets["generator"].b.grad) == pytest.approx(0.3)
+
+
 def test_phases_see_different_random_numbers(tmp_path):
     """The images of two phases, and of two steps, have nothing in common."""
     method = toy()
@@ -450,7 +467,9 @@ def test_a_signal_stops_politely(tmp_path, number):
         if progress.iteration == 2:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Stopped, match=f"stopped by {number.name}; saved at 12 of 20 images, the same command continues"):
+    with pytest.raises(
+        Stopped, match=f"stopped by {number.name}; saved at 12 of 20 images, the same command continues"
+    ):
         loop.Loop(job_of(tmp_path, toy(after_step=after_step))).run()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert state.load(tmp_path)[1]["n_images"] == 12

@@ -114,7 +114,9 @@ def test_noisy_images_and_sigma_of_the_term_are_golden():
         return denoiser
 
     nets = {"fake_score": answer("fake"), "teacher": answer("teacher")}
-    batch = SimpleNamespace(draw=SimpleNamespace(normal=lambda purpose, *shape: given[purpose]), shape=(3, 4, 4), labels=None)
+    batch = SimpleNamespace(
+        draw=SimpleNamespace(normal=lambda purpose, *shape: given[purpose]), shape=(3, 4, 4), labels=None
+    )
     terms = diff_instruct.generator_terms(nets, batch, lambda: arrays["x_gen"], diff_instruct.Numbers())
     assert list(seen) == ["fake", "teacher"] or list(seen) == ["teacher", "fake"]
     for x, sigma, _ in seen.values():
@@ -212,7 +214,9 @@ def test_fake_score_loss_is_least_at_the_ideal_denoiser(tmp_path, tape):
     batch = contract.Batch(Told(0, "critic", 0, 4, dtype=torch.float64), None, (1, 1, 1), progress(0))
 
     def loss(mean, deviation):
-        return float(diff_instruct.critic_terms({"fake_score": Gaussian(mean, deviation)}, batch, images, numbers)["denoising"])
+        return float(
+            diff_instruct.critic_terms({"fake_score": Gaussian(mean, deviation)}, batch, images, numbers)["denoising"]
+        )
 
     best = loss(b, a)
     assert all(loss(b + shift, a) > best + 1e-6 for shift in (-0.1, 0.1))

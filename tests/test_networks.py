@@ -91,9 +91,7 @@ def golden(request) -> Golden:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=SUFFIX.get)
 def test_outputs_match_the_original(golden, dtype, record_property):
     network, suffix = golden.network(dtype), SUFFIX[dtype]
-    x, sigma, labels, augment = (
-        golden.tensor(key, dtype) for key in ("_x", "_sigma", "_labels", "_augment_labels")
-    )
+    x, sigma, labels, augment = (golden.tensor(key, dtype) for key in ("_x", "_sigma", "_labels", "_augment_labels"))
     with torch.no_grad():
         outputs = {
             "D": network(x, sigma, labels),
@@ -361,9 +359,7 @@ def test_impossible_convolutions(keywords):
 
 
 def test_initial_weights_follow_edm():
-    network = networks.build(
-        {**SMALL, "model_channels": 32, "embedding_type": "fourier", "channel_mult_noise": 8}
-    )
+    network = networks.build({**SMALL, "model_channels": 32, "embedding_type": "fourier", "channel_mult_noise": 8})
     for name, parameter in network.named_parameters():
         if "norm" in name:
             assert (parameter == (1 if name.endswith("weight") else 0)).all()

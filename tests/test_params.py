@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from eldistill import params
+from eldistill import params, schema
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 FILES = [
     (kind, path.stem)
     for kind in ("methods", "supplements", "ensemble")
-    for path in sorted((params.PACKAGE / kind).glob("*.py"))
+    for path in sorted((schema.PACKAGE / kind).glob("*.py"))
     if not path.stem.startswith("_")
 ]
 
@@ -167,7 +167,7 @@ def test_a_module_declares_the_defaults_of_its_class_numbers():
 
     for kind, file in FILES:
         numbers = getattr(contract.module(kind, file), "Numbers", None)
-        fields = params.declared(kind, file)
+        fields = schema.declared(kind, file)
         if numbers is None:
             assert fields == {}
             continue
@@ -302,7 +302,7 @@ def complete_schema() -> dict:
     schema = copy.deepcopy(SCHEMA)
     for kind, file in FILES:
         owner = {"methods": "method", "supplements": "supplement", "ensemble": "member"}[kind]
-        schema["$defs"][owner]["properties"] |= copy.deepcopy(params.declared(kind, file))
+        schema["$defs"][owner]["properties"] |= copy.deepcopy(schema.declared(kind, file))
     return schema
 
 
@@ -349,7 +349,7 @@ def test_our_checker_agrees_with_jsonschema(case):
     library = jsonschema.Draft202012Validator(COMPLETE).is_valid(document)
     definitions = COMPLETE["$defs"]
     try:
-        params.check(document, {k: v for k, v in COMPLETE.items() if k != "$defs"}, "", definitions)
+        schema.check(document, {k: v for k, v in COMPLETE.items() if k != "$defs"}, "", definitions)
         ours = True
     except Problem:
         ours = False
@@ -367,33 +367,35 @@ def test_the_schema_is_a_schema():
 
 def leaves(schema: dict, where: str):
     for key, each in schema.get("properties", {}).items():
-        yield f"{where}.{key}", each, params._follow(each, COMPLETE["$defs"])
+        yield f"{where}.{key}", each, schema.follow(each, COMPLETE["$defs"])
         yield from leaves(each, f"{where}.{key}")
 
 
 EVERY = [leaf for owner in (SCHEMA, *SCHEMA["$defs"].values()) for leaf in leaves(owner, owner.get("title", "$defs"))]
-EVERY += [(f"{kind}/{file}.{key}", each, each) for kind, file in FILES for key, each in params.declared(kind, file).items()]
+EVERY += [
+    (f"{kind}/{file}.{key}", each, each) for kind, file in FILES for key, each in schema.declared(kind, file).items()
+]
 
 
 def test_every_key_says_what_it_is():
     assert len(EVERY) > 80
-    for where, _, schema in EVERY:
-        assert schema.get("type"), where
-        assert len(schema.get("description", "").split()) >= 2, where
+    for where, _, each in EVERY:
+        assert each.get("type"), where
+        assert len(each.get("description", "").split()) >= 2, where
 
 
 def test_every_default_satisfies_its_own_schema():
     checked = 0
-    for where, _, schema in EVERY:
-        if "default" in schema:
-            params.check(schema["default"], schema, where, COMPLETE["$defs"], partial=True)
-            jsonschema.Draft202012Validator({**schema, "$defs": COMPLETE["$defs"]}).validate(schema["default"])
+    for where, _, each in EVERY:
+        if "default" in each:
+            schema.check(each["default"], each, where, COMPLETE["$defs"])
+            jsonschema.Draft202012Validator({**each, "$defs": COMPLETE["$defs"]}).validate(each["default"])
             checked += 1
     assert checked > 60
 
 
 def test_fill_gives_every_default_at_every_depth():
-    filled = params.fill({}, COMPLETE["$defs"]["method"], COMPLETE["$defs"])
+    filled = schema.fill({}, COMPLETE["$defs"]["method"], COMPLETE["$defs"])
     assert filled["generator"]["betas"] == [0.9, 0.999] and filled["ema"]["policy"] == "ramped"
     assert filled["batch"] == 128 and "file" not in filled
 
@@ -401,7 +403,7 @@ def test_fill_gives_every_default_at_every_depth():
 def test_fill_makes_equal_numbers_equal_text():
     definitions = COMPLETE["$defs"]
     optimiser = definitions["optimiser"]
-    one = params.fill({"lr": 1, "warmup_images": 5, "betas": [0, 0.5]}, optimiser, definitions)
-    other = params.fill({"lr": 1.0, "warmup_images": 5.0, "betas": [0.0, 0.5]}, optimiser, definitions)
+    one = schema.fill({"lr": 1, "warmup_images": 5, "betas": [0, 0.5]}, optimiser, definitions)
+    other = schema.fill({"lr": 1.0, "warmup_images": 5.0, "betas": [0.0, 0.5]}, optimiser, definitions)
     assert params.canonical(one) == params.canonical(other)
     assert isinstance(one["lr"], float) and isinstance(other["warmup_images"], int)

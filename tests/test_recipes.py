@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eldistill import params, recipes
+from eldistill import params, recipes, schema
 from eldistill.files import Problem, canonical, digest
 from eldistill.recipes import Plan
 
@@ -64,7 +64,12 @@ def down(of_runs: set[str]) -> set[str]:
     return words | {"evaluate suite/demo", "tables demo"}
 
 
-JUDGED = {"data digits/judge-a", "data digits/judge-b", "data digits/reference-judge-a", "data digits/reference-judge-b"}
+JUDGED = {
+    "data digits/judge-a",
+    "data digits/judge-b",
+    "data digits/reference-judge-a",
+    "data digits/reference-judge-b",
+}
 YARDSTICKS = {"evaluate digits/real", "evaluate digits/teacher"}
 EVALUATIONS = {f"evaluate {run}" for run in runs()} | YARDSTICKS | {"evaluate suite/demo", "tables demo"}
 ENSEMBLES = {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity") for seed in (0, 1, 2)}
@@ -247,7 +252,13 @@ USES = {
     "supplements/embedding": down(runs(("el", "pixel-mmd"))),
     "evaluate": EVALUATIONS | {"data digits/reference-pixels"} | {name for name in JUDGED if "reference" in name},
     "sampling": EVALUATIONS,
+    "noise": JUDGED | ENSEMBLES | {"teacher digits"} | EVALUATIONS | down(runs()),
+    "mmd": ENSEMBLES | down(runs(("el", "pixel-mmd"))),
+    "augment": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
+    "networks/layers": JUDGED | {"teacher digits"} | EVALUATIONS | down(runs()),
+    "networks/precond": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
     "tables": {"tables demo"},
+    "plots": {"tables demo"},
 }
 
 
@@ -386,7 +397,9 @@ def test_a_changed_number_makes_the_dependents_stale_and_changing_it_back_fresh(
 
 
 def test_recipes_import_nothing_heavy():
-    code = "import sys, eldistill.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
-    environment = {**os.environ, "PYTHONPATH": str(params.PACKAGE.parent)}
+    code = (
+        "import sys, eldistill.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(schema.PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,9 @@ def test_the_log_is_the_same_file_after_a_resume(bench):
     assert (bench.folder / "parted.csv").read_text() == (bench.folder / "whole.csv").read_text()
 
 
-@pytest.mark.parametrize("optimiser", [{"kind": "adamw", "weight_decay": 0.1}, {"kind": "radam"}], ids=lambda o: o["kind"])
+@pytest.mark.parametrize(
+    "optimiser", [{"kind": "adamw", "weight_decay": 0.1}, {"kind": "radam"}], ids=lambda o: o["kind"]
+)
 def test_every_optimiser_continues(bench, optimiser):
     """AdamW and RAdam resume as Adam does."""
     make = lambda folder: bench.job("diff_instruct", {}, folder=folder, steps=8, optimiser=optimiser)  # noqa: E731
@@ -141,8 +142,11 @@ def test_every_optimiser_continues(bench, optimiser):
 
 def test_micro_batch_may_change_between_stop_and_resume(bench):
     """micro_batch describes a machine: a run continued on a smaller one agrees to rounding."""
-    make = lambda folder, size: bench.job("diff_instruct", {"embedding": {}}, folder=folder, steps=6, micro_batch=size,
-                                          dtype=torch.float64, optimiser={"eps": 1e-2})  # fmt: skip  # noqa: E731
+
+    def make(folder: str, size: int) -> loop.Job:
+        return bench.job("diff_instruct", {"embedding": {}}, folder=folder, steps=6, micro_batch=size,
+                         dtype=torch.float64, optimiser={"eps": 1e-2})  # fmt: skip
+
     with pytest.raises(loop.Stopped):
         Ending(make("parted", 0), 3).run()
     parted, whole = loop.Loop(make("parted", 1)).run(), loop.Loop(make("whole", 0)).run()
@@ -239,7 +243,9 @@ def environment() -> dict[str, str]:
 def test_the_lock_of_another_process(tmp_path):
     """Another process holds the folder until it ends, even by kill -9."""
     text = f"from eldistill import state\nwith state.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
-    holder = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    holder = subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    )
     try:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(Problem, match=f"process {holder.pid} on .* is already at work"):
@@ -407,38 +413,54 @@ def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
     assert __main__.main(["distil", RUN]) == 0
 
 
+def killed(folder: Path, lines: int | None, last: str, pause: float) -> tuple[int, str]:
+    """The command, killed `pause` seconds after it printed so many lines, or its last one (lines: None)."""
+    command = [sys.executable, "-m", "eldistill", "distil", RUN]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        told = ""
+        while (
+            lines != told.count("\n") and not (lines is None and last in told) and (line := process.stdout.readline())
+        ):
+            told += line
+        try:
+            process.wait(pause)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        told += process.stdout.read()
+    return process.returncode, told
+
+
 @pytest.mark.slow
 def test_kill_9_at_random_moments(inputs, tmp_path):
     """kill -9 twenty times, each followed by the same command: every final file equals the uninterrupted run's."""
-    command, log = [sys.executable, "-m", "eldistill", "distil", RUN], tmp_path / "log"
-    kills, chance = 0, random.Random(20)
-    whole = project(inputs, tmp_path / "whole", 16_000)
-    begun = time.monotonic()
-    subprocess.run(command, cwd=whole, env=environment(), check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - begun
-    wanted, n_runs, seen = digests(whole), 0, []
+    n_images, kills, finished, continued, chance = 12_800, 0, 0, [], random.Random(20)
+    last = f"{n_images}/{n_images} images"
+    whole = project(inputs, tmp_path / "whole", n_images)
+    code, told = killed(whole, None, last, 60)
+    assert code == 0, told
+    wanted = digests(whole)
     assert len(wanted) == 1 + 13 + 1 + 1
     while kills < 20:
-        n_runs += 1
-        parted = project(inputs, tmp_path / f"parted-{n_runs}", 16_000)
-        while True:
-            # Moments over the whole life of the process: imports, steps, saves and the writing of the outputs.
-            moment = chance.uniform(0, 1.1 * seconds) if kills % 4 else chance.uniform(0.9, 1.05) * seconds
-            with open(log, "a", encoding="utf-8") as output:
-                process = subprocess.Popen(command, cwd=parted, env=environment(), stdout=output, stderr=subprocess.STDOUT)
-                try:
-                    code = process.wait(moment if kills < 20 else None)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    code = process.wait()
-            if code == -signal.SIGKILL:
-                kills += 1
-                seen.append(round(moment, 2))
-                continue
-            assert code == 0, log.read_text(encoding="utf-8")
-            break
+        finished += 1
+        parted = project(inputs, tmp_path / f"parted-{finished}", n_images)
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            # A life ends while it imports, between any two steps or saves, or while the outputs are written.
+            if kills == 20:
+                lines, pause = None, 60.0
+            elif kills % 4 == 3:
+                lines, pause = None, chance.uniform(0, 0.25)
+            elif kills % 8 == 0:
+                lines, pause = 0, chance.uniform(0, 3)
+            else:
+                lines, pause = chance.randrange(1, 20), chance.uniform(0, 0.25)
+            code, told = killed(parted, lines, last, pause)
+            kills += code == -signal.SIGKILL
+            continued += map(int, re.findall(r"continuing at (\d+) of", told))
+        assert code == 0, told
         assert digests(parted) == wanted
         assert not states(parted), "a finished run leaves no state"
-    continued = re.findall(r"continuing at (\d+) of", log.read_text(encoding="utf-8"))
-    print(f"uninterrupted {seconds:.1f} s; {kills} kills after {seen} s; {n_runs} runs; continued at {continued}")
+    print(f"{kills} kills, {finished} finished runs, continued at {continued} of {n_images} images")
     assert len(set(continued)) >= 5

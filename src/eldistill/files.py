@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import hashlib
 import json
 import os
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +28,16 @@ class Problem(Exception):
 
 
 def canonical(value) -> str:
-    """JSON with sorted keys and no blanks: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """JSON with sorted keys and no blanks: equal values give equal text, 1 and 1.0 too."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def digest(text: str) -> str:
@@ -141,6 +151,8 @@ def append_line(path: str | os.PathLike, text: str) -> None:
 
 def source(name: str, table: str | os.PathLike = "data/sources.csv") -> dict[str, str]:
     """The row of data/sources.csv called `name`."""
+    if not Path(table).exists():
+        raise Problem(f"{table} is missing; expected the table of what can be fetched: git restores it")
     with open(table, newline="", encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     if name not in rows:
@@ -170,8 +182,19 @@ def fetch(name: str, folder: str | os.PathLike | None = None, store: str | os.Pa
     return _checked(path, row)
 
 
+def _content_digest(path: Path) -> str:
+    # The digest of a .gz file is that of its content: Debian's copies differ from upstream's in the gzip header.
+    if path.suffix != ".gz" and not path.name.endswith(".gz.part"):
+        return sha256(path)
+    try:
+        with gzip.open(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, EOFError, zlib.error):
+        return "no gzip file"
+
+
 def _checked(path: Path, row: dict[str, str], remove: bool = False) -> Path:
-    found = sha256(path)
+    found = _content_digest(path)
     if found != row["sha256"]:
         if remove:
             path.unlink()
@@ -186,6 +209,8 @@ def _download(row: dict[str, str], part: Path, tries: int = 4) -> None:
     for attempt in range(tries):
         address = addresses[attempt % len(addresses)]
         start = part.stat().st_size if part.exists() else 0
+        if start >= int(row["bytes"]):
+            return
         request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -197,10 +222,13 @@ def _download(row: dict[str, str], part: Path, tries: int = 4) -> None:
                     while block := answer.read(1 << 20):
                         file.write(block)
                         bar.update(len(block))
-            return
+            if part.stat().st_size >= int(row["bytes"]):
+                return
+            # A connection that is cut ends like a file that is complete.
+            reason = f"the connection ended after {part.stat().st_size} of {row['bytes']} bytes"
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             reason = error
-            time.sleep(min(2**attempt, 8) if attempt + 1 < tries else 0)
+        time.sleep(min(2**attempt, 8) if attempt + 1 < tries else 0)
     raise Problem(
         f"{row['name']} could not be fetched from {row['url']} ({reason}); "
         f"put the file into a folder and name that folder in params.yaml"

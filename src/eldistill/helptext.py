@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from eldistill import params
+from eldistill import params, schema
 from eldistill.recipes import WORDS
 
 SECTIONS = {"data": ("data",), "teacher": ("teacher",), "ensemble": ("ensemble", "member"), "distil": ("distil", "method", "supplement"),
@@ -22,18 +22,18 @@ def numbers(word: str) -> str:
     for section in SECTIONS[word]:
         lines += ["", f"  {section}:", *_keys(values.definitions[section], values.definitions, "    ")]
     for kind in MODULES.get(word, ()):
-        for path in sorted((params.PACKAGE / kind).glob("*.py")):
-            declared = params.declared(kind, path.stem) if not path.stem.startswith("_") else {}
+        for file in schema.available(kind):
+            declared = schema.declared(kind, file)
             if declared:
-                lines += ["", f"  {kind}/{path.stem}:", *_keys({"properties": declared}, {}, "    ")]
+                lines += ["", f"  {kind}/{file}:", *_keys({"properties": declared}, {}, "    ")]
     return "\n".join(lines)
 
 
-def _keys(schema: dict, definitions: dict, indent: str) -> list[str]:
+def _keys(section: dict, definitions: dict, indent: str) -> list[str]:
     lines = []
-    for key, each in schema.get("properties", {}).items():
-        each = params._follow(each, definitions)
+    for key, each in section.get("properties", {}).items():
+        each = schema.follow(each, definitions)
         default = "" if "default" not in each or each.get("properties") else f", default {each['default']}"
-        lines.append(f"{indent}{key}: {params._expected(each)}{default}")
+        lines.append(f"{indent}{key}: {schema.expected(each)}{default}")
         lines += _keys(each, definitions, indent + "  ")
     return lines

@@ -10,6 +10,8 @@ import torch
 
 from eldistill.files import Problem
 
+VERSION = 1
+
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median squared distance
 
 

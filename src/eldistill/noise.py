@@ -14,6 +14,8 @@ import math
 import numpy as np
 import torch
 
+VERSION = 1
+
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM, table 1
 
 
@@ -85,8 +87,10 @@ class Draw:
         self.device, self.dtype = device, dtype
 
     def __getitem__(self, part: slice) -> Draw:
-        """The same numbers for a slice of the images."""
-        start, stop, _ = part.indices(self.size)
+        """The same numbers for a slice of the images (of step 1)."""
+        start, stop, step = part.indices(self.size)
+        if step != 1 or stop < start:
+            raise ValueError(f"{part} of {self.size} images; expected start ≤ stop and step 1")
         return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
 
     def _bits(self, purpose: str, each: int) -> np.ndarray:
@@ -99,7 +103,8 @@ class Draw:
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """U[0, 1), [size, *shape]."""
         bits = self._bits(purpose, math.prod(shape))
-        return self._tensor(bits.astype(np.float64) / 2**32, shape)
+        # Rounding to fewer bits must not reach 1.
+        return self._tensor(bits.astype(np.float64) / 2**32, shape).clamp_(max=1 - torch.finfo(self.dtype).eps / 2)
 
     def normal(self, purpose: str, *shape: int) -> torch.Tensor:
         """N(0, 1), [size, *shape], by Box-Muller; |value| < 6.7 (32-bit uniforms)."""
@@ -111,7 +116,8 @@ class Draw:
         both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
         return self._tensor(both[:, :each], shape)
 
-    def integers(self, purpose: str, high: int) -> torch.Tensor:
-        """Uniform on 0 … high - 1, int64 [size]; the bias of the reduction is below high / 2^32."""
-        bits = self._bits(purpose, 1)[:, 0].astype(np.uint64)
-        return torch.from_numpy(((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)).to(self.device)
+    def integers(self, purpose: str, high: int, *shape: int) -> torch.Tensor:
+        """Uniform on 0 … high - 1, int64 [size, *shape]; the bias of the reduction is below high / 2^32."""
+        bits = self._bits(purpose, math.prod(shape)).astype(np.uint64)
+        values = ((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
+        return torch.from_numpy(values).reshape(self.size, *shape).to(self.device)

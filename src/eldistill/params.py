@@ -1,179 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """params.yaml: read, checked against workflow/schemas/params.schema.yaml, resolved into frozen dataclasses.
 
-The schema is the one list of keys: type, range, default and meaning. A method, a supplement or a family of
-embedding networks declares its own numbers in its module (class Numbers, fields made by `number`); they are
-read from the source text, so that the Snakefile can check them without importing torch.
+The schema is the one list of keys: type, range, default and meaning; eldistill.schema checks against it.
 
 Values resolve in this order, later wins: default, `like`, own, `per_data: {data: …}`.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
-import difflib
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from eldistill.files import Problem, canonical
+from eldistill.files import Problem
+from eldistill.schema import available, check, declared, fill, follow, nearest, settings
 
-PACKAGE = Path(__file__).parent
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
-
-
-def number(default, about: str, low=None, high=None, above=None, below=None, choices=None):
-    """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range."""
-    limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices}
-    return dataclasses.field(default=default, metadata={"description": about, **limits})
-
-
-_LIMITS = {"low": "minimum", "high": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
-_TYPES = {"float": "number", "int": "integer", "bool": "boolean", "str": "string", "tuple": "array"}
-
-
-@functools.cache
-def declared(kind: str, file: str) -> dict[str, dict]:
-    """The schema of each field of class Numbers in src/eldistill/<kind>/<file>.py, without importing it."""
-    path = PACKAGE / kind / f"{file}.py"
-    if not path.exists() or file.startswith("_"):
-        there = sorted(p.stem for p in (PACKAGE / kind).glob("*.py") if not p.stem.startswith("_"))
-        raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}{_nearest(file, there)}")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "Numbers":
-            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-            return {field.target.id: _field_schema(field) for field in fields}
-    return {}
-
-
-def _field_schema(field: ast.AnnAssign) -> dict:
-    kind = field.annotation
-    optional = isinstance(kind, ast.BinOp)  # int | None
-    kind = kind.left if optional else kind
-    name = _TYPES[(kind.value if isinstance(kind, ast.Subscript) else kind).id]
-    default, about = (ast.literal_eval(argument) for argument in field.value.args[:2])
-    schema = {"type": [name, "null"] if optional else name, "description": about}
-    schema["default"] = list(default) if isinstance(default, tuple) else default
-    for keyword in field.value.keywords:
-        value = ast.literal_eval(keyword.value)
-        if keyword.arg == "choices" and name == "array":
-            schema["items"] = {"enum": list(value)}
-        else:
-            schema[_LIMITS.get(keyword.arg, "enum")] = list(value) if keyword.arg == "choices" else value
-    return schema
-
-
-# --- checking -----------------------------------------------------------------------------------------
-
-_PYTHON = {
-    "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)
-}  # fmt: skip
-
-
-def _nearest(word: str, words) -> str:
-    close = difflib.get_close_matches(str(word), [str(w) for w in words], 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _is(value, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == "boolean"
-    return isinstance(value, _PYTHON[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())
-
-
-def _expected(schema: dict) -> str:
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    words = {"object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false",
-             "integer": "a whole number", "number": "a number", "null": "null"}  # fmt: skip
-    text = " or ".join(words[kind] for kind in kinds)
-    if "enum" in schema:
-        text = "one of " + ", ".join(map(str, schema["enum"]))
-    for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")):
-        if schema.get(key) is not None:
-            text += f" {sign} {schema[key]}"
-    if schema.get("minItems"):
-        text += f" of at least {schema['minItems']}"
-    return text + (f" ({schema['description']})" if "description" in schema else "")
-
-
-def check(value, schema: dict, where: str, definitions: dict, partial: bool = False) -> None:
-    """Raise Problem at the first key of `value` that the schema forbids. partial: required keys may be absent."""
-    schema = _follow(schema, definitions)
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    bad = (kinds and not any(_is(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"])
-    if not bad and _is(value, "number"):
-        bad = value != value or not (
-            value >= schema.get("minimum", value)
-            and value <= schema.get("maximum", value)
-            and (schema.get("exclusiveMinimum") is None or value > schema["exclusiveMinimum"])
-            and (schema.get("exclusiveMaximum") is None or value < schema["exclusiveMaximum"])
-        )
-    if not bad and isinstance(value, list):
-        repeated = schema.get("uniqueItems") and len({canonical(item) for item in value}) < len(value)
-        bad = repeated or not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
-    if bad:
-        near = _nearest(value, schema["enum"]) if "enum" in schema else ""
-        raise Problem(f"params.yaml: {where} is {value!r}; expected {_expected(schema)}{near}")
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            check(item, schema.get("items", {}), f"{where}[{index}]", definitions, partial)
-    if isinstance(value, dict):
-        _check_keys(value, schema, where, definitions, partial)
-
-
-def _check_keys(value: dict, schema: dict, where: str, definitions: dict, partial: bool) -> None:
-    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    for key, item in value.items():
-        place = f"{where}.{key}" if where else str(key)
-        if key in known:
-            check(item, known[key], place, definitions, partial)
-        elif others is False:
-            raise Problem(
-                f"params.yaml: {place} is not a known key (found {item!r}); "
-                f"expected one of {', '.join(known)}{_nearest(key, known)}"
-            )
-        elif isinstance(others, dict):
-            check(item, others, place, definitions, partial)
-    missing = [key for key in schema.get("required", []) if key not in value]
-    if missing and not partial:
-        raise Problem(
-            f"params.yaml: {where + '.' if where else ''}{missing[0]} is missing; expected {_expected(_follow(known[missing[0]], definitions))}"
-        )
-
-
-def _follow(schema: dict, definitions: dict) -> dict:
-    if "$ref" in schema:
-        return {
-            **definitions[schema["$ref"].removeprefix("#/$defs/")],
-            **{k: v for k, v in schema.items() if k != "$ref"},
-        }
-    return schema
-
-
-def fill(value, schema: dict, definitions: dict):
-    """A copy of `value` with the schema's defaults filled in, at every depth."""
-    schema = _follow(schema, definitions)
-    if isinstance(value, list):
-        return [fill(item, schema.get("items", {}), definitions) for item in value]
-    if not isinstance(value, dict):
-        # YAML writes 1 where a number is meant; recipes must not tell 1 from 1.0.
-        if schema.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        return int(value) if schema.get("type") == "integer" else value
-    known = schema.get("properties", {})
-    filled = {key: fill(item, known.get(key, {}), definitions) for key, item in value.items()}
-    for key, each in known.items():
-        each = _follow(each, definitions)
-        if key not in filled and "default" in each:
-            filled[key] = fill(copy.deepcopy(each["default"]), each, definitions)
-    return filled
 
 
 def merge(below: dict, above: dict) -> dict:
@@ -223,20 +70,18 @@ class Params:
         schema = yaml.safe_load((root / SCHEMA).read_text(encoding="utf-8"))
         self.definitions = schema.pop("$defs")
         self.schema = schema
-        # Sections whose keys depend on a module are checked by `section`, where the module is known.
+        # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = copy.deepcopy(self.definitions)
+        for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):
+            loose[kind]["required"] = []
         for kind in ("method", "supplement", "member"):
             loose[kind]["additionalProperties"] = True
-        check(values, schema, "", loose, partial=True)
-        for key in schema["required"]:
-            if key not in values:
-                raise Problem(
-                    f"params.yaml: {key} is missing; expected {_expected(_follow(schema['properties'][key], loose))}"
-                )
+        check(values, schema, "", loose)
         self.values = values
         if values["suite"] not in values["suites"]:
             self._unknown("suite", values["suite"], values["suites"])
         list(self.sections())
+        self._check_names()
         for data in values.get("evaluate", {}).get("per_data", {}):
             if data not in values["data"]:
                 self._unknown("evaluate.per_data", data, values["data"])
@@ -247,7 +92,7 @@ class Params:
     @staticmethod
     def _unknown(where: str, name: str, known) -> None:
         raise Problem(
-            f"params.yaml: {where} is {name!r}; expected one of {', '.join(map(str, known))}{_nearest(name, known)}"
+            f"params.yaml: {where} is {name!r}; expected one of {', '.join(map(str, known))}{nearest(name, known)}"
         )
 
     def _named(self, kind: str) -> dict:
@@ -323,8 +168,10 @@ class Params:
             needed = {"idx": "files", "folder": "path"}.get(value["source"])
             if needed and value[needed] is None:
                 raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
-        if kind == "teacher" and value["data"] not in self.values["data"]:
-            self._unknown(f"{where}.data", value["data"], self.values["data"])
+        if kind == "teacher":
+            if value["data"] not in self.values["data"]:
+                self._unknown(f"{where}.data", value["data"], self.values["data"])
+            self._check_network(f"{where}.network", value["network"])
         if kind == "supplement" and "ensemble" in value and value["ensemble"] not in self.values["ensemble"]:
             self._unknown(f"{where}.ensemble", value["ensemble"], self.values["ensemble"])
         if kind in ("method", "teacher") and value["n_images"] % value["batch"]:
@@ -333,11 +180,44 @@ class Params:
                 f"{value['batch']}, such as {max(1, round(value['n_images'] / value['batch'])) * value['batch']}"
             )
 
+    def _check_network(self, where: str, network: dict) -> None:
+        file = network.get("network")
+        if file not in available("networks"):
+            self._unknown(f"{where}.network", file, available("networks"))
+        known = [name for name in settings(file) if name not in ("img_resolution", "img_channels", "label_dim")]
+        for key in network:
+            if key != "network" and key not in known:
+                raise Problem(
+                    f"params.yaml: {where}.{key} is not a known key (found {network[key]!r}); "
+                    f"expected one of {', '.join(known)}{nearest(key, known)}"
+                )
+
+    def _check_names(self) -> None:
+        for kind in ("data", "teacher", "ensemble", "method", "supplement"):
+            for name in self._named(kind):
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("none", "real", "suite"):
+                    raise Problem(
+                        f"params.yaml: {self._place(kind, name)} cannot be a name; expected letters, digits, . _ - "
+                        f"and none of none, real, suite, which mean something else"
+                    )
+        for name in self.values["data"]:
+            data = self.section("data", name)
+            taught = self.section("data", self.section("teacher", data["teacher"])["data"])
+            for key in ("codec", "labels"):
+                if data[key] != taught[key]:
+                    raise Problem(
+                        f"params.yaml: data.{name}.{key} is {data[key]!r}, but its teacher {data['teacher']} is trained "
+                        f"with {taught[key]!r}; make them equal, or give it a teacher of its own"
+                    )
+        baseline = self.top("tables")["baseline"]
+        if baseline != "none" and baseline not in self._named("supplement"):
+            self._unknown("tables.baseline", baseline, ["none", *self._named("supplement")])
+
     # --- what the steps ask for ---
 
     def top(self, name: str, data: str | None = None):
         """A single section or value of the top level (threads, device, distil, evaluate, tables), resolved."""
-        schema = _follow(self.schema["properties"][name], self.definitions)
+        schema = follow(self.schema["properties"][name], self.definitions)
         value = copy.deepcopy(self.values.get(name, schema.get("default")))
         if isinstance(value, dict):
             value = merge(value, value.get("per_data", {}).get(data, {}))
@@ -354,6 +234,8 @@ class Params:
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self._named(kind):
                 self._unknown(f"{kind} of the run {text}", name, self._named(kind))
+        if len(set(run.supplements)) < len(run.supplements):
+            raise Problem(f"the run {text} names a supplement twice; expected each once")
         return run
 
     def runs(self, suite: str) -> Iterator[Run]:
@@ -367,7 +249,7 @@ class Params:
                 for d in grid["data"] for m in grid["methods"] for s in grid["supplements"] for n in grid["seeds"]
             )  # fmt: skip
             for cell in cells:
-                run = self.run("/".join(map(str, cell)))
+                run = self.run("/".join(map(str, (*cell[:3], int(cell[3])))))
                 if run not in seen:
                     seen.add(run)
                     yield run
@@ -377,7 +259,7 @@ class Params:
         schema = (
             self.definitions[kind]
             if kind in self.definitions
-            else _follow(self.schema["properties"][kind], self.definitions)
+            else follow(self.schema["properties"][kind], self.definitions)
         )
         site = {key for key, each in schema["properties"].items() if each.get("site")}
         return {key: item for key, item in value.items() if key not in site}

@@ -19,9 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eldistill.files import Problem, canonical, digest, write_text
-from eldistill.params import PACKAGE, Params, Run
+from eldistill.params import Params, Run
+from eldistill.schema import PACKAGE
 
 SCRATCH = "data/scratch"
+# Modules that others are built on: raising their VERSION retires what those made.
+USES = {
+    "loop": ("noise",),
+    "networks/song": ("networks/layers", "networks/precond"),
+    "networks/classifier": ("networks/layers",),
+    "teacher/train": ("augment",),
+    "ensemble/seed": ("noise", "mmd"),
+    "supplements/embedding": ("ensemble/seed", "mmd", "augment"),
+    "sampling": ("noise",),
+}
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
 
@@ -69,7 +80,9 @@ class Step:
             {
                 "step": self.word,
                 "name": self.name,
-                "versions": {module: version(module) for module in self.modules},
+                "versions": {
+                    module: version(module) for each in self.modules for module in (each, *USES.get(each, ()))
+                },
                 "params": self.params,
                 "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
             }
@@ -143,7 +156,9 @@ class Plan:
         pack, setting = self.pack(data), self.data(data)
         params = {"codec": setting["codec"], "judges": setting["judges"], "threads": self.threads}
         output = f"data/sets/{data}/judge-{letter}.safetensors"
-        return Step("data", f"{data}/judge-{letter}", ("judges", "loop"), params, (output,), (pack,))
+        return Step(
+            "data", f"{data}/judge-{letter}", ("judges", "loop", "networks/classifier"), params, (output,), (pack,)
+        )
 
     @functools.cache  # noqa: B019
     def reference(self, data: str, features: str) -> Step:
@@ -159,6 +174,7 @@ class Plan:
         """A teacher that we train."""
         section = self.params.without_site("teacher", self.params.section("teacher", name))
         data = self.data(section["data"])
+        section.pop("steps")  # of sampling, not of training
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         folder = f"data/teachers/{name}"
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")

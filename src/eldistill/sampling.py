@@ -29,6 +29,8 @@ def heun(
     latents: N(0, 1), [n, c, h, w]. fresh: function of the step that gives new noise, needed with churn.
     Returns images [n, c, h, w] in float64.
     """
+    if churn and fresh is None:
+        raise ValueError("heun with churn needs `fresh`, which gives the noise")
     sigmas = torch.cat(
         [noise.karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)]
     ).tolist()

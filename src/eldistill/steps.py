@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import files, params
+from eldistill import files, params, schema
 from eldistill.files import Problem
 from eldistill.recipes import SCRATCH, Plan, Step
 
@@ -26,6 +26,8 @@ def run(
     """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what the room raises."""
     plan = Plan(params.load())
     step = plan.find(word, name)
+    if recipe_file and not Path(recipe_file).is_file():
+        raise Problem(f"{recipe_file} is missing; leave --recipe away to compute it from params.yaml")
     text = Path(recipe_file).read_text(encoding="utf-8") if recipe_file else step.recipe
     if not force and text == step.recipe and step.fresh(Path()):
         say(f"{step.word} {step.name} is up to date; --force makes it again")
@@ -91,7 +93,7 @@ def _train(work, train) -> None:
     from eldistill import loop, state
 
     folder = work.state = state.folder(work.digest)
-    code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(params.PACKAGE.rglob("*.py"))))
+    code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
     with state.lock(folder):
         if sentence := state.failure(folder, code):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")

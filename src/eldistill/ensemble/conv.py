@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.files import Problem
-from eldistill.params import number
+from eldistill.schema import number
 
 VERSION = 1
 
@@ -44,6 +44,10 @@ def draw(numbers: Numbers, shape: tuple[int, int, int], normal: Callable[..., to
     if side >> numbers.depth < 1:
         raise Problem(
             f"a conv member of depth {numbers.depth} on {side}-pixel images; expected a depth of at most {int(math.log2(side))}"
+        )
+    if numbers.norm == "group" and numbers.width % min(4, numbers.width):
+        raise Problem(
+            f"a conv member of width {numbers.width} with norm: group; expected a multiple of 4, or less than 4"
         )
     weights = {}
     for layer in range(numbers.depth):

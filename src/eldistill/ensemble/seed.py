@@ -83,7 +83,8 @@ def fingerprint(member: Member) -> str:
 
 def make(section: dict, seed: int, reals, json_path: Path, npz_path: Path) -> None:
     """Draw, calibrate and record. reals: encoded train images (see data.Reals)."""
-    indices = Draw(seed, "el/calibration", 0, section["calibration"]).integers("image", len(reals))
+    chance = Draw(seed, "el/calibration", 0, len(reals), dtype=torch.float64).uniform("image")
+    indices = chance.argsort()[: section["calibration"]]
     images, _ = reals.take(indices)
     images, shape = images / reals.sigma_data, tuple(images.shape[1:])
     first = [calibrate(member, images) for member in draw(section, seed, 0, shape)]
@@ -112,7 +113,8 @@ class Ensemble:
         self.path, self.device, self.dtype = path, device, dtype
         self.record = read_json(path)
         expected = [member["sha256"] for member in self.record["members"]]
-        if [fingerprint(member) for member in self._draw(0)] != expected:
+        section, shape = self.record["section"], tuple(self.record["shape"])
+        if [fingerprint(member) for member in draw(section, self.record["seed"], 0, shape)] != expected:
             raise Problem(f"{path} records other weights than its seed gives here; delete it and run `snakemake all`")
 
     @functools.lru_cache(maxsize=1)  # noqa: B019  (one ensemble a run)

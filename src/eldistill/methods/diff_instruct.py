@@ -19,7 +19,7 @@ import torch
 
 from eldistill import noise
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.params import number
+from eldistill.schema import number
 
 VERSION = 1
 

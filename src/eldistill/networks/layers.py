@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+VERSION = 1
+
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Draw all weights of `network` in place, in module order, from `generator` (on the CPU, any seed)."""

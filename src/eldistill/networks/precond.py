@@ -10,6 +10,8 @@ from torch import nn
 
 from eldistill import noise
 
+VERSION = 1
+
 
 class EDMPrecond(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (EDM, eq. 7 and table 1).

@@ -20,7 +20,7 @@ import torch
 from eldistill import augment, mmd
 from eldistill.contract import AtImages, Batch, Progress
 from eldistill.ensemble.seed import Ensemble
-from eldistill.params import number
+from eldistill.schema import number
 
 VERSION = 1
 
@@ -108,7 +108,7 @@ def weight(
     """The factor of EL's gradient.
 
     balanced: weight * EMA[rms(base)] / EMA[rms(own)], both gradients at the images, clipped to [1e-4, 1e4]; `memory`
-    keeps the two averages, whose start-up bias cancels in the ratio. While the base gradient is zero the factor is 0.
+    keeps the two averages, which start at 0 together. While the base gradient is zero the factor is 0.
     """
     if not numbers.weight:
         return 0.0
