@@ -46,10 +46,10 @@ def drawn(n: int, p: float, dtype=torch.float64, **multipliers) -> augment.Param
 @pytest.fixture(autouse=True)
 def untouched_rng():
     """No test here but the golden one, which forks the state, may move a global generator."""
-    before, numpys = torch.get_rng_state(), np.random.get_state()
+    before, numpys = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     yield
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpys, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpys, strict=True))  # noqa: NPY002
 
 
 class Sequential:

@@ -431,11 +431,18 @@ def test_dropout_acts_in_training_only():
     quiet = network(x, 0.7)
     assert torch.equal(network(x, 0.7), quiet)
     network.train()
-    torch.manual_seed(0)
-    noisy, other = network(x, 0.7), network(x, 0.7)
+    before = torch.get_rng_state()
+
+    def masked(purpose, part=slice(None)):
+        with noise.masks(noise.Draw(0, "test", 0, len(x))[part], purpose):
+            return network(x[part], 0.7)
+
+    noisy, other = masked("a"), masked("b")
     assert not torch.allclose(noisy, quiet) and not torch.allclose(noisy, other)
-    torch.manual_seed(0)
-    assert torch.equal(network(x, 0.7), noisy)
+    assert torch.equal(masked("a"), noisy) and torch.equal(torch.get_rng_state(), before)
+    assert torch.allclose(masked("a", slice(1, 2)), noisy[1:2], rtol=0, atol=1e-6)
+    with pytest.raises(RuntimeError, match="masks"):
+        network(x, 0.7)
     assert torch.equal(network.eval()(x, 0.7), quiet)
 
 

@@ -310,3 +310,23 @@ def test_names_do_not_collide():
     assert len({noise.stream_key(*name) for name in names}) == len(names)
     assert all(0 <= noise.stream_key(*name) < 2**128 for name in names)
     assert all(noise.stream_seed(*name) == noise.stream_key(*name) % 2**63 for name in names)
+
+
+def test_dropout_is_a_fair_coin_for_each_image_and_layer():
+    """A share p of the entries is zero, the rest is scaled to keep the mean; masks belong to images, layers, purposes."""
+    draw, x = noise.Draw(3, "scope", 5, 64), torch.ones(64, 8, 16, 16)
+    with noise.masks(draw, "a"):
+        first, second = noise.dropout(x, 0.3), noise.dropout(x, 0.3)
+    for y in (first, second):
+        zeros = (y == 0).double()
+        assert abs(zeros.mean() - 0.3) < 4 * (0.21 / zeros.numel()) ** 0.5
+        assert torch.allclose(y[y != 0], torch.tensor(1 / 0.7))
+        assert zeros.mean(dim=0).std() < 1.5 * (0.21 / 64) ** 0.5 and zeros.flatten(1).mean(1).std() < 0.02
+    together = ((first == 0) & (second == 0)).double().mean()
+    assert abs(together - 0.09) < 0.005
+    with noise.masks(draw[10:20], "a"):
+        assert torch.equal(noise.dropout(x[10:20], 0.3), first[10:20])
+    with noise.masks(draw, "b"):
+        assert not torch.equal(noise.dropout(x, 0.3), first)
+    with noise.masks(draw, "a"), pytest.raises(RuntimeError, match="masks"):
+        noise.dropout(x[:3], 0.3)

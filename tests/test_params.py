@@ -12,18 +12,13 @@ import pytest
 import yaml
 
 from eldistill import params, schema
-from eldistill.files import Problem
+from eldistill.files import Problem, canonical
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 NAN, INF = float("nan"), float("inf")
-FILES = [
-    (kind, path.stem)
-    for kind in ("methods", "supplements", "ensemble")
-    for path in sorted((schema.PACKAGE / kind).glob("*.py"))
-    if not path.stem.startswith("_")
-]
+FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in schema.available(kind)]
 
 
 def changed(path: str, value, document: dict = SHIPPED) -> dict:
@@ -238,7 +233,7 @@ BAD = {
     ),
     "unknown supplement file": ("distil/supplements/el/file", "embeding", ["supplements.el.file", "embedding?"]),
     "unknown family": ("ensemble/conv4/members/0/family", "cnv", ["ensemble.conv4.members[0].family", "conv?"]),
-    "a module that is no family": ("ensemble/conv4/members/3/family", "seed", ["members[3].family", "'seed'"]),
+    "a module that is no family": ("ensemble/conv4/members/2/family", "seed", ["members[2].family", "'seed'"]),
     "unknown network": ("teacher/digits/network/network", "sing", ["teacher.digits.network", "sing", "song"]),
     "unknown data for an override": (
         "distil/methods/di/per_data/digit", {}, ["distil.methods.di.per_data", "'digit'", "did you mean digits?"]
@@ -299,11 +294,11 @@ def test_what_is_no_run_is_one_sentence(text):
 
 def complete_schema() -> dict:
     """The static schema with the numbers of every module, for the library."""
-    schema = copy.deepcopy(SCHEMA)
+    complete = copy.deepcopy(SCHEMA)
     for kind, file in FILES:
         owner = {"methods": "method", "supplements": "supplement", "ensemble": "member"}[kind]
-        schema["$defs"][owner]["properties"] |= copy.deepcopy(schema.declared(kind, file))
-    return schema
+        complete["$defs"][owner]["properties"] |= copy.deepcopy(schema.declared(kind, file))
+    return complete
 
 
 def complete_document() -> dict:
@@ -365,8 +360,8 @@ def test_the_schema_is_a_schema():
 # --- the schema itself --------------------------------------------------------------------------------
 
 
-def leaves(schema: dict, where: str):
-    for key, each in schema.get("properties", {}).items():
+def leaves(owner: dict, where: str):
+    for key, each in owner.get("properties", {}).items():
         yield f"{where}.{key}", each, schema.follow(each, COMPLETE["$defs"])
         yield from leaves(each, f"{where}.{key}")
 
@@ -405,5 +400,5 @@ def test_fill_makes_equal_numbers_equal_text():
     optimiser = definitions["optimiser"]
     one = schema.fill({"lr": 1, "warmup_images": 5, "betas": [0, 0.5]}, optimiser, definitions)
     other = schema.fill({"lr": 1.0, "warmup_images": 5.0, "betas": [0.0, 0.5]}, optimiser, definitions)
-    assert params.canonical(one) == params.canonical(other)
+    assert canonical(one) == canonical(other)
     assert isinstance(one["lr"], float) and isinstance(other["warmup_images"], int)

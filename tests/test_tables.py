@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from eldistill import tables
+from eldistill import results, tables
 from eldistill.files import Problem
 
 NAMES = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png")
@@ -298,7 +298,7 @@ def test_other_problems(suite):
     with pytest.raises(Problem, match="differ in metrics"):
         make(root, runs)
     with pytest.raises(Problem, match="two sizes"):
-        tables.named(["fd2k_judge-a_train", "fd5k_judge-a_train"], "fd", "judge-a", "train")
+        results.named(["fd2k_judge-a_train", "fd5k_judge-a_train"], "fd", "judge-a", "train")
 
 
 # --- form ---------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_rows_stand_in_the_order_of_the_suite_and_settings_may_differ_in_n(suite
     add_run(root, "tiny/sid/none/7", 1.0, n="512")
     outputs = make(root, ["tiny/sid/none/7", *runs])
     main = [(row["data"], row["method"], row["supplement"]) for row in read(outputs["main.csv"])]
-    real, teacher = tables.REAL, tables.TEACHER
+    real, teacher = results.REAL, results.TEACHER
     assert main == [("tiny", real, ""), ("tiny", teacher, ""), ("tiny", "sid", "none"),
                     ("toy", real, ""), ("toy", teacher, ""), ("toy", "di", "el"), ("toy", "di", "none")]  # fmt: skip
     exact = [row["metric_train"] for row in read(outputs["main.csv"])]

@@ -29,7 +29,8 @@ class Project:
         """Run a command in the clone; returns what it printed."""
         environment = {
             **os.environ, "PYTHONPATH": str(self.path / "src"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1", "HOME": str(self.path.parent), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.path.parent / "site"),
+            "OMP_NUM_THREADS": "1", "HOME": str(self.path.parent), "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.path.parent / "site"),
             **{f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }  # fmt: skip
         environment.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -49,8 +49,8 @@ class Phase:
     """One optimiser step of an iteration.
 
     net: the network that is trained. every: iterations between such steps. images: `fresh` made for this phase,
-    `reuse` those of the phase before, `none`. generator_mode: train or eval while it makes them. labels: `fresh`
-    or `same` as in the phase before.
+    `reuse` those of the phase before in this iteration (fresh if there was none), `none`. generator_mode: train or
+    eval while it makes them. labels: `fresh` or `same` as in the phase before in this iteration.
     """
 
     net: str
@@ -106,5 +106,10 @@ def module(kind: str, file: str) -> ModuleType:
 
 def numbers(kind: ModuleType, values: dict):
     """The module's Numbers from a resolved section; keys that are not its own are left to others."""
-    names = kind.Numbers.__dataclass_fields__
-    return kind.Numbers(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in names})
+    fields = kind.Numbers.__dataclass_fields__
+    # A recipe writes 1.0 as 1 and a tuple as a list.
+    casts = {"float": float, "int": int}
+    return kind.Numbers(**{
+        key: tuple(value) if isinstance(value, list) else casts.get(fields[key].type, lambda same: same)(value)
+        for key, value in values.items() if key in fields
+    })  # fmt: skip

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from eldistill import state
+from eldistill import noise, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.noise import Draw, stream_seed
+from eldistill.noise import Draw
 
 VERSION = 1
 
@@ -76,7 +76,7 @@ def make_optimiser(net: torch.nn.Module, numbers) -> torch.optim.Optimizer:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}[numbers.kind]
     options = {
         "lr": numbers.lr,
-        "betas": tuple(numbers.betas),
+        "betas": tuple(map(float, numbers.betas)),
         "eps": numbers.eps,
         "weight_decay": numbers.weight_decay,
     }
@@ -116,8 +116,8 @@ class Loop:
         self.averaged = list(self.average.parameters())
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
-        self.n_images = self.iteration = 0
-        self.sums: dict[str, float] = {}
+        self.n_images = self.iteration = self.steps = 0
+        self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
         self.rows: list[dict] = []
         self.seconds = {"wall": 0.0, "cpu": 0.0}
         self.stop_reason: str | None = None
@@ -134,6 +134,7 @@ class Loop:
     def iterate(self) -> None:
         """All phases once, then the averages."""
         job, progress = self.job, self.progress
+        self._labels = self._images = None  # `same` and `reuse` reach back to phases of this iteration
         for phase in job.method.phases(job.numbers, progress):
             if self.iteration % phase.every == 0:
                 self._phase(phase, progress)
@@ -142,7 +143,7 @@ class Loop:
         self._average(progress)
         self.n_images += job.training.batch
         self.iteration += 1
-        self._count("steps", 1.0)
+        self.steps += 1
 
     def _phase(self, phase: Phase, progress: Progress) -> None:
         job = self.job
@@ -172,9 +173,7 @@ class Loop:
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def _generate(self, batch: Batch, part: slice) -> torch.Tensor:
-        # Dropout draws from torch's own generator; seeding it by image makes a replay repeat the masks.
-        with torch.random.fork_rng(devices=[self.job.device] if "cuda" in str(self.job.device) else []):
-            torch.manual_seed(stream_seed(self.job.seed, f"dropout/{batch.draw.scope}/{batch.draw.first + part.start}"))
+        with noise.masks(batch.draw[part], "images"):
             return self.job.method.generate(self.nets, batch[part], self.job.numbers)
 
     def _critic(self, phase: Phase, batch: Batch) -> None:
@@ -190,12 +189,11 @@ class Loop:
                 self._finite("images", images)
                 made.append(images)
             share = (part.stop - part.start) / batch.size
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(stream_seed(job.seed, f"dropout/{phase.net}/critic/{batch.draw.first + part.start}"))
+            with noise.masks(batch.draw[part], "terms"):
                 terms = job.method.critic_terms(self.nets, batch[part], images, job.numbers)
             for name, value in terms.items():
                 self._finite(f"{phase.net}.{name}", value)
-                self._count(f"{phase.net}.{name}", float(value.detach()) * share)
+                self._count(f"{phase.net}.{name}", float(value.detach()), share)
             (sum(terms.values()) * share).backward()
         if made:
             self._images = torch.cat(made)
@@ -216,13 +214,14 @@ class Loop:
         gradients: dict[int, torch.Tensor] = {}
         for index, part in enumerate(parts):
             share = (part.stop - part.start) / batch.size
-            terms = job.method.generator_terms(
-                self.nets, batch[part], lambda index=index: images_of(index), job.numbers
-            )
+            with noise.masks(batch.draw[part], "terms"):
+                terms = job.method.generator_terms(
+                    self.nets, batch[part], lambda index=index: images_of(index), job.numbers
+                )
             for name, term in terms.items():
                 value = term.value if isinstance(term, AtImages) else term
                 self._finite(f"generator.{name}", value)
-                self._count(f"generator.{name}", float(value.detach()) * share)
+                self._count(f"generator.{name}", float(value.detach()), share)
                 if isinstance(term, AtImages):
                     self._finite(f"generator.{name}: gradient at the images", term.gradient)
                     gradients[index] = gradients.get(index, 0) + term.gradient * share
@@ -286,12 +285,14 @@ class Loop:
         if not bool(torch.isfinite(norm)):
             for key, parameter in named:
                 self._finite(f"gradient of {name}.{key}", parameter.grad)
+            self._finite(f"gradient norm of {name}", norm)
         if clip:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in named], clip, norm)
         self._count(f"{name}.gradient_norm", float(norm))
 
-    def _count(self, name: str, value: float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + value
+    def _count(self, name: str, value: float, share: float = 1.0) -> None:
+        total, steps = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = [total + value * share, steps + share]
 
     # --- the whole run ---
 
@@ -320,7 +321,7 @@ class Loop:
                     self.save()
                     saved = time.monotonic()
                 wall, cpu = time.perf_counter(), time.process_time()
-                if self.stop_reason:
+                if self.stop_reason and self.n_images < total:
                     raise Stopped(
                         f"{self.stop_reason}; saved at {self.n_images} of {total} images, the same command continues"
                     )
@@ -328,9 +329,8 @@ class Loop:
         return self.average
 
     def _tick(self, seconds: float) -> None:
-        steps = self.sums.pop("steps")
-        means = {name: value / steps for name, value in self.sums.items()}
-        self.sums = {}
+        means = {name: value / over for name, (value, over) in self.sums.items()}
+        steps, self.steps, self.sums = self.steps, 0, {}
         self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
         left = (total - self.n_images) / max(rate, 1e-9)
@@ -345,7 +345,7 @@ class Loop:
         """Write the state."""
         nets = {**self.job.nets, "average": self.average}
         numbers = {
-            "n_images": self.n_images, "iteration": self.iteration, "sums": self.sums, "rows": self.rows,
+            "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.sums, "rows": self.rows,
             "seconds": self.seconds, "memory": {s.name: s.memory for s in self.job.supplements},
         }  # fmt: skip
         state.save(self.job.folder, state.pack(nets, self.optimisers), numbers)
@@ -357,7 +357,8 @@ class Loop:
         tensors, numbers = found
         state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers)
         self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
-        self.sums, self.rows, self.seconds = numbers["sums"], numbers["rows"], numbers["seconds"]
+        self.sums, self.steps = numbers["sums"], numbers["steps"]
+        self.rows, self.seconds = numbers["rows"], numbers["seconds"]
         for supplement in self.job.supplements:
             supplement.memory.update(numbers["memory"].get(supplement.name, {}))
         self.job.say(f"continuing at {self.n_images} of {self.job.training.n_images} images")

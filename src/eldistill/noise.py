@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -121,3 +124,46 @@ class Draw:
         bits = self._bits(purpose, math.prod(shape)).astype(np.uint64)
         values = ((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
         return torch.from_numpy(values).reshape(self.size, *shape).to(self.device)
+
+
+# --- dropout -------------------------------------------------------------------------------------------
+
+
+class _Masks:
+    """Where dropout finds its numbers: a key for each image, and how many layers have asked."""
+
+    def __init__(self, keys: torch.Tensor):
+        self.keys, self.calls = keys, 0
+
+
+_masks: ContextVar[_Masks | None] = ContextVar("masks", default=None)
+
+
+@contextmanager
+def masks(draw: Draw, purpose: str) -> Iterator[None]:
+    """Dropout inside this block takes its masks from the images of `draw`: the same for the same images and order
+    of layers, whatever the micro-batch, the process or the device."""
+    words = draw._bits(f"dropout/{purpose}", 2).astype(np.int64)
+    token = _masks.set(_Masks(torch.from_numpy(words[:, 0] << 32 | words[:, 1]).to(draw.device)))
+    try:
+        yield
+    finally:
+        _masks.reset(token)
+
+
+def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
+    """x [n, …] with each entry zeroed with probability p, the rest divided by 1 - p. Needs `masks` around it."""
+    source = _masks.get()
+    if source is None or len(source.keys) != len(x):
+        raise RuntimeError("dropout in training mode needs eldistill.noise.masks(draw, purpose) of the same images")
+    source.calls += 1
+    place = torch.arange(x[0].numel(), device=x.device) + (source.calls << 40)
+    bits = _scramble(source.keys.to(x.device)[:, None] ^ _scramble(place)) & 0xFFFFFF
+    return x * (bits >= round(p * 2**24)).reshape(x.shape).to(x.dtype) / (1 - p)
+
+
+def _scramble(x: torch.Tensor) -> torch.Tensor:
+    # The finaliser of MurmurHash3: 64-bit integers only, so every device gives the same bits.
+    for factor in (-49064778989728563, -4265267296055464877):
+        x = (x ^ ((x >> 33) & 0x7FFFFFFF)) * factor
+    return x ^ ((x >> 33) & 0x7FFFFFFF)

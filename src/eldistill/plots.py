@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from eldistill.files import Problem, atomic
-from eldistill.tables import PARTS, TEACHER, Result, arms_of, named, short
+from eldistill.results import PARTS, TEACHER, Result, arms_of, named, short
 
 VERSION = 1
 

@@ -303,7 +303,7 @@ class Plan:
         return Step(
             "tables",
             suite,
-            ("tables", "plots"),
+            ("tables", "plots", "results"),
             params,
             tuple(f"{folder}/{o}" for o in outputs),
             (*self.evaluations(suite), *runs),

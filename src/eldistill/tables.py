@@ -9,93 +9,16 @@ names stand in the tables. An empty cell: the number cannot be known (one seed, 
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
+from eldistill import plots
 from eldistill.files import Problem, read_json, write_rows, write_text
+from eldistill.results import ABOUT, NAME, PARTS, YARDSTICKS, Result, arms_of, check, load, named, short
 
 VERSION = 1
-
-PARTS = {"heldout": "held-out", "train": "train"}
-REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"
-YARDSTICKS = {"real": REAL, "teacher": TEACHER}
-NAME = re.compile(r"(?P<metric>[a-z]+)(?P<n>\d+k?)_(?P<space>.+)_(?P<part>heldout|train)")
-ABOUT = ("n_images", "iterations", "milliseconds_per_iteration_cpu", "milliseconds_per_iteration_wall",
-         "recipe", "git_commit", "command")  # fmt: skip
-
-# --- inputs -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """All that is known of one run. curve: rows as text, by n_images, so that no bit is lost on the way."""
-
-    run: str
-    metrics: dict[str, float]
-    curve: list[dict[str, str]]
-    about: dict
-
-    @property
-    def arm(self) -> tuple[str, str, str]:
-        """(data, method, supplement)."""
-        return tuple(self.run.split("/")[:3])
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.run.split("/")[3])
-
-    def iteration(self, point: dict[str, str]) -> int:
-        """The iteration of a point of the curve: its share of the run's images."""
-        return round(int(point["n_images"]) * self.about["iterations"] / self.about["n_images"])
-
-
-def named(names, metric: str, space: str, part: str) -> str | None:
-    """The one of `names` that is this metric, at any n, or None. Raises Problem if there are two."""
-    parts = (metric, space, part)
-    found = [n for n in names if (m := NAME.fullmatch(n)) and m.group("metric", "space", "part") == parts]
-    if len(found) > 1:
-        raise Problem(f"{' and '.join(found)} are the same metric at two sizes; expected one")
-    return found[0] if found else None
-
-
-def load(run: str, root: Path) -> Result:
-    """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
-    folder = root / "data/evaluations" / run
-    metrics, about = read_json(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
-    if absent := [key for key in ABOUT if key not in about]:
-        raise Problem(f"data/runs/{run}/provenance.json has no {', '.join(absent)}; make the run again")
-    path = folder / "curve.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            curve = sorted(csv.DictReader(file), key=lambda point: int(point["n_images"]))
-        finite = all(math.isfinite(float(value)) for point in curve for value in point.values())
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `python -m eldistill evaluate {run}`") from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
-    if not curve or not finite:
-        raise Problem(f"{path} has no points, or some that are not finite; delete it and run `snakemake all`")
-    return Result(run, metrics, curve, about)
-
-
-def _check(results: list[Result], primary: str) -> None:
-    # Within a data setting every run has the same metrics at the same n, so that names are comparable.
-    first: dict[str, Result] = {}
-    for result in results:
-        twin = first.setdefault(result.arm[0], result)
-        names, expected = ({*each.metrics, *each.curve[0]} for each in (result, twin))
-        if odd := ", ".join(sorted(names ^ expected)[:3]):
-            raise Problem(f"{result.run} and {twin.run} differ in metrics ({odd}); evaluate both again")
-        for part, place in itertools.product(PARTS, (result.metrics, result.curve[0])):
-            if not named(place, "fd", primary, part):
-                raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
-
 
 # --- statistics ---------------------------------------------------------------------------------------
 
@@ -154,13 +77,6 @@ def columns(results: list[Result], primary: str) -> list[tuple[str, str, str]]:
     others = [("fd", space, "heldout") for space in spaces(results, primary)[1:]]
     return [("fd", primary, "heldout"), ("fd", primary, "train"), *others,
             *((metric, primary, "heldout") for metric in ("kid", "precision", "recall"))]  # fmt: skip
-
-
-def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    arms: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
-        arms.setdefault(result.arm, []).append(result)
-    return arms
 
 
 def _twins(results: list[Result], arms: dict, baseline: str) -> list[tuple[Result, Result]]:
@@ -276,15 +192,6 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
 # --- Markdown -----------------------------------------------------------------------------------------
 
 
-def short(value) -> str:
-    # Three significant digits without an exponent where that is readable; text and nothing stay as they are.
-    if value is None or isinstance(value, str):
-        return value or ""
-    if value and not 1e-4 <= abs(value) < 1e7:
-        return f"{value:.2e}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
-
-
 def _cell(row: dict, stem: str) -> str:
     sd = row[f"{stem}_sd"]
     return short(row[f"{stem}_mean"]) + (f" ± {short(sd)}" if sd is not None else "")
@@ -378,12 +285,10 @@ def make(params: dict, root: Path, outputs: list[Path]) -> None:
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space
     that ranks), runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input.
     """
-    from eldistill import plots
-
     results = [load(run, root) for run in dict.fromkeys(params["runs"])]
     if not results:
         raise Problem("the suite has no runs; see `suites` in params.yaml")
-    _check(results, params["primary"])
+    check(results, params["primary"])
     rows = main_rows(results, params, root)
     main, text, runs, curves, curves_picture, samples = outputs
     write_rows(main, rows)

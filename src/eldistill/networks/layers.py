@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eldistill import noise
+
 VERSION = 1
 
 
@@ -192,7 +194,7 @@ class UNetBlock(nn.Module):
 
     x [n, in_channels, h, w], embedding [n or 1, embedding_channels] -> [n, out_channels, h', w'], where h'
     is h, 2h (`up`) or h/2 (`down`). heads = 0 means no attention. dropout acts in training mode only and
-    then draws from torch's global generator (torch's dropout takes no other), unless it is 0.
+    then needs `noise.masks` around the call, which gives it random numbers by image, unless it is 0.
     Another flavour of block overrides `eps`, `scale`, `affine_factor`, `modulate` and what `_skip` builds.
     """
 
@@ -238,7 +240,7 @@ class UNetBlock(nn.Module):
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.modulate(h, self.affine(embedding)[:, :, None, None]))
         if self.training and self.dropout:
-            h = F.dropout(h, self.dropout)
+            h = noise.dropout(h, self.dropout)
         x = (self.conv1(h) + self.skip(x)) * self.scale
         if self.heads:
             x = (self.proj(attention(self.qkv(self.norm2(x)), self.heads)) + x) * self.scale
