@@ -25,7 +25,11 @@ rule evaluate_yardstick:
         inputs_of("evaluate", "{data}/{which}"),
     output:
         "data/evaluations/{data}/{which}/metrics.json",
-        report("data/evaluations/{data}/{which}/samples.png", category="Samples", caption="../report/samples.rst"),
+        report(
+            "data/evaluations/{data}/{which}/samples.png",
+            category="Samples",
+            caption="../report/samples.rst",
+        ),
         "data/evaluations/{data}/{which}/metrics.json.recipe",
     log:
         "data/scratch/logs/evaluate/{data}/{which}.log",
