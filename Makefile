@@ -25,9 +25,10 @@ demo: env ## real digits on the CPU, from data to tables and report
 	$(BIN)/snakemake --cores $(CORES) all --config suite=demo
 	@$(MAKE) --no-print-directory data/scratch/report-demo.html
 	@echo
-	@echo "tables and figures   data/tables/demo/"
-	@echo "generators           data/runs/"
-	@echo "report               data/scratch/report-demo.html"
+	@echo "report for a browser   data/tables/demo/report.html"
+	@echo "tables and figures     data/tables/demo/"
+	@echo "generators             data/runs/"
+	@echo "how it was run         data/scratch/report-demo.html"
 
 data/scratch/report-demo.html: data/tables/demo/main.csv
 	@mkdir -p $(@D)

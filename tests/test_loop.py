@@ -347,12 +347,34 @@ def test_only_the_trained_network_collects_gradients(tmp_path):
     assert float(job.nets["generator"].b.grad) == pytest.approx(0.3)
 
 
-def test_phases_see_different_random_numbers(tmp_path):
-    """The images of two phases, and of two steps, have nothing in common."""
-    method = toy()
-    loop.Loop(job_of(tmp_path, method, steps=2)).run()
-    images = torch.cat([call[1].flatten() for call in method.calls if call[0] in ("critic", "generator")])
-    assert len(images.unique()) == len(images) == 4 * BATCH * 4
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_random_numbers_belong_to_the_image_of_the_run(tmp_path, micro_batch):
+    """Phases and steps share no number; step i of batch 4 has those of images 4 i to 4 i + 3, however it is parted."""
+    seen = []
+
+    def generate(nets, batch, numbers):
+        seen.append((batch.draw.scope, batch.draw.normal("z", *SHAPE)))
+        return nets["generator"](seen[-1][1])
+
+    loop.Loop(job_of(tmp_path, toy(generate=generate), steps=3, micro_batch=micro_batch)).run()
+    every = []
+    for scope in ("critic", "generator"):
+        # Replayed micro-batches repeat their numbers.
+        found = torch.cat([z for name, z in seen if name == scope]).flatten(1).unique(dim=0)
+        wanted = loop.Draw(0, scope, 0, 3 * BATCH, dtype=torch.float64).normal("z", *SHAPE).flatten(1)
+        assert torch.equal(found, wanted.unique(dim=0))
+        every.append(wanted.flatten())
+    assert len(torch.cat(every).unique()) == 2 * 3 * BATCH * 4
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_a_second_critic_may_reuse_the_images_of_the_first(tmp_path, micro_batch):
+    """Images are kept whichever phase made them."""
+    order = [Phase("generator"), Phase("critic"), Phase("critic", images="reuse", labels="same")]
+    method = toy(phases=lambda numbers, progress: order)
+    loop.Loop(job_of(tmp_path, method, steps=1, micro_batch=micro_batch)).run()
+    images = torch.cat([call[1] for call in method.calls if call[0] == "critic"])
+    assert torch.equal(images[:BATCH], images[BATCH:])
 
 
 def test_after_step(tmp_path):

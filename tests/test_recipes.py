@@ -259,6 +259,7 @@ USES = {
     "networks/precond": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
     "tables": {"tables demo"},
     "plots": {"tables demo"},
+    "report": {"tables demo"},
     "results": {"tables demo"},
 }
 

@@ -294,7 +294,7 @@ class Plan:
         """Tables and plots of a suite."""
         folder = f"data/tables/{suite}"
         runs = tuple(self.distil(run) for run in self.params.runs(suite))
-        outputs = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png")
+        outputs = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png", "report.html")
         params = {
             **self.params.top("tables"),
             "primary": self.params.top("evaluate")["features"][0],
@@ -303,7 +303,7 @@ class Plan:
         return Step(
             "tables",
             suite,
-            ("tables", "plots", "results"),
+            ("tables", "plots", "results", "report"),
             params,
             tuple(f"{folder}/{o}" for o in outputs),
             (*self.evaluations(suite), *runs),

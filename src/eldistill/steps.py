@@ -240,9 +240,16 @@ def _save_picture(path: Path, chunks, columns: int) -> None:
 
 
 def _tables(work) -> None:
-    from eldistill import tables
+    from eldistill import report, tables
 
-    tables.make(work.params, Path(), work.outputs)
+    *parts, page = work.outputs
+    tables.make(work.params, Path(), parts)
+    _, text, runs, _, curves, samples = parts
+    pictures = {
+        "Convergence: generator_ema against the images it was trained on": curves,
+        "Images from the same noise, not selected": samples,
+    }
+    report.make(text, runs, pictures, page)
 
 
 MAKERS = {

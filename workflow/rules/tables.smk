@@ -13,6 +13,7 @@ rule make_tables:
         f"{TABLES}/curves.csv",
         report(f"{TABLES}/curves.png", category="Curves", caption="../report/curves.rst"),
         report(f"{TABLES}/samples.png", category="Samples", caption="../report/samples.rst"),
+        f"{TABLES}/report.html",
         f"{TABLES}/main.csv.recipe",
     log:
         f"data/scratch/logs/tables/{SUITE}.log",
