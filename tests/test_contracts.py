@@ -312,6 +312,24 @@ def test_supplement_leaves_networks_alone(bench, supplement):
     )
 
 
+def test_redrawn_members_follow_the_step(bench):
+    """With redraw 3 the value for the same images and draws stays for three steps, then changes; with 0 it never does."""
+    reals = bench.reals(0, torch.float64)
+    images, draw = reals.take(torch.arange(6))[0], noise.Draw(0, "generator", 0, 6, dtype=torch.float64)
+
+    def values(redraw: int) -> list[float]:
+        each, found = bench.supplement("embedding", torch.float64, redraw=redraw), []
+        for step in range(7):
+            batch = Batch(draw, None, reals.shape, Progress(0, step, 100), reals)
+            terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+            found.append(float(terms["mmd2"].value))
+        return found
+
+    for_ever, redrawn = values(0), values(3)
+    assert len(set(for_ever)) == 1
+    assert redrawn[0] == redrawn[2] != redrawn[3] == redrawn[5] != redrawn[6] != redrawn[0]
+
+
 @with_methods
 def test_batch_of_one_with_an_unbiased_supplement(bench, method):
     """The unbiased estimate of one image does not exist: a sentence, not a NaN; the biased one trains."""

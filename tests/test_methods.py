@@ -137,16 +137,17 @@ def test_trajectory_equals_golden(tape, tmp_path, micro_batch):
     numbers = diff_instruct.Numbers(sigma_init=1.0)
     nets = {"generator": diff_instruct.generator(teacher, numbers), **diff_instruct.networks(teacher, numbers)}
     job = job_of(nets, teacher, (3, 4, 4), numbers, tmp_path, steps=4, ticks=4, micro_batch=micro_batch)
-    work = loop.Loop(job)
+    found = []
     for step in range(4):
-        work.iterate()
-        np.testing.assert_allclose(nets["fake_score"].values(), arrays["fake"][step], rtol=1e-6)
-        np.testing.assert_allclose(nets["generator"].values(), arrays["G"][step], rtol=1e-6)
-        np.testing.assert_allclose(work.average.values(), arrays["ema"][step], rtol=1e-6)
-        sums, work.sums = work.sums, {}
-        np.testing.assert_allclose(sums["fake_score.denoising"], arrays["loss_fake"][step], rtol=1e-6)
-        np.testing.assert_allclose(sums["generator.kl"], arrays["loss_G"][step], rtol=1e-5)  # a difference, in float32
-    assert work.n_images == 16
+        here = lambda average: found.append((nets["fake_score"].values(), nets["generator"].values(), average.values()))  # noqa: E731
+        job.snapshots[4 * (step + 1)] = here
+    work = loop.Loop(job)
+    work.run()
+    for key, values in zip(("fake", "G", "ema"), zip(*found, strict=True), strict=True):
+        np.testing.assert_allclose(values, arrays[key], rtol=1e-6, err_msg=key)
+    losses = {key: [row[key] for row in work.rows] for key in ("fake_score.denoising", "generator.kl")}
+    np.testing.assert_allclose(losses["fake_score.denoising"], arrays["loss_fake"], rtol=1e-6)
+    np.testing.assert_allclose(losses["generator.kl"], arrays["loss_G"], rtol=1e-5)  # a difference, in float32
 
 
 # --- Diff-Instruct against mathematics ---

@@ -59,6 +59,10 @@ class Phase:
     generator_mode: str = "train"
     labels: str = "fresh"
 
+    def __post_init__(self):
+        if self.images == "reuse" and self.labels != "same":
+            raise ValueError("a phase that reuses images must reuse their labels: labels='same'")
+
 
 @dataclass(frozen=True)
 class AtImages:

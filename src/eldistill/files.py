@@ -112,7 +112,8 @@ def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
     with atomic(path) as temporary:
         try:
             # One metadata entry only: the order of several is not fixed, and bytes must be.
-            save_file(flat, temporary, metadata={"eldistill": canonical(about)})
+            text = json.dumps(about, separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # order and types kept
+            save_file(flat, temporary, metadata={"eldistill": text})
         except SafetensorError as error:
             if "os error 28" in str(error) or "No space left" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from None

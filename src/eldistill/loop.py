@@ -135,9 +135,12 @@ class Loop:
         """All phases once, then the averages."""
         job, progress = self.job, self.progress
         self._labels = self._images = None  # `same` and `reuse` reach back to phases of this iteration
+        seen: dict[str, int] = {}
         for phase in job.method.phases(job.numbers, progress):
+            # Several phases of one network draw different numbers.
+            again = seen[phase.net] = seen.get(phase.net, -1) + 1
             if self.iteration % phase.every == 0:
-                self._phase(phase, progress)
+                self._phase(phase, progress, f"{phase.net}/{again}" if again else phase.net)
         if hasattr(job.method, "after_step"):
             job.method.after_step(self.nets, job.numbers, progress)
         self._average(progress)
@@ -145,12 +148,12 @@ class Loop:
         self.iteration += 1
         self.steps += 1
 
-    def _phase(self, phase: Phase, progress: Progress) -> None:
+    def _phase(self, phase: Phase, progress: Progress, scope: str) -> None:
         job = self.job
         for name in job.nets:
             training = name == phase.net or (name == "generator" and phase.generator_mode == "train")
             self._set(name, training, name == phase.net)
-        draw = Draw(job.seed, phase.net, self.n_images, job.training.batch, job.device, job.dtype)
+        draw = Draw(job.seed, scope, self.n_images, job.training.batch, job.device, job.dtype)
         if phase.labels == "fresh" or self._labels is None:
             self._labels = job.reals.labels(draw.integers("label", len(job.reals)))
         batch = Batch(draw, self._labels, job.shape, progress, job.reals)
@@ -248,17 +251,15 @@ class Loop:
         for supplement in self.job.supplements:
             terms = supplement.module.generator_terms(supplement.tools, images, batch, supplement.numbers)
             for name, term in terms.items():
-                label = f"{supplement.name}.{name}"
-                self._finite(label, term.value)
-                self._finite(f"{label}: gradient at the images", term.gradient)
-                weight = supplement.module.weight(
-                    base, term.gradient, supplement.numbers, batch.progress, supplement.memory
-                )
-                self._count(label, float(term.value))
-                self._count(f"{label}_rms", float(term.gradient.pow(2).mean().sqrt()))
-                self._count(f"{label}_weight", weight)
-                if weight:
-                    total = total + weight * term.gradient
+                self._finite(f"{supplement.name}.{name}", term.value)
+                self._finite(f"{supplement.name}.{name}: gradient at the images", term.gradient)
+                self._count(f"{supplement.name}.{name}", float(term.value))
+            own = sum(term.gradient for term in terms.values())
+            weight = supplement.module.weight(base, own, supplement.numbers, batch.progress, supplement.memory)
+            self._count(f"{supplement.name}.gradient_rms", float(own.pow(2).mean().sqrt()))
+            self._count(f"{supplement.name}.weight", weight)
+            if weight:
+                total = total + weight * own
         return total
 
     @torch.no_grad()
