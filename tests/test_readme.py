@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README says what is so: its numbers, its commands, its names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eldistill import params
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of all Markdown table rows."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+
+
+def test_the_demo_table_is_the_committed_one():
+    """Each row of the README's demo table is made of cells of the same row of data/tables/demo/main.md, in order."""
+    made = {row[0]: row for row in table_rows((ROOT / "data/tables/demo/main.md").read_text(encoding="utf-8"))}
+    section = TEXT.split("<!-- demo-table")[1].split("## On your machine")[0]
+    rows = [row for row in table_rows(section) if row[0] in made and len(row) > 5]
+    assert {"di/none", "di/el", "di/pixel-mmd"} <= {row[0] for row in rows}
+    for row in rows:
+        rest = iter(made[row[0]])
+        assert all(cell in rest for cell in row), row[0]
+    for sentence in re.findall(r"^- di/.*$", section, re.M):
+        assert sentence in (ROOT / "data/tables/demo/main.md").read_text(encoding="utf-8")
+
+
+def test_named_files_exist():
+    """Every relative link and picture of the README is there."""
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT)
+    assert len(links) > 8
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_make_targets_exist():
+    """Every `make <target>` of the README is in the Makefile."""
+    targets = set(re.findall(r"\bmake ([a-z][a-z-]+)\b", TEXT)) - {"it"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test"} <= targets
+    assert not [target for target in targets if f"\n{target}:" not in makefile]
+
+
+def test_the_example_of_own_data_is_valid(tmp_path):
+    """The YAML of "To add …", put into params.yaml, passes the check."""
+    example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", TEXT, re.S).group(1))
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for section, entries in example.items():
+        values[section] |= entries
+    assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
+
+
+@pytest.mark.parametrize("word", ["machine", "registry"])
+def test_no_path_of_a_machine_is_named(word):
+    """Nothing in the project names a folder or an index of the machine that it was written on."""
+    bad = {"machine": r"(?<![\w./-])/(work|root|home)/\w", "registry": r"pypi\.org|--index-url|--extra-index-url"}[word]
+    names = [
+        p for p in ROOT.rglob("*") if p.suffix in (".md", ".py", ".smk", ".yaml", ".yml", ".toml", ".lock", ".cff")
+    ]
+    ours = [p for p in names if not {".venv", "scratch", ".snakemake", ".dvc"} & set(p.relative_to(ROOT).parts)]
+    assert len(ours) > 50
+    found = [
+        str(p) for p in ours if p != Path(__file__) and re.search(bad, p.read_text(encoding="utf-8", errors="replace"))
+    ]
+    assert not found
