@@ -52,8 +52,7 @@ def test_the_example_of_own_data_is_valid(tmp_path):
     """The YAML of "To add …", put into params.yaml, passes the check."""
     example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", TEXT, re.S).group(1))
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for section, entries in example.items():
-        values[section] |= entries
+    values = params.merge(values, example)
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
 
 

@@ -14,11 +14,13 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
 
 `images` of generator_terms is a function without arguments: it makes the images at sigma_init on first call, so
 that a base loss which does not touch them (consistency) pays nothing. A scalar term is backpropagated as it is;
-an `AtImages` term gives its gradient at the images. Every term is a mean over the images of its batch.
+an `AtImages` term gives its gradient at the images. A method sees micro-batches, so each of its terms is a mean over
+images. Each module has a literal `VERSION`, raised when a change of code changes results.
 
 A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`,
 `generator_terms(tools, images, batch, numbers) -> {name: AtImages}` and
-`weight(base, own, numbers, progress, memory) -> float`; `memory` is a dict of floats that is saved with the state.
+`weight(base, own, numbers, progress, memory) -> float`. It sees the whole batch at once, and its `images` are a tensor;
+`memory` is a dict of floats that is saved with the state.
 Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
 """
 

@@ -3,7 +3,8 @@
 
 The schema is the one list of keys: type, range, default and meaning; eldistill.schema checks against it.
 
-Values resolve in this order, later wins: default, `like`, own, `per_data: {data: …}`.
+Values resolve in this order, later wins: default, `like`, own, `per_data: {data: …}`; values for a data setting hold
+for those that are `like` it.
 """
 
 from __future__ import annotations
@@ -115,11 +116,20 @@ class Params:
             where, name = f"{self._place(kind, name)}.like", sections[name].get("like")
         return chain
 
+    def _ancestry(self, data: str | None) -> list[str]:
+        """The data setting and what it is `like`, furthest first: per_data values hold for all that follow."""
+        found = []
+        while data is not None and data in self.values["data"] and data not in found:
+            found.insert(0, data)
+            data = self.values["data"][data].get("like")
+        return found
+
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict:
         """One resolved section: kind is data, teacher, ensemble, method or supplement. Raises Problem."""
         chain = self._chain(kind, name, where or self._place(kind, name))
         value = functools.reduce(merge, chain, {})
-        overrides = [each.get("per_data", {}).get(data, {}) for each in chain]
+        settings = self._ancestry(data)
+        overrides = [each.get("per_data", {}).get(setting, {}) for each in chain for setting in settings]
         value = functools.reduce(merge, overrides, value)
         value = copy.deepcopy({key: item for key, item in value.items() if key not in ("like", "per_data")})
         schema = self._schema(kind, value, self._place(kind, name))
@@ -220,7 +230,8 @@ class Params:
         schema = follow(self.schema["properties"][name], self.definitions)
         value = copy.deepcopy(self.values.get(name, schema.get("default")))
         if isinstance(value, dict):
-            value = merge(value, value.get("per_data", {}).get(data, {}))
+            overrides = [value.get("per_data", {}).get(setting, {}) for setting in self._ancestry(data)]
+            value = functools.reduce(merge, overrides, value)
             value = {key: item for key, item in value.items() if key not in ("methods", "supplements", "per_data")}
             check(value, {**schema, "required": []}, name, self.definitions)
         return fill(value, schema, self.definitions)

@@ -33,7 +33,7 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
         label = f"{supplement} ({f'mean of {len(results)} seeds' if len(results) > 1 else '1 seed'})"
         style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
         axes.plot(mean.keys(), mean.values(), **style)
-        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="images seen in training")
+        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="generated images in training")
         axes.set(yscale="log", ylabel=f"Fréchet distance (lower is better)\n{column}")
     # Against train images there is no floor: that of 360 held-out ones lies above what 5,000 generated reach.
     rows = rows if part == "heldout" else [None, rows[1]]

@@ -45,6 +45,15 @@ def version(module: str) -> int:
     raise LookupError(f"src/eldistill/{module}.py has no literal VERSION; add `VERSION = 1` below its imports")
 
 
+@functools.cache
+def metric_names() -> list[str]:
+    """The names in METRICS of evaluate.py, read without importing it: a new metric is missing from old evaluations."""
+    for node in ast.parse((PACKAGE / "evaluate.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and node.target.id == "METRICS":
+            return [key.value for key in node.value.keys]
+    raise LookupError("src/eldistill/evaluate.py has no literal METRICS")
+
+
 def versions() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
     found = {}
@@ -239,7 +248,13 @@ class Plan:
         self, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]
     ) -> Step:
         section = self.params.without_site("evaluate", self.params.top("evaluate", data))
-        params = {**section, **extra, "codec": self.data(data)["codec"], "threads": self.threads}
+        params = {
+            **section,
+            **extra,
+            "codec": self.data(data)["codec"],
+            "threads": self.threads,
+            "metrics": metric_names(),
+        }
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
         folder = f"data/evaluations/{name}"

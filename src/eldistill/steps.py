@@ -246,8 +246,8 @@ def _tables(work) -> None:
     tables.make(work.params, Path(), parts)
     _, text, runs, _, curves, samples = parts
     pictures = {
-        "Convergence: generator_ema against the images it was trained on": curves,
-        "Images from the same noise, not selected": samples,
+        "Convergence of generator_ema; thin lines are seeds, thick ones their mean": curves,
+        "Images from the same noise, not selected; a generator need not map a noise to the teacher's image": samples,
     }
     report.make(text, runs, pictures, page)
 

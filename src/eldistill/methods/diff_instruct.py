@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diff-Instruct (Luo et al. 2023, arXiv 2305.18455): the integral Kullback-Leibler gradient.
 
-Symbols: their s_phi, s_psi, g_theta are our teacher, fake_score, generator; their t is our sigma.
+Symbols: their pretrained score, s_phi, g_theta are our teacher, fake_score, generator; their t is our sigma.
 
-At noisy images x + sigma n the gradient is w(sigma) (score_fake - score_teacher), here
-D_fake - D_teacher, which is the weight w(sigma) = sigma^2 of the authors' code.
+At noisy images x + sigma n the gradient is w(sigma) (score_fake - score_teacher) with score = (D(x) - x) / sigma^2;
+we take w(sigma) = sigma^2, as the authors' published code does, which leaves D_fake - D_teacher.
 
 Departures from the authors' code: both denoisers are in eval mode in the generator step (theirs share one dropout
 mask in train mode), and the labels of the two phases are drawn independently.

@@ -107,8 +107,9 @@ def weight(
 ) -> float:
     """The factor of EL's gradient.
 
-    balanced: weight * EMA[rms(base)] / EMA[rms(own)], both gradients at the images, clipped to [1e-4, 1e4]; `memory`
-    keeps the two averages, which start at 0 together. While the base gradient is zero the factor is 0.
+    balanced: weight * warm-up * EMA[rms(base)] / EMA[rms(own)], of the gradients at the images, the ratio of the
+    averages clipped to [1e-4, 1e4]; fixed: weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the
+    run. `memory` keeps the two averages, which start at 0 together. While the base gradient is zero the factor is 0.
     """
     if not numbers.weight:
         return 0.0
