@@ -245,3 +245,19 @@ def test_versions_file_is_current():
     from eldistill import recipes
 
     assert json.loads((ROOT / "workflow/versions.json").read_text()) == recipes.versions()
+
+
+def test_distil_needs_five_packages_only():
+    """The modules of a distil step import torch, numpy, pyyaml, safetensors, tqdm and nothing else from outside."""
+    code = """
+import sys
+from importlib import import_module
+for name in ("steps", "distil", "loop", "teacher.train", "sampling", "ensemble.seed", "supplements.embedding",
+             "methods.diff_instruct", "judges", "data"):
+    import_module("eldistill." + name)
+forbidden = {"snakemake", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
+found = forbidden & {name.split(".")[0] for name in sys.modules}
+sys.exit(f"imported: {sorted(found)}" if found else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
