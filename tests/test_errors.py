@@ -472,3 +472,24 @@ def test_the_sources_table_is_a_table():
     with open(ROOT / "data/sources.csv", newline="") as file:
         assert all(None not in row and None not in row.values() for row in csv.DictReader(file))
     assert os.path.getsize(ROOT / "data/sources.csv") < 100_000
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(project, capsys, monkeypatch):
+    """Any other failure of the file system: exit code 1, the system's own words, no traceback."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "data/sets/digits")
+
+    monkeypatch.setattr(files, "append_line", refuse)
+    text = fails(capsys, "data", "digits/images", code=1)
+    assert "Permission denied" in text and "data/sets/digits" in text
+
+
+def test_too_little_memory_is_one_sentence(project, capsys, monkeypatch):
+    """A device out of memory: exit code 1, and what to lower."""
+
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(files, "append_line", refuse)
+    assert "micro_batch" in fails(capsys, "data", "digits/images", code=1)

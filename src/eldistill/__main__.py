@@ -75,8 +75,20 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"eldistill: no space left on the disk of {error.filename or os.getcwd()}; free some and repeat the command, "
                   "which continues from the last saved state", file=sys.stderr)  # fmt: skip
             return 1
-        raise
+        # Permissions, a lost file system: the machine's own words name the file.
+        print(
+            f"eldistill: {error}; mend it and repeat the command, which continues from the last saved state",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            print(
+                "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
+                "(or evaluate.batch lower) and repeat the command, which continues from the last saved state",
+                file=sys.stderr,
+            )
+            return 1
         if type(error).__name__ == "NonFinite":
             print(f"eldistill: {error}", file=sys.stderr)
             return 1
