@@ -349,3 +349,23 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
     assert found["fd1437_pixels_heldout"] == pytest.approx(row["fd1437_pixels_heldout"], rel=1e-5)
     curve = evaluate.curve_row([images], {"pixels": evaluate.pixels}, known, OPTIONS)
     assert {name.split("1437")[0] for name in curve} == set(evaluate.CURVE)
+
+
+def test_kid_in_blocks_is_kid(monkeypatch):
+    """Sums over blocks equal the sums over whole kernel matrices."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(37, 5)), generator.normal(0.3, 1.2, size=(53, 5))
+    whole = evaluate.kid(x, y, {})
+    cubic = evaluate._cubic
+    monkeypatch.setattr(evaluate, "_cubic", lambda a, b: cubic(a, b, block=10))
+    assert evaluate.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
+
+
+def test_real_images_sorted_by_class_are_taken_evenly():
+    """Recall against real images in two sorted halves sees both halves, though only half of the images are taken."""
+    real = (
+        np.concatenate([np.zeros((50, 2)), np.full((50, 2), 9.0)])
+        + np.random.default_rng(0).normal(size=(100, 2)) * 0.1
+    )
+    fake = np.random.default_rng(1).normal(size=(50, 2)) * 0.1
+    assert evaluate.recall(fake, real, {"neighbours": 3, "neighbours_n": 50}) == pytest.approx(0.5, abs=0.1)

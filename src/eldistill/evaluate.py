@@ -17,7 +17,7 @@ import torch
 from eldistill import data, judges
 from eldistill.files import Problem, atomic
 
-VERSION = 1
+VERSION = 2  # precision and recall take images evenly, not the first ones
 FLOAT = np.float64
 
 # --- features -----------------------------------------------------------------------------------------
@@ -90,10 +90,20 @@ def kid(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
     """
     scale = np.sqrt(np.mean(real.var(0))) or 1.0
     x, y = fake / scale, real / scale
-    k_x, k_y, k_xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     m, n = len(x), len(y)
-    within = (k_x.sum() - np.trace(k_x)) / (m * (m - 1)) + (k_y.sum() - np.trace(k_y)) / (n * (n - 1))
-    return float(within - 2 * k_xy.mean())
+    (sum_x, trace_x), (sum_y, trace_y), (across, _) = (_cubic(a, b) for a, b in ((x, x), (y, y), (x, y)))
+    return float((sum_x - trace_x) / (m * (m - 1)) + (sum_y - trace_y) / (n * (n - 1)) - 2 * (across / (m * n)))
+
+
+def _cubic(a: np.ndarray, b: np.ndarray, block: int = 8192) -> tuple[float, float]:
+    # Sum and trace of (a.b/D + 1)^3, in blocks: 60,000 images would need 29 GB at once.
+    total, trace = 0.0, 0.0
+    for i in range(0, len(a), block):
+        for j in range(0, len(b), block):
+            kernel = (a[i : i + block] @ b[j : j + block].T / a.shape[1] + 1) ** 3
+            total += kernel.sum()
+            trace += np.trace(kernel) if i == j else 0.0
+    return total, trace
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -109,11 +119,11 @@ def _covered(points: np.ndarray, cloud: np.ndarray, k: int) -> float:
 
 
 def _even(fake: np.ndarray, real: np.ndarray, options: dict) -> tuple[np.ndarray, np.ndarray]:
-    # Both metrics depend on the number of points: take as many of each side, the first ones.
+    # Both metrics depend on the number of points: as many of each side, evenly, for real ones may be sorted by class.
     n = min(len(fake), len(real), options["neighbours_n"])
     if n <= options["neighbours"]:
         raise Problem(f"{n} images for precision and recall with k = {options['neighbours']}; expected more images")
-    return fake[:n], real[:n]
+    return tuple(side[np.linspace(0, len(side) - 1, n).astype(int)] for side in (fake, real))
 
 
 def precision(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
