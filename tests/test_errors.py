@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -22,7 +23,8 @@ import yaml
 from PIL import Image
 
 from eldistill import __main__ as program
-from eldistill import data, files, networks, schema
+from eldistill import data, files, networks, params, recipes, schema
+from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
@@ -76,8 +78,20 @@ def tree() -> dict[str, int]:
     return {name: size for name, size in found.items() if not name.startswith("data/scratch/") or "tmp" in name}
 
 
+def vouch() -> None:
+    """Give every file that a test has put in the place of an output the recipe that is wanted of it."""
+    with contextlib.suppress(Problem):
+        plan = recipes.Plan(params.load())
+        data = plan.params.values["data"]
+        steps = [plan.pack(name) for name in data] + [plan.teacher(name) for name in plan.params.values["teacher"]]
+        for step in steps:
+            if Path(step.outputs[0]).exists() and not Path(step.sidecar).exists():
+                Path(step.sidecar).write_text(step.recipe, encoding="utf-8")
+
+
 def fails(capsys, *arguments: str, code: int = 2) -> str:
     """Run a command that must fail; returns its sentence."""
+    vouch()
     before = tree()
     capsys.readouterr()
     found = program.main(list(arguments))
@@ -163,7 +177,13 @@ def test_a_missing_recipe_file_is_one_sentence(project, capsys):
 def test_a_gpu_that_is_not_there_is_one_sentence(project, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     change("device", "cuda")
-    assert "device is cuda, but torch sees no GPU" in fails(capsys, "data", "digits/images")
+    for word, name in (("teacher", "digits"), ("evaluate", "digits/real")):
+        upstream = recipes.Plan(params.load()).find(word, name).upstream
+        for step in upstream:
+            Path(step.outputs[0]).touch()
+            Path(step.sidecar).write_text(step.recipe, encoding="utf-8")
+        assert "device is cuda, but torch sees no GPU" in fails(capsys, word, name)
+    assert program.main(["data", "digits/images", "--force"]) == 0
 
 
 # --- damaged and foreign files ----------------------------------------------------------------------------
@@ -481,7 +501,7 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(project, capsys, monke
         raise PermissionError(13, "Permission denied", "data/sets/digits")
 
     monkeypatch.setattr(files, "append_line", refuse)
-    text = fails(capsys, "data", "digits/images", code=1)
+    text = fails(capsys, "data", "digits/images", "--force", code=1)
     assert "Permission denied" in text and "data/sets/digits" in text
 
 
@@ -492,4 +512,29 @@ def test_too_little_memory_is_one_sentence(project, capsys, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(files, "append_line", refuse)
-    assert "micro_batch" in fails(capsys, "data", "digits/images", code=1)
+    assert "micro_batch" in fails(capsys, "data", "digits/images", "--force", code=1)
+
+
+def test_a_student_of_another_teacher_is_refused(project, capsys):
+    """An upstream file that other numbers made does not do: the step says which command makes it."""
+    teacher()
+    vouch()
+    change("teacher/digits-smoke/seed", 7)
+    text = fails(capsys, "distil", "digits-smoke/di/none/0")
+    assert "was not made by the numbers" in text and "teacher digits-smoke" in text
+
+
+def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
+    """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
+    from eldistill import steps
+
+    step = recipes.Plan(params.load()).find("data", "digits/images")
+    Path(step.sidecar).write_text("old", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt), steps._overwriting(step):
+        assert not Path(step.sidecar).exists()
+        raise KeyboardInterrupt
+    assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
+    with pytest.raises(KeyboardInterrupt), steps._overwriting(step):
+        files.write_text(step.outputs[0], "new")
+        raise KeyboardInterrupt
+    assert not Path(step.sidecar).exists()

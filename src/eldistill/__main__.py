@@ -12,8 +12,12 @@ import errno
 import os
 import sys
 
-from eldistill import __version__, helptext, recipes, steps
-from eldistill.files import Problem
+# Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from eldistill import __version__, helptext, recipes, steps  # noqa: E402
+from eldistill.files import Problem  # noqa: E402
 
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",

@@ -253,7 +253,7 @@ class Params:
         """The runs of a suite, in order, without repetition."""
         if suite not in self.values["suites"]:
             self._unknown("suite", suite, self.values["suites"])
-        seen = set()
+        seen, resolved = set(), set()
         for grid in self.values["suites"][suite]:
             cells = (
                 (d, m, s, n)
@@ -261,6 +261,10 @@ class Params:
             )  # fmt: skip
             for cell in cells:
                 run = self.run("/".join(map(str, (*cell[:3], int(cell[3])))))
+                if (run.method, run.data) not in resolved:
+                    resolved.add((run.method, run.data))
+                    value = self.section("method", run.method, run.data)
+                    self._check_meaning("method", f"{self._place('method', run.method)} on {run.data}", value)
                 if run not in seen:
                     seen.add(run)
                     yield run

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +37,14 @@ def lock(path: Path) -> Iterator[None]:
     file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
         os.close(file)
         raise Problem(
             f"{holder} is already at work on this run; wait for it, or stop it and repeat the command"
         ) from None
+    except OSError as error:
+        print(f"eldistill: this file system has no locks ({error}); start no second copy of this run", file=sys.stderr)
     try:
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

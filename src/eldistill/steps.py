@@ -7,9 +7,13 @@ passes the file. Both are the same text, so both are the same run.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import time
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,10 +44,19 @@ def run(
             raise Problem(
                 f"{missing[0]} is missing; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
+    for each, wanted in zip(above, recipe["upstream"].values(), strict=True):
+        # Existing is not enough: a student of another teacher must not get this recipe.
+        if not Path(each.sidecar).exists() or files.digest(Path(each.sidecar).read_text(encoding="utf-8")) != wanted:
+            raise Problem(
+                f"{each.outputs[0]} was not made by the numbers that this step asks for; "
+                f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
+            )
+    if recipe["params"].get("snapshots") != step.params.get("snapshots"):
+        raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
     work = SimpleNamespace(
         step=step, recipe=recipe, text=text, digest=files.digest(text), params=recipe["params"], upstream=above,
         outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes),
-        say=lambda line: say(f"{step.name}  {line}"), plan=plan, state=None,
+        say=lambda line: say(f"{step.name}  {line}"), plan=plan, state=None, force=force,
     )  # fmt: skip
     files.append_line(
         RUN_LOG,
@@ -52,7 +65,9 @@ def run(
     for output in (*step.outputs, step.sidecar):
         files.remove_leftovers(output)
     _threads(work.params.get("threads", plan.threads), word)
-    MAKERS[word](work)
+    # A distil run has its outputs untouched until it publishes them.
+    with contextlib.nullcontext() if word == "distil" else _overwriting(step):
+        MAKERS[word](work)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(step.sidecar, text)
     if work.state is not None:
@@ -60,11 +75,38 @@ def run(
     return True
 
 
+@contextlib.contextmanager
+def _overwriting(step: Step) -> Iterator[None]:
+    # While outputs are replaced an older recipe must not vouch for a mixture; if none was, it may again.
+    sidecar, before = Path(step.sidecar), [_signature(output) for output in step.outputs]
+    old = sidecar.read_text(encoding="utf-8") if sidecar.exists() else None
+    sidecar.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        if old is not None and [_signature(output) for output in step.outputs] == before:
+            with contextlib.suppress(OSError):
+                files.write_text(sidecar, old)
+        raise
+
+
+def _signature(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _threads(threads: int, word: str) -> None:
     if word != "tables":
         import torch
 
         torch.set_num_threads(threads)
+        # float32 means float32, and equal seeds equal bits, as far as cuDNN offers it.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
 
 
 def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -> SimpleNamespace:
@@ -73,7 +115,8 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
     if step.word != "tables" and device != "cpu":
         import torch
 
-        if device == "cuda" and not torch.cuda.is_available():
+        must = step.word in ("teacher", "distil") or (step.word == "evaluate" and not step.name.startswith("suite/"))
+        if device == "cuda" and must and not torch.cuda.is_available():
             raise Problem("params.yaml: device is cuda, but torch sees no GPU; set it to auto or cpu")
         device = "cuda" if torch.cuda.is_available() else "cpu"
     # A quarter of the time, at most five minutes, is left for the last step, saving, and starting.
@@ -94,8 +137,10 @@ def _train(work, train) -> None:
 
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
+    site = work.site
+    code = files.digest(f"{code} {site.device} {site.micro_batch} {metadata.version('torch')}")
     with state.lock(folder):
-        if sentence := state.failure(folder, code):
+        if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
         try:
             train(folder)
@@ -112,8 +157,11 @@ def _data(work) -> None:
 
     item = work.step.name.rsplit("/", 1)[1]
     if item == "images":
-        section = work.plan.params.section("data", work.step.name.split("/")[0])
-        about = data.pack(work.params, work.outputs[0], section["folder"])
+        # Settings that share a pack may know different folders: any of them will do.
+        plan = work.plan
+        sharing = [name for name in plan.params.values["data"] if plan.pack(name).name == work.step.name]
+        folders = [plan.params.section("data", name)["folder"] for name in sharing]
+        about = data.pack(work.params, work.outputs[0], next(filter(None, folders), None))
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
                  f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
         return
@@ -162,14 +210,18 @@ def _distil(work) -> None:
     from eldistill import distil
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
-    # A recipe lists its upstream by name; supplements are in the order of the run's name.
-    manifests = {str(path.parent.name): path for path in _inputs(work, ".json") if "ensembles" in path.parts}
-    ensembles = [manifests[each["ensemble"]] for each in work.params["supplements"].values() if each.get("ensemble")]
+    manifests = {(path.parent.name, path.stem): path for path in _inputs(work, ".json") if "ensembles" in path.parts}
+    ensembles = []
+    for each in work.params["supplements"].values():
+        if each.get("ensemble"):
+            seed = work.params["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
+            ensembles.append(manifests[each["ensemble"], str(seed)])
 
     def make(folder):
         done = distil.make(work.params, work.digest, upstream, ensembles, folder, work.site, work.say)
         files.write_json(folder / "provenance.json", distil.provenance(done, work.digest, work.site.device))
-        distil.publish(folder, work.step.outputs, Path())
+        with _overwriting(work.step):
+            distil.publish(folder, work.step.outputs, Path())
 
     _train(work, make)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
+from snakemake.exceptions import WorkflowError
+
 from eldistill import params, recipes
 from eldistill.recipes import WORDS
 
@@ -31,7 +33,12 @@ def inputs_of(word, name):
     """Inputs of a rule: the recipe that is wanted, the recipes upstream (they carry reruns), the files upstream."""
 
     def inputs(wildcards):
-        step = STEPS[word, name.format(**wildcards)]
+        wanted = name.format(**wildcards)
+        if (word, wanted) not in STEPS:
+            raise WorkflowError(
+                f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
+            )
+        step = STEPS[word, wanted]
         files = [ancient(output) for above in step.upstream for output in above.outputs]
         return [step.file, *(above.sidecar for above in step.upstream), *files]
 

@@ -12,7 +12,7 @@ rule pack:
         "data/scratch/logs/data/{data}/images.log",
     localrule: True  # compute nodes often have no internet
     shell:
-        "python -m eldistill data {wildcards.data}/images --recipe {input[0]} 2>&1 | tee {log}"
+        "python -m eldistill data {wildcards.data}/images --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule judge:
@@ -27,7 +27,7 @@ rule judge:
         mem_mb=4000,
         runtime=60,
     shell:
-        "python -m eldistill data {wildcards.data}/judge-{wildcards.letter} --recipe {input[0]} 2>&1 | tee {log}"
+        "python -m eldistill data {wildcards.data}/judge-{wildcards.letter} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule reference:
@@ -42,7 +42,7 @@ rule reference:
         mem_mb=4000,
         runtime=60,
     shell:
-        "python -m eldistill data {wildcards.data}/reference-{wildcards.features} --recipe {input[0]} 2>&1 | tee {log}"
+        "python -m eldistill data {wildcards.data}/reference-{wildcards.features} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule data:

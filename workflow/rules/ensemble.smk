@@ -15,7 +15,7 @@ rule seed_ensemble:
         mem_mb=4000,
         runtime=30,
     shell:
-        "python -m eldistill ensemble {wildcards.data}/{wildcards.ensemble}/{wildcards.seed} --recipe {input[0]} 2>&1 | tee {log}"
+        "python -m eldistill ensemble {wildcards.data}/{wildcards.ensemble}/{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule ensemble:

@@ -17,7 +17,7 @@ rule evaluate_run:
         mem_mb=8000,
         runtime=120,
     shell:
-        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} 2>&1 | tee {{log}}"
+        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 rule evaluate_yardstick:
@@ -39,7 +39,7 @@ rule evaluate_yardstick:
         mem_mb=8000,
         runtime=120,
     shell:
-        "python -m eldistill evaluate {wildcards.data}/{wildcards.which} --recipe {input[0]} 2>&1 | tee {log}"
+        "python -m eldistill evaluate {wildcards.data}/{wildcards.which} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule metrics:
@@ -52,7 +52,7 @@ rule metrics:
         "data/scratch/logs/evaluate/metrics.log",
     localrule: True
     shell:
-        f"python -m eldistill evaluate suite/{SUITE} --recipe {{input[0]}} 2>&1 | tee {{log}}"
+        f"python -m eldistill evaluate suite/{SUITE} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 rule evaluate:

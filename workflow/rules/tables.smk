@@ -19,7 +19,7 @@ rule make_tables:
         f"data/scratch/logs/tables/{SUITE}.log",
     localrule: True
     shell:
-        f"python -m eldistill tables {SUITE} --recipe {{input[0]}} 2>&1 | tee {{log}}"
+        f"python -m eldistill tables {SUITE} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 rule tables:
