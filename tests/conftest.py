@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from eldistill.ensemble import seed as ensembles
 
 OPTIMISER = {
     "kind": "adam", "lr": 1e-3, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,
-    "warmup_images": 0, "decay_images": 0, "clip": 0.0,
+    "warmup_images": 0, "decay_images": 0, "clip": 0.0, "clip_value": 0.0,
 }  # fmt: skip
 EMA = {"policy": "constant", "beta": 0.5, "halflife_images": 5e5, "ramp": 0.05, "gamma": 6.94}
 MEMBERS = [{"family": "conv", "norm": "none", "width": 4, "count": 1}, {"family": "identity", "count": 1}]
@@ -77,11 +78,32 @@ class Bench:
             ensembles.make(section, seed, reals(), path, path.with_suffix(".npz"))
         return path
 
-    def supplement(self, file: str, dtype=torch.float32, redraw: int = 0, seed: int = 0, **changes) -> loop.Supplement:
+    def pairs(self, labels: int = 0) -> Path:
+        """Pairs of noise and the image of the small teacher, as the step `teacher` makes them."""
+        path = self.folder / f"pairs-{labels}.npz"
+        if not path.exists():
+            z = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+            classes = torch.arange(12) % labels if labels else torch.full((12,), -1)
+            one_hot = torch.nn.functional.one_hot(classes, labels).float() if labels else None
+            images = teacher(labels, seed=3)(2.5 * z, torch.full((12,), 2.5), one_hot)  # not what a student starts with
+            np.savez(path, z=z.numpy(), images=images.numpy(), labels=classes.numpy())
+        return path
+
+    def supplement(
+        self,
+        file: str,
+        dtype=torch.float32,
+        redraw: int = 0,
+        seed: int = 0,
+        labels: int = 0,
+        sigma_init: float = 2.5,
+        **changes,
+    ) -> loop.Supplement:
         """supplements/<file>.py at work, named after its file; changes: of its numbers."""
         module = contract.module("supplements", file)
         setting = SimpleNamespace(
-            ensemble=self.manifest(redraw), device="cpu", dtype=dtype, sigma_data=0.5, seed=seed
+            ensemble=self.manifest(redraw), device="cpu", dtype=dtype, sigma_data=0.5, seed=seed, sigma_init=sigma_init,
+            pairs=self.pairs(labels), codec=reals().codec, label_dim=labels, micro_batch=0,
         )  # fmt: skip
         numbers = module.Numbers(**changes)
         return loop.Supplement(file, module, numbers, module.prepare(numbers, setting))
@@ -100,9 +122,15 @@ class Bench:
         module = contract.module("methods", method) if isinstance(method, str) else method
         numbers = module.Numbers() if numbers is None else numbers
         frozen, images = teacher(labels, dtype, dropout), reals(labels, dtype)
-        nets = {"generator": module.generator(frozen, numbers)}
-        for index, (name, net) in enumerate(module.networks(frozen, numbers).items()):
+        nets = {"generator": module.generator(frozen, None, numbers)}
+        for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):
             nets[name] = perturb(net, apart, seed=10 + index)
+        added = [
+            self.supplement(file, dtype, seed=seed, labels=labels, **each) for file, each in (supplements or {}).items()
+        ]
+        for each in added:
+            if hasattr(each.module, "networks"):
+                each.module.networks(nets, each.tools, each.numbers, 6)
         path = self.folder / folder
         path.mkdir(exist_ok=True)
         values = {
@@ -111,7 +139,7 @@ class Bench:
             "nets": nets, "published": "generator", "reals": images, "shape": images.shape, "seed": seed, "folder": path,
             "optimisers": dict.fromkeys(nets, params.freeze("Optimiser", {**OPTIMISER, **(optimiser or {})})),
             "fixed": {"teacher": frozen}, "dtype": dtype, "say": lambda text: None,
-            "supplements": [self.supplement(file, dtype, seed=seed, **each) for file, each in (supplements or {}).items()],
+            "supplements": added,
         }  # fmt: skip
         return loop.Job(**{**values, **others})
 

@@ -309,18 +309,12 @@ def test_real_images_do_not_depend_on_precision():
 # --- the weight ------------------------------------------------------------------------------------------
 
 
-def constant(rms: float, size: int = 4) -> torch.Tensor:
-    """A gradient [size, 1, 2, 2] of the given root mean square."""
-    signs = torch.tensor([1.0, -1.0, 2.0, 0.0]).reshape(1, 1, 2, 2) / math.sqrt(1.5)
-    return rms * signs.expand(size, 1, 2, 2)
-
-
 def weights(pairs, steps_of_the_run: int = 100, memory=None, **numbers) -> list[float]:
     """The weights at the first steps of a run, for (rms of base, rms of own) at each."""
     memory = {} if memory is None else memory
     numbers = embedding.Numbers(**numbers)
     return [
-        embedding.weight(constant(base), constant(own), numbers, Progress(4 * i, i, 4 * steps_of_the_run), memory)
+        embedding.weight(base, own, 4, numbers, Progress(4 * i, i, 4 * steps_of_the_run), memory)
         for i, (base, own) in enumerate(pairs)
     ]
 
@@ -388,7 +382,7 @@ def test_memory_survives_a_saved_state():
         resumed = json.loads(json.dumps(resumed))
         progress = Progress(4 * i, i, 400)
         left, right = (
-            embedding.weight(constant(base), constant(own), numbers, progress, memory) for memory in (through, resumed)
+            embedding.weight(base, own, 4, numbers, progress, memory) for memory in (through, resumed)
         )
         assert left == right and through == resumed
 

@@ -19,7 +19,7 @@ from eldistill.loop import NonFinite, Stopped
 
 BATCH, SHAPE = 4, (1, 2, 2)
 OPTIMISER = {"kind": "adam", "lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
-             "warmup_images": 0, "decay_images": 0, "clip": 0.0}  # fmt: skip
+             "warmup_images": 0, "decay_images": 0, "clip": 0.0, "clip_value": 0.0}  # fmt: skip
 
 
 class Line(nn.Module):
@@ -429,8 +429,8 @@ def additional(gradient=1.0) -> SimpleNamespace:
         assert len(images) == BATCH and not images.requires_grad
         return {"mean": AtImages(images.mean(), torch.full_like(images, gradient / images.numel()))}
 
-    def weight(base, own, numbers, progress, memory):
-        shown.append(base.clone())
+    def weight(base, own, batch, numbers, progress, memory):
+        shown.append((base, own))
         memory["calls"] = memory.get("calls", 0.0) + 1
         return 2.0
 
@@ -439,7 +439,7 @@ def additional(gradient=1.0) -> SimpleNamespace:
 
 @pytest.mark.parametrize("micro_batch", [0, 1, 3])
 def test_supplement_joins_a_direct_term(tmp_path, micro_batch):
-    """With a supplement the images are made, its gradient joins the scalar's, and its weight sees a base of zero."""
+    """The images are made, the supplement's gradient joins the scalar's, and its weight compares them at the weights."""
     method, extra = toy(), additional()
     method = toy(**direct([]), generate=method.generate, calls=method.calls)
     job = job_of(tmp_path, method, steps=1, micro_batch=micro_batch,
@@ -451,7 +451,11 @@ def test_supplement_joins_a_direct_term(tmp_path, micro_batch):
     loss.backward()
     for found, wanted in zip(job.nets["generator"].parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-12, atol=1e-14)
-    assert [base.any().item() for base in extra.shown] == [False]
+    rms = lambda loss: float(torch.cat([  # noqa: E731
+        g.flatten() for g in torch.autograd.grad(loss, list(expected.parameters()), allow_unused=True) if g is not None
+    ]).square().mean().sqrt())  # fmt: skip
+    base = rms((expected(draw.normal("noise", *SHAPE)) - 3).square().mean())
+    assert extra.shown == [pytest.approx((base, rms(expected(draw.normal("z", *SHAPE)).mean())), rel=1e-9)]
     # One forward pass for whole batches; a second, with a graph, for each micro-batch.
     parts = -(-BATCH // (micro_batch or BATCH))
     assert len([call for call in method.calls if call[0] == "generate"]) == (1 if parts == 1 else 2 * parts)
@@ -473,7 +477,7 @@ def test_supplement_joins_the_gradient_at_the_images(tmp_path, micro_batch):
     for found, wanted in zip(job.nets["generator"].parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-12, atol=1e-14)
     base = images / images.numel()
-    torch.testing.assert_close(extra.shown, [base], rtol=1e-12, atol=1e-15)
+    assert extra.shown == [pytest.approx((float(base.square().mean().sqrt()), 1 / images.numel()), rel=1e-12)]
     (row,) = work.rows
     assert row["generator.base_rms"] == pytest.approx(float(base.square().mean().sqrt()))
     assert row["extra.mean"] == pytest.approx(float(images.mean())) and row["extra.weight"] == 2.0

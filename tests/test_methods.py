@@ -70,7 +70,7 @@ class Affine(nn.Module):
 def job_of(nets: dict, teacher: nn.Module, shape, numbers, folder, batch=4, steps=1, method=diff_instruct, **others):
     """A job of Diff-Instruct on nets that are no networks of ours: no labels, Adam as the authors set it."""
     optimiser = {"kind": "adam", "lr": 1e-2, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,
-                 "warmup_images": 0, "decay_images": 0, "clip": 0.0}  # fmt: skip
+                 "warmup_images": 0, "decay_images": 0, "clip": 0.0, "clip_value": 0.0}  # fmt: skip
     ema = params.freeze("Ema", {"policy": "ramped", "halflife_images": 500_000, "ramp": 0.05})
 
     class Unlabelled:
@@ -135,7 +135,7 @@ def test_trajectory_equals_golden(tape, tmp_path, micro_batch):
         tape[name] = torch.from_numpy(arrays[key]).flatten(0, 1)
     teacher = Affine(0.8, 0.1)
     numbers = diff_instruct.Numbers(sigma_init=1.0)
-    nets = {"generator": diff_instruct.generator(teacher, numbers), **diff_instruct.networks(teacher, numbers)}
+    nets = {"generator": diff_instruct.generator(teacher, None, numbers), **diff_instruct.networks(teacher, numbers, 0)}
     job = job_of(nets, teacher, (3, 4, 4), numbers, tmp_path, steps=4, ticks=4, micro_batch=micro_batch)
     found = []
     for step in range(4):
@@ -252,7 +252,7 @@ def test_generator_starts_as_the_teacher_at_sigma_init(bench):
     batch = contract.Batch(draw, labels, job.shape, progress(0))
     expected = job.fixed["teacher"](1.7 * draw.normal("z", *job.shape), torch.full((4,), 1.7), labels)
     assert torch.equal(diff_instruct.generate(job.nets, batch, numbers), expected)
-    assert diff_instruct.sampler(numbers) == {"sigmas": [1.7], "renoise": "none"}
+    assert diff_instruct.sampler(numbers) == {"steps": {"1": [1.7]}}
 
 
 # --- running averages and learning rates ---

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,10 +13,14 @@ import pytest
 import torch
 
 from eldistill import networks, noise
-from eldistill.networks import layers, precond, song
+from eldistill.networks import adm, edm2, layers, precond, song
 
 DATA = Path(__file__).parent / "data" / "networks"
-GOLDEN = ["song_ddpmpp_uncond", "song_ddpmpp_cond", "song_ddpmpp_3level", "song_ncsnpp_uncond"]
+GOLDEN = [
+    *("song_ddpmpp_uncond", "song_ddpmpp_cond", "song_ddpmpp_3level", "song_ncsnpp_uncond"),
+    *("adm_cond", "adm_cond_2heads", "edm2_cond_latent", "edm2_uncond_rgb_3level", "edm2_variant"),
+]
+MODULES = {"song": song, "adm": adm, "edm2": edm2}
 OFFICIAL = json.loads((DATA / "official_state_shapes.json").read_text())
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12}  # max abs error / max abs reference
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -34,11 +39,12 @@ SMALL = {
 
 
 def from_official(init_kwargs: dict) -> dict:
-    """The configuration of a published network (only what SongUNet's published checkpoints use)."""
+    """The configuration of a published network (only what the published checkpoints use)."""
     settings = dict(init_kwargs)
-    assert settings.pop("model_type") == "SongUNet" and settings.pop("decoder_type") == "standard"
     settings.pop("use_fp16")
-    return {"network": "song", **settings}
+    assert settings.pop("decoder_type", "standard") == "standard"
+    name = {"SongUNet": "song", "DhariwalUNet": "adm", None: "edm2"}[settings.pop("model_type", None)]
+    return {"network": name, **settings}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -71,8 +77,8 @@ class Golden:
             self.arrays = {key: arrays[key] for key in arrays.files}
         self.names = [key for key in self.arrays if not key.startswith("_")]
         kwargs = json.loads(str(self.arrays["_kwargs_json"]))
-        assert kwargs["class"] == "EDMPrecond"
         self.config = from_official(kwargs["init_kwargs"])
+        assert kwargs["class"] == ("Precond" if self.config["network"] == "edm2" else "EDMPrecond")
 
     def network(self, dtype: torch.dtype) -> precond.EDMPrecond:
         network = networks.build(self.config).eval()
@@ -99,8 +105,12 @@ def test_outputs_match_the_original(golden, dtype, record_property):
             "D_aug": network(x, sigma, labels, augment),
             "D_scalar_sigma": network(x, torch.tensor(0.5, dtype=dtype), labels),
         }
+        if hasattr(network, "logvar"):
+            outputs["logvar"] = network.logvar(sigma)
     if labels is None:
         del outputs["D_nolabel"]  # the golden file has it for conditional networks only
+    if augment is None:
+        del outputs["D_aug"]
     errors = {key: relative_error(out, golden.arrays[f"_{key}_{suffix}"]) for key, out in outputs.items()}
     record_property("worst", max(errors.values()))
     print(suffix, {key: f"{error:.1e}" for key, error in errors.items()})
@@ -147,11 +157,10 @@ def test_resample_filters_match_the_original(golden):
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_published_state_is_matched(name):
-    """Names, shapes, order, buffers and the parameter count of every published SongUNet."""
+    """Names, shapes, order, buffers and the parameter count of every published network."""
     settings = from_official(OFFICIAL[name]["init_kwargs"])
-    del settings["network"]
-    with torch.device("meta"):
-        network = song.network(**settings)
+    with torch.device("meta"):  # the largest would take 6 GB
+        network = MODULES[settings.pop("network")].network(**settings)
     buffers = {key for key, _ in network.named_buffers()}
     state = network.state_dict()
     found = [[key, list(value.shape)] + ["buffer"] * (key in buffers) for key, value in state.items()]
@@ -401,7 +410,9 @@ def test_forgotten_weights_show():
 def test_config_rebuilds_the_network(golden):
     network = golden.network(torch.float32)
     config = json.loads(json.dumps(network.config, allow_nan=False))
-    assert config == network.config and config["sigma_data"] == 0.5 and config["channel_mult_emb"] == 4
+    fields = {field.name for field in dataclasses.fields(MODULES[config["network"]].Settings)}
+    assert config == network.config and set(config) == {"network", *fields}
+    assert config["sigma_data"] == network.sigma_data and config["num_blocks"] in (1, 2)
     again = networks.build(config).eval()
     assert again.config == config
     again.load_state_dict(network.state_dict(), strict=True)
@@ -455,7 +466,7 @@ def test_zero_dropout_draws_nothing():
 
 
 def test_listing():
-    assert "song" in networks.available()
+    assert {"song", "adm", "edm2"} <= set(networks.available())
     assert not {"layers", "precond"} & set(networks.available())
 
 

@@ -4,24 +4,33 @@
 A method is a module with a frozen dataclass `Numbers` and these functions (those in brackets are optional):
 
     phases(numbers, progress) -> [Phase, …]                          the order of one iteration
-    generator(teacher, numbers) -> Module                            the student before training
-    networks(teacher, numbers) -> {name: Module}                     extra trainable networks
+    generator(teacher, start, numbers) -> Module                     the student before training
+    networks(teacher, numbers, seed) -> {name: Module}               extra networks; seed for new weights
     generate(nets, batch, numbers) -> images [n, c, h, w]            with gradient to nets["generator"]
     generator_terms(nets, batch, images, numbers) -> {name: AtImages or scalar}
-    critic_terms(nets, batch, images, numbers) -> {name: scalar}     for the extra networks
+    [critic_terms(nets, batch, images, numbers) -> {name: scalar}]   for the extra networks that a phase trains
     [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
+    [group(numbers) -> int]                                          images that must share a micro-batch
     sampler(numbers) -> dict                                         how the finished generator is sampled
 
-`images` of generator_terms is a function without arguments: it makes the images at sigma_init on first call, so
-that a base loss which does not touch them (consistency) pays nothing. A scalar term is backpropagated as it is;
-an `AtImages` term gives its gradient at the images. A method sees micro-batches, so each of its terms is a mean over
-images. Each module has a literal `VERSION`, raised when a change of code changes results.
+`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments: it
+makes the images at sigma_init on first call, so that a base loss which does not touch them (consistency) pays nothing.
+A scalar term is backpropagated as it is; an `AtImages` term gives its gradient at the images. A method sees
+micro-batches, so each of its terms is a mean over images. Each module has a literal `VERSION`, raised when a change of
+code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …} and perhaps `boundary`, `renoise`
+and `clip`, which eldistill.sampling explains.
 
-A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`,
-`generator_terms(tools, images, batch, numbers) -> {name: AtImages}` and
-`weight(base, own, numbers, progress, memory) -> float`. It sees the whole batch at once, and its `images` are a tensor;
-`memory` is a dict of floats that is saved with the state.
-Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
+A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it needs of
+
+    networks(nets, tools, numbers, seed)                             adds its weights to the networks
+    generator_terms(tools, images, batch, numbers) -> {name: AtImages}    at the images of the whole batch
+    weight(base, own, batch, numbers, progress, memory) -> float     factor of that gradient
+    direct_terms(tools, nets, batch, numbers) -> {name: scalar}      with a pass of its own; `numbers.weight` is its factor
+    critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
+
+generator_terms and weight come together. base and own are root mean squares of the two gradients where they meet: at
+the images, or at the weights if the base loss has no gradient at the images. `memory` is a dict of floats that is
+saved with the state. Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
 """
 
 from __future__ import annotations
@@ -68,10 +77,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class AtImages:
-    """A loss term by its value (scalar) and its gradient with respect to the images [n, c, h, w]."""
+    """A loss term by its value (scalar) and its gradient at the images [n, c, h, w].
+
+    gradient: None if that of another term of the same loss contains it.
+    """
 
     value: torch.Tensor
-    gradient: torch.Tensor
+    gradient: torch.Tensor | None
 
 
 @dataclass(frozen=True)

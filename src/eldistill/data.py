@@ -40,6 +40,11 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
     return (level + 0.5).clamp(0, 255).to(torch.uint8)
 
 
+def limits(codec: dict) -> tuple[float, float]:
+    """The encoded values of uint8 0 and 255."""
+    return -codec["mean"] * SIGMA_DATA / codec["std"], (1 - codec["mean"]) * SIGMA_DATA / codec["std"]
+
+
 class Reals:
     """The encoded images of one part of a packed file, on a device.
 

@@ -6,6 +6,7 @@ Everything is first written to the run's state folder; the outputs appear at the
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import platform
@@ -18,22 +19,21 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, files, loop, params, sampling
+from eldistill import contract, data, files, loop, noise, params, sampling
 from eldistill.contract import Batch, Progress
 from eldistill.files import Problem
 from eldistill.noise import Draw
 from eldistill.teacher import train
 
-VERSION = 1
+VERSION = 2
 
 
-def make(
-    recipe: dict, digest: str, upstream: dict[str, Path], ensembles: list[Path], folder: Path, site, say
-) -> loop.Loop:
+def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, whole: dict | None = None) -> loop.Loop:
     """Train the generator of a recipe; leaves its files in `folder` (the state folder).
 
-    recipe: the `params` of a distil recipe. upstream: paths of `images` and `teacher`. ensembles: one manifest for
-    each supplement that names an ensemble, in order. site: device, micro_batch, save_seconds, max_seconds.
+    recipe: the `params` of a distil recipe; whole: all of it, for the description of the generator. upstream: paths of
+    `images`, `teacher`, `ensembles` (one manifest for each supplement that names an ensemble, in order), `pairs` {(n,
+    seed): path}, `start` (a generator, or None). site: device, micro_batch, save_seconds, max_seconds.
     Raises Problem, loop.NonFinite, loop.Stopped.
     """
     values = recipe["method"]
@@ -50,19 +50,31 @@ def make(
             f"{upstream['teacher']} makes images of shape {about['shape']} with {about['label_dim']} labels, "
             f"the data has {list(reals.shape)} and {reals.label_dim}; choose a teacher that fits"
         )
-    nets = {"generator": method.generator(teacher, numbers), **method.networks(teacher, numbers)}
+    start, before = None, 0
+    if upstream.get("start"):
+        begun = sampling.load_generator(upstream["start"], site.device)
+        start, before = begun.network, begun.about["n_images_before"] + begun.about["n_images"]
+    key = noise.stream_seed(recipe["seed"], "initialisation")
+    nets = {"generator": method.generator(teacher, start, numbers), **method.networks(teacher, numbers, key)}
+    supplements = _supplements(recipe, upstream, reals, site, method.sampler(numbers)["steps"]["1"][0])
+    for each in supplements:
+        if hasattr(each.module, "networks"):
+            each.module.networks(
+                nets, each.tools, each.numbers, noise.stream_seed(recipe["seed"], f"initialisation/{each.name}")
+            )
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
         method=method, numbers=numbers,
         training=SimpleNamespace(n_images=values["n_images"], batch=values["batch"], ema=params.freeze("Ema", values["ema"])),
         nets=nets, published="generator", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={name: settings[name != "generator"] for name in nets}, fixed={"teacher": teacher},
-        supplements=_supplements(recipe, ensembles, reals, site), device=site.device, micro_batch=site.micro_batch,
+        supplements=supplements, device=site.device, micro_batch=site.micro_batch,
         ticks=recipe["ticks"], save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
     )  # fmt: skip
-    _check_start(job, teacher)
+    if start is None:
+        _check_start(job, teacher)
     described = {"codec": about["codec"], "shape": about["shape"], "label_dim": about["label_dim"],
-                 "sampler": method.sampler(numbers), "recipe": digest}  # fmt: skip
+                 "sampler": method.sampler(numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     total = values["n_images"]
     for percent in recipe["snapshots"]:
         count = snapshot_images(total, values["batch"], percent)
@@ -71,7 +83,13 @@ def make(
     work = loop.Loop(job)
     work.run()
     # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
-    sampling.save_generator(folder / "generator_ema.safetensors", work.average, {**described, "n_images": total})
+    whole = whole or {"params": recipe}
+    lineage = {
+        "run": whole.get("name"), "method": values["file"], "n_images": total, "teacher_sha256": files.sha256(upstream["teacher"]),
+        "upstream": whole.get("upstream"), "git_commit": _git("rev-parse", "HEAD"), "params": whole["params"],
+    }  # fmt: skip
+    finished = {**described, "n_images": total, "lineage": lineage}
+    sampling.save_generator(folder / "generator_ema.safetensors", work.average, finished)
     if total in job.snapshots:
         job.snapshots[total](work.average)
     files.write_rows(folder / "log.csv", work.rows)
@@ -98,14 +116,16 @@ def _both(first, second):
     return write
 
 
-def _supplements(recipe: dict, ensembles: list[Path], reals, site) -> list[loop.Supplement]:
-    waiting, made = list(ensembles), []
+def _supplements(recipe: dict, upstream: dict, reals, site, sigma_init: float) -> list[loop.Supplement]:
+    waiting, made = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.module("supplements", values["file"])
         numbers = contract.numbers(module, values)
         setting = SimpleNamespace(
             ensemble=waiting.pop(0) if values.get("ensemble") else None, device=site.device, dtype=torch.float32,
-            sigma_data=reals.sigma_data, seed=recipe["seed"],
+            pairs=upstream["pairs"][values["pairs"], values["pairs_seed"]] if values.get("pairs") else None,
+            sigma_data=reals.sigma_data, seed=recipe["seed"], sigma_init=sigma_init, codec=recipe["data"]["codec"],
+            label_dim=reals.label_dim, micro_batch=site.micro_batch,
         )  # fmt: skip
         made.append(loop.Supplement(name, module, numbers, module.prepare(numbers, setting)))
     return made
@@ -123,7 +143,9 @@ def _check_start(job: loop.Job, teacher: torch.nn.Module) -> None:
     batch = Batch(draw, labels, job.shape, Progress(0, 0, job.training.n_images), job.reals)
     net.eval()
     image = job.method.generate(job.nets, batch, job.numbers)
-    sigma = job.method.sampler(job.numbers)["sigmas"][0]
+    sigma = job.method.sampler(job.numbers)["steps"]["1"][0]
+    teacher = copy.deepcopy(teacher)
+    teacher.boundary = net.boundary  # a consistency model's scalings differ by design
     expected = teacher(sigma * draw.normal("z", *job.shape), torch.full((4,), sigma, device=job.device), labels)
     if not torch.allclose(image, expected, atol=1e-5):
         raise Problem(

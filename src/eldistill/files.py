@@ -120,10 +120,10 @@ def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
             raise
 
 
-def load_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
+def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, dict]:
     """Read what `save_tensors` wrote: (tensors on the CPU, description). Nothing in the file is executed.
 
-    Raises Problem if the file is missing, truncated or not ours.
+    foreign: take a file without our description too. Raises Problem if the file is missing, truncated or not ours.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -135,9 +135,9 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
     except (SafetensorError, OSError) as error:
         raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
-    if about is None:
+    if about is None and not foreign:
         raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
-    return tensors, json.loads(about)
+    return tensors, json.loads(about or "{}")
 
 
 def append_line(path: str | os.PathLike, text: str) -> None:

@@ -49,7 +49,7 @@ def train(letter: str, recipe: dict, pack: Path, output: Path, folder: Path, dig
     total = numbers["n_images"] // numbers["batch"] * numbers["batch"]
     optimiser = params.freeze("Optimiser", {
         "kind": "adamw", "lr": numbers["lr"], "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
-        "warmup_images": 0, "decay_images": total // 2, "clip": 0,
+        "warmup_images": 0, "decay_images": total // 2, "clip": 0, "clip_value": 0,
     })  # fmt: skip
     ema = params.freeze("Ema", {"policy": "constant", "beta": 0.98})
     job = loop.Job(

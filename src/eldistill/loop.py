@@ -116,6 +116,13 @@ class Loop:
         self.averaged = list(self.average.parameters())
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
+        # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
+        self.normalised = {
+            name: [m for m in each if hasattr(m, "normalise_weight")] for name, each in self.modules.items()
+        }
+        offers = lambda function: [each for each in job.supplements if hasattr(each.module, function)]  # noqa: E731
+        self.at_images, self.critics = offers("generator_terms"), offers("critic_terms")
+        self.direct = [each for each in offers("direct_terms") if each.numbers.weight]
         self.n_images = self.iteration = self.steps = 0
         self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
         self.rows: list[dict] = []
@@ -160,9 +167,11 @@ class Loop:
         optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
         optimiser.zero_grad(set_to_none=True)
         (self._generator if phase.net == "generator" else self._critic)(phase, batch)
-        self._check_gradients(phase.net, numbers.clip)
+        self._check_gradients(phase.net, numbers)
         optimiser.param_groups[0]["lr"] = learning_rate(numbers, progress)
         optimiser.step()
+        for layer in self.normalised[phase.net]:
+            layer.normalise_weight()
 
     def _set(self, name: str, training: bool, gradient: bool) -> None:
         # What train() and requires_grad_() do, without walking the module tree: they cost a tenth of a small step.
@@ -173,6 +182,9 @@ class Loop:
 
     def _parts(self, size: int) -> list[slice]:
         step = self.job.micro_batch or size
+        if hasattr(self.job.method, "group"):
+            together = self.job.method.group(self.job.numbers)
+            step = max(together, step // together * together)
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def _generate(self, batch: Batch, part: slice) -> torch.Tensor:
@@ -194,6 +206,10 @@ class Loop:
             share = (part.stop - part.start) / batch.size
             with noise.masks(batch.draw[part], "terms"):
                 terms = job.method.critic_terms(self.nets, batch[part], images, job.numbers)
+            for each in self.critics if phase.net == "fake_score" else ():
+                with noise.masks(batch.draw[part], each.name):
+                    more = each.module.critic_terms(each.tools, self.nets, batch[part], images, each.numbers)
+                terms = {**terms, **{f"{each.name}.{name}": value for name, value in more.items()}}
             for name, value in terms.items():
                 self._finite(f"{phase.net}.{name}", value)
                 self._count(f"{phase.net}.{name}", float(value.detach()), share)
@@ -221,46 +237,94 @@ class Loop:
                 terms = job.method.generator_terms(
                     self.nets, batch[part], lambda index=index: images_of(index), job.numbers
                 )
+            direct = []
             for name, term in terms.items():
                 value = term.value if isinstance(term, AtImages) else term
                 self._finite(f"generator.{name}", value)
                 self._count(f"generator.{name}", float(value.detach()), share)
-                if isinstance(term, AtImages):
+                if not isinstance(term, AtImages):
+                    direct.append(term)
+                elif term.gradient is not None:
                     self._finite(f"generator.{name}: gradient at the images", term.gradient)
                     gradients[index] = gradients.get(index, 0) + term.gradient * share
-            direct = [term for term in terms.values() if not isinstance(term, AtImages)]
             if direct:
                 (sum(direct) * share).backward()
-        if job.supplements:
-            images = torch.cat([images_of(index) for index in range(len(parts))])
-            base = (
-                torch.cat([gradients[index] for index in range(len(parts))]) if gradients else torch.zeros_like(images)
-            )
-            whole = self._supplement(images, base, batch)
-            gradients = {index: whole[part] for index, part in enumerate(parts)}
-        for index, part in enumerate(parts):
-            if index in gradients:
+            for each in self.direct:
+                self._direct(each, batch[part], share)
+
+        def pull(gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
+            for index, part in enumerate(parts):
                 graph = made[index] if len(parts) == 1 else self._generate(batch, part)
-                graph.backward(gradients[index])
+                graph.backward(gradient_of(index), retain_graph=again)
+
+        if self.at_images:
+            images = torch.cat([images_of(index) for index in range(len(parts))])
+            if gradients:
+                whole = self._meet_at_images(
+                    images, torch.cat([gradients[index] for index in range(len(parts))]), batch
+                )
+                gradients = {index: whole[part] for index, part in enumerate(parts)}
+            else:
+                self._meet_at_weights(images, batch, lambda own: pull(lambda index: own[parts[index]], again=True))
+        if gradients:
+            pull(lambda index: gradients[index])
         if made:
             self._images = torch.cat([made[index].detach() for index in range(len(parts))])
 
-    def _supplement(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _direct(self, each: Supplement, batch: Batch, share: float) -> None:
+        with noise.masks(batch.draw, each.name):
+            terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
+        for name, value in terms.items():
+            self._finite(f"{each.name}.{name}", value)
+            self._count(f"{each.name}.{name}", float(value.detach()), share)
+        (sum(terms.values()) * (share * each.numbers.weight)).backward()
+
+    def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The base loss's gradient at the images plus that of every supplement."""
         total = base
-        self._count("generator.base_rms", float(base.pow(2).mean().sqrt()))
-        for supplement in self.job.supplements:
-            terms = supplement.module.generator_terms(supplement.tools, images, batch, supplement.numbers)
-            for name, term in terms.items():
-                self._finite(f"{supplement.name}.{name}", term.value)
-                self._finite(f"{supplement.name}.{name}: gradient at the images", term.gradient)
-                self._count(f"{supplement.name}.{name}", float(term.value))
-            own = sum(term.gradient for term in terms.values())
-            weight = supplement.module.weight(base, own, supplement.numbers, batch.progress, supplement.memory)
-            self._count(f"{supplement.name}.gradient_rms", float(own.pow(2).mean().sqrt()))
-            self._count(f"{supplement.name}.weight", weight)
+        strength = _rms([base])
+        self._count("generator.base_rms", strength)
+        for each in self.at_images:
+            own = self._own_gradient(each, images, batch)
+            weight = self._weigh(each, strength, _rms([own]), batch)
             if weight:
                 total = total + weight * own
         return total
+
+    def _meet_at_weights(self, images: torch.Tensor, batch: Batch, pull: Callable[[torch.Tensor], None]) -> None:
+        """The base loss has no gradient at the images: those of base and supplements meet at the weights."""
+        weights = [p for _, p in self.named["generator"]]
+        base = [p.grad for p in weights]
+        strength = _rms(base)
+        self._count("generator.base_rms", strength)
+        total = base
+        for each in self.at_images:
+            for p in weights:
+                p.grad = None
+            pull(self._own_gradient(each, images, batch))
+            own = [p.grad for p in weights]
+            weight = self._weigh(each, strength, _rms(own), batch)
+            if weight:
+                total = [
+                    a if b is None else weight * b if a is None else a + weight * b
+                    for a, b in zip(total, own, strict=True)
+                ]
+        for p, gradient in zip(weights, total, strict=True):
+            p.grad = gradient
+
+    def _own_gradient(self, each: Supplement, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+        terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+        for name, term in terms.items():
+            self._finite(f"{each.name}.{name}", term.value)
+            self._finite(f"{each.name}.{name}: gradient at the images", term.gradient)
+            self._count(f"{each.name}.{name}", float(term.value))
+        return sum(term.gradient for term in terms.values())
+
+    def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
+        weight = each.module.weight(base, own, batch.size, each.numbers, batch.progress, each.memory)
+        self._count(f"{each.name}.gradient_rms", own)
+        self._count(f"{each.name}.weight", weight)
+        return weight
 
     @torch.no_grad()
     def _average(self, progress: Progress) -> None:
@@ -280,15 +344,17 @@ class Loop:
                 f"({bad} of {tensor.numel()} values, shape {tuple(tensor.shape)}); the last good state is kept"
             )
 
-    def _check_gradients(self, name: str, clip: float) -> None:
+    def _check_gradients(self, name: str, numbers) -> None:
         named = [(key, p) for key, p in self.named[name] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in named])
         if not bool(torch.isfinite(norm)):
             for key, parameter in named:
                 self._finite(f"gradient of {name}.{key}", parameter.grad)
             self._finite(f"gradient norm of {name}", norm)
-        if clip:
-            torch.nn.utils.clip_grads_with_norm_([p for _, p in named], clip, norm)
+        if numbers.clip:
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in named], numbers.clip, norm)
+        if numbers.clip_value:
+            torch.nn.utils.clip_grad_value_([p for _, p in named], numbers.clip_value)
         self._count(f"{name}.gradient_norm", float(norm))
 
     def _count(self, name: str, value: float, share: float = 1.0) -> None:
@@ -363,6 +429,12 @@ class Loop:
         for supplement in self.job.supplements:
             supplement.memory.update(numbers["memory"].get(supplement.name, {}))
         self.job.say(f"continuing at {self.n_images} of {self.job.training.n_images} images")
+
+
+def _rms(tensors: list[torch.Tensor | None]) -> float:
+    """Root of the mean square over all entries, in float64; 0 for nothing."""
+    there = [tensor.flatten().double() for tensor in tensors if tensor is not None]
+    return float(torch.cat(there).square().mean().sqrt()) if there else 0.0
 
 
 def _memory(device: str) -> str:

@@ -22,13 +22,16 @@ VERSION = 1
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM, table 1
 
 
-def precondition(sigma: torch.Tensor, sigma_data: float) -> tuple[torch.Tensor, ...]:
+def precondition(sigma: torch.Tensor, sigma_data: float, boundary: float = 0.0) -> tuple[torch.Tensor, ...]:
     """c_skip, c_out, c_in, c_noise of D = c_skip x + c_out F(c_in x; c_noise) (EDM, table 1).
 
     sigma: any shape, > 0 for c_noise to be finite. Each result has sigma's shape.
+    boundary: the sigma at which D(x) = x; not 0 in consistency models (arXiv 2303.01469, appendix C).
     """
+    above = sigma - boundary
     variance = sigma**2 + sigma_data**2
-    return sigma_data**2 / variance, sigma * sigma_data / variance.sqrt(), 1 / variance.sqrt(), sigma.log() / 4
+    c_skip = sigma_data**2 / (above**2 + sigma_data**2)
+    return c_skip, above * sigma_data / variance.sqrt(), 1 / variance.sqrt(), sigma.log() / 4
 
 
 def edm_weight(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
@@ -40,6 +43,12 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
     """n noise levels from sigma_max down to sigma_min, float64 [n] (EDM, eq. 5, without the final 0)."""
     steps = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
     return (sigma_max ** (1 / rho) + steps * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def warped_sigma(u: torch.Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO):
+    """The noise level at u in [0, 1] of Karras' grid from its small end: u 0 is sigma_min, 1 is sigma_max; u's shape."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + (1 - u) * (low - high)) ** rho
 
 
 def lognormal(normal: torch.Tensor, mean: float, std: float) -> torch.Tensor:
@@ -96,6 +105,10 @@ class Draw:
             raise ValueError(f"{part} of {self.size} images; expected start ≤ stop and step 1")
         return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
 
+    def under(self, purpose: str) -> Draw:
+        """The same images, other streams: for a part that draws under names of its own."""
+        return type(self)(self.seed, f"{self.scope}/{purpose}", self.first, self.size, self.device, self.dtype)
+
     def _bits(self, purpose: str, each: int) -> np.ndarray:
         return _bits(self.seed, f"{self.scope}/{purpose}", self.first, self.size, each)
 
@@ -145,6 +158,20 @@ def masks(draw: Draw, purpose: str) -> Iterator[None]:
     of layers, whatever the micro-batch, the process or the device."""
     words = draw._bits(f"dropout/{purpose}", 2).astype(np.int64)
     token = _masks.set(_Masks(torch.from_numpy(words[:, 0] << 32 | words[:, 1]).to(draw.device)))
+    try:
+        yield
+    finally:
+        _masks.reset(token)
+
+
+@contextmanager
+def rows(chosen: torch.Tensor) -> Iterator[None]:
+    """Inside `masks`: a block that sees a part of its images; chosen: bool [n]. Each keeps the masks it would have had."""
+    source = _masks.get()
+    part = None if source is None else _Masks(source.keys[chosen.to(source.keys.device)])
+    if part is not None:
+        part.calls = source.calls
+    token = _masks.set(part)
     try:
         yield
     finally:

@@ -184,11 +184,30 @@ class Params:
             self._check_network(f"{where}.network", value["network"])
         if kind == "supplement" and "ensemble" in value and value["ensemble"] not in self.values["ensemble"]:
             self._unknown(f"{where}.ensemble", value["ensemble"], self.values["ensemble"])
+        if kind == "method" and value["start_from"] is not None:
+            self._check_start(f"{where}.start_from", value["start_from"])
         if kind in ("method", "teacher") and value["n_images"] % value["batch"]:
             raise Problem(
                 f"params.yaml: {where}.n_images is {value['n_images']}; expected a multiple of its batch, "
                 f"{value['batch']}, such as {max(1, round(value['n_images'] / value['batch'])) * value['batch']}"
             )
+
+    def _check_start(self, where: str, start: str) -> None:
+        """METHOD/SUPPLEMENT whose names exist, and no circle of such starts."""
+        seen = []
+        while start is not None:
+            method, _, supplement = start.partition("/")
+            if not supplement or "/" in supplement:
+                raise Problem(f"params.yaml: {where} is {start!r}; expected METHOD/SUPPLEMENT, such as sid/none")
+            for kind, name in (("method", method), *(("supplement", s) for s in supplement.split("+") if s != "none")):
+                if name not in self._named(kind):
+                    self._unknown(f"{where}: the {kind}", name, self._named(kind))
+            if method in seen:
+                raise Problem(f"params.yaml: {where} goes in a circle ({' → '.join([*seen, method])}); remove one")
+            seen.append(method)
+            start = functools.reduce(merge, self._chain("method", method, where), {}).get("start_from")
+        if where.split(".")[2].split(" ")[0] in seen:
+            raise Problem(f"params.yaml: {where} goes in a circle; a method cannot start from itself")
 
     def _check_network(self, where: str, network: dict) -> None:
         file = network.get("network")

@@ -13,6 +13,7 @@ import ast
 import functools
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,10 +28,21 @@ SCRATCH = "data/scratch"
 USES = {
     "loop": ("noise",),
     "networks/song": ("networks/layers", "networks/precond"),
+    "networks/adm": ("networks/layers", "networks/precond"),
+    "networks/edm2": ("networks/layers", "networks/precond", "networks/adm"),
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
+    "teacher/pairs": ("sampling", "noise"),
+    "methods/diff_instruct": ("score", "augment"),
+    "methods/dmd": ("score",),
+    "methods/dmd2": ("score", "adversarial"),
+    "methods/sid": ("score", "augment"),
+    "methods/sida": ("score", "adversarial", "augment"),
+    "methods/consistency": ("score",),
     "supplements/embedding": ("ensemble/seed", "mmd", "augment"),
+    "supplements/gan": ("adversarial", "score"),
+    "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
 }
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
@@ -191,6 +203,19 @@ class Plan:
         return Step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
 
     @functools.cache  # noqa: B019
+    def pairs(self, teacher: str, n: int, seed: int) -> Step:
+        """Noises and the teacher's images of them, for the supplement `regression`."""
+        made = self.teacher(teacher)
+        params = {
+            "n": n,
+            "seed": seed,
+            "steps": self.params.section("teacher", teacher)["steps"],
+            "threads": self.threads,
+        }
+        stem = f"{teacher}/pairs-{n}-{seed}"
+        return Step("teacher", stem, ("teacher/pairs",), params, (f"data/teachers/{stem}.npz",), (made,))
+
+    @functools.cache  # noqa: B019
     def ensemble(self, data: str, name: str, seed: int) -> Step:
         """An ensemble drawn from its seed and calibrated on a data setting."""
         section = self.params.without_site("ensemble", self.params.section("ensemble", name))
@@ -230,7 +255,14 @@ class Plan:
             f"methods/{method['file']}",
             *(f"supplements/{s['file']}" for s in supplements.values()),
         )
-        upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles)
+        pairs = [
+            self.pairs(data["teacher"], each["pairs"], each["pairs_seed"])
+            for each in supplements.values()
+            if each.get("pairs")
+        ]
+        start = method["start_from"]
+        before = (self.distil(self.params.run(f"{run.data}/{start}/{run.seed}")),) if start else ()
+        upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles, *pairs, *before)
         return Step(
             "distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream
         )
@@ -340,6 +372,9 @@ class Plan:
             list(self.params.runs(parts[0]))
             return self.tables(parts[0])
         if word == "teacher":
+            if len(parts) == 2 and (found := re.fullmatch(r"pairs-(\d+)-(\d+)", parts[1])):
+                self.params.section("teacher", parts[0], where="teacher on the command line")
+                return self.pairs(parts[0], int(found[1]), int(found[2]))
             self.params.section("teacher", parts[0], where="teacher on the command line")
             return self.teacher(parts[0])
         if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:

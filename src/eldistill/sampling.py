@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from teachers (Heun) and from generators (one step), with a seed for each image.
+"""Images from teachers (Heun) and from generators (one or a few steps), with a seed for each image.
 
 Image i of a seed is the same whatever the batch, the device or the number of images asked for.
 """
@@ -77,6 +77,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
     network = networks.build(about["config"])
     network.load_state_dict(tensors)
+    network.boundary = about["sampler"].get("boundary", 0.0)
     return Generator(network.requires_grad_(False).eval().to(device), about)
 
 
@@ -94,15 +95,43 @@ def _chunks(n: int, seed: int, batch: int, device, wanted=None) -> Iterator[tupl
         yield Draw(seed, "sample", first, size, device), None if wanted is None else wanted[first : first + size]
 
 
+def sigmas_of(generator: Generator, steps: int) -> list[float]:
+    """The noise levels of sampling in `steps` steps. Raises Problem if its method does not define them."""
+    known = generator.about["sampler"]["steps"]
+    if str(steps) not in known:
+        raise Problem(f"this generator is sampled in {' or '.join(known)} step(s), not in {steps}")
+    return known[str(steps)]
+
+
 @torch.no_grad()
-def images_of(generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250) -> Iterator[torch.Tensor]:
+def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sigmas: list[float]) -> torch.Tensor:
+    """Encoded images [n, c, h, w]: x = f(sigma_1 z; sigma_1), then for each further level f(x + s n; sigma).
+
+    s = sqrt(sigma^2 - boundary^2) where the sampler says renoise: boundary (CM, algorithm 1), sigma otherwise (ECT);
+    clip: x is first clipped to the range of pixels.
+    """
+    settings, net = generator.about["sampler"], generator.network
+    x = sigmas[0] * draw.normal("z", *generator.shape)
+    for step, sigma in enumerate(sigmas):
+        if step:
+            below = settings["boundary"] if settings.get("renoise") == "boundary" else 0.0
+            if settings.get("clip"):
+                x = x.clamp(*data.limits(generator.about["codec"]))
+            x = x + (sigma**2 - below**2) ** 0.5 * draw.normal(f"renoise/{step}", *generator.shape)
+        x = net(x, x.new_full((len(x),), sigma), labels)
+    return x
+
+
+@torch.no_grad()
+def images_of(
+    generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1
+) -> Iterator[torch.Tensor]:
     """Chunks of uint8 images [≤ batch, c, h, w]; labels: one class for all, or [n]; drawn uniformly if None."""
     device, about = next(generator.network.parameters()).device, generator.about
-    (sigma,) = about["sampler"]["sigmas"]
+    sigmas = sigmas_of(generator, steps)
     for draw, wanted in _chunks(n, seed, batch, device, labels):
-        z = draw.normal("z", *generator.shape)
-        one_hot = _labels(draw, about["label_dim"], wanted)
-        yield data.decode(generator.network(sigma * z, z.new_full((len(z),), sigma), one_hot), about["codec"]).cpu()
+        x = few_steps(generator, draw, _labels(draw, about["label_dim"], wanted), sigmas)
+        yield data.decode(x, about["codec"]).cpu()
 
 
 @torch.no_grad()
@@ -116,9 +145,20 @@ def images_of_teacher(
         yield data.decode(x, about["codec"]).cpu()
 
 
-def sample(generator: Generator, n: int, seed: int = 0, labels=None) -> torch.Tensor:
-    """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i) and its label only."""
-    return torch.cat(list(images_of(generator, n, seed, labels)))
+def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
+    """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i), its label and steps only.
+
+    labels: a class for all, or one for each image; None draws them uniformly. Raises Problem for a number of steps that
+    the generator's method does not define, or for a class that there is not.
+    """
+    dim = generator.about["label_dim"]
+    if labels is not None:
+        wanted = torch.as_tensor(labels)
+        if not dim:
+            raise Problem("this generator knows no labels; leave them away")
+        if int(wanted.min()) < 0 or int(wanted.max()) >= dim:
+            raise Problem(f"labels reach from {int(wanted.min())} to {int(wanted.max())}; expected 0 to {dim - 1}")
+    return torch.cat(list(images_of(generator, n, seed, labels, steps=steps)))
 
 
 def grid(images: torch.Tensor, columns: int, scale: int = 1):

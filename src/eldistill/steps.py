@@ -186,6 +186,15 @@ def _teacher(work) -> None:
     from eldistill import distil
     from eldistill.teacher import train
 
+    if "/pairs-" in work.step.name:
+        from eldistill import state
+        from eldistill.teacher import pairs
+
+        folder = work.state = state.folder(work.digest)
+        with state.lock(folder):
+            (source,) = _inputs(work, "/teacher.safetensors")
+            pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say)
+        return
     (pack,) = _inputs(work, "/images.safetensors")
 
     def make(folder):
@@ -216,9 +225,19 @@ def _distil(work) -> None:
         if each.get("ensemble"):
             seed = work.params["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
             ensembles.append(manifests[each["ensemble"], str(seed)])
+    pairs = {
+        tuple(map(int, path.stem.split("-")[1:])): path
+        for path in _inputs(work, ".npz")
+        if path.stem.startswith("pairs-")
+    }
+    upstream |= {
+        "ensembles": ensembles,
+        "pairs": pairs,
+        "start": next(iter(_inputs(work, "/generator_ema.safetensors")), None),
+    }
 
     def make(folder):
-        done = distil.make(work.params, work.digest, upstream, ensembles, folder, work.site, work.say)
+        done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)
         files.write_json(folder / "provenance.json", distil.provenance(done, work.digest, work.site.device))
         with _overwriting(work.step):
             distil.publish(folder, work.step.outputs, Path())
@@ -267,9 +286,8 @@ def _evaluate_run(work, spaces, references):
         if path.name.startswith("ema-"):
             snapshot = sampling.load_generator(path, work.site.device)
             images = list(sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
-            rows.append(
-                {"n_images": snapshot.about["n_images"], **evaluate.curve_row(images, spaces, references, options)}
-            )
+            seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
+            rows.append({"n_images": seen, **evaluate.curve_row(images, spaces, references, options)})
             work.say(
                 f"{path.name}: {rows[-1]['n_images']} images, "
                 + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill import noise
+from eldistill import noise, score
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.schema import number
 
@@ -31,35 +31,39 @@ class Numbers:
     sigma_init: float = number(2.5, "noise level the generator starts from (SiD; the authors' recipe has 1.0)", above=0)
     P_mean: float = number(-1.2, "mean of ln sigma in both losses (EDM, table 1)", low=-10, high=10)
     P_std: float = number(1.2, "standard deviation of ln sigma in both losses (EDM, table 1)", above=0, high=10)
+    augment: float = number(0.0, "fake_score: probability of EDM's augmentations of generated images", low=0, high=1)
+    images: str = number(
+        "fresh", "fresh: each phase makes its own images; reuse: fake_score learns from those of the generator's step",
+        choices=("fresh", "reuse"),
+    )  # fmt: skip
 
 
 def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
-    """fake_score first: while it equals the teacher the generator's gradient is zero."""
-    return [Phase("fake_score", generator_mode="eval"), Phase("generator")]
+    """fake_score first: while it equals the teacher the generator's gradient is zero. See score.phases for re-use."""
+    return score.phases(numbers.images)
 
 
-def generator(teacher: torch.nn.Module, numbers: Numbers) -> torch.nn.Module:
-    """The student before training: a copy of the teacher."""
-    return copy.deepcopy(teacher)
+def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
+    """The student before training."""
+    return score.student(teacher, start)
 
 
-def networks(teacher: torch.nn.Module, numbers: Numbers) -> dict[str, torch.nn.Module]:
+def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
     """The extra network: fake_score, a copy of the teacher."""
+    score.check_augmentation(teacher, numbers.augment)
     return {"fake_score": copy.deepcopy(teacher)}
 
 
 def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
     """One-step images D(sigma_init z; sigma_init), [n, c, h, w], encoded."""
-    z = batch.draw.normal("z", *batch.shape)
-    return nets["generator"](numbers.sigma_init * z, z.new_full((batch.size,), numbers.sigma_init), batch.labels)
+    return score.one_step(nets, batch, numbers.sigma_init)
 
 
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
     """EDM's denoising loss of fake_score on generated images, summed over pixels, mean over images."""
-    sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
-    epsilon = batch.draw.normal("epsilon", *batch.shape)
-    loss = noise.denoising_loss(nets["fake_score"], images, batch.labels, sigma, epsilon)
-    return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
+    return {
+        "denoising": score.denoising(nets["fake_score"], batch, images, numbers.P_mean, numbers.P_std, numbers.augment)
+    }
 
 
 @torch.no_grad()
@@ -79,4 +83,4 @@ def kl_term(difference: torch.Tensor, images: torch.Tensor) -> AtImages:
 
 def sampler(numbers: Numbers) -> dict:
     """How the finished generator is sampled: one step from sigma_init."""
-    return {"sigmas": [numbers.sigma_init], "renoise": "none"}
+    return {"steps": {"1": [numbers.sigma_init]}}

@@ -34,7 +34,28 @@ def xavier_uniform(shape: Sequence[int], fan_in: int, fan_out: int, generator: t
     return (2 * uniform - 1) * math.sqrt(6 / (fan_in + fan_out))
 
 
-def _undrawn(*shape: int) -> nn.Parameter:
+def check(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> None:
+    """Raise ValueError where a U-Net of len(channel_mult) resolutions does not fit, or dropout is no probability."""
+    halvings = len(channel_mult) - 1
+    if halvings < 0 or img_resolution % 2**halvings:
+        raise ValueError(f"img_resolution {img_resolution} cannot be halved {halvings} times.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), not at {dropout}.")
+
+
+def heads(channels: int, width: int) -> int:
+    """How many heads of at least `width` channels attention has; 0, so no attention, below one.
+
+    Raises ValueError where the channels do not divide evenly among them.
+    """
+    number = channels // width
+    if number and channels % number:
+        raise ValueError(f"{channels} channels cannot be split into {number} equal heads.")
+    return number
+
+
+def undrawn(*shape: int) -> nn.Parameter:
+    """A parameter of NaN, to be drawn or loaded."""
     return nn.Parameter(torch.full(shape, math.nan))
 
 
@@ -64,8 +85,8 @@ class Linear(_Weighted):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, gain: float = 1.0):
         super().__init__()
         self.gain = gain
-        self.weight = _undrawn(out_features, in_features)
-        self.bias = _undrawn(out_features) if bias else None
+        self.weight = undrawn(out_features, in_features)
+        self.bias = undrawn(out_features) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -97,8 +118,8 @@ class Conv2d(_Weighted):
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length, not {list(resample_filter)}.")
         self.up, self.down, self.fused, self.gain = up, down, fused, gain
-        self.weight = _undrawn(out_channels, in_channels, kernel, kernel) if kernel else None
-        self.bias = _undrawn(out_channels) if kernel else None
+        self.weight = undrawn(out_channels, in_channels, kernel, kernel) if kernel else None
+        self.bias = undrawn(out_channels) if kernel else None
         taps = torch.tensor(resample_filter, dtype=torch.float32)
         blur = (taps.outer(taps) / taps.sum() ** 2)[None, None]
         self.register_buffer("resample_filter", blur if up or down else None)
@@ -195,9 +216,11 @@ class UNetBlock(nn.Module):
     x [n, in_channels, h, w], embedding [n or 1, embedding_channels] -> [n, out_channels, h', w'], where h'
     is h, 2h (`up`) or h/2 (`down`). heads = 0 means no attention. dropout acts in training mode only and
     then needs `noise.masks` around the call, which gives it random numbers by image, unless it is 0.
-    Another flavour of block overrides `eps`, `scale`, `affine_factor`, `modulate` and what `_skip` builds.
+    Another flavour of block overrides `eps`, `scale`, `affine_factor`, `modulate`, what `_skip` builds and the
+    classes of its layers, which draw the weights.
     """
 
+    linear, convolution = Linear, Conv2d
     eps = 1e-6
     scale = math.sqrt(0.5)  # keeps the variance of a sum of two
     affine_factor = 1
@@ -217,20 +240,20 @@ class UNetBlock(nn.Module):
         self.heads, self.dropout = heads, dropout
         resampling = {"up": up, "down": down, "resample_filter": resample_filter}
         self.norm0 = GroupNorm(in_channels, self.eps)
-        self.conv0 = Conv2d(in_channels, out_channels, 3, **resampling)
-        self.affine = Linear(embedding_channels, self.affine_factor * out_channels)
+        self.conv0 = self.convolution(in_channels, out_channels, 3, **resampling)
+        self.affine = self.linear(embedding_channels, self.affine_factor * out_channels)
         self.norm1 = GroupNorm(out_channels, self.eps)
-        self.conv1 = Conv2d(out_channels, out_channels, 3, gain=1e-5)
+        self.conv1 = self.convolution(out_channels, out_channels, 3, gain=1e-5)
         self.skip = self._skip(in_channels, out_channels, resampling)
         if heads:
             self.norm2 = GroupNorm(out_channels, self.eps)
-            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, gain=math.sqrt(0.2))
-            self.proj = Conv2d(out_channels, out_channels, 1, gain=1e-5)
+            self.qkv = self.convolution(out_channels, 3 * out_channels, 1, gain=math.sqrt(0.2))
+            self.proj = self.convolution(out_channels, out_channels, 1, gain=1e-5)
 
     def _skip(self, in_channels: int, out_channels: int, resampling: dict) -> nn.Module:
         if in_channels == out_channels and not (resampling["up"] or resampling["down"]):
             return nn.Identity()
-        return Conv2d(in_channels, out_channels, 1, **resampling)
+        return self.convolution(in_channels, out_channels, 1, **resampling)
 
     def modulate(self, h: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """The embedding enters: a shift before the normalisation."""

@@ -16,10 +16,13 @@ VERSION = 1
 class EDMPrecond(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (EDM, eq. 7 and table 1).
 
-    model: F(x, c_noise [n or 1], labels, augment_labels), with `img_resolution`, `img_channels`,
-    `label_dim` and `augment_dim`. sigma_data: standard deviation of the images.
+    model: F(x, c_noise [n or 1], labels, augment_labels) = decode(*encode(...)), with `img_resolution`,
+    `img_channels`, `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images.
     sigma_min, sigma_max: limits that a sampler respects; None means no upper limit.
+    boundary: the sigma at which D(x) = x: 0 in EDM; set the attribute to make D a consistency model.
     """
+
+    inner = "model"  # what F is called in the state
 
     def __init__(
         self,
@@ -29,10 +32,11 @@ class EDMPrecond(nn.Module):
         sigma_max: float | None = None,
     ):
         super().__init__()
-        self.model = model
+        self.add_module(self.inner, model)
         self.sigma_data = sigma_data
         self.sigma_min = sigma_min
         self.sigma_max = math.inf if sigma_max is None else sigma_max
+        self.boundary = 0.0
         self.img_resolution: int = model.img_resolution
         self.img_channels: int = model.img_channels
         self.label_dim: int = model.label_dim
@@ -43,6 +47,16 @@ class EDMPrecond(nn.Module):
         """float64 if the weights are, else float32: what x and sigma are cast to."""
         weights = next(self.parameters()).dtype
         return weights if weights == torch.float64 else torch.float32
+
+    @property
+    def network(self) -> nn.Module:
+        """F, whatever the state calls it."""
+        return getattr(self, self.inner)
+
+    @property
+    def features_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what `encode` gives."""
+        return self.network.features_shape
 
     def forward(
         self,
@@ -57,6 +71,22 @@ class EDMPrecond(nn.Module):
         label; ignored by an unconditional network. augment_labels: [n, augment_dim] or None, the same as
         zeros. Raises ValueError for a shape that does not fit.
         """
+        skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
+        return skipped + c_out * self.network(*inputs)
+
+    def encode(self, x, sigma, labels=None, augment_labels=None) -> torch.Tensor:
+        """The last output of F's encoder, [n, *features_shape], without running the decoder; arguments as above."""
+        skipped, _, inputs = self._scale(x, sigma, labels, augment_labels)
+        return self.network.encode(*inputs)[0].to(skipped.dtype)
+
+    def both(self, x, sigma, labels=None, augment_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `forward` and `encode` give, from one pass."""
+        skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
+        features, skips, embedding = self.network.encode(*inputs)
+        return skipped + c_out * self.network.decode(features, skips, embedding), features.to(skipped.dtype)
+
+    def _scale(self, x, sigma, labels, augment_labels) -> tuple[torch.Tensor, torch.Tensor, tuple]:
+        """c_skip x, c_out and the arguments of F."""
         x = x.to(self.dtype)
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
         self._check(x, sigma)
@@ -64,8 +94,8 @@ class EDMPrecond(nn.Module):
         if self.label_dim and labels is None:
             labels = x.new_zeros(1, self.label_dim)
         augment_labels = self._rows("augment_labels", augment_labels, self.augment_dim, x)
-        c_skip, c_out, c_in, c_noise = noise.precondition(sigma, self.sigma_data)
-        return c_skip * x + c_out * self.model(c_in * x, c_noise.flatten(), labels, augment_labels)
+        c_skip, c_out, c_in, c_noise = noise.precondition(sigma, self.sigma_data, self.boundary)
+        return c_skip * x, c_out, (c_in * x, c_noise.flatten(), labels, augment_labels)
 
     def _check(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
         expected = (self.img_channels, self.img_resolution, self.img_resolution)

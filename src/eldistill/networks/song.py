@@ -47,13 +47,9 @@ class Settings:
     def __post_init__(self):
         _one_of("embedding_type", self.embedding_type, ("positional", "fourier"))
         _one_of("encoder_type", self.encoder_type, ("standard", "residual"))
-        halvings = len(self.channel_mult) - 1
-        if halvings < 0 or self.img_resolution % 2**halvings:
-            raise ValueError(f"img_resolution {self.img_resolution} cannot be halved {halvings} times.")
+        layers.check(self.img_resolution, self.channel_mult, self.dropout)
         if self.noise_channels % 2 or self.noise_channels < 4:
             raise ValueError(f"The noise embedding's width must be even and >= 4, not {self.noise_channels}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not at {self.dropout}.")
 
     @property
     def noise_channels(self) -> int:
@@ -103,6 +99,8 @@ class SongUNet(nn.Module):
         self.map_layer0 = layers.Linear(noise_width, width)
         self.map_layer1 = layers.Linear(width, width)
         self.enc, skip_widths = _encoder(s)
+        side = s.img_resolution >> len(s.channel_mult) - 1
+        self.features_shape = (skip_widths[-1], side, side)
         self.dec = _decoder(s, skip_widths)
 
     def forward(
@@ -113,9 +111,7 @@ class SongUNet(nn.Module):
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [n, c, r, r]; c_noise [m]; labels [m, label_dim]; augment_labels [m, augment_dim]; m = n or 1."""
-        embedding = self._embed(c_noise, labels, augment_labels)
-        x, skips = self._encode(x, embedding)
-        return self._decode(x, skips, embedding)
+        return self.decode(*self.encode(x, c_noise, labels, augment_labels))
 
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         cosine, sine = self.map_noise(c_noise).chunk(2, dim=1)
@@ -126,7 +122,11 @@ class SongUNet(nn.Module):
             embedding = embedding + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
-    def _encode(self, x, embedding) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def encode(
+        self, x, c_noise, labels=None, augment_labels=None
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """features [n, *features_shape], the last output of the encoder; all its outputs; the embedding [n or 1, e]."""
+        embedding = self._embed(c_noise, labels, augment_labels)
         skips, pyramid = [], x
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
@@ -135,12 +135,14 @@ class SongUNet(nn.Module):
             else:
                 x = layer(x, embedding) if isinstance(layer, layers.UNetBlock) else layer(x)
                 skips.append(x)
-        return x, skips
+        return x, skips, embedding
 
-    def _decode(self, x, skips, embedding) -> torch.Tensor:
+    def decode(self, features, skips, embedding) -> torch.Tensor:
+        """The result [n, c, r, r] from what `encode` gave."""
+        x, waiting = features, list(skips)
         for name, layer in self.dec.items():
             if "_block" in name:
-                x = torch.cat([x, skips.pop()], dim=1)
+                x = torch.cat([x, waiting.pop()], dim=1)
             if isinstance(layer, layers.UNetBlock):
                 x = layer(x, embedding)
             else:

@@ -103,21 +103,20 @@ def embedding_loss(
 
 
 def weight(
-    base: torch.Tensor, own: torch.Tensor, numbers: Numbers, progress: Progress, memory: dict[str, float]
+    base: float, own: float, batch: int, numbers: Numbers, progress: Progress, memory: dict[str, float]
 ) -> float:
-    """The factor of EL's gradient.
+    """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
-    balanced: weight * warm-up * EMA[rms(base)] / EMA[rms(own)], of the gradients at the images, the ratio of the
-    averages clipped to [1e-4, 1e4]; fixed: weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the
-    run. `memory` keeps the two averages, which start at 0 together. While the base gradient is zero the factor is 0.
+    balanced: weight * warm-up * EMA[base] / EMA[own], the ratio of the averages clipped to [1e-4, 1e4]; fixed:
+    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run. `memory` keeps the two averages,
+    which start at 0 together. While the base gradient is zero the factor is 0.
     """
     if not numbers.weight:
         return 0.0
-    rise = min(1.0, (progress.n_images + len(base)) / (numbers.warmup * progress.total)) if numbers.warmup else 1.0
+    rise = min(1.0, (progress.n_images + batch) / (numbers.warmup * progress.total)) if numbers.warmup else 1.0
     if numbers.weighting == "fixed":
         return numbers.weight * rise
-    for name, gradient in (("base", base), ("own", own)):
-        rms = float(gradient.double().square().mean().sqrt())
+    for name, rms in (("base", base), ("own", own)):
         memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * rms
     if memory["base"] == 0:
         return 0.0

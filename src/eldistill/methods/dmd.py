@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DMD, distribution matching distillation (Yin et al. 2024, arXiv 2311.18828), without its regression loss.
+
+Symbols: their mu_real, mu_fake, G_theta are our teacher, fake_score, generator; their t indexes a grid of sigma.
+`dmd` with the supplement `regression` is the DMD of the paper.
+
+The authors published no code; the order (generator, then fake_score on the same images) is that of their algorithm.
+Labels are those of real images.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from eldistill import score
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.schema import number
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """DMD's numbers."""
+
+    sigma_init: float = number(80.0, "noise level the generator starts from (DMD, appendix B)", above=0)
+    bins: int = number(1000, "entries of the Karras grid that sigma is drawn from (DMD, appendix B)", low=2)
+    low: float = number(0.02, "generator: lowest entry, as a share of the grid (DMD, section 3.2)", low=0, below=1)
+    high: float = number(0.98, "generator: highest entry, as a share of the grid (DMD, section 3.2)", above=0, high=1)
+    images: str = number(
+        "reuse", "reuse: fake_score learns from the images of the generator's step; fresh: from its own, one pass more",
+        choices=("reuse", "fresh"),
+    )  # fmt: skip
+
+
+def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
+    """The generator, then fake_score; see score.phases for what re-use changes."""
+    return score.phases(numbers.images, generator_first=True)
+
+
+def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
+    """The student before training."""
+    return score.student(teacher, start)
+
+
+def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
+    """The extra network: fake_score, a copy of the teacher."""
+    return {"fake_score": copy.deepcopy(teacher)}
+
+
+def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
+    """One-step images, [n, c, h, w], encoded."""
+    return score.one_step(nets, batch, numbers.sigma_init)
+
+
+def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
+    """fake_score's denoising loss on the grid, mean over pixels and images."""
+    return {"denoising": score.matching_denoising(nets["fake_score"], batch, images, numbers.bins)}
+
+
+@torch.no_grad()
+def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
+    """The normalised difference of the denoisers, as half a squared distance (its value is flat by construction)."""
+    return {"matching": score.matching(nets, batch, images(), numbers.bins, numbers.low, numbers.high)}
+
+
+def sampler(numbers: Numbers) -> dict:
+    """How the finished generator is sampled: one step from sigma_init."""
+    return {"steps": {"1": [numbers.sigma_init]}}

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SiD, score identity distillation (Zhou et al. 2024, arXiv 2404.04057).
+
+Symbols: their f_phi, f_psi, G_theta are our teacher, fake_score, generator; t_max / 1000 is our t_max.
+
+Departure from the authors' code: a NaN stops the run; theirs drops the images that hold one.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from eldistill import score
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.schema import number
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """SiD's numbers."""
+
+    sigma_init: float = number(2.5, "noise level the generator starts from (SiD, section 5)", above=0)
+    alpha: float = number(1.2, "weight of the squared difference of the denoisers (SiD, eq. 23)", low=0, high=10)
+    t_max: float = number(0.8, "generator: largest noise level, as a share of the rho-warped range", above=0, high=1)
+    scale: float = number(
+        100.0, "factor of the generator's loss (authors' recipe); Adam sees it only by its eps", above=0
+    )
+    P_mean: float = number(-1.2, "fake_score: mean of ln sigma (EDM, table 1; EDM2: -0.4)", low=-10, high=10)
+    P_std: float = number(1.2, "fake_score: standard deviation of ln sigma (EDM, table 1; EDM2: 1.0)", above=0, high=10)
+    augment: float = number(0.0, "fake_score: probability of EDM's augmentations of generated images", low=0, high=1)
+    uncertainty: bool = number(False, "both losses divided by fake_score's own estimate of them (networks edm2)")
+    sequential: bool = number(False, "hold one denoiser's graph at a time: less memory, one pass of the teacher more")
+    images: str = number(
+        "fresh", "fresh: each phase makes its own images; reuse: fake_score learns from those of the generator's step",
+        choices=("fresh", "reuse"),
+    )  # fmt: skip
+
+
+def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
+    """fake_score, then the generator; see score.phases for what re-use changes."""
+    return score.phases(numbers.images)
+
+
+def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
+    """The student before training."""
+    return score.student(teacher, start)
+
+
+def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
+    """The extra network: fake_score, a copy of the teacher."""
+    score.check_augmentation(teacher, numbers.augment)
+    return {"fake_score": copy.deepcopy(teacher)}
+
+
+def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
+    """One-step images, [n, c, h, w], encoded."""
+    return score.one_step(nets, batch, numbers.sigma_init)
+
+
+def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
+    """EDM's denoising loss of fake_score on generated images, summed over pixels, mean over images."""
+    loss = score.denoising(
+        nets["fake_score"], batch, images, numbers.P_mean, numbers.P_std, numbers.augment, numbers.uncertainty
+    )
+    return {"denoising": loss}
+
+
+def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
+    """The score identity loss; its gradient flows through x and both denoisers. The value is signed."""
+    x, labels = images(), batch.labels
+    sigma = score.identity_sigma(batch, numbers.t_max)
+    shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
+    u = nets["fake_score"].logvar(sigma).detach() if numbers.uncertainty else torch.zeros_like(shift[:, :1, :1, :1])
+
+    def loss(x, real, fake):
+        pixels, _ = score.identity_loss(x, real, fake, numbers.alpha)
+        return (numbers.scale * (pixels / u.exp()).sum() / len(x),)
+
+    (value,), gradient = score.pull(
+        loss,
+        lambda noisy: (nets["teacher"](noisy, sigma, labels),),
+        lambda noisy: (nets["fake_score"](noisy, sigma, labels),),
+        x, shift, numbers.sequential,
+    )  # fmt: skip
+    return {"identity": AtImages(value.detach(), gradient)}
+
+
+def sampler(numbers: Numbers) -> dict:
+    """How the finished generator is sampled: one step from sigma_init."""
+    return {"steps": {"1": [numbers.sigma_init]}}

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SiDA, adversarial score identity distillation (Zhou et al. 2024, arXiv 2410.14919).
+
+Symbols: their f_phi, f_psi, G_theta are our teacher, fake_score, generator; their discriminator is the encoder of
+fake_score. SiD²A is this method with `start_from` a run of SiD: fake_score starts at the teacher again, and the
+warm-up below lets it catch up with the generator.
+
+Departures from the authors' code: a NaN stops the run; theirs drops the images that hold one. The binary
+cross-entropy is averaged over `group` images, which they call the batch of a GPU: here it is a number of the method,
+so that the machine does not change the loss. A frozen generator's loss is not computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from eldistill import adversarial, noise, score
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.schema import number
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """SiDA's numbers; the warm-up's defaults are off, because it counts in the images of a data set."""
+
+    sigma_init: float = number(2.5, "noise level the generator starts from (SiD, section 5)", above=0)
+    alpha: float = number(1.0, "weight of the squared difference of the denoisers (SiDA, section 3)", low=0, high=10)
+    t_max: float = number(0.8, "generator: largest noise level, as a share of the rho-warped range", above=0, high=1)
+    scale: float = number(100.0, "factor of the score identity loss (authors' recipe)", above=0)
+    weight_critic: float = number(1.0, "factor of the discriminator's loss (authors: 1; EDM2: 100)", low=0)
+    weight_generator: float = number(0.01, "factor of the generator's adversarial loss (authors' recipe)", low=0)
+    group: int = number(32, "images over which a cross-entropy is averaged before it is weighted", low=1)
+    freeze_images: int = number(0, "images until the generator's first step (authors: 100,000)", low=0)
+    solo_images: int = number(0, "images until the adversarial loss joins (authors: 200,000)", low=0)
+    P_mean: float = number(-1.2, "fake_score: mean of ln sigma (EDM, table 1; EDM2: -0.4)", low=-10, high=10)
+    P_std: float = number(1.2, "fake_score: standard deviation of ln sigma (EDM, table 1; EDM2: 1.0)", above=0, high=10)
+    augment: float = number(0.0, "probability of EDM's augmentations of generated and real images", low=0, high=1)
+    uncertainty: bool = number(False, "all losses divided by fake_score's own estimate of them (networks edm2)")
+    sequential: bool = number(False, "hold one denoiser's graph at a time: less memory, one pass of the teacher more")
+    images: str = number(
+        "fresh", "fresh: each phase makes its own images; reuse: fake_score learns from those of the generator's step",
+        choices=("fresh", "reuse"),
+    )  # fmt: skip
+
+
+def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
+    """fake_score, then the generator, which rests at first; see score.phases for what re-use changes."""
+    chosen = score.phases(numbers.images)
+    rests = numbers.freeze_images and progress.n_images <= numbers.freeze_images
+    return [Phase("fake_score", generator_mode="eval")] if rests else chosen
+
+
+def group(numbers: Numbers) -> int:
+    """Images that stay in one micro-batch."""
+    return numbers.group
+
+
+def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
+    """The student before training."""
+    return score.student(teacher, start)
+
+
+def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
+    """The extra network: fake_score, a copy of the teacher, whose encoder is the discriminator."""
+    score.check_augmentation(teacher, numbers.augment)
+    return {"fake_score": copy.deepcopy(teacher)}
+
+
+def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
+    """One-step images, [n, c, h, w], encoded."""
+    return score.one_step(nets, batch, numbers.sigma_init)
+
+
+def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
+    """Denoising of generated images, and the discriminator's loss on generated and real ones under the same noise."""
+    net = nets["fake_score"]
+    fake, fake_augment = score.augmented(batch, images, numbers.augment)
+    real, real_labels = batch.real("label")
+    real, real_augment = score.augmented(batch, real, numbers.augment, "augment/real")
+    sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
+    shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
+    denoised, features = net.both(fake + shift, sigma, batch.labels, fake_augment)
+    weight = noise.edm_weight(sigma.reshape(-1, 1, 1, 1), net.sigma_data)
+    terms = {"denoising": weight * (denoised - fake) ** 2}
+    seen = (
+        adversarial.channel_mean(features),
+        adversarial.channel_mean(net.encode(real + shift, sigma, real_labels, real_augment)),
+    )
+    if numbers.uncertainty:
+        u = net.logvar(sigma)
+        terms, weight = {"denoising": terms["denoising"] / u.exp() + u}, weight / u.exp()
+    return {
+        "denoising": terms["denoising"].sum(dim=(1, 2, 3)).mean(),
+        "adversarial": numbers.weight_critic * discriminator_loss(*seen, weight.flatten(), numbers.group),
+    }
+
+
+def discriminator_loss(fake: torch.Tensor, real: torch.Tensor, weight: torch.Tensor, group: int) -> torch.Tensor:
+    """mean w(sigma) (BCE(real, 1) + BCE(fake, 0)) / 2, each BCE a mean over a group; logits [n, 1, h, w], w [n]."""
+    return adversarial.grouped(weight, (F.softplus(-real) + F.softplus(fake)) / 2, group)
+
+
+def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
+    """The score identity loss and, after the warm-up, the adversarial one, half each; the first value is signed.
+
+    One gradient carries both: that of `identity`.
+    """
+    x, labels = images(), batch.labels
+    sigma = score.identity_sigma(batch, numbers.t_max)
+    shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
+    u = nets["fake_score"].logvar(sigma).detach() if numbers.uncertainty else torch.zeros_like(shift[:, :1, :1, :1])
+    solo = bool(numbers.solo_images) and batch.progress.n_images <= numbers.solo_images
+
+    def loss(x, real, fake, features):
+        return objective(x, real, fake, adversarial.channel_mean(features), u, numbers, solo)
+
+    (_, identity, own), gradient = score.pull(
+        loss,
+        lambda noisy: (nets["teacher"](noisy, sigma, labels),),
+        lambda noisy: nets["fake_score"].both(noisy, sigma, labels),
+        x, shift, numbers.sequential,
+    )  # fmt: skip
+    terms = {"identity": AtImages(identity.detach(), gradient)}
+    return terms if solo else {**terms, "adversarial": AtImages(own.detach(), None)}
+
+
+def objective(x, real, fake, logits, u, numbers: Numbers, solo: bool):
+    """(total, its score identity part, its adversarial part), scalars; logits [n, 1, h, w], u [n, 1, 1, 1]."""
+    pixels, weight = score.identity_loss(x, real, fake, numbers.alpha)
+    identity = numbers.scale * (pixels / u.exp()).sum() / len(x)
+    if solo:
+        return identity, identity, torch.zeros_like(identity)
+    fooled = F.softplus(-logits.clamp(-10, 10))
+    own = numbers.weight_generator * x[0].numel() * adversarial.grouped(
+        1 / (weight * u.exp()).flatten(), fooled, numbers.group
+    )  # fmt: skip
+    return (identity + own) / 2, identity / 2, own / 2
+
+
+def sampler(numbers: Numbers) -> dict:
+    """How the finished generator is sampled: one step from sigma_init."""
+    return {"steps": {"1": [numbers.sigma_init]}}

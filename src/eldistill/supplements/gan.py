@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A discriminator for methods with a fake_score: DMD2's head on the encoder of fake_score (arXiv 2405.14867, section 4.3).
+
+The head and fake_score's encoder learn to tell noised generated images from noised real ones in the phase of
+fake_score; the generator gets the gradient of its loss at the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from eldistill import adversarial
+from eldistill.contract import AtImages, Batch, Progress
+from eldistill.files import Problem
+from eldistill.schema import number
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The discriminator's numbers."""
+
+    bins: int = number(1000, "entries of the Karras grid that its noise levels are drawn from (DMD2)", low=2)
+    weight: float = number(
+        0.1, "balanced: its gradient over the base loss's at the images; fixed: the raw factor", low=0
+    )
+    weighting: str = number(
+        "balanced", "balanced: relative to the base loss, whose scale differs from method to method; fixed (DMD2: 3e-3)",
+        choices=("balanced", "fixed"),
+    )  # fmt: skip
+    decay: float = number(0.99, "balanced: decay of the running gradient norms", low=0, below=1)
+    weight_critic: float = number(1e-2, "factor of the loss of head and fake_score (DMD2, authors' recipe)", low=0)
+
+
+def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:
+    """Tools: .nets, filled by `networks`, and .micro_batch, images at once."""
+    return SimpleNamespace(nets=None, micro_batch=setting.micro_batch)
+
+
+def networks(nets: dict, tools: SimpleNamespace, numbers: Numbers, seed: int) -> None:
+    """Put a head on fake_score. Raises Problem if the method has no fake_score, or one with a head."""
+    if "fake_score" not in nets:
+        raise Problem("the supplement gan needs a method with a fake_score; this one has none")
+    if numbers.weight:
+        adversarial.add_head(nets["fake_score"], seed)
+    tools.nets = nets
+
+
+def generator_terms(
+    tools: SimpleNamespace, images: torch.Tensor, batch: Batch, numbers: Numbers
+) -> dict[str, AtImages]:
+    """The non-saturating loss of the head, mean over images, and its gradient."""
+    if not numbers.weight:
+        return {"adversarial": AtImages(images.new_zeros(()), torch.zeros_like(images))}
+    step, values, gradients = tools.micro_batch or batch.size, [], []
+    for start in range(0, batch.size, step):
+        part = slice(start, min(start + step, batch.size))
+        share = (part.stop - part.start) / batch.size
+        value, gradient = adversarial.at_images(
+            tools.nets["fake_score"], batch[part], images[part], numbers.bins, "gan"
+        )
+        values.append(value * share)
+        gradients.append(gradient * share)
+    return {"adversarial": AtImages(torch.stack(values).sum(), torch.cat(gradients))}
+
+
+def critic_terms(tools: SimpleNamespace, nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict:
+    """The head's loss on generated and real images, whose labels are their own."""
+    if not numbers.weight:
+        return {}
+    return {
+        "adversarial": numbers.weight_critic
+        * adversarial.critic(nets["fake_score"], batch, images, numbers.bins, "gan")
+    }
+
+
+def weight(
+    base: float, own: float, batch: int, numbers: Numbers, progress: Progress, memory: dict[str, float]
+) -> float:
+    """The factor of its gradient; balanced as the running ratio of the two root mean squares, clipped to [1e-4, 1e4]."""
+    if not numbers.weight or numbers.weighting == "fixed":
+        return numbers.weight
+    for name, rms in (("base", base), ("own", own)):
+        memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * rms
+    return numbers.weight * min(max(memory["base"] / (memory["own"] + 1e-30), 1e-4), 1e4) if memory["base"] else 0.0

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs (noise, the teacher's deterministic image of it) for the supplement `regression`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eldistill import files, sampling
+from eldistill.noise import Draw
+from eldistill.teacher import train
+
+VERSION = 1
+
+
+@torch.no_grad()
+def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say) -> None:
+    """Write z [n, c, h, w] (unit normal), images [n, c, h, w] (encoded), float32, and labels [n] (-1: none).
+
+    Chunks are kept in `folder`: the same command continues after the last whole one.
+    """
+    net, about = train.load(teacher, device)
+    n, done, began = recipe["n"], 0, time.monotonic()
+    parts = []
+    while done < n:
+        size = min(batch, n - done)
+        path = folder / f"pairs-{done}-{size}.npz"
+        if not path.exists():
+            draw = Draw(recipe["seed"], "pairs", done, size, device)
+            z = draw.normal("z", *about["shape"])
+            classes = draw.integers("label", about["label_dim"]) if about["label_dim"] else torch.full((size,), -1)
+            labels = torch.nn.functional.one_hot(classes, about["label_dim"]).to(z) if about["label_dim"] else None
+            images = sampling.heun(net, z, labels, recipe["steps"]).float()
+            arrays = {"z": z, "images": images, "labels": classes}
+            with files.atomic(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **{key: value.cpu().numpy() for key, value in arrays.items()})
+            rate = (done + size) / max(time.monotonic() - began, 1e-9)
+            say(f"{done + size:>8}/{n} pairs  {rate:6.0f} pairs/s  {(n - done - size) / rate / 60:5.1f} min left")
+        parts.append(path)
+        done += size
+    chunks = [np.load(path, allow_pickle=False) for path in parts]
+    with files.atomic(output) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("z", "images", "labels")})
