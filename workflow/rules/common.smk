@@ -55,6 +55,7 @@ wildcard_constraints:
     supplement="[^/]+",
     ensemble="[^/]+",
     seed=r"\d+",
+    n=r"\d+",
     features="judge-[ab]|pixels",
     letter="[ab]",
     which="real|teacher",

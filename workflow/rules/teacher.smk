@@ -23,6 +23,22 @@ rule train_teacher:
         f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
+rule make_pairs:
+    input:
+        inputs_of("teacher", "{data}/pairs-{n}-{seed}"),
+    output:
+        "data/teachers/{data}/pairs-{n}-{seed}.npz",
+        "data/teachers/{data}/pairs-{n}-{seed}.npz.recipe",
+    log:
+        "data/scratch/logs/teacher/{data}/pairs-{n}-{seed}.log",
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=1440,
+    shell:
+        "python -m eldistill teacher {wildcards.data}/pairs-{wildcards.n}-{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+
+
 rule teacher:
     input:
         outputs_of("teacher"),
