@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, noise, schema
+from eldistill import contract, loop, noise, schema, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import Problem
 
@@ -267,6 +267,44 @@ def test_accumulation_changes_nothing_with_dropout(bench, method):
 
     whole, parts = run(0), run(2)
     assert distance(whole, parts) < 1e-8
+
+
+class Ending(loop.Loop):
+    """A loop that is asked to stop after some steps."""
+
+    after = 0
+
+    def iterate(self) -> None:
+        super().iterate()
+        if self.iteration == self.after:
+            self.stop_reason = "stopped by the test"
+
+
+@with_pairs
+@pytest.mark.parametrize("after", [1, 4])
+def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplement, after):
+    """Weights, averages, optimisers, log rows: bit for bit, for every method and supplement, dropout and schedules on."""
+
+    def job(folder):
+        chosen = {supplement: {}} if supplement else {}
+        ema = {"policy": "ramped", "halflife_images": 40, "ramp": 0.5}
+        return bench.job(method, chosen, labels=3, dropout=0.2, steps=6, ticks=3, folder=folder, ema=ema,
+                         optimiser={"warmup_images": 8, "betas": [0.5, 0.99]})  # fmt: skip
+
+    def outcome(work):
+        tensors = state.pack({**work.job.nets, "average": work.average}, work.optimisers)
+        return tensors, work.rows, [each.memory for each in work.job.supplements]
+
+    first = Ending(job("parted"))
+    first.after = after
+    with pytest.raises(loop.Stopped):
+        first.run()
+    parted, whole = loop.Loop(job("parted")), loop.Loop(job("whole"))
+    parted.run()
+    whole.run()
+    (a, *rest_a), (b, *rest_b) = outcome(parted), outcome(whole)
+    assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
+    assert rest_a == rest_b and len(rest_a[0]) == 3
 
 
 # --- supplements ---

@@ -248,7 +248,7 @@ BAD = {
     "missing key of a grid": ("suites/demo/0/seeds", ..., ["suites.demo[0].seeds", "missing", "list"]),
     "missing files of an idx source": ("data/fashion-mnist/files", ..., ["data.fashion-mnist.files", "missing", "idx"]),
     "images not a multiple of the batch": ("teacher/digits/n_images", 192001, ["n_images", "192001", "64", "192000"]),
-    "unknown suite": ("suite", "dem", ["suite", "'dem'", "demo, demo-long, smoke", "did you mean demo?"]),
+    "unknown suite": ("suite", "dem", ["suite", "'dem'", "demo, demo-long, bench, smoke", "did you mean demo?"]),
     "unknown method in a suite": ("suites/demo/0/methods", ["dii"], ["method", "'dii'", "did you mean di?"]),
     "unknown supplement in a suite": ("suites/demo/0/supplements", ["el+xel"], ["supplement", "'xel'", "el?"]),
 }  # fmt: skip

@@ -21,6 +21,8 @@ from eldistill.recipes import Plan
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
+SHIPPED["suites"]["demo"] = SHIPPED["suites"]["demo"][:1]  # the cases below count this grid
+
 
 def values_with(path: str = "", value=None) -> dict:
     """The shipped params.yaml with one value replaced."""
@@ -258,6 +260,11 @@ USES = {
     "networks/layers": JUDGED | {"teacher digits"} | EVALUATIONS | down(runs()),
     "networks/precond": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
     "tables": {"tables demo"},
+    "score": down(runs()),
+    **dict.fromkeys((
+        "networks/adm", "networks/edm2", "methods/dmd", "methods/dmd2", "methods/sid", "methods/sida", "methods/consistency",
+        "supplements/gan", "supplements/regression", "teacher/pairs", "adversarial", "perceptual",
+    ), set()),
     "plots": {"tables demo"},
     "report": {"tables demo"},
     "results": {"tables demo"},
@@ -273,6 +280,30 @@ def test_a_raised_version_retires_exactly_its_dependents(monkeypatch, module):
     old = recipes.version
     monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
     assert differing(digests()) == USES[module]
+
+
+IN_BENCH = {
+    "methods/dmd": {"dmd"},
+    "methods/dmd2": {"dmd2"},
+    "methods/sid": {"sid", "sid2a"},  # sid2a starts from sid
+    "methods/sida": {"sida", "sid2a"},
+    "methods/consistency": {"cd", "ect"},
+    "adversarial": {"dmd2", "sida", "sid2a"},
+    "supplements/regression": {"dmd"},
+    "teacher/pairs": {"dmd"},
+    "perceptual": {"dmd", "cd", "ect"},
+    "score": {"di", "dmd", "dmd2", "sid", "sida", "sid2a", "cd", "ect"},
+}
+
+
+@pytest.mark.parametrize("module", IN_BENCH)
+def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from_them(monkeypatch, module):
+    old, before = recipes.version, digests(suite="bench")
+    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    changed = {name for name in differing(digests(suite="bench"), before) if name.startswith("distil ")}
+    assert {name.split("/")[1] for name in changed} == IN_BENCH[module]
+    if module in ("supplements/regression", "teacher/pairs"):
+        assert {name.split("/")[2] for name in changed} == {"regression", "regression+el"}
 
 
 def test_every_module_of_a_recipe_has_a_literal_version():

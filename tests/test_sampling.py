@@ -112,7 +112,7 @@ def lively(config: dict = SMALL, seed: int = 0) -> nn.Module:
 
 def about(sigma: float = 2.5, **other) -> dict:
     shape = {"shape": [1, 8, 8], "label_dim": 3, "codec": CODEC, "n_images": 64, "recipe": "r"}
-    return {**shape, "sampler": {"sigmas": [sigma], "renoise": "none"}, **other}
+    return {**shape, "sampler": {"steps": {"1": [sigma]}}, **other}
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill`: one subcommand for each step.
+"""`python -m eldistill`: one subcommand for each step, and `sample`.
 
 Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the machine failed (disk, memory, a NaN);
 75 stopped politely with its state saved, the same command continues.
@@ -46,6 +46,17 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--max-minutes", type=float, default=0, metavar="MINUTES",
                           help="stop politely after this time, exit code 75 (default: 0, no limit)")  # fmt: skip
         each.set_defaults(parser=each)
+    draw = commands.add_parser(
+        "sample", help="images from a finished generator", description="Images from a finished generator: --grid, --out or both."
+    )
+    draw.add_argument("--generator", required=True, metavar="FILE", help="a generator_ema.safetensors")
+    draw.add_argument("--n", type=int, default=64, metavar="N", help="images (default: 64)")
+    draw.add_argument("--seed", type=int, default=0, metavar="SEED", help="image i depends on SEED and i (default: 0)")
+    draw.add_argument("--steps", type=int, default=1, metavar="STEPS", help="network calls an image, as its method defines (default: 1)")
+    draw.add_argument("--label", type=int, metavar="CLASS", help="class of all images (default: drawn for each)")
+    draw.add_argument("--grid", metavar="FILE.png", help="one picture of all images")
+    draw.add_argument("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on")
+    draw.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -61,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.word == "recipes":
             recipes.write_versions()
+        elif chosen.word == "sample":
+            from eldistill import sampling
+
+            sampling.command(chosen, say=lambda text: print(text, flush=True))
         else:
             steps.run(
                 chosen.word,

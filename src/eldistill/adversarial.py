@@ -61,7 +61,7 @@ def add_head(denoiser: nn.Module, seed: int) -> nn.Module:
 
 
 def logits(net: nn.Module, batch: Batch, images: torch.Tensor, labels, bins: int, purpose: str) -> torch.Tensor:
-    """The head's logits [n, 1] of noised images; sigma uniform over the Karras grid of `bins` levels (0: no noise)."""
+    """The head's logits [n, 1] of noised images; sigma uniform over the Karras grid of `bins` levels."""
     sigma = grid_sigma(batch, f"{purpose}/sigma", bins)
     noisy = images + sigma.reshape(-1, 1, 1, 1) * batch.draw.normal(f"{purpose}/epsilon", *batch.shape)
     return net.head(net.encode(noisy, sigma, labels))

@@ -62,6 +62,9 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
             each.module.networks(
                 nets, each.tools, each.numbers, noise.stream_seed(recipe["seed"], f"initialisation/{each.name}")
             )
+    for layer in [each for net in nets.values() for each in net.modules()] if values["dropout"] is not None else []:
+        if hasattr(layer, "dropout"):
+            layer.dropout = values["dropout"]
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
         method=method, numbers=numbers,

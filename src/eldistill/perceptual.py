@@ -7,6 +7,8 @@ Its weights are not ours to ship: one safetensors file holds the 13 convolutions
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.nn import functional as F
 
@@ -30,8 +32,9 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return found | {f"lin{index}": (1, width, 1, 1) for index, width in enumerate(WIDTHS)}
 
 
+@functools.cache
 def load(path: str, device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """The weights, by name. Raises Problem for a file that lacks one."""
+    """The weights, by name; read once in a process. Raises Problem for a file that lacks one."""
     tensors, _ = load_tensors(path, foreign=True)
     for name, shape in shapes().items():
         if name not in tensors or tuple(tensors[name].shape) != shape:

@@ -39,7 +39,7 @@ USES = {
     "methods/dmd2": ("score", "adversarial"),
     "methods/sid": ("score", "augment"),
     "methods/sida": ("score", "adversarial", "augment"),
-    "methods/consistency": ("score",),
+    "methods/consistency": ("score", "perceptual"),
     "supplements/embedding": ("ensemble/seed", "mmd", "augment"),
     "supplements/gan": ("adversarial", "score"),
     "supplements/regression": ("perceptual",),

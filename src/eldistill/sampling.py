@@ -6,6 +6,7 @@ Image i of a seed is the same whatever the batch, the device or the number of im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from eldistill import data, networks, noise
-from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.files import Problem, atomic, load_tensors, save_tensors
 from eldistill.noise import Draw
 
 VERSION = 1
@@ -161,6 +162,13 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
     return torch.cat(list(images_of(generator, n, seed, labels, steps=steps)))
 
 
+def picture(image: torch.Tensor):
+    """A uint8 image [c, h, w] as a PIL picture: grey for one channel, else the first three."""
+    from PIL import Image
+
+    return Image.fromarray(image[0].numpy() if len(image) == 1 else image[:3].permute(1, 2, 0).contiguous().numpy())
+
+
 def grid(images: torch.Tensor, columns: int, scale: int = 1):
     """uint8 images [n, c, h, w] as one PIL picture with `columns` a row, each pixel enlarged `scale` times."""
     from PIL import Image
@@ -174,5 +182,26 @@ def grid(images: torch.Tensor, columns: int, scale: int = 1):
         .permute(2, 0, 3, 1, 4)
         .reshape(c, rows * (h + 1), columns * (w + 1))
     )
-    picture = Image.fromarray(board[0].numpy() if c == 1 else board[:3].permute(1, 2, 0).numpy())
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    whole = picture(board)
+    return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.NEAREST)
+
+
+def command(options, say) -> None:
+    """`python -m eldistill sample`: options as the command line gives them. Raises Problem."""
+    if not (options.grid or options.out):
+        raise Problem("nothing to write; give --grid FILE.png, --out FOLDER, or both")
+    if options.n < 1:
+        raise Problem(f"--n is {options.n}; expected 1 or more")
+    if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
+        raise Problem(f"--device is {options.device}, which is not here; use cpu")
+    generator = load_generator(options.generator, options.device)
+    images = sample(generator, options.n, options.seed, options.label, options.steps)
+    if options.grid:
+        with atomic(options.grid) as temporary:
+            grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+        say(f"{options.n} images in {options.grid}")
+    if options.out:
+        for index, image in enumerate(images):
+            with atomic(Path(options.out) / f"{index:06d}.png") as temporary:
+                picture(image).save(temporary, format="PNG")
+        say(f"{options.n} images in {options.out}")

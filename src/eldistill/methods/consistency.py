@@ -10,8 +10,8 @@ ECT (Geng et al. 2024, arXiv 2406.14548). One loss, weight(t, r) d(f(x_t; t), sg
 
 Symbols: their f_theta, f_theta-, D_phi are our generator, target, teacher; their t, r (t', t_n) our sigma and lower.
 
-Departures: the boundary condition of ECT holds at sampling only, as in its authors' code; LPIPS is not offered as a
-distance; student and target share the dropout mask, and an averaged target has dropout off.
+The boundary condition of ECT holds at sampling only, as in its authors' code. Student and target share the dropout
+mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill import noise, score
+from eldistill import noise, perceptual, score
 from eldistill.contract import Batch, Phase, Progress
+from eldistill.files import Problem
 from eldistill.schema import number
 
 VERSION = 1
@@ -61,10 +62,11 @@ class Numbers:
         0.95, "average: weight of the past; growing: mu_0 (CD on ImageNet-64: 0.95; CT: 0.9)", low=0, below=1
     )
     distance: str = number(
-        "huber", "l1 or l2: mean over pixels; huber: sqrt(|a - b|^2 + c^2) - c over the image",
-        choices=("l1", "l2", "huber"),
+        "huber", "l1 or l2: mean over pixels; huber: sqrt(|a - b|^2 + c^2) - c over the image; lpips",
+        choices=("l1", "l2", "huber", "lpips"),
     )  # fmt: skip
     c: float | None = number(None, "huber: null is 0.00054 sqrt(pixels) (iCT); ECT has 0 (CIFAR-10) or 0.06", low=0)
+    lpips: str | None = number(None, "lpips: safetensors file with its weights; eldistill.perceptual says which")
     weighting: str = number(
         "one", "one; inverse: 1 / (t - r) (iCT, ECT); snr: 1 / t^2 + 1 / sigma_data^2 (ECT on ImageNet)",
         choices=("one", "inverse", "snr"),
@@ -125,7 +127,7 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
         # A new block: the target draws the student's dropout masks.
         with noise.masks(batch.draw, "consistency"):
             theirs = targets(nets, real, noisy, epsilon, sigma, lower, labels, numbers)
-    loss = distance(ours, theirs, numbers) * WEIGHTS[numbers.weighting](sigma, lower, nets["generator"].sigma_data)
+    loss = distance(ours, theirs, numbers, batch.reals.codec) * WEIGHTS[numbers.weighting](sigma, lower, nets["generator"].sigma_data)
     return {"consistency": loss.mean()}
 
 
@@ -205,8 +207,8 @@ def growing(progress: Progress, numbers: Numbers) -> int:
 
 def doubling(progress: Progress, numbers: Numbers) -> int:
     """Entries of iCT's grid: min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT, eq. 10)."""
-    stages = math.floor(math.log2(numbers.last // numbers.first)) + 1 if numbers.last > numbers.first else 1
-    stage = progress.n_images // max(1, progress.total // stages)
+    stages = math.log2(max(1, numbers.last // numbers.first)) + 1  # no whole number unless s1 / s0 is a power of 2
+    stage = int(progress.n_images // max(1, progress.total // stages))
     return min(numbers.first * 2**stage, numbers.last) + 1
 
 
@@ -224,8 +226,12 @@ def easy_lower(t: torch.Tensor, q: float, stage: int, k: float, b: float) -> tor
 # --- distance and weight ---
 
 
-def distance(a: torch.Tensor, b: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-    """d(a, b) [n] of images [n, c, h, w]."""
+def distance(a: torch.Tensor, b: torch.Tensor, numbers: Numbers, codec: dict | None = None) -> torch.Tensor:
+    """d(a, b) [n] of encoded images [n, c, h, w]; lpips needs their codec. Raises Problem without its weights."""
+    if numbers.distance == "lpips":
+        if numbers.lpips is None:
+            raise Problem("params.yaml: distance is lpips; give `lpips`, the file with its weights, or take huber")
+        return perceptual.distance(perceptual.load(numbers.lpips, a.device, a.dtype), a, b, codec)
     if numbers.distance == "l1":
         return (a - b).abs().mean(dim=(1, 2, 3))
     square = (a - b).square()

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an iteration costs: forward and backward passes of whole networks and of encoders, counted as they happen.
+
+F is a forward pass of a whole network for one image, e the same of its encoder alone. A backward pass to weights and
+inputs costs 2, one to the inputs only 1.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from eldistill import contract, loop, noise
+from eldistill.contract import Batch, Progress
+
+BATCH = 4
+
+
+class Meter:
+    """Counts the passes through the encoder's and the decoder's last layer of every network, in images."""
+
+    def __init__(self, nets: dict[str, torch.nn.Module]):
+        self.counts: dict[tuple, int] = {}
+        for name, net in nets.items():
+            for part in ("enc", "dec"):
+                last = list(getattr(net.network, part).values())[-1]
+                last.register_forward_hook(
+                    lambda layer, _, output, name=name, part=part: self._seen(name, part, layer, output)
+                )
+
+    def _seen(self, name: str, part: str, layer: torch.nn.Module, output: torch.Tensor) -> None:
+        self._count(name, part, "forward", len(output))
+        if output.requires_grad:
+            both = any(parameter.requires_grad for parameter in layer.parameters())
+            cost, n = 2 if both else 1, len(output)
+            output.register_hook(lambda gradient: self._count(name, part, "backward", cost * n))
+
+    def _count(self, *key_and_n) -> None:
+        *key, n = key_and_n
+        self.counts[tuple(key)] = self.counts.get(tuple(key), 0) + n
+
+    def of(self, name: str) -> tuple[float, float]:
+        """(F, e) of one network for an image of a batch."""
+        sums = {part: sum(n for key, n in self.counts.items() if key[:2] == (name, part)) for part in ("enc", "dec")}
+        return sums["dec"] / BATCH, (sums["enc"] - sums["dec"]) / BATCH
+
+    def total(self) -> tuple[float, float]:
+        """(F, e) of all networks."""
+        each = [self.of(name) for name in {key[0] for key in self.counts}]
+        return sum(f for f, _ in each), sum(e for _, e in each)
+
+
+def numbers_of(method: str, **changes):
+    return contract.module("methods", method).Numbers(**changes)
+
+
+def measured(bench, method: str, supplements=None, iterations: int = 1, numbers=None, **others) -> Meter:
+    """A Meter after `iterations` of the loop, from the start of a run."""
+    job = bench.job(method, supplements, numbers=numbers, batch=BATCH, steps=100, **others)
+    meter = Meter({**job.fixed, **job.nets})
+    work = loop.Loop(job)
+    # The running average is a copy, hooks included: what it does would be counted, and it does nothing here.
+    for _ in range(iterations):
+        work.iterate()
+    return meter
+
+
+SCORE = {
+    # method, changes, iterations: F and e of generator, teacher, fake_score, and of all
+    "diff_instruct-fresh": ("diff_instruct", {"images": "fresh"}, 1, (4, 0), (1, 0), (4, 0), (9, 0)),
+    "diff_instruct-reuse": ("diff_instruct", {"images": "reuse"}, 1, (3, 0), (1, 0), (4, 0), (8, 0)),
+    "sid-fresh": ("sid", {"images": "fresh"}, 1, (4, 0), (2, 0), (5, 0), (11, 0)),
+    "sid-reuse": ("sid", {"images": "reuse"}, 1, (3, 0), (2, 0), (5, 0), (10, 0)),
+    "sid-sequential": ("sid", {"sequential": True}, 1, (4, 0), (3, 0), (5, 0), (12, 0)),
+    "sida-fresh": ("sida", {"images": "fresh"}, 1, (4, 0), (2, 0), (5, 3), (11, 3)),
+    "sida-reuse": ("sida", {"images": "reuse"}, 1, (3, 0), (2, 0), (5, 3), (10, 3)),
+    "sida-sequential": ("sida", {"sequential": True}, 1, (4, 0), (3, 0), (5, 3), (12, 3)),
+    "sida-frozen": ("sida", {"freeze_images": 1000}, 1, (1, 0), (0, 0), (3, 3), (4, 3)),
+    "dmd-fresh": ("dmd", {"images": "fresh"}, 1, (4, 0), (1, 0), (4, 0), (9, 0)),
+    "dmd-reuse": ("dmd", {"images": "reuse"}, 1, (3, 0), (1, 0), (4, 0), (8, 0)),
+    "dmd2-fresh": ("dmd2", {"images": "fresh"}, 5, (8, 0), (1, 0), (16, 32), (25, 32)),
+    "dmd2-reuse": ("dmd2", {"images": "reuse"}, 5, (7, 0), (1, 0), (16, 32), (24, 32)),
+    "dmd2-no-gan": ("dmd2", {"weight_generator": 0, "weight_critic": 0}, 5, (7, 0), (1, 0), (16, 0), (24, 0)),
+}
+
+
+@pytest.mark.parametrize("case", SCORE)
+def test_methods_with_a_fake_score(bench, case):
+    """DI 9 or 8, SiD 11 or 10, SiDA 3e more, DMD 9 or 8, DMD2 24 + 32e in five iterations; sequential: one F more.
+
+    These are the numbers of the original codes where the images are theirs (fresh, DMD and DMD2: reuse).
+    """
+    method, changes, iterations, generator, teacher, fake, total = SCORE[case]
+    meter = measured(bench, method, None, iterations, numbers_of(method, **changes))
+    assert meter.of("generator") == generator
+    assert meter.of("teacher") == teacher
+    assert meter.of("fake_score") == fake
+    assert meter.total() == total
+
+
+def test_regression(bench):
+    """DMD with its regression loss is 11, as published: a whole pass of the generator more."""
+    meter = measured(bench, "dmd", {"regression": {}}, numbers=numbers_of("dmd"))
+    assert meter.of("generator") == (6, 0) and meter.total() == (11, 0)
+
+
+def test_gan(bench):
+    """The supplement adds 2e to the generator's step and 6e to that of fake_score."""
+    assert measured(bench, "diff_instruct", {"gan": {}}).total() == (9, 8)
+    assert measured(bench, "diff_instruct", {"gan": {"weight": 0.0}}, folder="off").total() == (9, 0)
+
+
+@pytest.mark.parametrize("supplement", ["embedding"])
+def test_embedding_costs_no_pass(bench, supplement):
+    """Where a base loss makes images the Embedding Loss adds none; a consistency loss pays a pass of the generator."""
+    assert measured(bench, "sid", {supplement: {}}).total() == (11, 0)
+    assert measured(bench, "consistency", folder="plain").total() == (6, 0)
+    assert measured(bench, "consistency", {supplement: {}}, folder="added").total() == (9, 0)
+
+
+@pytest.mark.parametrize("method", ["diff_instruct", "sid", "dmd", "sida"])
+def test_micro_batches_cost_one_forward_pass(bench, method):
+    """The images are made once without a graph, and each micro-batch once more with one."""
+    numbers = numbers_of(method, **({"group": 2} if method == "sida" else {}))
+    whole = measured(bench, method, None, 1, numbers)
+    parts = measured(bench, method, None, 1, numbers, micro_batch=2, folder="parts")
+    assert parts.total() == (whole.total()[0] + 1, whole.total()[1])
+
+
+CONSISTENCY = {
+    "cd": ({}, (3, 0), (2, 0), (1, 0)),
+    "cd-euler": ({"source": "euler"}, (3, 0), (1, 0), (1, 0)),
+    "cd-itself": ({"target": "itself"}, (4, 0), (2, 0), (0, 0)),
+    "ct": ({"levels": "growing", "source": "data", "target": "growing"}, (3, 0), (0, 0), (1, 0)),
+    "ict": ({"levels": "doubling", "choice": "lognormal", "source": "data", "target": "itself"}, (4, 0), (0, 0), (0, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONSISTENCY)
+def test_consistency(bench, case):
+    """CD 6, with Euler's step 5; CT and iCT 4."""
+    changes, generator, teacher, target = CONSISTENCY[case]
+    meter = measured(bench, "consistency", numbers=numbers_of("consistency", **changes))
+    assert (meter.of("generator"), meter.of("teacher"), meter.of("target")) == (generator, teacher, target)
+    wanted = {"cd": 6, "cd-euler": 5, "cd-itself": 6, "ct": 4, "ict": 4}[case]
+    assert meter.total() == (wanted, 0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ect(bench, seed):
+    """4 with every target; 3 and the share of images with r > 0 where only those are computed."""
+    ect = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 0.5}
+    whole = numbers_of("consistency", **ect, targets="all")
+    draw = noise.Draw(seed, "generator", 0, BATCH)
+    job = SimpleNamespace(module=contract.module("methods", "consistency"))
+    _, lower = job.module.LEVELS["continuous"](Batch(draw, None, (1, 8, 8), Progress(0, 0, 400)), whole)
+    share = float((lower > 0).double().mean())
+    assert measured(bench, "consistency", numbers=whole, seed=seed).total() == (4 if share else 3, 0)
+    part = numbers_of("consistency", **ect, targets="needed")
+    assert measured(bench, "consistency", numbers=part, seed=seed, folder="part").total() == (3 + share, 0)
+
+
+def test_the_meter_agrees_with_flops(bench):
+    """The counted units stand for arithmetic: the operations of an iteration over those of one forward pass.
+
+    Not exactly: attention, a fifth of this small network, has no weights, so that its backward pass costs 2 always.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    job = bench.job("sida", batch=BATCH, steps=100)
+    meter, work = Meter({**job.fixed, **job.nets}), loop.Loop(job)
+    x, sigma = torch.zeros(BATCH, *job.shape), torch.ones(BATCH)
+    with FlopCounterMode(display=False) as one, torch.no_grad():
+        job.fixed["teacher"](x, sigma)
+    with FlopCounterMode(display=False) as encoder, torch.no_grad():
+        job.fixed["teacher"].encode(x, sigma)
+    share = encoder.get_total_flops() / one.get_total_flops()
+    meter.counts.clear()
+    with FlopCounterMode(display=False) as all_of_it:
+        work.iterate()
+    f, e = meter.total()
+    assert (f, e) == (11, 3)
+    assert all_of_it.get_total_flops() / one.get_total_flops() == pytest.approx(f + e * share, rel=0.05)
