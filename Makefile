@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo bench test test-slow test-slurm lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -29,6 +29,13 @@ demo: env ## real digits on the CPU, from data to tables and report
 	@echo "tables and figures     data/tables/demo/"
 	@echo "generators             data/runs/"
 	@echo "how it was run         data/scratch/report-demo.html"
+
+bench: export OMP_NUM_THREADS = 1
+bench: env ## every method on the digits, within an hour; continues where it was stopped
+	$(BIN)/snakemake --cores $(CORES) all --config suite=bench
+	@echo
+	@echo "report for a browser   data/tables/bench/report.html"
+	@echo "tables and figures     data/tables/bench/"
 
 data/scratch/report-demo.html: data/tables/demo/main.csv
 	@mkdir -p $(@D)

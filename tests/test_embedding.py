@@ -381,9 +381,7 @@ def test_memory_survives_a_saved_state():
     for i, (base, own) in enumerate(steps):
         resumed = json.loads(json.dumps(resumed))
         progress = Progress(4 * i, i, 400)
-        left, right = (
-            embedding.weight(base, own, 4, numbers, progress, memory) for memory in (through, resumed)
-        )
+        left, right = (embedding.weight(base, own, 4, numbers, progress, memory) for memory in (through, resumed))
         assert left == right and through == resumed
 
 

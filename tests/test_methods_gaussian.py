@@ -237,7 +237,9 @@ def test_uncertainty_divides_all_losses(sigma):
         sure = method.critic_terms({"fake_score": net}, batch, x, dataclasses.replace(numbers, uncertainty=True))
         wanted = plain["denoising"] / scale + 4 * k * math.log(sigma)
         torch.testing.assert_close(sure["denoising"], wanted, rtol=1e-10, atol=1e-12)
-        (slope,) = torch.autograd.grad(sure["denoising"], net.k, retain_graph=True)  # zero where e^u is the loss of a pixel
+        (slope,) = torch.autograd.grad(
+            sure["denoising"], net.k, retain_graph=True
+        )  # zero where e^u is the loss of a pixel
         wanted = (4 - float(plain["denoising"]) / scale) * math.log(sigma)
         assert float(slope) == pytest.approx(wanted, rel=1e-9)
         if method is sida:

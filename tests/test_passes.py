@@ -7,13 +7,12 @@ inputs costs 2, one to the inputs only 1.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from eldistill import contract, loop, noise
 from eldistill.contract import Batch, Progress
+from eldistill.methods import consistency
 
 BATCH = 4
 
@@ -112,12 +111,11 @@ def test_gan(bench):
     assert measured(bench, "diff_instruct", {"gan": {"weight": 0.0}}, folder="off").total() == (9, 0)
 
 
-@pytest.mark.parametrize("supplement", ["embedding"])
-def test_embedding_costs_no_pass(bench, supplement):
+def test_embedding_costs_no_pass(bench):
     """Where a base loss makes images the Embedding Loss adds none; a consistency loss pays a pass of the generator."""
-    assert measured(bench, "sid", {supplement: {}}).total() == (11, 0)
+    assert measured(bench, "sid", {"embedding": {}}).total() == (11, 0)
     assert measured(bench, "consistency", folder="plain").total() == (6, 0)
-    assert measured(bench, "consistency", {supplement: {}}, folder="added").total() == (9, 0)
+    assert measured(bench, "consistency", {"embedding": {}}, folder="added").total() == (9, 0)
 
 
 @pytest.mark.parametrize("method", ["diff_instruct", "sid", "dmd", "sida"])
@@ -154,8 +152,7 @@ def test_ect(bench, seed):
     ect = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 0.5}
     whole = numbers_of("consistency", **ect, targets="all")
     draw = noise.Draw(seed, "generator", 0, BATCH)
-    job = SimpleNamespace(module=contract.module("methods", "consistency"))
-    _, lower = job.module.LEVELS["continuous"](Batch(draw, None, (1, 8, 8), Progress(0, 0, 400)), whole)
+    _, lower = consistency.LEVELS["continuous"](Batch(draw, None, (1, 8, 8), Progress(0, 0, 400)), whole)
     share = float((lower > 0).double().mean())
     assert measured(bench, "consistency", numbers=whole, seed=seed).total() == (4 if share else 3, 0)
     part = numbers_of("consistency", **ect, targets="needed")

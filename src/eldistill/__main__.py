@@ -47,12 +47,20 @@ def parser() -> argparse.ArgumentParser:
                           help="stop politely after this time, exit code 75 (default: 0, no limit)")  # fmt: skip
         each.set_defaults(parser=each)
     draw = commands.add_parser(
-        "sample", help="images from a finished generator", description="Images from a finished generator: --grid, --out or both."
+        "sample",
+        help="images from a finished generator",
+        description="Images from a finished generator: --grid, --out or both.",
     )
     draw.add_argument("--generator", required=True, metavar="FILE", help="a generator_ema.safetensors")
     draw.add_argument("--n", type=int, default=64, metavar="N", help="images (default: 64)")
     draw.add_argument("--seed", type=int, default=0, metavar="SEED", help="image i depends on SEED and i (default: 0)")
-    draw.add_argument("--steps", type=int, default=1, metavar="STEPS", help="network calls an image, as its method defines (default: 1)")
+    draw.add_argument(
+        "--steps",
+        type=int,
+        default=1,
+        metavar="STEPS",
+        help="network calls an image, as its method defines (default: 1)",
+    )
     draw.add_argument("--label", type=int, metavar="CLASS", help="class of all images (default: drawn for each)")
     draw.add_argument("--grid", metavar="FILE.png", help="one picture of all images")
     draw.add_argument("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on")

@@ -84,6 +84,8 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count})
         job.snapshots[count] = _both(job.snapshots.get(count), write)
     work = loop.Loop(job)
+    if 0 in job.snapshots:
+        job.snapshots[0](work.average)  # before the state of a stopped run is read: the start, every time
     work.run()
     # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
     whole = whole or {"params": recipe}
@@ -100,7 +102,9 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
 
 
 def snapshot_images(total: int, batch: int, percent: int) -> int:
-    """The image count at which `percent` of a run is reached: a multiple of the batch, at least one."""
+    """The image count at which `percent` of a run is reached: a multiple of the batch; 0 for 0, else at least one."""
+    if percent == 0:
+        return 0
     return max(1, round(total * percent / 100 / batch)) * batch if percent < 100 else total
 
 

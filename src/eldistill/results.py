@@ -78,11 +78,14 @@ def load(run: str, root: Path) -> Result:
 
 
 def check(results: list[Result], primary: str) -> None:
-    # Within a data setting every run has the same metrics at the same n, so that names are comparable.
+    # Within a data setting every run has the same metrics at the same n, so that names are comparable; only those of
+    # more than one step are its method's own.
     first: dict[str, Result] = {}
     for result in results:
         twin = first.setdefault(result.arm[0], result)
-        names, expected = ({*each.metrics, *each.curve[0]} for each in (result, twin))
+        names, expected = (
+            {name for name in (*each.metrics, *each.curve[0]) if not name.endswith("steps")} for each in (result, twin)
+        )
         if odd := ", ".join(sorted(names ^ expected)[:3]):
             raise Problem(f"{result.run} and {twin.run} differ in metrics ({odd}); evaluate both again")
         for part, place in itertools.product(PARTS, (result.metrics, result.curve[0])):

@@ -295,6 +295,10 @@ def _evaluate_run(work, spaces, references):
     generator = sampling.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
     chunks = list(sampling.images_of(generator, options["n"], options["seed"], batch=batch))
     metrics = evaluate.of_images(chunks, spaces, references, options)
+    for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
+        images = list(sampling.images_of(generator, options["n"], options["seed"], batch=batch, steps=int(steps)))
+        few = evaluate.of_images(images, spaces, references, options, evaluate.CURVE)
+        metrics |= {f"{name}_{steps}steps": value for name, value in few.items()}
     files.write_rows(work.outputs[1], sorted(rows, key=lambda row: row["n_images"]))
     return chunks, metrics
 

@@ -127,7 +127,9 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
         # A new block: the target draws the student's dropout masks.
         with noise.masks(batch.draw, "consistency"):
             theirs = targets(nets, real, noisy, epsilon, sigma, lower, labels, numbers)
-    loss = distance(ours, theirs, numbers, batch.reals.codec) * WEIGHTS[numbers.weighting](sigma, lower, nets["generator"].sigma_data)
+    loss = distance(ours, theirs, numbers, batch.reals.codec) * WEIGHTS[numbers.weighting](
+        sigma, lower, nets["generator"].sigma_data
+    )
     return {"consistency": loss.mean()}
 
 
