@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import eldistill
-from eldistill import data, files, networks, noise, sampling
+from eldistill import __main__, data, files, networks, noise, sampling
 from eldistill.files import Problem
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
@@ -210,6 +210,114 @@ def test_a_file_that_is_no_generator_is_one_sentence(tmp_path):
         with pytest.raises(Problem, match=sentence) as caught:
             sampling.load_generator(tmp_path / f"{name}.safetensors")
         assert "\n" not in str(caught.value)
+
+
+# --- a few steps ----------------------------------------------------------------------------------------
+
+FEW = {"steps": {"1": [10.0], "2": [10.0, 0.8], "4": [10.0, 3.0, 0.8, 0.2]}, "boundary": 0.1}
+
+
+class Shrink(nn.Module):
+    """f(x; sigma) = x / (1 + sigma): what it is given can be read off what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, x, sigma, labels=None):
+        return self.gain * x / (1 + sigma.reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("renoise", ["boundary", "whole"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_few_steps_noise_the_last_image_to_the_next_level(steps, renoise, clip):
+    """x <- f(x + s n; sigma), s^2 = sigma^2 - boundary^2 or sigma^2, x clipped to the pixels' range first or not."""
+    net = sampling.Generator(Shrink(), about(label_dim=0, sampler={**FEW, "renoise": renoise, "clip": clip}))
+    draw = noise.Draw(7, "sample", 0, 6)
+    sigmas = FEW["steps"][str(steps)]
+    x = sigmas[0] * draw.normal("z", 1, 8, 8) / (1 + sigmas[0])
+    for step, sigma in enumerate(sigmas[1:], 1):
+        x = x.clamp(-1, 1) if clip else x
+        extra = (sigma**2 - 0.1**2) ** 0.5 if renoise == "boundary" else sigma
+        x = (x + extra * draw.normal(f"renoise/{step}", 1, 8, 8)) / (1 + sigma)
+    found = sampling.few_steps(net, draw, None, sigmas)
+    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
+    assert torch.equal(sampling.sample(net, 6, seed=7, steps=steps), data.decode(found, CODEC))
+
+
+def test_an_image_of_few_steps_depends_on_its_seed_and_index_only():
+    net = sampling.Generator(Shrink(), about(label_dim=0, sampler=FEW))
+    whole = sampling.sample(net, 20, seed=1, steps=4)
+    parts = torch.cat(list(sampling.images_of(net, 20, 1, batch=7, steps=4)))
+    assert torch.equal(parts, whole) and torch.equal(sampling.sample(net, 3, seed=1, steps=4), whole[:3])
+
+
+def test_a_number_of_steps_that_the_method_does_not_define_is_one_sentence(generator):
+    with pytest.raises(Problem, match="sampled in 1 step.*not in 2"):
+        sampling.sample(generator, 4, steps=2)
+
+
+@pytest.mark.parametrize("labels", [3, -1, [0, 1, 7, 2]])
+def test_a_class_that_there_is_not_is_one_sentence(generator, labels):
+    with pytest.raises(Problem, match="expected 0 to 2"):
+        sampling.sample(generator, 4, labels=labels)
+    with pytest.raises(Problem, match="knows no labels"):
+        sampling.sample(sampling.Generator(Plain(), about(label_dim=0)), 4, labels=labels)
+
+
+def test_a_boundary_is_part_of_a_saved_generator(tmp_path, generator):
+    """A consistency model comes back with its scalings: at the boundary it returns what it is given."""
+    sampling.save_generator(tmp_path / "cm", generator.network, about(sampler={**FEW, "renoise": "whole"}))
+    network = sampling.load_generator(tmp_path / "cm").network
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(x, 0.1), x, rtol=1e-6, atol=1e-6)
+    assert generator.network.boundary == 0 and not torch.allclose(generator.network(x, 0.1), x, atol=1e-3)
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = __main__.main(["sample", *arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_writes_a_grid_and_single_images(tmp_path, capsys, generator):
+    """`eldistill sample` gives what the Python function gives, in one picture and one by one."""
+    path = tmp_path / "generator_ema.safetensors"
+    sampling.save_generator(path, generator.network, about())
+    grid, out = tmp_path / "new" / "out.png", tmp_path / "images"
+    code, text, _ = command(capsys, "--generator", str(path), "--n", "7", "--seed", "3", "--label", "1",
+                            "--grid", str(grid), "--out", str(out))  # fmt: skip
+    assert code == 0 and "7 images" in text
+    images = sampling.sample(generator, 7, seed=3, labels=1)
+    from PIL import Image
+
+    with Image.open(grid) as picture:
+        assert np.array_equal(np.array(picture), np.array(sampling.grid(images, 3, 4)))
+    assert sorted(each.name for each in out.iterdir()) == [f"{index:06d}.png" for index in range(7)]
+    for index, image in enumerate(images):
+        with Image.open(out / f"{index:06d}.png") as picture:
+            assert np.array_equal(np.array(picture), image[0].numpy())
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((), "nothing to write"),
+    (("--grid", "a.png", "--n", "0"), "--n is 0"),
+    (("--grid", "a.png", "--steps", "2"), "not in 2"),
+    (("--grid", "a.png", "--label", "9"), "expected 0 to 2"),
+    (("--grid", "a.png", "--device", "tpu"), "--device is tpu"),
+])  # fmt: skip
+def test_a_command_that_cannot_be_is_one_sentence(tmp_path, capsys, monkeypatch, generator, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    sampling.save_generator("g.safetensors", generator.network, about())
+    code, text, error = command(capsys, "--generator", "g.safetensors", *arguments)
+    assert code == 2 and not text and words in error and error.count("\n") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["g.safetensors"]
+    code, _, error = command(capsys, "--generator", "none.safetensors", "--grid", "a.png")
+    assert code == 2 and "none.safetensors is missing" in error
 
 
 def test_before_training_a_generator_shows_what_the_teacher_denoises(tmp_path):

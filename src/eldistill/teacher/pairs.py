@@ -23,7 +23,7 @@ def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, de
     Chunks are kept in `folder`: the same command continues after the last whole one.
     """
     net, about = train.load(teacher, device)
-    n, done, began = recipe["n"], 0, time.monotonic()
+    n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []
     while done < n:
         size = min(batch, n - done)
@@ -37,10 +37,15 @@ def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, de
             arrays = {"z": z, "images": images, "labels": classes}
             with files.atomic(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **{key: value.cpu().numpy() for key, value in arrays.items()})
-            rate = (done + size) / max(time.monotonic() - began, 1e-9)
+            fresh += size
+            rate = fresh / max(time.monotonic() - began, 1e-9)
             say(f"{done + size:>8}/{n} pairs  {rate:6.0f} pairs/s  {(n - done - size) / rate / 60:5.1f} min left")
         parts.append(path)
         done += size
-    chunks = [np.load(path, allow_pickle=False) for path in parts]
+    whole: dict[str, list[np.ndarray]] = {"z": [], "images": [], "labels": []}
+    for path in parts:
+        with np.load(path, allow_pickle=False) as chunk:  # closed at once: there may be more chunks than open files
+            for key, arrays in whole.items():
+                arrays.append(chunk[key])
     with files.atomic(output) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("z", "images", "labels")})
+        np.savez(file, **{key: np.concatenate(arrays) for key, arrays in whole.items()})

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs by their command, small: starts, pairs, lineage, dropout, and what a generator knows of itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from eldistill import __main__, distil, files, loop, params, recipes, sampling
+
+ROOT = Path(__file__).parents[1]
+DATA = "digits-smoke"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A project folder with a packed data set and a teacher of 320 images."""
+    folder = tmp_path_factory.mktemp("distil")
+    for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    values = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    values["teacher"][DATA] |= {"n_images": 320, "steps": 3}
+    values["distil"] |= {"snapshots": [0, 50, 100], "ticks": 2}
+    for name in ("di", "dmd", "dmd2", "sid", "sida", "sid2a", "cd", "ct", "ict", "ect"):
+        small = {"n_images": 64, "batch": 16} | ({"group": 8, "freeze_images": 0, "solo_images": 16} if "a" in name else {})
+        values["distil"]["methods"][name].setdefault("per_data", {})[DATA] = small
+    values["distil"]["methods"]["di"]["per_data"][DATA] |= {"n_images": 64, "batch": 16}
+    values["distil"]["supplements"]["regression"]["per_data"] = {"digits": {"pairs": 40}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert __main__.main(["data", f"{DATA}/images"]) == 0
+        assert __main__.main(["teacher", DATA]) == 0
+        assert __main__.main(["ensemble", f"{DATA}/conv4/0"]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(made, monkeypatch) -> Path:
+    """Work in that folder; params.yaml is put back afterwards."""
+    monkeypatch.chdir(made)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    yield made
+    Path("params.yaml").write_text(text, encoding="utf-8")
+
+
+def change(method: str, **values) -> None:
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["distil"]["methods"][method]["per_data"][DATA] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+def run(name: str, *more: str) -> sampling.Generator:
+    assert __main__.main(["distil", f"{DATA}/{name}", *more]) == 0
+    return sampling.load_generator(f"data/runs/{DATA}/{name}/generator_ema.safetensors")
+
+
+def weights(name: str, file: str = "generator_ema") -> dict[str, torch.Tensor]:
+    return files.load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")[0]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("method", ["di", "dmd", "dmd2", "sid", "sida", "cd", "ct", "ict", "ect"])
+def test_every_method_makes_a_generator(project, method):
+    """By its command: finite weights that have moved; images in every number of steps that its sampler names."""
+    generator = run(f"{method}/none/0")
+    after, before = weights(f"{method}/none/0"), weights(f"{method}/none/0", "ema-0")
+    assert all(value.isfinite().all() for value in after.values()) and not same(after, before)
+    assert same(after, weights(f"{method}/none/0", "ema-100"))
+    assert same(before, files.load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
+    few = generator.about["sampler"]["steps"]
+    assert set(few) == ({"1", "2", "4"} if method in ("cd", "ct", "ict", "ect") else {"1"})
+    pictures = [sampling.sample(generator, 4, steps=int(steps)) for steps in few]
+    assert all(images.float().std() > 0 for images in pictures)
+    assert len({images.numpy().tobytes() for images in pictures}) == len(few)
+
+
+def test_sid2a_starts_where_sid_ended(project, capsys):
+    """SiD²A needs its run of SiD, says so, starts from that generator, and counts its images as well."""
+    assert __main__.main(["distil", f"{DATA}/sid2a/el/3"]) == 2
+    error = capsys.readouterr().err
+    assert f"data/runs/{DATA}/sid/none/3/" in error and f"python -m eldistill distil {DATA}/sid/none/3" in error
+    assert __main__.main(["ensemble", f"{DATA}/conv4/3"]) == 0
+    run("sid/none/3")
+    second = run("sid2a/el/3")
+    assert same(weights("sid2a/el/3", "ema-0"), weights("sid/none/3"))
+    assert not same(weights("sid2a/el/3"), weights("sid/none/3"))
+    assert second.about["n_images_before"] == 64 and second.about["n_images"] == 64
+    assert f"distil {DATA}/sid/none/3" in second.about["lineage"]["upstream"]
+    plan = recipes.Plan(params.load())
+    old = plan.find("distil", f"{DATA}/sid2a/none/3").digest
+    change("sid", alpha=0.5)
+    plan = recipes.Plan(params.load())
+    assert plan.find("distil", f"{DATA}/sid2a/none/3").digest != old  # another SiD is another SiD²A
+    assert __main__.main(["distil", f"{DATA}/sid2a/el/3"]) == 2
+    assert "was not made by the numbers" in capsys.readouterr().err
+
+
+def test_regression_needs_its_pairs(project, capsys):
+    """The pairs are a step of their own; the run learns from them, also beside the Embedding Loss."""
+    assert __main__.main(["distil", f"{DATA}/dmd/regression/0"]) == 2
+    assert f"python -m eldistill teacher {DATA}/pairs-40-0" in capsys.readouterr().err
+    assert __main__.main(["teacher", f"{DATA}/pairs-40-0"]) == 0
+    assert "40/40 pairs" in capsys.readouterr().out
+    assert not Path("data/scratch/state").exists() or not list(Path("data/scratch/state").rglob("pairs-*"))
+    run("dmd/none/0")
+    run("dmd/regression/0")
+    run("dmd/regression+el/0")
+    made = [weights(f"dmd/{name}/0") for name in ("none", "regression", "regression+el")]
+    assert not same(made[0], made[1]) and not same(made[1], made[2])
+    assert "regression.huber" in Path(f"data/runs/{DATA}/dmd/regression+el/0/log.csv").read_text(encoding="utf-8")
+
+
+def test_gan_joins_di_and_not_dmd2_or_cd(project, capsys):
+    """The discriminator goes with methods that have a fake_score and no head; the others are refused in a sentence."""
+    run("di/gan/0")
+    log = Path(f"data/runs/{DATA}/di/gan/0/log.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert "fake_score.gan.adversarial" in log and "gan.weight" in log
+    for method, words in (("cd", "needs a method with a fake_score"), ("dmd2", "has a discriminator already")):
+        assert __main__.main(["distil", f"{DATA}/{method}/gan/0"]) == 2
+        assert words in capsys.readouterr().err
+        assert not Path(f"data/runs/{DATA}/{method}/gan").exists()
+
+
+def test_a_generator_knows_where_it_comes_from(project, capsys):
+    """Metadata: resolved parameters, method, images, the teacher's digest, the commit; snapshots carry the recipe."""
+    about = run("di/none/0").about
+    recipe = Path(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors.recipe").read_text(encoding="utf-8")
+    lineage = about["lineage"]
+    assert about["recipe"] == files.digest(recipe) and f'"params":{files.canonical(lineage["params"])}' in recipe
+    assert lineage["params"]["method"]["n_images"] == lineage["n_images"] == about["n_images"] == 64
+    assert lineage["method"] == "diff_instruct" and lineage["run"] == f"{DATA}/di/none/0"
+    assert lineage["teacher_sha256"] == files.sha256(f"data/teachers/{DATA}/teacher.safetensors")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert lineage["git_commit"] == (commit.stdout.strip() if commit.returncode == 0 else None)
+    before = files.sha256(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors")
+    run("di/none/0", "--force")
+    assert files.sha256(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors") == before
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, 0.3])
+def test_dropout_of_a_method_is_that_of_its_networks(project, monkeypatch, rate):
+    """null keeps the teacher's dropout (0 here); a number is that of generator and fake_score, not of the teacher."""
+    seen = {}
+
+    class Watched(loop.Loop):
+        def run(self):
+            for name, net in self.nets.items():
+                seen[name] = {layer.dropout for layer in net.modules() if hasattr(layer, "dropout")}
+            return super().run()
+
+    monkeypatch.setattr(distil.loop, "Loop", Watched)
+    change("di", dropout=rate)
+    run("di/none/0", "--force")
+    assert seen == {"teacher": {0.0}, "generator": {rate or 0.0}, "fake_score": {rate or 0.0}}
+
+
+def test_augmentation_needs_a_teacher_that_knows_its_labels(project, capsys):
+    for method in ("di", "sid", "sida"):
+        change(method, augment=0.1)
+        assert __main__.main(["distil", f"{DATA}/{method}/none/5"]) == 2
+        assert "the teacher knows no augmentation labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("start", "words"), [
+    ("sid", "expected METHOD/SUPPLEMENT"), ("sidd/none", "did you mean sid"), ("sid/ell", "did you mean el"),
+    ("sid2a/none", "goes in a circle"),
+])  # fmt: skip
+def test_a_start_that_cannot_be_is_one_sentence(project, capsys, start, words):
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["distil"]["methods"]["sid2a"]["start_from"] = start
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert __main__.main(["distil", f"{DATA}/di/none/0"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "start_from" in error and error.count("\n") == 1
