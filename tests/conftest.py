@@ -38,10 +38,12 @@ def perturb(network: torch.nn.Module, size: float = 0.1, seed: int = 0) -> torch
     return network
 
 
-def teacher(labels: int = 0, dtype=torch.float32, dropout: float = 0.0, seed: int = 0) -> torch.nn.Module:
-    """A frozen song network on 8x8 images of one channel; float64 has the very weights of float32."""
+def teacher(
+    labels: int = 0, dtype=torch.float32, dropout: float = 0.0, seed: int = 0, network: str = "song"
+) -> torch.nn.Module:
+    """A frozen network on 8x8 images of one channel; float64 has the very weights of float32."""
     config = {
-        "network": "song", "img_resolution": 8, "img_channels": 1, "label_dim": labels, "model_channels": 4,
+        "network": network, "img_resolution": 8, "img_channels": 1, "label_dim": labels, "model_channels": 4,
         "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": dropout,
     }  # fmt: skip
     return perturb(networks.build(config, seed), seed=seed).requires_grad_(False).eval().to(dtype)
@@ -111,7 +113,7 @@ class Bench:
     def job(
         self, method="diff_instruct", supplements: dict | None = None, *, numbers=None, labels: int = 0,
         dtype=torch.float32, dropout: float = 0.0, batch: int = 4, steps: int = 4, seed: int = 0, apart: float = 0.1,
-        folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, **others,
+        folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, network: str = "song", **others,
     ) -> loop.Job:  # fmt: skip
         """A job of `steps` iterations, nets fresh from their seeds.
 
@@ -121,7 +123,7 @@ class Bench:
         """
         module = contract.module("methods", method) if isinstance(method, str) else method
         numbers = module.Numbers() if numbers is None else numbers
-        frozen, images = teacher(labels, dtype, dropout), reals(labels, dtype)
+        frozen, images = teacher(labels, dtype, dropout, network=network), reals(labels, dtype)
         nets = {"generator": module.generator(frozen, None, numbers)}
         for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):
             nets[name] = perturb(net, apart, seed=10 + index)

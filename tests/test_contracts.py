@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, noise, schema, state
+from eldistill import contract, loop, networks, noise, schema, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import Problem
 
@@ -218,6 +218,40 @@ def test_float64_agrees_with_float32(bench, method, supplement):
     assert distance(start, begun) == 0  # float64 holds the weights of float32
     assert all(value.dtype == torch.float64 for value in high["generator"].values())
     assert distance(low, high) < 1e-4 * distance(begun, high)
+
+
+@with_methods
+@with_labels
+@pytest.mark.parametrize("network", [name for name in networks.available() if name not in ("song", "classifier")])
+def test_every_network_serves_every_method(bench, method, labels, network):
+    """A network is one file: each trains under each method, its weights normalised once a step where it asks for it."""
+    job = bench.job(method, labels=labels, network=network, steps=3)
+    before = {name: copied(net) for name, net in job.nets.items()}
+    after = trained(job)
+    assert all(value.isfinite().all() for weights in after.values() for value in weights.values())
+    assert not same(before["generator"], after["generator"])
+    for name in {"generator", "fake_score"} & set(nets_of(method)):
+        for layer in job.nets[name].modules():
+            if hasattr(layer, "normalise_weight"):
+                held = layer.weight.detach().clone()
+                layer.normalise_weight()
+                torch.testing.assert_close(layer.weight.detach(), held, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in schema.declared("methods", m)])
+def test_uncertainty_is_learned_and_divides(bench, method):
+    """With EDM2's own estimate of its loss: its layer learns, accumulation changes nothing, the generator's loss differs."""
+    module = contract.module("methods", method)
+
+    def run(folder, size=0, **changes):
+        job = bench.job(method, network="edm2", numbers=module.Numbers(**changes), dtype=torch.float64, steps=3, batch=4,
+                        micro_batch=size, optimiser=SMOOTH, folder=folder)  # fmt: skip
+        return trained(job)
+
+    plain, whole, parts = run("plain"), run("whole", uncertainty=True), run("parts", 2, uncertainty=True)
+    layer = "logvar_linear.weight"
+    assert not torch.equal(whole["fake_score"][layer], plain["fake_score"][layer])
+    assert distance(whole, plain) > 1e-6 and distance(whole, parts) < 1e-8
 
 
 @with_methods

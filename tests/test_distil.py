@@ -28,7 +28,9 @@ def made(tmp_path_factory) -> Path:
     values["teacher"][DATA] |= {"n_images": 320, "steps": 3}
     values["distil"] |= {"snapshots": [0, 50, 100], "ticks": 2}
     for name in ("di", "dmd", "dmd2", "sid", "sida", "sid2a", "cd", "ct", "ict", "ect"):
-        small = {"n_images": 64, "batch": 16} | ({"group": 8, "freeze_images": 0, "solo_images": 16} if "a" in name else {})
+        small = {"n_images": 64, "batch": 16} | (
+            {"group": 8, "freeze_images": 0, "solo_images": 16} if "a" in name else {}
+        )
         values["distil"]["methods"][name].setdefault("per_data", {})[DATA] = small
     values["distil"]["methods"]["di"]["per_data"][DATA] |= {"n_images": 64, "batch": 16}
     values["distil"]["supplements"]["regression"]["per_data"] = {"digits": {"pairs": 40}}

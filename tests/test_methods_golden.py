@@ -37,7 +37,7 @@ def leaves(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_sid_sigma():
-    """sid_sigma_from_u: uniform in the warped coordinate; worst error ERR."""
+    """sid_sigma_from_u: uniform in the warped coordinate; worst error 1.5e-16 (tolerance 1e-12)."""
     arrays = golden("sid_sigma_from_u")
     batch = batch_of((1, 1, 1), {"sigma": arrays["u"]})
     sigma = score.identity_sigma(batch, float(arrays["tmax"]) / 1000)
@@ -46,7 +46,9 @@ def test_sid_sigma():
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 def test_sid_loss_and_its_three_gradients(alpha):
-    """sid_generator_arrays: loss map, weight, total, and the gradients at x, D_phi, D_psi; worst error ERR."""
+    """sid_generator_arrays: loss map, weight, total, and the gradients at x, D_phi, D_psi;
+    worst error 1.5e-7 (tolerance 1e-6).
+    """
     arrays = golden("sid_generator_arrays")
     x, real, fake = leaves(arrays["y"], arrays["y_real"], arrays["y_fake"])
     pixels, weight = score.identity_loss(x, real, fake, alpha)
@@ -61,7 +63,7 @@ def test_sid_loss_and_its_three_gradients(alpha):
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("alpha", [1.0, 1.2])
 def test_sid_gradient_through_both_denoisers(alpha, sequential):
-    """sid_generator_linear: the method's own term, the whole gradient at x; worst error ERR."""
+    """sid_generator_linear: the method's own term, the whole gradient at x; worst error 7.1e-7 (tolerance 2e-6)."""
     arrays = golden("sid_generator_linear")
     seen = []
     real, fake = linear(0.25, float(arrays["b_real"])), linear(0.36, float(arrays["b_fake"]))
@@ -74,14 +76,16 @@ def test_sid_gradient_through_both_denoisers(alpha, sequential):
     assert len(seen) == 1 + sequential
     near(seen[0], arrays["sigma"].flatten(), 1e-6)
     near(term.value, arrays[f"total_a{alpha}"], 1e-6)
-    near(term.gradient, arrays[f"grad_x_a{alpha}"], 1e-6)
+    near(term.gradient, arrays[f"grad_x_a{alpha}"], 2e-6)
     noisy = arrays["x"] + arrays["sigma"] * arrays["eps"]
     pixels, _ = score.identity_loss(arrays["x"], real(noisy, arrays["sigma"]), fake(noisy, arrays["sigma"]), alpha)
     near(pixels, arrays[f"loss_map_a{alpha}"], 1e-6)
 
 
 def test_fake_score_loss():
-    """edm_fake_score_loss: the term of SiD and Diff-Instruct and its gradient at D_psi; worst error ERR."""
+    """edm_fake_score_loss: the term of SiD and Diff-Instruct and its gradient at D_psi;
+    worst error 2.0e-7 (tolerance 1e-6).
+    """
     arrays = golden("edm_fake_score_loss")
     (answer,) = leaves(arrays["pred"])
     seen = {}
@@ -121,7 +125,9 @@ class Encoded:
 
 
 def test_sida_fake_score_and_discriminator():
-    """sida_discriminator: both terms, one noise for both images, the gradients at the logits; worst error ERR."""
+    """sida_discriminator: both terms, one noise for both images, the gradients at the logits;
+    worst error 3.1e-7 (tolerance 1e-6).
+    """
     arrays = golden("sida_discriminator")
     fake, real = leaves(arrays["logit_fake"], arrays["logit_real"])
     net = Encoded(fake, real)
@@ -138,7 +144,9 @@ def test_sida_fake_score_and_discriminator():
 
 
 def test_sida_generator():
-    """sida_generator: both halves, the clamp of the logits, the gradient at them; worst error ERR."""
+    """sida_generator: both halves, the clamp of the logits, the gradient at them;
+    worst error 9.1e-8 (tolerance 1e-6).
+    """
     arrays = golden("sida_generator")
     (logits,) = leaves(arrays["logit_map"])
     assert logits.abs().max() > 10
@@ -167,15 +175,15 @@ def test_sida_generator():
 
 
 def test_dmd2_grid():
-    """dmd2_losses: the 1000 levels; worst error ERR."""
+    """dmd2_losses: the 1000 levels; worst error 1.6e-6 (tolerance 3e-6)."""
     arrays = golden("dmd2_losses")
     wanted = arrays["karras_sigmas_ascending_1000"]
     sigma = score.grid_sigma(batch_of((1, 1, 1), {"sigma": torch.arange(1000)}), "sigma", 1000)
-    near(sigma, wanted, 2e-6, entries=True)
+    near(sigma, wanted, 3e-6, entries=True)
 
 
 def test_dmd2_matching():
-    """dmd2_losses: noise level, noisy images, normaliser, value and gradient; worst error ERR."""
+    """dmd2_losses: noise level, noisy images, normaliser, value and gradient; worst error 4.0e-7 (tolerance 1e-6)."""
     arrays = golden("dmd2_losses")
     numbers, seen = dmd2.Numbers(weight_generator=0), []
     low, high = round(numbers.low * numbers.bins), round(numbers.high * numbers.bins)
@@ -200,18 +208,18 @@ def test_dmd2_matching():
 
 
 def test_dmd2_fake_score_loss():
-    """dmd2_losses: the mean denoising loss on the grid; worst error ERR."""
+    """dmd2_losses: the mean denoising loss on the grid; worst error 5.5e-7 (tolerance 2e-6)."""
     arrays = golden("dmd2_losses")
     net = lambda x, sigma, labels, augment_labels: linear(0.36, -0.05)(x, sigma)  # noqa: E731
     net.sigma_data = 0.5
     batch = batch_of((3, 4, 4), {"sigma": arrays["fake_timesteps"], "epsilon": arrays["fake_eps"]})
     terms = dmd2.critic_terms({"fake_score": net}, batch, arrays["x_gen"], dmd2.Numbers(weight_critic=0))
     assert list(terms) == ["denoising"]
-    near(terms["denoising"], arrays["loss_fake_mean"], 1e-5)
+    near(terms["denoising"], arrays["loss_fake_mean"], 2e-6)
 
 
 def test_dmd2_adversarial_losses():
-    """dmd2_losses: both losses of the head and their gradients at the logits; worst error ERR."""
+    """dmd2_losses: both losses of the head and their gradients at the logits; worst error 8.7e-8 (tolerance 1e-6)."""
     arrays = golden("dmd2_losses")
     fake, real = leaves(arrays["logit_fake"], arrays["logit_real"])
     critic, generator = adversarial.critic_loss(fake, real), adversarial.generator_loss(fake)
@@ -239,7 +247,9 @@ def replayed(work: loop.Loop, steps: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("micro_batch", [0, 1])
 @pytest.mark.parametrize("sequential", [False, True])
 def test_trajectory_of_sid(tape, tmp_path, micro_batch, sequential):
-    """trajectory_sid: four iterations of fake_score, generator, average, with Adam; worst error ERR."""
+    """trajectory_sid: four iterations of fake_score, generator, average, with Adam;
+    worst error 1.6e-7 (tolerance 1e-6),
+    of the generator's signed loss 1.2e-6 (1e-5)."""
     arrays = golden("trajectory_sid")
     teacher, numbers = Affine(0.8, 0.1), sid.Numbers(sequential=sequential)
     renamed = {"fake_score/sigma": "zn_fake", "fake_score/epsilon": "eps_fake",
@@ -260,7 +270,8 @@ def test_trajectory_of_sid(tape, tmp_path, micro_batch, sequential):
 @pytest.mark.parametrize("micro_batch", [0, 1])
 def test_trajectory_of_dmd2(tape, tmp_path, micro_batch):
     """trajectory_dmd2_ttur: seven iterations, two of them with the generator, whose images are used again, with
-    AdamW and clipping; the first gradient of the generator is zero and only the decay moves it; worst error ERR.
+    AdamW and clipping; the first gradient of the generator is zero and only the decay moves it; worst error 6.9e-7
+    (tolerance 1e-6), of the matching loss 9.7e-6 (2e-5).
     """
     arrays = golden("trajectory_dmd2_ttur")
     teacher, numbers = Affine(0.8, 0.1), dmd2.Numbers(weight_generator=0, weight_critic=0)
@@ -301,7 +312,8 @@ def toys_of_cm() -> dict:
 
 
 def test_cm_scalings():
-    """cm_scalings: c_skip, c_out, c_in of the student and of its teacher, and the teacher's label; worst error ERR.
+    """cm_scalings: c_skip, c_out, c_in of the student and of its teacher, and the teacher's label;
+    worst error 8.6e-8 (tolerance 1e-6).
 
     The label 250 ln sigma of OpenAI's own networks is in the file too; we have none of those networks.
     """
@@ -319,7 +331,9 @@ def test_cm_scalings():
 
 
 def test_cm_levels_and_teacher_steps():
-    """cm_losses_N18: t, t', x_t, Euler's and Heun's point, the outputs of student and target; worst error ERR."""
+    """cm_losses_N18: t, t', x_t, Euler's and Heun's point, the outputs of student and target;
+    worst error 1.3e-7 (tolerance 1e-6).
+    """
     arrays, nets = golden("cm_losses_N18"), toys_of_cm()
     batch = batch_of((3, 4, 4), {"sigma": arrays["indices"]})
     t, lower = consistency.LEVELS["fixed"](batch, grid_of_cm(n=int(arrays["N"])))
@@ -339,7 +353,8 @@ def test_cm_levels_and_teacher_steps():
 @pytest.mark.parametrize(("source", "name"), [("teacher", "cd_heun"), ("data", "ct")])
 def test_cm_losses(source, name, kind):
     """cm_losses_N18: the method's own term for CD and CT, the distance of each image, the gradient with respect to
-    the student's scale; worst error ERR.
+    the student's scale; worst error 5.1e-6 (tolerance 1e-5), of the gradient 1.6e-5 (3e-5): differences of nearly equal
+    float32 numbers.
     """
     arrays, nets = golden("cm_losses_N18"), toys_of_cm()
     told = {"sigma": arrays["indices"], "epsilon": arrays["noise"]}
@@ -354,7 +369,7 @@ def test_cm_losses(source, name, kind):
 
 
 def test_cm_two_steps():
-    """cm_two_step_sampling: both steps, and the levels chosen from the grids; worst error ERR.
+    """cm_two_step_sampling: both steps, and the levels chosen from the grids; worst error 1.3e-7 (tolerance 1e-6).
 
     The authors clip the last image too, which we leave to the decoding.
     """
@@ -375,7 +390,7 @@ def test_cm_two_steps():
 @pytest.mark.parametrize(("name", "last", "mu"), [("cifar", 150, 0.9), ("imagenet", 200, 0.95)])
 def test_ct_schedules(name, last, mu):
     """ct_schedules: the entries of the grid and the weight of the target's past, whatever the batch; N is exact, worst
-    error of mu ERR.
+    error of mu 2.9e-8 (tolerance 1e-7).
     """
     arrays = golden("ct_schedules")
     numbers = consistency.Numbers(levels="growing", target="growing", first=2, last=last, mu=mu)
@@ -400,13 +415,14 @@ ICT = {"levels": "doubling", "choice": "lognormal", "first": 10, "last": 1280}
 
 @pytest.mark.parametrize("n", [11, 21, 41, 1281])
 def test_ict_grids_probabilities_and_weights(n):
-    """ict_derived, from the paper's formulas: levels, probabilities of intervals, weights; worst error ERR."""
+    """ict_derived, from the paper's formulas: levels, probabilities of intervals, weights; worst error 2.9e-13
+    (tolerance 1e-12)."""
     arrays, numbers = golden("ict_derived"), consistency.Numbers(**ICT)
     grid = noise.karras_sigmas(n)
     near(grid.flip(0), arrays[f"sigmas_N{n}"], 1e-12)
     mass = consistency.interval_probabilities(grid, numbers.P_mean, numbers.P_std)
     near((mass / mass.sum()).flip(0), arrays[f"prob_N{n}"], 1e-12)
-    near(consistency.WEIGHTS["inverse"](grid[:-1], grid[1:], 0.5).flip(0), arrays[f"weight_N{n}"], 1e-9)
+    near(consistency.WEIGHTS["inverse"](grid[:-1], grid[1:], 0.5).flip(0), arrays[f"weight_N{n}"], 1e-12)
 
 
 def test_ict_interval_from_a_uniform_number():
@@ -441,7 +457,9 @@ def test_ict_grid_reaches_its_end(last):
 
 
 def test_ict_distance():
-    """ict_derived: the pseudo-Huber distance and its constant from the number of pixels; worst error ERR."""
+    """ict_derived: the pseudo-Huber distance and its constant from the number of pixels;
+    worst error 1.8e-16 (tolerance 1e-6).
+    """
     arrays, numbers = golden("ict_derived"), consistency.Numbers(distance="huber")
     a, b = arrays["ph_a"], arrays["ph_b"]
     near((a - b).square().sum(dim=(1, 2, 3)), arrays["ph_sq_l2"], 1e-6)
@@ -460,7 +478,9 @@ def test_ict_distance():
 
 @pytest.mark.parametrize(("q", "stages"), [(2, 9), (4, 5), (256, 1)])
 def test_ect_lower_level(q, stages):
-    """ect_t_to_r: r(t) at every stage, by the formula and by the method's progress; worst error ERR of t."""
+    """ect_t_to_r: r(t) at every stage, by the formula and by the method's progress;
+    worst error 6.3e-8 (tolerance 1e-6) of t.
+    """
     arrays = golden("ect_t_to_r")
     t = arrays["t"]
     for stage in range(stages):
@@ -478,8 +498,10 @@ def test_ect_lower_level(q, stages):
 @pytest.mark.parametrize("targets", ["all", "needed"])
 @pytest.mark.parametrize(("q", "stage", "c"), [(2, 0, 0.0), (2, 3, 0.0), (256, 0, 0.0), (4, 1, 0.06)])
 def test_ect_losses(q, stage, c, targets):
-    """ect_losses: levels, the method's own term for each image and for all, its gradient with respect to F's slope, both
-    weightings; worst error ERR.
+    """ect_losses: levels, the method's own term for each image and for all, its gradient with respect to F's slope,
+    both
+    weightings; worst error 8.2e-7 (tolerance 3e-6), of the gradient 2.5e-6 (1e-5) and 4.7e-5 (2e-4) at q 256; in float32,
+    because t - r is the rounded difference of two rounded levels.
     """
     arrays, key = golden("ect_losses"), f"q{q}_s{stage}_c{c}"
     numbers = consistency.Numbers(
@@ -507,7 +529,8 @@ def test_ect_losses(q, stage, c, targets):
 
 
 def test_ect_scalings():
-    """ect_precond: plain in training, with the identity at 0.003 where the generator is sampled; worst error ERR."""
+    """ect_precond: plain in training, with the identity at 0.003 where the generator is sampled; worst error 7.2e-8
+    (tolerance 1e-6)."""
     arrays = golden("ect_precond")
     numbers = consistency.Numbers(boundary="sampling", sigma_min=0.003)
     student = consistency.generator(Scaled(None), None, numbers)

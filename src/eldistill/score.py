@@ -24,6 +24,37 @@ def student(teacher: torch.nn.Module, start: torch.nn.Module | None) -> torch.nn
     return copy.deepcopy(teacher if start is None else start)
 
 
+# --- functions of the contract, for methods that need no others ---
+
+
+def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers) -> torch.nn.Module:
+    """The student before training."""
+    return student(teacher, start)
+
+
+def networks(teacher: torch.nn.Module, numbers, seed: int) -> dict[str, torch.nn.Module]:
+    """The extra network: fake_score, a copy of the teacher. Raises Problem if it could not be told augmentations."""
+    if getattr(numbers, "augment", 0) and teacher.augment_dim != 9:
+        raise Problem(
+            f"params.yaml: augment is {numbers.augment}, but the teacher knows no augmentation labels; "
+            "set augment to 0 or train the teacher with augment above 0"
+        )
+    return {"fake_score": copy.deepcopy(teacher)}
+
+
+def generate(nets: dict, batch: Batch, numbers) -> torch.Tensor:
+    """One-step images from numbers.sigma_init, [n, c, h, w], encoded."""
+    return one_step(nets, batch, numbers.sigma_init)
+
+
+def sampler(numbers) -> dict:
+    """How the finished generator is sampled: one step from numbers.sigma_init."""
+    return {"steps": {"1": [numbers.sigma_init]}}
+
+
+# --- what they call ---
+
+
 def phases(images: str, every: int = 1, generator_first: bool = False) -> list[Phase]:
     """One step of fake_score an iteration, one of the generator every `every` iterations.
 
@@ -64,15 +95,6 @@ def denoising(net, batch: Batch, images, mean: float, std: float, augmentation: 
         u = net.logvar(sigma)
         loss = loss / u.exp() + u
     return loss.sum(dim=(1, 2, 3)).mean()
-
-
-def check_augmentation(teacher: torch.nn.Module, probability: float) -> None:
-    """Raise Problem if fake_score could not be told how its images were augmented."""
-    if probability and teacher.augment_dim != 9:
-        raise Problem(
-            f"params.yaml: augment is {probability}, but the teacher knows no augmentation labels; "
-            "set augment to 0 or train the teacher with augment above 0"
-        )
 
 
 # --- distribution matching (Yin et al. 2024, arXiv 2311.18828, eq. 7 and 8) ---

@@ -12,7 +12,6 @@ mask in train mode), and the labels of the two phases are drawn independently.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,10 @@ import torch
 from eldistill import noise, score
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.schema import number
+from eldistill.score import generate as generate
+from eldistill.score import generator as generator
+from eldistill.score import networks as networks
+from eldistill.score import sampler as sampler
 
 VERSION = 1
 
@@ -43,22 +46,6 @@ def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
     return score.phases(numbers.images)
 
 
-def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
-    """The student before training."""
-    return score.student(teacher, start)
-
-
-def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
-    """The extra network: fake_score, a copy of the teacher."""
-    score.check_augmentation(teacher, numbers.augment)
-    return {"fake_score": copy.deepcopy(teacher)}
-
-
-def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
-    """One-step images D(sigma_init z; sigma_init), [n, c, h, w], encoded."""
-    return score.one_step(nets, batch, numbers.sigma_init)
-
-
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
     """EDM's denoising loss of fake_score on generated images, summed over pixels, mean over images."""
     return {
@@ -79,8 +66,3 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 def kl_term(difference: torch.Tensor, images: torch.Tensor) -> AtImages:
     """Value and gradient of mean over images of <sg[D_fake - D_teacher], x>; both arguments [n, c, h, w]."""
     return AtImages((difference * images).sum() / len(images), difference / len(images))
-
-
-def sampler(numbers: Numbers) -> dict:
-    """How the finished generator is sampled: one step from sigma_init."""
-    return {"steps": {"1": [numbers.sigma_init]}}

@@ -10,7 +10,6 @@ Labels are those of real images.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,10 @@ import torch
 from eldistill import score
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.schema import number
+from eldistill.score import generate as generate
+from eldistill.score import generator as generator
+from eldistill.score import networks as networks
+from eldistill.score import sampler as sampler
 
 VERSION = 1
 
@@ -41,21 +44,6 @@ def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
     return score.phases(numbers.images, generator_first=True)
 
 
-def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
-    """The student before training."""
-    return score.student(teacher, start)
-
-
-def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
-    """The extra network: fake_score, a copy of the teacher."""
-    return {"fake_score": copy.deepcopy(teacher)}
-
-
-def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
-    """One-step images, [n, c, h, w], encoded."""
-    return score.one_step(nets, batch, numbers.sigma_init)
-
-
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
     """fake_score's denoising loss on the grid, mean over pixels and images."""
     return {"denoising": score.matching_denoising(nets["fake_score"], batch, images, numbers.bins)}
@@ -65,8 +53,3 @@ def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Number
 def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
     """The normalised difference of the denoisers, as half a squared distance (its value is flat by construction)."""
     return {"matching": score.matching(nets, batch, images(), numbers.bins, numbers.low, numbers.high)}
-
-
-def sampler(numbers: Numbers) -> dict:
-    """How the finished generator is sampled: one step from sigma_init."""
-    return {"steps": {"1": [numbers.sigma_init]}}

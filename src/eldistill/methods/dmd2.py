@@ -18,6 +18,9 @@ import torch
 from eldistill import adversarial, score
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.schema import number
+from eldistill.score import generate as generate
+from eldistill.score import generator as generator
+from eldistill.score import sampler as sampler
 
 VERSION = 1
 
@@ -46,19 +49,9 @@ def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
     return score.phases(numbers.images, numbers.every, generator_first=True)
 
 
-def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
-    """The student before training."""
-    return score.student(teacher, start)
-
-
 def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
     """The extra network: fake_score, a copy of the teacher, with a head on its encoder."""
     return {"fake_score": adversarial.add_head(copy.deepcopy(teacher), seed)}
-
-
-def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
-    """One-step images, [n, c, h, w], encoded."""
-    return score.one_step(nets, batch, numbers.sigma_init)
 
 
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
@@ -80,8 +73,3 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
         weight = numbers.weight_generator
         terms["adversarial"] = AtImages(weight * value, weight * gradient)
     return terms
-
-
-def sampler(numbers: Numbers) -> dict:
-    """How the finished generator is sampled: one step from sigma_init."""
-    return {"steps": {"1": [numbers.sigma_init]}}

@@ -8,7 +8,6 @@ Departure from the authors' code: a NaN stops the run; theirs drops the images t
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,10 @@ import torch
 from eldistill import score
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.schema import number
+from eldistill.score import generate as generate
+from eldistill.score import generator as generator
+from eldistill.score import networks as networks
+from eldistill.score import sampler as sampler
 
 VERSION = 1
 
@@ -46,22 +49,6 @@ def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
     return score.phases(numbers.images)
 
 
-def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
-    """The student before training."""
-    return score.student(teacher, start)
-
-
-def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
-    """The extra network: fake_score, a copy of the teacher."""
-    score.check_augmentation(teacher, numbers.augment)
-    return {"fake_score": copy.deepcopy(teacher)}
-
-
-def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
-    """One-step images, [n, c, h, w], encoded."""
-    return score.one_step(nets, batch, numbers.sigma_init)
-
-
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
     """EDM's denoising loss of fake_score on generated images, summed over pixels, mean over images."""
     loss = score.denoising(
@@ -88,8 +75,3 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
         x, shift, numbers.sequential,
     )  # fmt: skip
     return {"identity": AtImages(value.detach(), gradient)}
-
-
-def sampler(numbers: Numbers) -> dict:
-    """How the finished generator is sampled: one step from sigma_init."""
-    return {"steps": {"1": [numbers.sigma_init]}}

@@ -12,7 +12,6 @@ so that the machine does not change the loss. A frozen generator's loss is not c
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,10 @@ from torch.nn import functional as F
 from eldistill import adversarial, noise, score
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.schema import number
+from eldistill.score import generate as generate
+from eldistill.score import generator as generator
+from eldistill.score import networks as networks
+from eldistill.score import sampler as sampler
 
 VERSION = 1
 
@@ -59,22 +62,6 @@ def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
 def group(numbers: Numbers) -> int:
     """Images that stay in one micro-batch."""
     return numbers.group
-
-
-def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers: Numbers) -> torch.nn.Module:
-    """The student before training."""
-    return score.student(teacher, start)
-
-
-def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str, torch.nn.Module]:
-    """The extra network: fake_score, a copy of the teacher, whose encoder is the discriminator."""
-    score.check_augmentation(teacher, numbers.augment)
-    return {"fake_score": copy.deepcopy(teacher)}
-
-
-def generate(nets: dict, batch: Batch, numbers: Numbers) -> torch.Tensor:
-    """One-step images, [n, c, h, w], encoded."""
-    return score.one_step(nets, batch, numbers.sigma_init)
 
 
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
@@ -141,8 +128,3 @@ def objective(x, real, fake, logits, u, numbers: Numbers, solo: bool):
         1 / (weight * u.exp()).flatten(), fooled, numbers.group
     )  # fmt: skip
     return (identity + own) / 2, identity / 2, own / 2
-
-
-def sampler(numbers: Numbers) -> dict:
-    """How the finished generator is sampled: one step from sigma_init."""
-    return {"steps": {"1": [numbers.sigma_init]}}
