@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_methods import Gaussian
 from torch import nn
-from toys import batch_of
+from toys import Images, batch_of
 
-from eldistill import adversarial, loop, noise
+from eldistill import adversarial, contract, loop, noise
 from eldistill.files import Problem
-from eldistill.methods import sida
+from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan
 
 # Generated and real images occur at four places, so often.
@@ -206,7 +206,46 @@ def test_generated_and_real_images_have_noise_of_their_own():
     assert not gradient.requires_grad and not value.requires_grad
 
 
+def test_dmd2_weighs_its_adversarial_terms():
+    """The losses of the head times their factors, beside those of distribution matching; none at a factor of zero."""
+    generator = torch.Generator().manual_seed(0)
+    images, reals = (torch.randn(3, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    batch, net = (
+        contract.Batch(noise.Draw(0, "any", 0, 3, dtype=torch.float64), None, (1, 2, 2), None, Images(reals)),
+        Squares(),
+    )
+    nets, numbers = (
+        {"fake_score": net, "teacher": Gaussian(0.5, 0.5)},
+        dmd2.Numbers(weight_generator=0.3, weight_critic=0.2),
+    )
+    terms = dmd2.generator_terms(nets, batch, lambda: images, numbers)
+    value, gradient = adversarial.at_images(net, batch, images, 1000, "head")
+    assert list(terms) == ["matching", "adversarial"]
+    torch.testing.assert_close(terms["adversarial"].value, 0.3 * value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms["adversarial"].gradient, 0.3 * gradient, rtol=1e-12, atol=0)
+    terms = dmd2.critic_terms(nets, batch, images, numbers)
+    assert list(terms) == ["denoising", "adversarial"]
+    wanted = 0.2 * adversarial.critic(net, batch, images, 1000, "head")
+    torch.testing.assert_close(terms["adversarial"], wanted, rtol=1e-12, atol=0)
+    off = dmd2.Numbers(weight_generator=0, weight_critic=0)
+    assert list(dmd2.generator_terms(nets, batch, lambda: images, off)) == ["matching"]
+    assert list(dmd2.critic_terms(nets, batch, images, off)) == ["denoising"]
+
+
 # --- the supplement gan ---
+
+
+def test_gan_weighs_its_critic():
+    """fake_score and head learn the critic's loss times weight_critic; nothing where the supplement is off."""
+    images, reals = torch.ones(3, 1, 2, 2).double(), torch.zeros(3, 1, 2, 2).double()
+    batch, net = (
+        contract.Batch(noise.Draw(0, "any", 0, 3, dtype=torch.float64), None, (1, 2, 2), None, Images(reals)),
+        Squares(),
+    )
+    terms = gan.critic_terms(None, {"fake_score": net}, batch, images, gan.Numbers(weight_critic=0.2))
+    wanted = 0.2 * adversarial.critic(net, batch, images, 1000, "gan")
+    torch.testing.assert_close(terms["adversarial"], wanted, rtol=1e-12, atol=0)
+    assert gan.critic_terms(None, {"fake_score": net}, batch, images, gan.Numbers(weight=0.0)) == {}
 
 
 def test_gan_needs_a_fake_score(bench):
@@ -225,7 +264,7 @@ def test_gan_sees_the_batch_in_parts(bench, micro_batch):
     gan.networks(nets, tools, gan.Numbers(), 0)
     nets["fake_score"].requires_grad_(False)
     draw = noise.Draw(0, "generator", 0, 7, dtype=torch.float64)
-    batch = adversarial.Batch(draw, None, (1, 8, 8), None)
+    batch = contract.Batch(draw, None, (1, 8, 8), None)
     images = draw.normal("images", 1, 8, 8)
     term = gan.generator_terms(tools, images, batch, gan.Numbers())["adversarial"]
     value, gradient = adversarial.at_images(nets["fake_score"], batch, images, 1000, "gan")

@@ -184,3 +184,38 @@ def test_a_start_that_cannot_be_is_one_sentence(project, capsys, start, words):
     assert __main__.main(["distil", f"{DATA}/di/none/0"]) == 2
     error = capsys.readouterr().err
     assert words in error and "start_from" in error and error.count("\n") == 1
+
+
+def test_impossible_levels_of_dmd_are_one_sentence(project, capsys):
+    for method in ("dmd", "dmd2"):
+        change(method, low=0.7, high=0.3)
+        assert __main__.main(["distil", f"{DATA}/{method}/none/6"]) == 2
+        assert "expected low below high" in capsys.readouterr().err
+
+
+def test_a_broken_generator_is_never_shown(project, tmp_path, capsys):
+    """A NaN in a weight: sampling ends with exit code 1 and a sentence, and writes no picture."""
+    generator = run("di/none/0")
+    next(generator.network.parameters()).fill_(float("nan"))
+    sampling.save_generator(tmp_path / "g.safetensors", generator.network, generator.about)
+    capsys.readouterr()
+    assert __main__.main(["sample", "--generator", str(tmp_path / "g.safetensors"), "--grid", str(tmp_path / "g.png")]) == 1
+    assert "not a number" in capsys.readouterr().err and not (tmp_path / "g.png").exists()
+
+
+def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeypatch):
+    """CD from the generator of another run: its target, a running average, begins at that generator."""
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["distil"]["methods"]["cd"]["start_from"] = "sid/none"
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    seen = {}
+
+    class Watched(loop.Loop):
+        def run(self):
+            seen.update({name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in self.nets.items()})
+            return super().run()
+
+    run("sid/none/7")
+    monkeypatch.setattr(distil.loop, "Loop", Watched)
+    run("cd/none/7")
+    assert same(seen["target"], seen["generator"]) and same(seen["target"], weights("sid/none/7"))

@@ -417,3 +417,26 @@ def test_flip_mirrors_half():
     consistency.generator_terms({"generator": net, "teacher": None}, batch, None, numbers)
     wanted = torch.stack([images[0].flip(2), images[1], images[2].flip(2)])
     assert all(torch.equal(x, wanted) for x in seen) and len(seen) == 2
+
+
+@pytest.mark.parametrize("n", [2, 3, 18])
+def test_every_interval_is_drawn_equally_often(n):
+    """uniform: each of the n - 1 intervals of the grid, and nothing outside it."""
+    draw = noise.Draw(0, "any", 0, 20_000, dtype=torch.float64)
+    batch = contract.Batch(draw, None, (1, 1, 1), Progress(0, 0, 100))
+    sigma, lower = consistency.LEVELS["fixed"](batch, consistency.Numbers(n=n))
+    levels, counts = sigma.unique(return_counts=True)
+    grid = noise.karras_sigmas(n).flip(0)
+    assert torch.equal(levels, grid[1:]) and torch.equal(lower.unique(), grid[:-1])
+    expected = 20_000 / (n - 1)
+    assert (counts - expected).abs().max() < 4.5 * expected**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("c", [0.0, 0.06, None])
+def test_equal_images_have_no_slope(dtype, c):
+    """The root of the pseudo-Huber distance is finite where the images are equal, also for c = 0."""
+    a = torch.ones(2, 1, 2, 2, dtype=dtype, requires_grad=True)
+    value = consistency.distance(a, a.detach(), consistency.Numbers(c=c))
+    (slope,) = torch.autograd.grad(value.sum(), a)
+    assert value.abs().max() < 1e-7 and not slope.any()

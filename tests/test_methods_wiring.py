@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import linear
+from toys import batch_of, linear
 
-from eldistill import adversarial, contract, loop, noise, score
+from eldistill import adversarial, contract, loop, noise, sampling, score
 from eldistill.contract import Batch, Phase, Progress
 from eldistill.files import Problem
 from eldistill.methods import consistency, diff_instruct, dmd, dmd2, sid, sida
@@ -194,6 +194,20 @@ def test_augmentation_needs_a_teacher_that_knows_it(bench, method):
 # --- numbers and samplers ---
 
 
+def test_clip_value_bounds_each_entry(bench):
+    """Of the gradient (SiDA's recipe for fake_score): larger entries keep their sign, smaller ones their value."""
+    gradients = []
+    for index, bound in enumerate((0.0, 1.0)):
+        job = bench.job(bench.only(sida, "fake_score"), numbers=sida.Numbers(), dtype=torch.float64,
+                        optimiser={"clip_value": bound}, folder=f"state-{index}")  # fmt: skip
+        loop.Loop(job).iterate()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in job.nets["fake_score"].parameters() if p.grad is not None])
+        )
+    assert gradients[0].abs().max() > 1
+    assert torch.equal(gradients[1], gradients[0].clamp(-1, 1))
+
+
 def test_weight_of_score_identity_has_a_floor():
     """w is at least 1e-5 and has no gradient: equal images give finite numbers."""
     x = torch.ones(2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -239,3 +253,23 @@ def test_start_from_another_run(bench):
     for method in (diff_instruct, sid, sida, dmd):
         fake = method.networks(teacher, method.Numbers(), 0)["fake_score"]
         assert all(torch.equal(a, b) for a, b in zip(fake.parameters(), teacher.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(("renoise", "added"), [("boundary", (0.8**2 - 0.1**2) ** 0.5), ("whole", 0.8)])
+def test_noise_and_clipping_between_steps(renoise, added, clip):
+    """f(f(80 z) + s n): s as the sampler says, after a clipping to the range of pixels; the last image is not clipped."""
+    codec = {"mean": 0.4, "std": 0.2}  # pixels from -1 to 1.5
+    settings = {"steps": {"2": [80.0, 0.8]}, "boundary": 0.1, "renoise": renoise, "clip": clip}
+    described = {"shape": [1, 2, 2], "codec": codec, "sampler": settings}
+    generator = sampling.Generator(lambda x, sigma, labels: x * (3 + sigma).reshape(-1, 1, 1, 1) / 50, described)
+    z, fresh = (
+        torch.linspace(-2, 2, 8).double().reshape(2, 1, 2, 2),
+        torch.linspace(1, -1, 8).double().reshape(2, 1, 2, 2),
+    )
+    draw = batch_of((1, 2, 2), {"z": z, "renoise/1": fresh}).draw
+    found = sampling.few_steps(generator, draw, None, sampling.sigmas_of(generator, 2))
+    first = 80 * z * 83 / 50
+    assert first.max() > 1.5
+    wanted = (first.clamp(-1, 1.5) if clip else first) + added * fresh
+    torch.testing.assert_close(found, wanted * 3.8 / 50, rtol=1e-12, atol=1e-12)

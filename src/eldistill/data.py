@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill.files import Problem, fetch, load_tensors, save_tensors
+from eldistill.files import NonFinite, Problem, fetch, load_tensors, save_tensors
 
 VERSION = 1
 SIGMA_DATA = 0.5
@@ -35,7 +35,13 @@ def encode(images: torch.Tensor, codec: dict, dtype: torch.dtype = torch.float32
 
 
 def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
-    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same)."""
+    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same).
+
+    Raises NonFinite for a NaN, which a cast would hide as a black pixel.
+    """
+    if bool(x.isnan().any()):
+        raise NonFinite(f"an image is not a number in {int(x.isnan().sum())} of its values, shape {tuple(x.shape)}; "
+                        "the network that made it is broken")  # fmt: skip
     level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
     return (level + 0.5).clamp(0, 255).to(torch.uint8)
 

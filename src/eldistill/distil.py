@@ -56,6 +56,8 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         start, before = begun.network, begun.about["n_images_before"] + begun.about["n_images"]
     key = noise.stream_seed(recipe["seed"], "initialisation")
     nets = {"generator": method.generator(teacher, start, numbers), **method.networks(teacher, numbers, key)}
+    if start is not None and "target" in nets:
+        nets["target"].load_state_dict(nets["generator"].state_dict())  # the average of a generator starts at it
     supplements = _supplements(recipe, upstream, reals, site, method.sampler(numbers)["steps"]["1"][0])
     for each in supplements:
         if hasattr(each.module, "networks"):

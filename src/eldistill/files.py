@@ -27,6 +27,10 @@ class Problem(Exception):
     """Something the user can put right. Its text says what was found, what was expected, what to type next."""
 
 
+class NonFinite(Exception):
+    """A NaN or an infinity: says where, in which term, in which tensor."""
+
+
 def canonical(value) -> str:
     """JSON with sorted keys and no blanks: equal values give equal text, 1 and 1.0 too."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -21,13 +21,10 @@ import torch
 
 from eldistill import noise, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
 
 VERSION = 1
-
-
-class NonFinite(Exception):
-    """A NaN or an infinity: says at which step, in which term, in which tensor."""
 
 
 class Stopped(Exception):

@@ -17,6 +17,7 @@ import torch
 
 from eldistill import adversarial, score
 from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.files import Problem
 from eldistill.schema import number
 from eldistill.score import generate as generate
 from eldistill.score import generator as generator
@@ -42,6 +43,10 @@ class Numbers:
         "reuse", "reuse: fake_score learns from the images of the generator's step; fresh: from its own, one pass more",
         choices=("reuse", "fresh"),
     )  # fmt: skip
+
+    def __post_init__(self):
+        if self.low >= self.high:
+            raise Problem(f"params.yaml: low is {self.low} and high {self.high} of dmd2; expected low below high")
 
 
 def phases(numbers: Numbers, progress: Progress) -> list[Phase]:

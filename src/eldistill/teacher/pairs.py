@@ -34,6 +34,8 @@ def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, de
             classes = draw.integers("label", about["label_dim"]) if about["label_dim"] else torch.full((size,), -1)
             labels = torch.nn.functional.one_hot(classes, about["label_dim"]).to(z) if about["label_dim"] else None
             images = sampling.heun(net, z, labels, recipe["steps"]).float()
+            if not bool(images.isfinite().all()):
+                raise files.NonFinite(f"the teacher's images {done} to {done + size - 1} are not finite; it is broken")
             arrays = {"z": z, "images": images, "labels": classes}
             with files.atomic(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **{key: value.cpu().numpy() for key, value in arrays.items()})
