@@ -199,7 +199,10 @@ def test_a_broken_generator_is_never_shown(project, tmp_path, capsys):
     next(generator.network.parameters()).fill_(float("nan"))
     sampling.save_generator(tmp_path / "g.safetensors", generator.network, generator.about)
     capsys.readouterr()
-    assert __main__.main(["sample", "--generator", str(tmp_path / "g.safetensors"), "--grid", str(tmp_path / "g.png")]) == 1
+    assert (
+        __main__.main(["sample", "--generator", str(tmp_path / "g.safetensors"), "--grid", str(tmp_path / "g.png")])
+        == 1
+    )
     assert "not a number" in capsys.readouterr().err and not (tmp_path / "g.png").exists()
 
 

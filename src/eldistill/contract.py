@@ -29,7 +29,8 @@ A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it
     critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
 
 generator_terms and weight come together. base and own are root mean squares of the two gradients where they meet: at
-the images, or at the weights if the base loss has no gradient at the images. `memory` is a dict of floats that is
+the images, or at the generator's last layer if the base loss has no gradient at the images; there, and only there, base
+holds the direct terms of other supplements too. `memory` is a dict of floats that is
 saved with the state. Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
 """
 

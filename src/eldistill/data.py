@@ -37,10 +37,10 @@ def encode(images: torch.Tensor, codec: dict, dtype: torch.dtype = torch.float32
 def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
     """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same).
 
-    Raises NonFinite for a NaN, which a cast would hide as a black pixel.
+    Raises NonFinite for a NaN or an infinity, which a cast would hide as a black or a white pixel.
     """
-    if bool(x.isnan().any()):
-        raise NonFinite(f"an image is not a number in {int(x.isnan().sum())} of its values, shape {tuple(x.shape)}; "
+    if not bool(x.isfinite().all()):
+        raise NonFinite(f"an image is not finite in {int((~x.isfinite()).sum())} of its values, shape {tuple(x.shape)}; "
                         "the network that made it is broken")  # fmt: skip
     level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
     return (level + 0.5).clamp(0, 255).to(torch.uint8)

@@ -53,6 +53,11 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     start, before = None, 0
     if upstream.get("start"):
         begun = sampling.load_generator(upstream["start"], site.device)
+        levels = [each["steps"]["1"][0] for each in (begun.about["sampler"], method.sampler(numbers))]
+        if levels[0] != levels[1]:
+            raise Problem(
+                f"{upstream['start']} starts from noise of level {levels[0]}, this method from {levels[1]}; make them equal"
+            )
         start, before = begun.network, begun.about["n_images_before"] + begun.about["n_images"]
     key = noise.stream_seed(recipe["seed"], "initialisation")
     nets = {"generator": method.generator(teacher, start, numbers), **method.networks(teacher, numbers, key)}
@@ -92,7 +97,8 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
     whole = whole or {"params": recipe}
     lineage = {
-        "run": whole.get("name"), "method": values["file"], "n_images": total, "teacher_sha256": files.sha256(upstream["teacher"]),
+        "run": whole.get("name"), "method": (whole.get("name") or "/").split("/")[1], "file": values["file"], "n_images": total,
+        "teacher_sha256": files.sha256(upstream["teacher"]),
         "upstream": whole.get("upstream"), "git_commit": _git("rev-parse", "HEAD"), "params": whole["params"],
     }  # fmt: skip
     finished = {**described, "n_images": total, "lineage": lineage}

@@ -279,20 +279,24 @@ class Loop:
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
         total = base
-        strength = _rms([base])
+        strength = _rms(base)
         self._count("generator.base_rms", strength)
         for each in self.at_images:
             own = self._own_gradient(each, images, batch)
-            weight = self._weigh(each, strength, _rms([own]), batch)
+            weight = self._weigh(each, strength, _rms(own), batch)
             if weight:
                 total = total + weight * own
         return total
 
     def _meet_at_weights(self, images: torch.Tensor, batch: Batch, pull: Callable[[torch.Tensor], None]) -> None:
-        """The base loss has no gradient at the images: those of base and supplements meet at the weights."""
+        """The base loss has no gradient at the images: those of base and supplements meet at the weights.
+
+        Their strengths are compared at the last layer, the nearest thing to the images that both pass.
+        """
         weights = [p for _, p in self.named["generator"]]
         base = [p.grad for p in weights]
-        strength = _rms(base)
+        last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
+        strength = _rms(base[last])
         self._count("generator.base_rms", strength)
         total = base
         for each in self.at_images:
@@ -300,7 +304,7 @@ class Loop:
                 p.grad = None
             pull(self._own_gradient(each, images, batch))
             own = [p.grad for p in weights]
-            weight = self._weigh(each, strength, _rms(own), batch)
+            weight = self._weigh(each, strength, _rms(own[last]), batch)
             if weight:
                 total = [
                     a if b is None else weight * b if a is None else a + weight * b
@@ -428,10 +432,9 @@ class Loop:
         self.job.say(f"continuing at {self.n_images} of {self.job.training.n_images} images")
 
 
-def _rms(tensors: list[torch.Tensor | None]) -> float:
-    """Root of the mean square over all entries, in float64; 0 for nothing."""
-    there = [tensor.flatten().double() for tensor in tensors if tensor is not None]
-    return float(torch.cat(there).square().mean().sqrt()) if there else 0.0
+def _rms(tensor: torch.Tensor) -> float:
+    """Root of the mean square over all entries, in float64."""
+    return float(tensor.double().square().mean().sqrt())
 
 
 def _memory(device: str) -> str:

@@ -264,6 +264,13 @@ class Params:
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self._named(kind):
                 self._unknown(f"{kind} of the run {text}", name, self._named(kind))
+        chain = self._chain("method", run.method, "method")
+        own = [*chain, *(each.get("per_data", {}).get(data, {}) for each in chain for data in self._ancestry(run.data))]
+        if not any("n_images" in each for each in own):
+            raise Problem(
+                f"params.yaml: distil.methods.{run.method} has no numbers for the data {run.data}; "
+                f"give it a block under per_data.{run.data} with n_images, batch and rates"
+            )
         if len(set(run.supplements)) < len(run.supplements):
             raise Problem(f"the run {text} names a supplement twice; expected each once")
         return run

@@ -48,6 +48,22 @@ USES = {
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
 
+def uses(module: str) -> tuple[str, ...]:
+    """What a module is built on: USES, or for one that is not listed there (a new method) what it imports."""
+    return USES[module] if module in USES else _imported(module)
+
+
+@functools.cache
+def _imported(module: str) -> tuple[str, ...]:
+    there, found = versions(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eldistill":
+            base = "/".join(node.module.split(".")[1:])
+            found |= {base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)}
+    folder = module.rpartition("/")[0]
+    return tuple(sorted(found & there.keys())) if folder in ("methods", "supplements") else ()
+
+
 @functools.cache
 def version(module: str) -> int:
     """The literal VERSION of src/eldistill/<module>.py, read without importing it."""
@@ -101,9 +117,7 @@ class Step:
             {
                 "step": self.word,
                 "name": self.name,
-                "versions": {
-                    module: version(module) for each in self.modules for module in (each, *USES.get(each, ()))
-                },
+                "versions": {module: version(module) for each in self.modules for module in (each, *uses(each))},
                 "params": self.params,
                 "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
             }

@@ -153,8 +153,12 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
     the generator's method does not define, or for a class that there is not.
     """
     dim = generator.about["label_dim"]
+    if n < 1:
+        raise Problem(f"n is {n}; expected 1 or more images")
     if labels is not None:
         wanted = torch.as_tensor(labels)
+        if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
+            raise Problem(f"labels are {labels!r}; expected one class, or {n} of them, as whole numbers")
         if not dim:
             raise Problem("this generator knows no labels; leave them away")
         if int(wanted.min()) < 0 or int(wanted.max()) >= dim:

@@ -21,7 +21,9 @@ Denoiser = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 def student(teacher: torch.nn.Module, start: torch.nn.Module | None) -> torch.nn.Module:
     """The generator before training: a copy of the teacher, or of the generator of another run."""
-    return copy.deepcopy(teacher if start is None else start)
+    made = copy.deepcopy(teacher if start is None else start)
+    made.boundary = 0.0  # of a consistency model that it may start from
+    return made
 
 
 # --- functions of the contract, for methods that need no others ---
@@ -34,6 +36,10 @@ def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers) 
 
 def networks(teacher: torch.nn.Module, numbers, seed: int) -> dict[str, torch.nn.Module]:
     """The extra network: fake_score, a copy of the teacher. Raises Problem if it could not be told augmentations."""
+    if getattr(numbers, "uncertainty", False) and not hasattr(teacher, "logvar"):
+        raise Problem(
+            "params.yaml: uncertainty is true, but the teacher's network estimates none; only edm2 does: set it to false"
+        )
     if getattr(numbers, "augment", 0) and teacher.augment_dim != 9:
         raise Problem(
             f"params.yaml: augment is {numbers.augment}, but the teacher knows no augmentation labels; "
@@ -60,12 +66,13 @@ def phases(images: str, every: int = 1, generator_first: bool = False) -> list[P
 
     images: `fresh`: each phase makes its own, fake_score first unless generator_first says otherwise. `reuse`: the
     generator steps first and fake_score learns from the images of that step: one generator pass less, but the images
-    are those of the generator before its step, so fake_score is one step staler than with `fresh`.
+    are those of the generator before its step, so fake_score is one step staler than with `fresh`, and they were made
+    with the generator's dropout on.
     """
     fake, own = Phase("fake_score", generator_mode="eval"), Phase("generator", every=every)
     if images == "reuse":
         # Where the generator rests this iteration, fake_score finds nothing to reuse and makes its own.
-        return [own, Phase("fake_score", images="reuse", labels="same")]
+        return [own, Phase("fake_score", images="reuse", labels="same", generator_mode="eval")]
     return [own, fake] if generator_first else [fake, own]
 
 

@@ -11,7 +11,9 @@ ECT (Geng et al. 2024, arXiv 2406.14548). One loss, weight(t, r) d(f(x_t; t), sg
 Symbols: their f_theta, f_theta-, D_phi are our generator, target, teacher; their t, r (t', t_n) our sigma and lower.
 
 The boundary condition of ECT holds at sampling only, as in its authors' code. Student and target share the dropout
-mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights.
+mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights. Departures: every student
+starts at the teacher (CT and iCT of the authors from random weights); iCT's smaller scale of the noise embedding and
+ECT's decay of the rate on ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from eldistill.contract import Batch, Phase, Progress
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,22 @@ class Numbers:
         "boundary", "noise added between steps: boundary: sqrt(sigma^2 - sigma_min^2), and clipping (CM); whole: sigma (ECT)",
         choices=("boundary", "whole"),
     )  # fmt: skip
+
+    def __post_init__(self):
+        for name, count in (("sigmas_2", 2), ("sigmas_4", 4)):
+            levels = getattr(self, name)
+            falls = all(isinstance(level, int | float) for level in levels) and list(levels) == sorted(
+                set(levels), reverse=True
+            )
+            if not falls or len(levels) != count or levels[-1] <= self.sigma_min:
+                raise Problem(
+                    f"params.yaml: {name} is {list(levels)}; expected {count} falling noise levels above sigma_min, {self.sigma_min}"
+                )
+        if self.sigma_min >= self.sigma_max or self.first > self.last:
+            raise Problem(
+                f"params.yaml: sigma_min {self.sigma_min} and sigma_max {self.sigma_max}, first {self.first} and last {self.last}; "
+                "expected the former of each pair below the latter"
+            )
 
 
 def phases(numbers: Numbers, progress: Progress) -> list[Phase]:

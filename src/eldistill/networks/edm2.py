@@ -86,13 +86,13 @@ def _precise(x: torch.Tensor) -> torch.dtype:
 
 
 def normalise(x: torch.Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> torch.Tensor:
-    """x divided by its root mean square over `dim`, by default all but the first, plus eps.
+    """x / (eps + r), r the root mean square of x over `dim`, by default all but the first (EDM2, eq. 52).
 
-    The norm is taken in float32 at least; shape and dtype are those of x.
+    r is taken in float32 at least; shape and dtype are those of x.
     """
-    dim = tuple(range(1, x.ndim)) if dim is None else dim
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=_precise(x))
-    return x / (eps + norm * math.sqrt(norm.numel() / x.numel())).to(x.dtype)
+    over = tuple(range(1, x.ndim)) if dim is None else dim
+    r = x.to(_precise(x)).square().mean(over, keepdim=True).sqrt()
+    return x / (r + eps).to(x.dtype)
 
 
 def mp_silu(x: torch.Tensor) -> torch.Tensor:
@@ -146,6 +146,7 @@ class MPConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *kernel: int):
         super().__init__()
         self.weight = layers.undrawn(out_channels, in_channels, *kernel)
+        self.fan_in = in_channels * math.prod(kernel)
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -158,10 +159,10 @@ class MPConv(nn.Module):
         self.weight.copy_(normalise(self.weight))
 
     def forward(self, x: torch.Tensor, gain: torch.Tensor | float = 1.0) -> torch.Tensor:
-        weight = normalise(self.weight.to(_precise(self.weight)))
-        # Unit variance in, unit variance out: rows of root mean square 1 / sqrt(fan in).
-        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
-        return F.linear(x, weight) if weight.ndim == 2 else F.conv2d(x, weight, padding="same")
+        # Unit variance in, unit variance out: a row's entries have the root mean square 1 / sqrt(fan in).
+        unit = normalise(self.weight.to(_precise(self.weight)))
+        weight = (unit * (gain / self.fan_in**0.5)).to(x.dtype)
+        return F.conv2d(x, weight, padding="same") if x.ndim == 4 else F.linear(x, weight)
 
 
 class Resample(layers.Conv2d):

@@ -3,7 +3,10 @@
 teacher's image of that noise.
 
 The pairs (noise, teacher's image) are made once, by the step `teacher NAME/pairs-N-SEED`. The paper's distance is
-LPIPS, whose weights must be fetched; without them we take iCT's pseudo-Huber distance.
+LPIPS, whose weights must be fetched; without them we take iCT's pseudo-Huber distance, over the root of the pixels,
+so that its gradient does not outgrow that of distribution matching on larger images. `weight` is of the paper's scale
+for LPIPS; for the pseudo-Huber distance it is a start. The pairs' noise is at the teacher's largest level; the
+generator sees the same unit noise at its own sigma_init.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from eldistill.contract import Batch
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,32 @@ class Numbers:
         10000, "pairs that the teacher makes before training (DMD on CIFAR-10: 100,000 or 500,000)", low=2
     )
     pairs_seed: int = number(0, "seed of the pairs", low=0)
-    c: float = number(0.00054, "pseudo-Huber: sqrt(|a - b|^2 + (c sqrt(pixels))^2) - c sqrt(pixels) (iCT)", above=0)
+    c: float = number(
+        0.00054, "pseudo-Huber of the root mean square over the pixels: sqrt(rms^2 + c^2) - c (iCT)", above=0
+    )
     lpips: str | None = number(None, "safetensors file with the weights of LPIPS; null takes the pseudo-Huber distance")
 
 
 def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:
     """setting: .pairs (path of an .npz), .sigma_init, .device, .dtype, .codec, .label_dim. Raises Problem."""
     with np.load(setting.pairs, allow_pickle=False) as arrays:
-        z, images, labels = (torch.from_numpy(arrays[key]).to(setting.device) for key in ("z", "images", "labels"))
+        # They stay on the CPU: half a million pairs would fill a GPU.
+        z, images, labels = (torch.from_numpy(arrays[key]) for key in ("z", "images", "labels"))
     if setting.label_dim and int(labels.max()) >= setting.label_dim:
         raise Problem(f"{setting.pairs} has labels beyond the {setting.label_dim} of the data; make the pairs again")
     measure = perceptual.load(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
-    return SimpleNamespace(z=z.to(setting.dtype), images=images.to(setting.dtype), labels=labels, measure=measure,
+    return SimpleNamespace(z=z, images=images, labels=labels, measure=measure, dtype=setting.dtype, device=setting.device,
                            label_dim=setting.label_dim, sigma_init=setting.sigma_init, codec=setting.codec)  # fmt: skip
 
 
 def direct_terms(tools: SimpleNamespace, nets: dict, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
-    index = batch.draw.integers("pair", len(tools.z))
-    z, wanted, labels = tools.z[index], tools.images[index], None
+    index = batch.draw.integers("pair", len(tools.z)).cpu()
+    z, wanted = (each[index].to(tools.device, tools.dtype) for each in (tools.z, tools.images))
+    labels = None
     if tools.label_dim:
         labels = torch.nn.functional.one_hot(tools.labels[index], tools.label_dim).to(z)
     made = nets["generator"](tools.sigma_init * z, z.new_full((len(z),), tools.sigma_init), labels)
     if tools.measure is not None:
         return {"lpips": perceptual.distance(tools.measure, made, wanted, tools.codec).mean()}
-    c = numbers.c * made[0].numel() ** 0.5
-    return {"huber": (((made - wanted).square().sum(dim=(1, 2, 3)) + c**2).sqrt() - c).mean()}
+    return {"huber": (((made - wanted).square().mean(dim=(1, 2, 3)) + numbers.c**2).sqrt() - numbers.c).mean()}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,19 @@ def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, de
             say(f"{done + size:>8}/{n} pairs  {rate:6.0f} pairs/s  {(n - done - size) / rate / 60:5.1f} min left")
         parts.append(path)
         done += size
-    whole: dict[str, list[np.ndarray]] = {"z": [], "images": [], "labels": []}
-    for path in parts:
-        with np.load(path, allow_pickle=False) as chunk:  # closed at once: there may be more chunks than open files
-            for key, arrays in whole.items():
-                arrays.append(chunk[key])
-    with files.atomic(output) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{key: np.concatenate(arrays) for key, arrays in whole.items()})
+    with files.atomic(output) as temporary:
+        _join(parts, n, temporary)
+
+
+def _join(parts: list[Path], n: int, output: Path) -> None:
+    """One npz of all chunks, one chunk in memory at a time: half a million pairs are larger than most memories."""
+    with zipfile.ZipFile(output, "w") as archive:
+        for key in ("z", "images", "labels"):
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                for index, path in enumerate(parts):
+                    with np.load(path, allow_pickle=False) as chunk:
+                        rows = np.ascontiguousarray(chunk[key])
+                    if index == 0:
+                        about = np.lib.format.header_data_from_array_1_0(rows)
+                        np.lib.format.write_array_header_2_0(file, about | {"shape": (n, *rows.shape[1:])})
+                    file.write(rows.tobytes())

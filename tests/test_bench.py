@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped bench says what the README says of it: every method ends better than it started."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from eldistill import params, tables
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "data/tables/bench"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with open(FOLDER / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run_of(row: dict[str, str]) -> str:
+    return "/".join(row[key] for key in ("data", "method", "supplement", "seed"))
+
+
+def test_the_table_holds_every_run_of_the_suite():
+    """Eight methods by three supplements by three seeds, and DMD's regression with and without EL."""
+    wanted = {str(run) for run in params.load(ROOT / "params.yaml").runs("bench")}
+    assert {run_of(row) for row in rows("runs.csv")} == wanted and len(wanted) == 8 * 3 * 3 + 2 * 3
+
+
+@pytest.mark.parametrize("part", ["heldout", "train"])
+def test_every_run_ends_better_than_it_started(part):
+    """The last point of a curve is below its first, which is the generator before training; nothing diverges."""
+    curves = itertools.groupby(rows("curves.csv"), key=run_of)
+    checked = 0
+    for run, points in curves:
+        points = sorted(points, key=lambda row: int(row["n_images"]))
+        values = [float(row[f"fd2k_judge-a_{part}"]) for row in points]
+        assert len(values) == 14 and all(map(math.isfinite, values)), run
+        assert values[-1] < values[0], run
+        assert values[-1] < 3 * min(values), run
+        checked += 1
+    assert checked == 78
+
+
+@pytest.mark.parametrize("supplement", ["none", "el", "pixel-mmd"])
+def test_sid2a_is_not_worse_than_the_sid_it_starts_from(supplement):
+    """Paired by seed with its own start, `sid/none`: the 95 % interval of the difference reaches zero or lies below."""
+    column = "fd5k_judge-a_heldout"
+    found = {(row["method"], row["supplement"], row["seed"]): float(row[column]) for row in rows("runs.csv")}
+    seeds = sorted({seed for _, _, seed in found})
+    low, _ = tables.interval([found["sid2a", supplement, s] - found["sid", "none", s] for s in seeds], 0.95)
+    assert low <= 0
