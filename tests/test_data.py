@@ -60,6 +60,14 @@ def test_half_a_level_is_where_rounding_turns(name):
     assert torch.equal(data.decode(x - 0.51 * step, CODECS[name])[LEVELS > 0], inner - 1)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_no_pixel(bad):
+    x = torch.zeros(2, 1, 2, 2)
+    x[1, 0, 0, 1] = bad
+    with pytest.raises(files.NonFinite, match="not finite in 1 of its values"):
+        data.decode(x, CODECS["edm"])
+
+
 def test_out_of_range_is_clipped():
     x = torch.tensor([-1e9, -1.5, 1.5, 1e9])
     assert data.decode(x, CODECS["edm"]).tolist() == [0, 0, 255, 255]

@@ -140,7 +140,7 @@ def test_a_generator_knows_where_it_comes_from(project, capsys):
     lineage = about["lineage"]
     assert about["recipe"] == files.digest(recipe) and f'"params":{files.canonical(lineage["params"])}' in recipe
     assert lineage["params"]["method"]["n_images"] == lineage["n_images"] == about["n_images"] == 64
-    assert lineage["method"] == "diff_instruct" and lineage["run"] == f"{DATA}/di/none/0"
+    assert (lineage["method"], lineage["file"]) == ("di", "diff_instruct") and lineage["run"] == f"{DATA}/di/none/0"
     assert lineage["teacher_sha256"] == files.sha256(f"data/teachers/{DATA}/teacher.safetensors")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     assert lineage["git_commit"] == (commit.stdout.strip() if commit.returncode == 0 else None)
@@ -203,13 +203,13 @@ def test_a_broken_generator_is_never_shown(project, tmp_path, capsys):
         __main__.main(["sample", "--generator", str(tmp_path / "g.safetensors"), "--grid", str(tmp_path / "g.png")])
         == 1
     )
-    assert "not a number" in capsys.readouterr().err and not (tmp_path / "g.png").exists()
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "g.png").exists()
 
 
 def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeypatch):
     """CD from the generator of another run: its target, a running average, begins at that generator."""
     tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    tree["distil"]["methods"]["cd"]["start_from"] = "sid/none"
+    tree["distil"]["methods"]["cd"]["start_from"] = "ct/none"
     Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     seen = {}
 
@@ -218,7 +218,50 @@ def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeyp
             seen.update({name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in self.nets.items()})
             return super().run()
 
-    run("sid/none/7")
+    run("ct/none/7")
     monkeypatch.setattr(distil.loop, "Loop", Watched)
     run("cd/none/7")
-    assert same(seen["target"], seen["generator"]) and same(seen["target"], weights("sid/none/7"))
+    assert same(seen["target"], seen["generator"]) and same(seen["target"], weights("ct/none/7"))
+
+
+@pytest.mark.parametrize(("method", "changes", "words"), [
+    ("sid", {"uncertainty": True}, "uncertainty is true"),
+    ("sida", {"uncertainty": True}, "uncertainty is true"),
+    ("cd", {"sigmas_2": [10.0]}, "expected 2 falling noise levels"),
+    ("cd", {"sigmas_4": [10.0, 3.0, 3.0, 0.2]}, "expected 4 falling noise levels"),
+    ("cd", {"sigmas_2": [10.0, 0.001]}, "above sigma_min"),
+    ("cd", {"sigma_min": 20.0}, "sigma_min"),
+    ("ict", {"first": 64}, "first 64 and last 32"),
+    ("ect", {"distance": "lpips"}, "give `lpips`"),
+    ("sid2a", {"sigma_init": 1.0}, "starts from noise of level 2.5, this method from 1.0"),
+])  # fmt: skip
+def test_numbers_that_do_not_go_together_are_one_sentence(project, capsys, method, changes, words):
+    """What a schema cannot see: exit code 2, one sentence, nothing half-written."""
+    if method == "sid2a":
+        run("sid/none/8")
+    change(method, **changes)
+    capsys.readouterr()
+    assert __main__.main(["distil", f"{DATA}/{method}/none/8"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not Path(f"data/runs/{DATA}/{method}/none/8").exists() or method == "sid"
+
+
+@pytest.mark.parametrize("method", ["sid", "dmd", "sid2a"])
+def test_a_method_without_numbers_for_the_data_is_one_sentence(project, capsys, method):
+    """Nobody's defaults are taken for a data set: 100 million images at a rate of 1e-3 are no recipe."""
+    assert __main__.main(["distil", f"fashion-mnist/{method}/none/0"]) == 2
+    error = capsys.readouterr().err
+    assert f"distil.methods.{method} has no numbers for the data fashion-mnist" in error and error.count("\n") == 1
+
+
+def test_a_student_of_a_consistency_model_forgets_its_boundary():
+    """Another method that starts from it trains, and is sampled, with the plain scalings."""
+    from eldistill import networks, score
+    from eldistill.methods import consistency
+
+    net = networks.build({"network": "song", "img_resolution": 8, "img_channels": 1, "model_channels": 4,
+                          "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []})  # fmt: skip
+    net.boundary = 0.003
+    assert score.student(net, None).boundary == score.student(None, net).boundary == 0.0
+    assert consistency.generator(net, None, consistency.Numbers()).boundary == 0.002

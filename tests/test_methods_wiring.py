@@ -15,7 +15,7 @@ from eldistill.networks import precond
 
 START = Progress(0, 0, 10**6)
 FAKE, OWN = Phase("fake_score", generator_mode="eval"), Phase("generator")
-AGAIN = Phase("fake_score", images="reuse", labels="same")
+AGAIN = Phase("fake_score", images="reuse", labels="same", generator_mode="eval")
 
 
 # --- phases ---

@@ -105,7 +105,7 @@ def test_chunks_are_closed(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "load", watched)
     pairs.make(RECIPE, teacher.path, tmp_path / "pairs.npz", tmp_path / "parts", 1, "cpu", lambda text: None)
-    assert len(opened) == 7 and all(each.fid is None for each in opened)
+    assert len(opened) == 3 * 7 and all(each.fid is None for each in opened)
 
 
 # --- the loss on pairs ---
@@ -136,8 +136,8 @@ def test_regression_of_the_chosen_pairs(teacher, tmp_path):
     torch.testing.assert_close(x, 2.5 * z.double(), rtol=1e-12, atol=0)
     assert torch.equal(sigma, torch.full((4,), 2.5).double())
     assert (given is None) if not teacher.classes else torch.equal(given.argmax(dim=1), labels)
-    c = 0.00054 * 8
-    wanted = ((answer - images.double()).square().sum(dim=(1, 2, 3)) + c**2).sqrt() - c
+    c = 0.00054
+    wanted = ((answer - images.double()).square().mean(dim=(1, 2, 3)) + c**2).sqrt() - c
     assert list(terms) == ["huber"]
     torch.testing.assert_close(terms["huber"], wanted.mean(), rtol=1e-12, atol=0)
     exact = regression.direct_terms(tools, {"generator": lambda *_: images.double()}, batch, regression.Numbers())
@@ -157,7 +157,7 @@ def test_regression_by_lpips(teacher, tmp_path, monkeypatch):
     tools = prepared(teacher, tmp_path, teacher.classes, lpips=str(path))
     batch, answer = batch_of((1, 8, 8), {"pair": torch.tensor([1, 2])}), torch.zeros(2, 1, 8, 8).double()
     terms = regression.direct_terms(tools, {"generator": lambda *_: answer}, batch, numbers)
-    wanted = perceptual.distance(tools.measure, answer, tools.images[[1, 2]], tools.codec).mean()
+    wanted = perceptual.distance(tools.measure, answer, tools.images[[1, 2]].double(), tools.codec).mean()
     assert list(terms) == ["lpips"] and torch.equal(terms["lpips"], wanted) and wanted > 0
 
 

@@ -33,6 +33,26 @@ def test_the_demo_table_is_the_committed_one():
         assert sentence in (ROOT / "data/tables/demo/main.md").read_text(encoding="utf-8")
 
 
+def test_the_bench_table_is_the_committed_one():
+    """The README's bench has every row of data/tables/bench/main.md, its cells in order, and only its sentences."""
+    text = (ROOT / "data/tables/bench/main.md").read_text(encoding="utf-8")
+    made = {row[0]: row for row in table_rows(text) if "/" in row[0] and len(row) > 8}
+    section = TEXT.split("<!-- bench-table")[1].split("## On your machine")[0]
+    rows = {row[0]: row for row in table_rows(section) if row[0] in made}
+    arms = [name for name in made if name != "method/supplement"]
+    assert len(arms) == 26 and set(arms) <= set(rows)
+    for name in arms:
+        rest = iter(made[name])
+        assert all(cell in rest for cell in rows[name]), name
+
+
+def test_links_within_the_page_lead_somewhere():
+    headings = re.findall(r"^#+ (.+)$", TEXT, re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]+)\)", TEXT)
+    assert links and set(links) <= anchors
+
+
 def test_named_files_exist():
     """Every relative link and picture of the README is there."""
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT)

@@ -266,6 +266,14 @@ def test_a_class_that_there_is_not_is_one_sentence(generator, labels):
         sampling.sample(sampling.Generator(Plain(), about(label_dim=0)), 4, labels=labels)
 
 
+@pytest.mark.parametrize("labels", [[0, 1], [], 1.5, [[0, 1, 2, 0]]])
+def test_labels_of_another_number_or_kind_are_one_sentence(generator, labels):
+    with pytest.raises(Problem, match="expected one class, or 4 of them"):
+        sampling.sample(generator, 4, labels=labels)
+    with pytest.raises(Problem, match="n is 0"):
+        sampling.sample(generator, 0)
+
+
 def test_a_boundary_is_part_of_a_saved_generator(tmp_path, generator):
     """A consistency model comes back with its scalings: at the boundary it returns what it is given."""
     sampling.save_generator(tmp_path / "cm", generator.network, about(sampler={**FEW, "renoise": "whole"}))

@@ -168,18 +168,25 @@ def test_life_of_a_project(project):
 
 
 def test_a_new_method_is_one_file_and_one_section(project):
-    """A copy of diff_instruct under another name is planned, and nothing else is."""
+    """A copy of diff_instruct with another weight runs from data to tables with no other edit, and nothing else does."""
     clone = project.clone("method")
     source = (clone.path / "src/eldistill/methods/diff_instruct.py").read_text()
-    (clone.path / "src/eldistill/methods/another.py").write_text(source)
+    other = source.replace("difference / len(images))", "difference * 0.5 / len(images))")
+    assert other != source
+    (clone.path / "src/eldistill/methods/another.py").write_text(other)
     clone.edit("distil", "methods", "another", value={"file": "another", "n_images": 64, "batch": 32})
     clone.edit(
         "suites",
         "smoke",
         value=[{"data": ["digits-smoke"], "methods": ["another"], "supplements": ["el"], "seeds": [0]}],
     )
-    plan = clone.run("snakemake", "-n", "all")
-    assert "eldistill distil digits-smoke/another/el/0" in plan and "digits-smoke/di/" not in plan
+    ran = clone.ran("snakemake", "all", "--cores", "2")
+    assert {step for step in ran if step.startswith("distil")} == {"distil digits-smoke/another/el/0"}
+    assert {"evaluate digits-smoke/another/el/0", "tables smoke"} <= ran
+    folder = clone.path / "data/runs/digits-smoke/another/el/0"
+    versions = json.loads((folder / "generator_ema.safetensors.recipe").read_text())["versions"]
+    assert {"methods/another", "score", "noise"} <= versions.keys()  # what it imports retires it too
+    assert "another/el" in (clone.path / "data/tables/smoke/main.md").read_text()
 
 
 def test_bad_parameters_stop_snakemake_before_anything_runs(project):
