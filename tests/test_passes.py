@@ -89,7 +89,9 @@ SCORE = {
 def test_methods_with_a_fake_score(bench, case):
     """DI 9 or 8, SiD 11 or 10, SiDA 3e more, DMD 9 or 8, DMD2 24 + 32e in five iterations; sequential: one F more.
 
-    These are the numbers of the original codes where the images are theirs (fresh, DMD and DMD2: reuse).
+    These are the numbers of the original codes where the images are theirs: fresh for DI, SiD and SiDA, reuse for DMD
+    and DMD2, whose fresh images cost one pass more. What is possible for DMD2 with less, 23 + 32e, would share a pass of
+    fake_score between the two phases at one noise level for both, another method: no switch does that.
     """
     method, changes, iterations, generator, teacher, fake, total = SCORE[case]
     meter = measured(bench, method, None, iterations, numbers_of(method, **changes))
