@@ -12,7 +12,7 @@ Symbols: their f_theta, f_theta-, D_phi are our generator, target, teacher; thei
 
 The boundary condition of ECT holds at sampling only, as in its authors' code. Student and target share the dropout
 mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights. Departures: every student
-starts at the teacher (CT and iCT of the authors from random weights); iCT's smaller scale of the noise embedding and
+starts at the teacher (CT and iCT of the authors from random weights); iCT's smaller Fourier scale of the noise level and
 ECT's decay of the rate on ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
 """
 
