@@ -174,8 +174,8 @@ class Linear:
     """A family whose features are A x."""
 
     @staticmethod
-    def features(weights, images, numbers):
-        return images.flatten(1) @ weights["A"]
+    def stages(weights, images, numbers):
+        return [images.flatten(1) @ weights["A"]]
 
 
 def test_between_normals_under_a_linear_embedding():

@@ -151,7 +151,7 @@ def test_conv_shapes_and_initial_spread(channels, depth, width):
         assert torch.equal(ones[f"{layer}.bias"], torch.full((width,), 0.7))
     assert len(ones) == 2 * depth
     images = torch.randn(5, channels, 8, 16, generator=torch.Generator().manual_seed(0))
-    features = conv.features(ones, images, conv.Numbers(width=width, depth=depth))
+    features = conv.stages(ones, images, conv.Numbers(width=width, depth=depth))[-1].flatten(1)
     assert features.shape == (5, width * (8 >> depth) * (16 >> depth))
 
 
@@ -223,7 +223,7 @@ def test_too_deep(shape, most):
         return torch.zeros(size)
 
     deepest = conv.Numbers(width=4, depth=most)
-    assert conv.features(conv.draw(deepest, shape, normal), torch.zeros(2, *shape), deepest).shape[1] >= 4
+    assert conv.stages(conv.draw(deepest, shape, normal), torch.zeros(2, *shape), deepest)[-1].flatten(1).shape[1] >= 4
     with pytest.raises(Problem, match=f"depth {most + 1} on {min(shape[1:])}-pixel images; .* at most {most}"):
         conv.draw(conv.Numbers(width=4, depth=most + 1), shape, normal)
 

@@ -27,11 +27,23 @@ A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it
     weight(base, own, batch, numbers, progress, memory) -> float     factor of that gradient
     direct_terms(tools, nets, batch, numbers) -> {name: scalar}      with a pass of its own; `numbers.weight` is its factor
     critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
+    diagnose(value, base, own, batch, numbers, memory) -> {name: float}   for the log: value and gradients at the images
+    warning(means) -> sentence or None                               on the means of a tick
 
-generator_terms and weight come together. base and own are root mean squares of the two gradients where they meet: at
-the images, or at the generator's last layer if the base loss has no gradient at the images; there, and only there, base
-holds the direct terms of other supplements too. `memory` is a dict of floats that is
-saved with the state. Nothing is drawn from a global generator: `batch.draw` makes all random numbers.
+generator_terms and weight come together; of its terms, one whose gradient is None is for the log alone. base and own
+are root mean squares of the two gradients where they meet: at the images, or at the generator's last layer if the base
+loss has no gradient at the images; there, and only there, base holds the direct terms of other supplements too.
+`memory` is a dict of floats that is saved with the state. Nothing is drawn from a global generator: `batch.draw` makes
+all random numbers.
+
+A family of embedding networks offers `Numbers` and
+
+    draw(numbers, shape, normal) -> {name: tensor}                   random weights; normal(name, *size) gives N(0, 1)
+    stages(weights, images, numbers) -> [tensor, …]                  outputs [n, …] of its stages for images over sigma_data
+    [fit(weights, images, numbers) -> {name: tensor}]                weights that depend on the calibration images
+
+The last stage is the feature, unless a member says otherwise. A literal `TEACHER = True` in the file hands the frozen
+teacher to `stages` as a fourth argument.
 """
 
 from __future__ import annotations
@@ -80,7 +92,7 @@ class Phase:
 class AtImages:
     """A loss term by its value (scalar) and its gradient at the images [n, c, h, w].
 
-    gradient: None if that of another term of the same loss contains it.
+    gradient: None if that of another term of the same loss contains it, or if it has none.
     """
 
     value: torch.Tensor

@@ -63,7 +63,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     nets = {"generator": method.generator(teacher, start, numbers), **method.networks(teacher, numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(nets["generator"].state_dict())  # the average of a generator starts at it
-    supplements = _supplements(recipe, upstream, reals, site, method.sampler(numbers)["steps"]["1"][0])
+    supplements = _supplements(recipe, upstream, reals, teacher, site, method.sampler(numbers)["steps"]["1"][0])
     for each in supplements:
         if hasattr(each.module, "networks"):
             each.module.networks(
@@ -131,7 +131,7 @@ def _both(first, second):
     return write
 
 
-def _supplements(recipe: dict, upstream: dict, reals, site, sigma_init: float) -> list[loop.Supplement]:
+def _supplements(recipe: dict, upstream: dict, reals, teacher, site, sigma_init: float) -> list[loop.Supplement]:
     waiting, made = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.module("supplements", values["file"])
@@ -140,7 +140,7 @@ def _supplements(recipe: dict, upstream: dict, reals, site, sigma_init: float) -
             ensemble=waiting.pop(0) if values.get("ensemble") else None, device=site.device, dtype=torch.float32,
             pairs=upstream["pairs"][values["pairs"], values["pairs_seed"]] if values.get("pairs") else None,
             sigma_data=reals.sigma_data, seed=recipe["seed"], sigma_init=sigma_init, codec=recipe["data"]["codec"],
-            label_dim=reals.label_dim, micro_batch=site.micro_batch,
+            label_dim=reals.label_dim, micro_batch=site.micro_batch, teacher=teacher,
         )  # fmt: skip
         made.append(loop.Supplement(name, module, numbers, module.prepare(numbers, setting)))
     return made

@@ -25,6 +25,7 @@ from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
 
 VERSION = 1
+QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal")  # in log.csv, but not in the status line
 
 
 class Stopped(Exception):
@@ -282,7 +283,7 @@ class Loop:
         strength = _rms(base)
         self._count("generator.base_rms", strength)
         for each in self.at_images:
-            own = self._own_gradient(each, images, batch)
+            own = self._own_gradient(each, images, batch, base)
             weight = self._weigh(each, strength, _rms(own), batch)
             if weight:
                 total = total + weight * own
@@ -313,13 +314,23 @@ class Loop:
         for p, gradient in zip(weights, total, strict=True):
             p.grad = gradient
 
-    def _own_gradient(self, each: Supplement, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _own_gradient(
+        self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
         for name, term in terms.items():
             self._finite(f"{each.name}.{name}", term.value)
-            self._finite(f"{each.name}.{name}: gradient at the images", term.gradient)
+            if term.gradient is not None:
+                self._finite(f"{each.name}.{name}: gradient at the images", term.gradient)
             self._count(f"{each.name}.{name}", float(term.value))
-        return sum(term.gradient for term in terms.values())
+        gradients = [term.gradient for term in terms.values() if term.gradient is not None]
+        own = gradients[0] if len(gradients) == 1 else sum(gradients)
+        if hasattr(each.module, "diagnose"):
+            value = float(sum(term.value for term in terms.values() if term.gradient is not None))
+            seen = each.module.diagnose(value, base, own, batch, each.numbers, each.memory)
+            for name, found in seen.items():
+                self._count(f"{each.name}.{name}", found)
+        return own
 
     def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
         weight = each.module.weight(base, own, batch.size, each.numbers, batch.progress, each.memory)
@@ -402,12 +413,14 @@ class Loop:
         self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
         left = (total - self.n_images) / max(rate, 1e-9)
-        terms = "  ".join(
-            f"{name} {value:.4g}" for name, value in means.items() if not name.endswith(("_rms", "_norm"))
-        )
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith(QUIET))
         self.job.say(
             f"{self.n_images:>8}/{total} images  {rate:6.0f} images/s  {_memory(self.job.device)}  {left / 60:5.1f} min left  {terms}"
         )
+        for each in self.job.supplements:
+            own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
+            if hasattr(each.module, "warning") and (text := each.module.warning(own)):
+                self.job.say(f"warning: {each.name}: {text}")
 
     def save(self) -> None:
         """Write the state."""

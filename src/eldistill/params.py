@@ -296,14 +296,23 @@ class Params:
                     yield run
 
     def without_site(self, kind: str, value: dict) -> dict:
-        """The value without what only describes a machine: what enters a recipe."""
+        """What enters a recipe: the value without what only describes a machine, and without neutral defaults."""
         schema = (
             self.definitions[kind]
             if kind in self.definitions
             else follow(self.schema["properties"][kind], self.definitions)
         )
-        site = {key for key, each in schema["properties"].items() if each.get("site")}
-        return {key: item for key, item in value.items() if key not in site}
+        known = dict(schema["properties"])
+        if kind in ("method", "supplement"):
+            known |= declared(f"{kind}s", value["file"])
+        elif kind == "member":
+            known |= declared("ensemble", value["family"])
+        idle = {key for key, each in known.items() if each.get("neutral") and value.get(key) == each.get("default")}
+        idle |= {key for key, each in known.items() if each.get("site")}
+        kept = {key: item for key, item in value.items() if key not in idle}
+        if kind == "ensemble":
+            kept["members"] = [self.without_site("member", member) for member in kept["members"]]
+        return kept
 
 
 def load(path: str | Path = "params.yaml") -> Params:

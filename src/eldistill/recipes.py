@@ -61,16 +61,23 @@ def _imported(module: str) -> tuple[str, ...]:
             base = "/".join(node.module.split(".")[1:])
             found |= {base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)}
     folder = module.rpartition("/")[0]
-    return tuple(sorted(found & there.keys())) if folder in ("methods", "supplements") else ()
+    return tuple(sorted(found & there.keys())) if folder in ("methods", "supplements", "ensemble") else ()
 
 
 @functools.cache
-def version(module: str) -> int:
-    """The literal VERSION of src/eldistill/<module>.py, read without importing it."""
+def literal(module: str, name: str, default=None):
+    """The literal value of `name` in src/eldistill/<module>.py, read without importing it; default if there is none."""
     for node in ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "VERSION":
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             return ast.literal_eval(node.value)
-    raise LookupError(f"src/eldistill/{module}.py has no literal VERSION; add `VERSION = 1` below its imports")
+    return default
+
+
+def version(module: str) -> int:
+    """The literal VERSION of src/eldistill/<module>.py."""
+    if (found := literal(module, "VERSION")) is None:
+        raise LookupError(f"src/eldistill/{module}.py has no literal VERSION; add `VERSION = 1` below its imports")
+    return found
 
 
 @functools.cache
@@ -233,11 +240,14 @@ class Plan:
     def ensemble(self, data: str, name: str, seed: int) -> Step:
         """An ensemble drawn from its seed and calibrated on a data setting."""
         section = self.params.without_site("ensemble", self.params.section("ensemble", name))
-        params = {**section, "codec": self.data(data)["codec"], "seed": seed}
+        setting = self.data(data)
+        params = {**section, "codec": setting["codec"], "seed": seed}
         families = sorted({f"ensemble/{member['family']}" for member in section["members"]})
+        taught = any(literal(family, "TEACHER", False) for family in families)
+        teacher = (self.teacher(setting["teacher"]),) if taught else ()
         stem = f"data/ensembles/{data}/{name}/{seed}"
         return Step("ensemble", f"{data}/{name}/{seed}", ("ensemble/seed", *families), params,
-                    (f"{stem}.json", f"{stem}.npz"), (self.pack(data),))  # fmt: skip
+                    (f"{stem}.json", f"{stem}.npz"), (self.pack(data), *teacher))  # fmt: skip
 
     @functools.cache  # noqa: B019
     def distil(self, run: Run) -> Step:

@@ -21,9 +21,14 @@ from eldistill.files import Problem, canonical
 PACKAGE = Path(__file__).parent
 
 
-def number(default, about: str, low=None, high=None, above=None, below=None, choices=None):
-    """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range."""
-    limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices}
+def number(default, about: str, low=None, high=None, above=None, below=None, choices=None, neutral=False):
+    """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range.
+
+    neutral: at its default everything is as it was before the number existed; recipes then leave it out, so that a new
+    option makes no result stale.
+    """
+    limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices,
+              "neutral": neutral or None}  # fmt: skip
     return dataclasses.field(default=default, metadata={"description": about, **limits})
 
 
@@ -60,7 +65,9 @@ def _field_schema(field: ast.AnnAssign) -> dict:
     schema["default"] = list(default) if isinstance(default, tuple) else default
     for keyword in field.value.keywords:
         value = ast.literal_eval(keyword.value)
-        if keyword.arg == "choices" and name == "array":
+        if keyword.arg == "neutral":
+            schema["neutral"] = value
+        elif keyword.arg == "choices" and name == "array":
             schema["items"] = {"enum": list(value)}
         else:
             schema[_LIMITS.get(keyword.arg, "enum")] = list(value) if keyword.arg == "choices" else value

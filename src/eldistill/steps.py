@@ -211,8 +211,14 @@ def _ensemble(work) -> None:
 
     (pack,) = _inputs(work, "/images.safetensors")
     reals = data.reals(pack, work.params["codec"], False)
-    section = {key: work.params[key] for key in ("members", "redraw", "calibration", "draws")}
-    seed.make(section, work.params["seed"], reals, *work.outputs)
+    section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
+    teacher = None
+    if taught := _inputs(work, "/teacher.safetensors"):
+        from eldistill.teacher import train
+
+        teacher, _ = train.load(taught[0])
+        teacher.requires_grad_(False).eval()
+    seed.make(section, work.params["seed"], reals, *work.outputs, teacher)
 
 
 def _distil(work) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain convolutional members: depth times (3x3 convolution, norm, ReLU, 2x2 mean), flattened.
+"""Plain convolutional members: depth times (3x3 convolution, norm, activation, halving).
 
 The network of dataset condensation by distribution matching (Zhao & Bilen 2021, arXiv 2110.04181), with He
 initialisation. Without norm it sees contrast and brightness; with instance norm it is blind to them but sees noise:
-hence mixed ensembles.
+hence mixed ensembles. Other families take their parts from here.
 """
 
 from __future__ import annotations
@@ -28,42 +28,88 @@ class Numbers:
     width: int = number(16, "channels of every layer", low=1, high=4096)
     depth: int = number(2, "layers; each halves the resolution", low=1, high=8)
     norm: str = number(
-        "none", "none, group (4 groups), instance; batch is refused", choices=("none", "group", "instance", "batch")
-    )
+        "none", "none, group (4 groups), instance, layer; batch is refused",
+        choices=("none", "group", "instance", "layer", "batch"),
+    )  # fmt: skip
     bias: float = number(0.2, "standard deviation of the biases", low=0)
+    activation: str = number(
+        "relu", "relu, leaky (slope 0.01), silu, or linear: none at all",
+        choices=("relu", "leaky", "silu", "linear"), neutral=True,
+    )  # fmt: skip
+    pool: str = number(
+        "mean", "how a layer halves: mean or max of 2x2, or a stride of the convolution",
+        choices=("mean", "max", "stride"), neutral=True,
+    )  # fmt: skip
+    init: str = number(
+        "he", "he: normal, variance 2 / fan-in; torch: uniform, torch's default, that of dataset condensation",
+        choices=("he", "torch"), neutral=True,
+    )  # fmt: skip
 
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights for images of shape (c, h, w). Raises Problem for batch norm or too many layers."""
-    if numbers.norm == "batch":
-        raise Problem(
-            "an embedding network with norm: batch; expected none, group or instance: batch norm normalises generated "
-            "and real batches each by itself, which hides the very shift that EL measures, and couples the images"
-        )
+    check_norm(numbers.norm, numbers.width)
     channels, side = shape[0], min(shape[1:])
     if side >> numbers.depth < 1:
         raise Problem(
             f"a conv member of depth {numbers.depth} on {side}-pixel images; expected a depth of at most {int(math.log2(side))}"
         )
-    if numbers.norm == "group" and numbers.width % min(4, numbers.width):
-        raise Problem(
-            f"a conv member of width {numbers.width} with norm: group; expected a multiple of 4, or less than 4"
-        )
     weights = {}
     for layer in range(numbers.depth):
-        fan_in = channels * 9
-        weights[f"{layer}.weight"] = normal(f"{layer}.weight", numbers.width, channels, 3, 3) * math.sqrt(2 / fan_in)
-        weights[f"{layer}.bias"] = normal(f"{layer}.bias", numbers.width) * numbers.bias
+        weights |= layer_of(normal, str(layer), (numbers.width, channels, 3, 3), numbers.bias, numbers.init)
         channels = numbers.width
     return weights
 
 
-def features(weights: dict[str, torch.Tensor], images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-    """[n, c, h, w] to [n, width * (h / 2^depth) * (w / 2^depth)]."""
-    x = images
+def stages(weights: dict[str, torch.Tensor], images: torch.Tensor, numbers: Numbers) -> list[torch.Tensor]:
+    """The output of every layer: from [n, c, h, w] to [n, width, h / 2^layer, w / 2^layer]."""
+    x, found = images, []
     for layer in range(numbers.depth):
-        x = F.conv2d(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"], padding=1)
-        if numbers.norm != "none":
-            x = F.group_norm(x, numbers.width if numbers.norm == "instance" else min(4, numbers.width))
-        x = F.avg_pool2d(F.relu(x), 2)
-    return x.flatten(1)
+        stride = 2 if numbers.pool == "stride" else 1
+        x = F.conv2d(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"], stride=stride, padding=1)
+        x = ACTIVATIONS[numbers.activation](normalised(x, numbers.norm))
+        x = POOLS[numbers.pool](x)
+        found.append(x)
+    return found
+
+
+# --- parts ---
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu, "leaky": lambda x: F.leaky_relu(x, 0.01), "silu": F.silu, "linear": lambda x: x,
+}  # fmt: skip
+POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda x: F.avg_pool2d(x, 2), "max": lambda x: F.max_pool2d(x, 2), "stride": lambda x: x,
+}  # fmt: skip
+
+
+def layer_of(normal, name: str, shape: tuple[int, ...], bias: float, init: str = "he") -> dict[str, torch.Tensor]:
+    """Weight [out, in, ...] and bias [out] of one layer; bias: standard deviation (he)."""
+    fan_in = math.prod(shape[1:])
+    drawn, shift = normal(f"{name}.weight", *shape), normal(f"{name}.bias", shape[0])
+    if init == "he":
+        return {f"{name}.weight": drawn * math.sqrt(2 / fan_in), f"{name}.bias": shift * bias}
+    return {f"{name}.{part}": torch.erf(each / math.sqrt(2)) / math.sqrt(fan_in)
+            for part, each in (("weight", drawn), ("bias", shift))}  # fmt: skip
+
+
+def check_norm(norm: str, *widths: int) -> None:
+    """Raises Problem for batch norm, or a width that four groups do not divide."""
+    if norm == "batch":
+        raise Problem(
+            "an embedding network with norm: batch; expected none, group or instance: batch norm normalises generated "
+            "and real batches each by itself, which hides the very shift that EL measures, and couples the images"
+        )
+    for width in widths:
+        if norm == "group" and width % min(4, width):
+            raise Problem(
+                f"an embedding network of width {width} with norm: group; expected a multiple of 4, or less than 4"
+            )
+
+
+def normalised(x: torch.Tensor, norm: str) -> torch.Tensor:
+    """x [n, c, h, w] after its norm, without learned scale."""
+    if norm == "none":
+        return x
+    groups = {"instance": x.shape[1], "group": min(4, x.shape[1]), "layer": 1}[norm]
+    return F.group_norm(x, groups)

@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No network: the pixels themselves. With it EL becomes the `pixel-mmd` control."""
+"""No network: the pixels themselves. With it EL becomes the `pixel-mmd` control; several of them at different `mean`
+are a pyramid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
+
+from eldistill.files import Problem
+from eldistill.schema import number
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The identity has none."""
+    """The identity's only number."""
+
+    mean: int = number(1, "average over squares of so many pixels a side first", low=1, high=64, neutral=True)
 
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
-    """No weights."""
+    """No weights. Raises Problem if the squares do not fill the image."""
+    if any(side % numbers.mean for side in shape[1:]):
+        raise Problem(
+            f"an identity member with mean: {numbers.mean} on {shape[1]}x{shape[2]} pixels; expected a divisor of both"
+        )
     return {}
 
 
-def features(weights: dict[str, torch.Tensor], images: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-    """[n, c, h, w] to [n, c * h * w]."""
-    return images.flatten(1)
+def stages(weights: dict[str, torch.Tensor], images: torch.Tensor, numbers: Numbers) -> list[torch.Tensor]:
+    """The image itself, [n, c, h / mean, w / mean]."""
+    return [F.avg_pool2d(images, numbers.mean) if numbers.mean > 1 else images]

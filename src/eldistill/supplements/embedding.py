@@ -12,17 +12,25 @@ members, kernel, estimator, augmentation and weight open: ours are stated beside
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from eldistill import augment, mmd
+from eldistill import augment, distributed, mmd
 from eldistill.contract import AtImages, Batch, Progress
+from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
+from eldistill.files import Problem
+from eldistill.noise import Draw
 from eldistill.schema import number
 
 VERSION = 1
+GROUPS, DIRECTIONS = 8, 32  # of a batch and of the gradients' space, for the diagnostic `optimal`
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,30 @@ class Numbers:
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     kernel: str = number(
         "rbf",
-        "rbf: a mixture of five widths around the median distance; linear: the means only",
-        choices=("rbf", "linear"),
+        "rbf: a mixture of five widths around the median distance; linear: the means only; cubic: (x.y + 1)^3; energy",
+        choices=("rbf", "linear", "cubic", "energy"),
     )
     estimator: str = number(
         "unbiased",
         "unbiased: the U-statistic; biased: the V-statistic, which pays for collapse",
         choices=("unbiased", "biased"),
     )
+    labels: str = number(
+        "marginal",
+        "marginal: images alone; joint: images with their labels, by a product kernel; per_class: within each class; "
+        "both: half marginal, half joint. All but the first need labels: true in the data setting",
+        choices=("marginal", "joint", "per_class", "both"), neutral=True,
+    )  # fmt: skip
     real_ratio: int = number(1, "real images for every generated one, drawn anew each step", low=1, high=64)
+    anchored: bool = number(
+        False, "linear kernel: to the exact mean of all train images, without any real image in a step; needs an "
+        "ensemble with anchor: true", neutral=True,
+    )  # fmt: skip
+    pairs: int | None = number(
+        None, "match so many stored images of the teacher instead of real ones (made by the step `teacher NAME/pairs-N-SEED`)",
+        low=2, neutral=True,
+    )  # fmt: skip
+    pairs_seed: int = number(0, "seed of those images", low=0, neutral=True)
     augmentation: tuple[str, ...] = number(
         (),
         "operations shared by generated and real images, one a step; none by default: on aligned 8x8 digits they hurt",
@@ -55,51 +78,150 @@ class Numbers:
     weight: float = number(0.7, "strength of EL; 0 is off", low=0)
     decay: float = number(0.99, "balanced: decay of the running gradient norms", low=0, below=1)
     warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
+    fade: float = number(
+        0.0, "share of the run, at its end, over which the weight falls to 0 along a cosine", low=0, high=1, neutral=True
+    )  # fmt: skip
+    stack: str = number(
+        "auto", "members of one shape: stacked in one pass, or one after the other in a loop; auto: stacked on a GPU",
+        choices=("auto", "stacked", "loop"), neutral=True,
+    )  # fmt: skip
+    precision: str = number(
+        "float32", "of the members' layers; sums, norms and differences are float32 either way",
+        choices=("float32", "bfloat16"), neutral=True,
+    )  # fmt: skip
+    diagnose: int = number(
+        10, "iterations between looks at the gradients and the spread; 0: never", low=0, neutral=True
+    )
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What a run needs beside the numbers: the members, sigma_data, the seed of the augmentation."""
+    """What a run needs beside the numbers: the members, sigma_data, the seed of the augmentation; what else it matches.
+
+    anchors: the members' means over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across:
+    the other processes.
+    """
 
     ensemble: Ensemble
     sigma_data: float
     seed: int
+    anchors: list[torch.Tensor] | None = None
+    stored: torch.Tensor | None = None
+    across: distributed.Processes | None = None
 
 
 def prepare(numbers: Numbers, setting: Any) -> Tools:
-    """setting: .ensemble (path of the manifest), .device, .dtype, .sigma_data, .seed (the run's)."""
-    return Tools(Ensemble(setting.ensemble, setting.device, setting.dtype), setting.sigma_data, setting.seed)
+    """setting: .ensemble (path of the manifest), .device, .dtype, .sigma_data, .seed (the run's), and where they are
+    needed .teacher (network), .label_dim and .pairs (path of an .npz). Raises Problem for numbers that do not go together.
+    """
+    dtype = torch.bfloat16 if numbers.precision == "bfloat16" else setting.dtype
+    ensemble = Ensemble(setting.ensemble, setting.device, dtype, getattr(setting, "teacher", None))
+    if numbers.labels != "marginal" and not getattr(setting, "label_dim", 0):
+        raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss, but its data has no labels; "
+                      "set it to marginal, or labels: true in the data setting")  # fmt: skip
+    if numbers.anchored and (
+        numbers.kernel != "linear" or numbers.augmentation or numbers.labels != "marginal" or numbers.pairs
+    ):
+        raise Problem("params.yaml: anchored is true in an Embedding Loss; expected kernel: linear, labels: marginal, no augmentation "
+                      "and no pairs with it")  # fmt: skip
+    stored = None
+    if numbers.pairs:
+        with np.load(setting.pairs, allow_pickle=False) as arrays:
+            stored = torch.from_numpy(arrays["images"])
+        if numbers.labels != "marginal":
+            raise Problem("params.yaml: an Embedding Loss to the teacher's images (pairs) has labels: marginal only")
+    return Tools(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
+                 distributed.processes())  # fmt: skip
 
 
 def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
     """EL of the whole batch of images [n, c, h, w] (encoded) and its gradient. Raises Problem for one image."""
-    real, _ = batch.real("el/real", numbers.real_ratio)
-    transform = (
-        augment.siamese(tools.seed, batch.progress.iteration, numbers.augmentation) if numbers.augmentation else None
-    )
+    iteration = batch.progress.iteration
+    transform = augment.siamese(tools.seed, iteration, numbers.augmentation) if numbers.augmentation else None
+    real, labels = (None, None) if numbers.anchored else _matched(tools, images, batch, numbers)
+    classes = None
+    if numbers.labels != "marginal":
+        classes = batch.labels.argmax(1), labels.argmax(1)
     x = images.detach().requires_grad_()
+    found = {} if numbers.diagnose and iteration % numbers.diagnose == 0 else None
     value = embedding_loss(
-        tools.ensemble.at(batch.progress.iteration), x / tools.sigma_data, real / tools.sigma_data,
-        numbers.kernel, numbers.estimator, transform,
+        tools.ensemble.at(iteration), x / tools.sigma_data, None if real is None else real / tools.sigma_data,
+        numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=tools.anchors,
+        stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
+        across=tools.across, found=found,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(value, x)
-    return {"mmd2": AtImages(value.detach(), gradient)}
+    terms = {"mmd2": AtImages(value.detach(), gradient)}
+    if found:
+        terms["trace_ratio"] = AtImages(value.new_tensor(found["trace_ratio"]), None)
+    return terms
+
+
+def _matched(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers):
+    # What the generated images are compared with: real images, or the teacher's.
+    if tools.stored is None:
+        return batch.real("el/real", numbers.real_ratio)
+    index = batch.draw.integers("el/real", len(tools.stored), numbers.real_ratio).reshape(-1).cpu()
+    return tools.stored[index].to(images), None
 
 
 def embedding_loss(
-    members, x: torch.Tensor, real: torch.Tensor, kernel: str, estimator: str, transform=None
-) -> torch.Tensor:
-    """Mean over the members of MMD^2 between x [m, c, h, w] and real [n, c, h, w], both over sigma_data; scalar."""
+    members, x: torch.Tensor, real: torch.Tensor | None, kernel: str, estimator: str, transform=None, *,
+    labels: str = "marginal", classes=None, anchors: Sequence[torch.Tensor] | None = None, stack: bool = False,
+    across=None, found: dict | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Mean over the members of MMD^2 between x [m, c, h, w] and real [n, c, h, w], both over sigma_data; scalar.
+
+    anchors: the members' means over all real images, instead of real. classes: labels of x [m] and real [n] for every
+    `labels` but marginal. stack: members of one shape in one pass. across: processes with the rest of both batches.
+    found: gets `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features, of the own rows.
+    """
     if transform is not None:
         x = transform(x)
         with torch.no_grad():
             real = transform(real)
+    values, ratios = [], []
+    for places, ours, its in _features(members, x, real, stack):
+        for place, mine, target in zip(places, ours, its, strict=True):
+            bandwidth = members[place].bandwidth
+            if target is None:
+                values.append(mmd.anchored(mine, anchors[place], estimator, across))
+                continue
+            values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
+            if found is not None:
+                ratios.append(float(mine.detach().double().var(0).sum() / target.double().var(0).sum()))
+    if ratios:
+        found["trace_ratio"] = math.fsum(ratios) / len(ratios)
     total = 0
-    for member in members:
-        with torch.no_grad():
-            target = member(real)
-        total = total + mmd.mmd2(member(x), target, kernel, member.bandwidth, estimator)
+    for value in values:
+        total = total + value
     return total / len(members)
+
+
+def _features(members, x, real, stack: bool):
+    # (places, features of x, features of real or Nones), one member or one stack at a time.
+    for places in ensembles.stacks(members) if stack else [[place] for place in range(len(members))]:
+        together = len(places) > 1
+        read = (
+            ensembles.stacked([members[p] for p in places])
+            if together
+            else lambda images, p=places[0]: [members[p](images)]
+        )
+        its: Any = [None] * len(places)
+        if real is not None:
+            with torch.no_grad():
+                its = read(real)
+        yield places, read(x), its
+
+
+def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> torch.Tensor:
+    rest = functools.partial(mmd.mmd2, x, y, kernel, bandwidth, estimator)
+    if labels == "marginal":
+        return rest(across=across)
+    if labels == "per_class":
+        return mmd.per_class(x, y, kernel, bandwidth, estimator, classes, across)
+    joint = rest(classes=classes, across=across)
+    return joint if labels == "joint" else (rest(across=across) + joint) / 2
 
 
 def weight(
@@ -108,12 +230,15 @@ def weight(
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
     balanced: weight * warm-up * EMA[base] / EMA[own], the ratio of the averages clipped to [1e-4, 1e4]; fixed:
-    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run. `memory` keeps the two averages,
-    which start at 0 together. While the base gradient is zero the factor is 0.
+    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise. `memory`
+    keeps the two averages, which start at 0 together. While the base gradient is zero the factor is 0.
     """
     if not numbers.weight:
         return 0.0
     rise = min(1.0, (progress.n_images + batch) / (numbers.warmup * progress.total)) if numbers.warmup else 1.0
+    if numbers.fade:
+        left = min(1.0, (progress.total - progress.n_images) / (numbers.fade * progress.total))
+        rise *= (1 - math.cos(math.pi * left)) / 2
     if numbers.weighting == "fixed":
         return numbers.weight * rise
     for name, rms in (("base", base), ("own", own)):
@@ -122,3 +247,76 @@ def weight(
         return 0.0
     ratio = memory["base"] / (memory["own"] + 1e-30)
     return numbers.weight * rise * min(max(ratio, 1e-4), 1e4)
+
+
+# --- what a run says of itself; none of it acts on the training ---
+
+
+def diagnose(
+    value: float, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: dict[str, float]
+) -> dict[str, float]:
+    """Numbers for the log. value: EL; base, own: gradients [n, c, h, w] of the base loss (None if it has none at the
+    images) and of EL.
+
+    snr: running mean of EL over its running deviation. Every `diagnose` iterations, `cosine` of the two gradients, and
+    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see `mix`).
+    """
+    for name, each in (("value", value), ("square", value * value), ("weight", 1.0)):
+        memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * each
+    mean, square = memory["value"] / memory["weight"], memory["square"] / memory["weight"]
+    found = {"snr": mean / math.sqrt(max(square - mean * mean, 1e-30))} if memory["weight"] > 0.05 else {}
+    if base is None or not numbers.diagnose or batch.progress.iteration % numbers.diagnose:
+        return found
+    sizes = float(base.double().norm()), float(own.double().norm())
+    if min(sizes) > 0:
+        found["cosine"] = float((base.double() * own.double()).sum()) / (sizes[0] * sizes[1])
+    if batch.size >= 2 * GROUPS:
+        share = optimal(base, own)
+        if share is not None:
+            found["optimal"] = share
+    return found
+
+
+def mix(s1: float, s2: float, r: float) -> float:
+    """The share of the second of two unbiased estimators of one quantity that gives the mix the least variance.
+
+    s1, s2: their variances, r: their covariance. (s1 - r) / (s1 + s2 - 2 r), clipped to [0, 1]: outside it mixing does
+    not help (the paper's appendix C.6; r < min(s1, s2) is the condition). With biased estimators give second moments.
+    """
+    total = s1 + s2 - 2 * r
+    return 0.0 if total <= 0 else min(max((s1 - r) / total, 0.0), 1.0)
+
+
+def optimal(base: torch.Tensor, own: torch.Tensor) -> float | None:
+    """The share of EL in the mix of least variance, from one batch; None if the two do not point the same way at all.
+
+    The batch is cut into GROUPS; the mean gradients of a group, projected on DIRECTIONS fixed random ones, are repeated
+    measurements. The lemma speaks of two estimators of one vector, which the two losses are not: EL is scaled so that
+    its mean projections fit the base's best. A diagnostic, never a weight.
+    """
+    n = len(base) // GROUPS * GROUPS
+    size = base[0].numel()
+    directions = _directions(size).to(base.device)
+    a, b = ((each[:n].double().reshape(GROUPS, -1, size).mean(1) @ directions) for each in (base, own))
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    length = float(mean_b @ mean_b)
+    scale = float(mean_a @ mean_b) / length if length > 0 else 0.0
+    if scale <= 0:
+        return None
+    b = scale * b
+    a, b = a - a.mean(0), b - b.mean(0)
+    s1, s2, r = (float((left * right).sum()) / (GROUPS - 1) for left, right in ((a, a), (b, b), (a, b)))
+    return mix(s1, s2, r)
+
+
+@functools.cache
+def _directions(size: int) -> torch.Tensor:
+    return Draw(0, "el/directions", 0, DIRECTIONS, dtype=torch.float64).normal("direction", size).T / math.sqrt(size)
+
+
+def warning(means: dict[str, float]) -> str | None:
+    """A sentence if the means of a tick look like collapse: the generated images' spread is below half of the real ones'."""
+    ratio = means.get("trace_ratio", 1.0)
+    if ratio >= 0.5:
+        return None
+    return f"the generated images have {100 * ratio:.0f} % of the real ones' spread in EL's features: the generator may be collapsing"

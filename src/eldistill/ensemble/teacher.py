@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen teacher's encoder as a member: not random, the strongest features that cost no further training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from eldistill.schema import number
+
+VERSION = 1
+TEACHER = True  # stages() gets the teacher, and the ensemble is made after it
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of the teacher as a member."""
+
+    sigma: float = number(0.2, "noise level that the teacher is told; the images get no noise", above=0)
+
+
+def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
+    """Nothing is random."""
+    return {}
+
+
+def stages(weights: dict[str, torch.Tensor], images: torch.Tensor, numbers: Numbers, teacher) -> list[torch.Tensor]:
+    """The last output of the teacher's encoder without a label, [n, c, s, s]; images are over sigma_data."""
+    x = images * teacher.sigma_data
+    return [teacher.encode(x, x.new_full((len(x),), numbers.sigma))]
