@@ -138,7 +138,7 @@ def _supplements(recipe: dict, upstream: dict, reals, teacher, site, sigma_init:
         numbers = contract.numbers(module, values)
         setting = SimpleNamespace(
             ensemble=waiting.pop(0) if values.get("ensemble") else None, device=site.device, dtype=torch.float32,
-            pairs=upstream["pairs"][values["pairs"], values["pairs_seed"]] if values.get("pairs") else None,
+            pairs=upstream["pairs"][values["pairs"], values.get("pairs_seed", 0)] if values.get("pairs") else None,
             sigma_data=reals.sigma_data, seed=recipe["seed"], sigma_init=sigma_init, codec=recipe["data"]["codec"],
             label_dim=reals.label_dim, micro_batch=site.micro_batch, teacher=teacher,
         )  # fmt: skip

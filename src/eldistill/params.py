@@ -238,9 +238,25 @@ class Params:
                         f"params.yaml: data.{name}.{key} is {data[key]!r}, but its teacher {data['teacher']} is trained "
                         f"with {taught[key]!r}; make them equal, or give it a teacher of its own"
                     )
-        baseline = self.top("tables")["baseline"]
-        if baseline != "none" and baseline not in self._named("supplement"):
-            self._unknown("tables.baseline", baseline, ["none", *self._named("supplement")])
+        tables = self.top("tables")
+        others = {f"tables.studies.{name}.against": study["against"] for name, study in tables["studies"].items()}
+        for where, baseline in {"tables.baseline": tables["baseline"], **others}.items():
+            if any(part not in self._named("supplement") for part in baseline.split("+")) and baseline != "none":
+                self._unknown(where, baseline, ["none", *self._named("supplement")])
+        for name in tables["studies"]:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in (
+                "main",
+                "runs",
+                "curves",
+                "samples",
+                "report",
+            ):
+                raise Problem(
+                    f"params.yaml: tables.studies.{name} cannot be a name; expected letters, digits, _ - and none of "
+                    "main, runs, curves, samples, report, which are tables already"
+                )
+        for suite in self.values["suites"]:
+            self.studies(suite)
 
     # --- what the steps ask for ---
 
@@ -275,12 +291,23 @@ class Params:
             raise Problem(f"the run {text} names a supplement twice; expected each once")
         return run
 
-    def runs(self, suite: str) -> Iterator[Run]:
-        """The runs of a suite, in order, without repetition."""
+    def studies(self, suite: str) -> list[str]:
+        """The studies of a suite, in the order in which its grids name them. Raises Problem for an unknown one."""
+        known = self.top("tables")["studies"]
+        found = list(dict.fromkeys(name for grid in self.values["suites"][suite] for name in grid.get("studies", [])))
+        for name in found:
+            if name not in known:
+                self._unknown(f"suites.{suite}: a study", name, known)
+        return found
+
+    def runs(self, suite: str, study: str | None = None) -> Iterator[Run]:
+        """The runs of a suite, or of one of its studies, in order, without repetition."""
         if suite not in self.values["suites"]:
             self._unknown("suite", suite, self.values["suites"])
         seen, resolved = set(), set()
         for grid in self.values["suites"][suite]:
+            if study is not None and study not in grid.get("studies", []):
+                continue
             cells = (
                 (d, m, s, n)
                 for d in grid["data"] for m in grid["methods"] for s in grid["supplements"] for n in grid["seeds"]

@@ -122,3 +122,45 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
         board.paste(picture, (x, y + label))
     with atomic(path) as temporary:
         board.save(temporary, format="PNG")
+
+
+def draw_study(path: Path, rows: list[dict], params: dict) -> None:
+    """A picture of a study: where there are differences a forest of them, else each arm's mean with its deviation."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    compared = [row for row in rows if row.get("difference") is not None]
+    shown = compared or rows
+    labels = [
+        ", ".join(str(row[key]) for key in ("data", "space", "equal") if row.get(key))
+        + f": {row['method']}/{row['supplement']}"
+        for row in shown
+    ]
+    with matplotlib.style.context("default"), atomic(path) as temporary:
+        figure = Figure(figsize=(10, 1.4 + 0.32 * len(shown)), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(shown):
+            middle = row["difference"] if compared else row["fd_mean"]
+            reach = row.get("fd_sd") or 0.0
+            low, high = (row["low"], row["high"]) if compared else (middle - reach, middle + reach)
+            sure = compared and low is not None and (low > 0 or high < 0)
+            axes.plot([low if low is not None else middle, high if high is not None else middle], [place, place],
+                      color=COLOURS[1] if sure else "#777777", linewidth=2.5)  # fmt: skip
+            axes.plot(middle, place, "o", color=COLOURS[1] if sure else "#777777")
+            if row.get("margin"):
+                axes.plot([-row["margin"], row["margin"]], [place + 0.25] * 2, color=COLOURS[2], linewidth=1)
+        if compared:
+            axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(shown)), labels, fontsize=9)
+        axes.invert_yaxis()
+        what = (
+            f"Fréchet distance minus {params['against']}'s, with its interval"
+            if compared
+            else "Fréchet distance, mean ± sd"
+        )
+        if any(row.get("margin") for row in shown):
+            what += "; thin line: the margin of equivalence"
+        axes.set(xlabel=what, title=params["question"])
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(temporary, format="png", metadata={"Software": None})

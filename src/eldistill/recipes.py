@@ -280,7 +280,7 @@ class Plan:
             *(f"supplements/{s['file']}" for s in supplements.values()),
         )
         pairs = [
-            self.pairs(data["teacher"], each["pairs"], each["pairs_seed"])
+            self.pairs(data["teacher"], each["pairs"], each.get("pairs_seed", 0))
             for each in supplements.values()
             if each.get("pairs")
         ]
@@ -366,8 +366,9 @@ class Plan:
         folder = f"data/tables/{suite}"
         runs = tuple(self.distil(run) for run in self.params.runs(suite))
         outputs = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png", "report.html")
+        section = self.params.top("tables")
         params = {
-            **self.params.top("tables"),
+            **{key: section[key] for key in ("confidence", "baseline", "grid")},
             "primary": self.params.top("evaluate")["features"][0],
             "runs": list(map(str, self.params.runs(suite))),
         }
@@ -380,13 +381,30 @@ class Plan:
             (*self.evaluations(suite), *runs),
         )
 
+    @functools.cache  # noqa: B019
+    def study(self, suite: str, name: str) -> Step:
+        """The table of one question, from the grids of the suite that name it."""
+        runs, section = self.params.runs(suite, name), self.params.top("tables")
+        params = {
+            **section["studies"][name],
+            **{key: section[key] for key in ("confidence", "tuning")},
+            "primary": self.params.top("evaluate")["features"][0],
+            "runs": list(map(str, runs := list(runs))),
+        }
+        upstream = tuple(each for run in runs for each in (self.evaluation(run), self.distil(run)))
+        outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
+        return Step("tables", f"{suite}/{name}", ("studies", "inference", "results"), params, outputs, upstream)
+
+    def studies(self, suite: str) -> tuple[Step, ...]:
+        """The studies of a suite, in the order in which its grids name them."""
+        return tuple(self.study(suite, name) for name in self.params.studies(suite))
+
     # --- lookup ---
 
     def suite(self, suite: str) -> dict[tuple[str, str], Step]:
         """Every step that a suite needs, by (word, name), upstream first."""
-        return {
-            (step.word, step.name): step for last in (self.metrics(suite), self.tables(suite)) for step in last.walk()
-        }
+        lasts = (self.metrics(suite), self.tables(suite), *self.studies(suite))
+        return {(step.word, step.name): step for last in lasts for step in last.walk()}
 
     def find(self, word: str, name: str) -> Step:
         """The step that the command line calls `word name`. Raises Problem with what there is."""
@@ -394,6 +412,10 @@ class Plan:
         data = self.params.values["data"]
         if word == "tables":
             list(self.params.runs(parts[0]))
+            if len(parts) == 2:
+                if parts[1] not in (there := self.params.studies(parts[0])):
+                    self.params._unknown(f"study of {name}", parts[1], there)
+                return self.study(parts[0], parts[1])
             return self.tables(parts[0])
         if word == "teacher":
             if len(parts) == 2 and (found := re.fullmatch(r"pairs-(\d+)-(\d+)", parts[1])):

@@ -180,8 +180,9 @@ def fill(value, schema: dict, definitions: dict):
         if schema.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         return int(value) if schema.get("type") == "integer" else value
-    known = schema.get("properties", {})
-    filled = {key: fill(item, known.get(key, {}), definitions) for key, item in value.items()}
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    others = others if isinstance(others, dict) else {}
+    filled = {key: fill(item, known.get(key, others), definitions) for key, item in value.items()}
     for key, each in known.items():
         each = follow(each, definitions)
         if key not in filled and "default" in each:

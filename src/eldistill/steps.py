@@ -320,8 +320,11 @@ def _save_picture(path: Path, chunks, columns: int) -> None:
 
 
 def _tables(work) -> None:
-    from eldistill import report, tables
+    from eldistill import report, studies, tables
 
+    if "/" in work.step.name:
+        studies.make(work.step.name.split("/")[1], work.params, Path(), work.outputs)
+        return
     *parts, page = work.outputs
     tables.make(work.params, Path(), parts)
     _, text, runs, _, curves, samples = parts

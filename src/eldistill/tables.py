@@ -10,27 +10,17 @@ names stand in the tables. An empty cell: the number cannot be known (one seed, 
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 from eldistill import plots
 from eldistill.files import Problem, read_json, write_rows, write_text
+from eldistill.inference import interval
 from eldistill.results import ABOUT, NAME, PARTS, YARDSTICKS, Result, arms_of, check, load, named, short
 
 VERSION = 1
 
 # --- statistics ---------------------------------------------------------------------------------------
-
-
-def interval(values: list[float], confidence: float) -> tuple[float | None, float | None]:
-    """Student's t-interval of the mean, (low, high); (None, None) for fewer than two values."""
-    if len(values) < 2:
-        return None, None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
 
 
 def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int, bool]:

@@ -59,3 +59,4 @@ wildcard_constraints:
     features="judge-[ab]|pixels",
     letter="[ab]",
     which="real|teacher",
+    study="(?!main|runs|curves|samples|report)[^/]+",

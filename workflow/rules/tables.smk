@@ -22,6 +22,21 @@ rule make_tables:
         f"python -m eldistill tables {SUITE} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
+rule make_study:
+    input:
+        inputs_of("tables", f"{SUITE}/{{study}}"),
+    output:
+        report(f"{TABLES}/{{study}}.csv", category="Studies", caption="../report/main.rst"),
+        f"{TABLES}/{{study}}.md",
+        report(f"{TABLES}/{{study}}.png", category="Studies", caption="../report/curves.rst"),
+        f"{TABLES}/{{study}}.csv.recipe",
+    log:
+        f"data/scratch/logs/tables/{SUITE}/{{study}}.log",
+    localrule: True
+    shell:
+        f"python -m eldistill tables {SUITE}/{{wildcards.study}} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+
+
 rule tables:
     input:
         outputs_of("tables"),

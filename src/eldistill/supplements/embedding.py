@@ -188,7 +188,7 @@ def embedding_loss(
                 values.append(mmd.anchored(mine, anchors[place], estimator, across))
                 continue
             values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
-            if found is not None:
+            if found is not None and min(len(mine), len(target)) > 1:
                 ratios.append(float(mine.detach().double().var(0).sum() / target.double().var(0).sum()))
     if ratios:
         found["trace_ratio"] = math.fsum(ratios) / len(ratios)
