@@ -168,8 +168,8 @@ def _check_start(job: loop.Job, teacher: torch.nn.Module) -> None:
         )
 
 
-def provenance(work: loop.Loop, digest: str, device: str) -> dict:
-    """Who made it, when, from what: the one file of a run that differs between equal runs."""
+def provenance(work: loop.Loop, digest: str, device: str, flop: float | None = None) -> dict:
+    """Who made it, when, from what, at what cost: the one file of a run that differs between equal runs."""
     iterations = max(1, work.iteration)
     return {
         "command": " ".join(["python -m eldistill", *sys.argv[1:]]),
@@ -183,6 +183,7 @@ def provenance(work: loop.Loop, digest: str, device: str) -> dict:
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "iterations": work.iteration,
         "n_images": work.n_images,
+        "flop_per_iteration": flop,
         "seconds_wall": round(work.seconds["wall"], 3),
         "seconds_cpu": round(work.seconds["cpu"], 3),
         "milliseconds_per_iteration_cpu": round(1000 * work.seconds["cpu"] / iterations, 3),

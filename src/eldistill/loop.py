@@ -407,6 +407,24 @@ class Loop:
         self.save()
         return self.average
 
+    def count_flop(self) -> float:
+        """Floating-point operations of an iteration, as torch counts them: the mean over a cycle of the phases.
+
+        Of products, convolutions and attention, forwards and backwards, of all networks. To be called when the results
+        are written: it trains on, from what is in memory, and puts only the counters back.
+        """
+        from torch.utils.flop_counter import FlopCounterMode
+
+        before = self.n_images, self.iteration, self.steps, dict(self.sums)
+        cycle = max(phase.every for phase in self.job.method.phases(self.job.numbers, self.progress))
+        self.iteration -= self.iteration % cycle
+        self.n_images = max(0, self.n_images - cycle * self.job.training.batch)
+        with FlopCounterMode(display=False) as counter:
+            for _ in range(cycle):
+                self.iterate()
+        self.n_images, self.iteration, self.steps, self.sums = before
+        return counter.get_total_flops() / cycle
+
     def _tick(self, seconds: float) -> None:
         means = {name: value / over for name, (value, over) in self.sums.items()}
         steps, self.steps, self.sums = self.steps, 0, {}

@@ -244,7 +244,8 @@ def _distil(work) -> None:
 
     def make(folder):
         done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)
-        files.write_json(folder / "provenance.json", distil.provenance(done, work.digest, work.site.device))
+        about = distil.provenance(done, work.digest, work.site.device, done.count_flop())
+        files.write_json(folder / "provenance.json", about)
         with _overwriting(work.step):
             distil.publish(folder, work.step.outputs, Path())
 

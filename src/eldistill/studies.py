@@ -275,22 +275,22 @@ def _first(curve: list[tuple[int, float]], threshold: float) -> tuple[float, boo
 
 
 def budget(study: Study) -> tuple[list[dict], list[str]]:
-    """Every arm against the baseline at equal iterations and at equal CPU seconds (curves, interpolated in time)."""
+    """Every arm against the baseline at equal iterations (and images: the batch is the same), equal CPU seconds and equal
+    FLOP: curves, interpolated where the dearer of the two has spent what the other has at its end."""
     arms, rows = arms_of(study.results), []
     for group in arms.values():
-        for kind in ("iterations", "seconds"):
+        for kind, cost_of in COSTS.items():
+            if any(cost_of(result) is None for result in study.results):
+                continue
             twins = _twins(study, group, arms)
             if not twins:
                 continue
             ours, theirs = [], []
+            # One price for an arm: that of a single run depends on what else the machine was doing.
+            prices = [median(cost_of(pair[side]) for pair in twins) for side in (0, 1)]
             for mine, base in twins:
-                costs = (
-                    [r.about["milliseconds_per_iteration_cpu"] for r in (mine, base)]
-                    if kind == "seconds"
-                    else [1.0, 1.0]
-                )
                 curves = [
-                    [(i * cost, v) for i, v in _curve(study, r)] for r, cost in zip((mine, base), costs, strict=True)
+                    [(i * price, v) for i, v in _curve(study, r)] for r, price in zip((mine, base), prices, strict=True)
                 ]
                 end = min(curve[-1][0] for curve in curves)
                 ours.append(_at(curves[0], end))
@@ -304,6 +304,13 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
     return rows, [
         text for row in rows if (text := _verdict(row, study.params, f"at equal {row['equal']} the distance"))
     ]
+
+
+COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration
+    "iterations": lambda result: 1.0,
+    "seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
+    "FLOP": lambda result: result.about.get("flop_per_iteration"),
+}
 
 
 def _at(curve: list[tuple[float, float]], time: float) -> float:
