@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo bench test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo bench ablation test test-slow test-slurm lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -36,6 +36,13 @@ bench: env ## every method on the digits, within an hour; continues where it was
 	@echo
 	@echo "report for a browser   data/tables/bench/report.html"
 	@echo "tables and figures     data/tables/bench/"
+
+# STUDY=central makes one study and what it needs; without it all of them and the suite's own tables.
+ablation: export OMP_NUM_THREADS = 1
+ablation: env ## what the Embedding Loss does and why, study by study: hours; STUDY=central makes one
+	$(BIN)/snakemake --cores $(CORES) $(if $(STUDY),data/tables/ablation/$(STUDY).md,all) --config suite=ablation
+	@echo
+	@echo "a table, a page and a picture for each study   data/tables/ablation/"
 
 data/scratch/report-demo.html: data/tables/demo/main.csv
 	@mkdir -p $(@D)

@@ -19,6 +19,16 @@ except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
 
+# To keep to its default of 100 jobs a second Snakemake wakes its scheduler a second after each wake-up, and once more
+# for every job that has ended: a third of a core after a hundred jobs. A limit of your own profile stays.
+scheduling = workflow.scheduling_settings
+if (
+    scheduling
+    and (limit := scheduling.max_jobs_per_timespan)
+    and (limit.max_jobs, limit.timespan) == (100, 1)
+):
+    scheduling.max_jobs_per_timespan = None
+
 if workflow.is_main_process:
     recipes.refresh(STEPS.values())
 
