@@ -31,7 +31,7 @@ class Numbers:
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
     """Weights for images of shape (c, h, w). Raises Problem for batch norm, or a last stage of one pixel."""
-    conv.check_norm(numbers.norm, numbers.width)
+    conv.check_norm(numbers.norm, *(numbers.width << stage for stage in range(numbers.depth)))
     side = min(shape[1:])
     if side >> (numbers.depth - 1) < 2:
         raise Problem(f"a resnet member of depth {numbers.depth} on {side}-pixel images; its last stage would have no more than "

@@ -30,7 +30,7 @@ class Numbers:
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
     """Weights for images of shape (c, h, w), at least 32 pixels a side. Raises Problem for smaller ones, or batch norm."""
-    conv.check_norm(numbers.norm, numbers.width)
+    conv.check_norm(numbers.norm, *(numbers.width * factor for layers in BLOCKS for factor in layers))
     if min(shape[1:]) < 32:
         raise Problem(
             f"a vgg member on {min(shape[1:])}-pixel images; expected at least 32: its last norm would see one pixel"
