@@ -58,11 +58,15 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def seeds_for_equivalence(deltas: Sequence[float], margin: float, level: float = 0.05, power: float = 0.8) -> int:
-    """Pairs that two one-sided tests at `level` need for this power, were the true difference 0; by normal quantiles."""
-    from scipy.stats import norm
+    """Pairs that two one-sided tests at `level` need for this power, were the true difference 0 and the deviation that of
+    the deltas: the smallest n with (t_(1 - level) + t_(1 - (1 - power) / 2)) sd / margin <= sqrt(n), n - 1 degrees."""
+    from scipy.stats import norm, t
 
-    reach = norm.ppf(1 - level) + norm.ppf(1 - (1 - power) / 2)
-    return max(2, math.ceil(float((reach * stdev(deltas) / margin) ** 2)))
+    scale, tails = stdev(deltas) / margin, (1 - level, 1 - (1 - power) / 2)
+    n = max(2, math.ceil(float(sum(norm.ppf(tail) for tail in tails) * scale) ** 2))  # fewer than that are never enough
+    while sum(t.ppf(tail, n - 1) for tail in tails) * scale > math.sqrt(n):
+        n += 1
+    return n
 
 
 def median_time(times: Sequence[tuple[float, bool]]) -> float | None:

@@ -393,7 +393,9 @@ class Plan:
         }
         upstream = tuple(each for run in runs for each in (self.evaluation(run), self.distil(run)))
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
-        return Step("tables", f"{suite}/{name}", ("studies", "inference", "results"), params, outputs, upstream)
+        return Step(
+            "tables", f"{suite}/{name}", ("studies", "inference", "plots", "results"), params, outputs, upstream
+        )
 
     def studies(self, suite: str) -> tuple[Step, ...]:
         """The studies of a suite, in the order in which its grids name them."""

@@ -17,7 +17,7 @@ from statistics import fmean, median, stdev
 
 from eldistill import inference, plots
 from eldistill.files import Problem, write_rows, write_text
-from eldistill.results import Result, arms_of, load, named, short
+from eldistill.results import Result, arms_of, check, load, named, short
 
 VERSION = 1
 
@@ -39,9 +39,12 @@ class Study:
         return None if name is None else result.metrics[name]
 
     def spaces(self) -> list[str]:
-        """The feature spaces, the primary one first."""
+        """The feature spaces that every run has, the primary one first."""
         found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
-        return list(dict.fromkeys([self.params["primary"], *(match[1] for match in found if match)]))
+        every = dict.fromkeys([self.params["primary"], *(match[1] for match in found if match)])
+        return [
+            space for space in every if all(self.metric(result, space=space) is not None for result in self.results)
+        ]
 
     def logged(self, result: Result, number: str) -> list[float]:
         """A logged number of the run's own supplement, tick by tick in its second half."""
@@ -61,12 +64,13 @@ def _twins(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, 
     return [(result, bases[result.seed]) for result in group if result.seed in bases]
 
 
-def _compared(values: list[float], bases: list[float], confidence: float) -> dict:
+def _compared(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
+    # unit: what 100 percent are, if not the mean of the bases.
     deltas = [a - b for a, b in zip(values, bases, strict=True)]
     low, high = inference.interval(deltas, confidence)
     return {
         "pairs": len(deltas) or None, "difference": fmean(deltas) if deltas else None, "low": low, "high": high,
-        "percent": 100 * fmean(deltas) / fmean(bases) if deltas else None,
+        "percent": 100 * fmean(deltas) / (unit or fmean(bases)) if deltas else None,
         "p": inference.paired_p(deltas), "lower_in": f"{sum(d < 0 for d in deltas)}/{len(deltas)}" if deltas else None,
     }  # fmt: skip
 
@@ -154,8 +158,43 @@ def central(study: Study) -> tuple[list[dict], list[str]]:
                 row["verdict"] = _decide(row, level)
                 said.append(_central_sentence(row, study.params))
             rows.append(row | {"runs": " ".join(r.run for r in group)})
+    rows = [*_pooled(study, arms), *rows]
     blank = dict.fromkeys(key for row in rows for key in row)
-    return [blank | row for row in rows], said
+    return [blank | row for row in rows], [
+        _central_sentence(row, study.params) for row in rows if row["data"] == POOLED
+    ] + said
+
+
+POOLED = "all data settings"
+
+
+def _pooled(study: Study, arms: dict) -> list[dict]:
+    """The answer: each arm over the pairs of all data settings (teachers), in percent of each setting's own baseline, in
+    the primary space. The one confirmatory row of an arm; those of single settings and other spaces explore."""
+    rows, level = [], 1 - study.params["confidence"]
+    for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
+        shares = []
+        for group in (group for arm, group in arms.items() if arm[1:] == (method, supplement)):
+            twins = _twins(study, group, arms)
+            base = fmean(study.metric(b) for _, b in twins) if twins else 1.0
+            shares.append([100 * (study.metric(a) - study.metric(b)) / base for a, b in twins])
+        deltas = [share for each in shares for share in each]
+        if len([each for each in shares if each]) < 2 or len(deltas) < 2:
+            continue
+        bound = 100 * study.params["margin"]
+        row = {
+            "data": POOLED,
+            "method": method,
+            "supplement": supplement,
+            "seeds": len(deltas),
+            "space": study.params["primary"],
+        }
+        row |= _compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
+        row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound),
+                "seeds_needed": inference.seeds_for_equivalence(deltas, bound, level),
+                "between_settings_sd": stdev(fmean(each) for each in shares if each)}  # fmt: skip
+        rows.append(row | {"verdict": _decide(row, level)})
+    return rows
 
 
 def _decide(row: dict, level: float) -> str:
@@ -168,6 +207,8 @@ def _decide(row: dict, level: float) -> str:
 
 def _central_sentence(row: dict, params: dict) -> str:
     who = f"{row['data']}, {row['method']}/{row['supplement']} in {row['space']}"
+    if row["low"] is None:
+        return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
     span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}], {row['percent']:+.1f} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
     tests = (
@@ -213,6 +254,9 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
             f"share_{name}": max(part, 0.0) / total if total else None for name, part in zip(names, parts, strict=True)
         }
         rows.append(row)
+        if not total:
+            said.append(f"{data}, {method}/{stem}: no variance in {len(cells)} runs.")
+            continue
         shares = ", ".join(f"{100 * row[f'share_{name}']:.0f} % {text}" for name, text in
                            zip(names, ("training seed", "ensemble seed", "their interaction and noise"), strict=True))  # fmt: skip
         said.append(f"{data}, {method}/{stem}: of the variance {shares} (sd in all {short(row['fd_sd'])}, "
@@ -251,7 +295,7 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
         row["saved_seconds_percent"] = 100 - 100 * row["cpu_seconds"] / base["cpu_seconds"] if both else None
         who = f"{row['data']}, {row['method']}/{row['supplement']}"
         if row["iterations"] is None:
-            said.append(f"{who}: half of its {row['seeds']} runs or more never stay below {short(row['threshold'])}.")
+            said.append(f"{who}: more than half of its {row['seeds']} runs never stay below {short(row['threshold'])}.")
         elif row["supplement"] != against:
             shares = [row[f"saved_{what}_percent"] for what in ("iterations", "seconds")]
             saved = (
@@ -293,6 +337,8 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
                     [(i * price, v) for i, v in _curve(study, r)] for r, price in zip((mine, base), prices, strict=True)
                 ]
                 end = min(curve[-1][0] for curve in curves)
+                if max(curve[0][0] for curve in curves) > end:
+                    raise Problem(f"the curves of {mine.run} and {base.run} share no {kind}; add 0 to distil.snapshots")
                 ours.append(_at(curves[0], end))
                 theirs.append(_at(curves[1], end))
             row = _arm(group) | {"equal": kind} | _spread(ours, "fd") | _spread(theirs, "baseline")
@@ -377,9 +423,11 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
     lines = [[title for title, _ in kept], ["---", *["---:"] * (len(kept) - 1)]]
     lines += [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    corrected = any(row.get("p_holm") is not None for row in rows)
+    family = "Holm's correction over this table" if corrected else "no correction for the number of comparisons"
     note = (
         f"Ranked by `{metric}`, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
-        f"{100 * params['confidence']:g} % t-intervals; Holm's correction over this table. All digits and runs: {name}.csv."
+        f"{100 * params['confidence']:g} % t-intervals; {family}. All digits and runs: {name}.csv."
     )
     return f"# {params['question']}\n\n{text}\n\n" + "\n".join(f"- {each}" for each in said) + f"\n\n{note}\n"
 
@@ -388,6 +436,7 @@ def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     """Write the study's csv, md and png (outputs, in this order). params: the section with primary, confidence, tuning
     and runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input."""
     results = [load(run, root) for run in params["runs"]]
+    check(results, params["primary"])
     study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results})
     rows, said = KINDS[params["kind"]](study)
     if not rows:

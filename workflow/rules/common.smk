@@ -69,4 +69,4 @@ wildcard_constraints:
     features="judge-[ab]|pixels",
     letter="[ab]",
     which="real|teacher",
-    study="(?!main|runs|curves|samples|report)[^/]+",
+    study=r"(?!(?:main|runs|curves|samples|report)\.)[^/]+",

@@ -264,7 +264,8 @@ def diagnose(
     for name, each in (("value", value), ("square", value * value), ("weight", 1.0)):
         memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * each
     mean, square = memory["value"] / memory["weight"], memory["square"] / memory["weight"]
-    found = {"snr": mean / math.sqrt(max(square - mean * mean, 1e-30))} if memory["weight"] > 0.05 else {}
+    spread = square - mean * mean  # of one value, or equal ones, it is rounding
+    found = {"snr": mean / math.sqrt(spread)} if memory["weight"] > 0.05 and spread > 1e-12 * square else {}
     if base is None or not numbers.diagnose or batch.progress.iteration % numbers.diagnose:
         return found
     sizes = float(base.double().norm()), float(own.double().norm())
