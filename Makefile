@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo bench ablation test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo bench ablation benchmark test test-slow test-slurm lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -43,6 +43,9 @@ ablation: env ## what the Embedding Loss does and why, study by study: hours; ST
 	$(BIN)/snakemake --cores $(CORES) $(if $(STUDY),data/tables/ablation/$(STUDY).md,all) --config suite=ablation
 	@echo
 	@echo "a table, a page and a picture for each study   data/tables/ablation/"
+
+benchmark: env ## what the Embedding Loss costs of an iteration, by ensemble, kernel and batch: some minutes
+	$(BIN)/python benchmarks/embedding.py
 
 data/scratch/report-demo.html: data/tables/demo/main.csv
 	@mkdir -p $(@D)

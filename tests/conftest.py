@@ -122,7 +122,8 @@ class Bench:
         optimiser, ema: changes for all. others: fields of Job.
         """
         module = contract.module("methods", method) if isinstance(method, str) else method
-        numbers = module.Numbers() if numbers is None else numbers
+        if numbers is None:  # groups small enough for micro-batches to be smaller than a batch
+            numbers = module.Numbers(**({"group": 2} if hasattr(module, "group") else {}))
         frozen, images = teacher(labels, dtype, dropout, network=network), reals(labels, dtype)
         nets = {"generator": module.generator(frozen, None, numbers)}
         for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, networks, noise, schema, state
+from eldistill import contract, loop, networks, noise, params, schema, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import Problem
 
-PACKAGE = Path(eldistill.__file__).parent
+PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
 
 def discovered(kind: str) -> list[str]:
@@ -340,6 +340,38 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
     (a, *rest_a), (b, *rest_b) = outcome(parted), outcome(whole)
     assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
     assert rest_a == rest_b and len(rest_a[0]) == 3
+
+
+NAMED = list(params.load(ROOT / "params.yaml").values["distil"]["methods"])
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_method_continues(bench, name):
+    """Each section of distil.methods (CT's growing grid, iCT's stages, SiDA's warm-up, ...): stopped at half, bit for bit."""
+    section = params.load(ROOT / "params.yaml").section("method", name, "digits")
+    warm = {"group": 2, "freeze_images": 8, "solo_images": 16, "stage_images": 8, "every": 2}
+    module = contract.module("methods", section["file"])
+    declared = {
+        key: value for key, value in warm.items() if key in schema.declared("methods", section["file"]) and section[key]
+    }
+    numbers = contract.numbers(module, {**section, **declared})
+
+    def outcome(folder, stop):
+        job = bench.job(section["file"], numbers=numbers, labels=3, dropout=0.2, steps=6, ticks=3, folder=folder)
+        if stop:
+            first = Ending(
+                bench.job(section["file"], numbers=numbers, labels=3, dropout=0.2, steps=6, ticks=3, folder=folder)
+            )
+            first.after = 3
+            with pytest.raises(loop.Stopped):
+                first.run()
+        work = loop.Loop(job)
+        work.run()
+        return state.pack({**job.nets, "average": work.average}, work.optimisers), work.rows
+
+    (a, rows_a), (b, rows_b) = outcome("parted", True), outcome("whole", False)
+    assert a.keys() == b.keys() and not [key for key in a if not torch.equal(a[key], b[key])]
+    assert rows_a == rows_b
 
 
 # --- supplements ---

@@ -10,6 +10,7 @@ import torch
 from toys import batch_of
 
 from eldistill import adversarial, contract, loop, score
+from eldistill.files import Problem
 from eldistill.methods import consistency, sida
 from eldistill.supplements import regression
 
@@ -160,3 +161,21 @@ def test_regression_reads_every_chosen_pair(bench):
         each.tools.images[index, 0, 3, 3] = math.nan
         value = regression.direct_terms(each.tools, nets, batch, each.numbers)["huber"]
         assert bool(value.isnan()) == counts
+
+
+def test_numbers_of_consistency_models_that_do_not_go_together():
+    """Weights of LPIPS that nothing would use, and few-step levels that do not start where the generator does."""
+    with pytest.raises(Problem, match="lpips names a file of weights, but distance is huber; set distance to lpips"):
+        consistency.Numbers(lpips="vgg.safetensors")
+    with pytest.raises(Problem, match=r"sigmas_2 starts at 80\.0 and sigma_max is 10"):
+        consistency.Numbers(sigma_max=10)
+    consistency.Numbers(sigma_max=10, sigmas_2=(10, 0.8), sigmas_4=(10, 3, 0.8, 0.2))
+
+
+@pytest.mark.parametrize("q", [2.0, 4.0, 256.0])
+def test_stages_of_ect_end_where_float32_does(bench, q):
+    """After any number of stages t - r is still told from rounding: the loss and its weight 1 / (t - r) are finite."""
+    numbers = consistency.Numbers(**ECT, q=q, stage_images=1)
+    batch = batch_of((1, 2, 2), {"sigma": torch.tensor([-2.0, 0.5, 1.0])}, dtype=torch.float32, n_images=10**6)
+    t, r = consistency.LEVELS["continuous"](batch, numbers)
+    assert (t - r > 1e-6 * t).all()

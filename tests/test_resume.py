@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -385,6 +386,29 @@ def test_command_stops_with_75_and_continues(inputs, tmp_path, monkeypatch, caps
     assert __main__.main(["distil", RUN]) == 0 and "is up to date" in capsys.readouterr().out
 
 
+def test_counting_flop_costs_no_result(inputs, tmp_path, monkeypatch):
+    """The count trains on when all is written: it is there, twice the same, and where it fails the run stands without it."""
+    counts, files = [], []
+    for name in ("once", "again", "failing"):
+        monkeypatch.chdir(project(inputs, tmp_path / name, 64))
+        if name == "failing":
+            run = loop.Loop.run
+
+            def ended(self, run=run):
+                average = run(self)
+                self.iterate = lambda: (_ for _ in ()).throw(loop.NonFinite("after the end"))
+                return average
+
+            monkeypatch.setattr(loop.Loop, "run", ended)
+        assert __main__.main(["distil", RUN]) == 0
+        about = json.loads(Path("data/runs", RUN, "provenance.json").read_text(encoding="utf-8"))
+        counts.append(about["flop_per_iteration"])
+        files.append(digests(Path()))
+        assert about["n_images"] == 64 and about["iterations"] == 2
+    assert counts[0] == counts[1] > 1e6
+    assert counts[2] is None and files[0] == files[1] == files[2]
+
+
 def test_command_starts_anew_with_a_changed_number(inputs, tmp_path, monkeypatch, capsys):
     """A run stopped half-way is not continued after a number changed, and is after it changed back."""
     folder = project(inputs, tmp_path / "project", 64)
@@ -394,7 +418,7 @@ def test_command_starts_anew_with_a_changed_number(inputs, tmp_path, monkeypatch
     (folder / "params.yaml").write_text(before.replace("lr: 0.001", "lr: 0.002"), encoding="utf-8")
     assert before != (folder / "params.yaml").read_text(encoding="utf-8")
     capsys.readouterr()
-    assert __main__.main(["distil", RUN]) in (0, 2)  # 2: the teacher of another number is not there
+    assert __main__.main(["distil", RUN]) == 0 and "continuing" not in capsys.readouterr().out
     (folder / "params.yaml").write_text(before.replace("beta: 0.9\n", "beta: 0.8\n"), encoding="utf-8")
     assert __main__.main(["distil", RUN]) == 0
     assert "continuing" not in capsys.readouterr().out

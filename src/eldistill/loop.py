@@ -419,10 +419,12 @@ class Loop:
         cycle = max(phase.every for phase in self.job.method.phases(self.job.numbers, self.progress))
         self.iteration -= self.iteration % cycle
         self.n_images = max(0, self.n_images - cycle * self.job.training.batch)
-        with FlopCounterMode(display=False) as counter:
-            for _ in range(cycle):
-                self.iterate()
-        self.n_images, self.iteration, self.steps, self.sums = before
+        try:
+            with FlopCounterMode(display=False) as counter:
+                for _ in range(cycle):
+                    self.iterate()
+        finally:
+            self.n_images, self.iteration, self.steps, self.sums = before
         return counter.get_total_flops() / cycle
 
     def _tick(self, seconds: float) -> None:
@@ -437,7 +439,8 @@ class Loop:
         )
         for each in self.job.supplements:
             own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
-            if hasattr(each.module, "warning") and (text := each.module.warning(own)):
+            late = 2 * self.n_images >= total  # a generator begins with the teacher's blurred guesses
+            if late and hasattr(each.module, "warning") and (text := each.module.warning(own)):
                 self.job.say(f"warning: {each.name}: {text}")
 
     def save(self) -> None:

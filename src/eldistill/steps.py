@@ -222,7 +222,7 @@ def _ensemble(work) -> None:
 
 
 def _distil(work) -> None:
-    from eldistill import distil
+    from eldistill import distil, loop
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
     manifests = {(path.parent.name, path.stem): path for path in _inputs(work, ".json") if "ensembles" in path.parts}
@@ -244,7 +244,12 @@ def _distil(work) -> None:
 
     def make(folder):
         done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)
-        about = distil.provenance(done, work.digest, work.site.device, done.count_flop())
+        flop = None
+        with contextlib.suppress(
+            loop.NonFinite, RuntimeError, MemoryError
+        ):  # it trains on: the result must not depend on it
+            flop = done.count_flop()
+        about = distil.provenance(done, work.digest, work.site.device, flop)
         files.write_json(folder / "provenance.json", about)
         with _overwriting(work.step):
             distil.publish(folder, work.step.outputs, Path())

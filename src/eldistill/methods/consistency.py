@@ -101,6 +101,15 @@ class Numbers:
                 raise Problem(
                     f"params.yaml: {name} is {list(levels)}; expected {count} falling noise levels above sigma_min, {self.sigma_min}"
                 )
+            if levels[0] != self.sigma_max:
+                raise Problem(
+                    f"params.yaml: {name} starts at {levels[0]} and sigma_max is {self.sigma_max}; expected the same level, "
+                    "the only one at which a generator has learned to start from noise"
+                )
+        if self.lpips is not None and self.distance != "lpips":
+            raise Problem(
+                f"params.yaml: lpips names a file of weights, but distance is {self.distance}; set distance to lpips, or lpips to null"
+            )
         if self.sigma_min >= self.sigma_max or self.first > self.last:
             raise Problem(
                 f"params.yaml: sigma_min {self.sigma_min} and sigma_max {self.sigma_max}, first {self.first} and last {self.last}; "
@@ -208,6 +217,7 @@ def _neighbours(batch: Batch, numbers: Numbers, n: int) -> tuple[torch.Tensor, t
 def _continuous(batch: Batch, numbers: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
     t = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
     stage = batch.progress.n_images // numbers.stage_images if numbers.stage_images else 0
+    stage = min(stage, max(0, int(18 / math.log2(numbers.q)) - 1))  # beyond, t - r drowns in the rounding of float32
     return t, easy_lower(t, numbers.q, stage, numbers.k, numbers.b)
 
 

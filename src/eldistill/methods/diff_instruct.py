@@ -7,7 +7,7 @@ At noisy images x + sigma n the gradient is w(sigma) (score_fake - score_teacher
 we take w(sigma) = sigma^2, as the authors' published code does, which leaves D_fake - D_teacher.
 
 Departures from the authors' code: both denoisers are in eval mode in the generator step (theirs share one dropout
-mask in train mode), and the labels of the two phases are drawn independently.
+mask in train mode), the labels of the two phases are drawn independently, and a NaN stops the run (theirs replaces it).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Symbols: their mu_real, mu_fake, G are our teacher, fake_score, generator; the g
 with its head.
 
 Departures from the authors' code: labels are those of real images (theirs are uniform over the classes), and 0 / 0
-in the normalised gradient is a zero, not a NaN that is replaced.
+in the normalised gradient is a zero, not a NaN that is replaced. Re-using images, as the authors do, is the cheapest
+order of phases: one pass of fake_score less would need one noise for its own loss and for the matching.
 """
 
 from __future__ import annotations

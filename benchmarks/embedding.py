@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Embedding Loss (EL) costs beside the rest of an iteration of Diff-Instruct, side by side in one process.
+
+    python benchmarks/embedding.py                # the demo's network on 8x8 images
+    python benchmarks/embedding.py --device cuda --resolution 32 --channels 128
+
+How a share is measured: one ordinary training loop (a step of fake_score, a step of the generator, the averages)
+carries every variant of EL as a supplement of its own, so that all of them work on the very images of the iteration. A
+clock runs around each supplement (drawing and encoding its real images, the members on both sides, the kernel, the
+gradient at the images, its weight) and around the whole iteration. The rest is the iteration without any supplement:
+
+    share = EL / (rest + EL),    the median over the iterations of this ratio
+
+What is compared is hence a fraction of a second apart, and other jobs on the machine cancel. The order of the
+supplements rotates; the first two iterations are not counted. The two ratios are medians likewise, of EL as a whole
+with the rbf kernel: stacked over loop, and bfloat16 over float32. The look at the gradients every tenth iteration is
+left out. On one CPU thread the clock counts CPU time, else wall time (a GPU finishes before each reading). Ensembles
+and numbers are those of params.yaml; the real images are random, which costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+
+from eldistill import contract, data, loop, mmd, networks, params
+from eldistill.ensemble import seed as ensembles
+from eldistill.methods import diff_instruct
+from eldistill.supplements import embedding
+
+KERNEL = "rbf"  # of the two ratios
+
+
+class Variant(NamedTuple):
+    """One EL to be measured."""
+
+    ensemble: str
+    kernel: str
+    stack: str
+    precision: str = "float32"
+
+
+class Clocked(loop.Loop):
+    """The training loop with a clock: `seen` gives the seconds of the last iteration, `rest` and each supplement."""
+
+    def iterate(self) -> None:
+        self.seen = dict.fromkeys(["rest", *(each.name for each in self.at_images)], 0.0)
+        with self._clock("rest"):
+            super().iterate()
+        self.seen["rest"] -= sum(self.seen[each.name] for each in self.at_images)
+        self.at_images = self.at_images[1:] + self.at_images[:1]
+
+    def _own_gradient(self, each, *arguments):
+        with self._clock(each.name):
+            return super()._own_gradient(each, *arguments)
+
+    def _weigh(self, each, *arguments):
+        with self._clock(each.name):
+            return super()._weigh(each, *arguments)
+
+    @contextlib.contextmanager
+    def _clock(self, name: str):
+        start = self._now()
+        yield
+        self.seen[name] += self._now() - start
+
+    def _now(self) -> float:
+        if self.job.device == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def images(options, device: str = "cpu", count: int = 2048) -> data.Reals:
+    """Random images, grey at 8x8 as the digits are, else in colour."""
+    shape = (count, 1 if options.resolution == 8 else 3, options.resolution, options.resolution)
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return data.Reals(pixels, torch.zeros(count, dtype=torch.int64), {"mean": 0.5, "std": 0.29}, 0, device)
+
+
+def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, loop.Supplement]:
+    """Every kernel in the form that a run chooses on this device; the other form and bfloat16, where they differ."""
+    own, other = ("stacked", "loop") if options.device == "cuda" else ("loop", "stacked")
+    values, made = settings.section("supplement", "el"), {}
+    for name in names:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            ensembles.make(settings.section("ensemble", name), 0, images(options), path, path.with_suffix(".npz"))
+        members = ensembles.Ensemble(path).at(0)
+        variants = [Variant(name, kernel, own) for kernel in mmd.KERNELS]
+        variants += [Variant(name, KERNEL, other)] if len(ensembles.stacks(members)) < len(members) else []
+        variants += [Variant(name, KERNEL, own, "bfloat16")] if any(member.weights for member in members) else []
+        setting = {"ensemble": path, "device": options.device, "dtype": torch.float32, "sigma_data": 0.5, "seed": 0}
+        for variant in variants:
+            numbers = contract.numbers(embedding, {**values, **variant._asdict(), "diagnose": 0})
+            tools = embedding.prepare(numbers, SimpleNamespace(**setting))
+            made[variant] = loop.Supplement(str(variant), embedding, numbers, tools)
+    return made
+
+
+def loop_of(settings: params.Params, added: list[loop.Supplement], batch: int, options, folder: Path) -> Clocked:
+    """Diff-Instruct with the numbers of the digits, at a rate so low that nothing moves."""
+    reals = images(options, options.device)
+    config = {**settings.section("teacher", options.network)["network"], "label_dim": 0,
+              "img_resolution": options.resolution, "img_channels": reals.shape[0]}  # fmt: skip
+    config |= {"model_channels": options.channels} if options.channels else {}
+    teacher = networks.build(config, 0).to(options.device).requires_grad_(False).eval()
+    values = settings.section("method", "di", "digits")
+    numbers = contract.numbers(diff_instruct, values)
+    nets = {"generator": diff_instruct.generator(teacher, None, numbers), **diff_instruct.networks(teacher, numbers, 0)}
+    optimiser = params.freeze("Optimiser", {**values["generator"], "lr": 1e-9})
+    return Clocked(loop.Job(
+        method=diff_instruct, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
+        training=SimpleNamespace(n_images=10**9, batch=batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
+        optimisers=dict.fromkeys(nets, optimiser), fixed={"teacher": teacher}, supplements=added, device=options.device,
+    ))  # fmt: skip
+
+
+def measure(settings: params.Params, names: list[str], batch: int, options, folder: Path) -> list[dict]:
+    """A row for each ensemble: batch, ensemble, a share for each kernel, the two ratios (None: nothing to compare)."""
+    added = supplements(settings, names, options, folder)
+    work, seen = loop_of(settings, list(added.values()), batch, options, folder), []
+    for _ in range(2 + options.repeats):
+        work.iterate()
+        seen.append(work.seen)
+
+    def share(variant: Variant) -> float:
+        return statistics.median(one[str(variant)] / (one["rest"] + one[str(variant)]) for one in seen[2:])
+
+    def ratio(first: Variant, second: Variant) -> float | None:
+        both = first in added and second in added
+        return statistics.median(one[str(first)] / one[str(second)] for one in seen[2:]) if both else None
+
+    rows, own = [], next(iter(added)).stack
+    for name in names:
+        shares = {kernel: share(Variant(name, kernel, own)) for kernel in mmd.KERNELS}
+        forms = ratio(Variant(name, KERNEL, "stacked"), Variant(name, KERNEL, "loop"))
+        half = ratio(Variant(name, KERNEL, own, "bfloat16"), Variant(name, KERNEL, own))
+        rows.append({"batch": batch, "ensemble": name, **shares, "stacked/loop": forms, "bfloat16/float32": half})
+    return rows
+
+
+def line(row: dict) -> str:
+    """A row of the Markdown table: shares in per cent, ratios as they are."""
+    shares = [f"{100 * row[kernel]:.1f} %" for kernel in mmd.KERNELS]
+    ratios = ["–" if row[name] is None else f"{row[name]:.2f}" for name in ("stacked/loop", "bfloat16/float32")]
+    return "| " + " | ".join([str(row["batch"]), row["ensemble"], *shares, *ratios]) + " |"
+
+
+def head(options) -> list[str]:
+    """Where and what: a sentence and the head of the table."""
+    cpu = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else cpu
+    network = f"`{options.network}`" + (f" with {options.channels} channels" if options.channels else "")
+    columns = ["batch", "ensemble", *(f"share, {kernel}" for kernel in mmd.KERNELS), "stacked/loop", "bfloat16/float32"]
+    return [f"EL's share of an iteration of Diff-Instruct: network {network}, {options.resolution} px; {machine}, "
+            f"{options.threads} thread(s), torch {torch.__version__}; medians of {options.repeats} iterations.", "",
+            "| " + " | ".join(columns) + " |", "|---:|---|" + "---:|" * (len(columns) - 2)]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and perhaps write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--resolution", type=int, choices=[8, 16, 32, 64], default=8)
+    parser.add_argument("--network", default="digits", help="a name under `teacher` in params.yaml")
+    parser.add_argument("--channels", type=int, help="model_channels of that network, if others than its own")
+    parser.add_argument("--batch", type=int, nargs="+", help="16 64 256; --quick: 64")
+    parser.add_argument("--repeats", type=int, help="iterations that count: 21; --quick: 5")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--quick", action="store_true", help="under a minute at 8 px")
+    parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    options = parser.parse_args(arguments)
+    options.batch = options.batch or ([64] if options.quick else [16, 64, 256])
+    options.repeats = options.repeats or (5 if options.quick else 21)
+    torch.set_num_threads(options.threads)
+    settings, text = params.load(Path(__file__).parents[1] / "params.yaml"), head(options)
+    names = ["conv4", f"mix8-{options.resolution}", "identity", "conv8"]
+    print(*text, sep="\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for batch in options.batch:
+            found = [line(row) for row in measure(settings, names, batch, options, Path(folder))]
+            print(*found, sep="\n", flush=True)
+            text += found
+    if options.out:
+        options.out.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

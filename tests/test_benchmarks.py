@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of the Embedding Loss measures what it says, on a case of seconds; nothing here asserts a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from eldistill import mmd, params
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["conv4", "mix8-8", "identity", "conv8"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/embedding.py as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark_embedding", ROOT / "benchmarks/embedding.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return params.load(ROOT / "params.yaml")
+
+
+def options(**changes) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{"device": "cpu", "resolution": 8, "network": "digits", "channels": 4, "repeats": 1, **changes}
+    )
+
+
+def test_rows_are_complete(script, settings, tmp_path):
+    """One row for each ensemble: a share in (0, 1) for every kernel; ratios wherever there is something to compare."""
+    rows = script.measure(settings, NAMES, 4, options(), tmp_path)
+    assert [(row["batch"], row["ensemble"]) for row in rows] == [(4, name) for name in NAMES]
+    for row in rows:
+        assert set(row) == {"batch", "ensemble", *mmd.KERNELS, "stacked/loop", "bfloat16/float32"}
+        assert all(0 < row[kernel] < 1 for kernel in mmd.KERNELS)
+        ratios = [row["stacked/loop"], row["bfloat16/float32"]]
+        if row["ensemble"] == "identity":  # one member without layers
+            assert ratios == [None, None]
+        else:
+            assert all(ratio > 0 and math.isfinite(ratio) for ratio in ratios)
+
+
+def test_every_variant_is_an_embedding_loss_of_its_own(script, settings, tmp_path):
+    """What is timed differs in what its name says; stacked, looped and bfloat16 give one value up to rounding."""
+    added = script.supplements(settings, NAMES, options(), tmp_path)
+    assert len(added) == 4 * len(mmd.KERNELS) + 3 + 3
+    work = script.loop_of(settings, list(added.values()), 8, options(), tmp_path)
+    work.iterate()
+    values = {variant: work.sums[f"{each.name}.mmd2"][0] for variant, each in added.items()}
+    for variant, each in added.items():
+        own = (each.numbers.ensemble, each.numbers.kernel, each.numbers.stack, each.numbers.precision)
+        assert own == tuple(variant)
+        plain = values[variant._replace(stack="loop", precision="float32")]
+        assert values[variant] == pytest.approx(plain, rel=1e-5 if variant.precision == "float32" else 0.05)
+    looped = [value for variant, value in values.items() if variant.stack == "loop" and variant.precision == "float32"]
+    assert len(set(looped)) == 16
+
+
+def test_the_clock(script, settings, tmp_path, monkeypatch):
+    """Seconds go to the supplement that spends them, and what none of them spends is the rest."""
+    added = script.supplements(settings, ["identity"], options(), tmp_path)
+    work = script.loop_of(settings, list(added.values()), 4, options(), tmp_path)
+    ticks = {"now": 0.0}
+    monkeypatch.setattr(script.Clocked, "_now", lambda self: ticks["now"])
+    costs = {each.name: 2.0 ** (index + 1) for index, each in enumerate(added.values())}
+    spend = script.embedding.generator_terms
+
+    def terms(tools, images, batch, numbers):
+        ticks["now"] += costs[str(script.Variant(numbers.ensemble, numbers.kernel, numbers.stack, numbers.precision))]
+        return spend(tools, images, batch, numbers)
+
+    monkeypatch.setattr(script.embedding, "generator_terms", terms)
+    step = torch.optim.Adam.step
+
+    def base(*arguments, **more):
+        ticks["now"] += 0.5  # both networks
+        return step(*arguments, **more)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", base)
+    first = [each.name for each in work.at_images]
+    work.iterate()
+    assert work.seen == {"rest": 1.0, **costs}
+    assert [each.name for each in work.at_images] == first[1:] + first[:1]
+
+
+def test_a_table_from_the_command_line(script, tmp_path, monkeypatch, capsys):
+    """It prints what it writes: where, and a row for each batch and ensemble."""
+    monkeypatch.setattr(script, "measure", lambda settings, names, batch, *rest: [
+        {"batch": batch, "ensemble": name, **dict.fromkeys(mmd.KERNELS, 0.125), "stacked/loop": 1.5, "bfloat16/float32": None}
+        for name in names
+    ])  # fmt: skip
+    script.main(["--batch", "2", "4", "--resolution", "32", "--out", str(tmp_path / "table.md")])
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "table.md").read_text(encoding="utf-8")
+    lines = printed.splitlines()
+    assert all(word in lines[0] for word in ("`digits`", "32 px", "CPU", "1 thread", torch.__version__))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[:2] for row in rows[2:]] == [[n, e] for n in "24" for e in ("conv4", "mix8-32", "identity", "conv8")]
+    assert rows[2][2:] == ["12.5 %"] * 4 + ["1.50", "–"]
