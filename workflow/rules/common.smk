@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 from eldistill import params, recipes
 from eldistill.recipes import WORDS
@@ -19,15 +21,21 @@ except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
 
-# To keep to its default of 100 jobs a second Snakemake wakes its scheduler a second after each wake-up, and once more
-# for every job that has ended: a third of a core after a hundred jobs. A limit of your own profile stays.
-scheduling = workflow.scheduling_settings
-if (
-    scheduling
-    and (limit := scheduling.max_jobs_per_timespan)
-    and (limit.max_jobs, limit.timespan) == (100, 1)
-):
-    scheduling.max_jobs_per_timespan = None
+
+# Snakemake (9.27) wakes its scheduler a second after each time that it was awake, and whenever a job ends: the wake-ups
+# add up, to a third of a core after a hundred jobs. One that waits is enough.
+def wake_once(scheduler, delay):
+    def wake():
+        scheduler._waking = False
+        scheduler._open_jobs.release()
+
+    if not getattr(scheduler, "_waking", False):
+        scheduler._waking = True
+        threading.Timer(delay, wake).start()
+
+
+if hasattr(JobScheduler, "_schedule_reevalutation"):
+    JobScheduler._schedule_reevalutation = wake_once
 
 if workflow.is_main_process:
     recipes.refresh(STEPS.values())
