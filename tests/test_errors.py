@@ -134,7 +134,7 @@ def teacher(codec=None, resolution: int = 8, label_dim: int = 0) -> None:
         ("evaluate", "suite/dem", ["'dem'", "did you mean demo?"]),
         ("data", "digits/image", ["digits/image", "python -m eldistill data --help"]),
         ("teacher", "digit", ["'digit'", "did you mean digits?"]),
-        ("ensemble", "digits/conv5/0", ["'conv5'", "did you mean conv4?"]),
+        ("ensemble", "digits/identty/0", ["'identty'", "did you mean identity?"]),
         ("tables", "dem", ["'dem'", "did you mean demo?"]),
     ],
 )

@@ -226,7 +226,7 @@ BAD = {
     "unknown teacher": ("data/digits/teacher", "digit", ["data.digits.teacher", "'digit'", "did you mean digits?"]),
     "unknown data of a teacher": ("teacher/digits/data", "digts", ["teacher.digits.data", "'digts'", "digits?"]),
     "unknown ensemble": (
-        "distil/supplements/el/ensemble", "conv5", ["distil.supplements.el.ensemble", "'conv5'", "conv4?"]
+        "distil/supplements/el/ensemble", "identty", ["distil.supplements.el.ensemble", "'identty'", "identity?"]
     ),
     "unknown method file": (
         "distil/methods/di/file", "diff_instuct", ["distil.methods.di.file", "diff_instuct", "diff_instruct?"]
@@ -297,7 +297,12 @@ def complete_schema() -> dict:
     complete = copy.deepcopy(SCHEMA)
     for kind, file in FILES:
         owner = {"methods": "method", "supplements": "supplement", "ensemble": "member"}[kind]
-        complete["$defs"][owner]["properties"] |= copy.deepcopy(schema.declared(kind, file))
+        known = complete["$defs"][owner]["properties"]
+        for key, each in copy.deepcopy(schema.declared(kind, file)).items():
+            if key in known:  # two modules may give one name two types (`pairs` is optional in one of them)
+                kinds = [each["type"] if isinstance(each["type"], list) else [each["type"]] for each in (known[key], each)]
+                each["type"] = list(dict.fromkeys(kinds[0] + kinds[1]))
+            known[key] = each
     return complete
 
 

@@ -275,6 +275,8 @@ USES = {
             "teacher/pairs",
             "adversarial",
             "perceptual",
+            "studies",
+            "inference",
         ),
         set(),
     ),
