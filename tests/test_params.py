@@ -300,7 +300,9 @@ def complete_schema() -> dict:
         known = complete["$defs"][owner]["properties"]
         for key, each in copy.deepcopy(schema.declared(kind, file)).items():
             if key in known:  # two modules may give one name two types (`pairs` is optional in one of them)
-                kinds = [each["type"] if isinstance(each["type"], list) else [each["type"]] for each in (known[key], each)]
+                kinds = [
+                    each["type"] if isinstance(each["type"], list) else [each["type"]] for each in (known[key], each)
+                ]
                 each["type"] = list(dict.fromkeys(kinds[0] + kinds[1]))
             known[key] = each
     return complete

@@ -66,9 +66,9 @@ class Shared(Draw):
 MU, S = 0.6, 0.7  # x = MU + S z against data N(0, 1), both scores exact
 
 
-def per_image(size: int, together: int) -> torch.Tensor:
+def per_image(scope: str, size: int, together: int) -> torch.Tensor:
     """Diff-Instruct's gradient with respect to (MU, S) from every one of `size` images, [size, 2]."""
-    draw = Shared(0, f"toy/{together}", 0, size, dtype=torch.float64)
+    draw = Shared(0, scope, 0, size, dtype=torch.float64)
     draw.together = together
     z = draw.normal("z", 1, 1, 1)
     nets = {"fake_score": Gaussian(MU, S), "teacher": Gaussian(0.0, 1.0)}
@@ -97,7 +97,7 @@ def test_a_shared_sigma_leaves_a_floor(shared):
     assert (floor, rest) == pytest.approx((0.02676, 0.06983), rel=1e-3)
     found, size = {}, 2**19
     for batch in (4, 8, 16, 32, 64, 128, 256, 512):
-        gradients = per_image(size, batch if shared else 1)
+        gradients = per_image(f"toy/{batch}", size, batch if shared else 1)
         found[batch] = spread(gradients.reshape(size // batch, batch, 2).mean(1))
     (a, b), (error_a, error_b) = line(found)
     wanted = (floor, rest) if shared else (0.0, floor + rest)

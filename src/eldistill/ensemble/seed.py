@@ -8,7 +8,6 @@ derives them again.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import statistics
 import zipfile
@@ -192,6 +191,7 @@ class Ensemble:
         if [fingerprint(member) for member in drawn] != expected:
             raise Problem(f"{path} records other weights than its seed gives here; delete it and run `snakemake all`")
         self.fitted: list[dict[str, torch.Tensor]] = [{} for _ in drawn]
+        self.last: tuple[int, list[Member]] = (-1, [])  # redraw and its members: the last ones are kept
         for k, member in enumerate(drawn):
             if hasattr(member.family, "fit"):
                 prefix = f"fitted_{k}/"
@@ -216,7 +216,6 @@ class Ensemble:
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         return [torch.from_numpy(arrays[f"anchor_{k}"]).to(self.device, kind) for k in range(count)]
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019  (one ensemble a run)
     def _draw(self, redraw: int) -> list[Member]:
         drawn = draw(
             self.record["section"], self.record["seed"], redraw, tuple(self.record["shape"]), self.device, self.dtype,
@@ -233,7 +232,10 @@ class Ensemble:
     def at(self, iteration: int) -> list[Member]:
         """The members of a training step: the first draw for ever, or a new one every `redraw` steps."""
         every = self.record["redraw"]
-        return self._draw(iteration // every if every else 0)
+        redraw = iteration // every if every else 0
+        if self.last[0] != redraw:
+            self.last = redraw, self._draw(redraw)
+        return self.last[1]
 
 
 def stacks(members: list[Member]) -> list[list[int]]:
