@@ -46,6 +46,16 @@ def test_the_bench_table_is_the_committed_one():
         assert all(cell in rest for cell in rows[name]), name
 
 
+def test_the_sentences_of_studies_are_the_committed_ones():
+    """What the README quotes of a study stands in its page, to the letter."""
+    section = TEXT.split("<!-- central")[1].split("In words")[0]
+    quoted, page = (
+        re.findall(r"^- .*$", section, re.M),
+        (ROOT / "data/tables/ablation/central.md").read_text(encoding="utf-8"),
+    )
+    assert len(quoted) == 2 and all(f"\n{sentence}\n" in page for sentence in quoted)
+
+
 def test_links_within_the_page_lead_somewhere():
     headings = re.findall(r"^#+ (.+)$", TEXT, re.M)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -140,21 +140,26 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
         figure = Figure(figsize=(10, 1.4 + 0.32 * len(shown)), dpi=100, layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(shown):
-            middle = row["difference"] if compared else row["fd_mean"]
-            reach = row.get("fd_sd") or 0.0
+            # Differences in percent of the baseline: one axis for all data settings and feature spaces.
+            unit = row["percent"] / row["difference"] if compared and row["difference"] else 1.0
+            middle, reach = (row["difference"] * unit if compared else row["fd_mean"]), row.get("fd_sd") or 0.0
             low, high = (row["low"], row["high"]) if compared else (middle - reach, middle + reach)
-            sure = compared and low is not None and (low > 0 or high < 0)
-            axes.plot([low if low is not None else middle, high if high is not None else middle], [place, place],
-                      color=COLOURS[1] if sure else "#777777", linewidth=2.5)  # fmt: skip
-            axes.plot(middle, place, "o", color=COLOURS[1] if sure else "#777777")
+            if compared:
+                low, high = (middle, middle) if low is None else (low * unit, high * unit)
+            sure = compared and (low > 0 or high < 0)
+            colour = COLOURS[1] if sure else "#777777"
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
+            axes.plot(middle, place, "o", color=colour)
             if row.get("margin"):
-                axes.plot([-row["margin"], row["margin"]], [place + 0.25] * 2, color=COLOURS[2], linewidth=1)
+                axes.plot(
+                    [-100 * params["margin"], 100 * params["margin"]], [place + 0.25] * 2, color=COLOURS[2], linewidth=1
+                )
         if compared:
             axes.axvline(0, color="black", linewidth=1)
         axes.set_yticks(range(len(shown)), labels, fontsize=9)
         axes.invert_yaxis()
         what = (
-            f"Fréchet distance minus {params['against']}'s, with its interval"
+            f"Fréchet distance minus {params['against']}'s in percent of it, with its interval"
             if compared
             else "Fréchet distance, mean ± sd"
         )
