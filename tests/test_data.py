@@ -224,6 +224,32 @@ def test_gzip_and_plain_give_the_same_pack(here):
     assert Path("pack").read_bytes() == Path("pack.gz").read_bytes()
 
 
+@pytest.mark.parametrize(("resolution", "padding", "times"), [(16, 2, 2), (14, 0, 2), (8, 2, 4), (7, 0, 4)])
+def test_a_smaller_resolution_averages_blocks(here, resolution, padding, times):
+    """28 pixels to 16 are padded to 32 and every four become one: explicit sums, rounded half up."""
+    about = data.pack({**place(tiny("")), "resolution": resolution}, "pack", "own")
+    assert about["shape"] == [1, resolution, resolution]
+    whole = np.pad(random(6, 28, 28, seed=0), ((0, 0), (padding, padding), (padding, padding))).astype(int)
+    images = data.load("pack")[0][:, 0].numpy()
+    for row in range(resolution):
+        for column in range(resolution):
+            block = whole[:, row * times : (row + 1) * times, column * times : (column + 1) * times]
+            assert np.array_equal(images[:, row, column], (2 * block.sum((1, 2)) + times**2) // (2 * times**2))
+
+
+def test_a_limit_keeps_some_train_images_and_all_held_out_ones(here):
+    """The same ones every time, with their labels; more than there are is no limit."""
+    section = place(tiny(""))
+    data.pack(section, "all", "own")
+    for count in (2, 4, 6, 99):
+        about = data.pack({**section, "limit": count}, "some", "own")
+        assert (about["train"], about["heldout"]) == (min(count, 6), 3)
+        kept = data.split(6, count)[1] if count < 6 else np.arange(6)
+        for found, wanted in zip(data.load("some")[:2], data.load("all")[:2], strict=True):
+            assert torch.equal(found, wanted[kept])
+        assert torch.equal(data.load("some", "heldout")[0], data.load("all", "heldout")[0])
+
+
 def test_without_a_resolution_the_size_stays(here):
     assert data.pack({**place(tiny("")), "resolution": None}, "pack", "own")["shape"] == [1, 28, 28]
 

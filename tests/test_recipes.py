@@ -276,6 +276,7 @@ USES = {
             "adversarial",
             "perceptual",
             "studies",
+            "diagnostics",
             "inference",
         ),
         set(),
@@ -287,7 +288,7 @@ USES = {
 
 
 def test_every_version_has_its_dependents_listed_here():
-    plugins = ("methods/", "supplements/", "ensemble/", "networks/")  # one more of these needs no edit here
+    plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
     assert {name for name in recipes.versions() if not name.startswith(plugins)} <= set(USES) <= set(recipes.versions())
 
 

@@ -24,7 +24,7 @@ SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 ABLATION = SHIPPED["suites"]["ablation"]
 
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,
-          "tuning": [100, 101], "primary": "judge-a"}  # fmt: skip
+          "tuning": [100, 101]}  # fmt: skip
 DRAW_STUDY = plots.draw_study
 BASE = (10.0, 11.0, 9.0, 10.5, 9.5)  # mean 10: the margin of equivalence is 1
 
@@ -54,7 +54,8 @@ def add_arm(root, supplement, values, data="toy", method="di", first=0, **others
 def make(root, runs, out="out", **changes):
     """The rows of the csv, and the Markdown."""
     outputs = [root / out / f"study.{ending}" for ending in ("csv", "md", "png")]
-    studies.make("study", PARAMS | {"runs": runs} | changes, root, outputs)
+    beds = {run.split("/")[0]: ["toys", "judge-a"] for run in runs}
+    studies.make("study", PARAMS | {"runs": runs, "beds": beds} | changes, root, outputs)
     for path in outputs[:2]:
         assert "nan" not in path.read_text().lower() and "None" not in path.read_text()
     return read(outputs[0]), outputs[1].read_text()
@@ -254,7 +255,7 @@ def test_the_answer_is_pooled_over_data_settings(tmp_path):
         )
         shares += (100 * deltas / bases.mean()).tolist()
     rows, text = make(tmp_path, runs, kind="central", against="pixels")
-    pooled = [row for row in rows if row["data"] == "all data settings"]
+    pooled = [row for row in rows if row["data"] == "toys, all teachers"]
     assert pooled == rows[:1] and (pooled[0]["supplement"], pooled[0]["space"], pooled[0]["pairs"]) == (
         "el",
         "judge-a",
@@ -266,7 +267,7 @@ def test_the_answer_is_pooled_over_data_settings(tmp_path):
     below = stats.ttest_1samp(shares, 10, alternative="less").pvalue
     assert float(pooled[0]["p_equivalent"]) == pytest.approx(max(above, below), rel=1e-6)
     assert text.split("\n- ")[1].startswith(
-        "all data settings, di/el in judge-a: equivalent to pixels within the margin"
+        "toys, all teachers, di/el in judge-a: equivalent to pixels within the margin"
     )
 
 
@@ -293,7 +294,7 @@ def test_data_settings_with_other_spaces_are_compared_in_those_that_all_have(tmp
         write(tmp_path / f"data/evaluations/{run}/metrics.json", names)
     for kind in ("central", "contrast"):
         rows, _ = make(tmp_path, runs + few, kind=kind)
-        rows = [row for row in rows if row["data"] != "all data settings"]
+        rows = [row for row in rows if row["data"] != "toys, all teachers"]
         assert len(rows) == 4 and {row.get("space", "judge-a") for row in rows} == {"judge-a"}
 
 
@@ -494,8 +495,47 @@ def some_runs(root, kind):
     if kind == "seeds":
         return grid_of(root, [[1.0, 2.0], [2.5, 1.0]])
     curves = [SLOW, FAST, SLOW]
+    if kind == "signal":
+        return add_curves(root, "el", curves, log={"el.snr": range(8)})
     runs = add_curves(root, "none", TUNING, first=100) if kind == "speed" else []
     return runs + add_curves(root, "none", curves) + add_curves(root, "el", curves[::-1], flop=2.0)
+
+
+def test_runs_that_fell_are_counted(tmp_path):
+    """Of three runs one ends where it started, one loses its spread, one has a spike in two of four ticks."""
+    flat = [1.0] * 8
+    runs = add_curves(tmp_path, "none", [(4.0, 2.0, 4.0), (4.0, 2.0, 1.0), (4.0, 1.0, 3.0)])
+    logs = [{"el.trace_ratio": [0.1] * 4 + [0.6] * 4, "generator.gradient_norm": flat},
+            {"el.trace_ratio": flat[:7] + [0.4], "generator.gradient_norm": flat},
+            {"el.trace_ratio": flat, "generator.gradient_norm": [9.0] * 4 + [1.0, 3.0, 1.0, 3.1]}]  # fmt: skip
+    for seed, log in enumerate(logs):
+        runs += add_curves(tmp_path, "el", [(4.0, 1.0)], seed, log={"fake_score.gradient_norm": [9.0] * 8, **log})
+    (none, el), text = make(tmp_path, runs, kind="stability")
+    assert [none[key] for key in ("diverged", "collapsed", "spikes_percent")] == ["1", "", ""]
+    assert float(none["lost_percent"]) == 100, "the median of 100, 0 and 200"
+    assert [float(el[key]) for key in ("diverged", "collapsed", "trace_ratio_min", "lost_percent")] == [0, 1, 0.4, 0]
+    assert float(el["spikes_percent"]) == 0, "3.1 is not beyond three times 2, the median of its second half"
+    assert "- 1 of 6 runs ended no better than they started: di/none 1 of 3." in text
+    assert "- 1 of 6 runs fell below a trace ratio of 0.5: di/el 1 of 3." in text
+    assert "Ranked by" not in text
+    logs[2]["generator.gradient_norm"][5:] = [1.0, 1.0, 3.1]
+    add_curves(tmp_path, "el", [(4.0, 1.0)], 2, log=logs[2])
+    assert float(make(tmp_path, runs, kind="stability")[0][1]["spikes_percent"]) == pytest.approx(25 / 3)
+
+
+def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
+    """Ordered by batch; arms that log none have no row."""
+    runs = add_curves(tmp_path, "none", [FAST])
+    for method, value in (("big", 2.0), ("small", 0.5)):
+        log = {"el.snr": [99.0] * 4 + [value] * 4, "el.cosine": [0.25] * 8, "el.optimal": [9.0] * 7 + [5.0]}
+        runs += [add(tmp_path, f"toy/{method}/el/{seed}", curve=FAST, log=log) for seed in range(2)]
+    path = tmp_path / "data/runs/toy/small/el/0/provenance.json"
+    write(path, json.loads(path.read_text()) | {"n_images": 640})
+    (small, big), text = make(tmp_path, runs, kind="signal")
+    assert [small["batch"], big["batch"], small["method"]] == ["6", "64", "small"]
+    assert [float(small[key]) for key in ("snr", "cosine", "optimal")] == [0.5, 0.25, 8.0]
+    sentence = "toy, el: signal over noise 0.500 at 6, 2.00 at 64 images a batch; below 1 a batch alone says little"
+    assert sentence in text
 
 
 @pytest.mark.parametrize("kind", studies.KINDS)
@@ -517,7 +557,10 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
         assert "Software" not in picture.info
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
     assert text.startswith("# What of it?\n\n| data, method/supplement |")
-    assert "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text and "study.csv" in text
+    ranks = kind not in ("stability", "signal")
+    assert (
+        "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text
+    ) is ranks and "study.csv" in text
     assert ("Holm's correction over this table" in text) is (kind in ("contrast", "budget"))
 
 
@@ -566,7 +609,7 @@ def test_runs_that_cannot_be_compared_are_a_problem(tmp_path):
     runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE)
     for kind in studies.KINDS:
         with pytest.raises(Problem, match="judge-z"):
-            make(tmp_path, runs, kind=kind, primary="judge-z")
+            make(tmp_path, runs, kind=kind, beds={"toy": ["toys", "judge-z"]})
     write(tmp_path / "data/evaluations/toy/di/el/0/metrics.json", metrics(1.0, "2k"))
     with pytest.raises(Problem, match="differ in metrics"):
         make(tmp_path, runs)

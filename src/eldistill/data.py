@@ -110,6 +110,9 @@ def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
     folder: where files lie that would otherwise be fetched.
     """
     images, labels, heldout, heldout_labels = READERS[section["source"]]({**section, "folder": folder})
+    if section.get("limit") and section["limit"] < len(images):
+        _, kept = split(len(images), section["limit"])
+        images, labels = images[kept], labels[kept]
     if len(images) < 2 or len(heldout) < 2:
         raise Problem(
             f"{len(images)} train and {len(heldout)} held-out images; expected at least 2 of each: change `heldout`"
@@ -156,14 +159,15 @@ def read_digits(section: dict) -> Arrays:
 
 
 def read_idx(section: dict) -> Arrays:
-    """Four IDX files (images and labels, train and test), zero-padded to `resolution`; held-out are test images."""
+    """Four IDX files (images and labels, train and test), zero-padded to `resolution`, or to its next multiple and
+    averaged in blocks (28 pixels to 16: padded to 32, means of 2x2); held-out are test images."""
     arrays = []
     for part in ("train", "test"):
         images = _idx(fetch(f"{section['files']}-{part}-images", section["folder"]))[:, None]
         labels = _idx(fetch(f"{section['files']}-{part}-labels", section["folder"]))
         if len(images) != len(labels):
             raise Problem(f"{section['files']} {part}: {len(images)} images and {len(labels)} labels; expected as many")
-        arrays += [_pad(images, section["resolution"]), labels.astype(np.int64)]
+        arrays += [_fit(images, section["resolution"]), labels.astype(np.int64)]
     n = section["heldout"]
     if n > len(arrays[2]):
         raise Problem(
@@ -184,12 +188,20 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
 
-def _pad(images: np.ndarray, resolution: int | None) -> np.ndarray:
-    missing = (resolution or images.shape[-1]) - images.shape[-1]
-    if missing < 0:
-        raise Problem(f"resolution is {resolution}, but the images have {images.shape[-1]} pixels; expected no less")
+def _fit(images: np.ndarray, resolution: int | None) -> np.ndarray:
+    size = images.shape[-1]
+    resolution = resolution or size
+    times = -(-size // resolution)
+    missing = times * resolution - size
+    if times > 1 and 4 * missing > size:
+        raise Problem(f"resolution is {resolution}, but the images have {size} pixels; expected no less, or a number of "
+                      f"which a multiple is little above {size}, to average blocks")  # fmt: skip
     before = missing // 2
-    return np.pad(images, ((0, 0), (0, 0), (before, missing - before), (before, missing - before)))
+    padded = np.pad(images, ((0, 0), (0, 0), (before, missing - before), (before, missing - before)))
+    if times == 1:
+        return padded
+    blocks = padded.reshape(*images.shape[:2], resolution, times, resolution, times)
+    return np.floor(blocks.mean((3, 5), dtype=np.float64) + 0.5).astype(np.uint8)
 
 
 def read_folder(section: dict) -> Arrays:

@@ -7,6 +7,7 @@ images in the features of judge-a. To add a metric, add a function to METRICS.
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import data, judges
+from eldistill import data, judges, schema
 from eldistill.files import Problem, atomic
 
 VERSION = 2  # precision and recall take images evenly, not the first ones
@@ -32,8 +33,10 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def feature_space(name: str, judge: Path | None = None, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from uint8 images to features called `name` in params.yaml."""
-    return pixels if name == "pixels" else judges.load(judge, device)
+    """The function from uint8 images to features called `name` in params.yaml; judge: the file of a `judge-…`."""
+    if judge or name == "pixels":
+        return judges.load(judge, device) if judge else pixels
+    return importlib.import_module(f"eldistill.spaces.{schema.spaces()[name]}").load(name, device)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from eldistill.files import Problem
-from eldistill.schema import available, check, declared, fill, follow, nearest, settings
+from eldistill.schema import available, check, declared, fill, follow, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 
@@ -83,10 +83,14 @@ class Params:
             self._unknown("suite", values["suite"], values["suites"])
         list(self.sections())
         self._check_names()
-        for data in values.get("evaluate", {}).get("per_data", {}):
-            if data not in values["data"]:
+        for data in [None, *values.get("evaluate", {}).get("per_data", {})]:
+            if data is not None and data not in values["data"]:
                 self._unknown("evaluate.per_data", data, values["data"])
-            self.top("evaluate", data)
+            section, where = self.top("evaluate", data), "evaluate" if data is None else f"evaluate.per_data.{data}"
+            for key, known in (("features", spaces()), ("curve_features", section["features"])):
+                for name in section[key]:
+                    if name not in known:
+                        self._unknown(f"{where}.{key}", name, known)
         for suite in values["suites"]:
             list(self.runs(suite))
 

@@ -124,6 +124,13 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
         board.save(temporary, format="PNG")
 
 
+DRAWN = {
+    "fd_mean": "Fréchet distance, mean ± sd",
+    "snr": "signal of the supplement over its noise",
+    "lost_percent": "percent lost after the best point of the curve, median",
+}
+
+
 def draw_study(path: Path, rows: list[dict], params: dict) -> None:
     """A picture of a study: where there are differences a forest of them, else each arm's mean with its deviation."""
     import matplotlib.style
@@ -131,6 +138,8 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
 
     compared = [row for row in rows if row.get("difference") is not None]
     shown = compared or rows
+    # A table without distances is drawn by the first of these that it has.
+    value, title = next((key, text) for key, text in DRAWN.items() if key in shown[0])
     labels = [
         ", ".join(str(row[key]) for key in ("data", "space", "equal") if row.get(key))
         + f": {row['method']}/{row['supplement']}"
@@ -142,7 +151,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
         for place, row in enumerate(shown):
             # Differences in percent of the baseline: one axis for all data settings and feature spaces.
             unit = row["percent"] / row["difference"] if compared and row["difference"] else 1.0
-            middle, reach = (row["difference"] * unit if compared else row["fd_mean"]), row.get("fd_sd") or 0.0
+            middle, reach = (row["difference"] * unit if compared else row[value]), row.get("fd_sd") or 0.0
             low, high = (row["low"], row["high"]) if compared else (middle - reach, middle + reach)
             if compared:
                 low, high = (middle, middle) if low is None else (low * unit, high * unit)
@@ -159,9 +168,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
         axes.set_yticks(range(len(shown)), labels, fontsize=9)
         axes.invert_yaxis()
         what = (
-            f"Fréchet distance minus {params['against']}'s in percent of it, with its interval"
-            if compared
-            else "Fréchet distance, mean ± sd"
+            f"Fréchet distance minus {params['against']}'s in percent of it, with its interval" if compared else title
         )
         if any(row.get("margin") for row in shown):
             what += "; thin line: the margin of equivalence"

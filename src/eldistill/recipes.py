@@ -21,7 +21,7 @@ from pathlib import Path
 
 from eldistill.files import Problem, canonical, digest, write_text
 from eldistill.params import Params, Run
-from eldistill.schema import PACKAGE
+from eldistill.schema import PACKAGE, spaces
 
 SCRATCH = "data/scratch"
 # Modules that others are built on: raising their VERSION retires what those made.
@@ -175,7 +175,7 @@ class Plan:
 
     def _pack_params(self, name: str) -> dict:
         data = self.data(name)
-        return {key: data[key] for key in ("source", "files", "path", "resolution", "heldout")}
+        return {key: data[key] for key in ("source", "files", "path", "resolution", "heldout", "limit") if key in data}
 
     def _pack_name(self, name: str) -> str:
         # Settings that are `like` another and read the same images share its packed file.
@@ -206,8 +206,10 @@ class Plan:
     def reference(self, data: str, features: str) -> Step:
         """Features and their moments of the train and the held-out images."""
         judge = (self.judge(data, features[-1]),) if features.startswith("judge-") else ()
+        module = spaces()[features]
+        modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
         output = f"data/sets/{data}/reference-{features}.npz"
-        return Step("data", f"{data}/reference-{features}", ("evaluate",), {}, (output,), (self.pack(data), *judge))
+        return Step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge))
 
     # --- teacher, ensemble, distil ---
 
@@ -384,17 +386,26 @@ class Plan:
     @functools.cache  # noqa: B019
     def study(self, suite: str, name: str) -> Step:
         """The table of one question, from the grids of the suite that name it."""
-        runs, section = self.params.runs(suite, name), self.params.top("tables")
+        runs, section = list(self.params.runs(suite, name)), self.params.top("tables")
         params = {
             **section["studies"][name],
             **{key: section[key] for key in ("confidence", "tuning")},
-            "primary": self.params.top("evaluate")["features"][0],
-            "runs": list(map(str, runs := list(runs))),
+            # What a data setting shows (settings of one bed differ in their teacher) and the space that ranks it.
+            "beds": {
+                data: [self._pack_name(data), self.params.top("evaluate", data)["features"][0]]
+                for data in dict.fromkeys(run.data for run in runs)
+            },
+            "runs": list(map(str, runs)),
         }
         upstream = tuple(each for run in runs for each in (self.evaluation(run), self.distil(run)))
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return Step(
-            "tables", f"{suite}/{name}", ("studies", "inference", "plots", "results"), params, outputs, upstream
+            "tables",
+            f"{suite}/{name}",
+            ("studies", "diagnostics", "inference", "plots", "results"),
+            params,
+            outputs,
+            upstream,
         )
 
     def studies(self, suite: str) -> tuple[Step, ...]:
@@ -443,7 +454,7 @@ class Plan:
                 return self.pack(parts[0])
             if parts[1] in ("judge-a", "judge-b"):
                 return self.judge(parts[0], parts[1][-1])
-            if parts[1].removeprefix("reference-") in ("judge-a", "judge-b", "pixels"):
+            if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
         raise Problem(f"{name!r} is nothing that `{word}` makes; see `python -m eldistill {word} --help`")
 

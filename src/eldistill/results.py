@@ -77,7 +77,7 @@ def load(run: str, root: Path) -> Result:
     return Result(run, metrics, curve, about)
 
 
-def check(results: list[Result], primary: str) -> None:
+def check(results: list[Result], primary: str, curves: bool = True) -> None:
     # Within a data setting every run has the same metrics at the same n, so that names are comparable; only those of
     # more than one step are its method's own.
     first: dict[str, Result] = {}
@@ -88,7 +88,7 @@ def check(results: list[Result], primary: str) -> None:
         )
         if odd := ", ".join(sorted(names ^ expected)[:3]):
             raise Problem(f"{result.run} and {twin.run} differ in metrics ({odd}); evaluate both again")
-        for part, place in itertools.product(PARTS, (result.metrics, result.curve[0])):
+        for part, place in itertools.product(PARTS, (result.metrics, *([result.curve[0]] if curves else []))):
             if not named(place, "fd", primary, part):
                 raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
 

@@ -55,6 +55,17 @@ def available(kind: str) -> list[str]:
     return sorted(p.stem for p in paths if f"\n{wanted}" in p.read_text(encoding="utf-8"))
 
 
+@functools.cache
+def spaces() -> dict[str, str | None]:
+    """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate.py itself."""
+    found: dict[str, str | None] = {"judge-a": None, "judge-b": None, "pixels": None}
+    for path in sorted((PACKAGE / "spaces").glob("[a-z]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NAMES":
+                found |= dict.fromkeys(ast.literal_eval(node.value), path.stem)
+    return found
+
+
 def _field_schema(field: ast.AnnAssign) -> dict:
     kind = field.annotation
     optional = isinstance(kind, ast.BinOp)  # int | None

@@ -294,12 +294,14 @@ def _evaluate_run(work, spaces, references):
     from eldistill import evaluate, sampling
 
     options, batch, rows = work.params, work.site.batch, []
+    followed = options.get("curve_features") or list(spaces)
+    followed = {name: space for name, space in spaces.items() if name in followed}
     for path in sorted(_inputs(work, ".safetensors"), key=lambda path: path.name):
         if path.name.startswith("ema-"):
             snapshot = sampling.load_generator(path, work.site.device)
             images = list(sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
             seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
-            rows.append({"n_images": seen, **evaluate.curve_row(images, spaces, references, options)})
+            rows.append({"n_images": seen, **evaluate.curve_row(images, followed, references, options)})
             work.say(
                 f"{path.name}: {rows[-1]['n_images']} images, "
                 + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill import inference, plots
+from eldistill import diagnostics, inference, plots
 from eldistill.files import Problem, write_rows, write_text
 from eldistill.results import Result, arms_of, check, load, named, short
 
@@ -24,8 +24,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Study:
-    """What a kind of study sees: its results, its section of params.yaml with `primary` and `confidence`, and the
-    training log of each run, {run: rows}."""
+    """What a kind of study sees: its results, its section of params.yaml with `confidence`, `tuning` and `beds`, and the
+    training log of each run, {run: rows}. beds: {data setting: [what it shows, the feature space that ranks it]}."""
 
     results: list[Result]
     params: dict
@@ -35,21 +35,37 @@ class Study:
         self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
     ) -> float | None:
         """One number of a run; None if it was not measured."""
-        name = named(result.metrics, metric, space or self.params["primary"], part)
+        name = named(result.metrics, metric, space or self.primary(result), part)
         return None if name is None else result.metrics[name]
 
+    def primary(self, result: Result) -> str:
+        """The feature space that ranks a run."""
+        return self.params["beds"][result.arm[0]][1]
+
     def spaces(self) -> list[str]:
-        """The feature spaces that every run has, the primary one first."""
+        """The feature spaces that every run has, those that rank first."""
         found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
-        every = dict.fromkeys([self.params["primary"], *(match[1] for match in found if match)])
+        every = dict.fromkeys([*map(self.primary, self.results), *(match[1] for match in found if match)])
         return [
             space for space in every if all(self.metric(result, space=space) is not None for result in self.results)
         ]
 
-    def logged(self, result: Result, number: str) -> list[float]:
-        """A logged number of the run's own supplement, tick by tick in its second half."""
+    def curve(self, result: Result) -> list[tuple[int, float]]:
+        """(iteration, distance that ranks) along a run."""
+        return diagnostics.ranked(result, self.primary(result))
+
+    def split(self) -> list[tuple[str, Study]]:
+        """A study of each bed: data settings that show the same images."""
+        beds: dict[str, list[Result]] = {}
+        for result in self.results:
+            beds.setdefault(self.params["beds"][result.arm[0]][0], []).append(result)
+        return [(name, Study(results, self.params, self.logs)) for name, results in beds.items()]
+
+    def logged(self, result: Result, number: str, of: str | None = None) -> list[float]:
+        """A logged number of the run's own supplement, or of `of`, tick by tick in the second half of the run."""
         rows = self.logs[result.run]
-        names = [name for name in rows[0] if name.endswith(f".{number}")] if rows else []
+        ending = f".{number}" if of is None else f"{of}.{number}"
+        names = [name for name in rows[0] if name.endswith(ending)] if rows else []
         values = [float(row[names[0]]) for row in rows if row.get(names[0])] if names else []
         return values[len(values) // 2 :]
 
@@ -141,7 +157,18 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
-    """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or undecided."""
+    """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or
+    undecided. The answer of a bed is its row over all teachers in the space that ranks it; the others explore."""
+    answers, rows, said = [], [], []
+    for name, bed in study.split():
+        answers += _pooled(name, bed)
+        more, sentences = _settings(bed)
+        rows, said = rows + more, said + sentences
+    blank = dict.fromkeys(key for row in answers + rows for key in row)
+    return [blank | row for row in answers + rows], [_central_sentence(row, study.params) for row in answers] + said
+
+
+def _settings(study: Study) -> tuple[list[dict], list[str]]:
     arms, rows, said = arms_of(study.results), [], []
     level, margin = 1 - study.params["confidence"], study.params["margin"]
     for space in study.spaces():
@@ -158,20 +185,13 @@ def central(study: Study) -> tuple[list[dict], list[str]]:
                 row["verdict"] = _decide(row, level)
                 said.append(_central_sentence(row, study.params))
             rows.append(row | {"runs": " ".join(r.run for r in group)})
-    rows = [*_pooled(study, arms), *rows]
-    blank = dict.fromkeys(key for row in rows for key in row)
-    return [blank | row for row in rows], [
-        _central_sentence(row, study.params) for row in rows if row["data"] == POOLED
-    ] + said
+    return rows, said
 
 
-POOLED = "all data settings"
-
-
-def _pooled(study: Study, arms: dict) -> list[dict]:
-    """The answer: each arm over the pairs of all data settings (teachers), in percent of each setting's own baseline, in
-    the primary space. The one confirmatory row of an arm; those of single settings and other spaces explore."""
-    rows, level = [], 1 - study.params["confidence"]
+def _pooled(name: str, study: Study) -> list[dict]:
+    """Each arm over the pairs of all settings of a bed, in percent of each setting's own baseline; none if there is but
+    one setting, whose own row then answers."""
+    rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
     for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
         shares = []
         for group in (group for arm, group in arms.items() if arm[1:] == (method, supplement)):
@@ -183,11 +203,11 @@ def _pooled(study: Study, arms: dict) -> list[dict]:
             continue
         bound = 100 * study.params["margin"]
         row = {
-            "data": POOLED,
+            "data": f"{name}, all teachers",
             "method": method,
             "supplement": supplement,
             "seeds": len(deltas),
-            "space": study.params["primary"],
+            "space": study.primary(study.results[0]),
         }
         row |= _compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
         row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound),
@@ -274,8 +294,8 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
         group = [r for r in group if r.seed not in tuning]
         if not base or not group:
             continue
-        threshold = fmean(value for r in base for _, value in _curve(study, r)[-5:])
-        times = [_first(_curve(study, r), threshold) for r in group]
+        threshold = fmean(value for r in base for _, value in study.curve(r)[-5:])
+        times = [_first(study.curve(r), threshold) for r in group]
         cost = median(r.about["milliseconds_per_iteration_cpu"] for r in group) / 1000
         middle = inference.median_time(times)
         row = {"data": data, "method": method, "supplement": supplement, "seeds": len(group), "threshold": threshold}
@@ -306,11 +326,6 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
     return rows, said
 
 
-def _curve(study: Study, result: Result) -> list[tuple[int, float]]:
-    column = named(result.curve[0], "fd", study.params["primary"], "heldout")
-    return [(result.iteration(point), float(point[column])) for point in result.curve]
-
-
 def _first(curve: list[tuple[int, float]], threshold: float) -> tuple[float, bool]:
     for place in range(len(curve) - 2):
         if all(value <= threshold for _, value in curve[place : place + 3]):
@@ -334,7 +349,7 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
             prices = [median(cost_of(pair[side]) for pair in twins) for side in (0, 1)]
             for mine, base in twins:
                 curves = [
-                    [(i * price, v) for i, v in _curve(study, r)] for r, price in zip((mine, base), prices, strict=True)
+                    [(i * price, v) for i, v in study.curve(r)] for r, price in zip((mine, base), prices, strict=True)
                 ]
                 end = min(curve[-1][0] for curve in curves)
                 if max(curve[0][0] for curve in curves) > end:
@@ -368,7 +383,9 @@ def _at(curve: list[tuple[float, float]], time: float) -> float:
 
 KINDS: dict[str, Callable[[Study], tuple[list[dict], list[str]]]] = {
     "contrast": contrast, "central": central, "seeds": seeds, "speed": speed, "budget": budget,
+    "stability": diagnostics.stability, "signal": diagnostics.signal,
 }  # fmt: skip
+CURVED = ("speed", "budget", "stability")  # kinds that read curves
 
 # --- the step -------------------------------------------------------------------------------------------
 
@@ -389,8 +406,18 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("fd judge-b", lambda row: _pm(row, "fd_judge-b")),
     ("fd pixels", lambda row: _pm(row, "fd_pixels")),
     ("recall", lambda row: _pm(row, "recall")),
+    ("batch", lambda row: _text(row.get("batch"))),
+    ("weight", lambda row: _text(row.get("weight"))),
     ("gradient ratio", lambda row: _text(row.get("gradient_ratio"))),
     ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
+    ("signal over noise", lambda row: _text(row.get("snr"))),
+    ("cosine", lambda row: _text(row.get("cosine"))),
+    ("least-variance share", lambda row: _text(row.get("optimal"))),
+    ("trace ratio", lambda row: _text(row.get("trace_ratio"))),
+    ("no better than the start", lambda row: _text(row.get("diverged"))),
+    ("trace ratio below 0.5", lambda row: _text(row.get("collapsed"))),
+    ("% of ticks with a spike", lambda row: _text(row.get("spikes_percent"))),
+    ("% lost after the best point", lambda row: _text(row.get("lost_percent"))),
     ("CPU ms an iteration", lambda row: _text(row.get("step_ms_cpu"))),
     ("iterations to threshold", lambda row: _text(row.get("iterations"))),
     ("never", lambda row: _text(row.get("never"))),
@@ -426,25 +453,40 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
     corrected = any(row.get("p_holm") is not None for row in rows)
     family = "Holm's correction over this table" if corrected else "no correction for the number of comparisons"
     note = (
-        f"Ranked by `{metric}`, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
-        f"{100 * params['confidence']:g} % t-intervals; {family}. All digits and runs: {name}.csv."
+        f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
+        f"{100 * params['confidence']:g} % t-intervals; {family}. "
     )
+    # Kinds that rank nothing need no such words.
+    note = (note if any("fd_mean" in row for row in rows) else "") + f"All digits and runs: {name}.csv."
     return f"# {params['question']}\n\n{text}\n\n" + "\n".join(f"- {each}" for each in said) + f"\n\n{note}\n"
 
 
 def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write the study's csv, md and png (outputs, in this order). params: the section with primary, confidence, tuning
+    """Write the study's csv, md and png (outputs, in this order). params: the section with beds, confidence, tuning
     and runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input."""
     results = [load(run, root) for run in params["runs"]]
-    check(results, params["primary"])
+    for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
+        ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
+        check(ranked, space, curves=params["kind"] in CURVED)
     study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results})
     rows, said = KINDS[params["kind"]](study)
     if not rows:
         raise Problem(f"the study {name} has nothing to compare; see its grids under `suites` in params.yaml")
     table, text, picture = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
-    write_text(text, markdown(name, params, rows, said, named(results[0].metrics, "fd", params["primary"], "heldout")))
+    write_text(text, markdown(name, params, rows, said, _ranking(study)))
     plots.draw_study(picture, rows, params)
+
+
+def _ranking(study: Study) -> str:
+    # The metric that ranks, or one for each bed.
+    found = {
+        bed: named(each.results[0].metrics, "fd", each.primary(each.results[0]), "heldout")
+        for bed, each in study.split()
+    }
+    if len(set(found.values())) == 1:
+        return f"`{next(iter(found.values()))}`"
+    return ", ".join(f"`{metric}` ({bed})" for bed, metric in found.items())
 
 
 def _log(path: Path) -> list[dict[str, str]]:

@@ -74,7 +74,7 @@ wildcard_constraints:
     ensemble="[^/]+",
     seed=r"\d+",
     n=r"\d+",
-    features="judge-[ab]|pixels",
+    features="[^/]+",
     letter="[ab]",
     which="real|teacher",
     study=r"(?!(?:main|runs|curves|samples|report)\.)[^/]+",

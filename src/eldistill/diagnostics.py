@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of studies that look at the runs themselves, not at who is ahead: did they stay on their feet, and what did the
+Embedding Loss's gradient have to say?"""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+
+from eldistill.results import arms_of, named, short
+
+VERSION = 1
+COLLAPSE = 0.5  # of the real trace of covariance, in the members' features
+SPIKE = 3.0  # times the run's own median of the gradient's norm
+
+
+def stability(study) -> tuple[list[dict], list[str]]:
+    """Every arm: runs that ended no better than they started, runs whose spread fell below half of the data's, ticks
+    whose gradient is beyond three times the run's median, and what was lost after the best point of the curve.
+
+    A run with a NaN has no row: it stops, and the suite with it.
+    """
+    rows = []
+    for group in arms_of(study.results).values():
+        curves = [study.curve(result) for result in group]
+        spreads = [values for result in group if (values := study.logged(result, "trace_ratio"))]
+        norms = [values for result in group if (values := study.logged(result, "gradient_norm", of="generator"))]
+        spikes = [fmean(value > SPIKE * median(values) for value in values) for values in norms]
+        row = dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
+        row |= {
+            "diverged": sum(curve[-1][1] >= curve[0][1] for curve in curves),
+            "collapsed": sum(min(values) < COLLAPSE for values in spreads) if spreads else None,
+            "trace_ratio_min": min(map(min, spreads)) if spreads else None,
+            "spikes_percent": 100 * fmean(spikes) if spikes else None,
+            "lost_percent": median(100 * curve[-1][1] / min(value for _, value in curve) - 100 for curve in curves),
+        }
+        rows.append(row | {"runs": " ".join(result.run for result in group)})
+    total = sum(row["seeds"] for row in rows)
+    said = []
+    for key, what in (
+        ("diverged", "ended no better than they started"),
+        ("collapsed", f"fell below a trace ratio of {COLLAPSE}"),
+    ):
+        worst = ", ".join(
+            f"{row['method']}/{row['supplement']} {row[key]} of {row['seeds']}" for row in rows if row[key]
+        )
+        said.append(f"{sum(row[key] or 0 for row in rows)} of {total} runs {what}{': ' + worst if worst else ''}.")
+    last = max(rows, key=lambda row: row["lost_percent"])
+    said.append(f"After its best point {last['method']}/{last['supplement']} lost most: {last['lost_percent']:.0f} % "
+                f"(median of {last['seeds']}); a curve's best point is partly luck.")  # fmt: skip
+    return rows, said
+
+
+def signal(study) -> tuple[list[dict], list[str]]:
+    """The supplement's own signal, batch by batch, from the second half of each run's log: its value over its running
+    deviation, the cosine of its gradient with the base loss's, and the share that would mix the two with the least
+    variance (a diagnostic: the lemma needs two estimators of one vector)."""
+    rows = []
+    for group in arms_of(study.results).values():
+        found = {}
+        for name in ("snr", "cosine", "optimal", "trace_ratio", "weight"):
+            values = [fmean(values) for result in group if (values := study.logged(result, name))]
+            found[name] = fmean(values) if values else None
+        if found["snr"] is None:
+            continue
+        about = group[0].about
+        row = dict(zip(("data", "method", "supplement"), group[0].arm, strict=True))
+        row |= {"seeds": len(group), "batch": round(about["n_images"] / about["iterations"])} | found
+        rows.append(row | {"runs": " ".join(result.run for result in group)})
+    rows.sort(key=lambda row: (row["data"], row["supplement"], row["batch"]))
+    said = []
+    for data, supplement in dict.fromkeys((row["data"], row["supplement"]) for row in rows):
+        same = [row for row in rows if (row["data"], row["supplement"]) == (data, supplement)]
+        values = ", ".join(f"{short(row['snr'])} at {row['batch']}" for row in same)
+        alone = "" if same[0]["snr"] >= 1 else "; below 1 a batch alone says little, and only many steps do"
+        said.append(f"{data}, {supplement}: signal over noise {values} images a batch{alone}.")
+    return rows, said
+
+
+def ranked(result, space: str) -> list[tuple[int, float]]:
+    """(iteration, held-out Fréchet distance in `space`) along a run's curve."""
+    column = named(result.curve[0], "fd", space, "heldout")
+    return [(result.iteration(point), float(point[column])) for point in result.curve]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrained feature spaces: that they know real pictures, and that a new one is one file."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from eldistill import evaluate, params, recipes, schema
+from eldistill.files import Problem
+from eldistill.spaces import efficientnet
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+PALACE, BELL_COTE, DAISY = 698, 442, 985  # of ImageNet's 1,000 classes
+
+
+def square(picture: np.ndarray) -> torch.Tensor:
+    """The central square of a picture [h, w, 3] as uint8 [1, 3, h, h]."""
+    side, left = picture.shape[0], (picture.shape[1] - picture.shape[0]) // 2
+    return torch.from_numpy(picture[:, left : left + side].copy()).permute(2, 0, 1)[None]
+
+
+def test_it_recognises_a_palace_and_a_flower():
+    """The right weights in the right network after the right preparation: its own last layer names two photographs."""
+    net, space = efficientnet.network(224), evaluate.feature_space("efficientnet-lite0-224")
+    temple, flower = (
+        (space(square(picture)) @ net._fc.weight.T + net._fc.bias)[0] for picture in load_sample_images().images
+    )
+    assert set(temple.topk(2).indices.tolist()) == {PALACE, BELL_COTE}
+    assert int(flower.argmax()) == DAISY
+
+
+@pytest.mark.parametrize("name", efficientnet.NAMES)
+def test_features_do_not_depend_on_the_chunk(name):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16), np.uint8))
+    space = evaluate.feature_space(name)
+    together, apart = space(images), torch.cat([space(image[None]) for image in images])
+    assert together.shape == (3, 1280) and together.dtype == torch.float32
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    assert not any(each.requires_grad for each in efficientnet.network(96).parameters())
+
+
+@pytest.mark.parametrize("size", [8, 32, 96, 300])
+def test_images_are_resized_as_pillow_does_it(size):
+    """Bicubic with antialiasing, to a level of 255; grey three times; standardised by ImageNet's moments."""
+    # Away from black and white, where pillow clips between its two passes.
+    image = np.random.default_rng(size).integers(80, 176, (size, size), np.uint8)
+    wanted = np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC), np.float32) / 255
+    found = efficientnet.prepare(torch.from_numpy(image)[None, None], 96)[0]
+    assert found.shape == (3, 96, 96)
+    for channel in range(3):
+        back = found[channel].numpy() * efficientnet.STD[channel] + efficientnet.MEAN[channel]
+        assert np.abs(back - wanted).max() < 1.6 / 255
+
+
+def test_four_channels_are_one_sentence():
+    with pytest.raises(Problem, match=r"4 channels for efficientnet-lite0; expected 1 or 3: .*evaluate\.features"):
+        efficientnet.prepare(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), 96)
+
+
+def test_other_weights_are_refused(monkeypatch):
+    monkeypatch.setattr(efficientnet, "WEIGHTS", "0" * 64)
+    with pytest.raises(Problem, match="has digest 579344248a93e230; expected 0000000000000000"):
+        efficientnet.network(96)
+
+
+def plan(**evaluate_section):
+    values = copy.deepcopy(SHIPPED)
+    values["evaluate"] = values["evaluate"] | evaluate_section
+    return recipes.Plan(params.from_values(values, ROOT))
+
+
+def test_the_recipe_of_a_space_names_its_file():
+    here = plan(features=["efficientnet-lite0-96", "judge-a"])
+    step = here.evaluation(here.params.run("digits/di/el/0"))
+    versions = {each.name: json.loads(each.recipe)["versions"] for each in step.upstream if "/reference-" in each.name}
+    assert versions["digits/reference-efficientnet-lite0-96"]["spaces/efficientnet"] == efficientnet.VERSION
+    assert "spaces/efficientnet" not in versions["digits/reference-judge-a"]
+    assert here.find("data", "digits/reference-efficientnet-lite0-96").outputs == (
+        "data/sets/digits/reference-efficientnet-lite0-96.npz",
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"features": ["efficientnet-lite0"]}, r"evaluate\.features is 'efficientnet-lite0'; .*did you mean effic"),
+        ({"curve_features": ["pixel"]}, r"evaluate\.curve_features is 'pixel'; expected one of .*did you mean pixels"),
+        (
+            {"features": ["pixels"], "curve_features": ["judge-a"]},
+            "curve_features is 'judge-a'; expected one of pixels",
+        ),
+        ({"per_data": {"digits": {"features": ["judge-c"]}}}, r"evaluate\.per_data\.digits\.features is 'judge-c'"),
+    ],
+)
+def test_an_unknown_space_is_one_sentence(section, sentence):
+    with pytest.raises(Problem, match=sentence):
+        plan(**section)
+
+
+def test_all_spaces_in_curves_is_the_default_and_leaves_recipes_alone():
+    run = "digits/di/el/0"
+    recipe = lambda here: here.evaluation(here.params.run(run)).recipe  # noqa: E731
+    assert recipe(plan()) == recipe(plan(curve_features=[])) != recipe(plan(curve_features=["judge-a"]))
+    assert "curve_features" not in json.loads(recipe(plan()))["params"]
+
+
+def test_a_new_space_is_one_file(tmp_path, monkeypatch):
+    """A file in spaces/ is known to params.yaml, to recipes and to the evaluation without another edit."""
+    here = Path(schema.__file__).parent / "spaces"
+    monkeypatch.setattr(schema, "PACKAGE", tmp_path)
+    monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
+    for source in here.parent.rglob("*.py"):
+        target = tmp_path / source.relative_to(here.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    (tmp_path / "spaces/mean.py").write_text(
+        "VERSION = 1\nNAMES = ('mean',)\n\ndef load(name, device='cpu'):\n"
+        "    return lambda images: images.float().mean((2, 3))\n"
+    )
+    import eldistill.spaces
+
+    monkeypatch.setattr(eldistill.spaces, "__path__", [*eldistill.spaces.__path__, str(tmp_path / "spaces")])
+    schema.spaces.cache_clear()
+    try:
+        here = plan(features=["mean", "pixels"])
+        assert json.loads(here.reference("digits", "mean").recipe)["versions"]["spaces/mean"] == 1
+        images = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
+        assert evaluate.feature_space("mean")(images).tolist() == [[7.0] * 3] * 2
+    finally:
+        schema.spaces.cache_clear()
+        monkeypatch.undo()
