@@ -277,6 +277,7 @@ USES = {
             "perceptual",
             "studies",
             "diagnostics",
+            "variance",
             "inference",
         ),
         set(),

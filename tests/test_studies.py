@@ -15,7 +15,7 @@ import yaml
 from scipy import stats
 from test_tables import add_run, metrics, read, write
 
-from eldistill import params, plots, recipes, studies
+from eldistill import params, plots, recipes, studies, variance
 from eldistill.files import Problem
 from eldistill.recipes import Plan
 
@@ -538,12 +538,31 @@ def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
     assert sentence in text
 
 
+LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "slope": 32.0}
+
+
+@pytest.mark.parametrize(("shares", "verdict"), [([1.0, 2.0, 3.0], "no floor to be seen: 2.0 % [-0.5, 4.5]"),
+                                                 ([1.9, 2.0, 2.1], "a floor: 2.0 % [1.8, 2.2]"),
+                                                 ([2.0], "of one run: 2.0 %")])  # fmt: skip
+def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, verdict):
+    """Mean and t-interval of the floor's share over runs; a row for each gradient of an arm."""
+    monkeypatch.setattr(
+        variance, "look", lambda run, root: {"own": LOOK | {"share": shares[int(run[-1])]}, "b": LOOK | {"share": 0.0}}
+    )
+    runs = add_arm(tmp_path, "none", BASE[: len(shares)])
+    rows, text = make(tmp_path, runs, kind="variance")
+    assert [row["gradient"] for row in rows] == ["own", "b"] and float(rows[0]["share"]) == pytest.approx(2)
+    assert f"- toy, di/none, own: {verdict} of the variance at batch 8 stays at any batch" in text
+    assert f"noise over signal 4.00 at 8, 0.250 at 128 images ({len(shares)} runs)." in text
+
+
 @pytest.mark.parametrize("kind", studies.KINDS)
 def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_equal_bytes(tmp_path, monkeypatch, kind):
     """Two calls, six files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
     monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"share": float(run[-1])}})
     runs = some_runs(tmp_path, kind)
     rows, text = make(tmp_path, runs, kind=kind)
     make(tmp_path, runs, "again", kind=kind)
@@ -557,7 +576,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
         assert "Software" not in picture.info
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
     assert text.startswith("# What of it?\n\n| data, method/supplement |")
-    ranks = kind not in ("stability", "signal")
+    ranks = kind not in ("stability", "signal", "variance")
     assert (
         "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text
     ) is ranks and "study.csv" in text
@@ -697,7 +716,7 @@ def test_the_command_line_finds_a_study_and_names_its_neighbours():
 
 
 def digests(path="", value=None):
-    """The digests of five studies of the ablation, by name."""
+    """The digests of the studies of four grids of the ablation, by name."""
     plan = Plan(params.from_values(values_with(path, value), ROOT))
     return {name: plan.study("ablation", name).digest for name in plan.params.studies("ablation")}
 
@@ -710,12 +729,12 @@ BEFORE = functools.cache(digests)
     [
         ("suites/ablation/0/seeds", [300, 301], {"central"}),
         ("suites/ablation/1/supplements", ["none", "el-base"], {"speed", "budget"}),
-        ("suites/ablation/3/methods", ["di-b8"], {"batch"}),
+        ("suites/ablation/4/methods", ["di-b8"], {"batch", "signal", "stability"}),
         ("tables/studies/batch/question", "Why?", {"batch"}),
         ("tables/studies/mechanism/question", "Why?", set()),
         ("tables/studies/central/margin", 0.2, {"central"}),
-        ("distil/supplements/el-fade/fade", 0.3, {"strength"}),
-        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch"}),
+        ("distil/supplements/el-fade/fade", 0.3, {"strength", "stability"}),
+        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "signal", "stability"}),
         ("suites/demo/0/seeds", [7], set()),
         ("distil/supplements/el/weight", 3, set()),
         ("tables/baseline", "el", set()),
@@ -724,11 +743,11 @@ BEFORE = functools.cache(digests)
 def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, expected):
     """Another study's grid, question or arms leave its digest; so does everything about the suite's own tables."""
     before, after = BEFORE(), digests(path, value)
-    assert before.keys() == after.keys() == {"central", "speed", "budget", "strength", "batch"}
+    assert before.keys() == after.keys() == {"central", "speed", "budget", "strength", "batch", "signal", "stability"}
     assert {name for name in before if before[name] != after[name]} == expected
 
 
-@pytest.mark.parametrize("module", ["studies", "inference", "plots", "results"])
+@pytest.mark.parametrize("module", ["studies", "diagnostics", "variance", "inference", "plots", "results"])
 def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module):
     """All that its three files are made by."""
     before, old = BEFORE(), recipes.version
@@ -788,10 +807,10 @@ def test_the_arms_of_the_ablation_differ():
 
 
 def test_results_are_reported_on_seeds_that_tuned_nothing():
-    """Tuning seeds occur in the studies `tuning` and `speed` alone, in the latter only for the baseline's threshold."""
+    """Tuning seeds occur in the studies `tuning`, `tuning-el` and `speed` alone, in the latter only for the baseline's threshold."""
     for name in ANSWERS:
         tuned = {cell for cell in cells(name) if cell[3] in TUNED}
-        if name == "tuning":
+        if name.startswith("tuning"):
             assert tuned == set(cells(name))
         elif name == "speed":
             assert {cell[2] for cell in tuned} == {"none"} and {cell[3] for cell in tuned} == TUNED
@@ -802,7 +821,7 @@ def test_results_are_reported_on_seeds_that_tuned_nothing():
 def test_every_arm_has_a_baseline_with_its_own_seeds():
     """In the studies that compare: each run has a twin in the study's `against`, so that no seed is lost."""
     for name, study in ANSWERS.items():
-        if study.get("kind", "contrast") == "seeds" or name == "tuning":
+        if study.get("kind", "contrast") in ("seeds", "signal", "variance", "stability") or name == "tuning":
             continue
         against, there = study.get("against", "none"), set(cells(name))
         assert all((data, method, against, seed) in there for data, method, _, seed in there), name
@@ -818,7 +837,8 @@ def test_every_arm_had_as_many_trials():
 
 
 def test_the_central_question_is_asked_as_it_was_written_down():
-    """EL against the MMD on pixels, margin 10 %, at least ten seeds on at least three teachers."""
+    """EL against the MMD on pixels, margin 10 %; on digits at least ten seeds on at least three teachers; on every bed the
+    same seeds for both."""
     study = shipped().top("tables")["studies"]["central"]
     assert (study["kind"], study["against"], study["margin"]) == ("central", "pixel-base", 0.1)
     el, pixel = (
@@ -826,8 +846,9 @@ def test_the_central_question_is_asked_as_it_was_written_down():
         for arm in ("el-base", "pixel-base")
     )
     assert el == pixel
-    teachers = {shipped().section("data", data)["teacher"] for data, _ in el}
-    assert len(teachers) >= 3 and len(el) >= 10 * len(teachers)
+    digits = {cell for cell in el if cell[0].startswith("digits")}
+    teachers = {shipped().section("data", data)["teacher"] for data, _ in digits}
+    assert len(teachers) >= 3 and len(digits) >= 10 * len(teachers)
     ours, theirs = (shipped().section("supplement", arm) for arm in ("el-base", "pixel-base"))
     assert {key for key in ours if ours[key] != theirs[key]} == {"ensemble"}
 

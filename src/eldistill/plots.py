@@ -127,6 +127,7 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
 DRAWN = {
     "fd_mean": "Fréchet distance, mean ± sd",
     "snr": "signal of the supplement over its noise",
+    "share": "floor: percent of the variance at the smallest batch that no batch averages out",
     "lost_percent": "percent lost after the best point of the curve, median",
 }
 
@@ -141,7 +142,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
     # A table without distances is drawn by the first of these that it has.
     value, title = next((key, text) for key, text in DRAWN.items() if key in shown[0])
     labels = [
-        ", ".join(str(row[key]) for key in ("data", "space", "equal") if row.get(key))
+        ", ".join(str(row[key]) for key in ("data", "space", "equal", "gradient") if row.get(key))
         + f": {row['method']}/{row['supplement']}"
         for row in shown
     ]
@@ -153,6 +154,8 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
             unit = row["percent"] / row["difference"] if compared and row["difference"] else 1.0
             middle, reach = (row["difference"] * unit if compared else row[value]), row.get("fd_sd") or 0.0
             low, high = (row["low"], row["high"]) if compared else (middle - reach, middle + reach)
+            if not compared and row.get(f"{value}_low") is not None:
+                low, high = row[f"{value}_low"], row[f"{value}_high"]
             if compared:
                 low, high = (middle, middle) if low is None else (low * unit, high * unit)
             sure = compared and (low > 0 or high < 0)

@@ -402,7 +402,7 @@ class Plan:
         return Step(
             "tables",
             f"{suite}/{name}",
-            ("studies", "diagnostics", "inference", "plots", "results"),
+            ("studies", "diagnostics", "variance", "inference", "plots", "results"),
             params,
             outputs,
             upstream,

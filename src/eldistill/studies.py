@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill import diagnostics, inference, plots
+from eldistill import diagnostics, inference, plots, variance
 from eldistill.files import Problem, write_rows, write_text
 from eldistill.results import Result, arms_of, check, load, named, short
 
@@ -30,6 +30,7 @@ class Study:
     results: list[Result]
     params: dict
     logs: dict[str, list[dict[str, str]]]
+    root: Path = Path()
 
     def metric(
         self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
@@ -59,7 +60,7 @@ class Study:
         beds: dict[str, list[Result]] = {}
         for result in self.results:
             beds.setdefault(self.params["beds"][result.arm[0]][0], []).append(result)
-        return [(name, Study(results, self.params, self.logs)) for name, results in beds.items()]
+        return [(name, Study(results, self.params, self.logs, self.root)) for name, results in beds.items()]
 
     def logged(self, result: Result, number: str, of: str | None = None) -> list[float]:
         """A logged number of the run's own supplement, or of `of`, tick by tick in the second half of the run."""
@@ -118,7 +119,7 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
         row |= {f"train_{key}": train[key] for key in ("difference", "low", "high")}
         for space in study.spaces()[1:]:
             row |= _spread([study.metric(r, space=space) for r in group], f"fd_{space}")
-        for metric in ("precision", "recall"):
+        for metric in ("kid", "precision", "recall"):
             row |= _spread([study.metric(r, metric) for r in group], metric)
         row |= _realised(study, group)
         row["step_ms_cpu"] = median(r.about["milliseconds_per_iteration_cpu"] for r in group)
@@ -384,6 +385,7 @@ def _at(curve: list[tuple[float, float]], time: float) -> float:
 KINDS: dict[str, Callable[[Study], tuple[list[dict], list[str]]]] = {
     "contrast": contrast, "central": central, "seeds": seeds, "speed": speed, "budget": budget,
     "stability": diagnostics.stability, "signal": diagnostics.signal,
+    "variance": variance.variance,
 }  # fmt: skip
 CURVED = ("speed", "budget", "stability")  # kinds that read curves
 
@@ -393,6 +395,7 @@ CURVED = ("speed", "budget", "stability")  # kinds that read curves
 SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("data, method/supplement", lambda row: f"{row['data']}, {row['method']}/{row['supplement']}"),
     ("space", lambda row: row.get("space")),
+    ("gradient", lambda row: row.get("gradient")),
     ("at equal", lambda row: row.get("equal")),
     ("seeds", lambda row: _text(row.get("seeds"))),
     ("fd held-out", lambda row: _pm(row, "fd")),
@@ -410,6 +413,11 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("weight", lambda row: _text(row.get("weight"))),
     ("gradient ratio", lambda row: _text(row.get("gradient_ratio"))),
     ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
+    *(
+        (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
+        for batch in variance.REPEATS
+    ),
+    ("floor, % of the variance at the smallest", lambda row: _span(row, "share")),
     ("signal over noise", lambda row: _text(row.get("snr"))),
     ("cosine", lambda row: _text(row.get("cosine"))),
     ("least-variance share", lambda row: _text(row.get("optimal"))),
@@ -439,7 +447,8 @@ def _pm(row: dict, stem: str) -> str | None:
 
 
 def _span(row: dict, stem: str) -> str | None:
-    delta, low, high = (row.get(f"{stem}{end}") for end in ("difference", "low", "high"))
+    ends = ("", "_low", "_high") if stem == "share" else ("difference", "low", "high")
+    delta, low, high = (row.get(f"{stem}{end}") for end in ends)
     return None if delta is None else short(delta) + ("" if low is None else f" [{short(low)}, {short(high)}]")
 
 
@@ -468,7 +477,7 @@ def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
         check(ranked, space, curves=params["kind"] in CURVED)
-    study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results})
+    study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
     rows, said = KINDS[params["kind"]](study)
     if not rows:
         raise Problem(f"the study {name} has nothing to compare; see its grids under `suites` in params.yaml")

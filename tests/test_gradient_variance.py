@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of variance: its arithmetic on gradients whose moments are known, and a look at a small run."""
+
+import itertools
+
+import numpy as np
+import pytest
+import test_distil
+import torch
+
+from eldistill import __main__, variance
+from eldistill.files import Problem
+from eldistill.noise import Draw
+
+made, project = test_distil.made, test_distil.project  # the fixtures
+RUN = f"{test_distil.DATA}/di/none/0"
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def test_moments_are_the_trace_of_the_covariance():
+    rows = normal(40, 3) * [1.0, 2.0, 3.0] + 5
+    found = variance.moments(rows)
+    assert found.variance == pytest.approx(np.trace(np.cov(rows, rowvar=False)), rel=1e-12)
+    assert np.allclose(found.mean, rows.mean(0)) and found.count == 40
+
+
+@pytest.mark.parametrize(("floor", "slope"), [(0.0, 3.0), (0.25, 1.0), (2.0, 0.0), (-0.01, 1.0)])
+def test_a_line_that_is_exact_is_found(floor, slope):
+    found = variance.line({batch: floor + slope / batch for batch in (8, 32, 128)})
+    assert found == pytest.approx((floor, slope), abs=1e-12)
+
+
+def test_the_fit_weighs_relative_errors():
+    """The same relative error everywhere: the floor's error is that of the largest batch, not of the smallest."""
+    floors = [variance.line({b: e / b for b, e in zip((8, 32, 128), errors, strict=True)})[0]
+              for errors in itertools.product((0.9, 1.1), repeat=3)]  # fmt: skip
+    assert max(map(abs, floors)) < 0.3 / 32
+
+
+def test_noise_within_does_not_count_as_variance_between():
+    """Means of many groups of 8 noisy rows about one centre: nothing between them; about centres apart: their variance."""
+    groups = [variance.moments(1 + normal(8, 4, seed=seed)) for seed in range(2000)]
+    assert variance.between(groups) == pytest.approx(0, abs=0.05)
+    assert variance.strength(groups) == pytest.approx(4, abs=0.1)
+    apart = [variance.moments(normal(4, seed=5000 + seed) * 2 + normal(8, 4, seed=seed)) for seed in range(2000)]
+    assert variance.between(apart) == pytest.approx(16, rel=0.1)
+
+
+def test_one_level_for_a_batch_changes_nothing_else():
+    draw = Draw(3, "scope", 40, 8)
+    one = variance._one_level(draw)
+    assert torch.equal(one.normal("epsilon", 1, 2, 2), draw.normal("epsilon", 1, 2, 2))
+    assert torch.equal(one.integers("label", 10), draw.integers("label", 10))
+    for found, own in (
+        (one.normal("sigma"), draw.normal("sigma")),
+        (one.uniform("sigma"), draw.uniform("sigma")),
+        (one.integers("matching/sigma", 1000), draw.integers("matching/sigma", 1000)),
+    ):
+        assert found.shape == own.shape and found.dtype == own.dtype
+        assert (found == own[0]).all() and len(set(own.tolist())) > 1
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(variance, "PERCENT", 50)
+    monkeypatch.setattr(variance, "FAKE_IMAGES", 256)
+    monkeypatch.setattr(variance, "REPEATS", {4: 24, 16: 16, 64: 8})
+
+
+def test_a_look_at_a_run(project, quick):
+    """With networks: the variance falls as 1 / batch for images that draw their own level, and with the Embedding Loss;
+    less where a batch shares one, and where fake_scores differ. Two looks are one."""
+    test_distil.run("di/none/0")
+    found = variance.look(RUN, project)
+    assert list(found) == [variance.OWN, variance.SHARED, variance.ACROSS]
+    own, shared, across = found.values()
+    assert own[4] / own[64] == pytest.approx(16, rel=0.5) and abs(own["share"]) < 10
+    assert shared[4] / shared[64] < 8 and shared["share"] > 10
+    assert across["share"] > abs(own["share"]) and all(across[b] > own[b] for b in (4, 16, 64))
+    assert variance.look(RUN, project) == found
+    test_distil.run("di/el/0")
+    (el,) = variance.look(RUN.replace("none", "el"), project).values()
+    assert el[4] / el[64] == pytest.approx(16, rel=0.7)
+
+
+def test_what_cannot_be_looked_at_is_one_sentence(project, quick, monkeypatch):
+    test_distil.run("cd/none/0")
+    with pytest.raises(Problem, match="the method consistency has no fake_score"):
+        variance.look(RUN.replace("/di/", "/cd/"), project)
+    assert __main__.main(["distil", RUN]) == 0
+    monkeypatch.setattr(variance, "PERCENT", 20)
+    with pytest.raises(Problem, match=r"ema-20\.safetensors is missing; .*add 20 to distil\.snapshots"):
+        variance.look(RUN, project)
+    with pytest.raises(Problem, match="recipe of .*di/none/7 cannot be read"):
+        variance.look(RUN.replace("/0", "/7"), project)
