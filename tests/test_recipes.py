@@ -273,6 +273,8 @@ USES = {
             "supplements/gan",
             "supplements/regression",
             "teacher/pairs",
+            "teacher/pickles",
+            "teacher/convert",
             "adversarial",
             "perceptual",
             "studies",

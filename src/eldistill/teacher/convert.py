@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A published network becomes a teacher of ours: its class and keywords through a list of what may be, its numbers
+through a strict comparison of names and shapes, and then a safetensors file that says where it comes from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from eldistill import networks
+from eldistill.files import save_tensors
+from eldistill.teacher import pickles
+from eldistill.teacher.pickles import Network, Refused
+
+VERSION = 1
+PIXELS = {"mean": 0.5, "std": 0.25}  # the codec of EDM's range: u / 127.5 - 1
+
+# --- what may be said of a network -----------------------------------------------------------------------
+
+
+def _int(low: int, high: int) -> Callable:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _float(low: float, high: float) -> Callable:
+    return lambda value: type(value) in (int, float) and low <= value <= high
+
+
+def _list(each: Callable) -> Callable:
+    return lambda value: isinstance(value, list) and 1 <= len(value) <= 8 and all(map(each, value))
+
+
+def _or_none(each: Callable) -> Callable:
+    return lambda value: value is None or each(value)
+
+
+def _among(*choices) -> Callable:
+    return lambda value: type(value) in (str, int, float, bool) and value in choices
+
+
+COMMON = {
+    "img_resolution": _int(4, 1024), "img_channels": _int(1, 16), "label_dim": _int(0, 100_000),
+    "model_channels": _int(1, 1024), "channel_mult": _list(_int(1, 16)), "num_blocks": _int(1, 16),
+    "attn_resolutions": lambda value: value == [] or _list(_int(1, 1024))(value), "dropout": _float(0, 1),
+    "sigma_data": _float(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
+}  # fmt: skip
+EDM = COMMON | {
+    "model_type": _among("SongUNet", "DhariwalUNet"), "augment_dim": _int(0, 64), "channel_mult_emb": _int(1, 16),
+    "sigma_min": _float(0, 1e3), "sigma_max": _float(1e-3, math.inf), "label_dropout": _among(0),
+}  # fmt: skip
+SONG = EDM | {
+    "channel_mult_noise": _int(1, 16), "embedding_type": _among("positional", "fourier"),
+    "encoder_type": _among("standard", "residual"), "decoder_type": _among("standard"), "resample_filter": _list(_int(1, 64)),
+}  # fmt: skip
+EDM2 = COMMON | {
+    "channel_mult_noise": _or_none(_int(1, 16)), "channel_mult_emb": _or_none(_int(1, 16)), "resample_filter": _list(_int(1, 64)),
+    "channels_per_head": _int(1, 1024), "clip_act": _float(1e-3, 1e9), "logvar_channels": _int(2, 4096),
+    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), _float(0, 1)),
+}  # fmt: skip
+UNUSED = ("model_type", "use_fp16", "decoder_type", "label_dropout")  # have one value, or mean nothing here
+
+
+def configuration(found: Network) -> dict:
+    """The `config` of networks.build for a network of a file. Raises Refused for a class, a keyword or a value that no
+    published network has."""
+    if found.class_name == "EDMPrecond":
+        kind = found.kwargs.get("model_type", "DhariwalUNet")
+        name, allowed = {"SongUNet": ("song", SONG), "DhariwalUNet": ("adm", EDM)}.get(str(kind), (None, {}))
+    else:
+        name, allowed = ("edm2", EDM2) if found.class_name == "Precond" else (None, {})
+    if name is None:
+        raise Refused(
+            f"a network {found.class_name[:40]!r}; expected EDMPrecond of a SongUNet or DhariwalUNet, or Precond of EDM2"
+        )
+    for key, value in found.kwargs.items():
+        if key not in allowed:
+            raise Refused(f"its keyword {key[:40]!r} is none of {', '.join(sorted(allowed))}")
+        if not allowed[key](value):
+            raise Refused(f"its {key} is {repr(value)[:60]}, which no published network has")
+    for source, what in ((found.attributes, "attribute"), (found.inner_kwargs, "inner network's")):
+        for key in found.kwargs.keys() & source.keys() - {"use_fp16"}:
+            if source[key] != found.kwargs[key]:
+                raise Refused(
+                    f"its keyword {key} is {repr(found.kwargs[key])[:40]}, its {what} {key} {repr(source[key])[:40]}"
+                )
+    settings = {key: value for key, value in found.kwargs.items() if key not in UNUSED}
+    if settings.get("sigma_max") == math.inf:
+        settings["sigma_max"] = None
+    return {"network": name, **settings}
+
+
+def check(found: Network) -> dict:
+    """The complete configuration of a network of a file, whose tensors have the names, the order and the shapes that it
+    asks for, and finite numbers. Raises Refused; nothing of the network's size is allocated."""
+    config = configuration(found)
+    settings = dict(config)
+    module = networks._module(settings.pop("network"))
+    try:
+        full = networks._complete(config["network"], module.Settings, settings)
+        with torch.device("meta"):
+            wanted = module.network(**full).state_dict()
+    except (ValueError, TypeError) as error:
+        raise Refused(f"its keywords describe no network: {error}") from None
+    if list(wanted) != list(found.tensors):
+        odd = next((a or b for a, b in itertools.zip_longest(wanted, found.tensors) if a != b), "")
+        raise Refused(
+            f"it has {len(found.tensors)} tensors, its keywords ask for {len(wanted)}; the first other one is {ascii(odd)[:80]}"
+        )
+    for name, tensor in found.tensors.items():
+        if tuple(wanted[name].shape) != tensor.size or not tensor.storage.dtype.is_floating_point:
+            raise Refused(
+                f"its {name} is {list(tensor.size)} {tensor.storage.dtype}; expected {list(wanted[name].shape)} of floats"
+            )
+        if not bool(tensor.view().isfinite().all()):
+            raise Refused(f"its {name} is not finite")
+    return {"network": config["network"], **full}
+
+
+def build(found: Network) -> torch.nn.Module:
+    """The network of a file, in float32, frozen. Raises Refused as `check` does."""
+    network = networks.build(check(found))
+    network.load_state_dict(found.state())
+    return network.requires_grad_(False).eval()
+
+
+# --- the file ---------------------------------------------------------------------------------------------
+
+
+def codec_of(file: pickles.File) -> dict | None:
+    """The constants of EDM2's latents, {scale, bias}, if the file has them."""
+    encoder = file.value.get("encoder") if isinstance(file.value, dict) else None
+    if not isinstance(encoder, pickles.Record) or encoder.class_name != "StabilityVAEEncoder":
+        return None
+    found = {}
+    for key in ("scale", "bias"):
+        value = encoder.state.get(key)
+        found[key] = file.plain(value).reshape(-1).tolist() if isinstance(value, pickles.Array) else None
+    return found
+
+
+def convert(source: Path, output: Path, sha256: str | None = None, licence: str | None = None) -> dict:
+    """Write the network of a pickle as a teacher; returns its description. Raises Refused; then nothing is written.
+
+    The tensors keep the file's precision. licence: of the source, for the description.
+    """
+    with pickles.read(source, sha256) as file:
+        found = file.network()
+        try:
+            config = check(found)
+        except Refused as error:
+            raise Refused(
+                f"{source} holds a network that is not understood ({error}); give one of EDM or EDM2"
+            ) from None
+        channels, side = config["img_channels"], config["img_resolution"]
+        about = {
+            "config": config, "codec": PIXELS, "shape": [channels, side, side], "label_dim": config["label_dim"],
+            "source": {
+                "name": source.name, "sha256": file.sha256, "bytes": file.bytes, "class": found.class_name,
+                "kwargs": {key: None if value == math.inf else value for key, value in found.kwargs.items()},
+                "module_sha256": found.source_sha256, "licence": licence, "latents": codec_of(file),
+                "dataset_kwargs": file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None,
+            },
+        }  # fmt: skip
+        save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
+    return about
