@@ -168,19 +168,26 @@ def _check_start(job: loop.Job, teacher: torch.nn.Module) -> None:
         )
 
 
-def provenance(work: loop.Loop, digest: str, device: str, flop: float | None = None) -> dict:
-    """Who made it, when, from what, at what cost: the one file of a run that differs between equal runs."""
-    iterations = max(1, work.iteration)
+def origin(digest: str) -> dict:
+    """Who made something, when, by which command, from which recipe and commit."""
     return {
         "command": " ".join(["python -m eldistill", *sys.argv[1:]]),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "recipe": digest,
         "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name() if "cuda" in device else platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def provenance(work: loop.Loop, digest: str, device: str, flop: float | None = None) -> dict:
+    """Who made it, when, from what, at what cost: the one file of a run that differs between equal runs."""
+    iterations = max(1, work.iteration)
+    return {
+        **origin(digest),
+        "device": torch.cuda.get_device_name() if "cuda" in device else platform.machine(),
         "iterations": work.iteration,
         "n_images": work.n_images,
         "flop_per_iteration": flop,

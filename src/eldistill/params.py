@@ -185,7 +185,11 @@ class Params:
         if kind == "teacher":
             if value["data"] not in self.values["data"]:
                 self._unknown(f"{where}.data", value["data"], self.values["data"])
-            self._check_network(f"{where}.network", value["network"])
+            if (value["file"] is None) == ("network" not in value):
+                both = "neither a network to train nor a file" if value["file"] is None else "a network and a file"
+                raise Problem(f"params.yaml: {where} has {both}; give one of `network` and `file`")
+            if value["file"] is None:
+                self._check_network(f"{where}.network", value["network"])
         if kind == "supplement" and "ensemble" in value and value["ensemble"] not in self.values["ensemble"]:
             self._unknown(f"{where}.ensemble", value["ensemble"], self.values["ensemble"])
         if kind == "method" and value["start_from"] is not None:

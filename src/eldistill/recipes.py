@@ -215,14 +215,18 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def teacher(self, name: str) -> Step:
-        """A teacher that we train."""
+        """A teacher that we train, or that a file holds."""
         section = self.params.without_site("teacher", self.params.section("teacher", name))
         data = self.data(section["data"])
         section.pop("steps")  # of sampling, not of training
-        params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         folder = f"data/teachers/{name}"
-        modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         outputs = (f"{folder}/teacher.safetensors", f"{folder}/log.csv", f"{folder}/provenance.json")
+        if section.get("file"):
+            params = {key: section[key] for key in ("file", "sha256") if key in section}
+            params |= {"codec": data["codec"], "labels": data["labels"]}
+            return Step("teacher", name, ("teacher/convert", "teacher/pickles"), params, outputs)
+        params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
+        modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return Step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
 
     @functools.cache  # noqa: B019

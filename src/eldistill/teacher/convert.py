@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from eldistill import networks
-from eldistill.files import save_tensors
-from eldistill.teacher import pickles
+from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.files import sha256 as sha256_of
+from eldistill.teacher import pickles, train
 from eldistill.teacher.pickles import Network, Refused
 
 VERSION = 1
@@ -142,10 +143,13 @@ def codec_of(file: pickles.File) -> dict | None:
     return found
 
 
-def convert(source: Path, output: Path, sha256: str | None = None, licence: str | None = None) -> dict:
+def convert(
+    source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None
+) -> dict:
     """Write the network of a pickle as a teacher; returns its description. Raises Refused; then nothing is written.
 
-    The tensors keep the file's precision. licence: of the source, for the description.
+    The tensors keep the file's precision. licence: of the source, for the description. labels: whether it must know
+    classes; None: either.
     """
     with pickles.read(source, sha256) as file:
         found = file.network()
@@ -165,5 +169,37 @@ def convert(source: Path, output: Path, sha256: str | None = None, licence: str 
                 "dataset_kwargs": file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None,
             },
         }  # fmt: skip
+        _agree(source, about["label_dim"], labels)
         save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
+    return about
+
+
+def _agree(source: Path, label_dim: int, labels: bool | None) -> None:
+    if labels is not None and bool(label_dim) != labels:
+        raise Refused(
+            f"{source} knows {label_dim} classes, its data has labels: {str(labels).lower()}; make them agree"
+        )
+
+
+def adopt(params: dict, output: Path) -> dict:
+    """The teacher of a section with `file`: converted, or taken over if it is one of ours; returns its description.
+
+    params: file, perhaps sha256, and codec and labels of its data. Raises Problem; then nothing is written.
+    """
+    source, codec, wanted = Path(params["file"]), params["codec"], params.get("sha256")
+    if source.suffix != ".safetensors":
+        if codec != PIXELS:
+            raise Problem(
+                f"{source} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
+            )
+        return convert(source, output, wanted, labels=params["labels"])
+    _, about = train.load(source)  # a teacher, or the sentence that says why not
+    digest = sha256_of(source)
+    if wanted not in (None, digest):
+        raise Problem(f"{source} has the sha256 {digest[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
+    if about["codec"] != codec:
+        raise Problem(f"{source} was trained with codec {about['codec']}, its data has {codec}; make them equal")
+    _agree(source, about["label_dim"], params["labels"])
+    about |= {"source": about.get("source") or {"name": source.name, "sha256": digest}}
+    save_tensors(output, load_tensors(source)[0], about)
     return about

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teachers that others trained, through the steps of the workflow: from their file to a generator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import official
+import pytest
+import test_distil
+import torch
+import yaml
+
+from eldistill import __main__, files, networks, params, recipes, sampling
+from eldistill.files import Problem
+from eldistill.teacher import convert, train
+
+ROOT = Path(__file__).parents[1]
+made = test_distil.made  # the fixture
+KWARGS = {"model_type": "SongUNet", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [], "dropout": 0.13,
+          "use_fp16": False, "img_resolution": 8, "img_channels": 1, "label_dim": 0}  # fmt: skip
+RUN = "theirs/di/el/0"
+
+
+def network(seed: int = 0, **changes):
+    kwargs = KWARGS | changes
+    settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+    return networks.build({"network": "song", **settings}, seed).eval().requires_grad_(False), kwargs
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Path:
+    """A project with the smoke data on [-1, 1] and a teacher from net.pkl."""
+    shutil.copytree(made, tmp_path / "project", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path / "project")
+    official.write(Path("net.pkl"), official.edm(*network()))
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["data"]["theirs"] = {"like": "digits-smoke", "codec": {"mean": 0.5, "std": 0.25}, "teacher": "theirs"}
+    values["teacher"]["theirs"] = {"data": "theirs", "file": "net.pkl"}
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return tmp_path / "project"
+
+
+def change(**values) -> None:
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["teacher"]["theirs"] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+def refuses(capsys, *words: str) -> str:
+    assert __main__.main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("eldistill: ") and error.count("\n") == 1
+    return error
+
+
+def test_from_a_published_pickle_to_a_generator(project, capsys):
+    """The teacher is theirs to the bit; Diff-Instruct with the Embedding Loss starts from it."""
+    assert __main__.main(["teacher", "theirs"]) == 0
+    digest = files.sha256("net.pkl")
+    assert f"net.pkl, sha256 {digest}, song for images of shape [1, 8, 8] and 0 classes" in capsys.readouterr().out
+    loaded, about = train.load("data/teachers/theirs/teacher.safetensors")
+    theirs, kwargs = network()
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), theirs.state_dict().values(), strict=True)
+    )
+    assert about["source"]["kwargs"] == kwargs
+    provenance = json.loads(Path("data/teachers/theirs/provenance.json").read_text())
+    assert provenance["source"]["sha256"] == digest and provenance["command"].startswith("python -m eldistill")
+    assert __main__.main(["ensemble", "theirs/conv4/0"]) == 0
+    assert __main__.main(["distil", RUN]) == 0
+    start = files.load_tensors(f"data/runs/{RUN}/ema-0.safetensors")[0]
+    assert all(torch.equal(start[name], value) for name, value in theirs.state_dict().items())
+    assert sampling.sample(sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors"), 3).shape == (
+        3,
+        1,
+        8,
+        8,
+    )
+    assert __main__.main(["teacher", "theirs"]) == 0 and "is up to date" in capsys.readouterr().out
+
+
+def test_from_a_teacher_of_ours(project):
+    """A teacher.safetensors of another project is taken over, and remembers where it came from."""
+    assert __main__.main(["teacher", "theirs"]) == 0
+    shutil.copy("data/teachers/theirs/teacher.safetensors", "other.safetensors")
+    before = files.load_tensors("other.safetensors")
+    change(file="other.safetensors", sha256=files.sha256("other.safetensors"))
+    assert __main__.main(["teacher", "theirs"]) == 0
+    after = files.load_tensors("data/teachers/theirs/teacher.safetensors")
+    assert after[1] == before[1] and all(torch.equal(after[0][key], before[0][key]) for key in before[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"file": "no.pkl"}, "no.pkl cannot be read (No such file or directory); give the path of a network file"),
+        ({"file": "no.safetensors"}, "no.safetensors"),
+        ({"file": "params.yaml"}, "params.yaml is no network file of EDM or EDM2"),
+        ({"sha256": "0" * 64}, "expected 0000000000000000…: fetch it again"),
+        ({"network": {"network": "song"}}, "params.yaml: teacher.theirs has a network and a file; give one of `network` and `file`"),
+    ],
+)
+def test_a_file_that_is_not_one_is_one_sentence(project, capsys, values, sentence):
+    change(**values)
+    assert sentence in refuses(capsys, "teacher", "theirs")
+    assert not Path("data/teachers/theirs/teacher.safetensors").exists()
+
+
+def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
+    """Classes and pixels; before anything is written."""
+    official.write(Path("net.pkl"), official.edm(*network(label_dim=10)))
+    assert "net.pkl knows 10 classes, its data has labels: false; make them agree" in refuses(
+        capsys, "teacher", "theirs"
+    )
+    official.write(Path("net.pkl"), official.edm(*network()))
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["data"]["theirs"]["codec"] = {"mean": 0.3, "std": 0.3}
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert "net.pkl sees pixels on [-1, 1]" in refuses(capsys, "teacher", "theirs")
+    assert not Path("data/teachers/theirs").exists() or not list(Path("data/teachers/theirs").iterdir())
+
+
+def test_a_teacher_needs_a_network_or_a_file():
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["teacher"]["empty"] = {"data": "digits"}
+    with pytest.raises(Problem, match=r"teacher\.empty has neither a network to train nor a file; give one of"):
+        params.from_values(values, ROOT)
+
+
+def test_another_file_or_digest_is_another_teacher():
+    """The recipe has the path and the digest that was asked for; a trained teacher's recipe knows neither key."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    found = []
+    for section in ({"file": "a.pkl"}, {"file": "b.pkl"}, {"file": "a.pkl", "sha256": "0" * 64}):
+        values["teacher"]["theirs"] = {"data": "cifar10"} | section
+        found.append(recipes.Plan(params.from_values(values, ROOT)).teacher("theirs"))
+    assert len({step.digest for step in found}) == 3
+    assert set(json.loads(found[0].recipe)["versions"]) == {"teacher/convert", "teacher/pickles"}
+    assert not {"file", "sha256"} & set(recipes.Plan(params.from_values(values, ROOT)).teacher("digits").params)
