@@ -20,7 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from eldistill import data, files
+from eldistill import data, fetching, files
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +174,7 @@ def write_sources(contents: dict[str, bytes], url: str = "http://127.0.0.1:9/", 
 def here(tmp_path, monkeypatch):
     """An empty project as the current folder; no proxies, no waiting."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
     monkeypatch.delenv("ELDISTILL_STORE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     return tmp_path
@@ -509,14 +509,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def store() -> list[str]:
-    return sorted(path.name for path in Path("data/scratch/store").glob("*"))
+    return sorted(path.name for path in Path("data/scratch/store").glob("[!.]*"))
 
 
 def test_a_file_is_fetched_once_and_checked(here):
     with Server() as server:
         write_sources({"thing.bin": CONTENT}, server.url)
-        path = files.fetch("thing.bin")
-        assert path.read_bytes() == CONTENT and files.fetch("thing.bin") == path
+        path = fetching.fetch("thing.bin")
+        assert path.read_bytes() == CONTENT and fetching.fetch("thing.bin") == path
         assert server.asked == [None]
     assert store() == [f"{hashlib.sha256(CONTENT).hexdigest()[:16]}-thing.bin"]
 
@@ -524,7 +524,7 @@ def test_a_file_is_fetched_once_and_checked(here):
 def test_a_broken_download_is_continued_where_it_broke(here):
     with Server(breaks=[100_000, 50_000]) as server:
         write_sources({"thing.bin": CONTENT}, server.url)
-        assert files.fetch("thing.bin").read_bytes() == CONTENT
+        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
         assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
 
 
@@ -534,7 +534,7 @@ def test_a_killed_download_is_continued_by_the_next_call(here):
         part = Path("data/scratch/store", f"{hashlib.sha256(CONTENT).hexdigest()[:16]}-thing.bin.part")
         part.parent.mkdir(parents=True)
         part.write_bytes(CONTENT[:1000])
-        assert files.fetch("thing.bin").read_bytes() == CONTENT
+        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
         assert server.asked == ["bytes=1000-"] and not part.exists()
 
 
@@ -544,55 +544,55 @@ def test_a_download_killed_after_its_last_byte_is_accepted(here):
         part = Path("data/scratch/store", f"{hashlib.sha256(CONTENT).hexdigest()[:16]}-thing.bin.part")
         part.parent.mkdir(parents=True)
         part.write_bytes(CONTENT)
-        assert files.fetch("thing.bin").read_bytes() == CONTENT
+        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(here):
     with Server(ranges=False, breaks=[100_000]) as server:
         write_sources({"thing.bin": CONTENT}, server.url)
-        assert files.fetch("thing.bin").read_bytes() == CONTENT
+        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
         assert server.asked == [None, "bytes=100000-"]
 
 
 def test_a_wrong_digest_is_refused_and_removed(here):
     with Server(content=CONTENT[::-1]) as server:
         write_sources({"thing.bin": CONTENT}, server.url)
-        with pytest.raises(Problem, match="has sha256 .*, expected .*fetch it again"):
-            files.fetch("thing.bin")
+        with pytest.raises(Problem, match="came with sha256 .*, expected .*fetch it again"):
+            fetching.fetch("thing.bin")
     assert store() == []
 
 
 def test_the_mirror_comes_first_and_upstream_stands_in(here):
     with Server() as server:
         write_sources({"thing.bin": CONTENT}, server.url, mirror="http://127.0.0.1:9/")
-        assert files.fetch("thing.bin").read_bytes() == CONTENT
+        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
     with Server() as server:
         write_sources({"more.bin": CONTENT}, "http://127.0.0.1:9/", mirror=server.url)
-        assert files.fetch("more.bin").read_bytes() == CONTENT
+        assert fetching.fetch("more.bin").read_bytes() == CONTENT
 
 
 def test_offline_is_one_sentence_with_a_way_out(here):
     write_sources({"thing.bin": CONTENT})
     with pytest.raises(Problem, match="thing.bin could not be fetched from .*put the file into a folder") as caught:
-        files.fetch("thing.bin")
+        fetching.fetch("thing.bin")
     assert "\n" not in str(caught.value) and store() == []
 
 
 def test_a_missing_file_of_the_users_folder_is_one_sentence(here):
     write_sources({"thing.bin": CONTENT})
     with pytest.raises(Problem, match="own/thing.bin is missing; expected thing.bin of data/sources.csv there"):
-        files.fetch("thing.bin", "own")
+        fetching.fetch("thing.bin", "own")
 
 
 def test_a_name_without_a_row_is_one_sentence(here):
     write_sources({"thing.bin": CONTENT})
     with pytest.raises(Problem, match="other is not in data/sources.csv; it has thing.bin"):
-        files.fetch("other")
+        fetching.fetch("other")
 
 
 def test_the_store_can_lie_elsewhere(here, monkeypatch):
     monkeypatch.setenv("ELDISTILL_STORE", "elsewhere")
     with Server() as server:
         write_sources({"thing.bin": CONTENT}, server.url)
-        assert files.fetch("thing.bin").parent == Path("elsewhere")
+        assert fetching.fetch("thing.bin").parent == Path("elsewhere")
     assert not Path("data/scratch").exists()

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from eldistill import __main__ as program
-from eldistill import data, files, networks, params, recipes, schema
+from eldistill import data, fetching, files, networks, params, recipes, schema
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def project(tmp_path, monkeypatch, packed):
     files.write_text(tmp_path / PACK, "")
     (tmp_path / PACK).write_bytes(packed)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
     monkeypatch.delenv("ELDISTILL_STORE", raising=False)
     threads = torch.get_num_threads()
     yield tmp_path
@@ -265,9 +265,9 @@ def test_a_wrong_digest_in_the_folder_is_one_sentence(project, capsys):
 
 def test_offline_is_one_sentence(project, capsys, monkeypatch):
     def refused(*words, **more):
-        raise files.urllib.error.URLError("Name or service not known")
+        raise fetching.urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(files.urllib.request, "urlopen", refused)
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", refused)
     text = fails(capsys, "data", "fashion-mnist/images")
     assert "could not be fetched" in text and "name that folder in params.yaml" in text
 

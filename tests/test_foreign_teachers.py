@@ -100,7 +100,10 @@ def test_from_a_teacher_of_ours(project):
         ({"file": "no.safetensors"}, "no.safetensors"),
         ({"file": "params.yaml"}, "params.yaml is no network file of EDM or EDM2"),
         ({"sha256": "0" * 64}, "expected 0000000000000000…: fetch it again"),
-        ({"network": {"network": "song"}}, "params.yaml: teacher.theirs has a network and a file; give one of `network` and `file`"),
+        (
+            {"network": {"network": "song"}},
+            "params.yaml: teacher.theirs has a network and a file; give one of `network` and `file`",
+        ),
     ],
 )
 def test_a_file_that_is_not_one_is_one_sentence(project, capsys, values, sentence):

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill.files import NonFinite, Problem, fetch, load_tensors, save_tensors
+from eldistill.fetching import fetch
+from eldistill.files import NonFinite, Problem, load_tensors, save_tensors
 
 VERSION = 1
 SIGMA_DATA = 0.5

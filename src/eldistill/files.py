@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
 import hashlib
 import json
 import os
-import time
-import urllib.error
-import urllib.request
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from tqdm import tqdm
 
 
 class Problem(Exception):
@@ -149,92 +142,3 @@ def append_line(path: str | os.PathLike, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text + "\n")
-
-
-# --- fetching ------------------------------------------------------------------------------------------
-
-
-def source(name: str, table: str | os.PathLike = "data/sources.csv") -> dict[str, str]:
-    """The row of data/sources.csv called `name`."""
-    if not Path(table).exists():
-        raise Problem(f"{table} is missing; expected the table of what can be fetched: git restores it")
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = {row["name"]: row for row in csv.DictReader(file)}
-    if name not in rows:
-        raise Problem(f"{name} is not in {table}; it has {', '.join(rows)}")
-    return rows[name]
-
-
-def fetch(name: str, folder: str | os.PathLike | None = None, store: str | os.PathLike | None = None) -> Path:
-    """The file of sources.csv called `name`, with its digest checked: from `folder`, the store or upstream.
-
-    folder: where the user already has it (any file of the right name). store: default $ELDISTILL_STORE or
-    data/scratch/store. A broken download is continued by the next call. Raises Problem.
-    """
-    row = source(name)
-    file_name = row["url"].rsplit("/", 1)[-1]
-    if folder is not None:
-        path = Path(folder) / file_name
-        if not path.exists():
-            raise Problem(f"{path} is missing; expected {name} of data/sources.csv there, or set its folder to null")
-        return _checked(path, row)
-    store = Path(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
-    path = store / f"{row['sha256'][:16]}-{file_name}"
-    if not path.exists():
-        store.mkdir(parents=True, exist_ok=True)
-        _download(row, path.with_name(path.name + ".part"))
-        os.replace(_checked(path.with_name(path.name + ".part"), row, remove=True), path)
-    return _checked(path, row)
-
-
-def _content_digest(path: Path) -> str:
-    # The digest of a .gz file is that of its content: Debian's copies differ from upstream's in the gzip header.
-    if path.suffix != ".gz" and not path.name.endswith(".gz.part"):
-        return sha256(path)
-    try:
-        with gzip.open(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, EOFError, zlib.error):
-        return "no gzip file"
-
-
-def _checked(path: Path, row: dict[str, str], remove: bool = False) -> Path:
-    found = _content_digest(path)
-    if found != row["sha256"]:
-        if remove:
-            path.unlink()
-        raise Problem(
-            f"{path} has sha256 {found[:16]}…, expected {row['sha256'][:16]}… ({row['name']}); fetch it again"
-        )
-    return path
-
-
-def _download(row: dict[str, str], part: Path, tries: int = 4) -> None:
-    addresses = [address for address in (row["mirror"], row["url"]) if address]
-    for attempt in range(tries):
-        address = addresses[attempt % len(addresses)]
-        start = part.stat().st_size if part.exists() else 0
-        if start >= int(row["bytes"]):
-            return
-        request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                resumed = answer.status == 206
-                with (
-                    open(part, "ab" if resumed else "wb") as file,
-                    tqdm(total=int(row["bytes"]), initial=start if resumed else 0, unit="B", unit_scale=True) as bar,
-                ):
-                    while block := answer.read(1 << 20):
-                        file.write(block)
-                        bar.update(len(block))
-            if part.stat().st_size >= int(row["bytes"]):
-                return
-            # A connection that is cut ends like a file that is complete.
-            reason = f"the connection ended after {part.stat().st_size} of {row['bytes']} bytes"
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reason = error
-        time.sleep(min(2**attempt, 8) if attempt + 1 < tries else 0)
-    raise Problem(
-        f"{row['name']} could not be fetched from {row['url']} ({reason}); "
-        f"put the file into a folder and name that folder in params.yaml"
-    )

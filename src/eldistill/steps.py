@@ -36,6 +36,8 @@ def run(
     if not force and text == step.recipe and step.fresh(Path()):
         say(f"{step.word} {step.name} is up to date; --force makes it again")
         return False
+    if mirror := plan.params.top("mirror"):
+        os.environ.setdefault("ELDISTILL_MIRROR", mirror)
     recipe = json.loads(text)
     above = [plan.find(*upstream.split(" ", 1)) for upstream in recipe["upstream"]]
     for each in above:
