@@ -272,6 +272,16 @@ def test_offline_is_one_sentence(project, capsys, monkeypatch):
     assert "could not be fetched" in text and "name that folder in params.yaml" in text
 
 
+def test_a_mirror_in_params_is_asked_first_and_the_variable_beats_it(project, capsys, monkeypatch):
+    monkeypatch.delenv("ELDISTILL_MIRROR", raising=False)
+    monkeypatch.setenv("ELDISTILL_OFFLINE", "1")
+    change("mirror", "nearby")
+    text = fails(capsys, "data", "fashion-mnist/images")
+    assert "No such file" in text and "/nearby/train-images-idx3-ubyte.gz" in text
+    monkeypatch.setenv("ELDISTILL_MIRROR", "elsewhere")
+    assert "/elsewhere/train-images" in fails(capsys, "data", "fashion-mnist/images")
+
+
 def test_a_missing_table_of_sources_is_one_sentence(project, capsys):
     Path("data/sources.csv").unlink()
     assert "sources.csv" in fails(capsys, "data", "fashion-mnist/images")

@@ -93,6 +93,30 @@ def test_from_a_teacher_of_ours(project):
     assert after[1] == before[1] and all(torch.equal(after[0][key], before[0][key]) for key in before[0])
 
 
+def test_a_row_of_the_registry_is_fetched_or_taken_from_its_place(project, capsys, monkeypatch):
+    """By its name; the same teacher whether it was fetched or lay there; an unknown digest is noted."""
+    Path("mirror").mkdir()
+    Path("net.pkl").rename("mirror/edm-ffhq-64x64-uncond-vp.pkl")
+    monkeypatch.setenv("ELDISTILL_MIRROR", "mirror")
+    monkeypatch.setenv("ELDISTILL_OFFLINE", "1")
+    shutil.copy(ROOT / "data/sources.csv", "data/sources.csv")
+    change(file=None, source="edm-ffhq-64x64-uncond-vp")
+    assert __main__.main(["teacher", "theirs"]) == 0
+    digest = files.sha256("mirror/edm-ffhq-64x64-uncond-vp.pkl")
+    assert f"sha256 {digest} is trusted from now on" in capsys.readouterr().out
+    _, about = train.load("data/teachers/theirs/teacher.safetensors")
+    assert about["source"]["licence"] == "CC BY-NC-SA 4.0"
+    recipe = Path("data/teachers/theirs/teacher.safetensors.recipe").read_text()
+    change(file="mirror/edm-ffhq-64x64-uncond-vp.pkl")
+    assert __main__.main(["teacher", "theirs"]) == 0 and "up to date" in capsys.readouterr().out
+    assert __main__.main(["teacher", "theirs", "--force"]) == 0
+    assert Path("data/teachers/theirs/teacher.safetensors.recipe").read_text() == recipe
+    official.write(Path("mirror/edm-ffhq-64x64-uncond-vp.pkl"), official.edm(*network(seed=1)))
+    assert f"expected {digest[:16]}" in refuses(capsys, "teacher", "theirs", "--force")
+    change(file=None, source="edm-ffhq-64x64-uncond")
+    assert "it has edm-ffhq-64x64-uncond-vp, " in refuses(capsys, "teacher", "theirs")
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -102,7 +126,7 @@ def test_from_a_teacher_of_ours(project):
         ({"sha256": "0" * 64}, "expected 0000000000000000…: fetch it again"),
         (
             {"network": {"network": "song"}},
-            "params.yaml: teacher.theirs has a network and a file; give one of `network` and `file`",
+            "params.yaml: teacher.theirs has a network and a source or a file; give one of `network`, `source` and `file`",
         ),
     ],
 )
@@ -129,7 +153,9 @@ def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
 def test_a_teacher_needs_a_network_or_a_file():
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["teacher"]["empty"] = {"data": "digits"}
-    with pytest.raises(Problem, match=r"teacher\.empty has neither a network to train nor a file; give one of"):
+    with pytest.raises(
+        Problem, match=r"teacher\.empty has neither a network to train nor a source or a file; give one of"
+    ):
         params.from_values(values, ROOT)
 
 
@@ -142,4 +168,10 @@ def test_another_file_or_digest_is_another_teacher():
         found.append(recipes.Plan(params.from_values(values, ROOT)).teacher("theirs"))
     assert len({step.digest for step in found}) == 3
     assert set(json.loads(found[0].recipe)["versions"]) == {"teacher/convert", "teacher/pickles"}
-    assert not {"file", "sha256"} & set(recipes.Plan(params.from_values(values, ROOT)).teacher("digits").params)
+    values["teacher"]["theirs"] = {"data": "cifar10", "source": "edm-cifar10-32x32-uncond-vp"}
+    recipe = recipes.Plan(params.from_values(values, ROOT)).teacher("theirs").recipe
+    values["teacher"]["theirs"]["file"] = "elsewhere.pkl"
+    assert recipes.Plan(params.from_values(values, ROOT)).teacher("theirs").recipe == recipe
+    assert not {"file", "sha256", "source"} & set(
+        recipes.Plan(params.from_values(values, ROOT)).teacher("digits").params
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
+import difflib
 import fcntl
 import gzip
 import hashlib
@@ -44,7 +45,9 @@ def source(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
     """The row of data/sources.csv called `name`; its sha256 and bytes are those of data/sources.lock.csv if it has none."""
     rows = _rows(Path(table), f"{table} is missing; expected the table of what can be fetched: git restores it")
     if name not in rows:
-        raise Problem(f"{name} is not in {table}; it has {', '.join(rows)}")
+        close = difflib.get_close_matches(name, rows, 6, 0.4) or list(rows)[:6]
+        more = f" and {len(rows) - len(close)} others" if len(rows) > len(close) else ""
+        raise Problem(f"{name} is not in {table}; it has {', '.join(close)}{more}")
     noted = _rows(LOCK).get(name, {}) if not rows[name]["sha256"] else {}
     return rows[name] | {key: noted[key] for key in ("sha256", "bytes") if noted.get(key)}
 

@@ -185,10 +185,15 @@ class Params:
         if kind == "teacher":
             if value["data"] not in self.values["data"]:
                 self._unknown(f"{where}.data", value["data"], self.values["data"])
-            if (value["file"] is None) == ("network" not in value):
-                both = "neither a network to train nor a file" if value["file"] is None else "a network and a file"
-                raise Problem(f"params.yaml: {where} has {both}; give one of `network` and `file`")
-            if value["file"] is None:
+            theirs = value["source"] is not None or value["file"] is not None
+            if theirs == ("network" in value):
+                both = (
+                    "a network and a source or a file"
+                    if theirs
+                    else "neither a network to train nor a source or a file"
+                )
+                raise Problem(f"params.yaml: {where} has {both}; give one of `network`, `source` and `file`")
+            if not theirs:
                 self._check_network(f"{where}.network", value["network"])
         if kind == "supplement" and "ensemble" in value and value["ensemble"] not in self.values["ensemble"]:
             self._unknown(f"{where}.ensemble", value["ensemble"], self.values["ensemble"])

@@ -221,8 +221,10 @@ class Plan:
         section.pop("steps")  # of sampling, not of training
         folder = f"data/teachers/{name}"
         outputs = (f"{folder}/teacher.safetensors", f"{folder}/log.csv", f"{folder}/provenance.json")
-        if section.get("file"):
-            params = {key: section[key] for key in ("file", "sha256") if key in section}
+        if section.get("source") or section.get("file"):
+            # Where the file of a published network lies makes no other teacher of it.
+            identity = ("source", "sha256") if section.get("source") else ("file", "sha256")
+            params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
             return Step("teacher", name, ("teacher/convert", "teacher/pickles"), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}

@@ -197,10 +197,11 @@ def _teacher(work) -> None:
             (source,) = _inputs(work, "/teacher.safetensors")
             pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say)
         return
-    if work.params.get("file"):
+    if work.params.get("source") or work.params.get("file"):
         from eldistill.teacher import convert
 
-        about = convert.adopt(work.params, work.outputs[0])
+        here = work.plan.params.section("teacher", work.step.name)["file"]
+        about = convert.adopt(work.params, work.outputs[0], here, work.say)
         files.write_rows(work.outputs[1], [])
         files.write_json(work.outputs[2], distil.origin(work.digest) | {"source": about["source"]})
         work.say(f"{work.step.name}: {about['source']['name']}, sha256 {about['source']['sha256']}, {about['config']['network']} "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from eldistill import networks
+from eldistill import fetching, networks
 from eldistill.files import Problem, load_tensors, save_tensors
 from eldistill.files import sha256 as sha256_of
 from eldistill.teacher import pickles, train
@@ -181,25 +181,32 @@ def _agree(source: Path, label_dim: int, labels: bool | None) -> None:
         )
 
 
-def adopt(params: dict, output: Path) -> dict:
-    """The teacher of a section with `file`: converted, or taken over if it is one of ours; returns its description.
+def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dict:
+    """The teacher of a section with `source` or `file`: fetched, converted, or taken over if it is one of ours.
 
-    params: file, perhaps sha256, and codec and labels of its data. Raises Problem; then nothing is written.
+    params: source or file, perhaps sha256, and codec and labels of its data. here: where the file of `source` lies, if
+    it need not be fetched. Returns the description. Raises Problem; then nothing is written.
     """
-    source, codec, wanted = Path(params["file"]), params["codec"], params.get("sha256")
-    if source.suffix != ".safetensors":
+    codec, wanted, licence = params["codec"], params.get("sha256"), None
+    if params.get("source"):
+        row = fetching.source(params["source"])
+        licence, wanted = row["licence"], wanted or row["sha256"] or None
+        path = Path(here) if here else fetching.fetch(params["source"], say=say)
+    else:
+        path = Path(params["file"])
+    if path.suffix != ".safetensors":
         if codec != PIXELS:
             raise Problem(
-                f"{source} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
+                f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )
-        return convert(source, output, wanted, labels=params["labels"])
-    _, about = train.load(source)  # a teacher, or the sentence that says why not
-    digest = sha256_of(source)
+        return convert(path, output, wanted, licence, params["labels"])
+    _, about = train.load(path)  # a teacher, or the sentence that says why not
+    digest = sha256_of(path)
     if wanted not in (None, digest):
-        raise Problem(f"{source} has the sha256 {digest[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
+        raise Problem(f"{path} has the sha256 {digest[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
     if about["codec"] != codec:
-        raise Problem(f"{source} was trained with codec {about['codec']}, its data has {codec}; make them equal")
-    _agree(source, about["label_dim"], params["labels"])
-    about |= {"source": about.get("source") or {"name": source.name, "sha256": digest}}
-    save_tensors(output, load_tensors(source)[0], about)
+        raise Problem(f"{path} was trained with codec {about['codec']}, its data has {codec}; make them equal")
+    _agree(path, about["label_dim"], params["labels"])
+    about |= {"source": about.get("source") or {"name": path.name, "sha256": digest}}
+    save_tensors(output, load_tensors(path)[0], about)
     return about
