@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -205,19 +206,61 @@ def _fit(images: np.ndarray, resolution: int | None) -> np.ndarray:
     return np.floor(blocks.mean((3, 5), dtype=np.float64) + 0.5).astype(np.uint8)
 
 
-def read_folder(section: dict) -> Arrays:
-    """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}).
+CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"  # of cifar-10-python.tar.gz, as its authors state it
+CIFAR10 = ([f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)], ["cifar-10-batches-py/test_batch"])
 
-    With `resolution` the central square is taken and resized (Lanczos); without, all images must be square and of
-    one size. One colour image makes all of them three channels.
+
+def read_cifar10(section: dict) -> Arrays:
+    """cifar-10-python.tar.gz (fetched, or `path`): 50,000 train images, in its order; held-out are test images. Its batches
+    are pickles, which are read without executing them."""
+    from eldistill.teacher.pickles import Refused, python2
+
+    path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise Problem(f"{path} cannot be read ({error.strerror}); give the path of cifar-10-python.tar.gz") from None
+    if digest != section.get("md5", CIFAR10_MD5):
+        raise Problem(f"{path} has md5 {digest}, cifar-10-python.tar.gz has {CIFAR10_MD5}; fetch it again")
+    arrays: list[np.ndarray] = []
+    with tarfile.open(path, "r:gz") as archive:
+        for names in CIFAR10:
+            images, labels = [], []
+            for name in names:
+                try:
+                    batch = python2(archive.extractfile(name).read())
+                    rows, classes = batch["data"], np.asarray(batch["labels"], np.int64)
+                except (Refused, KeyError, TypeError, AttributeError, ValueError) as error:
+                    raise Problem(f"{path}: {name} is not a batch of CIFAR-10 ({error}); fetch it again") from None
+                if rows.dtype != np.uint8 or rows.shape != (len(classes), 3072):
+                    raise Problem(
+                        f"{path}: {name} has {rows.shape} {rows.dtype} and {len(classes)} labels; fetch it again"
+                    )
+                images.append(rows.reshape(-1, 3, 32, 32))
+                labels.append(classes)
+            arrays += [np.concatenate(images), np.concatenate(labels)]
+    n = section["heldout"]
+    if n > len(arrays[2]):
+        raise Problem(f"heldout is {n}, but CIFAR-10 has {len(arrays[2])} test images; expected at most as many")
+    return arrays[0], arrays[1], arrays[2][:n], arrays[3][:n]
+
+
+def read_folder(section: dict) -> Arrays:
+    """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}),
+    or, where there is none, from the top level's folders, in sorted order, if there are several.
+
+    With `resolution` images are cropped and resized as `crop` says (see CROPS); without, all must be square and of one
+    size. One colour image makes all of them three channels.
     """
     from PIL import Image
 
     images, names = [], []
     table: dict[str, int] = {}
+    listed = False  # a dataset.json without labels says that there are none
     for name, content in _members(Path(section["path"])):
         if name == "dataset.json":
-            table = _labels(content, section["path"])
+            table, listed = _labels(content, section["path"]), True
             continue
         try:
             picture = Image.open(io.BytesIO(content))
@@ -227,10 +270,7 @@ def read_folder(section: dict) -> Arrays:
         except OSError:
             raise Problem(f"{section['path']}: {name} is not an image; remove it or put it elsewhere") from None
         if section["resolution"]:
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            box = (left, top, left + side, top + side)
-            picture = picture.crop(box).resize((section["resolution"],) * 2, Image.Resampling.LANCZOS)
+            picture = CROPS[section.get("crop", "square")](picture, section["resolution"])
         images.append(np.asarray(picture))
         names.append(name)
     if not images:
@@ -243,10 +283,38 @@ def read_folder(section: dict) -> Arrays:
         )
     stack = [image if not colour or image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
     array = np.stack(stack).transpose(0, 3, 1, 2) if colour else np.stack(stack)[:, None]
+    tops = sorted({name.split("/", 1)[0] for name in names if "/" in name})
+    if not listed and len(tops) > 1:
+        table = {name: tops.index(name.split("/", 1)[0]) for name in names if "/" in name}
     unknown = [name for name in names if table and name not in table]
     if unknown:
         raise Problem(f"{section['path']}/dataset.json has no label for {unknown[0]}; expected one for every image")
     return _parts(array, np.array([table.get(name, -1) for name in names]), section["heldout"])
+
+
+def _square(picture, size: int):
+    """EDM's center-crop: the central square of the short side, then Lanczos."""
+    from PIL import Image
+
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _adm(picture, size: int):
+    """ADM's center-crop (Dhariwal & Nichol 2021), as EDM2 has it: halved with a box filter while the short side is at
+    least twice too long, bicubic to the right one, then the centre."""
+    from PIL import Image
+
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
+
+
+CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
 
 
 def _labels(content: bytes, path: str) -> dict[str, int]:
@@ -278,4 +346,9 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
         raise Problem(f"{path} is neither a folder nor a zip file; set `path` of the data setting")
 
 
-READERS: dict[str, Callable[[dict], Arrays]] = {"digits": read_digits, "idx": read_idx, "folder": read_folder}
+READERS: dict[str, Callable[[dict], Arrays]] = {
+    "digits": read_digits,
+    "idx": read_idx,
+    "cifar10": read_cifar10,
+    "folder": read_folder,
+}

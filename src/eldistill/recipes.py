@@ -175,7 +175,11 @@ class Plan:
 
     def _pack_params(self, name: str) -> dict:
         data = self.data(name)
-        return {key: data[key] for key in ("source", "files", "path", "resolution", "heldout", "limit") if key in data}
+        return {
+            key: data[key]
+            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit")
+            if key in data
+        }
 
     def _pack_name(self, name: str) -> str:
         # Settings that are `like` another and read the same images share its packed file.

@@ -166,10 +166,13 @@ class Machine:
         self.opcodes = self.memory = 0
         self.sources: dict[int, tuple[str, str]] = {}  # of texts that were hashed: they come again and again
 
-    def run(self, at: int, end: int, rules: dict[Name, Callable], storage: bool = False) -> tuple[Any, int]:
+    def run(
+        self, at: int, end: int, rules: dict[Name, Callable], storage: bool = False, old: bool = False
+    ) -> tuple[Any, int]:
         """The value of the pickle that begins at `at`, and the place behind its last opcode.
 
-        storage: whether it may name a storage by persistent id. Raises Refused.
+        storage: whether it may name a storage by persistent id. old: whether it may hold the strings of Python 2, which
+        are texts up to 255 bytes and bytes above. Raises Refused.
         """
         stack: list = []
         marks: list[int] = []
@@ -306,6 +309,12 @@ class Machine:
                 push(words(number("<Q")))
             elif code in (0x43, 0x42, 0x8E):  # SHORT_BINBYTES, BINBYTES, BINBYTES8: a view, no copy
                 size = data[need(1)] if code == 0x43 else number("<I" if code == 0x42 else "<Q")
+                push(data[need(size) : at])
+            elif code == 0x55 and old:  # SHORT_BINSTRING
+                size = data[need(1)]
+                push(str(data[need(size) : at], "latin-1"))
+            elif code == 0x54 and old:  # BINSTRING
+                size = number("<I")
                 push(data[need(size) : at])
             elif code == 0x5D:  # EMPTY_LIST
                 push([])
@@ -644,6 +653,17 @@ def read(path: str | os.PathLike, sha256: str | None = None) -> File:
     except Refused as error:
         raise Refused(f"{path} is no network file of EDM or EDM2 ({error}); fetch it again, or give another") from None
     return File(path, value, digest, size, mapped)
+
+
+def python2(data: bytes | memoryview) -> Any:
+    """The value of a pickle of protocol 2 by Python 2, as CIFAR-10 has them: texts, numbers, lists, dicts and arrays of
+    numpy. Nothing is executed. Raises Refused."""
+    view = memoryview(data)
+    rules = {name: rule for name, rule in RULES.items() if name.module.startswith("numpy")}
+    value, end = Machine(view).run(0, len(view), rules, old=True)
+    if end != len(view):
+        raise Refused(f"{len(view) - end} bytes follow its end")
+    return plain(value, [ENTRIES, len(view)])
 
 
 def _attributes(value) -> tuple[str, dict]:
