@@ -163,12 +163,14 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
     [
         ("data/digits/folder", "/somewhere"),
         ("device", "cpu"),
+        ("mirror", "/somewhere"),
         ("distil/micro_batch", 8),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.
         ("distil/supplements/el/kernel", "rbf"),
         ("teacher/digits/steps", 18),
+        ("teacher/edm-cifar10/file", "elsewhere.pkl"),
         ("suite", "smoke"),
         ("distil/methods/di/per_data/fashion-mnist/batch", 32),
         ("teacher/fashion-mnist/P_mean", -1),
@@ -184,7 +186,7 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
     schema = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
     owners = {"": schema, **schema["$defs"]}
     site = {f"{o}/{k}" for o, each in owners.items() for k, v in each.get("properties", {}).items() if v.get("site")}
-    assert site == {"/device", "data/folder", "distil/micro_batch", "distil/save_seconds", "evaluate/batch"}
+    assert site == {"/device", "/mirror", "data/folder", "distil/micro_batch", "distil/save_seconds", "evaluate/batch"}
 
 
 CHANGES = {
