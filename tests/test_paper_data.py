@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from eldistill import data
+from eldistill import __main__, data
 from eldistill.files import Problem
 from eldistill.teacher import pickles
 
+ROOT = Path(__file__).parent.parent
 FEW = 20  # images in each of the six batches
 
 
@@ -233,3 +235,45 @@ def test_a_dataset_json_beats_the_folders(tmp_path, listed):
 def test_one_folder_below_is_no_class(tmp_path):
     names = [f"00000/{i}.png" for i in range(4)]
     assert data.pack(tree(tmp_path / "images", names), tmp_path / "pack")["classes"] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_zip_there_and_back(tmp_path, channels, labelled):
+    """What is written as EDM's container is read again as it was; its members are stored, its names EDM's."""
+    images, labels = random(7, channels, 8, 8), np.arange(7) % 3 if labelled else np.full(7, -1)
+    tensors = {
+        "train_images": images[:5],
+        "train_labels": labels[:5],
+        "heldout_images": images[5:],
+        "heldout_labels": labels[5:],
+    }
+    data.save_tensors(
+        tmp_path / "pack", {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in tensors.items()}, {}
+    )
+    assert data.write_zip(tmp_path / "pack", tmp_path / "images.zip") == 7
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
+        assert archive.namelist()[0] == "00000/img00000000.png" and len(archive.namelist()) == 8
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert (json.loads(archive.read("dataset.json"))["labels"] is None) is not labelled
+    section = {"source": "folder", "path": str(tmp_path / "images.zip"), "resolution": None, "heldout": 2}
+    about = data.pack(section, tmp_path / "again")
+    train, heldout = data.split(7, 2)
+    for part, indices in (("train", train), ("heldout", heldout)):
+        found, classes, _ = data.load(tmp_path / "again", part)
+        assert np.array_equal(found, images[indices]) and np.array_equal(classes, labels[indices])
+    assert about["classes"] == (3 if labelled else 0)
+
+
+def test_a_zip_by_its_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workflow/schemas").mkdir(parents=True)
+    for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    assert __main__.main(["zip", "digits", "--out", "digits.zip"]) == 2
+    assert (
+        "data/sets/digits/images.safetensors is missing" in capsys.readouterr().err and not Path("digits.zip").exists()
+    )
+    assert __main__.main(["data", "digits/images"]) == 0
+    assert __main__.main(["zip", "digits", "--out", "digits.zip", "--part", "heldout"]) == 0
+    assert "digits.zip: 360 images" in capsys.readouterr().out

@@ -65,6 +65,16 @@ def parser() -> argparse.ArgumentParser:
     draw.add_argument("--grid", metavar="FILE.png", help="one picture of all images")
     draw.add_argument("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on")
     draw.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    box = commands.add_parser(
+        "zip",
+        help="a packed data set as a zip that EDM's code reads",
+        description="A packed data set as a zip of PNGs with dataset.json, as EDM's code reads it.",
+    )
+    box.add_argument("name", metavar="DATA", help="a data setting whose images are packed")
+    box.add_argument("--out", required=True, metavar="FILE.zip", help="where to")
+    box.add_argument(
+        "--part", choices=("train", "heldout", "both"), default="both", help="which images (default: both)"
+    )
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -80,6 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.word == "recipes":
             recipes.write_versions()
+        elif chosen.word == "zip":
+            from eldistill import data, params
+
+            pack = recipes.Plan(params.load()).find("data", f"{chosen.name}/images").outputs[0]
+            count = data.write_zip(pack, chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,))
+            print(f"{chosen.out}: {count} images")
         elif chosen.word == "sample":
             from eldistill import sampling
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from eldistill.fetching import fetch
-from eldistill.files import NonFinite, Problem, load_tensors, save_tensors
+from eldistill.files import NonFinite, Problem, atomic, load_tensors, save_tensors
 
 VERSION = 1
 SIGMA_DATA = 0.5
@@ -344,6 +344,30 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                         raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
     else:
         raise Problem(f"{path} is neither a folder nor a zip file; set `path` of the data setting")
+
+
+def write_zip(pack: str | Path, path: str | Path, parts=("train", "heldout")) -> int:
+    """The images of a packed file as a zip that EDM's code reads: PNGs, nothing compressed, labels in dataset.json.
+
+    Returns how many images it holds. Raises Problem.
+    """
+    from PIL import Image
+
+    labels: list[list] = []
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for part in parts:
+            images, classes, _ = load(pack, part)
+            for image, label in zip(images.numpy(), classes.tolist(), strict=True):
+                name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
+                png = io.BytesIO()
+                Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(
+                    png, "PNG", compress_level=0
+                )
+                archive.writestr(name, png.getvalue())
+                labels.append([name, label])
+        known = all(label >= 0 for _, label in labels)
+        archive.writestr("dataset.json", json.dumps({"labels": labels if known else None}))
+    return len(labels)
 
 
 READERS: dict[str, Callable[[dict], Arrays]] = {
