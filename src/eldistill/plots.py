@@ -125,6 +125,8 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
 
 
 DRAWN = {
+    "part": "percent of the variance of the Fréchet distance",
+    "iterations": "iterations until the distance stays below the threshold, median over seeds",
     "fd_mean": "Fréchet distance, mean ± sd",
     "snr": "signal of the supplement over its noise",
     "share": "floor: percent of the variance at the smallest batch that no batch averages out",
@@ -132,11 +134,20 @@ DRAWN = {
 }
 
 
+BARS = ("part", "iterations", "lost_percent", "snr")
+
+
 def draw_study(path: Path, rows: list[dict], params: dict) -> None:
     """A picture of a study: where there are differences a forest of them, else each arm's mean with its deviation."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
+    if "share_training" in rows[0]:  # one bar for each part of the variance
+        names = {"training": "training seed", "ensemble": "ensemble seed", "rest": "interaction and noise"}
+        rows = [
+            {**row, "supplement": f"{row['supplement']}, {text}", "part": None if (share := row[f"share_{key}"]) is None else 100 * share}
+            for row in rows for key, text in names.items()
+        ]  # fmt: skip
     compared = [row for row in rows if row.get("difference") is not None]
     shown = compared or rows
     # A table without distances is drawn by the first of these that it has.
@@ -152,8 +163,14 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
         for place, row in enumerate(shown):
             # Differences in percent of the baseline: one axis for all data settings and feature spaces.
             unit = row["percent"] / row["difference"] if compared and row["difference"] else 1.0
-            middle, reach = (row["difference"] * unit if compared else row[value]), row.get("fd_sd") or 0.0
+            middle = row["difference"] * unit if compared else row[value]
+            if middle is None:
+                continue
+            reach = row.get("fd_sd") or 0.0 if value == "fd_mean" else 0.0
             low, high = (row["low"], row["high"]) if compared else (middle - reach, middle + reach)
+            if value in BARS and not compared:
+                axes.barh(place, middle, height=0.6, color=COLOURS[1])
+                continue
             if not compared and row.get(f"{value}_low") is not None:
                 low, high = row[f"{value}_low"], row[f"{value}_high"]
             if compared:
