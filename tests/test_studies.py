@@ -380,7 +380,10 @@ def test_the_time_to_a_threshold_of_the_tuning_seeds(tmp_path):
     assert "/100" not in none["runs"]
     sentence = said(text, "toy, di/el")
     assert "below 5.00 after 25 iterations (median of 3, 0 never); " in sentence
-    assert sentence.endswith("; 80 % fewer iterations than none, 75 % less CPU time.")
+    assert sentence.endswith("; iterations: 80 % less than none, CPU time: 75 % less.")
+    dear = add_curves(tmp_path, "dear", (SLOW, SLOW, LATE), milliseconds=160.0)
+    _, text = make(tmp_path, runs + dear, kind="speed")
+    assert said(text, "toy, di/dear").endswith("; iterations: 0 % less than none, CPU time: 100 % more.")
     assert {"iterations to threshold", "never", "% iterations saved", "% CPU time saved"} <= set(titles(text))
 
 

@@ -319,9 +319,10 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
             said.append(f"{who}: more than half of its {row['seeds']} runs never stay below {short(row['threshold'])}.")
         elif row["supplement"] != against:
             shares = [row[f"saved_{what}_percent"] for what in ("iterations", "seconds")]
-            saved = (
-                f"; {shares[0]:.0f} % fewer iterations than {against}, {shares[1]:.0f} % less CPU time" if both else ""
-            )
+            saved = ""
+            if both:
+                less = [f"{abs(share):.0f} % {'less' if share >= 0 else 'more'}" for share in shares]
+                saved = f"; iterations: {less[0]} than {against}, CPU time: {less[1]}"
             said.append(f"{who}: below {short(row['threshold'])} after {row['iterations']:.0f} iterations (median of {row['seeds']}, "
                         f"{row['never']} never){saved}.")  # fmt: skip
     return rows, said
