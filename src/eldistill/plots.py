@@ -124,6 +124,21 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
         board.save(temporary, format="PNG")
 
 
+def _cut(axes, ends: list[tuple]) -> None:
+    # A few wide intervals must not make points of all the others: they are cut, and say where they would end.
+    wide = sorted(max(abs(low), abs(high)) for _, _, low, high, _ in ends)
+    reach = 1.25 * wide[int(0.75 * (len(wide) - 1))]
+    if not reach or wide[-1] < 2 * reach:
+        return
+    axes.set_xlim(-reach, reach)
+    for place, middle, low, high, colour in ends:
+        if max(abs(low), abs(high)) > reach:
+            side = 1 if high > reach else -1
+            text = f"{middle:+.0f} [{low:.0f}, {high:.0f}]"
+            axes.annotate(text, (side * reach, place), (-4 * side, 4), textcoords="offset points", fontsize=8, color=colour,
+                          ha="right" if side > 0 else "left", va="bottom")  # fmt: skip
+
+
 DRAWN = {
     "part": "percent of the variance of the Fréchet distance",
     "iterations": "iterations until the distance stays below the threshold, median over seeds",
@@ -160,6 +175,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
     with matplotlib.style.context("default"), atomic(path) as temporary:
         figure = Figure(figsize=(10, 1.4 + 0.32 * len(shown)), dpi=100, layout="constrained")
         axes = figure.subplots()
+        ends = []
         for place, row in enumerate(shown):
             # Differences in percent of the baseline: one axis for all data settings and feature spaces.
             unit = row["percent"] / row["difference"] if compared and row["difference"] else 1.0
@@ -177,6 +193,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
                 low, high = (middle, middle) if low is None else (low * unit, high * unit)
             sure = compared and (low > 0 or high < 0)
             colour = COLOURS[1] if sure else "#777777"
+            ends.append((place, middle, low, high, colour))
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
             axes.plot(middle, place, "o", color=colour)
             if row.get("margin"):
@@ -185,13 +202,14 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
                 )
         if compared:
             axes.axvline(0, color="black", linewidth=1)
+            _cut(axes, ends)
         axes.set_yticks(range(len(shown)), labels, fontsize=9)
         axes.invert_yaxis()
         what = (
             f"Fréchet distance minus {params['against']}'s in percent of it, with its interval" if compared else title
         )
         if any(row.get("margin") for row in shown):
-            what += "; thin line: the margin of equivalence"
+            what += "\nthin line: the margin of equivalence"
         axes.set(xlabel=what, title=params["question"])
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
