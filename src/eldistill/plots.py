@@ -128,7 +128,7 @@ def _cut(axes, ends: list[tuple]) -> None:
     # A few wide intervals must not make points of all the others: they are cut, and say where they would end.
     wide = sorted(max(abs(low), abs(high)) for _, _, low, high, _ in ends)
     reach = 1.25 * wide[int(0.75 * (len(wide) - 1))]
-    if not reach or wide[-1] < 2 * reach:
+    if not reach or wide[-1] < 4 * reach:
         return
     axes.set_xlim(-reach, reach)
     for place, middle, low, high, colour in ends:
