@@ -216,6 +216,67 @@ def test_a_part_from_another_address_is_not_mixed_without_a_digest():
         assert second.asked == [(None, None)]
 
 
+def test_a_part_without_a_strong_tag_is_begun_anew_if_no_digest_is_known():
+    """Else two versions of a file could be joined and trusted; so could one that the server says has changed."""
+    for first, second in (
+        ({}, {}),
+        ({"etag": 'W/"weak"'}, {"etag": 'W/"weak"'}),
+        ({"etag": '"old"'}, {"etag": '"old"', "content": CONTENT + b"x"}),
+    ):
+        with Server({"content": CONTENT[::-1], "cut": 100_000, **first}, **second) as server:
+            table(server.url, "", "")
+            found = fetching.fetch("thing", say=lambda text: None).read_bytes()
+            assert found in (CONTENT, CONTENT + b"x")
+        fetching.LOCK.unlink()
+
+
+def test_a_file_of_unknown_length_and_digest_is_not_trusted():
+    with Server(length=0, cut=1000) as server:
+        table(server.url, "", "")
+        assert "does not say how long the file is" in refused()
+    assert store() == [] and not fetching.LOCK.exists()
+
+
+def test_what_is_no_gzip_file_is_no_digest():
+    with Server(content=b'{"error": "no such file"}') as server:
+        table(server.url.replace("thing.bin", "thing.gz"), "", "")
+        assert "expected a gzip file" in refused()
+    assert not fetching.LOCK.exists() and not [name for name in store() if name.endswith("thing.gz")]
+
+
+def test_a_damaged_table_of_digests_is_not_believed():
+    """A line that was cut counts for nothing; of two lines the first counts; the others stay."""
+    with Server() as server:
+        table(server.url, "", "")
+        fetching.LOCK.write_text(
+            f"name,sha256,bytes,noted\nother,{'1' * 64},5,2026-01-01\nother,{'2' * 64},5,2026-01-02\nthing,abcd12"
+        )
+        fetching.fetch("thing", say=lambda text: None)
+    lines = fetching.LOCK.read_text().splitlines()
+    assert (
+        lines[1] == f"other,{'1' * 64},5,2026-01-01"
+        and lines[2].startswith(f"thing,{DIGEST},400000,")
+        and len(lines) == 3
+    )
+
+
+def _note(folder: str, name: str) -> None:
+    os.chdir(folder)
+    fetching._note({"name": name}, hashlib.sha256(name.encode()).hexdigest(), 5, lambda text: None)
+
+
+def test_notes_of_many_processes_are_all_kept():
+    context = multiprocessing.get_context("fork")
+    Path("data").mkdir()
+    names = [f"file{i}" for i in range(12)]
+    workers = [context.Process(target=_note, args=(os.getcwd(), name)) for name in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(fetching._noted()) == sorted(names)
+
+
 def test_waits_grow_and_the_server_may_ask_for_more(here):
     with Server({"status": 503}, {"status": 503}, {"status": 429, "headers": [("Retry-After", "17")]}) as server:
         table(server.url)

@@ -37,6 +37,20 @@ def test_it_recognises_a_palace_and_a_flower():
     assert int(flower.argmax()) == DAISY
 
 
+def test_images_have_the_scale_that_the_network_was_trained_on():
+    """Its first normalisation remembers the spread of ImageNet behind the first layer; photographs must have about that."""
+    net = efficientnet.network(224)
+    crops = [
+        square(picture)[..., i : i + 224, j : j + 224]
+        for picture in load_sample_images().images
+        for i in (0, 200)
+        for j in (0, 200)
+    ]
+    with torch.no_grad():
+        found = net._conv_stem(efficientnet.prepare(torch.cat(crops), 224)).var((0, 2, 3)) / net._bn0.running_var
+    assert 0.5 < float(found.median()) < 2  # 6 with ImageNet's moments in place of (u - 127) / 128
+
+
 @pytest.mark.parametrize("name", efficientnet.NAMES)
 def test_features_do_not_depend_on_the_chunk(name):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16), np.uint8))
@@ -49,14 +63,14 @@ def test_features_do_not_depend_on_the_chunk(name):
 
 @pytest.mark.parametrize("size", [8, 32, 96, 300])
 def test_images_are_resized_as_pillow_does_it(size):
-    """Bicubic with antialiasing, to a level of 255; grey three times; standardised by ImageNet's moments."""
+    """Bicubic with antialiasing, to a level of 255; grey three times; as (u - 127) / 128."""
     # Away from black and white, where pillow clips between its two passes.
     image = np.random.default_rng(size).integers(80, 176, (size, size), np.uint8)
     wanted = np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC), np.float32) / 255
     found = efficientnet.prepare(torch.from_numpy(image)[None, None], 96)[0]
     assert found.shape == (3, 96, 96)
     for channel in range(3):
-        back = found[channel].numpy() * efficientnet.STD[channel] + efficientnet.MEAN[channel]
+        back = (found[channel].numpy() * 128 + 127) / 255
         assert np.abs(back - wanted).max() < 1.6 / 255
 
 

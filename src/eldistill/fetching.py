@@ -21,6 +21,7 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -32,7 +33,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eldistill.files import Problem, append_line, sha256, write_text
+from eldistill.files import Problem, sha256, write_text
 
 TABLE, LOCK = Path("data/sources.csv"), Path("data/sources.lock.csv")
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
@@ -48,18 +49,33 @@ def source(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
         close = difflib.get_close_matches(name, rows, 6, 0.4) or list(rows)[:6]
         more = f" and {len(rows) - len(close)} others" if len(rows) > len(close) else ""
         raise Problem(f"{name} is not in {table}; it has {', '.join(close)}{more}")
-    noted = _rows(LOCK).get(name, {}) if not rows[name]["sha256"] else {}
+    noted = _noted().get(name, {}) if not rows[name]["sha256"] else {}
     return rows[name] | {key: noted[key] for key in ("sha256", "bytes") if noted.get(key)}
 
 
-def _rows(path: Path, absent: str | None = None) -> dict[str, dict[str, str]]:
+def _noted() -> dict[str, dict[str, str]]:
+    # What was trusted on first use; the first line of a name counts, and only whole digests.
+    found: dict[str, dict[str, str]] = {}
+    try:
+        with open(LOCK, newline="", encoding="utf-8") as file:
+            for line in csv.reader(file):
+                if len(line) == 4 and re.fullmatch("[0-9a-f]{64}", line[1]) and line[2].isdigit():
+                    found.setdefault(line[0], dict(zip(("name", "sha256", "bytes", "noted"), line, strict=True)))
+    except FileNotFoundError:
+        pass
+    except UnicodeDecodeError:
+        raise Problem(f"{LOCK} is damaged; restore it from git, or delete it to trust what comes next") from None
+    return found
+
+
+def _rows(path: Path, absent: str) -> dict[str, dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return {row["name"]: row for row in csv.DictReader(file)}
     except FileNotFoundError:
-        if absent:
-            raise Problem(absent) from None
-        return {}
+        raise Problem(absent) from None
+    except (KeyError, UnicodeDecodeError):
+        raise Problem(f"{path} is not the table of what can be fetched: git restores it") from None
 
 
 # --- one file -------------------------------------------------------------------------------------------
@@ -91,17 +107,24 @@ def fetch(
             return _checked(found, row, say)
         part = store / f"{key}-{file_name}.part"
         _download(row, part, say)
-        if (digest := _content_digest(part)) != row["sha256"]:
-            if row["sha256"]:
-                _drop(part)
-                raise Problem(
-                    f"{name} came with sha256 {digest[:16]}…, expected {row['sha256'][:16]}…; fetch it again, or from elsewhere"
-                )
-            _note(row, digest, part.stat().st_size, say)
+        digest, size = _content_digest(part), part.stat().st_size
+        if not digest or row["sha256"] not in ("", digest):
+            _drop(part)
+            wanted = f"expected {row['sha256'][:16]}… ({_where(row)})" if row["sha256"] else "expected a gzip file"
+            raise Problem(
+                f"{name} came with sha256 {digest[:16] or 'none'}…, {wanted}; fetch it again, or from elsewhere"
+            )
         path = store / f"{digest[:16]}-{file_name}"
         os.replace(part, path)
         _drop(part)
+        if not row["sha256"]:
+            _note(row, digest, size, say)
     return path
+
+
+def _where(row: dict[str, str]) -> Path:
+    # The table that asks for a digest: where somebody has to look who means another file.
+    return LOCK if row["name"] in _noted() else TABLE
 
 
 def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
@@ -110,10 +133,17 @@ def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
 
 
 def _note(row: dict[str, str], digest: str, size: int, say) -> None:
-    # Trust on first use: what came first is what has to come ever after.
-    if not LOCK.exists():
-        write_text(LOCK, "name,sha256,bytes,noted\n")
-    append_line(LOCK, f"{row['name']},{digest},{size},{datetime.date.today().isoformat()}")
+    # Trust on first use: what came first is what has to come ever after. Rewritten whole, by one process at a time.
+    guard = Path("data/scratch/sources.lock.guard")
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    with open(guard, "a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        rows = _noted()
+        today = datetime.date.today().isoformat()
+        rows.setdefault(row["name"], {"name": row["name"], "sha256": digest, "bytes": str(size), "noted": today})
+        lines = [",".join(each.values()) for each in rows.values()]
+        write_text(LOCK, "\n".join(["name,sha256,bytes,noted", *lines]) + "\n")
     say(f"{row['name']}: its digest was not known; sha256 {digest} is trusted from now on, and noted in {LOCK}")
 
 
@@ -127,16 +157,18 @@ def _content_digest(path: Path) -> str:
         with gzip.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, EOFError, zlib.error):
-        return "no gzip file"
+        return ""
 
 
 def _checked(path: Path, row: dict[str, str], say) -> Path:
     digest = _content_digest(path)
+    if not digest:
+        raise Problem(f"{path} is no gzip file; remove it and fetch it again")
     if not row["sha256"]:
         _note(row, digest, path.stat().st_size, say)
     elif digest != row["sha256"]:
         raise Problem(
-            f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({row['name']}); remove it and fetch it again"
+            f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); remove it and fetch it again"
         )
     return path
 
@@ -203,12 +235,14 @@ def _download(row: dict[str, str], part: Path, say) -> None:
 
 def _attempt(row: dict[str, str], address: str, part: Path) -> None:
     """Continue or begin the part file from one address, until it is complete. Raises _Broken."""
-    wanted = int(row["bytes"] or 0) or None
+    # The size of a .gz is that of a copy: its header may be another's.
+    wanted = int(row["bytes"]) if row["bytes"].isdigit() and not row["url"].endswith(".gz") else None
     about = _about(part)
     start = part.stat().st_size if part.exists() else 0
     if start and (start == wanted or (wanted is None and start == about.get("total"))):
         return
-    if start and ((wanted and start > wanted) or (not row["sha256"] and about.get("address") != address)):
+    checked = row["sha256"] or (about.get("address") == address and about.get("etag"))
+    if start and (not checked or (wanted and start > wanted)):
         _drop(part)  # of another file, or with nothing to check a mixture against
         start, about = 0, {}
     request = urllib.request.Request(address, headers={"User-Agent": "eldistill"})
@@ -219,8 +253,15 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             start, total = _agreed(answer, start, wanted)
-            _room(part, (total or 0) - start)
             tag = answer.headers.get("ETag", "")
+            if start and not row["sha256"] and (tag != about["etag"] or total != about.get("total")):
+                _drop(part)
+                raise _Broken("the file changed while it was fetched")
+            if total is None and not row["sha256"] and not getattr(answer, "chunked", False):
+                raise _Broken("it does not say how long the file is, and no digest is known", again=False)
+            _room(part, (total or 0) - start)
+            if not start:
+                _drop(part)  # before it is said of the part what it is a part of
             write_text(
                 _side(part),
                 json.dumps({"address": address, "etag": "" if tag.startswith("W/") else tag, "total": total}),
@@ -234,7 +275,7 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
         raise _Broken(
             f"HTTP {error.code} {error.reason}", again, min(60.0, float(asked)) if asked.isdigit() else 0
         ) from None
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:
         missing = isinstance(getattr(error, "reason", None), FileNotFoundError) or address.startswith("file:")
         raise _Broken(getattr(error, "reason", None) or error or type(error).__name__, not missing) from None
 
@@ -267,7 +308,7 @@ def _receive(answer, part: Path, start: int, total: int | None) -> None:
     ):
         file.seek(start)
         file.truncate()
-        while block := answer.read(BLOCK):
+        while block := _read(answer):
             if not seen and block[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
                 file.close()
                 _drop(part)
@@ -285,6 +326,13 @@ def _receive(answer, part: Path, start: int, total: int | None) -> None:
     if not seen:
         _drop(part)
         raise _Broken("it sends nothing")
+
+
+def _read(answer) -> bytes:
+    try:
+        return answer.read(BLOCK)
+    except OSError as error:  # of the line; those of the disk are the disk's
+        raise _Broken(error) from None
 
 
 def _room(part: Path, needed: int) -> None:

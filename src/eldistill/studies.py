@@ -159,18 +159,24 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
     """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or
-    undecided. The answer of a bed is its row over all teachers in the space that ranks it; the others explore."""
-    answers, rows, said = [], [], []
+    undecided. The answers are one row for each arm and bed, in the space that ranks it, over all its teachers; their p
+    are one family (Holm). The other rows explore and are not corrected."""
+    answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
     for name, bed in study.split():
-        answers += _pooled(name, bed)
-        more, sentences = _settings(bed)
-        rows, said = rows + more, said + sentences
-    blank = dict.fromkeys(key for row in answers + rows for key in row)
-    return [blank | row for row in answers + rows], [_central_sentence(row, study.params) for row in answers] + said
+        whole, more = _pooled(name, bed), _settings(bed)
+        first = bed.primary(bed.results[0])
+        answers += whole or [row for row in more if row["space"] == first and row.get("p") is not None]
+        pooled, rows = pooled + whole, rows + more
+    for row, p in zip(answers, inference.holm([row["p"] for row in answers]), strict=True):
+        row["p_holm"] = p
+        row["verdict"] = _decide(row, level)
+    rows = pooled + rows
+    blank = dict.fromkeys(key for row in rows for key in row)
+    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in rows if row.get("verdict")]
 
 
-def _settings(study: Study) -> tuple[list[dict], list[str]]:
-    arms, rows, said = arms_of(study.results), [], []
+def _settings(study: Study) -> list[dict]:
+    arms, rows = arms_of(study.results), []
     level, margin = 1 - study.params["confidence"], study.params["margin"]
     for space in study.spaces():
         for group in arms.values():
@@ -184,27 +190,31 @@ def _settings(study: Study) -> tuple[list[dict], list[str]]:
                 row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound)}
                 row["seeds_needed"] = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
                 row["verdict"] = _decide(row, level)
-                said.append(_central_sentence(row, study.params))
             rows.append(row | {"runs": " ".join(r.run for r in group)})
-    return rows, said
+    return rows
 
 
 def _pooled(name: str, study: Study) -> list[dict]:
-    """Each arm over the pairs of all settings of a bed, in percent of each setting's own baseline; none if there is but
-    one setting, whose own row then answers."""
+    """Each arm over all settings of a bed, in percent of each setting's own baseline: the unit is a training seed, whose
+    differences under all teachers are averaged, for they share images, noise and judge. None if there is but one setting,
+    whose own row then answers."""
     rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
     for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
-        shares = []
+        by_seed: dict[int, list[float]] = {}
+        means = []
         for group in (group for arm, group in arms.items() if arm[1:] == (method, supplement)):
             twins = _twins(study, group, arms)
             base = fmean(study.metric(b) for _, b in twins) if twins else 1.0
-            shares.append([100 * (study.metric(a) - study.metric(b)) / base for a, b in twins])
-        deltas = [share for each in shares for share in each]
-        if len([each for each in shares if each]) < 2 or len(deltas) < 2:
+            shares = {a.seed: 100 * (study.metric(a) - study.metric(b)) / base for a, b in twins}
+            for seed, share in shares.items():
+                by_seed.setdefault(seed, []).append(share)
+            means += [fmean(shares.values())] if shares else []
+        deltas = [fmean(each) for each in by_seed.values()]
+        if len(means) < 2 or len(deltas) < 2:
             continue
         bound = 100 * study.params["margin"]
         row = {
-            "data": f"{name}, all teachers",
+            "data": f"{name}, {len(means)} teachers",
             "method": method,
             "supplement": supplement,
             "seeds": len(deltas),
@@ -213,8 +223,8 @@ def _pooled(name: str, study: Study) -> list[dict]:
         row |= _compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
         row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound),
                 "seeds_needed": inference.seeds_for_equivalence(deltas, bound, level),
-                "between_settings_sd": stdev(fmean(each) for each in shares if each)}  # fmt: skip
-        rows.append(row | {"verdict": _decide(row, level)})
+                "between_settings_sd": stdev(means)}  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -223,7 +233,8 @@ def _decide(row: dict, level: float) -> str:
         return "undecided"
     if row["p_equivalent"] < level:
         return "equivalent"
-    return ("lower" if row["difference"] < 0 else "higher") if row["p"] < level else "undecided"
+    p = row["p"] if row.get("p_holm") is None else row["p_holm"]
+    return ("lower" if row["difference"] < 0 else "higher") if p < level else "undecided"
 
 
 def _central_sentence(row: dict, params: dict) -> str:
@@ -233,7 +244,8 @@ def _central_sentence(row: dict, params: dict) -> str:
     span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}], {row['percent']:+.1f} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
     tests = (
-        f"p = {short(row['p'])}; equivalence within {within}: p = {short(row['p_equivalent'])}; {row['pairs']} pairs"
+        f"p = {short(row['p'])}{'' if row.get('p_holm') is None else ', Holm ' + short(row['p_holm'])}; "
+        f"equivalence within {within}: p = {short(row['p_equivalent'])}; {row['pairs']} pairs"
     )
     text = {
         "equivalent": f"equivalent to {params['against']} within the margin",
@@ -460,8 +472,13 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
     lines = [[title for title, _ in kept], ["---", *["---:"] * (len(kept) - 1)]]
     lines += [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    corrected = any(row.get("p_holm") is not None for row in rows)
-    family = "Holm's correction over this table" if corrected else "no correction for the number of comparisons"
+    tested = [row for row in rows if row.get("p") is not None]
+    corrected = sum(row.get("p_holm") is not None for row in tested)
+    family = "no correction for the number of comparisons"
+    if corrected:
+        family = "Holm's correction over this table"
+    if 0 < corrected < len(tested):
+        family = "Holm's correction over the rows that have one, which answer; the others explore"
     note = (
         f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
         f"{100 * params['confidence']:g} % t-intervals; {family}. "

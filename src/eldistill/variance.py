@@ -220,7 +220,8 @@ def look(run: str, root: Path) -> dict[str, dict]:
     one = {b: probe.gradients("one", b, probe.base(nets[0]), _one_level).variance for b in REPEATS}
     found[SHARED] = _relative(one, strength([own[max(own)][0]]))
     apart = between(own[max(own)])
-    found[ACROSS] = _relative({b: value + apart for b, value in within.items()}, signal)
+    # The mean gradient of a fake_score is the common one and its own deviation: the signal is the former alone.
+    found[ACROSS] = _relative({b: value + apart for b, value in within.items()}, signal - apart)
     return found
 
 

@@ -16,14 +16,18 @@ from torch.nn import functional as F
 
 from eldistill.files import Problem, sha256
 
-VERSION = 1
+VERSION = 2  # the scale that the network was trained on, in place of ImageNet's moments
 NAMES = ("efficientnet-lite0-96", "efficientnet-lite0-224")  # and the side to which images are resized
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
+MEAN, STD = (
+    127.0,
+    128.0,
+)  # of uint8 levels: what the Lite networks were trained on (the package's own example has ImageNet's)
 
 
 def prepare(images: torch.Tensor, side: int) -> torch.Tensor:
-    """uint8 [n, c, h, w] to float32 [n, 3, side, side], standardised: bicubic (antialiased), grey repeated to colour.
+    """uint8 [n, c, h, w] to float32 [n, 3, side, side], standardised: bicubic (antialiased), grey repeated to colour,
+    (u - 127) / 128.
 
     Raises Problem for another number of channels than 1 or 3.
     """
@@ -31,11 +35,10 @@ def prepare(images: torch.Tensor, side: int) -> torch.Tensor:
         raise Problem(
             f"images of {images.shape[1]} channels for efficientnet-lite0; expected 1 or 3: leave it out of evaluate.features"
         )
-    x = images.float() / 255
+    x = images.float()
     if x.shape[-1] != side:
-        x = F.interpolate(x, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-    mean, std = (torch.tensor(each, device=x.device)[:, None, None] for each in (MEAN, STD))
-    return (x.expand(-1, 3, -1, -1) - mean) / std
+        x = F.interpolate(x, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
+    return (x.expand(-1, 3, -1, -1) - MEAN) / STD
 
 
 def network(side: int, device="cpu") -> torch.nn.Module:
