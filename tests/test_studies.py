@@ -535,7 +535,7 @@ def test_runs_that_fell_are_counted(tmp_path):
     assert [float(el[key]) for key in ("diverged", "collapsed", "trace_ratio_min", "lost_percent")] == [0, 1, 0.4, 0]
     assert float(el["spikes_percent"]) == 0, "3.1 is not beyond three times 2, the median of its second half"
     assert "- 1 of 6 runs ended no better than they started: di/none 1 of 3." in text
-    assert "- 1 of 6 runs fell below a trace ratio of 0.5: di/el 1 of 3." in text
+    assert "- 1 of 3 runs fell below a trace ratio of 0.5: di/el 1 of 3." in text
     assert "Ranked by" not in text
     logs[2]["generator.gradient_norm"][5:] = [1.0, 1.0, 3.1]
     add_curves(tmp_path, "el", [(4.0, 1.0)], 2, log=logs[2])

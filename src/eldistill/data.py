@@ -112,6 +112,8 @@ def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
     folder: where files lie that would otherwise be fetched.
     """
     images, labels, heldout, heldout_labels = READERS[section["source"]]({**section, "folder": folder})
+    known = labels >= 0
+    classes = int(max(labels.max(), heldout_labels.max())) + 1 if known.all() else 0
     if section.get("limit") and section["limit"] < len(images):
         _, kept = split(len(images), section["limit"])
         images, labels = images[kept], labels[kept]
@@ -119,13 +121,12 @@ def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
         raise Problem(
             f"{len(images)} train and {len(heldout)} held-out images; expected at least 2 of each: change `heldout`"
         )
-    known = labels >= 0
     about = {
         "source": section["source"],
         "train": len(images),
         "heldout": len(heldout),
         "shape": list(images.shape[1:]),
-        "classes": int(labels.max()) + 1 if known.all() else 0,
+        "classes": classes,
         "sha256": hashlib.sha256(images.tobytes() + heldout.tobytes()).hexdigest(),
         "mean": round(float(images.mean(dtype=np.float64)) / 255, 6),
         "std": round(float(images.std(dtype=np.float64)) / 255, 6),

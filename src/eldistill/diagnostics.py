@@ -34,7 +34,6 @@ def stability(study) -> tuple[list[dict], list[str]]:
             "lost_percent": median(100 * curve[-1][1] / min(value for _, value in curve) - 100 for curve in curves),
         }
         rows.append(row | {"runs": " ".join(result.run for result in group)})
-    total = sum(row["seeds"] for row in rows)
     said = []
     for key, what in (
         ("diverged", "ended no better than they started"),
@@ -43,6 +42,7 @@ def stability(study) -> tuple[list[dict], list[str]]:
         worst = ", ".join(
             f"{row['method']}/{row['supplement']} {row[key]} of {row['seeds']}" for row in rows if row[key]
         )
+        total = sum(row["seeds"] for row in rows if row[key] is not None)
         said.append(f"{sum(row[key] or 0 for row in rows)} of {total} runs {what}{': ' + worst if worst else ''}.")
     last = max(rows, key=lambda row: row["lost_percent"])
     said.append(f"After its best point {last['method']}/{last['supplement']} lost most: {last['lost_percent']:.0f} % "

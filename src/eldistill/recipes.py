@@ -194,7 +194,8 @@ class Plan:
         """The packed images of a data setting."""
         name = self._pack_name(data)
         output = f"data/sets/{name}/images.safetensors"
-        return Step("data", f"{name}/images", ("data",), self._pack_params(name), (output,))
+        modules = ("data", "teacher/pickles") if self.data(name)["source"] == "cifar10" else ("data",)
+        return Step("data", f"{name}/images", modules, self._pack_params(name), (output,))
 
     @functools.cache  # noqa: B019
     def judge(self, data: str, letter: str) -> Step:
@@ -230,7 +231,9 @@ class Plan:
             identity = ("source", "sha256") if section.get("source") else ("file", "sha256")
             params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
-            return Step("teacher", name, ("teacher/convert", "teacher/pickles"), params, outputs)
+            # Which network it is stands in the file: all of them count.
+            networks = tuple(f"networks/{file}" for file in ("adm", "edm2", "song"))
+            return Step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return Step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))

@@ -113,9 +113,8 @@ class Probe:
         values = self.params["method"]
         self.method = contract.module("methods", values["file"])
         self.numbers = contract.numbers(self.method, values)
-        above = {
-            key.split(" ", 1)[0]: key.split(" ", 1)[1] for key in recipe["upstream"] if not key.startswith("ensemble")
-        }
+        named = (key.split(" ", 1) for key in recipe["upstream"])
+        above = {word: name for word, name in named if word == "data" or (word == "teacher" and "/" not in name)}
         self.teacher, _ = train.load(root / f"data/teachers/{above['teacher']}/teacher.safetensors")
         self.teacher.requires_grad_(False).eval()
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
