@@ -171,12 +171,14 @@ def read_idx(section: dict) -> Arrays:
         if len(images) != len(labels):
             raise Problem(f"{section['files']} {part}: {len(images)} images and {len(labels)} labels; expected as many")
         arrays += [_fit(images, section["resolution"]), labels.astype(np.int64)]
-    n = section["heldout"]
-    if n > len(arrays[2]):
-        raise Problem(
-            f"heldout is {n}, but {section['files']} has {len(arrays[2])} test images; expected at most as many"
-        )
-    return arrays[0], arrays[1], arrays[2][:n], arrays[3][:n]
+    return _first_of_test(arrays, section["heldout"], section["files"])
+
+
+def _first_of_test(arrays: list[np.ndarray], n: int, name: str) -> Arrays:
+    train, labels, test, test_labels = arrays
+    if n > len(test):
+        raise Problem(f"heldout is {n}, but {name} has {len(test)} test images; expected at most as many")
+    return train, labels, test[:n], test_labels[:n]
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -241,10 +243,7 @@ def read_cifar10(section: dict) -> Arrays:
                 images.append(rows.reshape(-1, 3, 32, 32))
                 labels.append(classes)
             arrays += [np.concatenate(images), np.concatenate(labels)]
-    n = section["heldout"]
-    if n > len(arrays[2]):
-        raise Problem(f"heldout is {n}, but CIFAR-10 has {len(arrays[2])} test images; expected at most as many")
-    return arrays[0], arrays[1], arrays[2][:n], arrays[3][:n]
+    return _first_of_test(arrays, section["heldout"], "CIFAR-10")
 
 
 def read_folder(section: dict) -> Arrays:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from statistics import fmean, median
 
-from eldistill.results import arms_of, named, short
+from eldistill.results import arms_of, identity, short
 
 VERSION = 1
 COLLAPSE = 0.5  # of the real trace of covariance, in the members' features
@@ -25,8 +25,7 @@ def stability(study) -> tuple[list[dict], list[str]]:
         spreads = [values for result in group if (values := study.logged(result, "trace_ratio"))]
         norms = [values for result in group if (values := study.logged(result, "gradient_norm", of="generator"))]
         spikes = [fmean(value > SPIKE * median(values) for value in values) for values in norms]
-        row = dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
-        row |= {
+        row = identity(group) | {
             "diverged": sum(curve[-1][1] >= curve[0][1] for curve in curves),
             "collapsed": sum(min(values) < COLLAPSE for values in spreads) if spreads else None,
             "trace_ratio_min": min(map(min, spreads)) if spreads else None,
@@ -63,8 +62,7 @@ def signal(study) -> tuple[list[dict], list[str]]:
         if found["snr"] is None:
             continue
         about = group[0].about
-        row = dict(zip(("data", "method", "supplement"), group[0].arm, strict=True))
-        row |= {"seeds": len(group), "batch": round(about["n_images"] / about["iterations"])} | found
+        row = identity(group) | {"batch": round(about["n_images"] / about["iterations"])} | found
         rows.append(row | {"runs": " ".join(result.run for result in group)})
     rows.sort(key=lambda row: (row["data"], row["supplement"], row["batch"]))
     said = []
@@ -74,9 +72,3 @@ def signal(study) -> tuple[list[dict], list[str]]:
         alone = "" if same[0]["snr"] >= 1 else "; below 1 a batch alone says little, and only many steps do"
         said.append(f"{data}, {supplement}: signal over noise {values} images a batch{alone}.")
     return rows, said
-
-
-def ranked(result, space: str) -> list[tuple[int, float]]:
-    """(iteration, held-out Fréchet distance in `space`) along a run's curve."""
-    column = named(result.curve[0], "fd", space, "heldout")
-    return [(result.iteration(point), float(point[column])) for point in result.curve]

@@ -93,6 +93,11 @@ def check(results: list[Result], primary: str, curves: bool = True) -> None:
                 raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
 
 
+def identity(group: list[Result]) -> dict:
+    """Of an arm: its data, method and supplement, and how many runs it has; the first columns of a row."""
+    return dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
+
+
 def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
     arms: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:

@@ -17,7 +17,7 @@ from statistics import fmean, median, stdev
 
 from eldistill import diagnostics, inference, plots, variance
 from eldistill.files import Problem, write_rows, write_text
-from eldistill.results import Result, arms_of, check, load, named, short
+from eldistill.results import Result, arms_of, check, identity, load, named, short
 
 VERSION = 1
 
@@ -53,7 +53,8 @@ class Study:
 
     def curve(self, result: Result) -> list[tuple[int, float]]:
         """(iteration, distance that ranks) along a run."""
-        return diagnostics.ranked(result, self.primary(result))
+        column = named(result.curve[0], "fd", self.primary(result), "heldout")
+        return [(result.iteration(point), float(point[column])) for point in result.curve]
 
     def split(self) -> list[tuple[str, Study]]:
         """A study of each bed: data settings that show the same images."""
@@ -96,10 +97,6 @@ def _spread(values: list[float], stem: str) -> dict:
     return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
 
 
-def _arm(group: list[Result]) -> dict:
-    return dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
-
-
 # --- kinds ----------------------------------------------------------------------------------------------
 
 
@@ -108,7 +105,7 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
     arms, rows = arms_of(study.results), []
     for group in arms.values():
         twins = _twins(study, group, arms)
-        row = _arm(group) | _spread([study.metric(r) for r in group], "fd")
+        row = identity(group) | _spread([study.metric(r) for r in group], "fd")
         row |= _compared(
             [study.metric(a) for a, _ in twins], [study.metric(b) for _, b in twins], study.params["confidence"]
         )
@@ -181,7 +178,7 @@ def _settings(study: Study) -> list[dict]:
     for space in study.spaces():
         for group in arms.values():
             values = [study.metric(r, space=space) for r in group]
-            row = _arm(group) | {"space": space} | _spread(values, "fd")
+            row = identity(group) | {"space": space} | _spread(values, "fd")
             twins = _twins(study, group, arms)
             if twins:
                 ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
@@ -370,7 +367,7 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
                     raise Problem(f"the curves of {mine.run} and {base.run} share no {kind}; add 0 to distil.snapshots")
                 ours.append(_at(curves[0], end))
                 theirs.append(_at(curves[1], end))
-            row = _arm(group) | {"equal": kind} | _spread(ours, "fd") | _spread(theirs, "baseline")
+            row = identity(group) | {"equal": kind} | _spread(ours, "fd") | _spread(theirs, "baseline")
             rows.append(
                 row | _compared(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
             )
@@ -412,13 +409,13 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("at equal", lambda row: row.get("equal")),
     ("seeds", lambda row: _text(row.get("seeds"))),
     ("fd held-out", lambda row: _pm(row, "fd")),
-    ("minus baseline", lambda row: _span(row, "")),
+    ("minus baseline", lambda row: _span(row)),
     ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
     ("p (Holm)", lambda row: _text(row.get("p_holm"))),
     ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
     ("verdict", lambda row: row.get("verdict")),
     ("fd train", lambda row: _pm(row, "fd_train")),
-    ("minus baseline, train", lambda row: _span(row, "train_")),
+    ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
     ("fd judge-b", lambda row: _pm(row, "fd_judge-b")),
     ("fd pixels", lambda row: _pm(row, "fd_pixels")),
     ("recall", lambda row: _pm(row, "recall")),
@@ -430,7 +427,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
         (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
         for batch in variance.REPEATS
     ),
-    ("floor, % of the variance at the smallest", lambda row: _span(row, "share")),
+    ("floor, % of the variance at the smallest", lambda row: _span(row, "share", "share_low", "share_high")),
     ("signal over noise", lambda row: _text(row.get("snr"))),
     ("cosine", lambda row: _text(row.get("cosine"))),
     ("least-variance share", lambda row: _text(row.get("optimal"))),
@@ -459,9 +456,8 @@ def _pm(row: dict, stem: str) -> str | None:
     return None if mean is None else short(mean) + (f" ± {short(sd)}" if sd is not None else "")
 
 
-def _span(row: dict, stem: str) -> str | None:
-    ends = ("", "_low", "_high") if stem == "share" else ("difference", "low", "high")
-    delta, low, high = (row.get(f"{stem}{end}") for end in ends)
+def _span(row: dict, *keys: str) -> str | None:
+    delta, low, high = (row.get(key) for key in keys or ("difference", "low", "high"))
     return None if delta is None else short(delta) + ("" if low is None else f" [{short(low)}, {short(high)}]")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from eldistill import inference
 from eldistill.files import Problem
-from eldistill.results import arms_of, short
+from eldistill.results import arms_of, identity, short
 
 VERSION = 1
 PERCENT = 20  # of the run: the snapshot that is looked at
@@ -242,8 +242,7 @@ def variance(study) -> tuple[list[dict], list[str]]:
         looks = [look(result.run, study.root) for result in group]
         for which in looks[0]:
             each = [found[which] for found in looks]
-            row = dict(zip(("data", "method", "supplement"), group[0].arm, strict=True))
-            row |= {"gradient": which, "seeds": len(group)}
+            row = identity(group) | {"gradient": which}
             row |= {f"noise_{batch}": fmean(found[batch] for found in each) for batch in REPEATS}
             row |= {key: fmean(found[key] for found in each) for key in ("floor", "slope", "share")}
             row["share_low"], row["share_high"] = inference.interval([found["share"] for found in each], confidence)

@@ -28,12 +28,23 @@ def build(config: dict, seed: int | None = None) -> nn.Module:
     The same seed gives the same weights; torch's global generator is neither read nor changed.
     Raises ValueError, one sentence, for an unknown network, an unknown or missing keyword, or a wrong value.
     """
+    network = _make(config)
+    layers.initialise(network, torch.Generator(device="cpu").manual_seed(0 if seed is None else seed))
+    return network
+
+
+def outline(config: dict) -> nn.Module:
+    """The same without weights, on the meta device: names, shapes and `.config`, whatever their size. Raises ValueError."""
+    with torch.device("meta"):
+        return _make(config)
+
+
+def _make(config: dict) -> nn.Module:
     settings = dict(config)
     name = settings.pop("network", None)
     module = _module(name)
     full = _complete(name, module.Settings, settings)
     network = module.network(**full)
-    layers.initialise(network, torch.Generator(device="cpu").manual_seed(0 if seed is None else seed))
     network.config = {"network": name, **full}
     return network
 

@@ -98,14 +98,11 @@ def check(found: Network) -> dict:
     """The complete configuration of a network of a file, whose tensors have the names, the order and the shapes that it
     asks for, and finite numbers. Raises Refused; nothing of the network's size is allocated."""
     config = configuration(found)
-    settings = dict(config)
-    module = networks._module(settings.pop("network"))
     try:
-        full = networks._complete(config["network"], module.Settings, settings)
-        with torch.device("meta"):
-            wanted = module.network(**full).state_dict()
+        outline = networks.outline(config)
     except (ValueError, TypeError) as error:
         raise Refused(f"its keywords describe no network: {error}") from None
+    wanted = outline.state_dict()
     if list(wanted) != list(found.tensors):
         odd = next((a or b for a, b in itertools.zip_longest(wanted, found.tensors) if a != b), "")
         raise Refused(
@@ -118,7 +115,7 @@ def check(found: Network) -> dict:
             )
         if not bool(tensor.view().isfinite().all()):
             raise Refused(f"its {name} is not finite")
-    return {"network": config["network"], **full}
+    return outline.config
 
 
 def build(found: Network) -> torch.nn.Module:
