@@ -265,6 +265,7 @@ USES = {
     "score": down(runs()),
     **dict.fromkeys(
         (
+            "latents",
             "networks/adm",
             "networks/edm2",
             "methods/dmd",

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A data set becomes one packed file: uint8 images, integer labels, train and held-out apart.
 
-Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. To add a kind of
-source, add a reader: a function of the data section that returns (images, labels, held-out images, held-out labels).
+Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. Of latents a pack holds
+float32 means and deviations (see eldistill.latents). To add a kind of source, add a reader: a function of the data section
+that returns (images, labels, held-out images, held-out labels), or a Stream of what memory may not hold.
 """
 
 from __future__ import annotations
@@ -13,20 +14,43 @@ import io
 import json
 import math
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
+from eldistill import latents
 from eldistill.fetching import fetch
-from eldistill.files import NonFinite, Problem, atomic, load_tensors, save_tensors
+from eldistill.files import NonFinite, Problem, atomic, grow_tensors, map_tensors, save_tensors
+from eldistill.noise import Draw
 
 VERSION = 1
 SIGMA_DATA = 0.5
+# Images of the official data sets. A setting whose `count` names one is packed only if its source has as many.
+COUNTS = {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images that are read one by one, each time that they are asked for.
+
+    shape: of one image; kind: U8 or F32. labels: int64 [n], -1 where there is none. read: from indices to arrays of that
+    shape, in their order.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    labels: np.ndarray
+    read: Callable[[np.ndarray], Iterator[np.ndarray]]
+
 
 # --- codec --------------------------------------------------------------------------------------------
 
@@ -37,34 +61,40 @@ def encode(images: torch.Tensor, codec: dict, dtype: torch.dtype = torch.float32
 
 
 def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
-    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same).
+    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same); of latents the
+    images that their autoencoder makes of them.
 
     Raises NonFinite for a NaN or an infinity, which a cast would hide as a black or a white pixel.
     """
     if not bool(x.isfinite().all()):
         raise NonFinite(f"an image is not finite in {int((~x.isfinite()).sum())} of its values, shape {tuple(x.shape)}; "
                         "the network that made it is broken")  # fmt: skip
+    if latents.has(codec):
+        return latents.decode(x, codec)
     level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
     return (level + 0.5).clamp(0, 255).to(torch.uint8)
 
 
 def limits(codec: dict) -> tuple[float, float]:
-    """The encoded values of uint8 0 and 255."""
+    """The encoded values of uint8 0 and 255; latents have no limits."""
+    if latents.has(codec):
+        return -math.inf, math.inf
     return -codec["mean"] * SIGMA_DATA / codec["std"], (1 - codec["mean"]) * SIGMA_DATA / codec["std"]
 
 
 class Reals:
-    """The encoded images of one part of a packed file, on a device.
+    """The encoded images of one part of a packed file, for a device.
 
-    images: uint8 [n, c, h, w]. labels: int64 [n], -1 where there is none. label_dim: width of the one-hot labels,
-    0 for networks that see none.
+    images: uint8 [n, c, h, w], on the device too if they fill at most a quarter of what is free there; else they stay
+    where they are, and only the rows that are taken are sent. labels: int64 [n], -1 where there is none. label_dim: width
+    of the one-hot labels, 0 for networks that see none.
     """
 
     sigma_data = SIGMA_DATA
 
     def __init__(self, images, labels, codec: dict, label_dim: int, device="cpu", dtype=torch.float32):
-        self.images, self.classes = images.to(device), labels.to(device)
-        self.codec, self.label_dim, self.dtype = codec, label_dim, dtype
+        self.images, self.classes = images.to(device) if _fits(images, device) else images, labels.to(device)
+        self.codec, self.label_dim, self.dtype, self.device = codec, label_dim, dtype, device
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,16 +108,47 @@ class Reals:
         """One-hot labels [len(indices), label_dim], or None."""
         if not self.label_dim:
             return None
-        return torch.nn.functional.one_hot(self.classes[indices], self.label_dim).to(self.dtype)
+        return torch.nn.functional.one_hot(self.classes[indices.to(self.classes.device)], self.label_dim).to(self.dtype)
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images as they are packed, on the device."""
+        return self.images[indices.to(self.images.device)].to(self.device)
 
     def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encoded images [len(indices), c, h, w] and their one-hot labels."""
-        return encode(self.images[indices], self.codec, self.dtype), self.labels(indices)
+        return encode(self.rows(indices), self.codec, self.dtype), self.labels(indices)
+
+
+def _fits(images: torch.Tensor, device) -> bool:
+    device = torch.device(device)
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+
+
+class Latents(Reals):
+    """The same for a pack of latents: images float32 [n, 2c, r, r], means and deviations."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what networks see."""
+        channels, height, width = self.images.shape[1:]
+        return channels // 2, height, width
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents [len(indices), c, r, r] whose noise is that of the image, the same every time: for measurements."""
+        each = [Draw(0, "latents", index, 1, self.device, self.dtype) for index in indices.tolist()]
+        return self.fresh(indices, lambda *shape: torch.cat([draw.normal("encoder", *shape) for draw in each]))
+
+    def fresh(self, indices: torch.Tensor, normal: Callable) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents with noise of the caller's: normal(c, r, r) gives N(0, 1), [len(indices), c, r, r]."""
+        return latents.encode(self.rows(indices), normal(*self.shape), self.codec), self.labels(indices)
 
 
 def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout."""
-    tensors, about = load_tensors(path)
+    """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout.
+
+    The tensors stay in the file and can only be read; of latents they are float32 [n, 2c, r, r].
+    """
+    tensors, about = map_tensors(path)
     if f"{part}_images" not in tensors:
         raise Problem(f"{path} is not a packed data set; delete it and run `snakemake all`")
     return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
@@ -100,7 +161,13 @@ def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch
         raise Problem(
             f"{path} has no labels, but its data setting has labels: true; set it to false or add dataset.json"
         )
-    return Reals(images, classes, codec, about["classes"] if labels else 0, device, dtype)
+    if (images.dtype == torch.float32) != latents.has(codec):
+        raise Problem(
+            f"{path} has {'latents' if images.dtype == torch.float32 else 'pixels'}, its codec is {codec}; of latents it has "
+            "a list of means and one of deviations, a number for each channel"
+        )
+    kind = Latents if latents.has(codec) else Reals
+    return kind(images, classes, codec, about["classes"] if labels else 0, device, dtype)
 
 
 # --- packing ------------------------------------------------------------------------------------------
@@ -111,22 +178,16 @@ def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
 
     folder: where files lie that would otherwise be fetched.
     """
-    images, labels, heldout, heldout_labels = READERS[section["source"]]({**section, "folder": folder})
-    known = labels >= 0
-    classes = int(max(labels.max(), heldout_labels.max())) + 1 if known.all() else 0
+    found = READERS[section["source"]]({**section, "folder": folder})
+    if isinstance(found, Stream):
+        return _pack_stream(found, section, path)
+    images, labels, heldout, heldout_labels = found
+    _counted(section, len(images))
+    classes = _classes(labels, heldout_labels)
     if section.get("limit") and section["limit"] < len(images):
         _, kept = split(len(images), section["limit"])
         images, labels = images[kept], labels[kept]
-    if len(images) < 2 or len(heldout) < 2:
-        raise Problem(
-            f"{len(images)} train and {len(heldout)} held-out images; expected at least 2 of each: change `heldout`"
-        )
-    about = {
-        "source": section["source"],
-        "train": len(images),
-        "heldout": len(heldout),
-        "shape": list(images.shape[1:]),
-        "classes": classes,
+    about = _describe(section, len(images), len(heldout), images.shape[1:], classes) | {
         "sha256": hashlib.sha256(images.tobytes() + heldout.tobytes()).hexdigest(),
         "mean": round(float(images.mean(dtype=np.float64)) / 255, 6),
         "std": round(float(images.std(dtype=np.float64)) / 255, 6),
@@ -137,6 +198,93 @@ def pack(section: dict, path: str | Path, folder: str | None = None) -> dict:
     }  # fmt: skip
     save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}, about)
     return about
+
+
+def _pack_stream(stream: Stream, section: dict, path: str | Path) -> dict:
+    # One image in memory at a time; the numbers are those of all at once.
+    _counted(section, len(stream.labels))
+    train, heldout = split(len(stream.labels), section["heldout"])
+    classes = _classes(stream.labels[train], stream.labels[heldout])
+    if section.get("limit") and section["limit"] < len(train):
+        train = train[split(len(train), section["limit"])[1]]
+    seen = _PixelMoments() if stream.kind == "U8" else _LatentMoments(stream.shape[0] // 2)
+    total = hashlib.sha256()
+    about = _describe(section, len(train), len(heldout), stream.shape, classes)
+    longest = about | {"sha256": total.hexdigest(), "mean": seen.longest, "std": seen.longest}
+    parts = {"train": train, "heldout": heldout}
+    shapes = {f"{part}_images": (stream.kind, (len(indices), *stream.shape)) for part, indices in parts.items()}
+    shapes |= {f"{part}_labels": ("I64", (len(indices),)) for part, indices in parts.items()}
+    with grow_tensors(path, shapes, longest) as file:
+        for part, indices in parts.items():
+            file.append(f"{part}_labels", stream.labels[indices])
+            for image in stream.read(indices):
+                image = np.ascontiguousarray(image)
+                total.update(image)
+                if part == "train":
+                    seen.add(image)
+                file.append(f"{part}_images", image)
+        mean, std = seen.result()
+        file.about = about = about | {"sha256": total.hexdigest(), "mean": mean, "std": std}
+    return about
+
+
+def _counted(section: dict, count: int) -> None:
+    wanted = COUNTS.get(section.get("count"), count)
+    if count != wanted:
+        raise Problem(
+            f"{section['path'] or section['source']} has {count:,} images; {section['count']} has {wanted:,}: prepare it again, "
+            "or remove `count` of the data setting if that is what you mean"
+        )
+
+
+def _classes(labels: np.ndarray, heldout_labels: np.ndarray) -> int:
+    return int(max(labels.max(), heldout_labels.max())) + 1 if (labels >= 0).all() else 0
+
+
+def _describe(section: dict, train: int, heldout: int, shape, classes: int) -> dict:
+    if train < 2 or heldout < 2:
+        raise Problem(f"{train} train and {heldout} held-out images; expected at least 2 of each: change `heldout`")
+    return {
+        "source": section["source"], "train": train, "heldout": heldout, "shape": list(map(int, shape)), "classes": classes,
+    }  # fmt: skip
+
+
+class _PixelMoments:
+    """Mean and deviation of uint8 images in units of 255, exact until they are rounded."""
+
+    longest: float | list = 0.123456  # what takes most room in a description
+
+    def __init__(self):
+        self.count = self.total = self.squares = 0
+
+    def add(self, image: np.ndarray) -> None:
+        wide = image.astype(np.int64)
+        self.count += image.size
+        self.total += int(wide.sum())
+        self.squares += int((wide * wide).sum())
+
+    def result(self) -> tuple[float, float]:
+        std = math.sqrt(self.count * self.squares - self.total**2) / self.count
+        return round(self.total / self.count / 255, 6), round(std / 255, 6)
+
+
+class _LatentMoments:
+    """Mean and deviation of each channel of raw latents, the encoder's noise included; means and deviations are added."""
+
+    def __init__(self, channels: int):
+        self.longest = [-1.2345678901234567e-300] * channels
+        self.count, self.total, self.squares = 0, np.zeros(channels), np.zeros(channels)
+
+    def add(self, image: np.ndarray) -> None:
+        mean, deviation = np.split(image.astype(np.float64), 2)
+        self.count += mean[0].size
+        self.total += mean.sum((1, 2))
+        self.squares += (mean**2 + deviation**2).sum((1, 2))
+
+    def result(self) -> tuple[list, list]:
+        mean = self.total / self.count
+        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
+        return [round(float(each), 6) for each in mean], [round(float(each), 6) for each in std]
 
 
 def split(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
@@ -246,50 +394,92 @@ def read_cifar10(section: dict) -> Arrays:
     return _first_of_test(arrays, section["heldout"], "CIFAR-10")
 
 
-def read_folder(section: dict) -> Arrays:
+def read_folder(section: dict) -> Stream:
     """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}),
     or, where there is none, from the top level's folders, in sorted order, if there are several.
 
     With `resolution` images are cropped and resized as `crop` says (see CROPS); without, all must be square and of one
     size. One colour image makes all of them three channels.
     """
-    from PIL import Image
-
-    images, names = [], []
-    table: dict[str, int] = {}
-    listed = False  # a dataset.json without labels says that there are none
-    for name, content in _members(Path(section["path"])):
-        if name == "dataset.json":
-            table, listed = _labels(content, section["path"]), True
-            continue
-        try:
-            picture = Image.open(io.BytesIO(content))
-            if picture.mode.startswith("I"):  # 16 bits of grey
-                picture = Image.fromarray(np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8))
-            picture = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
-        except OSError:
-            raise Problem(f"{section['path']}: {name} is not an image; remove it or put it elsewhere") from None
-        if section["resolution"]:
-            picture = CROPS[section.get("crop", "square")](picture, section["resolution"])
-        images.append(np.asarray(picture))
-        names.append(name)
-    if not images:
-        raise Problem(f"{section['path']} has no images; expected png, jpg, bmp, webp or tif files")
-    colour = any(image.ndim == 3 for image in images)
-    shapes = {image.shape[:2] for image in images}
-    if len(shapes) > 1 or any(h != w for h, w in shapes):
-        raise Problem(
-            f"{section['path']} has images of {len(shapes)} sizes, such as {sorted(shapes)[0]}; set `resolution`"
-        )
-    stack = [image if not colour or image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
-    array = np.stack(stack).transpose(0, 3, 1, 2) if colour else np.stack(stack)[:, None]
+    path, resolution = Path(section["path"]), section["resolution"]
+    with _container(path) as (listing, opened):
+        names, table, listed = _names(path, listing(PICTURES), opened)
+        if not names:
+            raise Problem(f"{path} has no images; expected png, jpg, bmp, webp or tif files")
+        kinds = set()  # mode and size stand at the beginning of a file: few pictures are decoded for them
+        for name in names:
+            with _picture(path, name, opened, whole=False) as picture:
+                kind = _grey(picture), picture.size
+                if not resolution and kind not in kinds:
+                    picture.load()  # a broken picture may have any size: say that, not how many sizes there are
+                kinds.add(kind)
+    colour = any(not grey for grey, _ in kinds)
+    shapes = sorted({(height, width) for _, (width, height) in kinds})
+    if not resolution and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
+        raise Problem(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]}; set `resolution`")
     tops = sorted({name.split("/", 1)[0] for name in names if "/" in name})
     if not listed and len(tops) > 1:
         table = {name: tops.index(name.split("/", 1)[0]) for name in names if "/" in name}
-    unknown = [name for name in names if table and name not in table]
-    if unknown:
-        raise Problem(f"{section['path']}/dataset.json has no label for {unknown[0]}; expected one for every image")
-    return _parts(array, np.array([table.get(name, -1) for name in names]), section["heldout"])
+
+    def read(indices: np.ndarray) -> Iterator[np.ndarray]:
+        with _container(path) as (_, opened):
+            for index in indices:
+                with _picture(path, names[index], opened) as picture:
+                    array = _pixels(picture, resolution, section.get("crop", "square"))
+                planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+                yield np.repeat(planes, 3, 0) if colour and len(planes) == 1 else planes
+
+    side = resolution or shapes[0][0]
+    return Stream((3 if colour else 1, side, side), "U8", _labels_of(names, table, path), read)
+
+
+def _grey(picture) -> bool:
+    return picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
+
+
+def _pixels(picture, resolution: int | None, crop: str) -> np.ndarray:
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # 16 bits of grey
+        picture = Image.fromarray(np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8))
+    picture = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
+    return np.asarray(CROPS[crop](picture, resolution) if resolution else picture)
+
+
+def read_latents(section: dict) -> Stream:
+    """A folder or zip of .npy files, float32 [2c, r, r]: what an encoder says of each image, c means and c deviations, in
+    sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
+    path = Path(section["path"])
+    with _container(path) as (listing, opened):
+        names, table, _ = _names(path, listing((".npy",)), opened)
+        if not names:
+            raise Problem(f"{path} has no latents; expected .npy files, as `python -m eldistill encode` writes them")
+        shape = _latent(path, names[0], opened, None).shape
+
+    def read(indices: np.ndarray) -> Iterator[np.ndarray]:
+        with _container(path) as (_, opened):
+            for index in indices:
+                yield _latent(path, names[index], opened, shape)
+
+    return Stream(shape, "F32", _labels_of(names, table, path), read)
+
+
+def _latent(path: Path, name: str, opened: Callable, shape: tuple | None) -> np.ndarray:
+    with opened(name) as file:
+        try:
+            array = np.load(io.BytesIO(file.read()), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise Problem(f"{path}: {name} is no array of numbers ({error}); encode the images again") from None
+    found = f"{array.dtype} {list(array.shape)}"
+    if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
+        raise Problem(
+            f"{path}: {name} is {found}; expected float32, means and deviations of c channels, such as [8, 64, 64]"
+        )
+    if shape not in (None, array.shape):
+        raise Problem(f"{path}: {name} is {found}, the first one {list(shape)}; encode the images again")
+    if not np.isfinite(array).all() or array[len(array) // 2 :].min() < 0:
+        raise Problem(f"{path}: {name} has deviations below 0 or values that are not finite; encode the images again")
+    return array
 
 
 def _square(picture, size: int):
@@ -317,7 +507,16 @@ def _adm(picture, size: int):
 CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
 
 
-def _labels(content: bytes, path: str) -> dict[str, int]:
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def _names(path: Path, names: list[str], opened: Callable) -> tuple[list[str], dict[str, int], bool]:
+    # The images, their labels by dataset.json, and whether there is one: without labels it says that there are none.
+    if "dataset.json" not in names:
+        return names, {}, False
+    names.remove("dataset.json")
+    with opened("dataset.json") as file:
+        content = file.read()
     try:
         pairs = json.loads(content).get("labels") or []
         table = {str(name): label for name, label in (pairs.items() if isinstance(pairs, dict) else pairs)}
@@ -325,54 +524,150 @@ def _labels(content: bytes, path: str) -> dict[str, int]:
         table = {"": None}
     if not all(isinstance(label, int) and label >= 0 for label in table.values()):
         raise Problem(f'{path}/dataset.json is not understood; expected {{"labels": [[name, whole number], …]}}')
-    return table
+    return names, table, True
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    endings = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+def _labels_of(names: list[str], table: dict[str, int], path: Path) -> np.ndarray:
+    unknown = next((name for name in names if table and name not in table), None)
+    if unknown is not None:
+        raise Problem(f"{path}/dataset.json has no label for {unknown}; expected one for every image")
+    return np.array([table.get(name, -1) for name in names], np.int64)
+
+
+@contextmanager
+def _container(path: Path) -> Iterator[tuple[Callable, Callable]]:
+    """Two functions for a folder or zip: the sorted names of the files with some endings, and of dataset.json; and one file
+    of a name, opened."""
     if path.is_dir():
-        for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix()):
-            if file.suffix.lower() in endings or file == path / "dataset.json":
-                yield file.relative_to(path).as_posix(), file.read_bytes()
+
+        def listing(endings: tuple[str, ...]) -> list[str]:
+            found = (
+                file for file in path.rglob("*") if file.suffix.lower() in endings or file == path / "dataset.json"
+            )
+            return sorted(file.relative_to(path).as_posix() for file in found)
+
+        yield listing, lambda name: open(path / name, "rb")
     elif path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if name.lower().endswith(endings) or name == "dataset.json":
-                    try:
-                        yield name, archive.read(name)
-                    except (zipfile.BadZipFile, zlib.error) as error:
-                        raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
+
+            @contextmanager
+            def opened(name: str) -> Iterator[BinaryIO]:
+                try:
+                    with archive.open(name) as file:
+                        yield file
+                except (zipfile.BadZipFile, zlib.error) as error:
+                    raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
+
+            names = sorted(archive.namelist())
+            yield lambda endings: [n for n in names if n.lower().endswith(endings) or n == "dataset.json"], opened
     else:
         raise Problem(f"{path} is neither a folder nor a zip file; set `path` of the data setting")
 
 
+@contextmanager
+def _picture(path: Path, name: str, opened: Callable, whole: bool = True):
+    """An open PIL picture. Raises Problem if it is none, or if it breaks off. whole: read and checked to its end."""
+    from PIL import Image
+
+    with opened(name) as file:
+        content = io.BytesIO(file.read()) if whole else file
+        try:
+            with Image.open(content) as picture:
+                yield picture
+        except OSError:
+            raise Problem(f"{path}: {name} is not an image; remove it or put it elsewhere") from None
+
+
 def write_zip(pack: str | Path, path: str | Path, parts=("train", "heldout")) -> int:
-    """The images of a packed file as a zip that EDM's code reads: PNGs, nothing compressed, labels in dataset.json.
+    """The images of a packed file as a zip that EDM's code reads: PNGs, nothing compressed, labels in dataset.json; of
+    latents one that EDM2's code reads.
 
     Returns how many images it holds. Raises Problem.
     """
-    from PIL import Image
-
     labels: list[list] = []
-    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with _zip(path) as put:
         for part in parts:
             images, classes, _ = load(pack, part)
-            for image, label in zip(images.numpy(), classes.tolist(), strict=True):
-                name = f"{len(labels) // 1000:05d}/img{len(labels):08d}.png"
-                png = io.BytesIO()
-                Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(
-                    png, "PNG", compress_level=0
-                )
-                archive.writestr(name, png.getvalue())
+            for image, label in zip(images, classes.tolist(), strict=True):
+                name, content = (_npy if image.dtype == torch.float32 else _png)(len(labels), image)
+                put(name, content)
                 labels.append([name, label])
-        known = all(label >= 0 for _, label in labels)
-        archive.writestr("dataset.json", json.dumps({"labels": labels if known else None}))
+        put("dataset.json", _dataset(labels))
     return len(labels)
 
 
-READERS: dict[str, Callable[[dict], Arrays]] = {
+@contextmanager
+def _zip(path: str | Path) -> Iterator[Callable[[str, bytes], None]]:
+    # A function that adds a file to a zip, which appears when all is done.
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        yield archive.writestr
+
+
+@contextmanager
+def _folder(path: str | Path) -> Iterator[Callable[[str, bytes], None]]:
+    # The same for a folder, in which each file appears when it is whole.
+    def put(name: str, content: bytes) -> None:
+        with atomic(Path(path) / name) as temporary:
+            temporary.write_bytes(content)
+
+    yield put
+
+
+def _dataset(labels: list[list]) -> bytes:
+    return json.dumps({"labels": labels if all(label >= 0 for _, label in labels) else None}).encode()
+
+
+def _png(index: int, image: torch.Tensor) -> tuple[str, bytes]:
+    from PIL import Image
+
+    png, array = io.BytesIO(), image.numpy()
+    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(png, "PNG", compress_level=0)
+    return f"{index // 1000:05d}/img{index:08d}.png", png.getvalue()
+
+
+def _npy(index: int, image: torch.Tensor) -> tuple[str, bytes]:
+    file = io.BytesIO()
+    np.save(file, image.numpy())
+    return _npy_name(index), file.getvalue()
+
+
+def _npy_name(index: int) -> str:
+    return f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"
+
+
+def write_latents(section: dict, path: str | Path, codec: dict, device: str = "cpu", say=print) -> int:
+    """Encode the images of a section's folder or zip, one at a time, as `read_latents` and EDM2's code read them.
+
+    codec: that of the latents, which names the autoencoder. path: a zip; or a folder, in which what is there is kept: the
+    same command continues. Returns how many images it holds. Raises Problem.
+    """
+    if section["source"] != "folder":
+        raise Problem(
+            f"source is {section['source']}; expected a data setting whose source is a folder or zip of images"
+        )
+    latents.load(codec.get("vae"), device)  # what is missing is said before the images are looked at
+    stream, path = read_folder(section), Path(path)
+    if stream.shape[0] != 3:
+        raise Problem(f"{section['path']} has grey images; expected colours")
+    count, began, last = len(stream.labels), time.monotonic(), time.monotonic()
+    _counted(section, count)
+    whole = path.suffix == ".zip"
+    wanted = [index for index in range(count) if whole or not (path / _npy_name(index)).exists()]
+    with (_zip if whole else _folder)(path) as put:
+        for done, (index, image) in enumerate(zip(wanted, stream.read(np.array(wanted, np.int64)), strict=True), 1):
+            put(*_npy(index, latents.moments(torch.tensor(image), codec, device)))
+            if time.monotonic() - last > 60 or done == len(wanted):
+                last, rate = time.monotonic(), done / max(time.monotonic() - began, 1e-9)
+                say(f"{count - len(wanted) + done:>8}/{count} images  {rate:6.1f} images/s  "
+                    f"{(len(wanted) - done) / rate / 3600:5.1f} h left")  # fmt: skip
+        put("dataset.json", _dataset([[_npy_name(index), label] for index, label in enumerate(stream.labels.tolist())]))
+    return count
+
+
+READERS: dict[str, Callable[[dict], Arrays | Stream]] = {
     "digits": read_digits,
     "idx": read_idx,
     "cifar10": read_cifar10,
     "folder": read_folder,
+    "latents": read_latents,
 }

@@ -42,12 +42,47 @@ def feature_space(name: str, judge: Path | None = None, device="cpu") -> Callabl
 @torch.no_grad()
 def embed(images: Iterable[torch.Tensor], space: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
     """Features [n, D] in float64 of an iterable of uint8 chunks. Raises Problem if one is not finite."""
-    features = np.concatenate([space(chunk).cpu().double().numpy() for chunk in images])
-    if not np.isfinite(features).all():
-        raise Problem(
-            f"{int((~np.isfinite(features)).any(1).sum())} images have features that are not finite; look at them"
-        )
+    return embed_all(images, {"": space})[""]
+
+
+@torch.no_grad()
+def embed_all(images: Iterable[torch.Tensor], spaces: dict[str, Callable]) -> dict[str, np.ndarray]:
+    """The same in several spaces, in one pass: of the images no more than a chunk needs to be in memory."""
+    found = {name: _Rows() for name in spaces}
+    for chunk in images:
+        for name, space in spaces.items():
+            found[name].add(space(chunk).cpu().numpy())
+    features = {name: rows.joined() for name, rows in found.items()}
+    for each in features.values():
+        if not np.isfinite(each).all():
+            raise Problem(
+                f"{int((~np.isfinite(each)).any(1).sum())} images have features that are not finite; look at them"
+            )
     return features
+
+
+class _Rows:
+    # Rows that arrive in pieces, in large blocks: small arrays that stay, between large ones that come and go, would leave
+    # holes in the memory into which nothing fits, one for each chunk.
+    size = 1024
+
+    def __init__(self):
+        self.blocks, self.free = [], 0
+
+    def add(self, rows: np.ndarray) -> None:
+        while len(rows):
+            if not self.free:
+                self.blocks.append(np.empty((self.size, *rows.shape[1:]), rows.dtype))
+                self.free = self.size
+            part, rows = rows[: self.free], rows[self.free :]
+            start = self.size - self.free
+            self.blocks[-1][start : start + len(part)] = part
+            self.free -= len(part)
+
+    def joined(self) -> np.ndarray:
+        # In float64.
+        whole = [*self.blocks[:-1], self.blocks[-1][: self.size - self.free]]
+        return np.concatenate(whole, dtype=FLOAT)
 
 
 def chunks(images: torch.Tensor, size: int = 250) -> Iterable[torch.Tensor]:
@@ -205,13 +240,13 @@ def real_row(references: dict[str, dict], options: dict) -> dict[str, float]:
 
 
 def of_images(
-    images: list[torch.Tensor], spaces: dict, references: dict, options: dict, names=None
+    images: Iterable[torch.Tensor], spaces: dict, references: dict, options: dict, names=None
 ) -> dict[str, float]:
     """The metrics of generated images (uint8 chunks) in all spaces."""
-    return measure({name: embed(images, space) for name, space in spaces.items()}, references, options, names)
+    return measure(embed_all(images, spaces), references, options, names)
 
 
-def curve_row(images: list[torch.Tensor], spaces: dict, references: dict, options: dict) -> dict[str, float]:
+def curve_row(images: Iterable[torch.Tensor], spaces: dict, references: dict, options: dict) -> dict[str, float]:
     """The metrics of one point of a convergence curve."""
     return of_images(images, spaces, references, options, CURVE)
 

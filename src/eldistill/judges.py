@@ -71,7 +71,8 @@ def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
     """Share of held-out images whose label is the largest logit."""
     images, labels, _ = data.load(pack, "heldout")
     device = next(net.parameters()).device
-    guesses = net(data.encode(images, codec).to(device)).argmax(1).cpu()
+    parts = images.split(1000)  # larger images of larger sets do not fit at once
+    guesses = torch.cat([net(data.encode(part, codec).to(device)).argmax(1).cpu() for part in parts])
     return round(float((guesses == labels).double().mean()), 6)
 
 

@@ -177,7 +177,7 @@ class Plan:
         data = self.data(name)
         return {
             key: data[key]
-            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit")
+            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit", "count")
             if key in data
         }
 

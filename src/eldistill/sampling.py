@@ -7,7 +7,7 @@ Image i of a seed is the same whatever the batch, the device or the number of im
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +144,26 @@ def images_of_teacher(
     for draw, _ in _chunks(n, seed, batch, device):
         x = heun(teacher, draw.normal("z", *about["shape"]), _labels(draw, about["label_dim"], None), steps)
         yield data.decode(x, about["codec"]).cpu()
+
+
+class First:
+    """Chunks of images on their way to elsewhere, of which the first `n` are kept: `images`."""
+
+    def __init__(self, n: int):
+        self.n, self.kept = n, []
+
+    def __call__(self, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The same chunks."""
+        for chunk in chunks:
+            missing = self.n - sum(map(len, self.kept))
+            if missing > 0:
+                self.kept.append(chunk[:missing].clone())
+            yield chunk
+
+    @property
+    def images(self) -> torch.Tensor:
+        """What was kept, [≤ n, c, h, w]."""
+        return torch.cat(self.kept)
 
 
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:

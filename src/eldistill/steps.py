@@ -282,27 +282,26 @@ def _evaluate(work) -> None:
     spaces = {name: evaluate.feature_space(name, judge.get(name), work.site.device) for name in names}
     references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in names}
     picture = next(path for path in work.outputs if path.name == "samples.png")
+    shown = sampling.First(options["grid"] ** 2)
     which = work.step.name.split("/")[1]
     if len(work.step.name.split("/")) == 2 and which == "real":
         from eldistill import data
 
         metrics = evaluate.real_row(references, options)
-        chunks = [data.load(_inputs(work, "/images.safetensors")[0], "heldout")[0]]
+        list(shown([data.load(_inputs(work, "/images.safetensors")[0], "heldout")[0]]))
     elif len(work.step.name.split("/")) == 2:
         from eldistill.teacher import train
 
         teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
-        chunks = list(
-            sampling.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch)
-        )
-        metrics = evaluate.of_images(chunks, spaces, references, options)
+        chunks = sampling.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch)
+        metrics = evaluate.of_images(shown(chunks), spaces, references, options)
     else:
-        chunks, metrics = _evaluate_run(work, spaces, references)
-    _save_picture(picture, chunks, options["grid"])
+        metrics = _evaluate_run(work, spaces, references, shown)
+    _save_picture(picture, shown.images, options["grid"])
     files.write_json(work.outputs[0], metrics)
 
 
-def _evaluate_run(work, spaces, references):
+def _evaluate_run(work, spaces, references, shown):
     from eldistill import evaluate, sampling
 
     options, batch, rows = work.params, work.site.batch, []
@@ -311,7 +310,7 @@ def _evaluate_run(work, spaces, references):
     for path in sorted(_inputs(work, ".safetensors"), key=lambda path: path.name):
         if path.name.startswith("ema-"):
             snapshot = sampling.load_generator(path, work.site.device)
-            images = list(sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch))
+            images = sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch)
             seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
             rows.append({"n_images": seen, **evaluate.curve_row(images, followed, references, options)})
             work.say(
@@ -319,22 +318,19 @@ def _evaluate_run(work, spaces, references):
                 + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
             )
     generator = sampling.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
-    chunks = list(sampling.images_of(generator, options["n"], options["seed"], batch=batch))
-    metrics = evaluate.of_images(chunks, spaces, references, options)
+    images = sampling.images_of(generator, options["n"], options["seed"], batch=batch)
+    metrics = evaluate.of_images(shown(images), spaces, references, options)
     for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
-        images = list(sampling.images_of(generator, options["n"], options["seed"], batch=batch, steps=int(steps)))
+        images = sampling.images_of(generator, options["n"], options["seed"], batch=batch, steps=int(steps))
         few = evaluate.of_images(images, spaces, references, options, evaluate.CURVE)
         metrics |= {f"{name}_{steps}steps": value for name, value in few.items()}
     files.write_rows(work.outputs[1], sorted(rows, key=lambda row: row["n_images"]))
-    return chunks, metrics
+    return metrics
 
 
-def _save_picture(path: Path, chunks, columns: int) -> None:
-    import torch
-
+def _save_picture(path: Path, images, columns: int) -> None:
     from eldistill import sampling
 
-    images = torch.cat(chunks)[: columns * columns]
     with files.atomic(path) as temporary:
         sampling.grid(images, columns, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
 
