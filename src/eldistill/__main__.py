@@ -75,6 +75,21 @@ def parser() -> argparse.ArgumentParser:
     box.add_argument(
         "--part", choices=("train", "heldout", "both"), default="both", help="which images (default: both)"
     )
+    code = commands.add_parser(
+        "encode",
+        help="a data set's images as latents, for a data setting with source: latents",
+        description="The images of a folder or zip as latents: means and deviations of an autoencoder, as EDM2 has them.",
+    )
+    code.add_argument("name", metavar="DATA", help="a data setting whose source is a folder or zip of images")
+    code.add_argument(
+        "--out", required=True, metavar="PATH", help="FILE.zip, or a folder: there the same command continues"
+    )
+    code.add_argument(
+        "--vae",
+        metavar="FOLDER",
+        help="an autoencoder as diffusers saves it (default: sd-vae-ft-mse, which is fetched)",
+    )
+    code.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -96,6 +111,14 @@ def main(arguments: list[str] | None = None) -> int:
             pack = recipes.Plan(params.load()).find("data", f"{chosen.name}/images").outputs[0]
             count = data.write_zip(pack, chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,))
             print(f"{chosen.out}: {count} images")
+        elif chosen.word == "encode":
+            from eldistill import data, params
+
+            values = params.load()
+            section = values.section("data", chosen.name, where="data on the command line")
+            say = lambda text: print(text, flush=True)  # noqa: E731
+            count = data.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
+            print(f"{chosen.out}: latents of {count} images")
         elif chosen.word == "sample":
             from eldistill import sampling
 

@@ -119,11 +119,17 @@ class Batch:
         return Batch(self.draw[part], labels, self.shape, self.progress, self.reals)
 
     def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`each` real images for every image of the batch, drawn independently with replacement.
+        """`each` real images for every image of the batch, drawn independently with replacement; of latents each time with
+        fresh noise of their encoder, which is the draw's as all random numbers are.
 
         Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None.
         """
-        return self.reals.take(self.draw.integers(purpose, len(self.reals), each).reshape(-1))
+        indices = self.draw.integers(purpose, len(self.reals), each).reshape(-1)
+        if not hasattr(self.reals, "fresh"):
+            return self.reals.take(indices)
+        return self.reals.fresh(
+            indices, lambda *size: self.draw.normal(f"{purpose}/encoder", each, *size).flatten(0, 1)
+        )
 
 
 def module(kind: str, file: str) -> ModuleType:

@@ -635,17 +635,17 @@ def _npy_name(index: int) -> str:
     return f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"
 
 
-def write_latents(section: dict, path: str | Path, codec: dict, device: str = "cpu", say=print) -> int:
+def write_latents(section: dict, path: str | Path, vae: str | None = None, device: str = "cpu", say=print) -> int:
     """Encode the images of a section's folder or zip, one at a time, as `read_latents` and EDM2's code read them.
 
-    codec: that of the latents, which names the autoencoder. path: a zip; or a folder, in which what is there is kept: the
-    same command continues. Returns how many images it holds. Raises Problem.
+    path: a zip; or a folder, in which what is there is kept: the same command continues. vae: the folder of an autoencoder;
+    None fetches sd-vae-ft-mse. Returns how many images it holds. Raises Problem.
     """
     if section["source"] != "folder":
         raise Problem(
             f"source is {section['source']}; expected a data setting whose source is a folder or zip of images"
         )
-    latents.load(codec.get("vae"), device)  # what is missing is said before the images are looked at
+    latents.load(vae, device)  # what is missing is said before the images are looked at
     stream, path = read_folder(section), Path(path)
     if stream.shape[0] != 3:
         raise Problem(f"{section['path']} has grey images; expected colours")
@@ -655,7 +655,7 @@ def write_latents(section: dict, path: str | Path, codec: dict, device: str = "c
     wanted = [index for index in range(count) if whole or not (path / _npy_name(index)).exists()]
     with (_zip if whole else _folder)(path) as put:
         for done, (index, image) in enumerate(zip(wanted, stream.read(np.array(wanted, np.int64)), strict=True), 1):
-            put(*_npy(index, latents.moments(torch.tensor(image), codec, device)))
+            put(*_npy(index, latents.moments(torch.tensor(image), vae, device)))
             if time.monotonic() - last > 60 or done == len(wanted):
                 last, rate = time.monotonic(), done / max(time.monotonic() - began, 1e-9)
                 say(f"{count - len(wanted) + done:>8}/{count} images  {rate:6.1f} images/s  "

@@ -74,9 +74,12 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
 
 
 @torch.no_grad()
-def moments(image: torch.Tensor, codec: dict, device: str = "cpu") -> torch.Tensor:
-    """Means and deviations, float32 [2c, r, r], of one uint8 image [3, h, w]: alone, so that no batch changes a bit."""
-    found = load(codec.get("vae"), device).encode(image[None].to(device).float() / 255).latent_dist
+def moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") -> torch.Tensor:
+    """Means and deviations, float32 [2c, r, r], of one uint8 image [3, h, w]: alone, so that no batch changes a bit.
+
+    vae: a folder, as `load` takes it.
+    """
+    found = load(vae, device).encode(image[None].to(device).float() / 255).latent_dist
     return torch.cat([found.mean, found.std], dim=1)[0].cpu()
 
 

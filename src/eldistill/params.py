@@ -179,9 +179,12 @@ class Params:
         if kind == "data":
             if value["teacher"] not in self.values["teacher"]:
                 self._unknown(f"{where}.teacher", value["teacher"], self.values["teacher"])
-            needed = {"idx": "files", "folder": "path"}.get(value["source"])
-            if needed and value[needed] is None:
-                raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
+            for needed in {"idx": ["files"], "folder": ["path"], "latents": ["path", "pixels"]}.get(
+                value["source"], []
+            ):
+                if value[needed] is None:
+                    raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
+            self._check_codec(where, value)
         if kind == "teacher":
             if value["data"] not in self.values["data"]:
                 self._unknown(f"{where}.data", value["data"], self.values["data"])
@@ -203,6 +206,25 @@ class Params:
             raise Problem(
                 f"params.yaml: {where}.n_images is {value['n_images']}; expected a multiple of its batch, "
                 f"{value['batch']}, such as {max(1, round(value['n_images'] / value['batch'])) * value['batch']}"
+            )
+
+    def _check_codec(self, where: str, data: dict) -> None:
+        """Latents have a number for each channel, and pixels to be compared with; pixels have neither."""
+        codec, latent = data["codec"], data["source"] == "latents"
+        lists = [isinstance(codec[key], list) for key in ("mean", "std")]
+        if lists != [latent, latent] or (latent and len(codec["mean"]) != len(codec["std"])):
+            wanted = "two lists, a number for each channel" if latent else "two numbers"
+            raise Problem(
+                f"params.yaml: {where}.codec has mean {codec['mean']} and std {codec['std']}; source: {data['source']} needs {wanted}"
+            )
+        pixels = data["pixels"]
+        if pixels is None:
+            return
+        if pixels not in self.values["data"]:
+            self._unknown(f"{where}.pixels", pixels, self.values["data"])
+        if not latent or self.section("data", pixels)["source"] == "latents":
+            raise Problem(
+                f"params.yaml: {where}.pixels is {pixels!r}; only latents have it, and what it names has pixels of its own"
             )
 
     def _check_start(self, where: str, start: str) -> None:

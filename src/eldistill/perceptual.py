@@ -56,6 +56,10 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def _features(weights: dict[str, torch.Tensor], x: torch.Tensor, codec: dict):
+    if isinstance(codec["mean"], list | tuple):
+        raise Problem(
+            "params.yaml: LPIPS sees pixels, but this data has latents; set distance to huber, or lpips to null"
+        )
     x = x * (codec["std"] / 0.5) + codec["mean"]  # [0, 1], as data.decode but unrounded
     x = x.expand(-1, 3, -1, -1)
     if min(x.shape[2:]) < SIDE:

@@ -194,12 +194,18 @@ class Plan:
         """The packed images of a data setting."""
         name = self._pack_name(data)
         output = f"data/sets/{name}/images.safetensors"
-        modules = ("data", "teacher/pickles") if self.data(name)["source"] == "cifar10" else ("data",)
+        more = {"cifar10": ("teacher/pickles",), "latents": ("latents",)}.get(self.data(name)["source"], ())
+        modules = ("data", *more)
         return Step("data", f"{name}/images", modules, self._pack_params(name), (output,))
+
+    def _seen(self, data: str) -> str:
+        # The data setting of the pixels with which generated images are compared.
+        return self.data(data).get("pixels") or data
 
     @functools.cache  # noqa: B019
     def judge(self, data: str, letter: str) -> Step:
-        """An evaluation classifier (a or b)."""
+        """An evaluation classifier (a or b); of latents that of their pixels."""
+        data = self._seen(data)
         pack, setting = self.pack(data), self.data(data)
         params = {"codec": setting["codec"], "judges": setting["judges"], "threads": self.threads}
         output = f"data/sets/{data}/judge-{letter}.safetensors"
@@ -209,7 +215,8 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def reference(self, data: str, features: str) -> Step:
-        """Features and their moments of the train and the held-out images."""
+        """Features and their moments of the train and the held-out images; of latents those of their pixels."""
+        data = self._seen(data)
         judge = (self.judge(data, features[-1]),) if features.startswith("judge-") else ()
         module = spaces()[features]
         modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
@@ -328,9 +335,10 @@ class Plan:
         }
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
-        folder = f"data/evaluations/{name}"
-        return Step("evaluate", name, ("evaluate", "sampling"), params,
-                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(data), *judges, *references))  # fmt: skip
+        folder, seen = f"data/evaluations/{name}", self._seen(data)
+        modules = ("evaluate", "sampling") if seen == data else ("evaluate", "sampling", "latents")
+        return Step("evaluate", name, modules, params,
+                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references))  # fmt: skip
 
     @functools.cache  # noqa: B019
     def evaluation(self, run: Run) -> Step:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from eldistill import fetching, networks
+from eldistill import fetching, latents, networks
 from eldistill.files import Problem, load_tensors, save_tensors
 from eldistill.files import sha256 as sha256_of
 from eldistill.teacher import pickles, train
@@ -141,12 +141,13 @@ def codec_of(file: pickles.File) -> dict | None:
 
 
 def convert(
-    source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None
-) -> dict:
+    source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
+    codec: dict | None = None,
+) -> dict:  # fmt: skip
     """Write the network of a pickle as a teacher; returns its description. Raises Refused; then nothing is written.
 
     The tensors keep the file's precision. licence: of the source, for the description. labels: whether it must know
-    classes; None: either.
+    classes; None: either. codec: that of its data, which must be what the file says; None: pixels.
     """
     with pickles.read(source, sha256) as file:
         found = file.network()
@@ -158,7 +159,7 @@ def convert(
             ) from None
         channels, side = config["img_channels"], config["img_resolution"]
         about = {
-            "config": config, "codec": PIXELS, "shape": [channels, side, side], "label_dim": config["label_dim"],
+            "config": config, "codec": codec or PIXELS, "shape": [channels, side, side], "label_dim": config["label_dim"],
             "source": {
                 "name": source.name, "sha256": file.sha256, "bytes": file.bytes, "class": found.class_name,
                 "kwargs": {key: None if value == math.inf else value for key, value in found.kwargs.items()},
@@ -167,6 +168,8 @@ def convert(
             },
         }  # fmt: skip
         _agree(source, about["label_dim"], labels)
+        if codec is not None:
+            _agree_codec(source, codec, about["source"]["latents"], channels)
         save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
     return about
 
@@ -176,6 +179,25 @@ def _agree(source: Path, label_dim: int, labels: bool | None) -> None:
         raise Refused(
             f"{source} knows {label_dim} classes, its data has labels: {str(labels).lower()}; make them agree"
         )
+
+
+def _agree_codec(source: Path, codec: dict, found: dict | None, channels: int) -> None:
+    if not latents.has(codec):
+        if found is not None:
+            raise Refused(f"{source} sees latents, its data has pixels; give it a data setting with source: latents")
+        return
+    if channels != len(codec["mean"]):
+        raise Refused(
+            f"{source} sees {channels} channels, the codec of its data has {len(codec['mean'])}; make them agree"
+        )
+    for key, ours in zip(("scale", "bias"), latents.constants(codec), strict=True):
+        theirs = None if found is None else found[key]
+        same = theirs is None or len(theirs) == channels
+        if not (same and (theirs is None or torch.allclose(torch.tensor(theirs), ours.flatten(), 1e-5, 1e-6))):
+            raise Refused(
+                f"{source} sees latents with {key} {theirs}, the codec of its data gives {ours.flatten().tolist()}; set its "
+                "mean and std to those that the network was trained with"
+            )
 
 
 def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dict:
@@ -192,11 +214,11 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     else:
         path = Path(params["file"])
     if path.suffix != ".safetensors":
-        if codec != PIXELS:
+        if codec != PIXELS and not latents.has(codec):
             raise Problem(
                 f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )
-        return convert(path, output, wanted, licence, params["labels"])
+        return convert(path, output, wanted, licence, params["labels"], codec)
     _, about = train.load(path)  # a teacher, or the sentence that says why not
     digest = sha256_of(path)
     if wanted not in (None, digest):
