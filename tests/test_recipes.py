@@ -282,6 +282,8 @@ USES = {
             "studies",
             "diagnostics",
             "variance",
+            "comparisons",
+            "central",
             "inference",
         ),
         set(),

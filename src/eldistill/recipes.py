@@ -44,6 +44,7 @@ USES = {
     "supplements/gan": ("adversarial", "score"),
     "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
+    "central": ("comparisons",),
 }
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
@@ -410,15 +411,18 @@ class Plan:
             },
             "runs": list(map(str, runs)),
         }
-        upstream = tuple(each for run in runs for each in (self.evaluation(run), self.distil(run)))
+        kind = literal("studies", "KINDS")[section["studies"][name]["kind"]]
+        upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
+        if literal(kind, "NETWORKS", False):  # it runs them again
+            upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return Step(
             "tables",
             f"{suite}/{name}",
-            ("studies", "diagnostics", "variance", "inference", "plots", "results"),
+            ("studies", kind, "inference", "plots", "results"),
             params,
             outputs,
-            upstream,
+            tuple({(step.word, step.name): step for step in upstream}.values()),
         )
 
     def studies(self, suite: str) -> tuple[Step, ...]:

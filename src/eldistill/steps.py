@@ -237,22 +237,8 @@ def _distil(work) -> None:
     from eldistill import distil, loop
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
-    manifests = {(path.parent.name, path.stem): path for path in _inputs(work, ".json") if "ensembles" in path.parts}
-    ensembles = []
-    for each in work.params["supplements"].values():
-        if each.get("ensemble"):
-            seed = work.params["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
-            ensembles.append(manifests[each["ensemble"], str(seed)])
-    pairs = {
-        tuple(map(int, path.stem.split("-")[1:])): path
-        for path in _inputs(work, ".npz")
-        if path.stem.startswith("pairs-")
-    }
-    upstream |= {
-        "ensembles": ensembles,
-        "pairs": pairs,
-        "start": next(iter(_inputs(work, "/generator_ema.safetensors")), None),
-    }
+    upstream |= distil.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
+    upstream["start"] = next(iter(_inputs(work, "/generator_ema.safetensors")), None)
 
     def make(folder):
         done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)
