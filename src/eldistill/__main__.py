@@ -22,7 +22,7 @@ from eldistill.files import Problem  # noqa: E402
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",
              "NAME/images, NAME/judge-a, NAME/judge-b, NAME/reference-judge-a, NAME/reference-pixels"),
-    "teacher": ("train a teacher", "NAME under `teacher`"),
+    "teacher": ("train a teacher, or take over a published one; measure its samples", "NAME under `teacher`, or NAME/check"),
     "ensemble": ("draw and calibrate an ensemble of random networks", "DATA/ENSEMBLE/SEED"),
     "distil": ("distil a teacher into a one-step generator", "DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0"),
     "evaluate": ("generate images and measure them", "a run, DATA/real, DATA/teacher, or suite/SUITE for data/metrics.json"),
@@ -75,6 +75,23 @@ def parser() -> argparse.ArgumentParser:
     box.add_argument(
         "--part", choices=("train", "heldout", "both"), default="both", help="which images (default: both)"
     )
+    ruler = commands.add_parser(
+        "check",
+        help="measure a published teacher or student of data/sources.csv",
+        description="A published network, as its authors measured it: Fréchet distance in Inception's features to their reference.",
+    )
+    ruler.add_argument("name", metavar="NAME", help="row of data/sources.csv: a teacher or a student")
+    ruler.add_argument("--file", metavar="FILE", help="its file, if it need not be fetched")
+    ruler.add_argument("--n", type=int, default=50_000, metavar="N", help="images (default: 50000, as published)")
+    ruler.add_argument(
+        "--steps", type=int, metavar="STEPS", help="of Heun's method, for a teacher (default: its authors')"
+    )
+    ruler.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the images (default: 0)")
+    ruler.add_argument("--batch", type=int, default=250, metavar="N", help="images at once (default: 250)")
+    ruler.add_argument(
+        "--reference", metavar="NAME", help="row with reference statistics, or a file (default: its own row's)"
+    )
+    ruler.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -96,6 +113,10 @@ def main(arguments: list[str] | None = None) -> int:
             pack = recipes.Plan(params.load()).find("data", f"{chosen.name}/images").outputs[0]
             count = data.write_zip(pack, chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,))
             print(f"{chosen.out}: {count} images")
+        elif chosen.word == "check":
+            from eldistill.teacher import check
+
+            check.command(chosen, say=lambda text: print(text, flush=True))
         elif chosen.word == "sample":
             from eldistill import sampling
 

@@ -197,6 +197,17 @@ def _teacher(work) -> None:
             (source,) = _inputs(work, "/teacher.safetensors")
             pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say)
         return
+    if work.step.name.endswith("/check"):
+        from eldistill.teacher import check
+
+        judge, reference = ([path for path in _inputs(work, ending) if path.name.startswith(start)]
+                            for ending, start in ((".safetensors", "judge-"), (".npz", "reference-")))  # fmt: skip
+        (source,) = _inputs(work, "/teacher.safetensors")
+        found = check.make(
+            work.params, source, *(next(iter(each), None) for each in (reference, judge)), work.site, work.say
+        )
+        files.write_json(work.outputs[0], found)
+        return
     if work.params.get("source") or work.params.get("file"):
         from eldistill.teacher import convert
 
