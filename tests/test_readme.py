@@ -107,3 +107,20 @@ def test_no_path_of_a_machine_is_named(word):
         str(p) for p in ours if p != Path(__file__) and re.search(bad, p.read_text(encoding="utf-8", errors="replace"))
     ]
     assert not found
+
+
+def test_the_bill_of_the_paper_is_what_the_command_prints():
+    """Jobs, trainings, hours, memory and disk of the suite `paper`."""
+    from eldistill import cost, recipes
+
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    plan = recipes.Plan(params.from_values(values, ROOT))
+    jobs = len(plan.suite("paper")) + 1  # and `all`
+    assert f"({jobs} jobs, {len(list(plan.params.runs('paper')))} of them trainings" in TEXT
+    assert f"prints {jobs} jobs" in TEXT
+    made = {row[0]: row for row in table_rows("\n".join(cost.table(plan, "paper")))}
+    section = TEXT.split("### The paper's table")[1].split("### DVC")[0]
+    rows = table_rows(section)[2:]
+    assert len(rows) == 6
+    for name, *cells in rows:
+        assert cells == [made[name][1], *made[name][4:]], name

@@ -227,14 +227,15 @@ def test_traps_are_avoided():
 
 
 def test_rules_log_and_profile_names_exist():
-    """Every rule with a command has a log; every rule that the Slurm profile names exists; WORDS name the files."""
-    names, words = set(), ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
+    """Every rule with a command has a log; the Slurm profile names those that ask for a GPU; WORDS name the files."""
+    names, on_gpu, words = set(), set(), ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
     for path in RULES:
         for name, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)+)", path.read_text(), re.M):
             names.add(name)
+            on_gpu |= {name} if "gpu=1" in body else set()
             assert ("shell:" in body) == ("log:" in body), name
     named = re.findall(r"^  (\w+):$", YAMLS["slurm"].read_text().split("set-resources:")[1], re.M)
-    assert named and set(named) <= names
+    assert set(named) == on_gpu <= names, "what asks for a GPU goes to the partition that has some"
     assert set(words) | {"all"} <= names
     assert {path.stem for path in RULES[1:]} == {"common", *words}
 

@@ -92,6 +92,15 @@ def parser() -> argparse.ArgumentParser:
         "--reference", metavar="NAME", help="row with reference statistics, or a file (default: its own row's)"
     )
     ruler.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    bill = commands.add_parser(
+        "cost",
+        help="what a suite would take, before it runs",
+        description="Operations, GPU hours, memory and disk of a suite's trainings, counted without running them.",
+    )
+    bill.add_argument("suite", metavar="SUITE", help="a name under `suites`")
+    bill.add_argument(
+        "--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"
+    )
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -117,6 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
             from eldistill.teacher import check
 
             check.command(chosen, say=lambda text: print(text, flush=True))
+        elif chosen.word == "cost":
+            from eldistill import cost
+
+            cost.command(chosen, say=lambda text: print(text, flush=True))
         elif chosen.word == "sample":
             from eldistill import sampling
 
