@@ -312,7 +312,18 @@ def test_fashion_mnist_has_a_digest_a_size_and_a_licence():
         rows
     )
     for row in rows.values():
-        assert list(row) == ["name", "version", "url", "mirror", "sha256", "bytes", "licence", "kind", "published"]
+        assert list(row) == [
+            "name",
+            "version",
+            "url",
+            "mirror",
+            "sha256",
+            "bytes",
+            "licence",
+            "kind",
+            "published",
+            "reference",
+        ]
         assert row["url"].startswith("http") and row["licence"] and int(row["bytes"]) > 0
         assert len(row["sha256"]) == 64 and not set(row["sha256"]) - set("0123456789abcdef")
     assert len({row["sha256"] for row in rows.values()}) == len(rows)
@@ -559,7 +570,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(here):
 def test_a_wrong_digest_is_refused_and_removed(here):
     with Server(content=CONTENT[::-1]) as server:
         write_sources({"thing.bin": CONTENT}, server.url)
-        with pytest.raises(Problem, match="came with sha256 .*, expected .*fetch it again"):
+        with pytest.raises(Problem, match="came with sha256 .*, expected .*put the file into a folder"):
             fetching.fetch("thing.bin")
     assert store() == []
 

@@ -9,6 +9,7 @@ import http.server
 import multiprocessing
 import os
 import random
+import re
 import threading
 from pathlib import Path
 
@@ -151,7 +152,7 @@ BAD = {
     "forbidden": ({"status": 403}, "HTTP 403"),
     "always cut": ({"cut": 0}, "the connection ended after 0 of 400,000 bytes"),
     "always busy": ({"status": 503}, "HTTP 503"),
-    "wrong bytes": ({"content": CONTENT[::-1]}, "came with sha256 .*, expected .*; fetch it again, or from elsewhere"),
+    "wrong bytes": ({"content": CONTENT[::-1]}, "came with sha256 .*, expected "),
     "a shorter file": ({"content": CONTENT[:-1]}, "has 399,999 bytes, expected 400,000"),
     "a longer file": ({"content": CONTENT + b"x"}, "has 400,001 bytes, expected 400,000"),
     "an empty file": ({"content": b"", "status": 416}, "HTTP 416"),
@@ -299,6 +300,44 @@ def test_a_mirror_is_asked_first_and_can_be_a_folder(monkeypatch):
         monkeypatch.setenv("ELDISTILL_MIRROR", server.url.removesuffix("thing.bin"))
         assert fetching.fetch("thing").read_bytes() == CONTENT
         assert len(server.asked) == 1
+
+
+def test_a_wrong_file_on_a_mirror_does_not_stop_the_right_one_elsewhere(monkeypatch, capsys):
+    """The mirror's bytes are not those of the table: the next address is asked; what is noted names where it came from."""
+    Path("mirror").mkdir()
+    Path("mirror/thing.bin").write_bytes(CONTENT[::-1])
+    monkeypatch.setenv("ELDISTILL_MIRROR", "mirror")
+    with Server() as server:
+        table(server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT and len(server.asked) == 1
+    assert "mirror/thing.bin: it came with sha256" in capsys.readouterr().out
+    table("http://127.0.0.1:9/thing.bin", "", "")
+    fetching.fetch("thing")
+    assert re.search(
+        r"sha256 \w{64} is trusted from now on.*; it came from file://.*/mirror/thing\.bin", capsys.readouterr().out
+    )
+
+
+def test_a_part_that_made_a_mixture_gets_another_try():
+    """What an earlier attempt left was of another file: with a known digest the whole is fetched once more."""
+    with Server({"content": CONTENT[::-1], "cut": 100_000}, etag='"1"') as server:
+        table(server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT
+        assert [each[0] for each in server.asked] == [None, "bytes=100000-", None]
+
+
+def test_without_locks_nothing_is_trusted_on_first_use(monkeypatch):
+    """A file system that has none: a known digest is enough, an unknown one is refused before anything is asked."""
+
+    def none(file, how):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fetching.fcntl, "flock", none)
+    with Server() as server:
+        table(server.url, "", "")
+        assert "on a file system without locks" in refused() and server.asked == []
+        table(server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT
 
 
 def test_offline_nobody_is_asked(monkeypatch):

@@ -239,6 +239,8 @@ class Plan:
             identity = ("source", "sha256") if section.get("source") else ("file", "sha256")
             params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
+            if section.get("source"):  # another version of the row is another network
+                params["version"] = source(section["source"], self.params.root / TABLE)["version"]
             # Which network it is stands in the file: all of them count.
             networks = tuple(f"networks/{file}" for file in ("adm", "edm2", "song"))
             return Step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
