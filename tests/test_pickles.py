@@ -472,6 +472,31 @@ def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):
     assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"path": math.inf}, {"path": official.Array(np.ones(3), "core")}, {"path": "\ud800"}, {None: 1, "a": 2}, {(1, 2): 3},
+     [math.nan], {"x": b"bytes"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_told_of_the_data_must_be_plain(tmp_path, told):
+    """It goes into a header of JSON: everything that does not is refused, and nothing is written."""
+    network, kwargs = small()
+    path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, dataset_kwargs=told))
+    with pytest.raises(Refused, match="net.pkl"):
+        convert.convert(path, tmp_path / "out.safetensors")
+    assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
+
+
+@pytest.mark.parametrize("bias", [np.ones(1000), np.array([math.nan]), np.array([2**60]), np.zeros(0), "text"], ids=str)
+def test_constants_of_latents_are_a_few_numbers(tmp_path, bias):
+    network, kwargs = small()
+    value = official.Array(bias, "core") if isinstance(bias, np.ndarray) else bias
+    encoder = official.Persistent("StabilityVAEEncoder", {"scale": official.Array(np.ones(4), "core"), "bias": value})
+    path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
+    with pytest.raises(Refused, match="bias of its latents"):
+        convert.convert(path, tmp_path / "out.safetensors")
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     network, kwargs = small()
     next(network.parameters()).data.view(-1)[0] = math.nan
@@ -514,7 +539,8 @@ def fuzz(path: Path, whole: bytes, count: int, seed: int) -> int:
         path.write_bytes(data)
         try:
             with pickles.read(path) as file:
-                convert.build(file.network())
+                file.network()
+            convert.convert(path, path.with_suffix(".safetensors"))
         except Refused as error:
             bad += 1
             assert "\n" not in str(error) and len(str(error)) < 600

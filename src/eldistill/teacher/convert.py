@@ -5,14 +5,16 @@ through a strict comparison of names and shapes, and then a safetensors file tha
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from eldistill import fetching, networks
-from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.files import Problem, canonical, load_tensors, save_tensors
 from eldistill.files import sha256 as sha256_of
 from eldistill.teacher import pickles, train
 from eldistill.teacher.pickles import Network, Refused
@@ -129,14 +131,30 @@ def build(found: Network) -> torch.nn.Module:
 
 
 def codec_of(file: pickles.File) -> dict | None:
-    """The constants of EDM2's latents, {scale, bias}, if the file has them."""
+    """The constants of EDM2's latents, {scale, bias}, if the file has them. Raises Refused for what cannot be such."""
     encoder = file.value.get("encoder") if isinstance(file.value, dict) else None
     if not isinstance(encoder, pickles.Record) or encoder.class_name != "StabilityVAEEncoder":
         return None
     found = {}
     for key in ("scale", "bias"):
         value = encoder.state.get(key)
-        found[key] = file.plain(value).reshape(-1).tolist() if isinstance(value, pickles.Array) else None
+        numbers = file.plain(value).reshape(-1) if isinstance(value, pickles.Array) else np.zeros(0)
+        if not 1 <= len(numbers) <= 64 or numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
+            raise Refused(f"{file.path} has a {key} of its latents that is not a few finite numbers; fetch it again")
+        found[key] = numbers.tolist()
+    return found
+
+
+def _told(file: pickles.File) -> dict | None:
+    """What the file says of the data that its network was trained on."""
+    found = file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None
+    try:
+        json.dumps(found, allow_nan=False).encode("utf-8")
+        canonical(found).encode("utf-8")
+    except (TypeError, ValueError):  # arrays, infinities, halves of characters
+        raise Refused(
+            f"{file.path} has dataset_kwargs that are no plain settings; fetch it again, or give another"
+        ) from None
     return found
 
 
@@ -163,7 +181,7 @@ def convert(
                 "name": source.name, "sha256": file.sha256, "bytes": file.bytes, "class": found.class_name,
                 "kwargs": {key: None if value == math.inf else value for key, value in found.kwargs.items()},
                 "module_sha256": found.source_sha256, "licence": licence, "latents": codec_of(file),
-                "dataset_kwargs": file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None,
+                "dataset_kwargs": _told(file),
             },
         }  # fmt: skip
         _agree(source, about["label_dim"], labels)
