@@ -282,6 +282,7 @@ USES = {
             "supplements/regression",
             "teacher/pairs",
             "teacher/pickles",
+            "teacher/machine",
             "teacher/convert",
             "adversarial",
             "perceptual",

@@ -36,6 +36,7 @@ USES = {
     "ensemble/seed": ("noise", "mmd"),
     "teacher/pairs": ("sampling", "noise"),
     "teacher/check": ("noise",),
+    "teacher/pickles": ("teacher/machine",),
     "methods/diff_instruct": ("score", "augment"),
     "methods/dmd": ("score",),
     "methods/dmd2": ("score", "adversarial"),
