@@ -145,6 +145,52 @@ def test_the_right_file_or_a_sentence(kind, digest):
     assert path.read_bytes() == CONTENT and store() == [f"{DIGEST[:16]}-thing.bin"]
 
 
+def test_a_file_is_fetched_once_and_continued_where_it_broke():
+    """By ranges, if the server has them; a finished file is not asked for again."""
+    for ranges in (True, False):
+        with Server({"cut": 100_000}, {"cut": 50_000}, ranges=ranges) as server:
+            table(server.url)
+            path = fetching.fetch("thing", say=lambda text: None)
+            assert path.read_bytes() == CONTENT and fetching.fetch("thing") == path
+            second = "bytes=150000-" if ranges else "bytes=50000-"
+            assert [each[0] for each in server.asked] == [None, "bytes=100000-", second]
+        path.unlink()
+
+
+@pytest.mark.parametrize("length", [1000, len(CONTENT)])
+def test_what_a_killed_process_left_is_continued(length):
+    """Also what is whole already; the digest decides."""
+    with Server() as server:
+        table(server.url)
+        part = Path("data/scratch/store", f"{DIGEST[:16]}-thing.bin.part")
+        part.parent.mkdir(parents=True)
+        part.write_bytes(CONTENT[:length])
+        assert fetching.fetch("thing").read_bytes() == CONTENT and not part.exists()
+        assert [each[0] for each in server.asked] == (["bytes=1000-"] if length == 1000 else [])
+
+
+def test_a_row_may_have_a_mirror():
+    """It is asked first, and upstream stands in."""
+    with Server() as server:
+        table(server.url, mirror="http://127.0.0.1:9/thing.bin")
+        fetching.fetch("thing", say=lambda text: None).unlink()
+        table("http://127.0.0.1:9/thing.bin", mirror=server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT and len(server.asked) == 2
+
+
+def test_where_files_lie(monkeypatch):
+    """A folder of the user's, a store elsewhere; a name without a row."""
+    table("http://127.0.0.1:9/thing.bin")
+    with pytest.raises(Problem, match=r"own/thing\.bin is missing; expected thing of data/sources\.csv there"):
+        fetching.fetch("thing", "own")
+    with pytest.raises(Problem, match=r"other is not in data/sources\.csv; it has thing"):
+        fetching.fetch("other")
+    monkeypatch.setenv("ELDISTILL_STORE", "elsewhere")
+    with Server() as server:
+        table(server.url)
+        assert fetching.fetch("thing").parent == Path("elsewhere") and not Path("data/scratch/store").exists()
+
+
 BAD = {
     "a web page by its type": ({"kind": "text/html; charset=utf-8"}, "it answers with a web page"),
     "a web page by its look": ({"content": PAGE}, "sends .*|web page|has .* bytes"),
