@@ -11,6 +11,7 @@ import argparse
 import errno
 import os
 import sys
+from pathlib import Path
 
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -119,8 +120,14 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.word == "zip":
             from eldistill import data, params
 
-            pack = recipes.Plan(params.load()).find("data", f"{chosen.name}/images").outputs[0]
-            count = data.write_zip(pack, chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,))
+            step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
+            if not step.fresh(Path()):
+                raise Problem(
+                    f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
+                )
+            count = data.write_zip(
+                step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
+            )
             print(f"{chosen.out}: {count} images")
         elif chosen.word == "check":
             from eldistill.teacher import check

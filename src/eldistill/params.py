@@ -22,6 +22,8 @@ from eldistill.files import Problem
 from eldistill.schema import available, check, declared, fill, follow, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
+OPTIONS = {"files", "path", "crop", "resolution"}  # of a source, and which of them it reads (one not named here: all)
+READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": {"path", "resolution", "crop"}}
 
 
 def merge(below: dict, above: dict) -> dict:
@@ -182,6 +184,11 @@ class Params:
             needed = {"idx": "files", "folder": "path"}.get(value["source"])
             if needed and value[needed] is None:
                 raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
+            for key in sorted(OPTIONS - READ.get(value["source"], OPTIONS)):
+                if value[key] != self.definitions["data"]["properties"][key]["default"]:
+                    raise Problem(
+                        f"params.yaml: {where}.{key} is {value[key]!r}, but source: {value['source']} does not read it; leave it away"
+                    )
         if kind == "teacher":
             if value["data"] not in self.values["data"]:
                 self._unknown(f"{where}.data", value["data"], self.values["data"])
