@@ -413,7 +413,8 @@ def test_fill_makes_equal_numbers_equal_text():
 
 @pytest.mark.parametrize(
     ("data", "key", "value"),
-    [("cifar10", "resolution", 16), ("cifar10", "crop", "adm"), ("digits", "resolution", 16), ("digits", "path", "x"), ("fashion-mnist", "crop", "adm")],
+    [("cifar10", "resolution", 16), ("cifar10", "crop", "adm"), ("digits", "resolution", 16), ("digits", "path", "x"),
+     ("fashion-mnist", "crop", "adm")],
 )  # fmt: skip
 def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
