@@ -505,6 +505,19 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
         convert.convert(path, tmp_path / "out.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_number_that_is_not_finite_is_found_anywhere(dtype):
+    """Alone or beside its opposite; and large numbers whose sum overflows are finite all the same."""
+    for place in (0, 1, 500, 999):
+        for value in (math.nan, math.inf, -math.inf):
+            numbers = torch.ones(1000, dtype=dtype)
+            numbers[place] = value
+            assert not convert._finite(numbers)
+            numbers[place - 1] = -value
+            assert not convert._finite(numbers)
+    assert convert._finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
+
+
 def test_truncations_are_refused_everywhere(tmp_path):
     network, kwargs = small()
     whole = official.dumps(official.edm(network, kwargs))
