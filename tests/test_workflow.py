@@ -269,7 +269,7 @@ from importlib import import_module
 for name in ("steps", "distil", "loop", "teacher.train", "sampling", "ensemble.seed", "supplements.embedding",
              "methods.diff_instruct", "judges", "data"):
     import_module("eldistill." + name)
-forbidden = {"snakemake", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
+forbidden = {"snakemake", "diffusers", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
 found = forbidden & {name.split(".")[0] for name in sys.modules}
 sys.exit(f"imported: {sorted(found)}" if found else 0)
 """

@@ -70,8 +70,14 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
             each.module.networks(
                 nets, each.tools, each.numbers, noise.stream_seed(recipe["seed"], f"initialisation/{each.name}")
             )
-    for layer in [each for net in nets.values() for each in net.modules()] if values["dropout"] is not None else []:
-        if hasattr(layer, "dropout"):
+    if values["dropout"] is not None:
+        every = [each for net in nets.values() for each in net.modules()]
+        layers = [each for each in every if type(each).__module__.startswith("eldistill.") and hasattr(each, "dropout")]
+        if values["dropout"] and not layers:
+            raise Problem(
+                f"params.yaml: dropout is {values['dropout']}, but the teacher's network has none; set it to 0 or null"
+            )
+        for layer in layers:
             layer.dropout = values["dropout"]
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
