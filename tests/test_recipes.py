@@ -380,7 +380,7 @@ def test_settings_that_read_the_same_images_share_the_pack():
     assert steps(suite="smoke").keys() & BEFORE.keys() == {"data digits/images"}
 
 
-@pytest.mark.parametrize(("key", "value", "shared"), [("heldout", 300, False), ("resolution", 8, False),
+@pytest.mark.parametrize(("key", "value", "shared"), [("heldout", 300, False), ("limit", 500, False),
                                                       ("labels", True, True), ("folder", "/x", True)])  # fmt: skip
 def test_a_setting_with_other_images_has_a_pack_of_its_own(key, value, shared):
     whole = plan(f"data/digits-smoke/{key}", value)
