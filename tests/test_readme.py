@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+NUMBERS = {12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen"}
+
+
 def table_rows(text: str) -> list[list[str]]:
     """The cells of all Markdown table rows."""
     return [
@@ -60,7 +63,9 @@ def test_the_studies_that_are_said_to_be_open_are():
     """Those without a page are named, and no other."""
     asked = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["tables"]["studies"]
     made = {path.stem for path in (ROOT / "data/tables/ablation").glob("*.md")} - {"main"}
-    said = set(re.findall(r"`([\w-]+)`", re.search(r"Not run yet: (.*?)\.\n", TEXT, re.S)[1]))
+    named = re.search(r"Not run yet: (.*?)\.\n", TEXT, re.S)
+    said = set(re.findall(r"`([\w-]+)`", named[1])) if named else set()
+    assert named or f"All {NUMBERS[len(asked)]} studies have been run" in TEXT
     assert said == set(asked) - made and made <= set(asked)
 
 
