@@ -569,6 +569,18 @@ def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
         make(tmp_path, runs, kind="signal")
 
 
+def test_a_picture_leaves_out_what_has_no_number(tmp_path, monkeypatch):
+    """An empty place would look like a signal of 0: the picture is as tall as the rows that have one."""
+    from PIL import Image
+
+    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    runs = add_curves(tmp_path, "el", [FAST], log={"el.snr": [2.0] * 8})
+    runs += add_curves(tmp_path, "el-biased", [FAST], log={"el-biased.snr": [9.0] * 8}, estimator="biased")
+    assert len(make(tmp_path, runs, kind="signal")[0]) == 2
+    with Image.open(tmp_path / "out/study.png") as picture:
+        assert picture.size == (1000, round(100 * (1.4 + 0.32)))
+
+
 def test_methods_of_one_batch_are_told_apart(tmp_path):
     """Two methods whose batch is the same have their names beside their numbers."""
     runs = [
