@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -42,10 +43,10 @@ def teacher(
     labels: int = 0, dtype=torch.float32, dropout: float = 0.0, seed: int = 0, network: str = "song"
 ) -> torch.nn.Module:
     """A frozen network on 8x8 images of one channel; float64 has the very weights of float32."""
-    config = {
-        "network": network, "img_resolution": 8, "img_channels": 1, "label_dim": labels, "model_channels": 4,
-        "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": dropout,
-    }  # fmt: skip
+    config = {"network": network, "img_resolution": 8, "img_channels": 1, "label_dim": labels}
+    # A network with other keywords than those of EDM's says itself what a small one is.
+    usual = {"model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": dropout}
+    config |= getattr(importlib.import_module(f"eldistill.networks.{network}"), "TINY", usual)
     return perturb(networks.build(config, seed), seed=seed).requires_grad_(False).eval().to(dtype)
 
 

@@ -7,10 +7,8 @@ import contextlib
 import csv
 import gzip
 import hashlib
-import http.server
 import io
 import json
-import threading
 import zipfile
 from pathlib import Path
 
@@ -312,7 +310,18 @@ def test_fashion_mnist_has_a_digest_a_size_and_a_licence():
         rows
     )
     for row in rows.values():
-        assert list(row) == ["name", "version", "url", "mirror", "sha256", "bytes", "licence", "kind", "published"]
+        assert list(row) == [
+            "name",
+            "version",
+            "url",
+            "mirror",
+            "sha256",
+            "bytes",
+            "licence",
+            "kind",
+            "published",
+            "reference",
+        ]
         assert row["url"].startswith("http") and row["licence"] and int(row["bytes"]) > 0
         assert len(row["sha256"]) == 64 and not set(row["sha256"]) - set("0123456789abcdef")
     assert len({row["sha256"] for row in rows.values()}) == len(rows)
@@ -464,137 +473,3 @@ def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     for path in ("file", "nowhere"):
         with pytest.raises(Problem, match=f"{path} is neither a folder nor a zip file"):
             data.pack(section(path), "pack")
-
-
-# --- fetching -------------------------------------------------------------------------------------------
-
-CONTENT = random(300_000).tobytes()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A server of one content. breaks: bytes after which a request is cut off, one entry a request."""
-
-    def __init__(self, content: bytes = CONTENT, ranges: bool = True, breaks=()):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.ranges, self.breaks, self.asked = content, ranges, list(breaks), []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *words):
-        pass
-
-    def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
-        if start >= len(server.content):
-            self.send_error(416)
-            return
-        rest = server.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        self.wfile.write(rest[: server.breaks.pop(0)] if server.breaks else rest)
-        self.close_connection = True
-
-
-def store() -> list[str]:
-    return sorted(path.name for path in Path("data/scratch/store").glob("[!.]*"))
-
-
-def test_a_file_is_fetched_once_and_checked(here):
-    with Server() as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        path = fetching.fetch("thing.bin")
-        assert path.read_bytes() == CONTENT and fetching.fetch("thing.bin") == path
-        assert server.asked == [None]
-    assert store() == [f"{hashlib.sha256(CONTENT).hexdigest()[:16]}-thing.bin"]
-
-
-def test_a_broken_download_is_continued_where_it_broke(here):
-    with Server(breaks=[100_000, 50_000]) as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
-        assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
-
-
-def test_a_killed_download_is_continued_by_the_next_call(here):
-    with Server() as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        part = Path("data/scratch/store", f"{hashlib.sha256(CONTENT).hexdigest()[:16]}-thing.bin.part")
-        part.parent.mkdir(parents=True)
-        part.write_bytes(CONTENT[:1000])
-        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
-        assert server.asked == ["bytes=1000-"] and not part.exists()
-
-
-def test_a_download_killed_after_its_last_byte_is_accepted(here):
-    with Server() as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        part = Path("data/scratch/store", f"{hashlib.sha256(CONTENT).hexdigest()[:16]}-thing.bin.part")
-        part.parent.mkdir(parents=True)
-        part.write_bytes(CONTENT)
-        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
-
-
-def test_a_server_that_ignores_ranges_is_read_from_the_start(here):
-    with Server(ranges=False, breaks=[100_000]) as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
-        assert server.asked == [None, "bytes=100000-"]
-
-
-def test_a_wrong_digest_is_refused_and_removed(here):
-    with Server(content=CONTENT[::-1]) as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        with pytest.raises(Problem, match="came with sha256 .*, expected .*fetch it again"):
-            fetching.fetch("thing.bin")
-    assert store() == []
-
-
-def test_the_mirror_comes_first_and_upstream_stands_in(here):
-    with Server() as server:
-        write_sources({"thing.bin": CONTENT}, server.url, mirror="http://127.0.0.1:9/")
-        assert fetching.fetch("thing.bin").read_bytes() == CONTENT
-    with Server() as server:
-        write_sources({"more.bin": CONTENT}, "http://127.0.0.1:9/", mirror=server.url)
-        assert fetching.fetch("more.bin").read_bytes() == CONTENT
-
-
-def test_offline_is_one_sentence_with_a_way_out(here):
-    write_sources({"thing.bin": CONTENT})
-    with pytest.raises(Problem, match="thing.bin could not be fetched from .*put the file into a folder") as caught:
-        fetching.fetch("thing.bin")
-    assert "\n" not in str(caught.value) and store() == []
-
-
-def test_a_missing_file_of_the_users_folder_is_one_sentence(here):
-    write_sources({"thing.bin": CONTENT})
-    with pytest.raises(Problem, match="own/thing.bin is missing; expected thing.bin of data/sources.csv there"):
-        fetching.fetch("thing.bin", "own")
-
-
-def test_a_name_without_a_row_is_one_sentence(here):
-    write_sources({"thing.bin": CONTENT})
-    with pytest.raises(Problem, match="other is not in data/sources.csv; it has thing.bin"):
-        fetching.fetch("other")
-
-
-def test_the_store_can_lie_elsewhere(here, monkeypatch):
-    monkeypatch.setenv("ELDISTILL_STORE", "elsewhere")
-    with Server() as server:
-        write_sources({"thing.bin": CONTENT}, server.url)
-        assert fetching.fetch("thing.bin").parent == Path("elsewhere")
-    assert not Path("data/scratch").exists()

@@ -578,7 +578,8 @@ def test_a_new_family_is_one_file_and_one_section(project):
     clone.edit("distil", "supplements", "el-cosines", value={"like": "el", "ensemble": "cosines", "stack": "stacked"})
     grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["el-cosines"], "seeds": [0]}
     clone.edit("suites", "smoke", value=[grid])
-    steps = {"data digits/images", "teacher digits-smoke"}
+    steps = {"data digits/images", "teacher digits-smoke", "teacher digits-smoke/check"}
+    steps |= {f"data digits-smoke/{what}judge-a" for what in ("", "reference-")}  # the check's
     steps |= {"ensemble digits-smoke/cosines/0", "distil digits-smoke/di/el-cosines/0"}
     assert clone.ran("snakemake", "distil", "--cores", "2") == steps
     record = clone.path / "data/ensembles/digits-smoke/cosines/0.json"

@@ -9,6 +9,7 @@ import http.server
 import multiprocessing
 import os
 import random
+import re
 import threading
 from pathlib import Path
 
@@ -144,6 +145,52 @@ def test_the_right_file_or_a_sentence(kind, digest):
     assert path.read_bytes() == CONTENT and store() == [f"{DIGEST[:16]}-thing.bin"]
 
 
+def test_a_file_is_fetched_once_and_continued_where_it_broke():
+    """By ranges, if the server has them; a finished file is not asked for again."""
+    for ranges in (True, False):
+        with Server({"cut": 100_000}, {"cut": 50_000}, ranges=ranges) as server:
+            table(server.url)
+            path = fetching.fetch("thing", say=lambda text: None)
+            assert path.read_bytes() == CONTENT and fetching.fetch("thing") == path
+            second = "bytes=150000-" if ranges else "bytes=50000-"
+            assert [each[0] for each in server.asked] == [None, "bytes=100000-", second]
+        path.unlink()
+
+
+@pytest.mark.parametrize("length", [1000, len(CONTENT)])
+def test_what_a_killed_process_left_is_continued(length):
+    """Also what is whole already; the digest decides."""
+    with Server() as server:
+        table(server.url)
+        part = Path("data/scratch/store", f"{DIGEST[:16]}-thing.bin.part")
+        part.parent.mkdir(parents=True)
+        part.write_bytes(CONTENT[:length])
+        assert fetching.fetch("thing").read_bytes() == CONTENT and not part.exists()
+        assert [each[0] for each in server.asked] == (["bytes=1000-"] if length == 1000 else [])
+
+
+def test_a_row_may_have_a_mirror():
+    """It is asked first, and upstream stands in."""
+    with Server() as server:
+        table(server.url, mirror="http://127.0.0.1:9/thing.bin")
+        fetching.fetch("thing", say=lambda text: None).unlink()
+        table("http://127.0.0.1:9/thing.bin", mirror=server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT and len(server.asked) == 2
+
+
+def test_where_files_lie(monkeypatch):
+    """A folder of the user's, a store elsewhere; a name without a row."""
+    table("http://127.0.0.1:9/thing.bin")
+    with pytest.raises(Problem, match=r"own/thing\.bin is missing; expected thing of data/sources\.csv there"):
+        fetching.fetch("thing", "own")
+    with pytest.raises(Problem, match=r"other is not in data/sources\.csv; it has thing"):
+        fetching.fetch("other")
+    monkeypatch.setenv("ELDISTILL_STORE", "elsewhere")
+    with Server() as server:
+        table(server.url)
+        assert fetching.fetch("thing").parent == Path("elsewhere") and not Path("data/scratch/store").exists()
+
+
 BAD = {
     "a web page by its type": ({"kind": "text/html; charset=utf-8"}, "it answers with a web page"),
     "a web page by its look": ({"content": PAGE}, "sends .*|web page|has .* bytes"),
@@ -151,7 +198,7 @@ BAD = {
     "forbidden": ({"status": 403}, "HTTP 403"),
     "always cut": ({"cut": 0}, "the connection ended after 0 of 400,000 bytes"),
     "always busy": ({"status": 503}, "HTTP 503"),
-    "wrong bytes": ({"content": CONTENT[::-1]}, "came with sha256 .*, expected .*; fetch it again, or from elsewhere"),
+    "wrong bytes": ({"content": CONTENT[::-1]}, "came with sha256 .*, expected "),
     "a shorter file": ({"content": CONTENT[:-1]}, "has 399,999 bytes, expected 400,000"),
     "a longer file": ({"content": CONTENT + b"x"}, "has 400,001 bytes, expected 400,000"),
     "an empty file": ({"content": b"", "status": 416}, "HTTP 416"),
@@ -299,6 +346,44 @@ def test_a_mirror_is_asked_first_and_can_be_a_folder(monkeypatch):
         monkeypatch.setenv("ELDISTILL_MIRROR", server.url.removesuffix("thing.bin"))
         assert fetching.fetch("thing").read_bytes() == CONTENT
         assert len(server.asked) == 1
+
+
+def test_a_wrong_file_on_a_mirror_does_not_stop_the_right_one_elsewhere(monkeypatch, capsys):
+    """The mirror's bytes are not those of the table: the next address is asked; what is noted names where it came from."""
+    Path("mirror").mkdir()
+    Path("mirror/thing.bin").write_bytes(CONTENT[::-1])
+    monkeypatch.setenv("ELDISTILL_MIRROR", "mirror")
+    with Server() as server:
+        table(server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT and len(server.asked) == 1
+    assert "mirror/thing.bin: it came with sha256" in capsys.readouterr().out
+    table("http://127.0.0.1:9/thing.bin", "", "")
+    fetching.fetch("thing")
+    assert re.search(
+        r"sha256 \w{64} is trusted from now on.*; it came from file://.*/mirror/thing\.bin", capsys.readouterr().out
+    )
+
+
+def test_a_part_that_made_a_mixture_gets_another_try():
+    """What an earlier attempt left was of another file: with a known digest the whole is fetched once more."""
+    with Server({"content": CONTENT[::-1], "cut": 100_000}, etag='"1"') as server:
+        table(server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT
+        assert [each[0] for each in server.asked] == [None, "bytes=100000-", None]
+
+
+def test_without_locks_nothing_is_trusted_on_first_use(monkeypatch):
+    """A file system that has none: a known digest is enough, an unknown one is refused before anything is asked."""
+
+    def none(file, how):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fetching.fcntl, "flock", none)
+    with Server() as server:
+        table(server.url, "", "")
+        assert "on a file system without locks" in refused() and server.asked == []
+        table(server.url)
+        assert fetching.fetch("thing").read_bytes() == CONTENT
 
 
 def test_offline_nobody_is_asked(monkeypatch):

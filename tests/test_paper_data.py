@@ -277,3 +277,7 @@ def test_a_zip_by_its_command(tmp_path, monkeypatch, capsys):
     assert __main__.main(["data", "digits/images"]) == 0
     assert __main__.main(["zip", "digits", "--out", "digits.zip", "--part", "heldout"]) == 0
     assert "digits.zip: 360 images" in capsys.readouterr().out
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("heldout: 360", "heldout: 361", 1), encoding="utf-8")
+    assert __main__.main(["zip", "digits", "--out", "other.zip"]) == 2
+    assert "is missing or of other numbers; run `python -m eldistill data digits/images`" in capsys.readouterr().err

@@ -409,3 +409,15 @@ def test_fill_makes_equal_numbers_equal_text():
     other = schema.fill({"lr": 1.0, "warmup_images": 5.0, "betas": [0.0, 0.5]}, optimiser, definitions)
     assert canonical(one) == canonical(other)
     assert isinstance(one["lr"], float) and isinstance(other["warmup_images"], int)
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "value"),
+    [("cifar10", "resolution", 16), ("cifar10", "crop", "adm"), ("digits", "resolution", 16), ("digits", "path", "x"),
+     ("fashion-mnist", "crop", "adm")],
+)  # fmt: skip
+def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["data"][data][key] = value
+    with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; leave it away"):
+        params.from_values(values, ROOT)

@@ -472,12 +472,50 @@ def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):
     assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"path": math.inf}, {"path": official.Array(np.ones(3), "core")}, {"path": "\ud800"}, {None: 1, "a": 2}, {(1, 2): 3},
+     [math.nan], {"x": b"bytes"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_told_of_the_data_must_be_plain(tmp_path, told):
+    """It goes into a header of JSON: everything that does not is refused, and nothing is written."""
+    network, kwargs = small()
+    path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, dataset_kwargs=told))
+    with pytest.raises(Refused, match="net.pkl"):
+        convert.convert(path, tmp_path / "out.safetensors")
+    assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
+
+
+@pytest.mark.parametrize("bias", [np.ones(1000), np.array([math.nan]), np.array([2**60]), np.zeros(0), "text"], ids=str)
+def test_constants_of_latents_are_a_few_numbers(tmp_path, bias):
+    network, kwargs = small()
+    value = official.Array(bias, "core") if isinstance(bias, np.ndarray) else bias
+    encoder = official.Persistent("StabilityVAEEncoder", {"scale": official.Array(np.ones(4), "core"), "bias": value})
+    path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
+    with pytest.raises(Refused, match="bias of its latents"):
+        convert.convert(path, tmp_path / "out.safetensors")
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     network, kwargs = small()
     next(network.parameters()).data.view(-1)[0] = math.nan
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs))
     with pytest.raises(Refused, match="is not finite"):
         convert.convert(path, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_number_that_is_not_finite_is_found_anywhere(dtype):
+    """Alone or beside its opposite; and large numbers whose sum overflows are finite all the same."""
+    for place in (0, 1, 500, 999):
+        for value in (math.nan, math.inf, -math.inf):
+            numbers = torch.ones(1000, dtype=dtype)
+            numbers[place] = value
+            assert not convert._finite(numbers)
+            numbers[place - 1] = -value
+            assert not convert._finite(numbers)
+    assert convert._finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
 
 
 def test_truncations_are_refused_everywhere(tmp_path):
@@ -514,7 +552,8 @@ def fuzz(path: Path, whole: bytes, count: int, seed: int) -> int:
         path.write_bytes(data)
         try:
             with pickles.read(path) as file:
-                convert.build(file.network())
+                file.network()
+            convert.convert(path, path.with_suffix(".safetensors"))
         except Refused as error:
             bad += 1
             assert "\n" not in str(error) and len(str(error)) < 600

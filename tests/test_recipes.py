@@ -74,6 +74,8 @@ JUDGED = {
 }
 YARDSTICKS = {"evaluate digits/real", "evaluate digits/teacher"}
 EVALUATIONS = {f"evaluate {run}" for run in runs()} | YARDSTICKS | {"evaluate suite/demo", "tables demo"}
+CHECK = {"teacher digits/check"}
+TAUGHT = {"teacher digits", "evaluate digits/teacher"} | CHECK
 ENSEMBLES = {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity") for seed in (0, 1, 2)}
 
 
@@ -83,12 +85,12 @@ ENSEMBLES = {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity") 
 def test_a_suite_holds_every_step_upstream_first():
     found = list(steps())
     assert set(found) == {
-        "data digits/images", "data digits/reference-pixels", "teacher digits", *JUDGED, *ENSEMBLES,
+        "data digits/images", "data digits/reference-pixels", "teacher digits", *CHECK, *JUDGED, *ENSEMBLES,
         *down(runs()), *YARDSTICKS,
     }  # fmt: skip
     place = {name: index for index, name in enumerate(found)}
     for name, step in steps().items():
-        for above in step.upstream:
+        for above in (*step.upstream, *step.after):
             assert place[f"{above.word} {above.name}"] < place[name]
 
 
@@ -202,11 +204,11 @@ CHANGES = {
     "ensemble/identity/calibration": (
         64, {name for name in ENSEMBLES if "identity" in name} | down(runs(("pixel-mmd",)))
     ),
-    "teacher/digits/P_mean": (-1.0, {"teacher digits", "evaluate digits/teacher"} | down(runs())),
-    "data/digits/judges": ({"lr": 0.1}, JUDGED | EVALUATIONS),
+    "teacher/digits/P_mean": (-1.0, TAUGHT | down(runs())),
+    "data/digits/judges": ({"lr": 0.1}, JUDGED | CHECK | EVALUATIONS),
     "data/digits/codec/mean": (0.5, set(BEFORE) - {"data digits/images", "data digits/reference-pixels"}),
     "data/digits/heldout": (361, set(BEFORE)),
-    "data/digits/labels": (True, {"teacher digits", "evaluate digits/teacher"} | down(runs())),
+    "data/digits/labels": (True, TAUGHT | down(runs())),
     "evaluate/neighbours": (5, EVALUATIONS),
     "tables/confidence": (0.9, {"tables demo"}),
     "tables/grid": (6, EVALUATIONS),
@@ -221,7 +223,7 @@ def test_a_number_changes_exactly_what_depends_on_it(path):
 
 def test_sampling_steps_of_a_teacher_retrain_nothing():
     assert differing(digests("teacher/digits/steps", 9)) == {
-        "evaluate digits/teacher", "evaluate suite/demo", "tables demo"
+        "teacher digits/check", "evaluate digits/teacher", "evaluate suite/demo", "tables demo"
     }  # fmt: skip
 
 
@@ -243,25 +245,29 @@ def test_one_more_seed_changes_no_run_that_exists():
 
 USES = {
     "data": set(BEFORE),
-    "judges": JUDGED | EVALUATIONS,
-    "loop": JUDGED | {"teacher digits"} | EVALUATIONS | down(runs()),
-    "teacher/train": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
-    "networks/song": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
-    "networks/classifier": JUDGED | EVALUATIONS,
+    "judges": JUDGED | CHECK | EVALUATIONS,
+    "loop": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
+    "teacher/train": TAUGHT | down(runs()),
+    "networks/song": TAUGHT | down(runs()),
+    "networks/classifier": JUDGED | CHECK | EVALUATIONS,
     "ensemble/seed": ENSEMBLES | down(runs(("el", "pixel-mmd"))),
     "ensemble/conv": {name for name in ENSEMBLES if "conv4" in name} | down(runs(("el",))),
     "ensemble/identity": {name for name in ENSEMBLES if "identity" in name} | down(runs(("pixel-mmd",))),
     "distil": down(runs()),
     "methods/diff_instruct": down(runs()),
     "supplements/embedding": down(runs(("el", "pixel-mmd"))),
-    "evaluate": EVALUATIONS | {"data digits/reference-pixels"} | {name for name in JUDGED if "reference" in name},
-    "sampling": EVALUATIONS,
-    "noise": JUDGED | ENSEMBLES | {"teacher digits"} | EVALUATIONS | down(runs()),
+    "evaluate": EVALUATIONS
+    | CHECK
+    | {"data digits/reference-pixels"}
+    | {name for name in JUDGED if "reference" in name},
+    "sampling": EVALUATIONS | CHECK,
+    "noise": JUDGED | ENSEMBLES | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "mmd": ENSEMBLES | down(runs(("el", "pixel-mmd"))),
-    "augment": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
-    "networks/layers": JUDGED | {"teacher digits"} | EVALUATIONS | down(runs()),
-    "networks/precond": {"teacher digits", "evaluate digits/teacher"} | down(runs()),
+    "augment": TAUGHT | down(runs()),
+    "networks/layers": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
+    "networks/precond": TAUGHT | down(runs()),
     "tables": {"tables demo"},
+    "teacher/check": CHECK,
     "score": down(runs()),
     **dict.fromkeys(
         (
@@ -277,12 +283,15 @@ USES = {
             "supplements/regression",
             "teacher/pairs",
             "teacher/pickles",
+            "teacher/machine",
             "teacher/convert",
             "adversarial",
             "perceptual",
             "studies",
             "diagnostics",
             "variance",
+            "comparisons",
+            "central",
             "inference",
         ),
         set(),
@@ -372,7 +381,7 @@ def test_settings_that_read_the_same_images_share_the_pack():
     assert steps(suite="smoke").keys() & BEFORE.keys() == {"data digits/images"}
 
 
-@pytest.mark.parametrize(("key", "value", "shared"), [("heldout", 300, False), ("resolution", 8, False),
+@pytest.mark.parametrize(("key", "value", "shared"), [("heldout", 300, False), ("limit", 500, False),
                                                       ("labels", True, True), ("folder", "/x", True)])  # fmt: skip
 def test_a_setting_with_other_images_has_a_pack_of_its_own(key, value, shared):
     whole = plan(f"data/digits-smoke/{key}", value)

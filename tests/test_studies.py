@@ -35,10 +35,14 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(plots, "draw_study", lambda path, rows, params: path.touch())
 
 
-def add(root, run, value=1.0, log=None, flop=None, **others):
-    """One synthetic run (see add_run), with its log {column: values} and its cost."""
+def add(root, run, value=1.0, log=None, flop=None, estimator="unbiased", **others):
+    """One synthetic run (see add_run), with its log {column: values}, its cost and a recipe."""
     add_run(root, run, value, **others)
     path = root / f"data/runs/{run}/provenance.json"
+    write(
+        path.with_name("generator_ema.safetensors.recipe"),
+        {"params": {"supplements": {"el": {"estimator": estimator}}}},
+    )
     write(path, json.loads(path.read_text()) | {"flop_per_iteration": flop})
     columns = {"iteration": range(8), "generator.loss": [1.0] * 8} | (log or {})
     with open(path.with_name("log.csv"), "w", newline="") as file:
@@ -554,25 +558,75 @@ def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
     assert [small["batch"], big["batch"], small["method"]] == ["6", "64", "small"]
     assert [float(small[key]) for key in ("snr", "cosine", "optimal")] == [0.5, 0.25, 8.0]
     sentence = "toy, el: signal over noise 0.500 at 6, 2.00 at 64 images a batch; below 1 a batch alone says little"
-    assert sentence in text
+    assert sentence in text and "biased" not in text
+    log = {"el-biased.snr": [9.0] * 8, "el-biased.cosine": [0.5] * 8}
+    runs += add_curves(tmp_path, "el-biased", [FAST], log=log, estimator="biased")
+    rows, text = make(tmp_path, runs, kind="signal")
+    assert (rows[-1]["supplement"], rows[-1]["snr"], rows[-1]["cosine"]) == ("el-biased", "", "0.5")
+    assert sentence in text and "- el-biased: no signal over noise is given, for the value of a biased form" in text
+    (tmp_path / "data/runs/toy/di/el-biased/0/generator_ema.safetensors.recipe").unlink()
+    with pytest.raises(Problem, match=r"el-biased/0/generator_ema\.safetensors\.recipe cannot be read"):
+        make(tmp_path, runs, kind="signal")
 
 
-LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "slope": 32.0}
+def test_a_picture_leaves_out_what_has_no_number(tmp_path, monkeypatch):
+    """An empty place would look like a signal of 0: the picture is as tall as the rows that have one."""
+    from PIL import Image
+
+    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    runs = add_curves(tmp_path, "el", [FAST], log={"el.snr": [2.0] * 8})
+    runs += add_curves(tmp_path, "el-biased", [FAST], log={"el-biased.snr": [9.0] * 8}, estimator="biased")
+    assert len(make(tmp_path, runs, kind="signal")[0]) == 2
+    with Image.open(tmp_path / "out/study.png") as picture:
+        assert picture.size == (1000, round(100 * (1.4 + 0.32)))
+
+
+def test_methods_of_one_batch_are_told_apart(tmp_path):
+    """Two methods whose batch is the same have their names beside their numbers."""
+    runs = [
+        add(tmp_path, f"toy/{method}/el/0", curve=FAST, log={"el.snr": [value] * 8})
+        for method, value in (("di", 2.0), ("sid", 4.0))
+    ]
+    assert (
+        "toy, el: signal over noise 2.00 at 64 (di), 4.00 at 64 (sid) images a batch."
+        in make(tmp_path, runs, kind="signal")[1]
+    )
+
+
+def test_a_bed_has_one_space_that_ranks(tmp_path):
+    """Two settings of the same images, ranked by different features: nothing to pool."""
+    runs = [run for data in ("toy", "toy-t1") for name in ("none", "el") for run in add_arm(tmp_path, name, BASE, data)]
+    with pytest.raises(Problem, match="the settings of toys are ranked by judge-a and judge-b"):
+        make(tmp_path, runs, kind="central", beds={"toy": ["toys", "judge-a"], "toy-t1": ["toys", "judge-b"]})
+
+
+LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "signal": 1.0}
 
 
 @pytest.mark.parametrize(("shares", "verdict"), [([1.0, 2.0, 3.0], "no floor to be seen: 2.0 % [-0.5, 4.5]"),
                                                  ([1.9, 2.0, 2.1], "a floor: 2.0 % [1.8, 2.2]"),
+                                                 ([-1.9, -2.0, -2.1], "no floor, and the fit does not suit it: -2.0 % [-2.2, -1.8]"),
                                                  ([2.0], "of one run: 2.0 %")])  # fmt: skip
 def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, verdict):
     """Mean and t-interval of the floor's share over runs; a row for each gradient of an arm."""
     monkeypatch.setattr(
-        variance, "look", lambda run, root: {"own": LOOK | {"share": shares[int(run[-1])]}, "b": LOOK | {"share": 0.0}}
+        variance, "look", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
     )
     runs = add_arm(tmp_path, "none", BASE[: len(shares)])
     rows, text = make(tmp_path, runs, kind="variance")
-    assert [row["gradient"] for row in rows] == ["own", "b"] and float(rows[0]["share"]) == pytest.approx(2)
+    assert [row["gradient"] for row in rows] == ["own", "b"] and abs(float(rows[0]["share"])) == pytest.approx(2)
     assert f"- toy, di/none, own: {verdict} of the variance at batch 8 stays at any batch" in text
     assert f"noise over signal 4.00 at 8, 0.250 at 128 images ({len(shares)} runs)." in text
+    assert ("95 % t-intervals over runs" in text) is (len(shares) > 1)
+
+
+@pytest.mark.parametrize(("signals", "sentence"), [([0.5, 1.5, 4.0], "noise over signal 2.00 at 8"),
+                                                   ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs)")])  # fmt: skip
+def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, sentence):
+    """One run whose signal is next to nothing does not decide; a mean that is not above 0 has no ratio."""
+    monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
+    rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:3]), kind="variance")
+    assert sentence in text and bool(rows[0]["noise_8"]) is (sum(signals) > 0)
 
 
 @pytest.mark.parametrize("kind", studies.KINDS)
@@ -581,7 +635,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     from PIL import Image
 
     monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
-    monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"share": float(run[-1])}})
+    monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
     runs = some_runs(tmp_path, kind)
     rows, text = make(tmp_path, runs, kind=kind)
     make(tmp_path, runs, "again", kind=kind)
@@ -769,24 +823,37 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     assert {name for name in before if before[name] != after[name]} == expected
 
 
-@pytest.mark.parametrize("module", ["studies", "diagnostics", "variance", "inference", "plots", "results"])
-def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module):
-    """All that its three files are made by."""
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        *((module, set(BEFORE())) for module in ("studies", "inference", "plots", "results")),
+        ("comparisons", {"central", "speed", "budget", "strength", "batch"}),
+        ("central", {"central"}),
+        ("diagnostics", {"signal", "stability"}),
+        ("variance", set()),
+    ],
+)
+def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
+    """All that its three files are made by, and no other kind's code."""
     before, old = BEFORE(), recipes.version
     monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
     after = digests()
-    assert all(before[name] != after[name] for name in before)
+    assert {name for name in before if before[name] != after[name]} == expected
 
 
 def test_a_study_has_the_runs_of_its_grids_and_what_it_needs_to_read_them():
-    """Upstream are exactly the evaluations and the runs, in the order of the grids, each once."""
+    """Upstream are exactly the evaluations and the runs, in the order of the grids, each once; where networks run again,
+    also what they are built on."""
     plan = shipped_plan()
     for name in shipped().studies("ablation"):
         step, runs = plan.study("ablation", name), list(map(str, shipped().runs("ablation", name)))
         assert step.params["runs"] == runs and len(set(runs)) == len(runs)
-        assert [(each.word, each.name) for each in step.upstream] == [
-            (word, run) for run in runs for word in ("evaluate", "distil")
-        ]
+        first = [(word, run) for run in runs for word in ("evaluate", "distil")]
+        found = [(each.word, each.name) for each in step.upstream]
+        assert found[: len(first)] == first
+        more = {"data digits/images", "teacher digits"} | {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity")
+                                                           for seed in range(200, 205)}  # fmt: skip
+        assert set(map(" ".join, found[len(first) :])) == (more if name == "variance" else set())
         assert step.outputs == tuple(f"data/tables/ablation/{name}.{ending}" for ending in ("csv", "md", "png"))
 
 

@@ -108,8 +108,14 @@ def project(tmp_path_factory) -> Project:
 def test_life_of_a_project(project):
     """First run, recording, edits, clones, old commits: exactly the stale steps run, never a stale student."""
     first = project.ran("snakemake", "all", "--cores", "2")
-    assert {f"distil {RUN_EL}", f"distil {RUN_NONE}", "teacher digits-smoke", "data digits/images"} | COLLECT <= first
-    assert len(first) == 16
+    assert {
+        f"distil {RUN_EL}",
+        f"distil {RUN_NONE}",
+        "teacher digits-smoke",
+        "teacher digits-smoke/check",
+        "data digits/images",
+    } | COLLECT <= first
+    assert len(first) == 17
     assert project.nothing_to_do()
 
     # Snakemake first, then DVC: it records and runs nothing.
@@ -221,14 +227,15 @@ def test_traps_are_avoided():
 
 
 def test_rules_log_and_profile_names_exist():
-    """Every rule with a command has a log; every rule that the Slurm profile names exists; WORDS name the files."""
-    names, words = set(), ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
+    """Every rule with a command has a log; the Slurm profile names those that ask for a GPU; WORDS name the files."""
+    names, on_gpu, words = set(), set(), ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
     for path in RULES:
         for name, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)+)", path.read_text(), re.M):
             names.add(name)
+            on_gpu |= {name} if "gpu=1" in body else set()
             assert ("shell:" in body) == ("log:" in body), name
     named = re.findall(r"^  (\w+):$", YAMLS["slurm"].read_text().split("set-resources:")[1], re.M)
-    assert named and set(named) <= names
+    assert set(named) == on_gpu <= names, "what asks for a GPU goes to the partition that has some"
     assert set(words) | {"all"} <= names
     assert {path.stem for path in RULES[1:]} == {"common", *words}
 
@@ -262,7 +269,7 @@ from importlib import import_module
 for name in ("steps", "distil", "loop", "teacher.train", "sampling", "ensemble.seed", "supplements.embedding",
              "methods.diff_instruct", "judges", "data"):
     import_module("eldistill." + name)
-forbidden = {"snakemake", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
+forbidden = {"snakemake", "diffusers", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
 found = forbidden & {name.split(".")[0] for name in sys.modules}
 sys.exit(f"imported: {sorted(found)}" if found else 0)
 """

@@ -11,6 +11,7 @@ import argparse
 import errno
 import os
 import sys
+from pathlib import Path
 
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -22,7 +23,7 @@ from eldistill.files import Problem  # noqa: E402
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",
              "NAME/images, NAME/judge-a, NAME/judge-b, NAME/reference-judge-a, NAME/reference-pixels"),
-    "teacher": ("train a teacher", "NAME under `teacher`"),
+    "teacher": ("train a teacher, or take over a published one; measure its samples", "NAME under `teacher`, or NAME/check"),
     "ensemble": ("draw and calibrate an ensemble of random networks", "DATA/ENSEMBLE/SEED"),
     "distil": ("distil a teacher into a one-step generator", "DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0"),
     "evaluate": ("generate images and measure them", "a run, DATA/real, DATA/teacher, or suite/SUITE for data/metrics.json"),
@@ -90,6 +91,32 @@ def parser() -> argparse.ArgumentParser:
         help="an autoencoder as diffusers saves it (default: sd-vae-ft-mse, which is fetched)",
     )
     code.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    ruler = commands.add_parser(
+        "check",
+        help="measure a published teacher or student of data/sources.csv",
+        description="A published network, as its authors measured it: Fréchet distance in Inception's features to their reference.",
+    )
+    ruler.add_argument("name", metavar="NAME", help="row of data/sources.csv: a teacher or a student")
+    ruler.add_argument("--file", metavar="FILE", help="its file, if it need not be fetched")
+    ruler.add_argument("--n", type=int, default=50_000, metavar="N", help="images (default: 50000, as published)")
+    ruler.add_argument(
+        "--steps", type=int, metavar="STEPS", help="of Heun's method, for a teacher (default: its authors')"
+    )
+    ruler.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the images (default: 0)")
+    ruler.add_argument("--batch", type=int, default=250, metavar="N", help="images at once (default: 250)")
+    ruler.add_argument(
+        "--reference", metavar="NAME", help="row with reference statistics, or a file (default: its own row's)"
+    )
+    ruler.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    bill = commands.add_parser(
+        "cost",
+        help="what a suite would take, before it runs",
+        description="Operations, GPU hours, memory and disk of a suite's trainings, counted without running them.",
+    )
+    bill.add_argument("suite", metavar="SUITE", help="a name under `suites`")
+    bill.add_argument(
+        "--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"
+    )
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -108,8 +135,14 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.word == "zip":
             from eldistill import data, params
 
-            pack = recipes.Plan(params.load()).find("data", f"{chosen.name}/images").outputs[0]
-            count = data.write_zip(pack, chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,))
+            step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
+            if not step.fresh(Path()):
+                raise Problem(
+                    f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
+                )
+            count = data.write_zip(
+                step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
+            )
             print(f"{chosen.out}: {count} images")
         elif chosen.word == "encode":
             from eldistill import data, params
@@ -119,6 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
             say = lambda text: print(text, flush=True)  # noqa: E731
             count = data.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
             print(f"{chosen.out}: latents of {count} images")
+        elif chosen.word == "check":
+            from eldistill.teacher import check
+
+            check.command(chosen, say=lambda text: print(text, flush=True))
+        elif chosen.word == "cost":
+            from eldistill import cost
+
+            cost.command(chosen, say=lambda text: print(text, flush=True))
         elif chosen.word == "sample":
             from eldistill import sampling
 

@@ -11,6 +11,7 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
     [critic_terms(nets, batch, images, numbers) -> {name: scalar}]   for the extra networks that a phase trains
     [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
     [group(numbers) -> int]                                          images that must share a micro-batch
+    [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
     sampler(numbers) -> dict                                         how the finished generator is sampled
 
 `start` is the generator of another run, or None. `images` of generator_terms is a function without arguments: it

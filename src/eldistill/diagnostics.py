@@ -4,8 +4,11 @@ Embedding Loss's gradient have to say?"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from statistics import fmean, median
 
+from eldistill.files import Problem
 from eldistill.results import arms_of, identity, short
 
 VERSION = 1
@@ -17,7 +20,8 @@ def stability(study) -> tuple[list[dict], list[str]]:
     """Every arm: runs that ended no better than they started, runs whose spread fell below half of the data's, ticks
     whose gradient is beyond three times the run's median, and what was lost after the best point of the curve.
 
-    A run with a NaN has no row: it stops, and the suite with it.
+    Spread and gradients are those of the second half of a run: a student starts as its teacher's blurred image, whose
+    spread is small, and from a fake_score that knows nothing yet. A run with a NaN has no row: it stops, and the suite with it.
     """
     rows = []
     for group in arms_of(study.results).values():
@@ -52,8 +56,9 @@ def stability(study) -> tuple[list[dict], list[str]]:
 def signal(study) -> tuple[list[dict], list[str]]:
     """The supplement's own signal, batch by batch, from the second half of each run's log: its value over its running
     deviation, the cosine of its gradient with the base loss's, and the share that would mix the two with the least
-    variance (a diagnostic: the lemma needs two estimators of one vector)."""
-    rows = []
+    variance (a diagnostic: the lemma needs two estimators of one vector). A biased form has a value that is mostly its
+    bias at small batches, which is no signal: its ratio is left out."""
+    rows, biased = [], []
     for group in arms_of(study.results).values():
         found = {}
         for name in ("snr", "cosine", "optimal", "trace_ratio", "weight"):
@@ -61,14 +66,32 @@ def signal(study) -> tuple[list[dict], list[str]]:
             found[name] = fmean(values) if values else None
         if found["snr"] is None:
             continue
+        if _biased(study.root, group[0].run):
+            found["snr"] = None
+            biased.append(group[0].arm[2])
         about = group[0].about
         row = identity(group) | {"batch": round(about["n_images"] / about["iterations"])} | found
         rows.append(row | {"runs": " ".join(result.run for result in group)})
-    rows.sort(key=lambda row: (row["data"], row["supplement"], row["batch"]))
+    rows.sort(key=lambda row: (row["data"], row["supplement"], row["batch"], row["method"]))
     said = []
-    for data, supplement in dict.fromkeys((row["data"], row["supplement"]) for row in rows):
+    for data, supplement in dict.fromkeys((row["data"], row["supplement"]) for row in rows if row["snr"] is not None):
         same = [row for row in rows if (row["data"], row["supplement"]) == (data, supplement)]
-        values = ", ".join(f"{short(row['snr'])} at {row['batch']}" for row in same)
+        twice = len({row["batch"] for row in same}) < len(same)
+        values = ", ".join(
+            f"{short(row['snr'])} at {row['batch']}" + (f" ({row['method']})" if twice else "") for row in same
+        )
         alone = "" if same[0]["snr"] >= 1 else "; below 1 a batch alone says little, and only many steps do"
         said.append(f"{data}, {supplement}: signal over noise {values} images a batch{alone}.")
+    if biased:
+        said.append(f"{', '.join(dict.fromkeys(biased))}: no signal over noise is given, for the value of a biased form is mostly "
+                    "its bias.")  # fmt: skip
     return rows, said
+
+
+def _biased(root: Path, run: str) -> bool:
+    path = root / f"data/runs/{run}/generator_ema.safetensors.recipe"
+    try:
+        supplements = json.loads(path.read_text(encoding="utf-8"))["params"]["supplements"]
+    except (OSError, ValueError, KeyError) as error:
+        raise Problem(f"{path} cannot be read ({error}); make the run again") from None
+    return any(each.get("estimator") == "biased" for each in supplements.values())

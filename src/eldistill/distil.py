@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,14 +64,20 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     nets = {"generator": method.generator(teacher, start, numbers), **method.networks(teacher, numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(nets["generator"].state_dict())  # the average of a generator starts at it
-    supplements = _supplements(recipe, upstream, reals, teacher, site, method.sampler(numbers)["steps"]["1"][0])
-    for each in supplements:
+    added = supplements(recipe, upstream, reals, teacher, site, method.sampler(numbers)["steps"]["1"][0])
+    for each in added:
         if hasattr(each.module, "networks"):
             each.module.networks(
                 nets, each.tools, each.numbers, noise.stream_seed(recipe["seed"], f"initialisation/{each.name}")
             )
-    for layer in [each for net in nets.values() for each in net.modules()] if values["dropout"] is not None else []:
-        if hasattr(layer, "dropout"):
+    if values["dropout"] is not None:
+        every = [each for net in nets.values() for each in net.modules()]
+        layers = [each for each in every if type(each).__module__.startswith("eldistill.") and hasattr(each, "dropout")]
+        if values["dropout"] and not layers:
+            raise Problem(
+                f"params.yaml: dropout is {values['dropout']}, but the teacher's network has none; set it to 0 or null"
+            )
+        for layer in layers:
             layer.dropout = values["dropout"]
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
@@ -78,7 +85,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         training=SimpleNamespace(n_images=values["n_images"], batch=values["batch"], ema=params.freeze("Ema", values["ema"])),
         nets=nets, published="generator", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={name: settings[name != "generator"] for name in nets}, fixed={"teacher": teacher},
-        supplements=supplements, device=site.device, micro_batch=site.micro_batch,
+        supplements=added, device=site.device, micro_batch=site.micro_batch,
         ticks=recipe["ticks"], save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
     )  # fmt: skip
     if start is None:
@@ -131,7 +138,24 @@ def _both(first, second):
     return write
 
 
-def _supplements(recipe: dict, upstream: dict, reals, teacher, site, sigma_init: float) -> list[loop.Supplement]:
+def upstream(recipe: dict, files: Iterable[Path]) -> dict:
+    """Which of the files upstream the supplements of a run read: `ensembles`, manifests in the order of its supplements,
+    and `pairs`, {(n, seed): file}."""
+    files = list(files)
+    manifests = {
+        (path.parent.name, path.stem): path for path in files if path.suffix == ".json" and "ensembles" in path.parts
+    }
+    ensembles = []
+    for each in recipe["supplements"].values():
+        if each.get("ensemble"):
+            seed = recipe["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
+            ensembles.append(manifests[each["ensemble"], str(seed)])
+    pairs = [path for path in files if path.suffix == ".npz" and path.stem.startswith("pairs-")]
+    return {"ensembles": ensembles, "pairs": {tuple(map(int, path.stem.split("-")[1:])): path for path in pairs}}
+
+
+def supplements(recipe: dict, upstream: dict, reals, teacher, site, sigma_init: float) -> list[loop.Supplement]:
+    """The supplements of a run, prepared. upstream: as the function of that name gives it."""
     waiting, made = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.module("supplements", values["file"])

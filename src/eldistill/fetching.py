@@ -101,24 +101,18 @@ def fetch(
         return _checked(found, row, say)
     store.mkdir(parents=True, exist_ok=True)
     key = row["sha256"][:16] or hashlib.sha256(row["url"].encode()).hexdigest()[:16]
-    with _alone(store / f".{key}-{file_name}.lock", name, say):
+    with _alone(store / f".{key}-{file_name}.lock", row, say):
         row = source(name)  # another process may have noted its digest
         if found := _kept(store, file_name, row):
             return _checked(found, row, say)
         part = store / f"{key}-{file_name}.part"
-        _download(row, part, say)
-        digest, size = _content_digest(part), part.stat().st_size
-        if not digest or row["sha256"] not in ("", digest):
-            _drop(part)
-            wanted = f"expected {row['sha256'][:16]}… ({_where(row)})" if row["sha256"] else "expected a gzip file"
-            raise Problem(
-                f"{name} came with sha256 {digest[:16] or 'none'}…, {wanted}; fetch it again, or from elsewhere"
-            )
+        address, digest = _download(row, part, say)
+        size = part.stat().st_size
         path = store / f"{digest[:16]}-{file_name}"
         os.replace(part, path)
         _drop(part)
         if not row["sha256"]:
-            _note(row, digest, size, say)
+            _note(row, digest, size, say, f"; it came from {address}")
     return path
 
 
@@ -132,7 +126,7 @@ def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
     return path if row["sha256"] and path.exists() else None
 
 
-def _note(row: dict[str, str], digest: str, size: int, say) -> None:
+def _note(row: dict[str, str], digest: str, size: int, say, origin: str = "") -> None:
     # Trust on first use: what came first is what has to come ever after. Rewritten whole, by one process at a time.
     guard = Path("data/scratch/sources.lock.guard")
     guard.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +138,7 @@ def _note(row: dict[str, str], digest: str, size: int, say) -> None:
         rows.setdefault(row["name"], {"name": row["name"], "sha256": digest, "bytes": str(size), "noted": today})
         lines = [",".join(each.values()) for each in rows.values()]
         write_text(LOCK, "\n".join(["name,sha256,bytes,noted", *lines]) + "\n")
-    say(f"{row['name']}: its digest was not known; sha256 {digest} is trusted from now on, and noted in {LOCK}")
+    say(f"{row['name']}: its digest was not known; sha256 {digest} is trusted from now on, and noted in {LOCK}{origin}")
 
 
 def _content_digest(path: Path) -> str:
@@ -174,7 +168,8 @@ def _checked(path: Path, row: dict[str, str], say) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, name: str, say) -> Iterator[None]:
+def _alone(path: Path, row: dict[str, str], say) -> Iterator[None]:
+    name = row["name"]
     # Released by the system when the process ends, however it ends.
     with open(path, "a") as file:
         try:
@@ -183,6 +178,11 @@ def _alone(path: Path, name: str, say) -> Iterator[None]:
             say(f"{name}: another process is fetching it; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
+            if not row["sha256"]:  # two mixed downloads could be what is trusted ever after
+                raise Problem(
+                    f"{path.parent} is on a file system without locks ({error}), and no digest of {name} is known; set "
+                    "ELDISTILL_STORE to a folder of a local disk"
+                ) from None
             print(
                 f"eldistill: this file system has no locks ({error}); let one job fetch {name} first", file=sys.stderr
             )
@@ -211,26 +211,39 @@ def _addresses(row: dict[str, str]) -> list[str]:
     return local if os.environ.get("ELDISTILL_OFFLINE", "0") not in ("", "0") else found
 
 
-def _download(row: dict[str, str], part: Path, say) -> None:
-    waiting, reason = _addresses(row), "nobody may be asked: ELDISTILL_OFFLINE is set"
+def _download(row: dict[str, str], part: Path, say) -> tuple[str, str]:
+    """Fill the part file; returns the address it came from and its digest, which is the row's if that has one."""
+    waiting, reasons = _addresses(row), {}
     for attempt in range(TRIES):
         if not waiting:
             break
         address = waiting[attempt % len(waiting)]
         try:
+            begun = part.exists()
             _attempt(row, address, part)
-            return
+            return address, _right(row, part, begun)
         except _Broken as broken:
-            reason = f"{address}: {broken}"
+            reasons[address] = reason = f"{address}: {broken}"
             if not broken.again:
                 waiting.remove(address)
             say(f"{row['name']}: {reason}" + ("; trying again" if waiting and attempt + 1 < TRIES else ""))
             if waiting and attempt + 1 < TRIES:
                 time.sleep(max(broken.wait, min(2**attempt, 30) * random.uniform(0.5, 1)) if broken.again else 0)
+    reason = "; ".join(reasons.values()) or "nobody may be asked: ELDISTILL_OFFLINE is set"
     raise Problem(
         f"{row['name']} could not be fetched from {row['url']} ({reason}); "
         f"put the file into a folder and name that folder in params.yaml"
     )
+
+
+def _right(row: dict[str, str], part: Path, begun: bool) -> str:
+    # begun: what came may be a mixture with the part of an earlier attempt, which deserves another one.
+    digest = _content_digest(part)
+    if not digest or row["sha256"] not in ("", digest):
+        _drop(part)
+        wanted = f"expected {row['sha256'][:16]}… ({_where(row)})" if row["sha256"] else "expected a gzip file"
+        raise _Broken(f"it came with sha256 {digest[:16] or 'none'}…, {wanted}", again=begun)
+    return digest
 
 
 def _attempt(row: dict[str, str], address: str, part: Path) -> None:

@@ -167,6 +167,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
     shown = compared or rows
     # A table without distances is drawn by the first of these that it has.
     value, title = next((key, text) for key, text in DRAWN.items() if key in shown[0])
+    shown = compared or [row for row in shown if row[value] is not None] or shown  # an empty place would look like a 0
     labels = [
         ", ".join(str(row[key]) for key in ("data", "space", "equal", "gradient") if row.get(key))
         + f": {row['method']}/{row['supplement']}"

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eldistill.fetching import TABLE, source
 from eldistill.files import Problem, canonical, digest, write_text
 from eldistill.params import Params, Run
 from eldistill.schema import PACKAGE, spaces
@@ -30,10 +31,13 @@ USES = {
     "networks/song": ("networks/layers", "networks/precond"),
     "networks/adm": ("networks/layers", "networks/precond"),
     "networks/edm2": ("networks/layers", "networks/precond", "networks/adm"),
+    "networks/ddpm": ("networks/precond",),
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
     "teacher/pairs": ("sampling", "noise"),
+    "teacher/check": ("noise",),
+    "teacher/pickles": ("teacher/machine",),
     "methods/diff_instruct": ("score", "augment"),
     "methods/dmd": ("score",),
     "methods/dmd2": ("score", "adversarial"),
@@ -44,6 +48,7 @@ USES = {
     "supplements/gan": ("adversarial", "score"),
     "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
+    "central": ("comparisons",),
 }
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
@@ -108,7 +113,10 @@ def write_versions(root: str | Path = ".") -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe."""
+    """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe.
+
+    after: what must have been made before, and decides nothing about this.
+    """
 
     word: str
     name: str
@@ -116,6 +124,7 @@ class Step:
     params: dict
     outputs: tuple[str, ...]
     upstream: tuple[Step, ...] = field(default=())
+    after: tuple[Step, ...] = field(default=())
 
     @functools.cached_property
     def recipe(self) -> str:
@@ -155,7 +164,7 @@ class Step:
 
     def walk(self) -> Iterator[Step]:
         """This step and all upstream, upstream first, with repetitions."""
-        for step in self.upstream:
+        for step in (*self.upstream, *self.after):
             yield from step.walk()
         yield self
 
@@ -230,7 +239,8 @@ class Plan:
         """A teacher that we train, or that a file holds."""
         section = self.params.without_site("teacher", self.params.section("teacher", name))
         data = self.data(section["data"])
-        section.pop("steps")  # of sampling, not of training
+        for key in ("steps", "check"):  # of sampling, not of training
+            section.pop(key)
         folder = f"data/teachers/{name}"
         outputs = (f"{folder}/teacher.safetensors", f"{folder}/log.csv", f"{folder}/provenance.json")
         if section.get("source") or section.get("file"):
@@ -238,12 +248,33 @@ class Plan:
             identity = ("source", "sha256") if section.get("source") else ("file", "sha256")
             params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
+            if section.get("source"):  # another version of the row is another network
+                params["version"] = source(section["source"], self.params.root / TABLE)["version"]
             # Which network it is stands in the file: all of them count.
-            networks = tuple(f"networks/{file}" for file in ("adm", "edm2", "song"))
+            networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "song"))
             return Step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return Step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
+
+    @functools.cache  # noqa: B019
+    def check(self, name: str) -> Step:
+        """The samples of a teacher, measured before anything is distilled from it."""
+        section = self.params.section("teacher", name)
+        row = source(section["source"], self.params.root / TABLE) if section["source"] else {}
+        params = section["check"]
+        reference = params["reference"] or row.get("reference")
+        features = params["features"] or ("inception" if reference else "judge-a")
+        if features != "inception":
+            reference = None
+        params |= {"steps": section["steps"], "features": features, "reference": reference, "published": row.get("published", ""),
+                   "n": params["n"] or (50_000 if reference else 1_000), "threads": self.threads}  # fmt: skip
+        measured = () if reference else (self.reference(section["data"], features),)
+        judges = tuple(step for each in measured for step in each.upstream if "/judge-" in step.name)
+        space = spaces()[features]
+        modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
+        output = f"data/teachers/{name}/check.json"
+        return Step("teacher", f"{name}/check", modules, params, (output,), (self.teacher(name), *judges, *measured))
 
     @functools.cache  # noqa: B019
     def pairs(self, teacher: str, n: int, seed: int) -> Step:
@@ -309,9 +340,8 @@ class Plan:
         start = method["start_from"]
         before = (self.distil(self.params.run(f"{run.data}/{start}/{run.seed}")),) if start else ()
         upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles, *pairs, *before)
-        return Step(
-            "distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream
-        )
+        return Step("distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream,
+                    (self.check(data["teacher"]),))  # fmt: skip
 
     def run_outputs(self, folder: str) -> tuple[str, ...]:
         """The files of a run; one copy of generator_ema for each share of the training in distil.snapshots."""
@@ -418,15 +448,18 @@ class Plan:
             },
             "runs": list(map(str, runs)),
         }
-        upstream = tuple(each for run in runs for each in (self.evaluation(run), self.distil(run)))
+        kind = literal("studies", "KINDS")[section["studies"][name]["kind"]]
+        upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
+        if literal(kind, "NETWORKS", False):  # it runs them again
+            upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return Step(
             "tables",
             f"{suite}/{name}",
-            ("studies", "diagnostics", "variance", "inference", "plots", "results"),
+            ("studies", kind, "inference", "plots", "results"),
             params,
             outputs,
-            upstream,
+            tuple({(step.word, step.name): step for step in upstream}.values()),
         )
 
     def studies(self, suite: str) -> tuple[Step, ...]:
@@ -455,6 +488,9 @@ class Plan:
             if len(parts) == 2 and (found := re.fullmatch(r"pairs-(\d+)-(\d+)", parts[1])):
                 self.params.section("teacher", parts[0], where="teacher on the command line")
                 return self.pairs(parts[0], int(found[1]), int(found[2]))
+            if len(parts) == 2 and parts[1] == "check":
+                self.params.section("teacher", parts[0], where="teacher on the command line")
+                return self.check(parts[0])
             self.params.section("teacher", parts[0], where="teacher on the command line")
             return self.teacher(parts[0])
         if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:

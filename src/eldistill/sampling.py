@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -137,12 +138,15 @@ def images_of(
 
 @torch.no_grad()
 def images_of_teacher(
-    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250
+    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None
 ) -> Iterator[torch.Tensor]:
-    """Chunks of uint8 images by Heun's method, from the same latents as a generator's."""
+    """Chunks of uint8 images by Heun's method, from the same latents as a generator's. churn: the numbers of EDM's
+    stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
     device = next(teacher.parameters()).device
     for draw, _ in _chunks(n, seed, batch, device):
-        x = heun(teacher, draw.normal("z", *about["shape"]), _labels(draw, about["label_dim"], None), steps)
+        fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None
+        labels = _labels(draw, about["label_dim"], None)
+        x = heun(teacher, draw.normal("z", *about["shape"]), labels, steps, **(churn or {}), fresh=fresh)
         yield data.decode(x, about["codec"]).cpu()
 
 

@@ -197,6 +197,17 @@ def _teacher(work) -> None:
             (source,) = _inputs(work, "/teacher.safetensors")
             pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say)
         return
+    if work.step.name.endswith("/check"):
+        from eldistill.teacher import check
+
+        judge, reference = ([path for path in _inputs(work, ending) if path.name.startswith(start)]
+                            for ending, start in ((".safetensors", "judge-"), (".npz", "reference-")))  # fmt: skip
+        (source,) = _inputs(work, "/teacher.safetensors")
+        found = check.make(
+            work.params, source, *(next(iter(each), None) for each in (reference, judge)), work.site, work.say
+        )
+        files.write_json(work.outputs[0], found)
+        return
     if work.params.get("source") or work.params.get("file"):
         from eldistill.teacher import convert
 
@@ -237,22 +248,8 @@ def _distil(work) -> None:
     from eldistill import distil, loop
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
-    manifests = {(path.parent.name, path.stem): path for path in _inputs(work, ".json") if "ensembles" in path.parts}
-    ensembles = []
-    for each in work.params["supplements"].values():
-        if each.get("ensemble"):
-            seed = work.params["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
-            ensembles.append(manifests[each["ensemble"], str(seed)])
-    pairs = {
-        tuple(map(int, path.stem.split("-")[1:])): path
-        for path in _inputs(work, ".npz")
-        if path.stem.startswith("pairs-")
-    }
-    upstream |= {
-        "ensembles": ensembles,
-        "pairs": pairs,
-        "start": next(iter(_inputs(work, "/generator_ema.safetensors")), None),
-    }
+    upstream |= distil.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
+    upstream["start"] = next(iter(_inputs(work, "/generator_ema.safetensors")), None)
 
     def make(folder):
         done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)

@@ -3,7 +3,8 @@
 
 At a snapshot of a run the generator is held; some fake_scores are trained on it from the teacher, each with random
 numbers of its own; then the gradient of its parameters is drawn again and again at several batches. Its variance (the
-trace of its covariance) is fitted by floor + slope / batch. With a noise level of its own for every image and one given
+trace of its covariance) is fitted by floor + slope / batch; that of a supplement, whose images meet in pairs, has a part
+in 1 / batch^2 as well (the variance of a U-statistic). With a noise level of its own for every image and one given
 fake_score the draws of a batch are independent, and there can be no floor; one level for a whole batch leaves one, and
 so do different fake_scores.
 """
@@ -24,7 +25,8 @@ from eldistill import inference
 from eldistill.files import Problem
 from eldistill.results import arms_of, identity, short
 
-VERSION = 1
+VERSION = 2
+NETWORKS = True  # the study runs the networks of its runs again
 PERCENT = 20  # of the run: the snapshot that is looked at
 FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
 REPEATS = {8: 32, 32: 24, 128: 16}  # batch: how many gradients of it
@@ -50,12 +52,12 @@ def moments(gradients: np.ndarray) -> Moments:
     return Moments(mean, float(((gradients - mean) ** 2).sum() / (len(gradients) - 1)), len(gradients))
 
 
-def line(found: dict[int, float]) -> tuple[float, float]:
-    """(floor, slope) of variance = floor + slope / batch, each point weighed by its own size (errors are relative)."""
+def fit(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
+    """(floor, slope, …) of variance = floor + slope / batch + … up to 1 / batch^order, each point weighed by its own size
+    (errors are relative)."""
     batches, values = np.array(list(found), float), np.array(list(found.values()))
-    design = np.stack([np.ones_like(batches), 1 / batches], 1) / values[:, None]
-    floor, slope = np.linalg.lstsq(design, np.ones_like(values), rcond=None)[0]
-    return float(floor), float(slope)
+    design = batches[:, None] ** -np.arange(order + 1) / values[:, None]
+    return tuple(map(float, np.linalg.lstsq(design, np.ones_like(values), rcond=None)[0]))
 
 
 def between(means: list[Moments]) -> float:
@@ -96,10 +98,20 @@ def _one_level(draw):
     return OneLevel(draw.seed, draw.scope, draw.first, draw.size, draw.device, draw.dtype)
 
 
+def _file(step: str) -> tuple[str, str]:
+    # (folder, file) of an upstream step of a run that its supplements read.
+    word, name = step.split(" ", 1)
+    if word == "ensemble":
+        return "ensembles", f"{name}.json"
+    return ("teachers", f"{name}.npz") if word == "teacher" and "/pairs-" in name else ("", "")
+
+
 class Probe:
     """The networks of a run at its snapshot, and gradients of the generator's parameters."""
 
     def __init__(self, run: str, root: Path):
+        import torch
+
         from eldistill import contract, data, distil, sampling
         from eldistill.teacher import train
 
@@ -110,6 +122,7 @@ class Probe:
         except (OSError, ValueError) as error:
             raise Problem(f"the recipe of {run} cannot be read ({error}); make the run again") from None
         self.params = recipe["params"]
+        torch.set_num_threads(self.params["threads"])
         values = self.params["method"]
         self.method = contract.module("methods", values["file"])
         self.numbers = contract.numbers(self.method, values)
@@ -125,10 +138,14 @@ class Probe:
             root / f"data/sets/{above['data']}.safetensors", self.params["data"]["codec"], self.params["data"]["labels"]
         )
         site = SimpleNamespace(device="cpu", micro_batch=0)
-        named = [key.split(" ", 1)[1] for key in recipe["upstream"] if key.startswith("ensemble ")]
-        upstream = {"ensembles": [root / f"data/ensembles/{name}.json" for name in named], "pairs": {}}
+        files = [root / f"data/{folder}/{name}" for folder, name in map(_file, recipe["upstream"]) if folder]
+        upstream = distil.upstream(self.params, files)
         start = self.method.sampler(self.numbers)["steps"]["1"][0]
-        self.supplements = distil._supplements(self.params, upstream, self.reals, self.teacher, site, start)
+        self.supplements = distil.supplements(self.params, upstream, self.reals, self.teacher, site, start)
+        for each in self.supplements:
+            if hasattr(each.module, "networks") or not hasattr(each.module, "generator_terms"):
+                raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
+                              f"{each.name} is none; take it from the grids of that study")  # fmt: skip
 
     def fakes(self) -> list[dict]:
         """Networks with FAKES fake_scores, each trained on the held generator with random numbers of its own."""
@@ -202,12 +219,12 @@ class Probe:
 
 
 def look(run: str, root: Path) -> dict[str, dict]:
-    """{which gradient: {batch: variance over the squared norm of its mean, "floor", "slope"}} of one run."""
+    """{which gradient: {batch: its variance, "signal": squared norm of its mean, "floor"}} of one run."""
     probe, found = Probe(run, root), {}
     if probe.supplements:
         for each in probe.supplements:
             per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
-            found[each.name] = _relative({b: m.variance for b, m in per.items()}, strength([per[max(per)]]))
+            found[each.name] = _found({b: m.variance for b, m in per.items()}, strength([per[max(per)]]), 2)
         return found
     nets = probe.fakes()
     own = {
@@ -215,42 +232,56 @@ def look(run: str, root: Path) -> dict[str, dict]:
         for batch in REPEATS
     }
     signal, within = strength(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
-    found[OWN] = _relative(within, signal)
+    found[OWN] = _found(within, signal)
     one = {b: probe.gradients("one", b, probe.base(nets[0]), _one_level).variance for b in REPEATS}
-    found[SHARED] = _relative(one, strength([own[max(own)][0]]))
+    found[SHARED] = _found(one, strength([own[max(own)][0]]))
     apart = between(own[max(own)])
     # The mean gradient of a fake_score is the common one and its own deviation: the signal is the former alone.
-    found[ACROSS] = _relative({b: value + apart for b, value in within.items()}, signal - apart)
+    found[ACROSS] = _found({b: value + apart for b, value in within.items()}, signal - apart)
     return found
 
 
-def _relative(variances: dict[int, float], signal: float) -> dict:
-    floor, slope = line(variances)
-    return {batch: value / signal for batch, value in variances.items()} | {
-        "floor": floor / signal, "slope": slope / signal, "share": 100 * floor / variances[min(variances)]
-    }  # fmt: skip
+def _found(variances: dict[int, float], signal: float, order: int = 1) -> dict:
+    return variances | {"signal": signal, "floor": fit(variances, order)[0]}
 
 
 # --- the study ------------------------------------------------------------------------------------------
 
 
 def variance(study) -> tuple[list[dict], list[str]]:
-    """Every arm: the variance of its own gradient over the squared norm of its mean, batch by batch, and the floor of the
-    fit with its interval over runs. `none` shows the base loss's gradient, an arm with a supplement the supplement's."""
+    """Every arm: the variance of its own gradient over the squared norm of its mean, batch by batch (means over runs, then
+    their ratio), and the floor in percent of the variance at the smallest batch with its interval over runs. `none`
+    shows the base loss's gradient, an arm with a supplement the supplement's."""
     rows, said, confidence = [], [], study.params["confidence"]
+    least, most = min(REPEATS), max(REPEATS)
     for group in arms_of(study.results).values():
         looks = [look(result.run, study.root) for result in group]
         for which in looks[0]:
             each = [found[which] for found in looks]
-            row = identity(group) | {"gradient": which}
-            row |= {f"noise_{batch}": fmean(found[batch] for found in each) for batch in REPEATS}
-            row |= {key: fmean(found[key] for found in each) for key in ("floor", "slope", "share")}
-            row["share_low"], row["share_high"] = inference.interval([found["share"] for found in each], confidence)
+            signal = fmean(found["signal"] for found in each)
+            row = identity(group) | {"gradient": which, "signal": signal}
+            for batch in REPEATS:
+                noise = fmean(found[batch] for found in each)
+                row |= {f"variance_{batch}": noise, f"noise_{batch}": noise / signal if signal > 0 else None}
+            shares = [100 * found["floor"] / found[least] for found in each]
+            row["share"], (row["share_low"], row["share_high"]) = fmean(shares), inference.interval(shares, confidence)
             rows.append(row | {"runs": " ".join(result.run for result in group)})
-            low, high = row["share_low"], row["share_high"]
-            span = f"{row['share']:.1f} %" + ("" if low is None else f" [{low:.1f}, {high:.1f}]")
-            verdict = "of one run" if low is None else "a floor" if low > 0 else "no floor to be seen"
-            said.append(f"{row['data']}, {row['method']}/{row['supplement']}, {which}: {verdict}: {span} of the variance at batch "
-                        f"{min(REPEATS)} stays at any batch; noise over signal {short(row[f'noise_{min(REPEATS)}'])} at {min(REPEATS)}, "
-                        f"{short(row[f'noise_{max(REPEATS)}'])} at {max(REPEATS)} images ({len(group)} runs).")  # fmt: skip
+            said.append(f"{row['data']}, {row['method']}/{row['supplement']}, {which}: {_verdict(row)} of the variance at batch "
+                        f"{least} stays at any batch; {_ratio(row, least, most)} ({len(group)} runs).")  # fmt: skip
     return rows, said
+
+
+def _verdict(row: dict) -> str:
+    low, high = row["share_low"], row["share_high"]
+    if low is None:
+        return f"of one run: {row['share']:.1f} %"
+    verdict = "a floor" if low > 0 else "no floor, and the fit does not suit it" if high < 0 else "no floor to be seen"
+    return f"{verdict}: {row['share']:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _ratio(row: dict, least: int, most: int) -> str:
+    if row["signal"] <= 0:
+        return "its mean is lost in the noise"
+    return (
+        f"noise over signal {short(row[f'noise_{least}'])} at {least}, {short(row[f'noise_{most}'])} at {most} images"
+    )

@@ -58,6 +58,7 @@ def inputs_of(word, name):
             )
         step = STEPS[word, wanted]
         files = [ancient(output) for above in step.upstream for output in above.outputs]
+        files += [ancient(above.sidecar) for above in step.after]
         return [step.file, *(above.sidecar for above in step.upstream), *files]
 
     return inputs

@@ -23,6 +23,23 @@ rule train_teacher:
         f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
+# Before anything is distilled: is it what it claims to be?
+rule check_teacher:
+    input:
+        inputs_of("teacher", "{data}/check"),
+    output:
+        "data/teachers/{data}/check.json",
+        "data/teachers/{data}/check.json.recipe",
+    log:
+        "data/scratch/logs/teacher/{data}/check.log",
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=720,
+    shell:
+        "python -m eldistill teacher {wildcards.data}/check --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+
+
 rule make_pairs:
     input:
         inputs_of("teacher", "{data}/pairs-{n}-{seed}"),

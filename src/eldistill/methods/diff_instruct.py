@@ -66,3 +66,8 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 def kl_term(difference: torch.Tensor, images: torch.Tensor) -> AtImages:
     """Value and gradient of mean over images of <sg[D_fake - D_teacher], x>; both arguments [n, c, h, w]."""
     return AtImages((difference * images).sum() / len(images), difference / len(images))
+
+
+def passes(numbers: Numbers, encoder: float) -> float:
+    """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
+    return 9 - (numbers.images == "reuse")

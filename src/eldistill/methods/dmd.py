@@ -58,3 +58,8 @@ def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Number
 def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
     """The normalised difference of the denoisers, as half a squared distance (its value is flat by construction)."""
     return {"matching": score.matching(nets, batch, images(), numbers.bins, numbers.low, numbers.high)}
+
+
+def passes(numbers: Numbers, encoder: float) -> float:
+    """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
+    return 8 + (numbers.images == "fresh")

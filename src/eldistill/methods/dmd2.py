@@ -79,3 +79,8 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
         weight = numbers.weight_generator
         terms["adversarial"] = AtImages(weight * value, weight * gradient)
     return terms
+
+
+def passes(numbers: Numbers, encoder: float) -> float:
+    """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
+    return (4 * numbers.every + 4 + (6 * numbers.every + 2) * encoder + (numbers.images == "fresh")) / numbers.every

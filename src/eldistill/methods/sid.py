@@ -75,3 +75,8 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
         x, shift, numbers.sequential,
     )  # fmt: skip
     return {"identity": AtImages(value.detach(), gradient)}
+
+
+def passes(numbers: Numbers, encoder: float) -> float:
+    """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
+    return 11 - (numbers.images == "reuse")

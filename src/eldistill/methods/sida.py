@@ -128,3 +128,8 @@ def objective(x, real, fake, logits, u, numbers: Numbers, solo: bool):
         1 / (weight * u.exp()).flatten(), fooled, numbers.group
     )  # fmt: skip
     return (identity + own) / 2, identity / 2, own / 2
+
+
+def passes(numbers: Numbers, encoder: float) -> float:
+    """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
+    return 11 + 3 * encoder - (numbers.images == "reuse")

@@ -5,14 +5,16 @@ through a strict comparison of names and shapes, and then a safetensors file tha
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from eldistill import fetching, latents, networks
-from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.files import Problem, canonical, load_tensors, save_tensors
 from eldistill.files import sha256 as sha256_of
 from eldistill.teacher import pickles, train
 from eldistill.teacher.pickles import Network, Refused
@@ -113,9 +115,15 @@ def check(found: Network) -> dict:
             raise Refused(
                 f"its {name} is {list(tensor.size)} {tensor.storage.dtype}; expected {list(wanted[name].shape)} of floats"
             )
-        if not bool(tensor.view().isfinite().all()):
+        if not _finite(tensor.view()):
             raise Refused(f"its {name} is not finite")
     return outline.config
+
+
+def _finite(numbers: torch.Tensor) -> bool:
+    # A NaN or an infinity is in the sum too, which takes a tenth of the time; a sum may overflow where none is.
+    total = numbers.sum(dtype=torch.float64 if numbers.dtype == torch.float64 else torch.float32)
+    return bool(total.isfinite()) or bool(numbers.isfinite().all())
 
 
 def build(found: Network) -> torch.nn.Module:
@@ -129,14 +137,30 @@ def build(found: Network) -> torch.nn.Module:
 
 
 def codec_of(file: pickles.File) -> dict | None:
-    """The constants of EDM2's latents, {scale, bias}, if the file has them."""
+    """The constants of EDM2's latents, {scale, bias}, if the file has them. Raises Refused for what cannot be such."""
     encoder = file.value.get("encoder") if isinstance(file.value, dict) else None
     if not isinstance(encoder, pickles.Record) or encoder.class_name != "StabilityVAEEncoder":
         return None
     found = {}
     for key in ("scale", "bias"):
         value = encoder.state.get(key)
-        found[key] = file.plain(value).reshape(-1).tolist() if isinstance(value, pickles.Array) else None
+        numbers = file.plain(value).reshape(-1) if isinstance(value, pickles.Array) else np.zeros(0)
+        if not 1 <= len(numbers) <= 64 or numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
+            raise Refused(f"{file.path} has a {key} of its latents that is not a few finite numbers; fetch it again")
+        found[key] = numbers.tolist()
+    return found
+
+
+def _told(file: pickles.File) -> dict | None:
+    """What the file says of the data that its network was trained on."""
+    found = file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None
+    try:
+        json.dumps(found, allow_nan=False).encode("utf-8")
+        canonical(found).encode("utf-8")
+    except (TypeError, ValueError):  # arrays, infinities, halves of characters
+        raise Refused(
+            f"{file.path} has dataset_kwargs that are no plain settings; fetch it again, or give another"
+        ) from None
     return found
 
 
@@ -164,13 +188,128 @@ def convert(
                 "name": source.name, "sha256": file.sha256, "bytes": file.bytes, "class": found.class_name,
                 "kwargs": {key: None if value == math.inf else value for key, value in found.kwargs.items()},
                 "module_sha256": found.source_sha256, "licence": licence, "latents": codec_of(file),
-                "dataset_kwargs": file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None,
+                "dataset_kwargs": _told(file),
             },
         }  # fmt: skip
         _agree(source, about["label_dim"], labels)
         if codec is not None:
             _agree_codec(source, codec, about["source"]["latents"], channels)
         save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
+    return about
+
+
+# --- a folder of diffusers ---------------------------------------------------------------------------------
+
+DDPM = {
+    "sample_size": _int(4, 1024), "in_channels": _int(1, 16), "out_channels": _int(1, 16),
+    "block_out_channels": _list(_int(1, 4096)), "down_block_types": _list(_among("DownBlock2D", "AttnDownBlock2D")),
+    "up_block_types": _list(_among("UpBlock2D", "AttnUpBlock2D")), "layers_per_block": _int(1, 16),
+    "mid_block_scale_factor": _float(1e-3, 1e3), "downsample_padding": _int(0, 1), "downsample_type": _among("conv", "resnet"),
+    "upsample_type": _among("conv", "resnet"), "attention_head_dim": _or_none(_int(1, 4096)), "norm_num_groups": _int(1, 1024),
+    "attn_norm_num_groups": _or_none(_int(1, 1024)), "norm_eps": _float(0, 1), "freq_shift": _int(0, 1),
+    "resnet_time_scale_shift": _among("default", "scale_shift"), "add_attention": _among(True, False),
+    "flip_sin_to_cos": _among(True, False), "time_embedding_dim": _or_none(_int(1, 65536)),
+    # Of these one value alone is understood.
+    "center_input_sample": _among(False), "time_embedding_type": _among("positional"), "act_fn": _among("silu", "swish"),
+    "mid_block_type": _among("UNetMidBlock2D"), "class_embed_type": lambda value: value is None,
+    "num_class_embeds": lambda value: value is None, "num_train_timesteps": _or_none(_int(1, 100_000)), "dropout": _float(0, 1),
+}  # fmt: skip
+SCHEDULE = {
+    "num_train_timesteps": _int(2, 100_000), "beta_start": _float(0, 1), "beta_end": _float(0, 1),
+    "beta_schedule": _among("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": _among("epsilon", "v_prediction"),
+    "trained_betas": _or_none(lambda value: isinstance(value, list) and 2 <= len(value) <= 100_000 and all(map(_float(0, 1), value))),
+    "rescale_betas_zero_snr": _among(False),
+}  # fmt: skip
+FIXED = ("center_input_sample", "time_embedding_type", "act_fn", "mid_block_type", "class_embed_type", "num_class_embeds",
+         "num_train_timesteps", "dropout")  # fmt: skip
+RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels"}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(
+            f"{path} is missing; expected the folder of a DDPM of diffusers: `save_pretrained` writes it"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused(f"{path} cannot be read ({error}); expected JSON as diffusers writes it") from None
+    if not isinstance(found, dict):
+        raise Refused(f"{path} is no mapping; expected JSON as diffusers writes it")
+    return found
+
+
+def folder(source: Path) -> tuple[dict, Path]:
+    """The configuration and the weights of a DDPM folder of diffusers: a pipeline's, or that of its UNet2DModel with the
+    scheduler's beside it. Nothing but JSON and safetensors is read. Raises Refused."""
+    unet = source / "unet" if (source / "unet").is_dir() else source
+    values = _json(unet / "config.json")
+    if values.get("_class_name") != "UNet2DModel":
+        raise Refused(f"{unet / 'config.json'} is of {ascii(values.get('_class_name'))[:60]}; expected UNet2DModel")
+    places = [source / "scheduler", source.parent / "scheduler", source]
+    found = next((each / "scheduler_config.json" for each in places if (each / "scheduler_config.json").exists()), None)
+    if found is None:
+        raise Refused(
+            f"{source} has no scheduler/scheduler_config.json, which says what noise a step has; put it there"
+        )
+    schedule = _json(found)
+    for path, each, known in (
+        (unet / "config.json", values, DDPM),
+        (found, {k: v for k, v in schedule.items() if k in SCHEDULE}, SCHEDULE),
+    ):
+        for key, value in each.items():
+            if key not in known and not key.startswith("_"):
+                raise Refused(f"{path} has {key[:40]!r}, which no UNet2DModel that is understood has")
+            if key in known and not known[key](value):
+                raise Refused(f"{path} has {key} {repr(value)[:60]}; such networks are not understood")
+    if values.get("in_channels", 3) != values.get("out_channels", 3) or "sample_size" not in values:
+        raise Refused(f"{unet / 'config.json'} needs sample_size, and as many channels out as in")
+    weights = unet / WEIGHTS
+    if not weights.exists():
+        raise Refused(
+            f"{weights} is missing; other files of weights are not read: `save_pretrained(safe_serialization=True)` writes it"
+        )
+    config = {
+        RENAMED.get(key, key): value
+        for key, value in values.items()
+        if key in DDPM and key not in (*FIXED, "out_channels")
+    }
+    config |= {key: value for key, value in schedule.items() if key in SCHEDULE and key != "rescale_betas_zero_snr"}
+    return {"network": "ddpm", "img_channels": 3, **config}, weights
+
+
+def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dict:
+    """Write the network of a DDPM folder of diffusers as a teacher; returns its description. Raises Refused; then nothing
+    is written. sha256: of its file of weights."""
+    config, weights = folder(source)
+    digest = sha256_of(weights)
+    if sha256 not in (None, digest):
+        raise Refused(
+            f"{weights} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: give that file, or its digest"
+        )
+    try:
+        outline = networks.outline(config)
+    except ValueError as error:
+        raise Refused(f"{source} describes no network that is understood: {error}") from None
+    wanted = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    tensors = {f"model.unet.{name}": tensor for name, tensor in load_tensors(weights, foreign=True)[0].items()}
+    if odd := sorted(wanted.keys() ^ tensors.keys()):
+        raise Refused(
+            f"{weights} has {len(tensors)} tensors, its config.json asks for {len(wanted)}; the first other one is {ascii(odd[0])[:80]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name] or not tensor.is_floating_point() or not _finite(tensor):
+            raise Refused(
+                f"{weights}: {name} is {list(tensor.shape)} {tensor.dtype}; expected {list(wanted[name])} of finite floats"
+            )
+    config = outline.config
+    side = config["img_resolution"]
+    about = {
+        "config": config, "codec": PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
+        "source": {"name": source.name, "sha256": digest, "bytes": weights.stat().st_size, "class": "UNet2DModel", "licence": None},
+    }  # fmt: skip
+    save_tensors(output, {name: tensors[name] for name in wanted}, about)
     return about
 
 
@@ -213,11 +352,14 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
         path = Path(here) if here else fetching.fetch(params["source"], say=say)
     else:
         path = Path(params["file"])
-    if path.suffix != ".safetensors":
-        if codec != PIXELS and not latents.has(codec):
+    if path.is_dir() or path.suffix != ".safetensors":
+        if codec != PIXELS and (path.is_dir() or not latents.has(codec)):
             raise Problem(
                 f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )
+        if path.is_dir():
+            _agree(path, 0, params["labels"])
+            return convert_folder(path, output, wanted)
         return convert(path, output, wanted, licence, params["labels"], codec)
     _, about = train.load(path)  # a teacher, or the sentence that says why not
     digest = sha256_of(path)

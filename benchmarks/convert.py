@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it costs to convert a published network: time over reading and hashing the file, memory over its size.
+
+    python benchmarks/convert.py
+
+writes a replica of EDM's CIFAR-10 network (223 MB) with the writer of the tests, converts it a few times in processes of
+their own, and prints the least of each. The file lies in the system's cache: what is measured is work, not the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+KWARGS = {"model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard",
+          "channel_mult_noise": 1, "resample_filter": [1, 1], "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9,
+          "dropout": 0.13, "use_fp16": False, "img_resolution": 32, "img_channels": 3, "label_dim": 0}  # fmt: skip
+REPEATS = 5
+
+
+def write(path: Path) -> None:
+    """The replica."""
+    import official
+
+    from eldistill import networks
+    from eldistill.teacher import convert
+
+    settings = {key: value for key, value in KWARGS.items() if key not in convert.UNUSED}
+    official.write(path, official.edm(networks.build({"network": "song", **settings}).eval(), KWARGS))
+
+
+def grown() -> int:
+    """Bytes that this process has held at most (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def once(path: Path, output: Path) -> dict[str, float]:
+    """Seconds of each part, and by how much memory grew, with everything imported before."""
+    import torch
+
+    from eldistill import networks
+    from eldistill.teacher import convert, pickles
+
+    torch.set_num_threads(1)
+    networks.outline({"network": "song", "img_resolution": 32, "img_channels": 3, "label_dim": 0})
+    found, before = {}, grown()
+    for name, part in (("hash", lambda: _hash(path)), ("read", lambda: _read(pickles, path)),
+                       ("convert", lambda: convert.convert(path, output))):  # fmt: skip
+        begun = time.perf_counter()
+        part()
+        found[name] = time.perf_counter() - begun
+    return found | {"grown": grown() - before}
+
+
+def _hash(path: Path) -> None:
+    with open(path, "rb") as file:
+        hashlib.file_digest(file, "sha256")
+
+
+def _read(pickles, path: Path) -> None:
+    with pickles.read(path) as file:
+        file.network()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "replica.pkl"
+        if len(sys.argv) == 3:
+            print(json.dumps(once(Path(sys.argv[1]), Path(sys.argv[2]))))
+            return
+        write(path)
+        size, runs = path.stat().st_size, []
+        for i in range(REPEATS):
+            command = [sys.executable, __file__, str(path), str(path.with_name(f"{i}.safetensors"))]
+            runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        least = {key: min(run[key] for run in runs) for key in runs[0]}
+        print(f"{size / 1e6:.0f} MB: reading and hashing {least['hash']:.2f} s, and interpreting {least['read']:.2f} s, "
+              f"conversion {least['convert']:.2f} s, ratio {least['convert'] / least['hash']:.1f}; "
+              f"memory grows by {least['grown'] / 1e6:.0f} MB, {least['grown'] / size:.1f} of the file")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

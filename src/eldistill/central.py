@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kind of study that answers a question: each arm against the baseline, with an equivalence margin that was written
+down before the runs."""
+
+from __future__ import annotations
+
+from statistics import fmean, stdev
+
+from eldistill import inference
+from eldistill.comparisons import compared, paired, summary
+from eldistill.results import Study, arms_of, identity, short
+
+VERSION = 1
+
+
+def central(study: Study) -> tuple[list[dict], list[str]]:
+    """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or
+    undecided. The answers are one row for each arm and bed, in the space that ranks it, over all its teachers; their p
+    are one family (Holm). The other rows explore and are not corrected."""
+    answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
+    for name, bed in study.split():
+        whole, more = _pooled(name, bed), _settings(bed)
+        first = bed.primary(bed.results[0])
+        answers += whole or [row for row in more if row["space"] == first and row.get("p") is not None]
+        pooled, rows = pooled + whole, rows + more
+    for row, p in zip(answers, inference.holm([row["p"] for row in answers]), strict=True):
+        row["p_holm"] = p
+        row["verdict"] = _decide(row, level)
+    rows = pooled + rows
+    blank = dict.fromkeys(key for row in rows for key in row)
+    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in rows if row.get("verdict")]
+
+
+def _settings(study: Study) -> list[dict]:
+    arms, rows = arms_of(study.results), []
+    level, margin = 1 - study.params["confidence"], study.params["margin"]
+    for space in study.spaces():
+        for group in arms.values():
+            values = [study.metric(r, space=space) for r in group]
+            row = identity(group) | {"space": space} | summary(values, "fd")
+            twins = paired(study, group, arms)
+            if twins:
+                ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
+                row |= compared(ours, theirs, study.params["confidence"])
+                deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
+                row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound)}
+                row["seeds_needed"] = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
+                row["verdict"] = _decide(row, level)
+            rows.append(row | {"runs": " ".join(r.run for r in group)})
+    return rows
+
+
+def _pooled(name: str, study: Study) -> list[dict]:
+    """Each arm over all settings of a bed, in percent of each setting's own baseline: the unit is a training seed, whose
+    differences under all teachers are averaged, for they share images, noise and judge. None if there is but one setting,
+    whose own row then answers."""
+    rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
+    for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
+        by_seed: dict[int, list[float]] = {}
+        means = []
+        for group in (group for arm, group in arms.items() if arm[1:] == (method, supplement)):
+            twins = paired(study, group, arms)
+            base = fmean(study.metric(b) for _, b in twins) if twins else 1.0
+            shares = {a.seed: 100 * (study.metric(a) - study.metric(b)) / base for a, b in twins}
+            for seed, share in shares.items():
+                by_seed.setdefault(seed, []).append(share)
+            means += [fmean(shares.values())] if shares else []
+        deltas = [fmean(each) for each in by_seed.values()]
+        if len(means) < 2 or len(deltas) < 2:
+            continue
+        bound = 100 * study.params["margin"]
+        row = {
+            "data": f"{name}, {len(means)} teachers",
+            "method": method,
+            "supplement": supplement,
+            "seeds": len(deltas),
+            "space": study.primary(study.results[0]),
+        }
+        row |= compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
+        row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound),
+                "seeds_needed": inference.seeds_for_equivalence(deltas, bound, level),
+                "between_settings_sd": stdev(means)}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _decide(row: dict, level: float) -> str:
+    if row["p"] is None:
+        return "undecided"
+    if row["p_equivalent"] < level:
+        return "equivalent"
+    p = row["p"] if row.get("p_holm") is None else row["p_holm"]
+    return ("lower" if row["difference"] < 0 else "higher") if p < level else "undecided"
+
+
+def _central_sentence(row: dict, params: dict) -> str:
+    who = f"{row['data']}, {row['method']}/{row['supplement']} in {row['space']}"
+    if row["low"] is None:
+        return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
+    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}], {row['percent']:+.1f} % of {params['against']}"
+    within = f"±{100 * params['margin']:g} %"
+    tests = (
+        f"p = {short(row['p'])}{'' if row.get('p_holm') is None else ', Holm ' + short(row['p_holm'])}; "
+        f"equivalence within {within}: p = {short(row['p_equivalent'])}; {row['pairs']} pairs"
+    )
+    text = {
+        "equivalent": f"equivalent to {params['against']} within the margin",
+        "lower": f"lower than {params['against']}, and not shown equivalent",
+        "higher": f"higher than {params['against']}, and not shown equivalent",
+        "undecided": f"undecided against {params['against']}; were they equal, about {row['seeds_needed']} pairs would show it",
+    }[row["verdict"]]
+    return f"{who}: {text}: {span} ({tests})."

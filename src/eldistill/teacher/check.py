@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a teacher what it claims to be? Its samples are measured before anything is distilled from it.
+
+A published network is measured as its authors did: many images by Heun's method, features of Inception, their reference
+statistics, beside their figure. One that was trained here is measured in the features of a judge. The same ruler is laid
+to published students by `python -m eldistill check NAME`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eldistill import evaluate, fetching, sampling
+from eldistill.files import Problem
+from eldistill.teacher import convert, pickles
+
+VERSION = 1
+ENOUGH = 50_000  # images of a published figure; fewer give another distance
+
+
+def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and covariance [D, D] of a published reference: EDM's .npz or EDM2's .pkl, read without executing it.
+    Raises Problem for any other file."""
+    if path.suffix == ".pkl":
+        with pickles.read(path) as file:
+            found = file.plain(file.value)
+        found = found.get("fid") if isinstance(found, dict) else None
+        found = found if isinstance(found, dict) else {}
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                found = {key: archive[key] for key in archive.files if key in ("mu", "sigma")}
+        except (OSError, ValueError, EOFError, AttributeError) as error:
+            raise Problem(f"{path} is no file of reference statistics ({error}); fetch it again") from None
+    mean, cov = (np.asarray(found.get(key, []), np.float64) for key in ("mu", "sigma"))
+    if (
+        mean.ndim != 1
+        or not len(mean)
+        or cov.shape != 2 * mean.shape
+        or not (np.isfinite(mean).all() and np.isfinite(cov).all())
+    ):
+        raise Problem(
+            f"{path} has mu of shape {mean.shape} and sigma of {cov.shape}; expected finite [D] and [D, D]: fetch it again"
+        )
+    return mean, cov
+
+
+def streamed(images: Iterable[torch.Tensor], space, say=lambda count: None) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number, mean [D] and covariance [D, D] (divisor n - 1) of the features of uint8 chunks, which are not kept."""
+    count, total, square = 0, 0.0, 0.0
+    for chunk in images:
+        features = evaluate.embed([chunk], space)
+        count, total, square = count + len(features), total + features.sum(0), square + features.T @ features
+        say(count)
+    if count < 2:
+        raise Problem(f"{count} images for a covariance; expected at least 2")
+    mean = total / count
+    return count, mean, (square - count * np.outer(mean, mean)) / (count - 1)
+
+
+def verdict(found: float, count: int, name: str, published: str, limit: float) -> dict:
+    """The figure `name` beside what is published ("fid 1.97, 35 calls"), and whether they agree: None where there is
+    nothing to compare, because nothing is published or for fewer images than that was made of."""
+    figure = re.search(r"fid (\d+(?:\.\d+)?)", published)
+    about = {
+        name: found,
+        "n": count,
+        "published": float(figure[1]) if figure else None,
+        "published_as": published or None,
+    }
+    fair = figure is not None and count >= ENOUGH and "inception" in name
+    return about | {"agrees": found <= limit * float(figure[1]) if fair else None}
+
+
+def sentence(about: dict, name: str) -> str:
+    """What the verdict says."""
+    text = f"{name} {about[name]:.4g} of {about['n']} images"
+    if about["published"] is None:
+        return f"{text}; nothing is published to compare it with"
+    text += f", published {about['published_as']}"
+    return (
+        text
+        if about["agrees"] is not None
+        else f"{text}; {ENOUGH} images and Inception's features would compare with it"
+    )
+
+
+def make(params: dict, teacher: Path, reference: Path | None, judge: Path | None, site, say) -> dict:
+    """The check of a teacher.
+
+    params: n, steps, churn, seed, features, reference, limit, published. reference: features of the train images, for
+    `features` other than inception. Raises Problem if a published network is not what is published.
+    """
+    from eldistill.teacher import train
+
+    network, about = train.load(teacher, site.device)
+    network.requires_grad_(False).eval()
+    space = evaluate.feature_space(params["features"], judge, site.device)
+    if params["reference"]:
+        other, label = statistics(fetching.fetch(params["reference"], say=say)), "edmref"
+    else:
+        other, label = evaluate.moments(evaluate.load_reference(reference)["train"]), "train"
+    images = sampling.images_of_teacher(
+        network, about, params["n"], params["steps"], params["seed"], site.batch, churn=params["churn"]
+    )
+    return _measured(images, space, other, params, f"{params['features']}_{label}", say)
+
+
+def _measured(images, space, other, params: dict, what: str, say) -> dict:
+    told = [0]
+
+    def tell(count: int) -> None:
+        if 10 * count // params["n"] > told[0]:
+            told[0] = 10 * count // params["n"]
+            say(f"{count} of {params['n']} images")
+
+    count, mean, cov = streamed(images, space, tell)
+    if mean.shape != other[0].shape:
+        raise Problem(f"features have {len(mean)} numbers, the reference {len(other[0])}; they do not belong together")
+    name = f"fd{evaluate.count_name(count)}_{what}"
+    about = verdict(evaluate.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
+    about |= {key: params[key] for key in ("features", "reference", "steps", "churn", "seed")}
+    about["sentence"] = sentence(about, name)
+    say(about["sentence"])
+    if about["agrees"] is False:
+        raise Problem(
+            f"{about['sentence']}: more than {params['limit']} times it; the file, its data setting or its number of steps is "
+            "not that of its authors. Set teacher.NAME.check.limit if you want it all the same"
+        )
+    return about
+
+
+def command(options, say) -> None:
+    """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
+    from eldistill import networks
+
+    row = fetching.source(options.name)
+    if row["kind"] not in ("teacher", "student"):
+        raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")
+    path = Path(options.file) if options.file else fetching.fetch(options.name, say=say)
+    with pickles.read(path, row["sha256"] or None) as file:
+        found = file.network()
+        network = networks.build(convert.check(found))
+        network.load_state_dict(found.state())
+    network.requires_grad_(False).eval().to(options.device)
+    channels, side = network.img_channels, network.img_resolution
+    if channels != 3:
+        raise Problem(
+            f"{options.name} makes images of {channels} channels; only those of 3, pixels in colour, are checked by hand"
+        )
+    about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": convert.PIXELS}
+    calls = re.search(r"(\d+) calls?", row["published"])
+    if row["kind"] == "student":
+        start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])
+        sampler = {"steps": {"1": [float(start[1]) if start else 2.5]}}
+        generator = sampling.Generator(network, about | {"sampler": sampler})
+        images, steps = sampling.images_of(generator, options.n, options.seed, batch=options.batch), 1
+    else:
+        steps = options.steps or (int(calls[1]) + 1) // 2
+        images = sampling.images_of_teacher(network, about, options.n, steps, options.seed, options.batch)
+    reference = options.reference or row["reference"]
+    other = statistics(Path(reference) if Path(reference).suffix else fetching.fetch(reference, say=say))
+    space = evaluate.feature_space("inception", None, options.device)
+    params = {"n": options.n, "features": "inception", "reference": reference, "steps": steps, "churn": None,
+              "seed": options.seed, "limit": float("inf"), "published": row["published"]}  # fmt: skip
+    _measured(images, space, other, params, "inception_edmref", say)

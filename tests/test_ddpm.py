@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DDPM networks of diffusers: as denoisers they give what diffusers' own scheduler says, and they can be distilled."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import test_distil
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from eldistill import __main__, files, networks, sampling
+from eldistill.files import Problem
+from eldistill.networks import ddpm
+from eldistill.teacher import convert, train
+
+diffusers = pytest.importorskip("diffusers")
+made = test_distil.made  # the fixture
+SMALL = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (16, 32), "layers_per_block": 1,
+         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+         "norm_num_groups": 8}  # fmt: skip
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
+    """A folder as their training script saves it, and its network."""
+    torch.manual_seed(seed)
+    unet = diffusers.UNet2DModel(**SMALL | changes).eval().requires_grad_(False)
+    scheduler = diffusers.DDPMScheduler(**schedule or {})
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    return unet, scheduler
+
+
+def read(folder: Path, output: Path) -> torch.nn.Module:
+    """Converted, and read as a teacher."""
+    convert.convert_folder(folder, output)
+    return train.load(output)[0].requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"])
+def test_the_schedule_is_theirs(schedule):
+    """sigma of every step from diffusers' own alphas."""
+    if schedule == "trained":
+        betas = torch.linspace(0.01, 0.3, 50).tolist()
+        own, theirs = (
+            {"trained_betas": betas, "num_train_timesteps": 50},
+            diffusers.DDPMScheduler(50, trained_betas=betas),
+        )
+    else:
+        own, theirs = {"beta_schedule": schedule}, diffusers.DDPMScheduler(beta_schedule=schedule)
+    left = theirs.alphas_cumprod.double()
+    found = ddpm.sigmas(ddpm.Settings(img_resolution=8, img_channels=1, **own))
+    assert torch.allclose(found, ((1 - left) / left).sqrt(), rtol=2e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_the_denoised_image_is_what_their_scheduler_predicts(tmp_path, prediction, schedule):
+    """D at the sigma of a step, against the original sample that diffusers computes from the network's output there."""
+    unet, scheduler = write(
+        tmp_path / "ddpm", schedule={"prediction_type": prediction, "beta_schedule": schedule, "clip_sample": False}
+    )
+    net = read(tmp_path / "ddpm", tmp_path / "teacher.safetensors")
+    levels = ddpm.sigmas(ddpm.Settings(img_resolution=8, img_channels=1, beta_schedule=schedule))
+    x0, noise = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8)
+    for step in (1, 100, 500, 900):
+        seen = scheduler.add_noise(x0, noise, torch.tensor([step] * 3))
+        output = unet(seen, step).sample
+        wanted = scheduler.step(output, step, seen).pred_original_sample
+        sigma = float(levels[step])
+        found = net(x0 + sigma * noise, sigma)
+        assert torch.allclose(found, wanted, atol=2e-4 * max(1, sigma)), step
+
+
+class Given(torch.nn.Module):
+    """A last layer whose output is known."""
+
+    def __init__(self, output: torch.Tensor):
+        super().__init__()
+        self.output = output
+
+    def forward(self, h):
+        return self.output
+
+
+def test_one_prediction_can_be_had_from_the_other():
+    """A network whose v is a n - s x_0 for the epsilon of another gives the same images at every sigma."""
+    config = {
+        "network": "ddpm",
+        "img_resolution": 8,
+        "img_channels": 1,
+        **{k: v for k, v in SMALL.items() if k[:3] not in ("sam", "in_", "out")},
+    }
+    one = networks.build(config, 3).double().eval()
+    other = networks.build(config | {"prediction_type": "v_prediction"}, 3).double().eval()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    sigma = torch.tensor([0.05, 0.7, 5.0, 60.0], dtype=torch.float64)
+    image = one(x, sigma)
+    a, s = (1 / (1 + sigma**2).sqrt()).reshape(-1, 1, 1, 1), (sigma / (1 + sigma**2).sqrt()).reshape(-1, 1, 1, 1)
+    epsilon = (x - image) / sigma.reshape(-1, 1, 1, 1)
+    other.model.unet.conv_out = Given(a * epsilon - s * image)
+    assert torch.allclose(other(x, sigma), image, atol=1e-9)
+
+
+def test_steps_are_found_again_and_ends_are_kept():
+    """The step of a level is that step; halfway in ln sigma is half a step; nothing lies beyond the ends."""
+    net = networks.build({"network": "ddpm", "img_resolution": 8, "img_channels": 1, "block_out_channels": [8], "norm_num_groups": 8,
+                          "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}, 0)  # fmt: skip
+    levels = net.model.levels
+    assert torch.allclose(net.model.step(levels.exp()), torch.arange(1000.0, dtype=torch.float64), atol=1e-6)
+    middle = (levels[7:9].mean().exp()).reshape(1)
+    assert net.model.step(middle).item() == pytest.approx(7.5, abs=1e-6)
+    assert net.model.step(torch.tensor([1e-6, 1e6], dtype=torch.float64)).tolist() == [0, 999]
+    assert (net.sigma_min, net.sigma_max) == pytest.approx((levels[0].exp().item(), levels[-1].exp().item()))
+
+
+def test_a_network_of_ours_in_every_respect(tmp_path):
+    """float64 agrees with float32; gradients; features; the boundary; a copy; the same seed; the global generator."""
+    config = {
+        "network": "ddpm",
+        "img_resolution": 8,
+        "img_channels": 1,
+        **{k: v for k, v in SMALL.items() if k[:3] not in ("sam", "in_", "out")},
+    }
+    state = torch.random.get_rng_state()
+    net = networks.build(config, 5).eval()
+    assert torch.equal(state, torch.random.get_rng_state())
+    again = networks.build(net.config, 5)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 2.5, 40.0])
+    wide = copy.deepcopy(net).double()
+    assert torch.allclose(net(x, sigma).double(), wide(x.double(), sigma.double()), atol=1e-3)
+    features = net.encode(x, sigma)
+    assert features.shape[1:] == net.features_shape and torch.equal(net.both(x, sigma)[1], features)
+    net.boundary = 0.1
+    assert torch.allclose(net(x, 0.1), x, atol=1e-6)
+    leaf = x.clone().requires_grad_()
+    net(leaf, sigma).square().sum().backward()
+    assert leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
+    images = sampling.heun(again.eval().requires_grad_(False), torch.randn(2, 1, 8, 8), steps=6)
+    assert images.isfinite().all()
+
+
+# --- folders --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_there_and_back(tmp_path):
+    """Every number to the bit; a pipeline's folder and that of its network beside the scheduler's."""
+    unet, _ = write(tmp_path / "ddpm")
+    net = read(tmp_path / "ddpm", tmp_path / "teacher.safetensors")
+    assert all(torch.equal(value, net.state_dict()[f"model.unet.{name}"]) for name, value in unet.state_dict().items())
+    about = files.load_tensors(tmp_path / "teacher.safetensors")[1]
+    assert (
+        about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / convert.WEIGHTS)
+        and about["codec"] == convert.PIXELS
+    )
+    assert convert.folder(tmp_path / "ddpm/unet")[0] == convert.folder(tmp_path / "ddpm")[0]
+
+
+def spoil(folder: Path, file: str, **changes) -> None:
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | changes))
+
+
+def only_pickles(folder: Path) -> None:
+    (folder / "unet" / convert.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+
+
+def weights(change):
+    def spoiled(folder: Path) -> None:
+        path = folder / "unet" / convert.WEIGHTS
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return spoiled
+
+
+UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
+SPOILED = {
+    "another class": (lambda f: spoil(f, UNET, _class_name="UNet2DConditionModel"), "expected UNet2DModel"),
+    "a keyword of its own": (lambda f: spoil(f, UNET, hook="import os"), "has 'hook', which no"),
+    "a huge width": (lambda f: spoil(f, UNET, block_out_channels=[10**9, 8]), "has block_out_channels"),
+    "another block": (lambda f: spoil(f, UNET, down_block_types=["SkipDownBlock2D", "DownBlock2D"]), "has down_block_types"),
+    "classes": (lambda f: spoil(f, UNET, num_class_embeds=10), "has num_class_embeds 10"),
+    "centred input": (lambda f: spoil(f, UNET, center_input_sample=True), "has center_input_sample True"),
+    "more channels out": (lambda f: spoil(f, UNET, out_channels=2), "as many channels out as in"),
+    "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its config.json asks for"),
+    "widths that do not fit": (lambda f: spoil(f, UNET, norm_num_groups=7), "describes no network that is understood"),
+    "no JSON": (lambda f: (f / UNET).write_text("{"), "cannot be read"),
+    "a list": (lambda f: (f / UNET).write_text("[1]"), "is no mapping"),
+    "no configuration": (lambda f: (f / UNET).unlink(), "is missing"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "which says what noise a step has"),
+    "the image as prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="sample"), "has prediction_type 'sample'"),
+    "no signal at the end": (lambda f: spoil(f, SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
+    "steps without noise": (lambda f: spoil(f, SCHEDULER, beta_start=0, beta_end=0), "steps that add no noise"),
+    "pickles only": (only_pickles, "safe_serialization=True"),
+    "a NaN": (weights(lambda t: t["conv_in.bias"].fill_(math.nan)), "expected .* of finite floats"),
+    "whole numbers": (weights(lambda t: t.update({"conv_in.bias": t["conv_in.bias"].int()})), "expected .* of finite floats"),
+    "another shape": (weights(lambda t: t.update({"conv_in.bias": t["conv_in.bias"][:3].clone()})), "expected .* of finite floats"),
+    "a tensor too many": (weights(lambda t: t.update(more=torch.ones(1))), "the first other one is 'model.unet.more'"),
+    "half a file": (lambda f: (f / "unet" / convert.WEIGHTS).write_bytes(b"\x08" + bytes(20)), "is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_what_is_not_understood_is_refused(tmp_path, kind):
+    """In one sentence, before anything is written."""
+    change, sentence = SPOILED[kind]
+    write(tmp_path / "ddpm")
+    change(tmp_path / "ddpm")
+    with pytest.raises(Problem, match=sentence) as caught:
+        convert.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(Problem, match=r"needs the package diffusers; run `pip install \.\[latent\]`"):
+        networks.outline({"network": "ddpm", "img_resolution": 8, "img_channels": 1})
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Path:
+    """A project with the smoke data on [-1, 1] and a teacher from a folder."""
+    shutil.copytree(made, tmp_path / "project", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path / "project")
+    write(Path("ddpm"))
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["data"]["theirs"] = {"like": "digits-smoke", "codec": {"mean": 0.5, "std": 0.25}, "teacher": "theirs"}
+    values["teacher"]["theirs"] = {"data": "theirs", "file": "ddpm"}
+    for name in ("di", "cd"):
+        values["distil"]["methods"][name]["per_data"]["digits-smoke"] |= {"n_images": 320, "batch": 16}
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize("run", ["di/el", "di/gan", "cd/none"])
+def test_a_folder_distils(project, run, capsys):
+    """20 steps, with the Embedding Loss; with a head on its encoder; as a consistency model. The generator draws images."""
+    assert __main__.main(["teacher", "theirs"]) == 0
+    assert "ddpm for images of shape [1, 8, 8] and 0 classes" in capsys.readouterr().out
+    assert __main__.main(["ensemble", "theirs/conv4/0"]) == 0
+    assert __main__.main(["distil", f"theirs/{run}/0"]) == 0
+    about = json.loads(Path(f"data/runs/theirs/{run}/0/provenance.json").read_text())
+    assert about["iterations"] == 20
+    start, end = (
+        files.load_tensors(f"data/runs/theirs/{run}/0/{name}.safetensors")[0] for name in ("ema-0", "generator_ema")
+    )
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+    images = sampling.sample(sampling.load_generator(f"data/runs/theirs/{run}/0/generator_ema.safetensors"), 3)
+    assert images.shape == (3, 1, 8, 8)
+
+
+def test_dropout_that_the_network_has_not_is_one_sentence(project, capsys):
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["distil"]["methods"]["di"]["per_data"]["digits-smoke"]["dropout"] = 0.1
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    for words in (["teacher", "theirs"], ["ensemble", "theirs/conv4/0"]):
+        assert __main__.main(words) == 0
+    assert __main__.main(["distil", "theirs/di/el/0"]) == 2
+    assert "dropout is 0.1, but the teacher's network has none" in capsys.readouterr().err
