@@ -12,11 +12,12 @@ import official
 import pytest
 import test_distil
 import test_foreign_teachers
+import test_latents
 import torch
 import yaml
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import __main__, data, evaluate, params, recipes, sampling
+from eldistill import __main__, data, evaluate, latents, params, recipes, sampling
 from eldistill.files import Problem
 from eldistill.spaces import inception
 from eldistill.teacher import check, train
@@ -173,6 +174,36 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
     ):
         assert __main__.main(words) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch, capsys):
+    """A student's file says nothing of its codec: it is EDM2's. What is decoded is measured."""
+    monkeypatch.setattr(latents, "load", lambda folder=None, device="cpu": test_latents.Toy())
+    network = test_foreign_teachers.network(img_channels=4)
+    official.write(Path("student.pkl"), official.edm(*network))
+    np.savez("refs.npz", mu=np.zeros(64), sigma=np.eye(64))
+    command = ["check", "sid-edm2-img512-xs", "--file", "student.pkl", "--n", "4", "--reference", "refs.npz"]
+    assert __main__.main(command) == 0
+    generator = sampling.Generator(
+        network[0], {"shape": [4, 8, 8], "label_dim": 0, "codec": latents.EDM2, "sampler": {"steps": {"1": [2.5]}}}
+    )
+    images = list(sampling.images_of(generator, 4))
+    assert images[0].shape[1:] == (3, 16, 16)
+    features = evaluate.embed(images, inception.load("inception"))
+    wanted = evaluate.frechet(*evaluate.moments(features), np.zeros(64), np.eye(64))
+    assert f"fd4_inception_edmref {wanted:.4g} " in capsys.readouterr().out
+
+
+def test_the_constants_of_a_file_are_its_codec():
+    """There and back: scale and bias of a codec give that codec; other numbers of channels are one sentence."""
+    codec = {"mean": [0.5, -1.0], "std": [2.0, 3.0]}
+    scale, bias = (part.flatten().tolist() for part in latents.constants(codec))
+    found = check._codec("net", {"scale": scale, "bias": bias}, 2)
+    assert found["mean"] == pytest.approx(codec["mean"]) and found["std"] == pytest.approx(codec["std"])
+    assert check._codec("net", None, 3) == check.convert.PIXELS
+    for constants, channels in ((None, 2), ({"scale": scale, "bias": bias}, 4)):
+        with pytest.raises(Problem, match=f"makes images of {channels} channels"):
+            check._codec("net", constants, channels)
 
 
 # --- in the workflow ----------------------------------------------------------------------------------

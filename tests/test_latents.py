@@ -26,7 +26,7 @@ from eldistill.networks import build
 from eldistill.teacher import convert, train
 
 ROOT = Path(__file__).parents[1]
-EDM2 = {"mean": [5.81, 3.25, 0.12, -2.15], "std": [4.17, 4.62, 3.71, 3.28]}
+EDM2 = latents.EDM2
 SMALL = {"mean": [0.3], "std": [0.9]}  # of one channel: what the networks of conftest.py see
 TINY = {"block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
         "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16, "latent_channels": 4}  # fmt: skip

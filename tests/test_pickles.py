@@ -497,6 +497,16 @@ def test_constants_of_latents_are_a_few_numbers(tmp_path, bias):
         convert.convert(path, tmp_path / "out.safetensors")
 
 
+@pytest.mark.parametrize("scale", [np.zeros(4), np.ones(3), -np.ones(4)], ids=str)
+def test_scales_of_latents_can_be_divided_by(tmp_path, scale):
+    network, kwargs = small()
+    state = {"scale": official.Array(scale, "core"), "bias": official.Array(np.ones(4), "core")}
+    encoder = official.Persistent("StabilityVAEEncoder", state)
+    path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
+    with pytest.raises(Refused, match="scales of its latents"):
+        convert.convert(path, tmp_path / "out.safetensors")
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     network, kwargs = small()
     next(network.parameters()).data.view(-1)[0] = math.nan

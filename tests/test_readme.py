@@ -133,6 +133,6 @@ def test_the_bill_of_the_paper_is_what_the_command_prints():
     made = {row[0]: row for row in table_rows("\n".join(cost.table(plan, "paper")))}
     section = TEXT.split("### The paper's table")[1].split("### DVC")[0]
     rows = table_rows(section)[2:]
-    assert len(rows) == 6
+    assert len(rows) == 7
     for name, *cells in rows:
         assert cells == [made[name][1], *made[name][4:]], name

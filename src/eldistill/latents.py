@@ -31,6 +31,7 @@ CONFIG = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 2, "act_fn": "silu", "norm_num_groups": 32, "sample_size": 256,
 }  # fmt: skip
+EDM2 = {"mean": [5.81, 3.25, 0.12, -2.15], "std": [4.17, 4.62, 3.71, 3.28]}  # its codec, by channel of the raw latents
 # Attention had other names when that file was written.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 

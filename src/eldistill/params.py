@@ -22,7 +22,8 @@ from eldistill.files import Problem
 from eldistill.schema import available, check, declared, fill, follow, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
-OPTIONS = {"files", "path", "crop", "resolution", "pixels"}  # of a source, and which of them it reads (one not named here: all)
+# Options of a source, and which of them it reads (one not named here: all).
+OPTIONS = {"files", "path", "crop", "resolution", "pixels"}
 READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": {"path", "resolution", "crop"},
         "latents": {"path", "pixels"}}  # fmt: skip
 
@@ -187,12 +188,12 @@ class Params:
             ):
                 if value[needed] is None:
                     raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
+            self._check_codec(where, value)
             for key in sorted(OPTIONS - READ.get(value["source"], OPTIONS)):
                 if value[key] != self.definitions["data"]["properties"][key]["default"]:
                     raise Problem(
                         f"params.yaml: {where}.{key} is {value[key]!r}, but source: {value['source']} does not read it; leave it away"
                     )
-            self._check_codec(where, value)
         if kind == "teacher":
             if value["data"] not in self.values["data"]:
                 self._unknown(f"{where}.data", value["data"], self.values["data"])

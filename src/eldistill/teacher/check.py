@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import evaluate, fetching, sampling
+from eldistill import evaluate, fetching, latents, sampling
 from eldistill.files import Problem
 from eldistill.teacher import convert, pickles
 
@@ -135,6 +135,17 @@ def _measured(images, space, other, params: dict, what: str, say) -> dict:
     return about
 
 
+def _codec(name: str, found: dict | None, channels: int) -> dict:
+    # What its images are: pixels in colour, or latents with the constants of the file; students' files have none.
+    known = {3: convert.PIXELS, len(latents.EDM2["mean"]): latents.EDM2}
+    if found is None and channels in known:
+        return known[channels]
+    if found is None or len(found["scale"]) != channels:
+        raise Problem(f"{name} makes images of {channels} channels; expected 3, pixels in colour, or 4, EDM2's latents")
+    pairs = list(zip(found["scale"], found["bias"], strict=True))
+    return {"mean": [-bias / scale for scale, bias in pairs], "std": [latents.SIGMA_DATA / scale for scale, _ in pairs]}
+
+
 def command(options, say) -> None:
     """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
     from eldistill import networks
@@ -147,13 +158,10 @@ def command(options, say) -> None:
         found = file.network()
         network = networks.build(convert.check(found))
         network.load_state_dict(found.state())
+        codec = _codec(options.name, convert.codec_of(file), network.img_channels)
     network.requires_grad_(False).eval().to(options.device)
     channels, side = network.img_channels, network.img_resolution
-    if channels != 3:
-        raise Problem(
-            f"{options.name} makes images of {channels} channels; only those of 3, pixels in colour, are checked by hand"
-        )
-    about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": convert.PIXELS}
+    about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": codec}
     calls = re.search(r"(\d+) calls?", row["published"])
     if row["kind"] == "student":
         start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])

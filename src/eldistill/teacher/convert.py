@@ -148,6 +148,8 @@ def codec_of(file: pickles.File) -> dict | None:
         if not 1 <= len(numbers) <= 64 or numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
             raise Refused(f"{file.path} has a {key} of its latents that is not a few finite numbers; fetch it again")
         found[key] = numbers.tolist()
+    if len(found["scale"]) != len(found["bias"]) or min(found["scale"]) <= 0:
+        raise Refused(f"{file.path} has scales of its latents that are not above 0, one for each bias; fetch it again")
     return found
 
 
