@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import struct
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -438,6 +439,56 @@ def test_modules_that_share_modules_do_not_explode(tmp_path):
     for _ in range(30):
         nested = {"a": nested, "b": nested}
     assert "nested too deeply" in refused(official.write(tmp_path / "net.pkl", {"ema": module(_init_kwargs=nested)}))
+
+
+def below_long_names(**state) -> dict:
+    """A root with a module whose name has 501 characters."""
+    return {"ema": module(_modules={"a" * 250: module(_modules={"b" * 250: module(**state)})})}
+
+
+def shares(kind: str):
+    """Small files that name one thing a thousand times, each time to be written out."""
+    network, kwargs = small()
+    leaf = module(_buffers={f"x{i}": tensor for tensor in [torch.ones(0)] for i in range(50)})
+    text, nothing = "x" * 4_000_000, [[]] * 1000
+    return {
+        "names of tensors": lambda: below_long_names(_modules={str(i): leaf for i in range(19_000)}),
+        "names of modules": lambda: below_long_names(_modules={str(i): leaf for i in range(100_000)}),
+        "names of few modules": lambda: below_long_names(_modules={str(i): leaf for i in range(15_000)}),
+        "texts about the data": lambda: official.edm(network, kwargs, dataset_kwargs={"path": [text] * 100_000}),
+        "lists about the data": lambda: official.edm(network, kwargs, dataset_kwargs={"path": [nothing] * 990}),
+        "texts as a keyword": lambda: official.edm(network, kwargs | {"channel_mult": [text] * 5000}),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["names of tensors", "names of modules", "names of few modules", "texts about the data", "lists about the data",
+     "texts as a keyword"],
+)  # fmt: skip
+def test_what_a_file_shares_is_counted_as_often_as_it_is_named(tmp_path, kind):
+    """Memory grows by less than twice the file and 64 MB; nothing is written."""
+    network, kwargs = small()
+    convert.convert(official.write(tmp_path / "good.pkl", official.edm(network, kwargs)), tmp_path / "good.safetensors")
+    os.remove(tmp_path / "good.pkl"), os.remove(tmp_path / "good.safetensors")  # what is imported for it is not counted
+    path = official.write(tmp_path / "net.pkl", shares(kind))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match="names of more than|than settings need|or too many"):
+            convert.convert(path, tmp_path / "out.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + 64e6
+    finally:
+        tracemalloc.stop()
+    assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
+
+
+def test_an_array_is_no_keyword(tmp_path):
+    """It could not be compared with the keyword of the outer network."""
+    inner = module(_init_kwargs={"model_channels": official.Array(np.arange(3), "core")})
+    state = {"_parameters": {}, "_buffers": {}, "_modules": {"model": inner}, "_init_kwargs": {"model_channels": 4}}
+    assert "that are arrays" in refused(
+        official.write(tmp_path / "net.pkl", {"ema": official.Persistent("EDMPrecond", state)})
+    )
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "fifo", "missing", "device"])

@@ -155,7 +155,7 @@ def codec_of(file: pickles.File) -> dict | None:
 
 def _told(file: pickles.File) -> dict | None:
     """What the file says of the data that its network was trained on."""
-    found = file.plain(file.value.get("dataset_kwargs")) if isinstance(file.value, dict) else None
+    found = file.plain(file.value.get("dataset_kwargs"), pickles.SETTINGS) if isinstance(file.value, dict) else None
     try:
         json.dumps(found, allow_nan=False).encode("utf-8")
         canonical(found).encode("utf-8")

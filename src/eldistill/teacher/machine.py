@@ -28,7 +28,7 @@ VERSION = 1
 # Bounds, far above what the published files need (the largest has some 150,000 opcodes and modules 6 deep).
 OPCODES = 1_000_000
 MEMORY = 48 * 2**20  # bytes of small objects: everything but tensors and arrays
-DEPTH, ENTRIES = 32, 1_000_000
+DEPTH, VALUES = 32, 200_000  # of modules, of plain settings
 TEXT, KEY = 4 * 2**20, 256  # bytes of a text (source files have some 50,000), of a key
 
 STORAGES = {

@@ -25,9 +25,9 @@ import torch
 from eldistill.teacher.machine import (
     CODES,
     DEPTH,
-    ENTRIES,
     STORAGES,
     STREAMS,
+    VALUES,
     Array,
     Dtype,
     Header,
@@ -42,7 +42,9 @@ from eldistill.teacher.machine import (
 )
 
 VERSION = 1
-MODULES, PATH = 20_000, 512  # of a network, far above what the published have; characters of a tensor's name
+# Of a network, far above what the published have: modules, tensors, characters of a name and of all names together.
+MODULES, TENSORS, PATH, NAMES = 20_000, 20_000, 512, 4 * 2**20
+SETTINGS = [10_000, 2**20]  # of constructor arguments and what is told of the data: values; bytes of texts and arrays
 
 # --- rules: what a name may become -----------------------------------------------------------------------
 
@@ -208,9 +210,12 @@ class File:
             value = value[key]
         return self._named(lambda: _walk(value, self.bytes))
 
-    def plain(self, value) -> Any:
-        """A value of the file as plain Python: texts, numbers, lists, dicts and numpy arrays. Raises Refused."""
-        return self._named(lambda: plain(value, [ENTRIES, self.bytes]))
+    def plain(self, value, most: list[int] | None = None) -> Any:
+        """A value of the file as plain Python: texts, numbers, lists, dicts and numpy arrays. Raises Refused.
+
+        most: how many values and bytes it may have, such as SETTINGS; by default as many bytes as the file.
+        """
+        return self._named(lambda: plain(value, list(most or (VALUES, self.bytes))))
 
     def _named(self, make: Callable):
         try:
@@ -279,7 +284,7 @@ def python2(data: bytes | memoryview) -> Any:
     value, end = Machine(view).run(0, len(view), rules, old=True)
     if end != len(view):
         raise Refused(f"{len(view) - end} bytes follow its end")
-    return plain(value, [ENTRIES, len(view)])
+    return plain(value, [VALUES, len(view)])
 
 
 def _attributes(value) -> tuple[str, dict]:
@@ -291,8 +296,10 @@ def _attributes(value) -> tuple[str, dict]:
 
 
 def _settings(value, what: str) -> dict:
-    if not isinstance(found := plain(value, [10_000, 2**20]), dict):
+    if not isinstance(found := plain(value, list(SETTINGS)), dict):
         raise Refused(f"{what} that are no mapping")
+    if any(isinstance(each, np.ndarray) for each in found.values()):  # they could not be compared with a setting
+        raise Refused(f"{what} that are arrays")
     return found
 
 
@@ -306,7 +313,7 @@ def _walk(root, size: int) -> Network:
     }
     found = Network(class_name, _settings(state.get("_init_kwargs", {}), "constructor arguments"), values)
     found.source_sha256 = getattr(root, "source_sha256", "")
-    total = entries = 0
+    total = entries = names = 0
     for prefix, value in _modules(root):
         found.classes[prefix], state = _attributes(value)
         if prefix in ("model", "unet"):
@@ -316,12 +323,14 @@ def _walk(root, size: int) -> Network:
             own = state.get(kind, {})
             if not isinstance(own, dict) or not isinstance(hidden, set):
                 raise Refused(f"module {ascii(prefix)[:80]}, whose {kind} are no mapping")
-            if (entries := entries + len(own)) > ENTRIES:
-                raise Refused(f"more than {ENTRIES:,} entries")
+            if (entries := entries + len(own)) > TENSORS:
+                raise Refused(f"more than {TENSORS:,} tensors")
             for key, tensor in own.items():
                 if tensor is None or (kind == "_buffers" and key in hidden):
                     continue
                 full = f"{prefix}.{key}" if prefix else key
+                if (names := names + len(full)) > NAMES:
+                    raise Refused(f"names of more than {NAMES:,} characters")
                 if (
                     not isinstance(tensor, Tensor)
                     or tensor.parameter != (kind == "_parameters")
@@ -335,18 +344,19 @@ def _walk(root, size: int) -> Network:
 
 
 def _modules(root) -> Iterator[tuple[str, Any]]:
-    waiting, count, entries = [("", root, 0)], 0, 0
+    waiting, count, names = [("", root, 0)], 1, 0
     while waiting:
         prefix, value, depth = waiting.pop()
-        count += 1
-        if depth > DEPTH or count > MODULES or len(prefix) > PATH:
-            raise Refused(
-                f"modules deeper than {DEPTH}, more than {MODULES:,}, or with names of more than {PATH} characters"
-            )
         yield prefix, value
         children = _attributes(value)[1].get("_modules", {})
-        if not isinstance(children, dict) or (entries := entries + len(children)) > ENTRIES:
+        if not isinstance(children, dict):
             raise Refused(f"module {ascii(prefix)[:80]}, whose _modules are no mapping of modules")
+        count, names = count + len(children), names + sum(len(prefix) + len(key) for key in children)
+        longest = max(map(len, children), default=0) + len(prefix)
+        if count > MODULES or names > NAMES or longest > PATH or (children and depth == DEPTH):
+            raise Refused(
+                f"modules deeper than {DEPTH}, more than {MODULES:,}, or with names of more than {PATH} characters, {NAMES:,} in all"
+            )
         waiting += [(f"{prefix}.{key}" if prefix else key, child, depth + 1)
                     for key, child in reversed(children.items()) if child is not None]  # fmt: skip
 
@@ -354,24 +364,32 @@ def _modules(root) -> Iterator[tuple[str, Any]]:
 def plain(value, budget: list[int] | None = None, depth: int = 0):
     """Texts, numbers, None, lists, tuples (as lists), dicts, sets (as sorted lists) and arrays. Raises Refused for more.
 
-    budget: how many values, and how many bytes of arrays, are still allowed.
+    budget: how many values, and how many bytes of texts and arrays, are still allowed: a text that a file names a thousand
+    times is counted a thousand times, for so often it would be written.
     """
-    budget = [ENTRIES, 2**26] if budget is None else budget
+    budget = [VALUES, 2**26] if budget is None else budget
     budget[0] -= 1
     if depth > 16 or budget[0] < 0:
         raise Refused("settings that are nested too deeply, or too many")
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, str):
+        return _spend(value, budget)
     if isinstance(value, list | tuple):
         return [plain(item, budget, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {key: plain(item, budget, depth + 1) for key, item in value.items()}
+        return {_spend(key, budget): plain(item, budget, depth + 1) for key, item in value.items()}
     if isinstance(value, set):
         budget[0] -= len(value)
-        return sorted(value)
+        return sorted(_spend(item, budget) for item in value)
     if isinstance(value, Array):
-        budget[1] -= 0 if value.data is None else len(value.data)
-        if budget[1] < 0:
-            raise Refused("arrays of more bytes than it has")
+        _spend(value.data or b"", budget)
         return value.value()
     raise Refused(f"a {type(value).__name__.lower()} where a setting was expected")
+
+
+def _spend(value, budget: list[int]):
+    budget[1] -= len(value)
+    if budget[1] < 0:
+        raise Refused("texts or arrays of more bytes than it has, or than settings need")
+    return value
