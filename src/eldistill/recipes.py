@@ -32,6 +32,7 @@ USES = {
     "networks/adm": ("networks/layers", "networks/precond"),
     "networks/edm2": ("networks/layers", "networks/precond", "networks/adm"),
     "networks/ddpm": ("networks/precond",),
+    "networks/guided": ("networks/layers", "networks/precond", "networks/adm"),
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
@@ -251,7 +252,7 @@ class Plan:
             if section.get("source"):  # another version of the row is another network
                 params["version"] = source(section["source"], self.params.root / TABLE)["version"]
             # Which network it is stands in the file: all of them count.
-            networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "song"))
+            networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "guided", "song"))
             return Step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")

@@ -102,7 +102,7 @@ def make(params: dict, teacher: Path, reference: Path | None, judge: Path | None
     network.requires_grad_(False).eval()
     space = evaluate.feature_space(params["features"], judge, site.device)
     if params["reference"]:
-        other, label = statistics(fetching.fetch(params["reference"], say=say)), "edmref"
+        other, label = statistics(fetching.fetch(params["reference"], say=say)), _whose(params["reference"])
     else:
         other, label = evaluate.moments(evaluate.load_reference(reference)["train"]), "train"
     images = sampling.images_of_teacher(
@@ -135,6 +135,11 @@ def _measured(images, space, other, params: dict, what: str, say) -> dict:
     return about
 
 
+def _whose(reference: str) -> str:
+    # ADM's statistics of ImageNet are of other crops than EDM's: another ruler.
+    return "admref" if reference.startswith("adm-refs") else "edmref"
+
+
 def _codec(name: str, found: dict | None, channels: int) -> dict:
     # What its images are: pixels in colour, or latents with the constants of the file; students' files have none.
     known = {3: convert.PIXELS, len(latents.EDM2["mean"]): latents.EDM2}
@@ -148,24 +153,21 @@ def _codec(name: str, found: dict | None, channels: int) -> dict:
 
 def command(options, say) -> None:
     """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
-    from eldistill import networks
-
     row = fetching.source(options.name)
     if row["kind"] not in ("teacher", "student"):
         raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")
     path = Path(options.file) if options.file else fetching.fetch(options.name, say=say)
-    with pickles.read(path, row["sha256"] or None) as file:
-        found = file.network()
-        network = networks.build(convert.check(found))
-        network.load_state_dict(found.state())
-        codec = _codec(options.name, convert.codec_of(file), network.img_channels)
-    network.requires_grad_(False).eval().to(options.device)
+    network, constants = convert.published(path, row["sha256"] or None)
+    codec = _codec(options.name, constants, network.img_channels)
+    network.to(options.device)
     channels, side = network.img_channels, network.img_resolution
     about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": codec}
     calls = re.search(r"(\d+) calls?", row["published"])
     if row["kind"] == "student":
         start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])
         sampler = {"steps": {"1": [float(start[1]) if start else 2.5]}}
+        boundary = re.search(r"boundary (\d+(?:\.\d+)?)", row["published"])
+        network.boundary = float(boundary[1]) if boundary else 0.0
         generator = sampling.Generator(network, about | {"sampler": sampler})
         images, steps = sampling.images_of(generator, options.n, options.seed, batch=options.batch), 1
     else:
@@ -176,4 +178,4 @@ def command(options, say) -> None:
     space = evaluate.feature_space("inception", None, options.device)
     params = {"n": options.n, "features": "inception", "reference": reference, "steps": steps, "churn": None,
               "seed": options.seed, "limit": float("inf"), "published": row["published"]}  # fmt: skip
-    _measured(images, space, other, params, "inception_edmref", say)
+    _measured(images, space, other, params, f"inception_{_whose(reference)}", say)

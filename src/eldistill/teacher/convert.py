@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from eldistill import fetching, latents, networks
 from eldistill.files import Problem, canonical, load_tensors, save_tensors
 from eldistill.files import sha256 as sha256_of
+from eldistill.networks import guided
 from eldistill.teacher import pickles, train
 from eldistill.teacher.pickles import Network, Refused
 
@@ -315,6 +317,87 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dic
     return about
 
 
+# --- a state of guided-diffusion -----------------------------------------------------------------------------
+
+
+def is_state(path: Path) -> bool:
+    """Whether a file is a zip, as torch.save writes states since 2020."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
+
+
+def state(source: Path, sha256: str | None = None) -> tuple[dict, dict[str, torch.Tensor], str]:
+    """The configuration, the state under our names and the digest of a network of OpenAI's consistency models.
+
+    torch reads it with weights_only: nothing in it is executed. Raises Refused.
+    """
+    digest = sha256_of(source)
+    if sha256 not in (None, digest):
+        raise Refused(f"{source} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: fetch it again")
+    try:
+        with zipfile.ZipFile(source) as archive:  # nothing that unfolds to more than the file
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                raise ValueError("parts of it are compressed")
+        theirs = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        plain = isinstance(theirs, dict) and all(
+            isinstance(key, str)
+            and type(each) is torch.Tensor
+            and each.layout == torch.strided
+            and each.dtype in FLOATS
+            for key, each in theirs.items()
+        )
+        if not plain or sum(each.nbytes for each in theirs.values()) > source.stat().st_size:
+            raise ValueError("it is no state of floats")
+        config = {"network": "guided", **guided.settings(theirs)}
+        outline = networks.outline(config)
+        tensors = guided.renamed(theirs, guided.Settings(**guided.settings(theirs)))
+        for name, each in outline.state_dict().items():
+            if name not in tensors or tensors[name].shape != each.shape or not _finite(tensors[name]):
+                raise ValueError(f"{name} is missing, not {list(each.shape)}, or not finite")
+    except Exception as error:  # what torch and zipfile raise for a damaged file is not written down anywhere
+        text = " ".join(str(error).split())[:160]
+        raise Refused(
+            f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another"
+        ) from None
+    return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def convert_state(
+    source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None
+) -> dict:
+    """Write such a network as a teacher; returns its description. Raises Refused; then nothing is written."""
+    config, tensors, digest = state(source, sha256)
+    _agree(source, config["label_dim"], labels)
+    about = {
+        "config": config, "codec": PIXELS, "shape": [config["img_channels"], *[config["img_resolution"]] * 2],
+        "label_dim": config["label_dim"],
+        "source": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size, "class": "UNetModel", "licence": licence},
+    }  # fmt: skip
+    save_tensors(output, tensors, about)
+    return about
+
+
+def published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, dict | None]:
+    """The network of a published file of either kind, frozen, in float32, and the constants of its latents if it has them.
+    Raises Refused."""
+    if is_state(path):
+        config, tensors, _ = state(path, sha256)
+        constants = None
+    else:
+        with pickles.read(path, sha256) as file:
+            found = file.network()
+            config, tensors, constants = check(found), found.state(), codec_of(file)
+    network = networks.build(config)
+    network.load_state_dict(tensors)
+    return network.requires_grad_(False).eval(), constants
+
+
 def _agree(source: Path, label_dim: int, labels: bool | None) -> None:
     if labels is not None and bool(label_dim) != labels:
         raise Refused(
@@ -362,6 +445,12 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
         if path.is_dir():
             _agree(path, 0, params["labels"])
             return convert_folder(path, output, wanted)
+        if is_state(path):
+            if codec != PIXELS:
+                raise Problem(
+                    f"{path} sees pixels on [-1, 1], its data has codec {codec}; give it a data setting of pixels"
+                )
+            return convert_state(path, output, wanted, licence, params["labels"])
         return convert(path, output, wanted, licence, params["labels"], codec)
     _, about = train.load(path)  # a teacher, or the sentence that says why not
     digest = sha256_of(path)

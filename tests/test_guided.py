@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenAI's consistency models and their EDM teachers: their states are read as ours, and say the same of an image."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import official
+import pytest
+import test_foreign_teachers
+import torch
+import yaml
+from test_inception import net, wrapped  # noqa: F401  (the fixture)
+from torch.nn import functional as F
+
+from eldistill import __main__, evaluate, networks, sampling
+from eldistill.networks import guided
+from eldistill.spaces import inception
+from eldistill.teacher import convert, train
+from eldistill.teacher.pickles import Refused
+
+ROOT = Path(__file__).parents[1]
+made, project = test_foreign_teachers.made, test_foreign_teachers.project  # the fixtures
+PUBLISHED = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_channels": 192, "channel_mult": [1, 2, 3, 4],
+             "channel_mult_emb": 4, "num_blocks": 3, "attn_resolutions": [32, 16, 8]}  # fmt: skip
+
+
+# --- their network, written anew from what their state means --------------------------------------------
+
+
+def shapes(channels: int = 3, width: int = 64, mult=(1, 2), blocks: int = 1, classes: int = 5, attend=(1,)) -> dict:
+    """Names and shapes of a state in their order. attend: the levels that do."""
+    found: dict[str, tuple] = {}
+    wide = 4 * width
+
+    def layer(name: str, *shape: int) -> None:
+        found[f"{name}.weight"] = shape
+        found[f"{name}.bias"] = shape[:1]
+
+    def block(name: str, before: int, after: int) -> None:
+        layer(f"{name}.in_layers.0", before), layer(f"{name}.in_layers.2", after, before, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * after, wide)
+        layer(f"{name}.out_layers.0", after), layer(f"{name}.out_layers.3", after, after, 3, 3)
+        if before != after:
+            layer(f"{name}.skip_connection", after, before, 1, 1)
+
+    def attention(name: str, size: int) -> None:
+        (
+            layer(f"{name}.norm", size),
+            layer(f"{name}.qkv", 3 * size, size, 1, 1),
+            layer(f"{name}.proj_out", size, size, 1, 1),
+        )
+
+    layer("time_embed.0", wide, width), layer("time_embed.2", wide, wide)
+    if classes:
+        found["label_emb.weight"] = (classes, wide)
+    layer("input_blocks.0.0", width, channels, 3, 3)
+    current, kept, at = width, [width], 1
+    for level, factor in enumerate(mult):
+        for _ in range(blocks):
+            block(f"input_blocks.{at}.0", current, factor * width)
+            current = factor * width
+            if level in attend:
+                attention(f"input_blocks.{at}.1", current)
+            kept.append(current)
+            at += 1
+        if level < len(mult) - 1:
+            block(f"input_blocks.{at}.0", current, current)
+            kept.append(current)
+            at += 1
+    (
+        block("middle_block.0", current, current),
+        attention("middle_block.1", current),
+        block("middle_block.2", current, current),
+    )
+    at = 0
+    for level, factor in reversed(list(enumerate(mult))):
+        for index in range(blocks + 1):
+            block(f"output_blocks.{at}.0", current + kept.pop(), factor * width)
+            current = factor * width
+            if level in attend:
+                attention(f"output_blocks.{at}.1", current)
+            if level and index == blocks:
+                block(f"output_blocks.{at}.{2 if level in attend else 1}", current, current)
+            at += 1
+    layer("out.0", current), layer("out.2", channels, current, 3, 3)
+    return found
+
+
+def state(seed: int = 0, dtype=torch.float32, **sizes) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(shape, generator=draw) / max(1, math.prod(shape[1:])) ** 0.5 + ("norm" in name)).to(dtype)
+        for name, shape in shapes(**sizes).items()
+    }
+
+
+def forward(theirs: dict, x: torch.Tensor, times: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+    """Their F by functions of torch alone: sequences as their names number them, heads of 64 in the order q, k, v."""
+    w = lambda name: (theirs[f"{name}.weight"].to(x), theirs[f"{name}.bias"].to(x))  # noqa: E731
+    norm = lambda name, h: F.group_norm(h, min(32, h.shape[1] // 4), *w(name), eps=1e-5)  # noqa: E731
+    width = theirs["input_blocks.0.0.weight"].shape[0]
+    powers = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=x.dtype) / (width // 2))
+    angles = times[:, None] * powers
+    embedding = F.linear(torch.cat([angles.cos(), angles.sin()], 1), *w("time_embed.0"))
+    embedding = F.linear(F.silu(embedding), *w("time_embed.2"))
+    if classes is not None:
+        embedding = embedding + theirs["label_emb.weight"].to(x)[classes]
+
+    def block(name: str, h: torch.Tensor, change=lambda h: h) -> torch.Tensor:
+        inside = F.conv2d(change(F.silu(norm(f"{name}.in_layers.0", h))), *w(f"{name}.in_layers.2"), padding=1)
+        scale, shift = F.linear(F.silu(embedding), *w(f"{name}.emb_layers.1"))[:, :, None, None].chunk(2, 1)
+        inside = norm(f"{name}.out_layers.0", inside) * (1 + scale) + shift
+        inside = F.conv2d(F.silu(inside), *w(f"{name}.out_layers.3"), padding=1)
+        h = change(h)
+        if f"{name}.skip_connection.weight" in theirs:
+            h = F.conv2d(h, *w(f"{name}.skip_connection"))
+        return h + inside
+
+    def attention(name: str, h: torch.Tensor) -> torch.Tensor:
+        n, c, height, side = h.shape
+        parts = F.conv2d(norm(f"{name}.norm", h), *w(f"{name}.qkv")).reshape(n, 3, c // 64, 64, height * side)
+        q, k, v = parts.transpose(-1, -2).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(h.shape)
+        return h + F.conv2d(mixed, *w(f"{name}.proj_out"))
+
+    def sequence(name: str, h: torch.Tensor, first=lambda h: h) -> torch.Tensor:
+        for index in range(3):
+            part = f"{name}.{index}"
+            if f"{part}.qkv.weight" in theirs:
+                h = attention(part, h)
+            elif f"{part}.in_layers.2.weight" in theirs:
+                h = block(part, h, first if index == 0 else lambda h: F.interpolate(h, scale_factor=2, mode="nearest"))
+        return h
+
+    each = sum(name.startswith("input_blocks") and name.endswith("0.in_layers.2.weight") for name in theirs)
+    levels = 1 + sum(
+        name.startswith("output_blocks") and ".0." not in name and "in_layers.2.weight" in name for name in theirs
+    )
+    period = (each + 1) // levels
+    h = F.conv2d(x, *w("input_blocks.0.0"), padding=1)
+    kept = [h]
+    for index in range(1, each + 1):
+        h = sequence(f"input_blocks.{index}", h, (lambda h: F.avg_pool2d(h, 2)) if index % period == 0 else lambda h: h)
+        kept.append(h)
+    h = block("middle_block.2", attention("middle_block.1", block("middle_block.0", h)))
+    for index in range(each + 1):
+        h = sequence(f"output_blocks.{index}", torch.cat([h, kept.pop()], 1))
+    return F.conv2d(F.silu(norm("out.0", h)), *w("out.2"), padding=1)
+
+
+def consistency(theirs: dict, x: torch.Tensor, sigma: float, classes, boundary: float) -> torch.Tensor:
+    """f(x; sigma) of Song et al. 2023, equation 5, with sigma_data 0.5 and the noise as 250 ln sigma."""
+    both = sigma**2 + 0.25
+    inside = forward(theirs, x / both**0.5, torch.full((len(x),), 250 * math.log(sigma), dtype=x.dtype), classes)
+    return 0.25 / ((sigma - boundary) ** 2 + 0.25) * x + (sigma - boundary) * 0.5 / both**0.5 * inside
+
+
+def save(theirs: dict, path: Path) -> Path:
+    torch.save(theirs, path)
+    return path
+
+
+# --- what is read ---------------------------------------------------------------------------------------
+
+SIZES = [
+    {}, {"classes": 0}, {"mult": (1, 2, 3), "blocks": 2, "attend": (1, 2)}, {"mult": (1, 1, 2), "attend": (2,), "channels": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("boundary", [0.0, 0.002])
+def test_the_denoiser_is_theirs(tmp_path, sizes, boundary):
+    """D of our network on their tensors equals theirs, computed independently, in float64."""
+    theirs = state(dtype=torch.float64, **sizes)
+    config, tensors, _ = convert.state(save(theirs, tmp_path / "net.pt"))
+    network = networks.build(config).double().eval()
+    network.load_state_dict(tensors)
+    network.boundary = boundary
+    x = torch.randn(3, config["img_channels"], *[config["img_resolution"]] * 2, dtype=torch.float64)
+    classes = torch.tensor([4, 0, 2]) if config["label_dim"] else None
+    labels = None if classes is None else F.one_hot(classes, 5).double()
+    for sigma in (0.002, 0.5, 80.0):
+        with torch.no_grad():
+            found, wanted = network(x, sigma, labels), consistency(theirs, x, sigma, classes, boundary)
+        assert (found - wanted).abs().max() < 1e-9 * wanted.abs().max()
+    if boundary:
+        assert torch.allclose(network(x, boundary, labels), x, rtol=0, atol=1e-12)
+
+
+def test_the_published_sizes_are_found_in_the_shapes():
+    """Of ImageNet-64: those of EDM's network of it, from names and shapes alone."""
+    sizes = {"width": 192, "mult": (1, 2, 3, 4), "blocks": 3, "classes": 1000, "attend": (1, 2, 3)}
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes(**sizes).items()}
+    assert guided.settings(theirs) == PUBLISHED
+    outline = networks.outline({"network": "guided", **PUBLISHED})
+    ours = guided.renamed(theirs, guided.Settings(**PUBLISHED))
+    assert {name: each.shape for name, each in ours.items()} == {
+        name: each.shape for name, each in outline.state_dict().items()
+    }
+    adm = networks.outline({"network": "adm", "img_resolution": 64, "img_channels": 3, "label_dim": 1000})
+    assert {name: each.shape for name, each in ours.items()} == {
+        name: each.shape for name, each in adm.state_dict().items()
+    }
+    lsun = {"width": 256, "mult": (1, 1, 2, 2, 4, 4), "blocks": 2, "classes": 0, "attend": (3, 4, 5)}
+    found = guided.settings({name: torch.empty(shape, device="meta") for name, shape in shapes(**lsun).items()})
+    assert (found["img_resolution"], found["attn_resolutions"], found["channel_mult"]) == (
+        256,
+        [32, 16, 8],
+        [1, 1, 2, 2, 4, 4],
+    )
+
+
+def damaged(kind: str, path: Path) -> None:
+    theirs = state()
+    name = "input_blocks.1.0.in_layers.2.weight"
+    if kind == "compressed":
+        save(theirs, path.with_suffix(".raw"))
+        with zipfile.ZipFile(path.with_suffix(".raw")) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+            for each in old.infolist():
+                new.writestr(each.filename, old.read(each))
+        path.with_suffix(".raw").unlink()
+        return
+    if kind == "cut off":
+        save(theirs, path)
+        path.write_bytes(path.read_bytes()[:-1000])
+        return
+    torch.save(
+        {
+            "a whole module": torch.nn.Linear(2, 2),
+            "a list": [1, 2],
+            "a tensor": torch.ones(3),
+            "numbers": theirs | {name: 1.0},
+            "integers": theirs | {name: theirs[name].long()},
+            "a NaN": theirs | {name: theirs[name] * math.nan},
+            "one that lacks": {key: each for key, each in theirs.items() if key != name},
+            "one too many": theirs | {"extra.weight": torch.ones(1)},
+            "another shape": theirs | {name: theirs[name][:, :1].clone()},
+            "much of little": theirs | {name: torch.ones(1).expand(10**6, 10**6)},
+            "no attention": {key: each for key, each in theirs.items() if "qkv" not in key},
+            "nothing": {},
+        }[kind],
+        path,
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["a whole module", "a list", "a tensor", "numbers", "integers", "a NaN", "one that lacks", "one too many", "another shape",
+     "much of little", "no attention", "nothing", "compressed", "cut off"],
+)  # fmt: skip
+def test_what_is_no_state_of_theirs_is_one_sentence(tmp_path, kind):
+    damaged(kind, tmp_path / "net.pt")
+    with pytest.raises(Refused, match="net.pt is no network of OpenAI's consistency models") as caught:
+        convert.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert os.listdir(tmp_path) == ["net.pt"]
+
+
+def test_a_state_executes_nothing(tmp_path, monkeypatch):
+    """A pickle in the zip that calls os.system is refused, and is not called."""
+    monkeypatch.chdir(tmp_path)
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch canary",)
+
+    torch.save({"input_blocks.0.0.weight": Evil()}, "net.pt")
+    with pytest.raises(Refused):
+        convert.state(Path("net.pt"))
+    assert not Path("canary").exists()
+
+
+def test_mutations_are_read_or_refused(tmp_path):
+    whole = bytearray(save(state(width=8, channels=1, classes=0, attend=(1,)), tmp_path / "net.pt").read_bytes())
+    head, random = whole.index(b"PK", 4), np.random.default_rng(0)
+    for _ in range(150):
+        mutated = bytearray(whole)
+        for _ in range(random.integers(1, 4)):
+            at = random.integers(0, head) if random.random() < 0.8 else random.integers(0, len(whole))
+            mutated[at] = random.integers(0, 256)
+        (tmp_path / "net.pt").write_bytes(mutated)
+        try:
+            convert.state(tmp_path / "net.pt")
+        except Refused as error:
+            assert "\n" not in str(error)
+
+
+# --- from end to end ------------------------------------------------------------------------------------
+
+
+def test_from_their_teacher_to_a_generator(project, capsys):
+    """A teacher of theirs, by `file`, distils with di/el, and is measured like any other."""
+    theirs = state(channels=1, classes=0, mult=(1,), attend=(0,))
+    save(theirs, Path("net.pkl"))
+    assert __main__.main(["teacher", "theirs"]) == 0
+    teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
+    assert about["config"]["network"] == "guided" and about["source"]["class"] == "UNetModel"
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(teacher.eval()(x, 2.0), consistency(theirs, x, 2.0, None, 0.0), rtol=1e-4, atol=1e-4)
+    for words in (["ensemble", "theirs/conv4/0"], ["distil", "theirs/di/el/0"]):
+        assert __main__.main(words) == 0, capsys.readouterr().err
+    generator = sampling.load_generator("data/runs/theirs/di/el/0/generator_ema.safetensors")
+    assert sampling.sample(generator, 3).shape == (3, 1, 8, 8)
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["data"]["theirs"]["labels"] = True
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert __main__.main(["teacher", "theirs"]) == 2
+    assert "knows 0 classes, its data has labels: true" in capsys.readouterr().err
+
+
+def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, capsys):  # noqa: F811
+    """One step from sigma 80 with the boundary at 0.002, against ADM's reference, which the name says."""
+    monkeypatch.setenv("ELDISTILL_MIRROR", "mirror"), monkeypatch.setenv("ELDISTILL_OFFLINE", "1")
+    Path("mirror").mkdir()
+    official.write(Path("mirror/inception-2015-12-05.pkl"), wrapped(net))
+    np.savez(
+        "mirror/VIRTUAL_imagenet64_labeled.npz",
+        mu=np.zeros(64),
+        sigma=np.eye(64),
+        arr_0=np.zeros((2, 8, 8, 3), np.uint8),
+    )
+    whole = inception.load
+    monkeypatch.setattr(inception, "load", lambda *args, **kw: lambda images: whole(*args, **kw)(images)[:, :64])
+    with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
+        Path("data/sources.csv").write_text(file.read(), encoding="utf-8")
+    theirs = state(mult=(1,), attend=(0,))
+    save(theirs, Path("cd.pt"))
+    assert __main__.main(["check", "cd-imagenet64-lpips", "--file", "cd.pt", "--n", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "published sigma_init 80, boundary 0.002; fid 6.20, 1 call" in printed
+    network, _ = convert.published(Path("cd.pt"))
+    network.boundary = 0.002
+    about = {"shape": [3, 8, 8], "label_dim": 5, "codec": convert.PIXELS, "sampler": {"steps": {"1": [80.0]}}}
+    features = evaluate.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load("inception"))
+    wanted = evaluate.frechet(*evaluate.moments(features), np.zeros(64), np.eye(64))
+    assert f"fd4_inception_admref {wanted:.4g} " in printed
