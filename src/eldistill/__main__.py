@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--force", action="store_true", help="make it again even if it is up to date (default: no)")
         each.add_argument("--max-minutes", type=float, default=0, metavar="MINUTES",
                           help="stop politely after this time, exit code 75 (default: 0, no limit)")  # fmt: skip
+        each.add_argument("--processes", type=int, default=1, metavar="N",
+                          help="share every batch among so many processes, one for each GPU; for trainings (default: 1)")  # fmt: skip
         each.set_defaults(parser=each)
     draw = commands.add_parser(
         "sample",
@@ -165,14 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             sampling.command(chosen, say=lambda text: print(text, flush=True))
         else:
-            steps.run(
-                chosen.word,
-                chosen.name,
-                chosen.recipe,
-                chosen.force,
-                chosen.max_minutes,
-                say=lambda text: print(text, flush=True),
-            )
+            return make(chosen, arguments)
         return 0
     except Problem as problem:
         print(f"eldistill: {problem}", file=sys.stderr)
@@ -196,13 +191,31 @@ def main(arguments: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 1
-        if type(error).__name__ == "NonFinite":
+        if type(error).__name__ in ("NonFinite", "Lost"):
             print(f"eldistill: {error}", file=sys.stderr)
             return 1
         if type(error).__name__ == "Stopped":
             print(f"eldistill: {error}", file=sys.stderr)
             return 75
         raise
+
+
+def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
+    """Make a step, in one process, in several that are started here, or as one of those that torchrun has started."""
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    words = chosen.word, chosen.name, chosen.recipe, chosen.force, chosen.max_minutes
+    if chosen.processes < 1:
+        raise Problem(f"--processes {chosen.processes}; expected 1 or more")
+    if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        steps.run(*words, say=say)
+        return 0
+    from eldistill import distributed  # torch takes seconds
+
+    if chosen.processes > 1 and "RANK" not in os.environ:
+        return distributed.launch(arguments, chosen.processes)
+    with distributed.joined() as rank:
+        steps.run(*words, say=say, rank=rank)
+    return 0
 
 
 if __name__ == "__main__":

@@ -98,9 +98,12 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count})
         job.snapshots[count] = _both(job.snapshots.get(count), write)
     work = loop.Loop(job)
-    if 0 in job.snapshots:
+    first = work.across.rank == 0  # of several processes one writes
+    if first and 0 in job.snapshots:
         job.snapshots[0](work.average)  # before the state of a stopped run is read: the start, every time
     work.run()
+    if not first:
+        return work
     # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
     whole = whole or {"params": recipe}
     lineage = {

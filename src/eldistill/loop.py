@@ -4,6 +4,8 @@
 A generator step makes the images of the whole batch first. The gradients of the base loss and of every
 supplement meet at those images, and one backward pass carries their weighted sum into the generator: a supplement
 sees the whole batch however small the micro-batches are, and a weight that compares gradients costs nothing.
+
+Several processes (eldistill.distributed) share every batch: each does its rows, and all numbers are those of the whole.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 
-from eldistill import noise, state
+from eldistill import distributed, noise, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
@@ -106,6 +108,9 @@ class Loop:
 
     def __init__(self, job: Job):
         self.job = job
+        self.across = distributed.others()
+        group = job.method.group(job.numbers) if hasattr(job.method, "group") else 1
+        self.own = self.across.rows(job.training.batch, group)  # rows of a batch
         self.nets = {**job.fixed, **job.nets}
         for net in job.fixed.values():
             net.requires_grad_(False).eval()
@@ -158,13 +163,14 @@ class Loop:
         for name in job.nets:
             training = name == phase.net or (name == "generator" and phase.generator_mode == "train")
             self._set(name, training, name == phase.net)
-        draw = Draw(job.seed, scope, self.n_images, job.training.batch, job.device, job.dtype)
+        draw = Draw(job.seed, scope, self.n_images, job.training.batch, job.device, job.dtype)[self.own]
         if phase.labels == "fresh" or self._labels is None:
             self._labels = job.reals.labels(draw.integers("label", len(job.reals)))
         batch = Batch(draw, self._labels, job.shape, progress, job.reals)
         optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
         optimiser.zero_grad(set_to_none=True)
         (self._generator if phase.net == "generator" else self._critic)(phase, batch)
+        self.across.gradients(parameter for _, parameter in self.named[phase.net])
         self._check_gradients(phase.net, numbers)
         optimiser.param_groups[0]["lr"] = learning_rate(numbers, progress)
         optimiser.step()
@@ -201,7 +207,7 @@ class Loop:
                     images = self._generate(batch, part)
                 self._finite("images", images)
                 made.append(images)
-            share = (part.stop - part.start) / batch.size
+            share = (part.stop - part.start) / job.training.batch
             with noise.masks(batch.draw[part], "terms"):
                 terms = job.method.critic_terms(self.nets, batch[part], images, job.numbers)
             for each in self.critics if phase.net == "fake_score" else ():
@@ -230,7 +236,7 @@ class Loop:
 
         gradients: dict[int, torch.Tensor] = {}
         for index, part in enumerate(parts):
-            share = (part.stop - part.start) / batch.size
+            share = (part.stop - part.start) / job.training.batch
             with noise.masks(batch.draw[part], "terms"):
                 terms = job.method.generator_terms(
                     self.nets, batch[part], lambda index=index: images_of(index), job.numbers
@@ -280,11 +286,11 @@ class Loop:
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
         total = base
-        strength = _rms(base)
+        strength = self._rms(base)
         self._count("generator.base_rms", strength)
         for each in self.at_images:
             own = self._own_gradient(each, images, batch, base)
-            weight = self._weigh(each, strength, _rms(own), batch)
+            weight = self._weigh(each, strength, self._rms(own), batch)
             if weight:
                 total = total + weight * own
         return total
@@ -297,7 +303,7 @@ class Loop:
         weights = [p for _, p in self.named["generator"]]
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
-        strength = _rms(base[last])
+        strength = _rms(self.across.sum(base[last]))
         self._count("generator.base_rms", strength)
         total = base
         for each in self.at_images:
@@ -305,7 +311,7 @@ class Loop:
                 p.grad = None
             pull(self._own_gradient(each, images, batch))
             own = [p.grad for p in weights]
-            weight = self._weigh(each, strength, _rms(own[last]), batch)
+            weight = self._weigh(each, strength, _rms(self.across.sum(own[last])), batch)
             if weight:
                 total = [
                     a if b is None else weight * b if a is None else a + weight * b
@@ -318,22 +324,28 @@ class Loop:
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
     ) -> torch.Tensor:
         terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+        # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
+        whole = getattr(each.tools, "across", None) is not None
+        share = None if whole else batch.size / self.job.training.batch
         for name, term in terms.items():
             self._finite(f"{each.name}.{name}", term.value)
             if term.gradient is not None:
                 self._finite(f"{each.name}.{name}: gradient at the images", term.gradient)
-            self._count(f"{each.name}.{name}", float(term.value))
+            self._count(f"{each.name}.{name}", float(term.value), share)
         gradients = [term.gradient for term in terms.values() if term.gradient is not None]
         own = gradients[0] if len(gradients) == 1 else sum(gradients)
+        own = own if share in (None, 1) else own * share
         if hasattr(each.module, "diagnose"):
             value = float(sum(term.value for term in terms.values() if term.gradient is not None))
-            seen = each.module.diagnose(value, base, own, batch, each.numbers, each.memory)
+            both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
+            seen = each.module.diagnose(value, *both, batch, each.numbers, each.memory)
             for name, found in seen.items():
                 self._count(f"{each.name}.{name}", found)
         return own
 
     def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
-        weight = each.module.weight(base, own, batch.size, each.numbers, batch.progress, each.memory)
+        size = self.job.training.batch
+        weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
         self._count(f"{each.name}.gradient_rms", own)
         self._count(f"{each.name}.weight", weight)
         return weight
@@ -345,6 +357,13 @@ class Loop:
         torch._foreach_lerp_(self.averaged, now, 1 - beta)
         for old, new in zip(self.average.buffers(), self.job.nets[self.job.published].buffers(), strict=True):
             old.copy_(new)
+
+    def _rms(self, own: torch.Tensor) -> float:
+        """Root of the mean square over the images of the whole batch."""
+        if self.across.size == 1:
+            return _rms(own)
+        squares = float(self.across.sum(own.double().square().sum()))
+        return (squares / (own[0].numel() * self.job.training.batch)) ** 0.5
 
     # --- guarding and counting ---
 
@@ -369,7 +388,9 @@ class Loop:
             torch.nn.utils.clip_grad_value_([p for _, p in named], numbers.clip_value)
         self._count(f"{name}.gradient_norm", float(norm))
 
-    def _count(self, name: str, value: float, share: float = 1.0) -> None:
+    def _count(self, name: str, value: float, share: float | None = None) -> None:
+        # share: of the batch; a number that every process knows is counted by each in part.
+        share = 1 / self.across.size if share is None else share
         total, steps = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = [total + value * share, steps + share]
 
@@ -379,6 +400,8 @@ class Loop:
         """Train to the end and return the running average. Raises NonFinite or Stopped, the state being saved."""
         job, total = self.job, self.job.training.n_images
         self._resume()
+        self.across.barrier()  # nobody finishes, and clears away, what another has still to read
+        first = self.across.rank == 0
         tick_every = max(1, total // job.training.batch // job.ticks)
         wall, cpu, saved, since = time.perf_counter(), time.process_time(), time.monotonic(), time.monotonic()
         begun = time.monotonic()
@@ -389,21 +412,24 @@ class Loop:
                 self.seconds["wall"] += now[0] - wall
                 self.seconds["cpu"] += now[1] - cpu
                 wall, cpu = now
-                if self.n_images in job.snapshots:
+                if first and self.n_images in job.snapshots:
                     job.snapshots[self.n_images](self.average)
                 if self.iteration % tick_every == 0 or self.n_images >= total:
                     self._tick(time.monotonic() - since)
                     since = time.monotonic()
                 if job.max_seconds and time.monotonic() - begun > job.max_seconds:
                     self.stop_reason = "the time budget is used up"
-                if self.stop_reason or time.monotonic() - saved > job.save_seconds:
+                late = time.monotonic() - saved > job.save_seconds
+                stop = self.stop_reason is not None  # a signal may come between here and the end of the step
+                if self.across.size > 1:
+                    stop, late = map(bool, self.across.largest(float(stop), float(late)))
+                if stop or late:
                     self.save()
                     saved = time.monotonic()
                 wall, cpu = time.perf_counter(), time.process_time()
-                if self.stop_reason and self.n_images < total:
-                    raise Stopped(
-                        f"{self.stop_reason}; saved at {self.n_images} of {total} images, the same command continues"
-                    )
+                if stop and self.n_images < total:
+                    why = self.stop_reason or "another process was stopped"
+                    raise Stopped(f"{why}; saved at {self.n_images} of {total} images, the same command continues")
         self.save()
         return self.average
 
@@ -425,10 +451,24 @@ class Loop:
                     self.iterate()
         finally:
             self.n_images, self.iteration, self.steps, self.sums = before
-        return counter.get_total_flops() / cycle
+        return float(
+            self.across.sum(
+                torch.tensor(counter.get_total_flops() / cycle, dtype=torch.float64, device=self.job.device)
+            )
+        )
+
+    def _together(self) -> None:
+        """The sums of all processes, in the first one."""
+        if self.across.size == 1:
+            return
+        names = sorted(self.sums)
+        found = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=self.job.device)
+        added = self.across.sum(found).tolist()
+        self.sums = dict(zip(names, added if self.across.rank == 0 else [[0.0, 0.0]] * len(names), strict=True))
 
     def _tick(self, seconds: float) -> None:
-        means = {name: value / over for name, (value, over) in self.sums.items()}
+        self._together()
+        means = {name: value / over for name, (value, over) in self.sums.items() if over}
         steps, self.steps, self.sums = self.steps, 0, {}
         self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
@@ -444,7 +484,10 @@ class Loop:
                 self.job.say(f"warning: {each.name}: {text}")
 
     def save(self) -> None:
-        """Write the state."""
+        """Write the state; of several processes the first one does, and any number of them can read it."""
+        self._together()
+        if self.across.rank:
+            return
         nets = {**self.job.nets, "average": self.average}
         numbers = {
             "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.sums, "rows": self.rows,
@@ -460,6 +503,8 @@ class Loop:
         state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers)
         self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
         self.sums, self.steps = numbers["sums"], numbers["steps"]
+        if self.across.rank:  # they are those of all processes
+            self.sums = {name: [0.0, 0.0] for name in self.sums}
         self.rows, self.seconds = numbers["rows"], numbers["seconds"]
         for supplement in self.job.supplements:
             supplement.memory.update(numbers["memory"].get(supplement.name, {}))

@@ -25,11 +25,18 @@ RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
 
 def run(
-    word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0, say=print
-) -> bool:
-    """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what the room raises."""
+    word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0, say=print, rank: int | None = None,
+) -> bool:  # fmt: skip
+    """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what the room raises.
+
+    rank: of this process, where several share a training: the first one speaks and writes, the others compute.
+    """
     plan = Plan(params.load())
     step = plan.find(word, name)
+    first = not rank
+    if rank is not None and not _trains(step):
+        raise Problem(f"{word} {name} is no training, so several processes cannot share it; leave --processes away")
+    say = say if first else lambda line: None
     if recipe_file and not Path(recipe_file).is_file():
         raise Problem(f"{recipe_file} is missing; leave --recipe away to compute it from params.yaml")
     text = Path(recipe_file).read_text(encoding="utf-8") if recipe_file else step.recipe
@@ -58,23 +65,30 @@ def run(
     work = SimpleNamespace(
         step=step, recipe=recipe, text=text, digest=files.digest(text), params=recipe["params"], upstream=above,
         outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes),
-        say=lambda line: say(f"{step.name}  {line}"), plan=plan, state=None, force=force,
+        say=lambda line: say(f"{step.name}  {line}"), plan=plan, state=None, force=force, first=first,
     )  # fmt: skip
-    files.append_line(
-        RUN_LOG,
-        files.canonical({"time": round(time.time(), 3), "word": word, "name": step.name, "recipe": work.digest}),
-    )
-    for output in (*step.outputs, step.sidecar):
-        files.remove_leftovers(output)
+    if first:
+        files.append_line(
+            RUN_LOG,
+            files.canonical({"time": round(time.time(), 3), "word": word, "name": step.name, "recipe": work.digest}),
+        )
+        for output in (*step.outputs, step.sidecar):
+            files.remove_leftovers(output)
     _threads(work.params.get("threads", plan.threads), word)
     # A distil run has its outputs untouched until it publishes them.
-    with contextlib.nullcontext() if word == "distil" else _overwriting(step):
+    with contextlib.nullcontext() if word == "distil" or not first else _overwriting(step):
         MAKERS[word](work)
+    if not first:
+        return True
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(step.sidecar, text)
     if work.state is not None:
         shutil.rmtree(work.state, ignore_errors=True)
     return True
+
+
+def _trains(step: Step) -> bool:
+    return step.word == "distil" or (step.word == "teacher" and "/" not in step.name and "n_images" in step.params)
 
 
 @contextlib.contextmanager
@@ -141,7 +155,7 @@ def _train(work, train) -> None:
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
     site = work.site
     code = files.digest(f"{code} {site.device} {site.micro_batch} {metadata.version('torch')}")
-    with state.lock(folder):
+    with state.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
         try:
@@ -222,6 +236,8 @@ def _teacher(work) -> None:
 
     def make(folder):
         done = train.train(work.params, pack, work.outputs[0], folder, work.digest, work.site, work.say)
+        if not work.first:
+            return
         files.write_rows(work.outputs[1], done.rows)
         files.write_json(work.outputs[2], distil.provenance(done, work.digest, work.site.device))
 
@@ -245,7 +261,7 @@ def _ensemble(work) -> None:
 
 
 def _distil(work) -> None:
-    from eldistill import distil, loop
+    from eldistill import distil, distributed, loop
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
     upstream |= distil.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
@@ -254,10 +270,11 @@ def _distil(work) -> None:
     def make(folder):
         done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)
         flop = None
-        with contextlib.suppress(
-            loop.NonFinite, RuntimeError, MemoryError
-        ):  # it trains on: the result must not depend on it
+        # It trains on: the result must not depend on it.
+        with contextlib.suppress(loop.NonFinite, RuntimeError, MemoryError, distributed.Lost):
             flop = done.count_flop()
+        if not work.first:
+            return
         about = distil.provenance(done, work.digest, work.site.device, flop)
         files.write_json(folder / "provenance.json", about)
         with _overwriting(work.step):

@@ -174,7 +174,7 @@ def embedding_loss(
 
     anchors: the members' means over all real images, instead of real. classes: labels of x [m] and real [n] for every
     `labels` but marginal. stack: members of one shape in one pass. across: processes with the rest of both batches.
-    found: gets `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features, of the own rows.
+    found: gets `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features.
     """
     if transform is not None:
         x = transform(x)
@@ -188,14 +188,22 @@ def embedding_loss(
                 values.append(mmd.anchored(mine, anchors[place], estimator, across))
                 continue
             values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
-            if found is not None and min(len(mine), len(target)) > 1:
-                ratios.append(float(mine.detach().double().var(0).sum() / target.double().var(0).sum()))
+            if found is not None and (across is not None or min(len(mine), len(target)) > 1):
+                ratios.append(_spread(mine.detach().double(), across) / _spread(target.double(), across))
     if ratios:
         found["trace_ratio"] = math.fsum(ratios) / len(ratios)
     total = 0
     for value in values:
         total = total + value
     return total / len(members)
+
+
+def _spread(x: torch.Tensor, across) -> float:
+    # The trace of the covariance of the rows, of all processes.
+    if across is None:
+        return float(x.var(0).sum())
+    n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
+    return float((square - total.square().sum() / n) / (n - 1))
 
 
 def _features(members, x, real, stack: bool):
@@ -271,7 +279,7 @@ def diagnose(
     sizes = float(base.double().norm()), float(own.double().norm())
     if min(sizes) > 0:
         found["cosine"] = float((base.double() * own.double()).sum()) / (sizes[0] * sizes[1])
-    if batch.size >= 2 * GROUPS:
+    if len(own) >= 2 * GROUPS:
         share = optimal(base, own)
         if share is not None:
             found["optimal"] = share

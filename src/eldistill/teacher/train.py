@@ -53,6 +53,8 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
     )  # fmt: skip
     work = loop.Loop(job)
     average = work.run()
+    if work.across.rank:  # of several processes one writes
+        return work
     about = {"config": net.config, "codec": recipe["codec"], "shape": list(reals.shape), "label_dim": reals.label_dim,
              "n_images": work.n_images, "recipe": digest}  # fmt: skip
     save_tensors(output, average.state_dict(), about)

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that share every batch are one process: the same weights, averages and log."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import test_distil
+import torch
+from conftest import Bench
+from torch import distributed as collectives
+from torch import multiprocessing
+
+from eldistill import contract, distributed, files, loop, sampling, state
+from eldistill.files import Problem
+
+made = test_distil.made  # the fixture
+METHODS = sorted(path.stem for path in (Path(loop.__file__).parent / "methods").glob("[!_]*.py"))
+EL = {"embedding": {"real_ratio": 2, "diagnose": 3}}
+# What is trained beside the plain methods: method, supplements, and what else of Bench.job.
+MORE = {
+    "el": ("diff_instruct", EL, {}),
+    "el, labels and dropout": ("diff_instruct", EL, {"labels": 3, "dropout": 0.2}),
+    "el, linear and augmented": ("diff_instruct", {"embedding": {"kernel": "linear", "augmentation": ("flip", "cutout")}}, {}),
+    "el where gradients meet at the weights": ("consistency", EL, {}),
+    "el in micro-batches": ("sida", EL, {"micro_batch": 2}),
+    "gan": ("diff_instruct", {"gan": {}}, {}),
+    "regression and el": ("dmd", {"regression": {}, "embedding": {}}, {}),
+    "clipped": ("sid", {}, {"optimiser": {"clip": 0.5, "warmup_images": 40}}),
+}  # fmt: skip
+CASES = {**{method: (method, {}, {}) for method in METHODS}, **MORE}
+BATCH, STEPS = 16, 20
+FEW = ("el", "dmd2")  # with four processes these are tried every time, the others by `make test-slow`
+every = pytest.mark.parametrize(
+    ("case", "size"), [(case, 2) for case in CASES] + [(case, 4) for case in FEW]
+    + [pytest.param(case, 4, marks=pytest.mark.slow) for case in CASES if case not in FEW],
+)  # fmt: skip
+SMOOTH = {"eps": 1e-3}  # Adam's first steps are signs of gradients: those near 0 would show nothing but rounding
+
+
+def trained(bench: Bench, case: str, dtype, steps: int = STEPS, folder: str = "state", stop: int = 0) -> loop.Loop:
+    method, supplements, others = CASES[case]
+    optimiser = {**SMOOTH, **others.get("optimiser", {})}
+    job = bench.job(method, supplements, folder=folder, dtype=dtype, batch=BATCH, steps=steps, ticks=4,
+                    **{**others, "optimiser": optimiser})  # fmt: skip
+
+    class Ending(loop.Loop):
+        def iterate(self) -> None:
+            super().iterate()
+            if self.iteration == stop and self.across.rank == self.across.size - 1:
+                self.stop_reason = "stopped by the test"
+
+    work = Ending(job)
+    try:
+        work.run()
+    except loop.Stopped:
+        assert work.iteration == stop
+    return work
+
+
+def outcome(work: loop.Loop) -> tuple[dict, list]:
+    tensors = state.pack({**work.job.nets, "average": work.average}, work.optimisers)
+    return {name: each.clone() for name, each in tensors.items()}, work.rows
+
+
+def start(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    wait = datetime.timedelta(seconds=120)
+    collectives.init_process_group("gloo", f"file://{folder}/store-{size}", wait, world_size=size, rank=rank)
+
+
+def work(rank: int, size: int, folder: str, cases: tuple) -> None:
+    """One of the processes: every case in float64, and in float32, and all that a stopped run leaves and continues."""
+    start(rank, size, folder)
+    bench = Bench(Path(folder))
+    found = {}
+    for case in cases:
+        for dtype in (torch.float64, torch.float32):
+            found[case, dtype] = outcome(trained(bench, case, dtype, folder=f"state-{size}-{rank}"))
+            if rank == 0:
+                shutil.rmtree(bench.folder / f"state-{size}-{rank}")
+            collectives.barrier()
+    if size == 2:  # what one process began two continue, and what two begin one shall
+        found["continued"] = outcome(trained(bench, "el", torch.float64, folder="begun by one"))
+        collectives.barrier()
+        trained(bench, "el", torch.float64, folder="begun by two", stop=7)
+    torch.save(found, f"{folder}/found-{size}-{rank}.pt")
+    collectives.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, request) -> dict:
+    """{number of processes: what each found}, 1 for one process."""
+    slow = any("slow" in item.keywords for item in request.session.items if item.path == Path(__file__))
+    cases = {2: tuple(CASES), 4: tuple(CASES) if slow else FEW}
+    folder = tmp_path_factory.mktemp("processes")
+    bench = Bench(folder)
+    alone = {}
+    for case in CASES:
+        for dtype in (torch.float64, torch.float32):
+            alone[case, dtype] = outcome(trained(bench, case, dtype))
+            shutil.rmtree(folder / "state")
+    trained(bench, "el", torch.float64, folder="begun by one", stop=7)
+    for size in (2, 4):
+        multiprocessing.spawn(work, (size, str(folder), cases[size]), nprocs=size)
+    several = {size: [torch.load(folder / f"found-{size}-{rank}.pt") for rank in range(size)] for size in (2, 4)}
+    again = outcome(trained(bench, "el", torch.float64, folder="begun by two"))
+    return {1: [alone], **several, "by one": again}
+
+
+def assert_near(mine: tuple, wanted: tuple, rtol: float) -> None:
+    assert mine[0].keys() == wanted[0].keys()
+    for name, each in wanted[0].items():
+        scale = each.abs().max() if each.numel() else 0
+        assert (mine[0][name] - each).abs().max() <= rtol * scale + 1e-12, name
+    assert len(mine[1]) == len(wanted[1]) > 3
+    for row, other in zip(mine[1], wanted[1], strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            assert row[name] == pytest.approx(value, rel=rtol, abs=1e-9), name
+
+
+@every
+def test_several_processes_are_one(found, size, case):
+    """After 20 steps networks, averages, optimisers and every logged number, in float64; all processes hold the same."""
+    wanted = found[1][0][case, torch.float64]
+    assert_near(found[size][0][case, torch.float64], wanted, 1e-6)
+    for other in found[size][1:]:
+        for name, each in found[size][0][case, torch.float64][0].items():
+            assert torch.equal(other[case, torch.float64][0][name], each), name
+    began = trained_weights(case)
+    assert any(not torch.equal(each, began[name]) for name, each in wanted[0].items() if name in began)
+
+
+def trained_weights(case: str) -> dict:
+    """The generator that every case starts from."""
+    module = contract.module("methods", CASES[case][0])
+    numbers = module.Numbers(**({"group": 2} if hasattr(module, "group") else {}))
+    labels, dropout = (CASES[case][2].get(name, 0) for name in ("labels", "dropout"))
+    net = module.generator(Bench.teacher(labels, torch.float64, dropout), None, numbers)
+    return {f"net/generator/{name}": each for name, each in net.state_dict().items()}
+
+
+@every
+def test_in_float32_their_losses_are_near(found, size, case):
+    """To a thousandth of the loss, or of the largest number of its kind in the log where it passes through 0."""
+    mine, wanted = (found[each][0][case, torch.float32][1] for each in (size, 1))
+    largest = {name: max(abs(row.get(name, 0)) for row in wanted) for row in wanted for name in row}
+    for row, other in zip(mine, wanted, strict=True):
+        for name, value in other.items():
+            if not name.endswith((".cosine", ".optimal", ".snr")):  # of noise
+                assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3 * largest[name]), name
+
+
+def test_any_number_of_processes_continues_a_run(found):
+    """Stopped by its last process alone, at the same step in all; one continues two's, two continue one's."""
+    wanted = found[1][0]["el", torch.float64]
+    assert_near(found["by one"], wanted, 1e-6)
+    assert_near(found[2][0]["continued"], wanted, 1e-6)
+
+
+@pytest.mark.parametrize(("batch", "group", "size"), [(16, 1, 3), (16, 4, 3), (7, 1, 7), (10, 4, 3), (2048, 64, 8)])
+def test_rows_are_a_partition_in_whole_groups(batch, group, size):
+    parts = []
+    for rank in range(size):
+        across = object.__new__(distributed.Processes)
+        across.rank, across.size = rank, size
+        parts.append(across.rows(batch, group))
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(batch))
+    assert all(part.start % group == 0 and part.stop > part.start for part in parts)
+
+
+def test_a_batch_too_small_to_be_shared_is_one_sentence():
+    across = object.__new__(distributed.Processes)
+    across.rank, across.size = 0, 4
+    with pytest.raises(
+        Problem, match="a batch of 8 images in groups of 4 cannot be shared by 4 processes; expected at least 16"
+    ):
+        across.rows(8, 4)
+
+
+# --- from the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(made, tmp_path / "project", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path / "project")
+    shutil.rmtree("data/runs", ignore_errors=True)
+    return tmp_path / "project"
+
+
+RUN = "digits-smoke/di/el/0"
+
+
+def environment() -> dict:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[1])}
+
+
+def command(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words], env=environment(), capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def weights() -> dict:
+    return files.load_tensors(f"data/runs/{RUN}/generator_ema.safetensors")[0]
+
+
+def near(mine: dict, wanted: dict) -> bool:
+    return all((mine[name] - each).abs().max() <= 2e-3 * each.abs().max() + 1e-6 for name, each in wanted.items())
+
+
+def test_by_one_option_or_by_torchrun(project):
+    """The same generator; one file of each kind, one line in the log of what ran, nothing left behind."""
+    assert command("eldistill", "distil", RUN).returncode == 0
+    alone, lines = weights(), len(Path("data/scratch/run-log.jsonl").read_text().splitlines())
+    for words in (
+        ["eldistill", "distil", RUN, "--force", "--processes", "2"],
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eldistill", "distil", RUN, "--force"],
+    ):
+        done = command(*words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count(" images/s ") >= 1 and near(weights(), alone)
+        lines += 1
+        assert len(Path("data/scratch/run-log.jsonl").read_text().splitlines()) == lines
+        assert not list(Path("data/scratch/state").glob("*")) and not list(Path("data").rglob("*.tmp*"))
+    flop = files.read_json(f"data/runs/{RUN}/provenance.json")["flop_per_iteration"]
+    assert flop and sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors").about["recipe"]
+
+
+def test_what_is_no_training_or_no_number_is_one_sentence(project):
+    for words, sentence in (
+        (["data", "digits/images", "--force", "--processes", "2"], "is no training, so several processes cannot share it"),
+        (["distil", RUN, "--processes", "0"], "--processes 0; expected 1 or more"),
+        (["distil", RUN, "--force", "--processes", "300"], "cannot be shared by 300 processes") if os.cpu_count() > 64 else
+        (["distil", RUN, "--max-minutes", "x"], "invalid float value"),
+    ):  # fmt: skip
+        done = command("eldistill", *words)
+        assert done.returncode == 2 and done.stderr.count(sentence) == 1 and "Traceback" not in done.stderr
+
+
+def begin(*words: str) -> subprocess.Popen:
+    """A run of two processes, once it is at work."""
+    from eldistill import params, recipes
+
+    plan = recipes.Plan(params.load())
+    started = subprocess.Popen(
+        [sys.executable, "-m", "eldistill", "distil", RUN, "--processes", "2", *words], env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for line in started.stdout:
+        if " images/s " in line:
+            return started
+    raise AssertionError(started.stderr.read() + str(plan))
+
+
+def long(n_images: int = 8000) -> None:
+    import yaml
+
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    block = values["distil"]["methods"]["di"]["per_data"]["digits-smoke"]
+    block["n_images"] = n_images // block["batch"] * block["batch"] if "batch" in block else n_images
+    values["distil"]["save_seconds"], values["distil"]["ticks"] = 0.5, 200
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def ours() -> list[int]:
+    """Processes of this run that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+            here = os.readlink(path / "cwd") == os.getcwd()
+        except OSError:
+            continue
+        if here and "eldistill" in words and RUN in words:
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "a worker killed", "the launcher killed"])
+def test_a_run_of_several_that_is_stopped_or_killed_continues(project, how):
+    """Exit code 75 where it was asked to stop; nobody is left; the same command continues."""
+    long()
+    started = begin()
+    workers = [pid for pid in ours() if pid != started.pid]
+    assert len(workers) == 2
+    if how == "a worker killed":
+        os.kill(max(workers), signal.SIGKILL)
+    elif how == "the launcher killed":
+        started.kill()
+    else:
+        started.send_signal(getattr(signal, how))
+    _, said = started.communicate(timeout=60)
+    assert "Traceback" not in said
+    if how.startswith("SIG"):
+        assert started.returncode == 75 and f"stopped by {signal.SIGTERM.name}; saved at" in said, said
+    else:
+        assert started.returncode != 0
+    deadline = time.monotonic() + 20
+    while ours() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ours() == []
+    again = begin()
+    again.send_signal(signal.SIGTERM)
+    told, said = again.communicate(timeout=60)
+    assert again.returncode == 75, told + said
+    assert (state.folder(plan_digest()) / "state.safetensors").exists()
+
+
+def plan_digest() -> str:
+    from eldistill import params, recipes
+
+    return files.digest(recipes.Plan(params.load()).find("distil", RUN).recipe)
