@@ -527,7 +527,7 @@ def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):
     "told",
     [{"path": math.inf}, {"path": official.Array(np.ones(3), "core")}, {"path": "\ud800"}, {None: 1, "a": 2}, {(1, 2): 3},
      [math.nan], {"x": b"bytes"}],
-    ids=str,
+    ids=lambda told: type(told).__name__ + str(len(told)),
 )  # fmt: skip
 def test_what_is_told_of_the_data_must_be_plain(tmp_path, told):
     """It goes into a header of JSON: everything that does not is refused, and nothing is written."""

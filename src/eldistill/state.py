@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from eldistill import cluster
 from eldistill.files import Problem, load_tensors, save_tensors
 
 STATE = "data/scratch/state"
@@ -32,7 +32,10 @@ def folder(digest: str, root: str | Path = ".") -> Path:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit."""
+    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit.
+
+    The file says who holds it. Where locks do not reach other nodes, Slurm is asked whether the job that it names is alive.
+    """
     name = path / "lock"
     file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -46,8 +49,11 @@ def lock(path: Path) -> Iterator[None]:
     except OSError as error:
         print(f"eldistill: this file system has no locks ({error}); start no second copy of this run", file=sys.stderr)
     try:
+        before = os.read(file, 200).decode(errors="replace").strip()
+        if cluster.at_work_elsewhere(before):
+            raise Problem(f"{before} is already at work on this run; wait for it, or stop it and repeat the command")
         os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(file, f"{cluster.me()}\n".encode(), 0)
         yield
     finally:
         os.close(file)

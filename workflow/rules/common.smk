@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill import params, recipes
+from eldistill import cluster, params, recipes
 from eldistill.recipes import WORDS
 
 try:
@@ -38,7 +38,15 @@ if hasattr(JobScheduler, "_schedule_reevalutation"):
     JobScheduler._schedule_reevalutation = wake_once
 
 if workflow.is_main_process:
+    # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
+    ONLY_ONE, DRIVER = recipes.driver_lock()
     recipes.refresh(STEPS.values())
+
+
+onstart:
+    # Trainings of a driver that was killed go on: they are told to save, and are continued.
+    if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
+        cluster.end_orphans()
 
 
 def outputs_of(*words):
