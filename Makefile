@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo bench ablation benchmark test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo bench ablation benchmark doctor prune export try-slurm test test-slow test-slurm lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -54,6 +54,18 @@ data/scratch/report-demo.html: data/tables/demo/main.csv
 
 test: env ## the tests that every change must pass
 	$(BIN)/python -m pytest
+
+doctor: env ## what would stop a suite on this machine: GPU, disk, files, Slurm, locks (SUITE=paper)
+	@$(BIN)/python -m eldistill doctor $(SUITE)
+
+prune: env ## results that no suite of params.yaml names; REMOVE=yes removes them
+	@$(BIN)/python -m eldistill prune $(if $(filter yes,$(REMOVE)),--remove)
+
+export: env ## a folder to give away: make export RUN=digits/di/el/0
+	@$(BIN)/python -m eldistill export $(RUN)
+
+try-slurm: env ## a Slurm on this machine, and `snakemake --profile slurm all` of the suite smoke in a fresh clone
+	$(BIN)/python tests/slurm/cluster.py
 
 test-slow: env ## those that take minutes
 	$(BIN)/python -m pytest -m slow

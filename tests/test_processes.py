@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import test_distil
 import torch
+import yaml
 from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
-from eldistill import contract, distributed, files, loop, sampling, state
+from eldistill import __main__, contract, distributed, files, loop, sampling, state
 from eldistill.files import Problem
 
 made = test_distil.made  # the fixture
@@ -237,6 +238,44 @@ def test_by_one_option_or_by_torchrun(project):
     assert flop and sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors").about["recipe"]
 
 
+def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
+    """Halved until it fits, from the last saved state, with the same result; not at all if `fit` is false."""
+    assert __main__.main(["distil", RUN, "--force"]) == 0
+    alone, whole = weights(), loop.Loop._generate
+    tried = []
+
+    def small(self, batch, part):
+        if part.stop - part.start > 8:
+            tried.append(part.stop - part.start)
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, batch, part)
+
+    monkeypatch.setattr(loop.Loop, "_generate", small)
+    capsys.readouterr()
+    assert __main__.main(["distil", RUN, "--force"]) == 0
+    assert tried == [32, 16] and "going on with 8 images at once" in capsys.readouterr().out
+    assert near(weights(), alone)
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["distil"]["fit"] = False
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert __main__.main(["distil", RUN, "--force"]) == 1
+    assert "set distil.micro_batch in params.yaml" in capsys.readouterr().err
+
+
+def test_several_processes_start_again_in_parts(monkeypatch):
+    """One exit code of a process says so to the launcher; all others end it."""
+    answers, seen = [76, 76, 0], []
+    monkeypatch.setattr(
+        distributed, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1]
+    )
+    assert distributed.launch([], 2, most=8, say=lambda text: None) == 0 and seen == [1, 2, 4]
+    seen.clear()
+    assert distributed.launch([], 2, most=2, say=lambda text: None) == 1 and seen == [1, 2]
+    for code in (75, 2):
+        answers, seen[:] = [code], []
+        assert distributed.launch([], 2, most=8) == code and seen == [1]
+
+
 def test_what_is_no_training_or_no_number_is_one_sentence(project):
     for words, sentence in (
         (["data", "digits/images", "--force", "--processes", "2"], "is no training, so several processes cannot share it"),
@@ -264,8 +303,6 @@ def begin(*words: str) -> subprocess.Popen:
 
 
 def long(n_images: int = 8000) -> None:
-    import yaml
-
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     block = values["distil"]["methods"]["di"]["per_data"]["digits-smoke"]
     block["n_images"] = n_images // block["batch"] * block["batch"] if "batch" in block else n_images

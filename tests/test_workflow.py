@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snakemake and DVC together, in a clone of the tracked files: what runs, what is kept, counted by the run log."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -171,6 +176,76 @@ def test_life_of_a_project(project):
     assert clone.ran(sys.executable, "-m", "eldistill", "distil", RUN_EL, "--force") == {f"distil {RUN_EL}"}
     assert digests(clone, f"data/runs/{RUN_EL}/*.safetensors") | digests(clone, f"data/runs/{RUN_EL}/log.csv") == before
     assert clone.nothing_to_do()
+
+
+@pytest.fixture
+def s3(monkeypatch) -> Iterator[Callable[[], list[str]]]:
+    """A server on this machine that speaks S3, with a bucket; gives a function that lists the objects in it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"), timeout=5).close()
+                break
+            time.sleep(0.1)
+        values = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1",
+                  "EC2_METADATA_DISABLED": "true"}  # fmt: skip
+        for name, value in values.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+
+        def listed() -> list[str]:
+            with urllib.request.urlopen(f"{address}/bucket?list-type=2&max-keys=1000", timeout=10) as answer:
+                return re.findall("<Key>([^<]+)</Key>", answer.read().decode())
+
+        yield listed
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_results_travel_through_s3(project, s3):
+    """A push that is killed half way and repeated; then a wipe, a clone, a pull: nothing to do, nothing lost."""
+    pytest.importorskip("dvc_s3", reason="pip install '.[s3]'")
+    there = project.clone("s3-source")
+    there.run("dvc", "pull", "-q")
+    weights = digests(there, "data/**/*.safetensors")
+    assert len(weights) > 20
+    for words in (["remote", "add", "-d", "team", "s3://bucket/eldistill"], ["remote", "list"]):
+        there.run("dvc", *words)
+    there.run("git", "commit", "-qam", "a remote of the team")
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
+                   "DVC_SITE_CACHE_DIR": str(there.path.parent / "site"), "HOME": str(there.path.parent)}  # fmt: skip
+    push = subprocess.Popen(
+        ["dvc", "push", "-j", "1"],
+        cwd=there.path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while push.poll() is None and len(s3()) < 5:
+        time.sleep(0.01)
+    push.kill()
+    push.wait()
+    half = len(s3())
+    assert half >= 5
+    there.run("dvc", "push")
+    whole = len(s3())
+    assert whole > half, "it was killed half way"
+    assert "in sync" in there.run("dvc", "status", "-c")
+    clone = there.clone("s3-clone")
+    shutil.rmtree(there.path / ".dvc/cache")
+    clone.run("dvc", "pull", "-q")
+    assert digests(clone, "data/**/*.safetensors") == weights
+    assert clone.nothing_to_do() and not clone.log()
+    assert "in sync" in clone.run("dvc", "status", "-c")
 
 
 def test_a_new_method_is_one_file_and_one_section(project):

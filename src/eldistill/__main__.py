@@ -17,9 +17,10 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from eldistill import __version__, helptext, recipes, steps  # noqa: E402
+from eldistill import __version__, helptext, params, recipes, steps  # noqa: E402
 from eldistill.files import Problem  # noqa: E402
 
+PARTS = 256  # into so many a process cuts its images, where they do not fit into the memory of a device, at most
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",
              "NAME/images, NAME/judge-a, NAME/judge-b, NAME/reference-judge-a, NAME/reference-pixels"),
@@ -119,6 +120,28 @@ def parser() -> argparse.ArgumentParser:
     bill.add_argument(
         "--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"
     )
+    bill.add_argument("--left", action="store_true", help="one line about what is still to be made (default: a table)")
+    look = commands.add_parser(
+        "doctor",
+        help="what would stop a suite on this machine",
+        description="Looks at Python, torch, GPUs, disk, files, Slurm and locks; exit code 1 if something needs a look.",
+    )
+    look.add_argument(
+        "suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"
+    )
+    old = commands.add_parser(
+        "prune",
+        help="results that no suite names",
+        description="Lists results and states that no suite of params.yaml names, with their sizes.",
+    )
+    old.add_argument("--remove", action="store_true", help="remove them (default: list them)")
+    give = commands.add_parser(
+        "export",
+        help="a generator as a folder to give away",
+        description="A folder with weights, settings, a card, images and a loader that needs torch and safetensors only.",
+    )
+    give.add_argument("name", metavar="RUN", help="DATA/METHOD/SUPPLEMENT/SEED, which is finished")
+    give.add_argument("--out", metavar="FOLDER", help="where to (default: exports/RUN)")
     commands.add_parser("recipes", help="write workflow/versions.json from the VERSION of every module")
     return top
 
@@ -135,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.word == "recipes":
             recipes.write_versions()
         elif chosen.word == "zip":
-            from eldistill import data, params
+            from eldistill import data
 
             step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
             if not step.fresh(Path()):
@@ -147,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             print(f"{chosen.out}: {count} images")
         elif chosen.word == "encode":
-            from eldistill import data, params
+            from eldistill import data
 
             values = params.load()
             section = values.section("data", chosen.name, where="data on the command line")
@@ -162,6 +185,18 @@ def main(arguments: list[str] | None = None) -> int:
             from eldistill import cost
 
             cost.command(chosen, say=lambda text: print(text, flush=True))
+        elif chosen.word == "doctor":
+            from eldistill import doctor
+
+            return 0 if doctor.examine(chosen.suite, say=lambda text: print(text, flush=True)) else 1
+        elif chosen.word == "export":
+            from eldistill import export
+
+            export.make(chosen.name, chosen.out, say=lambda text: print(text, flush=True))
+        elif chosen.word == "prune":
+            from eldistill import doctor
+
+            doctor.prune(chosen.remove, say=lambda text: print(text, flush=True))
         elif chosen.word == "sample":
             from eldistill import sampling
 
@@ -184,6 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" and int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
+            print("eldistill: the device has too little memory", file=sys.stderr)
+            return 76  # to the launcher, which tries again
         if type(error).__name__ == "OutOfMemoryError":
             print(
                 "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
@@ -212,7 +250,10 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
     from eldistill import distributed  # torch takes seconds
 
     if chosen.processes > 1 and "RANK" not in os.environ:
-        return distributed.launch(arguments, chosen.processes)
+        top = params.load().top("distil")
+        return distributed.launch(
+            arguments, chosen.processes, most=PARTS if top["fit"] and not top["micro_batch"] else 1, say=say
+        )
     with distributed.joined() as rank:
         steps.run(*words, say=say, rank=rank)
     return 0

@@ -130,8 +130,31 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
+    """One line about the trainings that are still to be made."""
+    bills = [of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
+    if not bills:
+        return f"suite {suite}: every training is there"
+    flop = None if any(each["flop"] is None for each in bills) else sum(each["flop"] for each in bills)
+    spent = (
+        "an unknown time"
+        if flop is None
+        else _number(flop / tflops / 3.6e15) + " hours"
+        if flop > tflops * 3.6e15
+        else "less than an hour"
+    )
+    hours = f"{spent} of one GPU at {tflops:g} TFLOP/s"
+    return (
+        f"suite {suite}: {len(bills)} trainings are left, {hours}, at most {max(each['weights'] for each in bills):.1f} GB of weights "
+        f"and optimisers at a time, {_number(sum(each['disk'] for each in bills))} GB on disk"
+    )
+
+
 def command(options, say) -> None:
     """`python -m eldistill cost SUITE`. Raises Problem for a suite that there is not."""
+    if options.left:
+        say(left(Plan(params.load()), options.suite, options.tflops))
+        return
     for line in table(Plan(params.load()), options.suite, options.tflops):
         say(line)
     say(f"\nHours of one GPU at {options.tflops:g} TFLOP/s; activations come on top of the weights' memory.")

@@ -24,6 +24,7 @@ from torch import distributed
 
 from eldistill.files import Problem
 
+MEMORY = 76  # exit code of a process whose device has too little memory
 GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
 
 
@@ -209,13 +210,24 @@ def _leave() -> None:
 # --- starting several ----------------------------------------------------------------------------------
 
 
-def launch(arguments: list[str], count: int) -> int:
+def launch(arguments: list[str], count: int, most: int = 1, say=print) -> int:
     """Run `python -m eldistill` with these arguments in `count` processes of this machine; returns the exit code of the
     first that ended with one, 0 if all did well.
+
+    most: into how many parts every process may cut its images where a GPU has too little memory: all start again, with
+    twice as many parts, from the last saved state.
 
     As torchrun, but signals reach every process once, exit codes are kept (75: saved, the same command continues), and what
     a process says that fails first is what is said. If this process is killed, so are they.
     """
+    parts = 1
+    while (code := _launch(arguments, count, parts if most > 1 else 0)) == MEMORY and parts < most:
+        parts *= 2
+        say(f"a device has too little memory; going on with the images of each process in {parts} parts")
+    return 1 if code == MEMORY else code
+
+
+def _launch(arguments: list[str], count: int, parts: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -236,7 +248,7 @@ def launch(arguments: list[str], count: int) -> int:
         for rank in range(count):
             environment = os.environ | {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(port), "ELDISTILL_PARTS": str(parts),
             }  # fmt: skip
             started.append(
                 subprocess.Popen(

@@ -86,6 +86,15 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
     return True, file
 
 
+def locks_work(root: Path = Path()) -> None:
+    """Raises OSError where the file system of the results has no locks."""
+    path = root / SCRATCH / "locks.probe"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path.unlink(missing_ok=True)
+
+
 def uses(module: str) -> tuple[str, ...]:
     """What a module is built on: USES, or for one that is not listed there (a new method) what it imports."""
     return USES[module] if module in USES else _imported(module)

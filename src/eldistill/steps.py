@@ -66,6 +66,7 @@ def run(
         step=step, recipe=recipe, text=text, digest=files.digest(text), params=recipe["params"], upstream=above,
         outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes),
         say=lambda line: say(f"{step.name}  {line}"), plan=plan, state=None, force=force, first=first,
+        alone=rank is None,
     )  # fmt: skip
     if first:
         files.append_line(
@@ -138,9 +139,17 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
     # A quarter of the time, at most five minutes, is left for the last step, saving, and starting.
     seconds = 60 * max_minutes
     return SimpleNamespace(
-        device=device, micro_batch=top["micro_batch"], save_seconds=top["save_seconds"], max_seconds=seconds - min(300, seconds / 4),
+        device=device, micro_batch=_at_once(top, recipe), fit=top["fit"], save_seconds=top["save_seconds"],
+        max_seconds=seconds - min(300, seconds / 4),
         batch=values.top("evaluate")["batch"],
     )  # fmt: skip
+
+
+def _at_once(top: dict, recipe: dict) -> int:
+    # What a launcher found to fit on every GPU, else what params.yaml says.
+    parts, size = (int(os.environ.get(name, "1")) for name in ("ELDISTILL_PARTS", "WORLD_SIZE"))
+    batch = recipe["params"].get("method", recipe["params"]).get("batch", 0)
+    return -(-batch // (size * parts)) if parts > 1 and isinstance(batch, int) and batch else top["micro_batch"]
 
 
 def _inputs(work, ending: str) -> list[Path]:
@@ -158,11 +167,39 @@ def _train(work, train) -> None:
     with state.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
-        try:
-            train(folder)
-        except loop.NonFinite as error:
-            state.remember_failure(folder, str(error), code)
-            raise
+        while True:
+            try:
+                return train(folder)
+            except loop.NonFinite as error:
+                state.remember_failure(folder, str(error), code)
+                raise
+            except MemoryError:
+                raise
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError" or not (smaller := _smaller(work)):
+                    raise
+            _forget()
+            site.micro_batch = smaller
+            work.say(f"the device has too little memory; going on with {smaller} images at once")
+
+
+def _smaller(work) -> int:
+    """Half as many images at once as now; 0 if there are no fewer, or if somebody else has to decide: of several processes
+    all must change together, which `launch` does."""
+    batch = work.params.get("method", work.params).get("batch", 0)
+    now = work.site.micro_batch or batch
+    return -(-now // 2) if work.site.fit and work.alone and now > 1 else 0
+
+
+def _forget() -> None:
+    # Networks of the attempt that failed hang together in circles.
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 # --- one function for each word -------------------------------------------------------------------------

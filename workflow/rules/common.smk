@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -47,6 +48,9 @@ onstart:
     # Trainings of a driver that was killed go on: they are told to save, and are continued.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
+    # What is ahead; counting takes some seconds, which nobody waits for.
+    if workflow.is_main_process:
+        subprocess.Popen([sys.executable, "-m", "eldistill", "cost", SUITE, "--left"], stderr=subprocess.DEVNULL)
 
 
 def outputs_of(*words):
@@ -74,6 +78,8 @@ def inputs_of(word, name):
 
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
+# A training shares its batches among the GPUs of its job (`gpu: 4` under set-resources).
+SHARED = "--processes $(( {resources.gpu} > 1 ? {resources.gpu} : 1 ))"
 
 
 wildcard_constraints:

@@ -19,7 +19,7 @@ rule distil_run:
         mem_mb=16000,
         runtime=1440,
     shell:
-        f"python -m eldistill distil {RUN_NAME} --recipe {{input[0]}} {BUDGET} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill distil {RUN_NAME} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 rule distil:

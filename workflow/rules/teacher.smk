@@ -20,7 +20,7 @@ rule train_teacher:
         mem_mb=16000,
         runtime=1440,
     shell:
-        f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 # Before anything is distilled: is it what it claims to be?

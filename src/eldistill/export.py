@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
+safetensors alone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+from eldistill import files, networks, noise, params, recipes, sampling
+from eldistill.files import Problem
+
+LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import network  # noqa: E402  (the folder beside this file)
+
+about = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
+net = network.build(about["config"]).eval().requires_grad_(False)
+net.load_state_dict(load_file(HERE / "generator_ema.safetensors"))
+net.boundary = about["sampler"].get("boundary", 0.0)
+
+
+def sample(n, seed=0, label=None):
+    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class; None draws them."""
+    random, sigma = torch.Generator().manual_seed(seed), about["sampler"]["steps"]["1"][0]
+    z, classes = torch.randn(n, *about["shape"], generator=random), about["label_dim"]
+    chosen = torch.randint(max(classes, 1), (n,), generator=random) if label is None else torch.full((n,), label)
+    labels = torch.nn.functional.one_hot(chosen, classes).float() if classes else None
+    x, codec = net(sigma * z, torch.full((n,), sigma), labels), about["codec"]
+    if isinstance(codec["mean"], list):
+        return x
+    return ((x * codec["std"] / 0.5 + codec["mean"]) * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+if __name__ == "__main__":
+    torch.save(sample(int(sys.argv[1])), sys.argv[2])
+'''
+
+NOISE = '''"""What the networks need of the project's random numbers, to be sampled from: nothing is random."""
+import torch
+
+
+def dropout(x, p):
+    raise RuntimeError("this copy of the network is for sampling: call eval() first")
+
+
+'''
+
+
+def code(file: str) -> dict[str, str]:
+    """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
+    room = Path(networks.__file__).parent
+    names = ["__init__", "layers", "precond", file]
+    names += [used.removeprefix("networks/") for used in recipes.uses(f"networks/{file}")]
+    found = {}
+    for name in dict.fromkeys(names):
+        text = (room / f"{name}.py").read_text(encoding="utf-8")
+        text = text.replace("from eldistill.networks", "from network").replace(
+            "from eldistill import noise", "from network import noise"
+        )
+        if re.search(r"^\s*(from|import) eldistill", text, re.M):
+            raise Problem(
+                f"a network of the kind {file} needs more than torch; give its generator_ema.safetensors away as it is"
+            )
+        found[f"{name}.py"] = text
+    return found | {"noise.py": NOISE + inspect.getsource(noise.precondition)}
+
+
+def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
+    """The model card, Markdown."""
+    lineage, source = about["lineage"], teacher.get("source") or {}
+    licence = source.get("licence") or "that of its data and of its teacher; nothing else is claimed"
+    numbers = "\n".join(
+        f"| `{name}` | {value:.4g} |" for name, value in sorted(metrics.items()) if isinstance(value, int | float)
+    )
+    origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
+    data = lineage["params"]["data"]
+    steps = " or ".join(about["sampler"]["steps"])
+    return f"""# {run}
+
+A one-step generator of images of shape {about["shape"]}, distilled from a diffusion teacher by the project eldistill
+(method `{lineage["method"]}`, {about["n_images"]:,} generated images{", sampled in " + steps + " steps" if steps != "1" else ""}).
+
+![samples](samples.png)
+
+```sh
+python load.py 16 samples.pt        # needs torch and safetensors
+```
+
+## Where it comes from
+
+* **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
+* **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
+* **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
+
+## Licence
+
+{licence}. A student follows its teacher and its data: pass it on under their terms.
+
+## Numbers
+
+Names say what was measured: the distance, of how many images, in which features, to which images. Lower is better for fd
+and kid, higher for precision and recall.
+
+| metric | value |
+| --- | ---: |
+{numbers or "| not evaluated | |"}
+
+## Limits
+
+It shows what its data shows, with its gaps and its slants, and nothing beyond; images may resemble those it was trained on.
+Numbers in different features, of different numbers of images or to other references are not comparable. It was trained and
+measured for research.
+
+## Citation
+
+The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the preconditioning: Karras et al. 2022, arXiv
+2206.00364. The method: see eldistill's list of methods.
+"""
+
+
+def make(run: str, out: str | Path | None = None, say=print) -> Path:
+    """Write the folder of a finished run (DATA/METHOD/SUPPLEMENT/SEED); returns it. Raises Problem; then nothing is written."""
+    plan = recipes.Plan(params.load())
+    step = plan.find("distil", run)
+    path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
+    if not path.exists():
+        raise Problem(f"{path} is missing; run `python -m eldistill distil {run}` first")
+    tensors, about = files.load_tensors(path)
+    sources = code(about["config"]["network"])
+    folder = Path(out or f"exports/{run.replace('/', '-')}")
+    evaluation = Path(f"data/evaluations/{run}/metrics.json")
+    metrics = files.read_json(evaluation) if evaluation.exists() else {}
+    _, teacher = files.load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
+    images = sampling.sample(sampling.load_generator(path), 64)
+    with files.atomic(folder / "samples.png") as temporary:
+        sampling.grid(images, 8, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+    for name, text in sources.items():
+        files.write_text(folder / "network" / name, text)
+    files.write_json(folder / "config.json", about)
+    files.write_text(folder / "load.py", LOADER)
+    files.write_text(folder / "README.md", card(run, about, metrics, teacher))
+    with files.atomic(folder / "generator_ema.safetensors") as temporary:
+        temporary.write_bytes(path.read_bytes())
+    say(f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, 64 images")
+    return folder
