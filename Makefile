@@ -52,8 +52,8 @@ data/scratch/report-demo.html: data/tables/demo/main.csv
 	$(BIN)/snakemake --cores $(CORES) all --config suite=demo --report $@
 	@touch $@
 
-test: env ## the tests that every change must pass
-	$(BIN)/python -m pytest
+test: env ## the tests that every change must pass, on two cores
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 doctor: env ## what would stop a suite on this machine: GPU, disk, files, Slurm, locks (SUITE=paper)
 	@$(BIN)/python -m eldistill doctor $(SUITE)
@@ -67,11 +67,11 @@ export: env ## a folder to give away: make export RUN=digits/di/el/0
 try-slurm: env ## a Slurm on this machine, and `snakemake --profile slurm all` of the suite smoke in a fresh clone
 	$(BIN)/python tests/slurm/cluster.py
 
-test-slow: env ## those that take minutes
+test-slow: env ## those that take minutes, an hour in all
 	$(BIN)/python -m pytest -m slow
 
-test-slurm: env ## those that start a Slurm of their own
-	$(BIN)/python -m pytest -m slurm
+test-slurm: env ## a Slurm of their own, from a clone to tables: 3 minutes
+	$(BIN)/python -m pytest -m "slurm and not slow" -rs
 
 lint: env ## ruff and snakefmt, changing nothing
 	$(BIN)/ruff check .

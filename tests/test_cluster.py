@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drivers, jobs and what they leave behind; the doctor, what to prune, what to give away. Slurm is a stand-in here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import test_distil
+import torch
+import yaml
+
+from eldistill import __main__, cluster, doctor, export, files, params, recipes, sampling, state
+from eldistill.files import Problem
+
+made = test_distil.made  # the fixture
+SOURCE = Path(state.__file__).parents[1]
+RUN = "digits-smoke/di/el/0"
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(made, tmp_path / "project", dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path / "project")
+    shutil.copy(SOURCE.parent / "data/sources.csv", "data/sources.csv")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """Stand-ins for Slurm's programs: the file `jobs` says which are running, `cancelled` which were told to end."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    programs = {
+        "squeue": f'grep -q "^$3$" {folder}/jobs 2>/dev/null && echo RUNNING; exit 0',
+        "scancel": f'echo "$1" >> {folder}/cancelled; sed -i "/^$1$/d" {folder}/jobs',
+        "sinfo": "printf 'cpu\\nbig\\n'", "sbatch": "true", "sacct": "echo disabled >&2; exit 1",
+    }  # fmt: skip
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    (folder / "jobs").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+# --- locks ------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_names_process_host_and_job(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "345")
+    with state.lock(tmp_path):
+        text = (tmp_path / "lock").read_text()
+    assert f"process {os.getpid()} on " in text and cluster.job_of(text) == "345"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert cluster.job_of(cluster.me()) is None
+
+
+def test_where_locks_do_not_reach_slurm_is_asked(tmp_path, slurm, monkeypatch):
+    """A running job of another node holds; its end, or being that job again after a requeue, frees."""
+    (tmp_path / "lock").write_text("process 1 on node7, job 345\n")
+    (slurm / "jobs").write_text("345\n")
+    with (
+        pytest.raises(Problem, match="process 1 on node7, job 345 is already at work on this run"),
+        state.lock(tmp_path),
+    ):
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "345")
+    with state.lock(tmp_path):
+        pass
+    (tmp_path / "lock").write_text("process 1 on node7, job 344\n")
+    with state.lock(tmp_path):
+        pass
+
+
+def test_orphans_are_told_to_end(tmp_path, slurm):
+    """Those that run, and no others; it says whom."""
+    for name, job in (("a", "11"), ("b", "12"), ("c", None)):
+        folder = state.folder(name, tmp_path)
+        (folder / "lock").write_text("process 1 on node7" + (f", job {job}" if job else ""))
+    (slurm / "jobs").write_text("11\n99\n")
+    told: list[str] = []
+    assert cluster.end_orphans(tmp_path, told.append) == ["11"]
+    assert (slurm / "cancelled").read_text() == "11\n" and (slurm / "jobs").read_text() == "99\n"
+    assert len(told) == 1 and "job 11" in told[0]
+
+
+HOLD = "from eldistill import recipes; print(recipes.driver_lock()[0], flush=True); input()"
+
+
+def driver(folder: Path) -> tuple[subprocess.Popen, str]:
+    started = subprocess.Popen(
+        [sys.executable, "-c", HOLD], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    return started, started.stdout.readline().strip()
+
+
+def test_the_lock_of_a_dead_driver_goes_and_that_of_a_living_one_stays(tmp_path):
+    lock = tmp_path / ".snakemake/locks/0.output.lock"
+
+    def leave() -> None:
+        files.write_text(lock, "out")
+
+    leave()
+    first, alone = driver(tmp_path)
+    assert alone == "True" and not lock.exists()
+    leave()
+    second, alone = driver(tmp_path)
+    assert alone == "False" and lock.exists()
+    for each in (first, second):
+        each.kill()
+        each.communicate()
+    third, alone = driver(tmp_path)
+    assert alone == "True" and not lock.exists()
+    third.communicate("\n")
+    leave()
+    (tmp_path / "data/scratch/driver.lock").write_text("another-login-node\n")
+    assert recipes.driver_lock(tmp_path)[0] is True and lock.exists(), "its processes cannot be seen from here"
+
+
+# --- doctor and prune ---------------------------------------------------------------------------------------
+
+
+def examined(capsys, suite: str = "smoke") -> dict[str, list[str]]:
+    doctor.examine(suite, print)
+    found: dict[str, list[str]] = {"ok": [], "LOOK": [], "-": []}
+    for line in capsys.readouterr().out.splitlines():
+        found[line[:5].strip()].append(line[6:])
+    return found
+
+
+def test_the_doctor_sees_what_slurm_lacks(project, slurm, capsys, monkeypatch):
+    """A partition that is not there, and a status command that does not work: each with what to type."""
+    found = examined(capsys)
+    assert any("partition cpu" in line for line in found["ok"])
+    assert any(
+        "gpu" in line and "export ELDISTILL_SLURM_GPU_PARTITION=" in line and "big, cpu" in line
+        for line in found["LOOK"]
+    )
+    assert any("export ELDISTILL_SLURM_STATUS=squeue" in line for line in found["LOOK"])
+    monkeypatch.setenv("ELDISTILL_SLURM_STATUS", "squeue"), monkeypatch.setenv("ELDISTILL_SLURM_GPU_PARTITION", "big")
+    found = examined(capsys)
+    assert not found["LOOK"] and any("squeue answers" in line for line in found["ok"])
+    assert __main__.main(["doctor", "smoke"]) == 0
+
+
+def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
+    """Files of a suite, a disk that is too small, a GPU that nobody has."""
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["device"] = "cuda"
+    values["data"]["theirs"] = {
+        "source": "folder",
+        "path": "no.zip",
+        "codec": {"mean": 0.5, "std": 0.25},
+        "teacher": "theirs",
+    }
+    values["teacher"]["theirs"] = {"data": "theirs", "file": "no.pkl"}
+    numbers = values["distil"]["methods"]["di"]["per_data"]
+    numbers["theirs"] = numbers["digits-smoke"]
+    values["suites"]["mine"] = [{"data": ["theirs"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}]
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    found = examined(capsys, "mine")["LOOK"]
+    assert any("no.pkl is missing" in line and "teacher.theirs.file" in line for line in found)
+    assert any("no.zip is missing" in line and "data.theirs.path" in line for line in found)
+    assert torch.cuda.is_available() or any("sees no GPU" in line for line in found)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    for run in Path("data/runs").rglob("*.recipe"):
+        run.unlink()
+    assert any("too little" in line for line in examined(capsys)["LOOK"])
+    assert __main__.main(["doctor", "mine"]) == 1
+    assert __main__.main(["doctor", "smook"]) == 2 and "smoke" in capsys.readouterr().err
+
+
+def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
+    """A run of another seed, a snapshot too many, an old state; a state at work and all that is named stay."""
+    before = {path for path in Path("data").rglob("*") if path.is_file()}
+    other = Path("data/runs/digits-smoke/di/el/77/generator_ema.safetensors")
+    snapshot = Path(f"data/runs/{RUN}/ema-3.safetensors")
+    for path in (other, snapshot):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 1000)
+    old, busy = state.folder("a" * 64), state.folder("b" * 64)
+    (old / "state.safetensors").write_bytes(b"x" * 5000)
+    plan = recipes.Plan(params.load())
+    mine = state.folder(files.digest(plan.find("distil", RUN).recipe))
+    with state.lock(busy):
+        assert __main__.main(["prune"]) == 0
+        printed = capsys.readouterr().out
+        assert all(str(path) in printed for path in (other, snapshot, old, busy)) and str(mine) not in printed
+        assert other.exists() and old.exists() and "make prune REMOVE=yes" in printed
+        assert __main__.main(["prune", "--remove"]) == 0
+    assert not any(path.exists() for path in (other, other.parent, snapshot, old)) and busy.exists() and mine.exists()
+    assert {path for path in before if not path.exists()} == set()
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+BARE = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("eldistill", "numpy", "yaml", "tqdm", "PIL"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Nothing())
+sys.argv = ["load.py", "5", "out.pt"]
+import runpy
+runpy.run_path("load.py", run_name="__main__")
+"""
+
+
+def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, capsys):
+    """The loader's images are those of the generator, from the same noise; the card has every number and its origin."""
+    assert __main__.main(["distil", RUN]) == 0
+    files.write_json(
+        Path(f"data/evaluations/{RUN}/metrics.json"), {"fd5k_judge-a_heldout": 1.25, "kid5k_pixels_train": 0.5}
+    )
+    assert __main__.main(["export", RUN, "--out", str(tmp_path / "out")]) == 0
+    folder = tmp_path / "out"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "config.json", "generator_ema.safetensors", "load.py", "network", "samples.png",
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", BARE], cwd=folder, capture_output=True, text=True,
+                          env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
+    z = torch.randn(5, *generator.shape, generator=torch.Generator().manual_seed(0))
+    sigma = generator.about["sampler"]["steps"]["1"][0]
+    from eldistill import data
+
+    wanted = data.decode(generator.network(sigma * z, torch.full((5,), sigma), None), generator.about["codec"])
+    assert torch.equal(torch.load(folder / "out.pt", weights_only=True), wanted)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    metrics = files.read_json(f"data/evaluations/{RUN}/metrics.json")
+    assert all(f"`{name}`" in text for name in metrics)
+    assert generator.about["lineage"]["teacher_sha256"] in text and generator.about["recipe"] in text
+    assert json.loads((folder / "config.json").read_text())["lineage"]["params"]
+
+
+def test_every_network_of_ours_can_be_given_away():
+    for name in ("song", "adm", "edm2", "guided"):
+        sources = export.code(name)
+        assert {f"{name}.py", "layers.py", "precond.py", "noise.py", "__init__.py"} <= set(sources)
+        assert not any("import eldistill" in text or "from eldistill" in text for text in sources.values())
+
+
+def test_what_cannot_be_given_away_is_one_sentence(project, capsys):
+    assert __main__.main(["export", "digits-smoke/di/el/9"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert __main__.main(["export", RUN]) == 2
+    assert "is missing; run `python -m eldistill distil" in capsys.readouterr().err
+    assert not Path("exports").exists()
