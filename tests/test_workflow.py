@@ -248,6 +248,22 @@ def test_results_travel_through_s3(project, s3):
     assert "in sync" in clone.run("dvc", "status", "-c")
 
 
+def test_ten_runs_at_once_do_not_collide(project):
+    """Ten seeds of both arms with ten jobs at a time: each ran once, none has another's result, nothing is left behind."""
+    clone = project.clone("ten")
+    clone.run("dvc", "pull", "-q")
+    grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["el"], "seeds": list(range(10, 20))}
+    clone.edit("suites", "smoke", value=[grid])
+    ran = clone.ran("snakemake", "distil", "-j", "10")
+    runs = [f"digits-smoke/di/el/{seed}" for seed in grid["seeds"]]
+    assert {step for step in ran if step.startswith("distil")} == {f"distil {run}" for run in runs}
+    found = digests(clone, "data/runs/digits-smoke/di/el/1?/generator_ema.safetensors")
+    assert len(set(found.values())) == len(found) == 10
+    assert not list((clone.path / "data").rglob("*.tmp*")) and not list((clone.path / "data/scratch/state").glob("*"))
+    clone.run(sys.executable, "-m", "eldistill", "distil", runs[7], "--force")
+    assert digests(clone, "data/runs/digits-smoke/di/el/1?/generator_ema.safetensors") == found
+
+
 def test_a_new_method_is_one_file_and_one_section(project):
     """A copy of diff_instruct with another weight runs from data to tables with no other edit, and nothing else does."""
     clone = project.clone("method")

@@ -50,7 +50,9 @@ onstart:
         cluster.end_orphans()
     # What is ahead; counting takes some seconds, which nobody waits for.
     if workflow.is_main_process:
-        subprocess.Popen([sys.executable, "-m", "eldistill", "cost", SUITE, "--left"], stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            [sys.executable, "-m", "eldistill", "cost", SUITE, "--left"], stderr=subprocess.DEVNULL
+        )
 
 
 def outputs_of(*words):
@@ -80,6 +82,12 @@ def inputs_of(word, name):
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
 # A training shares its batches among the GPUs of its job (`gpu: 4` under set-resources).
 SHARED = "--processes $(( {resources.gpu} > 1 ? {resources.gpu} : 1 ))"
+
+
+def at_most_thrice(mb):
+    """Memory that grows with the attempts: a job that was killed for it must not be killed again, one that uses up its
+    time thirty times must not ask for thirty times as much."""
+    return lambda wildcards, attempt: mb * min(attempt, 3)
 
 
 wildcard_constraints:

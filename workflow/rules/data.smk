@@ -24,7 +24,7 @@ rule judge:
     log:
         "data/scratch/logs/data/{data}/judge-{letter}.log",
     resources:
-        mem_mb=4000,
+        mem_mb=at_most_thrice(4000),
         runtime=60,
     shell:
         "python -m eldistill data {wildcards.data}/judge-{wildcards.letter} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
@@ -39,7 +39,7 @@ rule reference:
     log:
         "data/scratch/logs/data/{data}/reference-{features}.log",
     resources:
-        mem_mb=4000,
+        mem_mb=at_most_thrice(4000),
         runtime=60,
     shell:
         "python -m eldistill data {wildcards.data}/reference-{wildcards.features} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"

@@ -16,7 +16,7 @@ rule distil_run:
         f"data/scratch/benchmarks/distil/{RUN}.jsonl"
     resources:
         gpu=1,
-        mem_mb=16000,
+        mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
         f"python -m eldistill distil {RUN_NAME} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"

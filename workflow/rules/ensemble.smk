@@ -12,7 +12,7 @@ rule seed_ensemble:
     log:
         "data/scratch/logs/ensemble/{data}/{ensemble}/{seed}.log",
     resources:
-        mem_mb=4000,
+        mem_mb=at_most_thrice(4000),
         runtime=30,
     shell:
         "python -m eldistill ensemble {wildcards.data}/{wildcards.ensemble}/{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"

@@ -14,7 +14,7 @@ rule evaluate_run:
         f"data/scratch/logs/evaluate/{RUN}.log",
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=at_most_thrice(8000),
         runtime=120,
     shell:
         f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
@@ -36,7 +36,7 @@ rule evaluate_yardstick:
     priority: 5
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=at_most_thrice(8000),
         runtime=120,
     shell:
         "python -m eldistill evaluate {wildcards.data}/{wildcards.which} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"

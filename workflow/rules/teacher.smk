@@ -17,7 +17,7 @@ rule train_teacher:
     priority: 10  # everything waits for it
     resources:
         gpu=1,
-        mem_mb=16000,
+        mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
         f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
@@ -34,7 +34,7 @@ rule check_teacher:
         "data/scratch/logs/teacher/{data}/check.log",
     resources:
         gpu=1,
-        mem_mb=16000,
+        mem_mb=at_most_thrice(16000),
         runtime=720,
     shell:
         "python -m eldistill teacher {wildcards.data}/check --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
@@ -50,7 +50,7 @@ rule make_pairs:
         "data/scratch/logs/teacher/{data}/pairs-{n}-{seed}.log",
     resources:
         gpu=1,
-        mem_mb=16000,
+        mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
         "python -m eldistill teacher {wildcards.data}/pairs-{wildcards.n}-{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
