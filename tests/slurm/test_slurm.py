@@ -137,8 +137,10 @@ class Driver:
 
 def requeue(slurm: cluster.Slurm, job: dict) -> None:
     slurm.run("scontrol", "requeue", job["id"])
-    for _ in range(60):  # Slurm would wait for two minutes
-        if slurm.run("scontrol", "update", f"JobId={job['id']}", "StartTime=now", check=False).returncode == 0:
+    for _ in range(60):  # when it has ended Slurm would wait for two minutes
+        states = {each["id"]: each["state"] for each in slurm.jobs()}
+        if states.get(job["id"]) == "PENDING":
+            slurm.run("scontrol", "update", f"JobId={job['id']}", "StartTime=now", check=False)
             return
         time.sleep(0.5)
 
