@@ -79,15 +79,25 @@ def test_where_locks_do_not_reach_slurm_is_asked(tmp_path, slurm, monkeypatch):
 
 
 def test_orphans_are_told_to_end(tmp_path, slurm):
-    """Those that run, and no others; it says whom."""
-    for name, job in (("a", "11"), ("b", "12"), ("c", None)):
-        folder = state.folder(name, tmp_path)
-        (folder / "lock").write_text("process 1 on node7" + (f", job {job}" if job else ""))
-    (slurm / "jobs").write_text("11\n99\n")
+    """All that a Snakemake of this folder has in the queue, waiting or at work; nothing else of the same user."""
+    here, other = tmp_path / "here", tmp_path / "other"
+    rows = [
+        ("11", "rule_distil_run_wildcards_a", here),
+        ("12", "rule_judge", here),
+        ("13", "rule_judge", other),
+        ("14", "mine", here),
+    ]
+    (slurm / "jobs").write_text("".join(f"{job}|{comment}|{where}\n" for job, comment, where in rows))
+    (slurm / "squeue").write_text(f"#!/bin/sh\ncat {slurm}/jobs\n")
+    (slurm / "scancel").write_text(
+        f'#!/bin/sh\nfor job; do echo $job >> {slurm}/cancelled; sed -i "/^$job|/d" {slurm}/jobs; done\n'
+    )
     told: list[str] = []
-    assert cluster.end_orphans(tmp_path, told.append) == ["11"]
-    assert (slurm / "cancelled").read_text() == "11\n" and (slurm / "jobs").read_text() == "99\n"
-    assert len(told) == 1 and "job 11" in told[0]
+    assert cluster.end_orphans(here, told.append) == ["11", "12"]
+    assert (slurm / "cancelled").read_text() == "11\n12\n"
+    assert len(told) == 1 and "2 jobs of an earlier snakemake are still there (11, 12)" in told[0]
+    assert cluster.end_orphans(here, told.append) == [] and len(told) == 1
+    assert cluster.jobs_of(other) == ["13"]
 
 
 HOLD = "from eldistill import recipes; print(recipes.driver_lock()[0], flush=True); input()"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import socket
@@ -10,7 +11,6 @@ import subprocess
 import time
 from pathlib import Path
 
-STATE = "data/scratch/state"
 PATIENCE = 120.0  # seconds that a job has to save itself and end
 
 
@@ -43,26 +43,31 @@ def at_work_elsewhere(holder: str) -> bool:
     return job is not None and job != os.environ.get("SLURM_JOB_ID") and running(job)
 
 
-def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> list[str]:
-    """Stop the trainings that a driver which was killed has left running: they save, and their successors continue.
+def jobs_of(folder: Path) -> list[str]:
+    """Slurm's jobs, waiting or at work, that a Snakemake in this folder has submitted; none where there is no Slurm."""
+    wanted = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%k|%Z"]
+    try:
+        answer = subprocess.run(wanted, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
+    return [
+        job for job, comment, where in rows if comment.startswith("rule_") and Path(where.strip()) == folder.resolve()
+    ]
 
-    Only for a driver that knows to be the only one here. Returns the jobs; does not wait longer than `patience` seconds.
+
+def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> list[str]:
+    """End the jobs that a driver which was killed has left in the queue: trainings save, and their successors continue.
+
+    One that waits would otherwise begin when its successor has finished, and do it all again. Only for a driver that knows
+    to be the only one here, before it submits anything. Returns the jobs; does not wait longer than `patience` seconds.
     """
-    found = {}
-    for lock in sorted((root / STATE).glob("*/lock")):
-        try:
-            holder = lock.read_text(errors="replace").strip()
-        except OSError:
-            continue
-        job = job_of(holder)
-        if job and running(job):
-            found[job] = holder
-    for job, holder in found.items():
-        say(
-            f"eldistill: {holder}, of an earlier snakemake, is still at work; it is told to save and to end, and continued"
-        )
-        subprocess.run(["scancel", job], capture_output=True, timeout=60)
+    found = jobs_of(root)
+    if found:
+        say(f"eldistill: {len(found)} jobs of an earlier snakemake are still there ({', '.join(found)}); they are told to save and "
+            "to end, and continued")  # fmt: skip
+        subprocess.run(["scancel", *found], capture_output=True, timeout=60)
     deadline = time.monotonic() + patience
-    while any(map(running, found)) and time.monotonic() < deadline:
+    while set(found) & set(jobs_of(root)) and time.monotonic() < deadline:
         time.sleep(1)
-    return list(found)
+    return found

@@ -192,4 +192,5 @@ def test_disturbed_runs_end_as_if_they_were_not(slurm, undisturbed, tmp_path, ho
     if how != "slurmd killed":  # its steps outlive it
         assert len(starts) > SEEDS and continued
     if how == "driver killed":
-        assert "is told to save and to end" in text
+        assert "they are told to save and to end" in text
+        assert len(starts) <= SEEDS * (number + 1), "no job of a dead driver did again what was done"
