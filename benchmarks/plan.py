@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/slurm"))
 import cluster  # noqa: E402
 
-TARGETS = {"snakemake -n, 200 jobs": 5, "snakemake -n, 2,000 jobs": 10, "dvc repro, nothing to do": 5, "dvc metrics diff": 3}
+TARGETS = {
+    "snakemake -n, 200 jobs": 5,
+    "snakemake -n, 2,000 jobs": 10,
+    "dvc repro, nothing to do": 5,
+    "dvc metrics diff": 3,
+}
 
 
 def main() -> None:
