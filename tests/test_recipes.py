@@ -167,6 +167,7 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("device", "cpu"),
         ("mirror", "/somewhere"),
         ("distil/micro_batch", 8),
+        ("distil/fit", False),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.
@@ -188,7 +189,15 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
     schema = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
     owners = {"": schema, **schema["$defs"]}
     site = {f"{o}/{k}" for o, each in owners.items() for k, v in each.get("properties", {}).items() if v.get("site")}
-    assert site == {"/device", "/mirror", "data/folder", "distil/micro_batch", "distil/save_seconds", "evaluate/batch"}
+    assert site == {
+        "/device",
+        "/mirror",
+        "data/folder",
+        "distil/fit",
+        "distil/micro_batch",
+        "distil/save_seconds",
+        "evaluate/batch",
+    }
 
 
 CHANGES = {
