@@ -47,9 +47,9 @@ def made(tmp_path_factory) -> Path:
 def project(made, monkeypatch) -> Path:
     """Work in that folder; params.yaml is put back afterwards."""
     monkeypatch.chdir(made)
-    text = Path("params.yaml").read_text(encoding="utf-8")
+    text = (made / "params.yaml").read_text(encoding="utf-8")
     yield made
-    Path("params.yaml").write_text(text, encoding="utf-8")
+    (made / "params.yaml").write_text(text, encoding="utf-8")
 
 
 def change(method: str, **values) -> None:
