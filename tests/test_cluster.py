@@ -100,7 +100,7 @@ def test_orphans_are_told_to_end(tmp_path, slurm):
     assert cluster.jobs_of(other) == ["13"]
 
 
-HOLD = "from eldistill import recipes; print(recipes.driver_lock()[0], flush=True); input()"
+HOLD = "from eldistill import cluster; print(cluster.driver_lock()[0], flush=True); input()"
 
 
 def driver(folder: Path) -> tuple[subprocess.Popen, str]:
@@ -131,7 +131,7 @@ def test_the_lock_of_a_dead_driver_goes_and_that_of_a_living_one_stays(tmp_path)
     third.communicate("\n")
     leave()
     (tmp_path / "data/scratch/driver.lock").write_text("another-login-node\n")
-    assert recipes.driver_lock(tmp_path)[0] is True and lock.exists(), "its processes cannot be seen from here"
+    assert cluster.driver_lock(tmp_path)[0] is True and lock.exists(), "its processes cannot be seen from here"
 
 
 # --- doctor and prune ---------------------------------------------------------------------------------------

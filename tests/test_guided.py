@@ -297,7 +297,7 @@ def test_from_their_teacher_to_a_generator(project, capsys):
     """A teacher of theirs, by `file`, distils with di/el, and is measured like any other."""
     theirs = state(channels=1, classes=0, mult=(1,), attend=(0,))
     save(theirs, Path("net.pkl"))
-    assert __main__.main(["teacher", "theirs"]) == 0
+    assert __main__.main(["teacher", "theirs", "--processes", "4"]) == 0  # as the rule says for a job of four GPUs
     teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
     assert about["config"]["network"] == "guided" and about["source"]["class"] == "UNetModel"
     x = torch.randn(2, 1, 8, 8)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Slurm job knows of itself and of others, and what a driver does about those that an earlier one left behind."""
+"""What a driver, and a Slurm job, know of others: who else is at work here, and what an earlier one has left behind."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import getpass
 import os
 import re
@@ -11,7 +13,53 @@ import subprocess
 import time
 from pathlib import Path
 
+from eldistill.recipes import SCRATCH
+
 PATIENCE = 120.0  # seconds that a job has to save itself and end
+
+
+# --- drivers --------------------------------------------------------------------------------------------
+
+
+def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
+    """Whether this is the only living Snakemake of the folder, and the open file that says so to others until it ends.
+
+    Snakemake's own lock outlives a driver that was killed. If none of this machine lives, it is removed here, as `snakemake
+    --unlock` would. On a file system without locks, or where a driver of another machine was the last, nothing is touched.
+    """
+    path = root / SCRATCH / "driver.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return False, None
+    os.set_inheritable(file, False)  # jobs that outlive the driver are no drivers
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False, file
+    here, last = socket.gethostname(), os.read(file, 200).decode(errors="replace").strip()
+    if last in ("", here):
+        for lock in (root / ".snakemake/locks").glob("*"):
+            lock.unlink(missing_ok=True)
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{here}\n".encode(), 0)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return True, file
+
+
+def locks_work(root: Path = Path()) -> None:
+    """Raises OSError where the file system of the results has no locks."""
+    path = root / SCRATCH / "locks.probe"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path.unlink(missing_ok=True)
+
+
+# --- jobs -----------------------------------------------------------------------------------------------
 
 
 def me() -> str:

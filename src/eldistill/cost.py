@@ -130,23 +130,24 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def bills_left(plan: Plan, suite: str) -> list[dict]:
+    """What `of_run` says of each training that is still to be made. Raises Problem."""
+    return [of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
+
+
 def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     """One line about the trainings that are still to be made."""
-    bills = [of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
+    bills = bills_left(plan, suite)
     if not bills:
         return f"suite {suite}: every training is there"
-    flop = None if any(each["flop"] is None for each in bills) else sum(each["flop"] for each in bills)
-    spent = (
-        "an unknown time"
-        if flop is None
-        else _number(flop / tflops / 3.6e15) + " hours"
-        if flop > tflops * 3.6e15
-        else "less than an hour"
-    )
-    hours = f"{spent} of one GPU at {tflops:g} TFLOP/s"
+    spent = "an unknown time"
+    if all(each["flop"] is not None for each in bills):
+        hours = sum(each["flop"] for each in bills) / tflops / 3.6e15
+        spent = f"{_number(hours)} hours" if hours > 1 else "less than an hour"
+    weights, disk = max(each["weights"] for each in bills), sum(each["disk"] for each in bills)
     return (
-        f"suite {suite}: {len(bills)} trainings are left, {hours}, at most {max(each['weights'] for each in bills):.1f} GB of weights "
-        f"and optimisers at a time, {_number(sum(each['disk'] for each in bills))} GB on disk"
+        f"suite {suite}: {len(bills)} trainings are left, {spent} of one GPU at {tflops:g} TFLOP/s, at most {weights:.1f} GB of "
+        f"weights and optimisers at a time, {_number(disk)} GB on disk"
     )
 
 

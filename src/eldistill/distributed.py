@@ -139,6 +139,8 @@ class Processes:
 def _together() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         text = " ".join(str(error).split())[:120]
         raise Lost(f"another process of this run has ended ({text}); the last saved state is kept") from None

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eldistill import fetching, params, recipes
+from eldistill import cluster, fetching, params, recipes
 from eldistill.files import Problem
 
 FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")
-STATE = "data/scratch/state"
 GIB = 2**30
 
 # A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
@@ -73,9 +72,7 @@ def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
 
     free = shutil.disk_usage(".").free / 1e9
     try:
-        bills = [
-            cost.of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)
-        ]
+        bills = cost.bills_left(plan, suite)
     except Problem as problem:
         yield None, f"{free:.0f} GB of disk are free; what the suite {suite} needs cannot be said yet ({problem})"
         return
@@ -162,7 +159,7 @@ def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
 
 def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
     try:
-        recipes.locks_work()
+        cluster.locks_work()
     except OSError as error:
         yield (
             False,
@@ -202,7 +199,9 @@ def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
         if path.is_file() and path not in named
     ]
     states = {recipes.digest(step.recipe)[:32] for step in steps}
-    return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
+    return found + [
+        path for path in sorted((root / recipes.STATE).glob("*")) if path.is_dir() and path.name not in states
+    ]
 
 
 def prune(remove: bool, say: Callable[[str], None]) -> int:

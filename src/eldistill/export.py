@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 
 from eldistill import files, networks, noise, params, recipes, sampling
@@ -151,6 +152,6 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     files.write_text(folder / "load.py", LOADER)
     files.write_text(folder / "README.md", card(run, about, metrics, teacher))
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
-        temporary.write_bytes(path.read_bytes())
+        shutil.copyfile(path, temporary)
     say(f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, 64 images")
     return folder

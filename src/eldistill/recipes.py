@@ -10,13 +10,10 @@ the step runs. This file imports nothing heavy.
 from __future__ import annotations
 
 import ast
-import contextlib
-import fcntl
 import functools
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from eldistill.params import Params, Run
 from eldistill.schema import PACKAGE, spaces
 
 SCRATCH = "data/scratch"
+STATE = f"{SCRATCH}/state"
 # Modules that others are built on: raising their VERSION retires what those made.
 USES = {
     "loop": ("noise",),
@@ -55,44 +53,6 @@ USES = {
     "central": ("comparisons",),
 }
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
-
-
-def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
-    """Whether this is the only living Snakemake of the folder, and the open file that says so to others until it ends.
-
-    Snakemake's own lock outlives a driver that was killed. If none of this machine lives, it is removed here, as `snakemake
-    --unlock` would. On a file system without locks, or where a driver of another machine was the last, nothing is touched.
-    """
-    path = root / SCRATCH / "driver.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
-        return False, None
-    os.set_inheritable(file, False)  # jobs that outlive the driver are no drivers
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False, file
-    here, last = socket.gethostname(), os.read(file, 200).decode(errors="replace").strip()
-    if last in ("", here):
-        for lock in (root / ".snakemake/locks").glob("*"):
-            lock.unlink(missing_ok=True)
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{here}\n".encode(), 0)
-    fcntl.flock(file, fcntl.LOCK_SH)
-    return True, file
-
-
-def locks_work(root: Path = Path()) -> None:
-    """Raises OSError where the file system of the results has no locks."""
-    path = root / SCRATCH / "locks.probe"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    path.unlink(missing_ok=True)
 
 
 def uses(module: str) -> tuple[str, ...]:

@@ -19,8 +19,7 @@ import torch
 
 from eldistill import cluster
 from eldistill.files import Problem, load_tensors, save_tensors
-
-STATE = "data/scratch/state"
+from eldistill.recipes import STATE
 
 
 def folder(digest: str, root: str | Path = ".") -> Path:

@@ -88,6 +88,11 @@ def run(
     return True
 
 
+def takes_over(step: Step) -> bool:
+    """Whether a step is a teacher that others trained."""
+    return step.word == "teacher" and "/" not in step.name and "n_images" not in step.params
+
+
 def _trains(step: Step) -> bool:
     return step.word == "distil" or (step.word == "teacher" and "/" not in step.name and "n_images" in step.params)
 
@@ -147,9 +152,15 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
 
 def _at_once(top: dict, recipe: dict) -> int:
     # What a launcher found to fit on every GPU, else what params.yaml says.
-    parts, size = (int(os.environ.get(name, "1")) for name in ("ELDISTILL_PARTS", "WORLD_SIZE"))
-    batch = recipe["params"].get("method", recipe["params"]).get("batch", 0)
-    return -(-batch // (size * parts)) if parts > 1 and isinstance(batch, int) and batch else top["micro_batch"]
+    parts = int(os.environ.get("ELDISTILL_PARTS", "1"))
+    if parts < 2:
+        return top["micro_batch"]
+    return -(-_batch(recipe["params"]) // (int(os.environ["WORLD_SIZE"]) * parts))
+
+
+def _batch(params: dict) -> int:
+    # Of a training: a distil recipe has it with the numbers of its method; a judge's is its own affair.
+    return params.get("method", params).get("batch", 0)
 
 
 def _inputs(work, ending: str) -> list[Path]:
@@ -158,6 +169,8 @@ def _inputs(work, ending: str) -> list[Path]:
 
 def _train(work, train) -> None:
     """Run a training in its locked state folder; remember a failure that repeating cannot cure."""
+    import torch
+
     from eldistill import loop, state
 
     folder = work.state = state.folder(work.digest)
@@ -173,10 +186,8 @@ def _train(work, train) -> None:
             except loop.NonFinite as error:
                 state.remember_failure(folder, str(error), code)
                 raise
-            except MemoryError:
-                raise
-            except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError" or not (smaller := _smaller(work)):
+            except torch.OutOfMemoryError:
+                if not (smaller := _smaller(work)):
                     raise
             _forget()
             site.micro_batch = smaller
@@ -186,8 +197,7 @@ def _train(work, train) -> None:
 def _smaller(work) -> int:
     """Half as many images at once as now; 0 if there are no fewer, or if somebody else has to decide: of several processes
     all must change together, which `launch` does."""
-    batch = work.params.get("method", work.params).get("batch", 0)
-    now = work.site.micro_batch or batch
+    now = work.site.micro_batch or _batch(work.params)
     return -(-now // 2) if work.site.fit and work.alone and now > 1 else 0
 
 

@@ -40,7 +40,7 @@ if hasattr(JobScheduler, "_schedule_reevalutation"):
 
 if workflow.is_main_process:
     # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
-    ONLY_ONE, DRIVER = recipes.driver_lock()
+    ONLY_ONE, DRIVER = cluster.driver_lock()
     recipes.refresh(STEPS.values())
 
 

@@ -287,11 +287,7 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dic
     """Write the network of a DDPM folder of diffusers as a teacher; returns its description. Raises Refused; then nothing
     is written. sha256: of its file of weights."""
     config, weights = folder(source)
-    digest = sha256_of(weights)
-    if sha256 not in (None, digest):
-        raise Refused(
-            f"{weights} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: give that file, or its digest"
-        )
+    digest = _digest(weights, sha256)
     try:
         outline = networks.outline(config)
     except ValueError as error:
@@ -320,6 +316,9 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dic
 # --- a state of guided-diffusion -----------------------------------------------------------------------------
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def is_state(path: Path) -> bool:
     """Whether a file is a zip, as torch.save writes states since 2020."""
     try:
@@ -334,9 +333,7 @@ def state(source: Path, sha256: str | None = None) -> tuple[dict, dict[str, torc
 
     torch reads it with weights_only: nothing in it is executed. Raises Refused.
     """
-    digest = sha256_of(source)
-    if sha256 not in (None, digest):
-        raise Refused(f"{source} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: fetch it again")
+    digest = _digest(source, sha256)
     try:
         with zipfile.ZipFile(source) as archive:  # nothing that unfolds to more than the file
             if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
@@ -351,9 +348,9 @@ def state(source: Path, sha256: str | None = None) -> tuple[dict, dict[str, torc
         )
         if not plain or sum(each.nbytes for each in theirs.values()) > source.stat().st_size:
             raise ValueError("it is no state of floats")
-        config = {"network": "guided", **guided.settings(theirs)}
-        outline = networks.outline(config)
-        tensors = guided.renamed(theirs, guided.Settings(**guided.settings(theirs)))
+        settings = guided.settings(theirs)
+        outline = networks.outline({"network": "guided", **settings})
+        tensors = guided.renamed(theirs, guided.Settings(**settings))
         for name, each in outline.state_dict().items():
             if name not in tensors or tensors[name].shape != each.shape or not _finite(tensors[name]):
                 raise ValueError(f"{name} is missing, not {list(each.shape)}, or not finite")
@@ -363,9 +360,6 @@ def state(source: Path, sha256: str | None = None) -> tuple[dict, dict[str, torc
             f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another"
         ) from None
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
-
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def convert_state(
@@ -396,6 +390,13 @@ def published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, d
     network = networks.build(config)
     network.load_state_dict(tensors)
     return network.requires_grad_(False).eval(), constants
+
+
+def _digest(path: Path, wanted: str | None) -> str:
+    digest = sha256_of(path)
+    if wanted not in (None, digest):
+        raise Refused(f"{path} has the sha256 {digest[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
+    return digest
 
 
 def _agree(source: Path, label_dim: int, labels: bool | None) -> None:
@@ -438,7 +439,7 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     else:
         path = Path(params["file"])
     if path.is_dir() or path.suffix != ".safetensors":
-        if codec != PIXELS and (path.is_dir() or not latents.has(codec)):
+        if codec != PIXELS and (path.is_dir() or is_state(path) or not latents.has(codec)):
             raise Problem(
                 f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )
@@ -446,16 +447,10 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
             _agree(path, 0, params["labels"])
             return convert_folder(path, output, wanted)
         if is_state(path):
-            if codec != PIXELS:
-                raise Problem(
-                    f"{path} sees pixels on [-1, 1], its data has codec {codec}; give it a data setting of pixels"
-                )
             return convert_state(path, output, wanted, licence, params["labels"])
         return convert(path, output, wanted, licence, params["labels"], codec)
     _, about = train.load(path)  # a teacher, or the sentence that says why not
-    digest = sha256_of(path)
-    if wanted not in (None, digest):
-        raise Problem(f"{path} has the sha256 {digest[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
+    digest = _digest(path, wanted)
     if about["codec"] != codec:
         raise Problem(f"{path} was trained with codec {about['codec']}, its data has {codec}; make them equal")
     _agree(path, about["label_dim"], params["labels"])
