@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from eldistill import data, fetching, files
+from eldistill import data, fetching, files, packing
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ def test_the_edm_codec_is_edms_formula():
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     path = tmp_path_factory.mktemp("digits") / "images.safetensors"
-    return path, data.pack(DIGITS, path)
+    return path, packing.pack(DIGITS, path)
 
 
 def test_the_digits_are_counted(digits):
@@ -97,7 +97,7 @@ def test_the_digits_are_counted(digits):
 
 
 def test_the_split_is_fixed_for_ever():
-    train, heldout = data.split(1797, 360)
+    train, heldout = packing.split(1797, 360)
     assert hashlib.sha256(",".join(map(str, heldout)).encode()).hexdigest() == (
         "c088ef83f43280c4dd8ecac8d05b515c09be7a3940707dd79e05a9d77acc9086"
     )
@@ -107,7 +107,7 @@ def test_the_split_is_fixed_for_ever():
 def test_packed_digits_are_scikit_learns_in_that_split(digits):
     from sklearn.datasets import load_digits
 
-    source, (train, heldout) = load_digits(), data.split(1797, 360)
+    source, (train, heldout) = load_digits(), packing.split(1797, 360)
     for part, indices in (("train", train), ("heldout", heldout)):
         images, labels, _ = data.load(digits[0], part)
         assert np.abs(images[:, 0].double().numpy() * 16 / 255 - source.images[indices]).max() < 16 / 255 / 2
@@ -122,15 +122,15 @@ def test_the_shipped_codec_gives_the_digits_sigma_data(digits):
 
 
 def test_a_smaller_heldout_part_is_inside_a_larger_one():
-    assert set(data.split(100, 10)[1]) < set(data.split(100, 20)[1])
+    assert set(packing.split(100, 10)[1]) < set(packing.split(100, 20)[1])
     with pytest.raises(Problem, match="heldout is 100, but there are 100 images"):
-        data.split(100, 100)
+        packing.split(100, 100)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, digits):
-    data.pack(DIGITS, tmp_path / "again.safetensors")
+    packing.pack(DIGITS, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == digits[0].read_bytes()
-    data.pack({**DIGITS, "heldout": 361}, tmp_path / "other.safetensors")
+    packing.pack({**DIGITS, "heldout": 361}, tmp_path / "other.safetensors")
     assert (tmp_path / "other.safetensors").read_bytes() != digits[0].read_bytes()
 
 
@@ -206,7 +206,7 @@ def place(contents: dict[str, bytes]) -> dict:
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_idx_files_are_padded_about_their_centre(here, ending):
-    about = data.pack(place(tiny(ending)), "pack.safetensors", "own")
+    about = packing.pack(place(tiny(ending)), "pack.safetensors", "own")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (6, 3, [1, 32, 32], 6)
     for part, seed, count in (("train", 0, 6), ("heldout", 1, 3)):
         images, labels, _ = data.load("pack.safetensors", part)
@@ -217,7 +217,7 @@ def test_idx_files_are_padded_about_their_centre(here, ending):
 
 
 def test_gzip_and_plain_give_the_same_pack(here):
-    digests = [data.pack(place(tiny(ending)), f"pack{ending}", "own")["sha256"] for ending in ("", ".gz")]
+    digests = [packing.pack(place(tiny(ending)), f"pack{ending}", "own")["sha256"] for ending in ("", ".gz")]
     assert digests[0] == digests[1]
     assert Path("pack").read_bytes() == Path("pack.gz").read_bytes()
 
@@ -225,7 +225,7 @@ def test_gzip_and_plain_give_the_same_pack(here):
 @pytest.mark.parametrize(("resolution", "padding", "times"), [(16, 2, 2), (14, 0, 2), (8, 2, 4), (7, 0, 4)])
 def test_a_smaller_resolution_averages_blocks(here, resolution, padding, times):
     """28 pixels to 16 are padded to 32 and every four become one: explicit sums, rounded half up."""
-    about = data.pack({**place(tiny("")), "resolution": resolution}, "pack", "own")
+    about = packing.pack({**place(tiny("")), "resolution": resolution}, "pack", "own")
     assert about["shape"] == [1, resolution, resolution]
     whole = np.pad(random(6, 28, 28, seed=0), ((0, 0), (padding, padding), (padding, padding))).astype(int)
     images = data.load("pack")[0][:, 0].numpy()
@@ -238,18 +238,18 @@ def test_a_smaller_resolution_averages_blocks(here, resolution, padding, times):
 def test_a_limit_keeps_some_train_images_and_all_held_out_ones(here):
     """The same ones every time, with their labels; more than there are is no limit."""
     section = place(tiny(""))
-    data.pack(section, "all", "own")
+    packing.pack(section, "all", "own")
     for count in (2, 4, 6, 99):
-        about = data.pack({**section, "limit": count}, "some", "own")
+        about = packing.pack({**section, "limit": count}, "some", "own")
         assert (about["train"], about["heldout"]) == (min(count, 6), 3)
-        kept = data.split(6, count)[1] if count < 6 else np.arange(6)
+        kept = packing.split(6, count)[1] if count < 6 else np.arange(6)
         for found, wanted in zip(data.load("some")[:2], data.load("all")[:2], strict=True):
             assert torch.equal(found, wanted[kept])
         assert torch.equal(data.load("some", "heldout")[0], data.load("all", "heldout")[0])
 
 
 def test_without_a_resolution_the_size_stays(here):
-    assert data.pack({**place(tiny("")), "resolution": None}, "pack", "own")["shape"] == [1, 28, 28]
+    assert packing.pack({**place(tiny("")), "resolution": None}, "pack", "own")["shape"] == [1, 28, 28]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_without_a_resolution_the_size_stays(here):
 )
 def test_a_bad_idx_file_is_one_sentence(here, change, sentence):
     with pytest.raises(Problem, match=sentence):
-        data.pack(place(tiny("", change)), "pack", "own")
+        packing.pack(place(tiny("", change)), "pack", "own")
     assert not Path("pack").exists()
 
 
@@ -275,19 +275,19 @@ def test_a_bad_idx_file_is_one_sentence(here, change, sentence):
 )
 def test_a_bad_gzip_is_one_sentence(here, content):
     with pytest.raises(Problem, match="tiny-train-images"):
-        data.pack(place(tiny(".gz", ("train-images", content))), "pack", "own")
+        packing.pack(place(tiny(".gz", ("train-images", content))), "pack", "own")
 
 
 def test_too_many_heldout_images_are_one_sentence(here):
     with pytest.raises(Problem, match="heldout is 5, but tiny has 4 test images"):
-        data.pack({**place(tiny("")), "heldout": 5}, "pack", "own")
+        packing.pack({**place(tiny("")), "heldout": 5}, "pack", "own")
 
 
 def test_a_file_that_changed_in_the_users_folder_is_refused_and_kept(here):
     section = place(tiny(""))
     Path("own/tiny-test-images").write_bytes(b"changed")
     with pytest.raises(Problem, match="tiny-test-images has sha256 .*, expected"):
-        data.pack(section, "pack", "own")
+        packing.pack(section, "pack", "own")
     assert Path("own/tiny-test-images").read_bytes() == b"changed"
 
 
@@ -337,7 +337,7 @@ def test_fashion_mnist_is_read_from_a_folder(here):
     Path("data").mkdir()
     Path("data/sources.csv").write_bytes((ROOT / "data/sources.csv").read_bytes())
     setting = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["data"]["fashion-mnist"]
-    about = data.pack(setting, "pack", ".")
+    about = packing.pack(setting, "pack", ".")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (60000, 10000, [1, 32, 32], 10)
     assert setting["codec"] == pytest.approx({"mean": about["mean"], "std": about["std"]}, abs=1e-4)
     for part, each in (("train", 6000), ("heldout", 1000)):
@@ -373,7 +373,7 @@ def section(path: str, resolution: int | None = None, heldout: int = 2) -> dict:
 
 def both_parts(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a pack in the order of the source."""
-    train, heldout = data.split(count, count - len(data.load(path)[0]))
+    train, heldout = packing.split(count, count - len(data.load(path)[0]))
     order = np.argsort([*train, *heldout])
     images, labels = zip(*(data.load(path, part)[:2] for part in ("train", "heldout")), strict=True)
     return torch.cat(images).numpy()[order], torch.cat(labels).numpy()[order]
@@ -388,7 +388,7 @@ LABELS = {name: index % 3 for index, name in enumerate(NAMES)}
 def test_images_and_labels_come_in_sorted_order(here, kind):
     table = json.dumps({"labels": [[name, label] for name, label in LABELS.items()]}).encode()
     path = build({**{name: png(image) for name, image in GREY.items()}, "dataset.json": table, "x.txt": b"x"}, kind)
-    about = data.pack(section(path), "pack")
+    about = packing.pack(section(path), "pack")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (4, 2, [1, 8, 8], 3)
     images, labels = both_parts("pack", 6)
     wanted = sorted(NAMES)
@@ -399,14 +399,14 @@ def test_images_and_labels_come_in_sorted_order(here, kind):
 def test_a_folder_and_its_zip_give_the_same_bytes(here):
     contents = {name: png(image) for name, image in GREY.items()}
     for kind in ("folder", "zip"):
-        data.pack(section(build(contents, kind)), f"pack-{kind}")
+        packing.pack(section(build(contents, kind)), f"pack-{kind}")
     assert Path("pack-folder").read_bytes() == Path("pack-zip").read_bytes()
 
 
 @pytest.mark.parametrize("table", [None, b"{}", b'{"labels": null}'])
 def test_without_labels_there_are_no_classes(here, table):
     contents = {name: png(image) for name, image in GREY.items()}
-    data.pack(section(build(contents | ({"dataset.json": table} if table else {}))), "pack")
+    packing.pack(section(build(contents | ({"dataset.json": table} if table else {}))), "pack")
     assert data.load("pack")[2]["classes"] == 0 and set(data.load("pack")[1].tolist()) == {-1}
     with pytest.raises(Problem, match="has no labels, but its data setting has labels: true"):
         data.reals("pack", CODECS["edm"], True)
@@ -415,7 +415,7 @@ def test_without_labels_there_are_no_classes(here, table):
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (31, 20), (24, 24), (12, 15)])
 def test_crop_and_resize_are_pillows(here, height, width):
     pictures = [random(height, width, 3, seed=seed) for seed in range(4)]
-    data.pack(section(build({f"{i}.png": png(picture) for i, picture in enumerate(pictures)}), 16), "pack")
+    packing.pack(section(build({f"{i}.png": png(picture) for i, picture in enumerate(pictures)}), 16), "pack")
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
     for found, picture in zip(both_parts("pack", 4)[0], pictures, strict=True):
@@ -425,7 +425,7 @@ def test_crop_and_resize_are_pillows(here, height, width):
 
 def test_one_colour_image_makes_all_three_channels(here):
     grey, colour = random(8, 8), random(8, 8, 3)
-    data.pack(
+    packing.pack(
         section(build({"a.png": png(grey), "b.png": png(colour), "c.png": png(grey), "d.png": png(grey)})), "pack"
     )
     images, _ = both_parts("pack", 4)
@@ -436,7 +436,7 @@ def test_one_colour_image_makes_all_three_channels(here):
 
 def test_sixteen_bit_grey_keeps_its_contrast(here):
     ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    data.pack(section(build({f"{i}.png": png(ramp) for i in range(4)})), "pack")
+    packing.pack(section(build({f"{i}.png": png(ramp) for i in range(4)})), "pack")
     assert np.abs(data.load("pack")[0][0, 0].numpy().astype(int) - ramp / 257).max() <= 1
 
 
@@ -464,7 +464,7 @@ BAD_FOLDERS = {
 def test_a_bad_folder_is_one_sentence(here, case, kind):
     contents, sentence = BAD_FOLDERS[case]
     with pytest.raises(Problem, match=sentence) as caught:
-        data.pack(section(build(contents, kind)), "pack")
+        packing.pack(section(build(contents, kind)), "pack")
     assert "\n" not in str(caught.value) and not Path("pack").exists()
 
 
@@ -472,4 +472,4 @@ def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     Path("file").write_text("x")
     for path in ("file", "nowhere"):
         with pytest.raises(Problem, match=f"{path} is neither a folder nor a zip file"):
-            data.pack(section(path), "pack")
+            packing.pack(section(path), "pack")

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from eldistill import __main__ as program
-from eldistill import data, fetching, files, networks, params, recipes, schema
+from eldistill import fetching, files, networks, packing, params, recipes, schema
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ CODEC = {"mean": 0.3053, "std": 0.3756}
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("pack") / "images.safetensors"
-    data.pack({"source": "digits", "heldout": 360}, path)
+    packing.pack({"source": "digits", "heldout": 360}, path)
     return path.read_bytes()
 
 

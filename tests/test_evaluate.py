@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, evaluate, judges
+from eldistill import data, evaluate, judges, packing
 from eldistill.files import Problem
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
@@ -216,7 +216,7 @@ def test_nest_keeps_every_value_at_its_place():
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     path = tmp_path_factory.mktemp("pack") / "images.safetensors"
-    data.pack({"source": "digits", "heldout": 360}, path)
+    packing.pack({"source": "digits", "heldout": 360}, path)
     return path
 
 

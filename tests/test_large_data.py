@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, files
+from eldistill import data, files, packing
 from eldistill.files import Problem
 
 CODEC = {"mean": 0.5, "std": 0.25}
@@ -45,9 +45,9 @@ def folder(path: Path, count: int = 21, size: int = 8) -> dict:
 def test_a_stream_is_packed_as_if_it_were_in_memory(tmp_path, limit):
     """The same bytes as of arrays: digest, mean and deviation of all images at once, and safetensors' own header."""
     section = folder(tmp_path / "images") | {"limit": limit}
-    about = data.pack(section, tmp_path / "pack")
-    train, heldout = data.split(21, 6)
-    train = train if limit is None else train[data.split(15, 9)[1]]
+    about = packing.pack(section, tmp_path / "pack")
+    train, heldout = packing.split(21, 6)
+    train = train if limit is None else train[packing.split(15, 9)[1]]
     whole = []
     for index in range(21):
         array = np.asarray(Image.open(tmp_path / f"images/{index:03d}.png"))
@@ -74,7 +74,7 @@ def test_a_stream_is_packed_as_if_it_were_in_memory(tmp_path, limit):
 
 
 def test_the_digits_are_packed_as_they_always_were(tmp_path):
-    about = data.pack({"source": "digits", "heldout": 360}, tmp_path / "pack")
+    about = packing.pack({"source": "digits", "heldout": 360}, tmp_path / "pack")
     assert about["sha256"] == "cd4dbac8ccef8a2790d87bc95546276165e4ef40b0ec554da9ce8d20474a631c"
     assert (about["mean"], about["std"]) == (0.305314, 0.375564)
     tensors, again = files.load_tensors(tmp_path / "pack")
@@ -119,7 +119,7 @@ def test_a_disk_that_is_too_small_is_known_before_the_first_image(tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 4, 20, -1])
 def test_a_damaged_pack_is_one_sentence(tmp_path, kept):
-    data.pack(folder(tmp_path / "images"), tmp_path / "pack")
+    packing.pack(folder(tmp_path / "images"), tmp_path / "pack")
     (tmp_path / "pack").write_bytes((tmp_path / "pack").read_bytes()[:kept])
     with pytest.raises(Problem, match="pack is damaged .*; delete it and run"):
         data.load(tmp_path / "pack")
@@ -133,7 +133,7 @@ def test_a_picture_that_breaks_off_late_leaves_nothing_behind(tmp_path):
     broken = tmp_path / "images/013.png"
     broken.write_bytes(broken.read_bytes()[:-30])
     with pytest.raises(Problem, match=r"013\.png is not an image"):
-        data.pack(section, tmp_path / "sets/pack")
+        packing.pack(section, tmp_path / "sets/pack")
     assert not list((tmp_path / "sets").iterdir())
     (tmp_path / "images/013.png").write_bytes((tmp_path / "images/014.png").read_bytes())
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
@@ -143,7 +143,7 @@ def test_a_picture_that_breaks_off_late_leaves_nothing_behind(tmp_path):
     content[content.index(b"IDAT") + 12] ^= 1
     (tmp_path / "images.zip").write_bytes(content)
     with pytest.raises(Problem, match=r"images.zip(: | is damaged at )\d\d\d.png"):
-        data.pack(section | {"path": str(tmp_path / "images.zip")}, tmp_path / "sets/pack")
+        packing.pack(section | {"path": str(tmp_path / "images.zip")}, tmp_path / "sets/pack")
     assert not list((tmp_path / "sets").iterdir())
 
 
@@ -153,7 +153,7 @@ BOUNDED = """
 import resource, sys, zipfile, io
 import numpy as np, torch
 from PIL import Image
-from eldistill import data, evaluate
+from eldistill import data, evaluate, packing
 
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -166,13 +166,13 @@ with zipfile.ZipFile("images.zip", "w") as archive:
         archive.writestr(f"{index:04d}.bmp", file.getvalue())
 section = {"source": "folder", "path": "images.zip", "resolution": None, "heldout": 600, "limit": None}
 few = {**section, "limit": 2, "heldout": 2}
-data.pack(few, "few")  # what the first time loads is no part of the measurement
+packing.pack(few, "few")  # what the first time loads is no part of the measurement
 data.reals("few", {"mean": 0.5, "std": 0.25}, False).take(torch.arange(2))
 whole = count * size * size * 3
 room = 24 << 20
 before = kilobytes("VmData") << 10
 resource.setrlimit(resource.RLIMIT_DATA, (before + room, before + room))
-data.pack(section, "pack")
+packing.pack(section, "pack")
 assert kilobytes("VmData") - (before >> 10) < 4096, "packing itself needs next to nothing"
 reals = data.reals("pack", {"mean": 0.5, "std": 0.25}, False)
 for index in range(0, 3000, 8):
@@ -239,7 +239,7 @@ def test_images_that_fill_the_device_stay_where_they_are(tmp_path, monkeypatch):
 
 
 def test_on_the_cpu_nothing_is_copied(tmp_path):
-    data.pack(folder(tmp_path / "images"), tmp_path / "pack")
+    packing.pack(folder(tmp_path / "images"), tmp_path / "pack")
     images, labels, _ = data.load(tmp_path / "pack")
     assert data.Reals(images, labels, CODEC, 0).images.data_ptr() == images.data_ptr()
 
@@ -248,10 +248,10 @@ def test_on_the_cpu_nothing_is_copied(tmp_path):
 
 
 def test_a_source_that_lacks_images_is_not_packed(tmp_path, monkeypatch):
-    assert data.COUNTS == {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
+    assert packing.COUNTS == {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
     section = folder(tmp_path / "images") | {"count": "ffhq"}
     with pytest.raises(Problem, match="images has 21 images; ffhq has 70,000: prepare it again, or remove `count`"):
-        data.pack(section, tmp_path / "pack")
+        packing.pack(section, tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
-    monkeypatch.setitem(data.COUNTS, "ffhq", 21)
-    assert data.pack(section, tmp_path / "pack") == data.pack(section | {"count": None}, tmp_path / "other")
+    monkeypatch.setitem(packing.COUNTS, "ffhq", 21)
+    assert packing.pack(section, tmp_path / "pack") == packing.pack(section | {"count": None}, tmp_path / "other")

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from eldistill import __main__, contract, data, files, latents, loop, noise, params, recipes, state
+from eldistill import __main__, contract, data, files, latents, loop, noise, packing, params, recipes, state
 from eldistill.files import NonFinite, Problem
 from eldistill.networks import build
 from eldistill.teacher import convert, train
@@ -87,7 +87,7 @@ def test_latents_are_standardised_channel_by_channel():
 
 def test_their_own_moments_give_latents_sigma_data(tmp_path):
     """What a pack says of its channels, as the codec: every channel has mean 0 and deviation 0.5, noise included."""
-    about = data.pack(container(tmp_path / "latents", stored(40)), tmp_path / "pack")
+    about = packing.pack(container(tmp_path / "latents", stored(40)), tmp_path / "pack")
     codec = {"mean": about["mean"], "std": about["std"]}
     reals = data.reals(tmp_path / "pack", codec, False)
     x = torch.cat([reals.take(torch.arange(35))[0] for _ in range(2)])
@@ -109,8 +109,8 @@ def test_latents_have_no_limits_and_no_lpips():
 @pytest.mark.parametrize("labelled", [True, False])
 def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
     arrays, labels = stored(17), np.arange(17) % 3
-    about = data.pack(container(tmp_path / kind, arrays, labels if labelled else None), tmp_path / "pack")
-    train_, heldout = data.split(17, 5)
+    about = packing.pack(container(tmp_path / kind, arrays, labels if labelled else None), tmp_path / "pack")
+    train_, heldout = packing.split(17, 5)
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (12, 5, [8, 8, 8], 3 * labelled)
     for part, indices in (("train", train_), ("heldout", heldout)):
         found, classes, _ = data.load(tmp_path / "pack", part)
@@ -124,16 +124,16 @@ def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
 
 def test_a_container_there_and_back(tmp_path):
     """`zip` writes latents under EDM2's names, and they are read again."""
-    data.pack(container(tmp_path / "latents.zip", stored(9), np.arange(9) % 2), tmp_path / "pack")
-    assert data.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
+    packing.pack(container(tmp_path / "latents.zip", stored(9), np.arange(9) % 2), tmp_path / "pack")
+    assert packing.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
         assert archive.namelist()[0] == "00000/img-mean-std-00000000.npy"
     section = {"source": "latents", "path": str(tmp_path / "again.zip"), "resolution": None, "heldout": 4}
-    assert data.pack(section, tmp_path / "other")["classes"] == 2
+    assert packing.pack(section, tmp_path / "other")["classes"] == 2
     both = [
         torch.cat([data.load(tmp_path / name, part)[0] for part in ("train", "heldout")]) for name in ("pack", "other")
     ]
-    order = np.concatenate(data.split(9, 4))
+    order = np.concatenate(packing.split(9, 4))
     assert torch.equal(both[1], both[0][order])
 
 
@@ -152,21 +152,21 @@ def test_bad_latents_are_one_sentence(tmp_path, case):
     array, sentence = BAD[case]
     section = container(tmp_path / "latents", [*stored(8), array])
     with pytest.raises(Problem, match=f"img-mean-std-00000008.npy .*{sentence}"):
-        data.pack(section | {"heldout": 2}, tmp_path / "sets/pack")
+        packing.pack(section | {"heldout": 2}, tmp_path / "sets/pack")
     assert not list((tmp_path / "sets").glob("*"))
 
 
 def test_a_container_without_latents_is_one_sentence(tmp_path):
     (tmp_path / "latents").mkdir()
     with pytest.raises(Problem, match="has no latents; expected .npy files, as `python -m eldistill encode`"):
-        data.pack({"source": "latents", "path": str(tmp_path / "latents"), "heldout": 2}, tmp_path / "pack")
+        packing.pack({"source": "latents", "path": str(tmp_path / "latents"), "heldout": 2}, tmp_path / "pack")
 
 
 def test_a_codec_of_the_other_kind_is_one_sentence(tmp_path):
-    data.pack(container(tmp_path / "latents", stored(8)), tmp_path / "pack")
+    packing.pack(container(tmp_path / "latents", stored(8)), tmp_path / "pack")
     with pytest.raises(Problem, match="has latents, its codec is .*a list of means"):
         data.reals(tmp_path / "pack", {"mean": 0.5, "std": 0.25}, False)
-    data.pack({"source": "digits", "heldout": 360}, tmp_path / "digits")
+    packing.pack({"source": "digits", "heldout": 360}, tmp_path / "digits")
     with pytest.raises(Problem, match="has pixels, its codec is"):
         data.reals(tmp_path / "digits", EDM2, False)
 
@@ -552,7 +552,7 @@ def test_from_images_to_metrics_through_latents(tmp_path, monkeypatch, capsys, t
     project(tmp_path / "project", monkeypatch)
     whole_way(capsys, [])
     images, labels, about = data.load("data/sets/small/images.safetensors")
-    order = data.split(40, 12)[0]
+    order = packing.split(40, 12)[0]
     picture = np.asarray(Image.open(f"pictures/{order[3]:03d}.png")).astype(np.float64) / 255
     pooled = picture.reshape(8, 2, 8, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.allclose(images[3, :3], 4 * pooled - 1, atol=1e-5) and labels[3] == order[3] % 2
@@ -575,7 +575,7 @@ def test_the_same_with_an_autoencoder_of_diffusers(tmp_path, monkeypatch, capsys
     folder, vae = tiny
     project(tmp_path / "project", monkeypatch, folder)
     whole_way(capsys, ["--vae", folder])
-    index = data.split(40, 12)[1][0]
+    index = packing.split(40, 12)[1][0]
     image = torch.from_numpy(np.asarray(Image.open(f"pictures/{index:03d}.png")).transpose(2, 0, 1).copy())
     with torch.no_grad():
         wanted = vae.encode(image[None].float() / 255).latent_dist

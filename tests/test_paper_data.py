@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import __main__, data
+from eldistill import __main__, data, files, packing
 from eldistill.files import Problem
 from eldistill.teacher import pickles
 
@@ -65,7 +65,7 @@ def images_of(name: str) -> tuple[np.ndarray, list[int]]:
 def tarball(path: Path, change=lambda name, content: content) -> dict:
     """A tarball of six small batches; returns a data section that reads it."""
     with tarfile.open(path, "w:gz") as archive:
-        for name in [each for names in data.CIFAR10 for each in names]:
+        for name in [each for names in packing.CIFAR10 for each in names]:
             content = change(name, batch(*images_of(name)))
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -91,9 +91,9 @@ def test_python_agrees_about_a_batch():
 
 def test_cifar_is_packed_in_its_order(tmp_path):
     """Five batches of train images, then held-out ones from the test batch; red, green, blue planes; labels as filed."""
-    about = data.pack(tarball(tmp_path / "cifar-10-python.tar.gz"), tmp_path / "pack")
+    about = packing.pack(tarball(tmp_path / "cifar-10-python.tar.gz"), tmp_path / "pack")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (5 * FEW, 15, [3, 32, 32], 10)
-    for part, names, count in (("train", data.CIFAR10[0], 5 * FEW), ("heldout", data.CIFAR10[1], 15)):
+    for part, names, count in (("train", packing.CIFAR10[0], 5 * FEW), ("heldout", packing.CIFAR10[1], 15)):
         images, labels, _ = data.load(tmp_path / "pack", part)
         wanted = [images_of(name) for name in names]
         assert np.array_equal(images, np.concatenate([each for each, _ in wanted])[:count])
@@ -116,7 +116,7 @@ def test_a_bad_tarball_is_one_sentence(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     change, section, sentence = BAD[kind]
     with pytest.raises(Problem, match=sentence):
-        data.pack(tarball(Path("cifar-10-python.tar.gz"), change) | section, "pack")
+        packing.pack(tarball(Path("cifar-10-python.tar.gz"), change) | section, "pack")
     assert not Path("canary").exists() and not Path("pack").exists()
 
 
@@ -125,9 +125,9 @@ def test_the_digest_is_the_authors_own(tmp_path, monkeypatch):
     section = tarball(tmp_path / "cifar-10-python.tar.gz")
     del section["md5"]
     with pytest.raises(Problem, match="c58f30108f718f92721af3b95e74349a"):
-        data.pack(section, tmp_path / "pack")
+        packing.pack(section, tmp_path / "pack")
     with pytest.raises(Problem, match="cannot be read"):
-        data.pack(section | {"path": str(tmp_path / "no.tar.gz")}, tmp_path / "pack")
+        packing.pack(section | {"path": str(tmp_path / "no.tar.gz")}, tmp_path / "pack")
 
 
 # --- crops ----------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def halves(image: np.ndarray, size: int) -> np.ndarray:
 def test_adms_crop_of_even_sizes_is_halving_and_a_window(height, width):
     """Where sides are the wanted size times powers of two no bicubic step is left: means, then the centre."""
     image = random(height, width, 3, seed=height)
-    found = np.asarray(data.CROPS["adm"](Image.fromarray(image), 64))
+    found = np.asarray(packing.CROPS["adm"](Image.fromarray(image), 64))
     wanted = halves(image, 64)
     top, left = (wanted.shape[0] - 64) // 2, (wanted.shape[1] - 64) // 2
     assert found.shape == (64, 64, 3)
@@ -172,7 +172,7 @@ def cubic(image: np.ndarray, count: int, axis: int) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(100, 77), (75, 110), (40, 90)])
 def test_adms_crop_of_odd_sizes_is_bicubic_to_the_short_side(height, width):
     image = random(height, width, 3, seed=width)
-    found = np.asarray(data.CROPS["adm"](Image.fromarray(image), 64)).astype(int)
+    found = np.asarray(packing.CROPS["adm"](Image.fromarray(image), 64)).astype(int)
     scale = 64 / min(height, width)
     wanted = cubic(cubic(image, round(width * scale), 1), round(height * scale), 0)
     top, left = (wanted.shape[0] - 64) // 2, (wanted.shape[1] - 64) // 2
@@ -187,7 +187,7 @@ def test_a_crop_is_chosen_by_its_name(tmp_path):
     section = {"source": "folder", "path": str(tmp_path / "images"), "resolution": 32, "heldout": 2}
     packs = {}
     for crop in (None, "square", "adm"):
-        data.pack(section | ({"crop": crop} if crop else {}), tmp_path / "pack")
+        packing.pack(section | ({"crop": crop} if crop else {}), tmp_path / "pack")
         packs[crop] = data.load(tmp_path / "pack")[0].numpy()
     assert np.array_equal(packs[None], packs["square"]) and not np.array_equal(packs["adm"], packs["square"])
 
@@ -206,14 +206,14 @@ def test_folders_of_classes_are_labels_in_sorted_order(tmp_path):
     """ImageNet's train folder: WordNet ids in order are 0, 1, …; a file beside them has no place."""
     names = [f"{wnid}/{wnid}_{i}.png" for wnid in ("n02", "n01", "n10") for i in range(3)]
     section = tree(tmp_path / "train", names)
-    data.pack(section, tmp_path / "pack")
+    packing.pack(section, tmp_path / "pack")
     labels = np.concatenate([data.load(tmp_path / "pack", part)[1] for part in ("train", "heldout")])
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    train, _ = data.split(9, 2)
+    train, _ = packing.split(9, 2)
     assert data.load(tmp_path / "pack")[1].tolist() == [index // 3 for index in train]
     Image.fromarray(random(16, 16, 3)).save(tmp_path / "train/loose.png")
     with pytest.raises(Problem, match="no label for loose.png"):
-        data.pack(section, tmp_path / "pack")
+        packing.pack(section, tmp_path / "pack")
 
 
 @pytest.mark.parametrize("listed", [{"labels": None}, {"labels": [["00000/img00000000.png", 3]]}])
@@ -224,17 +224,19 @@ def test_a_dataset_json_beats_the_folders(tmp_path, listed):
         listed = {"labels": [[name, 7 - i] for i, name in enumerate(sorted(names))]}
     section = tree(tmp_path / "images", names)
     (tmp_path / "images/dataset.json").write_text(json.dumps(listed))
-    about = data.pack(section, tmp_path / "pack")
+    about = packing.pack(section, tmp_path / "pack")
     assert about["classes"] == (8 if listed["labels"] else 0)
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in sorted((tmp_path / "images").rglob("*.*")):
             archive.write(path, path.relative_to(tmp_path / "images"))
-    assert data.pack(section | {"path": str(tmp_path / "images.zip")}, tmp_path / "zipped")["sha256"] == about["sha256"]
+    assert (
+        packing.pack(section | {"path": str(tmp_path / "images.zip")}, tmp_path / "zipped")["sha256"] == about["sha256"]
+    )
 
 
 def test_one_folder_below_is_no_class(tmp_path):
     names = [f"00000/{i}.png" for i in range(4)]
-    assert data.pack(tree(tmp_path / "images", names), tmp_path / "pack")["classes"] == 0
+    assert packing.pack(tree(tmp_path / "images", names), tmp_path / "pack")["classes"] == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -248,17 +250,17 @@ def test_a_zip_there_and_back(tmp_path, channels, labelled):
         "heldout_images": images[5:],
         "heldout_labels": labels[5:],
     }
-    data.save_tensors(
+    files.save_tensors(
         tmp_path / "pack", {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in tensors.items()}, {}
     )
-    assert data.write_zip(tmp_path / "pack", tmp_path / "images.zip") == 7
+    assert packing.write_zip(tmp_path / "pack", tmp_path / "images.zip") == 7
     with zipfile.ZipFile(tmp_path / "images.zip") as archive:
         assert archive.namelist()[0] == "00000/img00000000.png" and len(archive.namelist()) == 8
         assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
         assert (json.loads(archive.read("dataset.json"))["labels"] is None) is not labelled
     section = {"source": "folder", "path": str(tmp_path / "images.zip"), "resolution": None, "heldout": 2}
-    about = data.pack(section, tmp_path / "again")
-    train, heldout = data.split(7, 2)
+    about = packing.pack(section, tmp_path / "again")
+    train, heldout = packing.split(7, 2)
     for part, indices in (("train", train), ("heldout", heldout)):
         found, classes, _ = data.load(tmp_path / "again", part)
         assert np.array_equal(found, images[indices]) and np.array_equal(classes, labels[indices])

@@ -216,7 +216,7 @@ def _forget() -> None:
 
 
 def _data(work) -> None:
-    from eldistill import data, evaluate, judges
+    from eldistill import evaluate, judges, packing
 
     item = work.step.name.rsplit("/", 1)[1]
     if item == "images":
@@ -224,7 +224,7 @@ def _data(work) -> None:
         plan = work.plan
         sharing = [name for name in plan.params.values["data"] if plan.pack(name).name == work.step.name]
         folders = [plan.params.section("data", name)["folder"] for name in sharing]
-        about = data.pack(work.params, work.outputs[0], next(filter(None, folders), None))
+        about = packing.pack(work.params, work.outputs[0], next(filter(None, folders), None))
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
                  f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
         return

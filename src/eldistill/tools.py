@@ -43,24 +43,24 @@ def _command(module: str) -> Callable[[Namespace], None]:
 
 
 def _zip(chosen: Namespace) -> None:
-    from eldistill import data
+    from eldistill import packing
 
     step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
         )
-    count = data.write_zip(
+    count = packing.write_zip(
         step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
     )
     say(f"{chosen.out}: {count} images")
 
 
 def _encode(chosen: Namespace) -> None:
-    from eldistill import data
+    from eldistill import packing
 
     section = params.load().section("data", chosen.name, where="data on the command line")
-    count = data.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
+    count = packing.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
     say(f"{chosen.out}: latents of {count} images")
 
 
