@@ -134,6 +134,10 @@ class Params:
 
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict:
         """One resolved section: kind is data, teacher, ensemble, method or supplement. Raises Problem."""
+        return copy.deepcopy(self._section(kind, name, data, where))
+
+    @functools.cache  # noqa: B019
+    def _section(self, kind: str, name: str, data: str | None, where: str | None) -> dict:
         chain = self._chain(kind, name, where or self._place(kind, name))
         value = functools.reduce(merge, chain, {})
         settings = self._ancestry(data)
@@ -306,12 +310,19 @@ class Params:
 
     def top(self, name: str, data: str | None = None):
         """A single section or value of the top level (threads, device, distil, evaluate, tables), resolved."""
+        return copy.deepcopy(self._top(name, data))
+
+    @functools.cache  # noqa: B019  (parameters live as long as the program)
+    def _top(self, name: str, data: str | None):
         schema = follow(self.schema["properties"][name], self.definitions)
-        value = copy.deepcopy(self.values.get(name, schema.get("default")))
+        value = self.values.get(name, schema.get("default"))
+        if isinstance(value, dict):
+            value = {key: item for key, item in value.items() if key not in ("methods", "supplements")}
+        value = copy.deepcopy(value)
         if isinstance(value, dict):
             overrides = [value.get("per_data", {}).get(setting, {}) for setting in self._ancestry(data)]
             value = functools.reduce(merge, overrides, value)
-            value = {key: item for key, item in value.items() if key not in ("methods", "supplements", "per_data")}
+            value = {key: item for key, item in value.items() if key != "per_data"}
             check(value, {**schema, "required": []}, name, self.definitions)
         return fill(value, schema, self.definitions)
 
