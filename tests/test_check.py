@@ -17,7 +17,7 @@ import torch
 import yaml
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import __main__, data, evaluate, latents, params, recipes, sampling
+from eldistill import __main__, data, evaluate, latents, metrics, params, recipes, sampling
 from eldistill.files import Problem
 from eldistill.spaces import inception
 from eldistill.teacher import check, train
@@ -29,13 +29,13 @@ NAME = "edm-ffhq-64x64-uncond-vp"
 
 def gaussian(seed: int, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of random features."""
-    return evaluate.moments(np.random.default_rng(seed).normal(size=(n, 5)))
+    return metrics.moments(np.random.default_rng(seed).normal(size=(n, 5)))
 
 
 def test_moments_do_not_depend_on_the_chunks():
     """Streamed sums equal the moments of all features at once, to rounding, whatever the chunks."""
     images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
-    mean, cov = evaluate.moments(evaluate.embed([images], evaluate.pixels))
+    mean, cov = metrics.moments(evaluate.embed([images], evaluate.pixels))
     for size in (1, 7, 40):
         count, own_mean, own_cov = check.streamed(images.split(size), evaluate.pixels)
         assert count == 40 and np.allclose(own_mean, mean, rtol=1e-13) and np.allclose(own_cov, cov, atol=1e-14)
@@ -93,7 +93,7 @@ def test_a_teacher_that_was_trained_here(made, monkeypatch, capsys):
     images = torch.cat(list(sampling.images_of_teacher(teacher, about, 1000, 3, 0, 333)))
     space = evaluate.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
     reals, _, _ = data.load("data/sets/digits/images.safetensors")
-    wanted = evaluate.fd(evaluate.embed([images], space), evaluate.embed([reals], space), {})
+    wanted = metrics.fd(evaluate.embed([images], space), evaluate.embed([reals], space), {})
     assert found["fd1k_judge-a_train"] == pytest.approx(wanted, rel=1e-4)
     assert (found["n"], found["steps"], found["published"], found["agrees"]) == (1000, 3, None, None)
     assert __main__.main(["teacher", "digits-smoke/check"]) == 0 and "up to date" in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
     images = list(sampling.images_of_teacher(teacher, about, 4, 2))
     features = evaluate.embed(images, inception.load("inception", path=Path("mirror/inception-2015-12-05.pkl")))
-    wanted = evaluate.frechet(*evaluate.moments(features), *check.statistics(Path("mirror/ffhq-64x64.npz")))
+    wanted = metrics.frechet(*metrics.moments(features), *check.statistics(Path("mirror/ffhq-64x64.npz")))
     assert found["fd4_inception_edmref"] == pytest.approx(wanted, rel=1e-9)
     monkeypatch.setattr(check, "ENOUGH", 4)
     Path("data/teachers/theirs/check.json").unlink()
@@ -163,7 +163,7 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
         {"shape": [3, 8, 8], "label_dim": 0, "codec": check.convert.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
     )
     features = evaluate.embed(sampling.images_of(generator, 4), inception.load("inception"))
-    wanted = evaluate.frechet(*evaluate.moments(features), np.zeros(64), np.eye(64))
+    wanted = metrics.frechet(*metrics.moments(features), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in printed
     command = ["check", NAME, "--file", "student.pkl", "--n", "2", "--steps", "1", "--reference", "refs.npz"]
     assert __main__.main(command) == 0 and "published fid 2.39, 79 calls" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch
     images = list(sampling.images_of(generator, 4))
     assert images[0].shape[1:] == (3, 16, 16)
     features = evaluate.embed(images, inception.load("inception"))
-    wanted = evaluate.frechet(*evaluate.moments(features), np.zeros(64), np.eye(64))
+    wanted = metrics.frechet(*metrics.moments(features), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in capsys.readouterr().out
 
 

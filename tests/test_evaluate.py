@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, evaluate, judges, packing
+from eldistill import data, evaluate, judges, metrics, packing
 from eldistill.files import Problem
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
@@ -36,10 +36,10 @@ def test_the_frechet_distance_is_the_golden_one(fake, key):
     with np.load(GOLDEN) as golden:
         features = {name: golden[f"features_{name}"] for name in "abc"}
         for name in (fake, "b"):
-            mean, cov = evaluate.moments(features[name])
+            mean, cov = metrics.moments(features[name])
             assert np.allclose(mean, golden[f"mu_{name}"], rtol=0, atol=1e-12)
             assert np.allclose(cov, golden[f"sigma_{name}"], rtol=0, atol=1e-12)
-        assert evaluate.fd(features[fake], features["b"], OPTIONS) == pytest.approx(float(golden[key]), rel=1e-6)
+        assert metrics.fd(features[fake], features["b"], OPTIONS) == pytest.approx(float(golden[key]), rel=1e-6)
 
 
 @pytest.mark.parametrize("d", [2, 8, 64])
@@ -47,7 +47,7 @@ def test_the_frechet_distance_is_clean_fids(d):
     from cleanfid.fid import frechet_distance
 
     moments = (normal(d, seed=1), covariance(d, 2), normal(d, seed=3), covariance(d, 4))
-    assert evaluate.frechet(*moments) == pytest.approx(float(frechet_distance(*moments)), rel=1e-6)
+    assert metrics.frechet(*moments) == pytest.approx(float(frechet_distance(*moments)), rel=1e-6)
 
 
 def test_between_diagonal_covariances_it_has_a_closed_form():
@@ -55,14 +55,14 @@ def test_between_diagonal_covariances_it_has_a_closed_form():
     sd, sd_r = np.abs(normal(16, seed=3)), np.abs(normal(16, seed=4))
     sd[3] = sd_r[5] = 0
     wanted = ((mean - mean_r) ** 2).sum() + ((sd - sd_r) ** 2).sum()
-    assert evaluate.frechet(mean, np.diag(sd**2), mean_r, np.diag(sd_r**2)) == pytest.approx(wanted, rel=1e-12)
+    assert metrics.frechet(mean, np.diag(sd**2), mean_r, np.diag(sd_r**2)) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_between_commuting_covariances_it_has_a_closed_form():
     turn = np.linalg.qr(normal(16, 16))[0]
     sd, sd_r = np.abs(normal(16, seed=3)), np.abs(normal(16, seed=4))
     zero = np.zeros(16)
-    found = evaluate.frechet(zero, turn * sd**2 @ turn.T, zero, turn * sd_r**2 @ turn.T)
+    found = metrics.frechet(zero, turn * sd**2 @ turn.T, zero, turn * sd_r**2 @ turn.T)
     assert found == pytest.approx(((sd - sd_r) ** 2).sum(), rel=1e-10)
 
 
@@ -70,29 +70,29 @@ def test_a_linear_map_of_a_gaussian_has_its_transport_cost():
     # y = A x with A symmetric positive is the optimal map, so that FD = tr((A - 1) S (A - 1)).
     s, a = covariance(12, 1), covariance(12, 2)
     zero, rest = np.zeros(12), a - np.eye(12)
-    assert evaluate.frechet(zero, a @ s @ a, zero, s) == pytest.approx(np.trace(rest @ s @ rest), rel=1e-9)
+    assert metrics.frechet(zero, a @ s @ a, zero, s) == pytest.approx(np.trace(rest @ s @ rest), rel=1e-9)
 
 
 def test_it_is_zero_for_equal_and_symmetric():
     x, y = normal(100, 8, seed=1), 2 * normal(60, 8, seed=2) + 1
-    assert abs(evaluate.fd(x, x, OPTIONS)) < 1e-10
-    assert evaluate.fd(x, y, OPTIONS) == pytest.approx(evaluate.fd(y, x, OPTIONS), rel=1e-10)
-    assert evaluate.fd(x, x + 3, OPTIONS) == pytest.approx(8 * 9, rel=1e-10)
+    assert abs(metrics.fd(x, x, OPTIONS)) < 1e-10
+    assert metrics.fd(x, y, OPTIONS) == pytest.approx(metrics.fd(y, x, OPTIONS), rel=1e-10)
+    assert metrics.fd(x, x + 3, OPTIONS) == pytest.approx(8 * 9, rel=1e-10)
 
 
 def test_relfd_is_free_of_the_scale_of_the_features():
     x, y = normal(100, 8, seed=1), 2 * normal(60, 8, seed=2) + 1
-    relative = evaluate.relfd(x, y, OPTIONS)
-    assert relative == pytest.approx(evaluate.fd(x, y, OPTIONS) / np.cov(y.T).trace(), rel=1e-12)
-    assert evaluate.relfd(7 * x, 7 * y, OPTIONS) == pytest.approx(relative, rel=1e-10)
+    relative = metrics.relfd(x, y, OPTIONS)
+    assert relative == pytest.approx(metrics.fd(x, y, OPTIONS) / np.cov(y.T).trace(), rel=1e-12)
+    assert metrics.relfd(7 * x, 7 * y, OPTIONS) == pytest.approx(relative, rel=1e-10)
 
 
 def test_one_feature_is_enough_and_one_image_is_not():
     x, y = normal(50, 1, seed=1), 3 * normal(50, 1, seed=2) + 2
     wanted = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
-    assert evaluate.fd(x, y, OPTIONS) == pytest.approx(wanted, rel=1e-9)
+    assert metrics.fd(x, y, OPTIONS) == pytest.approx(wanted, rel=1e-9)
     with pytest.raises(Problem, match="1 images for a covariance; expected at least 2"):
-        evaluate.fd(x[:1], y, OPTIONS)
+        metrics.fd(x[:1], y, OPTIONS)
 
 
 # --- KID, precision, recall -------------------------------------------------------------------------------
@@ -114,11 +114,11 @@ def kid_by_loops(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize(("m", "n", "shift"), [(12, 9, 0), (7, 15, 2), (2, 2, 1)])
 def test_kid_is_the_u_statistic_of_explicit_loops(m, n, shift):
     x, y = normal(m, 5, seed=1) + shift, 3 * normal(n, 5, seed=2)
-    assert evaluate.kid(x, y, OPTIONS) == pytest.approx(kid_by_loops(x, y), rel=1e-10, abs=1e-12)
+    assert metrics.kid(x, y, OPTIONS) == pytest.approx(kid_by_loops(x, y), rel=1e-10, abs=1e-12)
 
 
 def test_kid_is_unbiased_over_halves_of_one_cloud():
-    values = [evaluate.kid(normal(40, 4, seed=2 * s), normal(40, 4, seed=2 * s + 1), OPTIONS) for s in range(200)]
+    values = [metrics.kid(normal(40, 4, seed=2 * s), normal(40, 4, seed=2 * s + 1), OPTIONS) for s in range(200)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0
 
@@ -133,29 +133,29 @@ def covered_by_loops(points: np.ndarray, cloud: np.ndarray, k: int) -> float:
 def test_precision_and_recall_are_brute_force(k):
     fake, real = 0.7 * normal(40, 3, seed=1) + 0.5, normal(40, 3, seed=2)
     options = {**OPTIONS, "neighbours": k}
-    precision, recall = evaluate.precision(fake, real, options), evaluate.recall(fake, real, options)
+    precision, recall = metrics.precision(fake, real, options), metrics.recall(fake, real, options)
     assert precision == pytest.approx(covered_by_loops(fake, real, k), abs=1e-12)
     assert recall == pytest.approx(covered_by_loops(real, fake, k), abs=1e-12)
-    assert 0 < recall < 1 and precision == evaluate.recall(real, fake, options)
+    assert 0 < recall < 1 and precision == metrics.recall(real, fake, options)
 
 
 def test_both_sides_have_as_many_points():
     fake, real = normal(50, 3, seed=1), normal(30, 3, seed=2)
-    for metric in (evaluate.precision, evaluate.recall):
+    for metric in (metrics.precision, metrics.recall):
         evenly = fake[np.linspace(0, 49, 30).astype(int)]
         assert metric(fake, real, OPTIONS) == metric(evenly, real, OPTIONS)
         few = {**OPTIONS, "neighbours_n": 20}
         thin = [side[np.linspace(0, len(side) - 1, 20).astype(int)] for side in (fake, real)]
         assert metric(fake, real, few) == metric(*thin, few)
     with pytest.raises(Problem, match="3 images for precision and recall with k = 3"):
-        evaluate.recall(fake[:3], real, OPTIONS)
+        metrics.recall(fake[:3], real, OPTIONS)
 
 
 def test_collapse_keeps_precision_and_loses_recall():
     real = normal(200, 3, seed=1)
     fake = real[:1] + 1e-3 * normal(200, 3, seed=2)
-    assert evaluate.precision(fake, real, OPTIONS) == 1
-    assert evaluate.recall(fake, real, OPTIONS) < 0.05
+    assert metrics.precision(fake, real, OPTIONS) == 1
+    assert metrics.recall(fake, real, OPTIONS) < 0.05
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -170,27 +170,28 @@ def references(n: int = 60, m: int = 40) -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize(("n", "name"), [(5000, "5k"), (50000, "50k"), (512, "512"), (1437, "1437"), (1500, "1500")])
 def test_a_count_in_a_name(n, name):
-    assert evaluate.count_name(n) == name
+    assert metrics.count_name(n) == name
 
 
 def test_a_name_says_metric_count_space_and_part():
-    found = evaluate.measure({"judge-a": normal(1000, 4), "pixels": normal(50, 4)}, references(), OPTIONS)
+    found = metrics.measure({"judge-a": normal(1000, 4), "pixels": normal(50, 4)}, references(), OPTIONS)
+    several = {"debiased": ("fdj", "fdse")}
+    names = [name for key in metrics.METRICS for name in several.get(key, (key,))]
+    spaces = (("1k", "judge-a"), ("50", "pixels"))
     assert set(found) == {
-        f"{metric}{count}_{space}_{part}"
-        for metric in evaluate.METRICS
-        for count, space in (("1k", "judge-a"), ("50", "pixels"))
-        for part in ("train", "heldout")
-    }
-    wanted = evaluate.fd(normal(50, 4), references()["pixels"]["train"], OPTIONS)
+        f"{name}{count}_{space}_{part}" for name in names for count, space in spaces for part in ("train", "heldout")
+    } | {f"copied{count}_{space}" for count, space in spaces}
+    wanted = metrics.fd(normal(50, 4), references()["pixels"]["train"], OPTIONS)
     assert found["fd50_pixels_train"] == wanted
     assert all(type(value) is float for value in found.values())
 
 
 def test_a_function_put_into_metrics_is_measured(monkeypatch):
-    monkeypatch.setitem(evaluate.METRICS, "gap", lambda fake, real, options: float(len(fake) - len(real)))
-    found = evaluate.measure({"pixels": normal(50, 4)}, references(), OPTIONS)
-    assert found["gap50_pixels_heldout"] == 10 and found["gap50_pixels_train"] == -10
-    named = evaluate.measure({"pixels": normal(50, 4)}, references(), OPTIONS, names=("gap",))
+    monkeypatch.setitem(metrics.METRICS, "gap", lambda fake, real, options: float(len(fake) - len(real)))
+    monkeypatch.setitem(metrics.ALONE, "many", lambda fake, real, options: float(len(fake) + len(real["train"])))
+    found = metrics.measure({"pixels": normal(50, 4)}, references(), OPTIONS)
+    assert found["gap50_pixels_heldout"] == 10 and found["gap50_pixels_train"] == -10 and found["many50_pixels"] == 110
+    named = metrics.measure({"pixels": normal(50, 4)}, references(), OPTIONS, names=("gap",))
     assert set(named) == {"gap50_pixels_heldout", "gap50_pixels_train"}
 
 
@@ -198,8 +199,9 @@ def test_the_real_row_is_symmetric_in_train_and_heldout():
     row = evaluate.real_row(references(), OPTIONS)
     for space in ("judge-a", "pixels"):
         assert row[f"fd60_{space}_heldout"] == pytest.approx(row[f"fd40_{space}_train"], rel=1e-10)
+        assert row[f"fdj60_{space}_heldout"] == pytest.approx(row[f"fdj40_{space}_train"], rel=1e-10)
         assert row[f"precision60_{space}_heldout"] == row[f"recall40_{space}_train"]
-    assert len(row) == 2 * 2 * len(evaluate.METRICS)
+    assert len(row) == 2 * 2 * (len(metrics.METRICS) + 1)
 
 
 def test_nest_keeps_every_value_at_its_place():
@@ -344,23 +346,43 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
     evaluate.make_reference(spaces["pixels"], pack, tmp_path / "r.npz")
     known = {"pixels": evaluate.load_reference(tmp_path / "r.npz")}
     images = data.load(pack)[0]
-    found = evaluate.of_images(list(images.split(100)), {"pixels": evaluate.pixels}, known, OPTIONS)
+    ruler = evaluate.Ruler({"pixels": evaluate.pixels}, known, OPTIONS)
+    found = ruler.measure(lambda n, first: images[first : first + n].split(100), len(images))
     assert found["fd1437_pixels_train"] == pytest.approx(0, abs=1e-5)
     assert found["precision1437_pixels_train"] == found["recall1437_pixels_train"] == 1
     row = evaluate.real_row(known, OPTIONS)
     assert found["fd1437_pixels_heldout"] == pytest.approx(row["fd1437_pixels_heldout"], rel=1e-5)
-    curve = evaluate.curve_row([images], {"pixels": evaluate.pixels}, known, OPTIONS)
-    assert {name.split("1437")[0] for name in curve} == set(evaluate.CURVE)
+    curve = ruler.measure(lambda n, first: [images], len(images), metrics.CURVE)
+    assert {name.split("1437")[0] for name in curve} == set(metrics.CURVE)
+
+
+@pytest.mark.parametrize(("n", "batch", "size"), [(1000, 100, 3), (999, 100, 4), (10, 250, 4), (1000, 7, 2)])
+def test_processes_take_whole_chunks_in_order(n, batch, size):
+    """The images of all processes are 0 … n - 1, each once, and only chunks that one process would make too, if there are
+    enough of them."""
+    images, shares = torch.arange(n), []
+    for rank in range(size):
+        team = SimpleNamespace(rank=rank, size=size, rows=lambda b, group, rank=rank: shared_rows(b, group, rank, size))
+        shares.append(evaluate.Ruler({}, {}, {}, batch, team).share(n))
+    assert torch.equal(torch.cat([images[first : first + count] for count, first in shares]), images)
+    if n >= batch * size:
+        assert all(first % batch == 0 for _, first in shares)
+
+
+def shared_rows(batch: int, group: int, rank: int, size: int) -> slice:
+    from eldistill.distributed import Processes
+
+    return Processes.rows(SimpleNamespace(rank=rank, size=size), batch, group)
 
 
 def test_kid_in_blocks_is_kid(monkeypatch):
     """Sums over blocks equal the sums over whole kernel matrices."""
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(37, 5)), generator.normal(0.3, 1.2, size=(53, 5))
-    whole = evaluate.kid(x, y, {})
-    cubic = evaluate._cubic
-    monkeypatch.setattr(evaluate, "_cubic", lambda a, b: cubic(a, b, block=10))
-    assert evaluate.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
+    whole = metrics.kid(x, y, {})
+    cubic = metrics._cubic
+    monkeypatch.setattr(metrics, "_cubic", lambda a, b: cubic(a, b, block=10))
+    assert metrics.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
 
 
 def test_real_images_sorted_by_class_are_taken_evenly():
@@ -370,4 +392,4 @@ def test_real_images_sorted_by_class_are_taken_evenly():
         + np.random.default_rng(0).normal(size=(100, 2)) * 0.1
     )
     fake = np.random.default_rng(1).normal(size=(50, 2)) * 0.1
-    assert evaluate.recall(fake, real, {"neighbours": 3, "neighbours_n": 50}) == pytest.approx(0.5, abs=0.1)
+    assert metrics.recall(fake, real, {"neighbours": 3, "neighbours_n": 50}) == pytest.approx(0.5, abs=0.1)

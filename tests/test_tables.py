@@ -13,7 +13,8 @@ import pytest
 from eldistill import results, tables
 from eldistill.files import Problem
 
-NAMES = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png")
+NAMES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
+         "samples.png")  # fmt: skip
 PARAMS = {"confidence": 0.95, "baseline": "none", "grid": 4, "primary": "judge-a"}
 SPACES, PARTS = ("judge-a", "judge-b", "pixels"), ("heldout", "train")
 T_975_2 = 0.95 / math.sqrt(2 * 0.975 * 0.025)  # closed form of Student's quantile with 2 degrees of freedom
@@ -162,14 +163,14 @@ def test_censored_runs_stay_censored(tmp_path):
     ("values", "expected"),
     [
         ([(30, False)], (30, False)),
-        ([(30, False), (10, False)], (20, False)),
+        ([(30, False), (10, False)], (10, False)),
         ([(30, False), (90, True), (10, False)], (30, False)),
         ([(90, True), (90, True), (10, False)], (90, True)),
-        ([(10, False), (90, True)], (50, True)),
+        ([(10, False), (90, True)], (10, False)),
     ],
 )
-def test_censored_median(values, expected):
-    assert tables.censored_median(values) == expected
+def test_the_middle_of_times_is_kaplan_and_meiers(values, expected):
+    assert tables.middle(values) == expected
 
 
 @pytest.mark.parametrize("constant", [-0.25, 0.5, 8.0])
@@ -217,6 +218,8 @@ def test_every_number_of_the_main_table_follows_from_the_runs(suite):
                 expected = a if key == "step_ms_cpu" else 100 * (a / b - 1)
             elif key in ("seeds", "paired_seeds"):
                 expected = len(mine)
+            elif end in ("p", "holm"):
+                continue  # test_p_values_are_those_of_the_differences
             elif end == "in":
                 name = exact.removesuffix("_lower")
                 text = text.split("/")[0]
@@ -248,7 +251,7 @@ def test_one_seed_has_no_deviation_and_no_interval(tmp_path):
     assert not any(row[key] for key in row if key.endswith(("_sd", "_low", "_high")))
     text = outputs["main.md"].read_text()
     assert "no interval, no conclusion" in text
-    for name in NAMES[:4]:
+    for name in NAMES[:6]:
         assert "nan" not in outputs[name].read_text().lower()
 
 
@@ -313,7 +316,7 @@ def test_equal_input_gives_equal_bytes(suite):
 
 def test_no_times_of_day(suite):
     outputs = make(*suite)
-    assert not any("2026" in outputs[name].read_text() for name in NAMES[:4])
+    assert not any("2026" in outputs[name].read_text() for name in NAMES[:6])
 
 
 def test_rows_stand_in_the_order_of_the_suite_and_settings_may_differ_in_n(suite):
@@ -343,21 +346,46 @@ def test_the_curves_keep_every_bit_and_count_iterations(tmp_path):
 
 def row_of(delta, low, high):
     ends = {"": delta, "_low": low, "_high": high}
-    return {"method": "di", "supplement": "el", "metric_heldout": "fd5k_judge-a_heldout", "paired_seeds": 3,
-            "fd_judge-a_heldout_lower_in": "3/3", **{f"fd_judge-a_heldout_difference{e}": v for e, v in ends.items()}}  # fmt: skip
+    row = {"method": "di", "supplement": "el", "metric_heldout": "fd5k_judge-a_heldout", "paired_seeds": 3}
+    row |= {f"fd_judge-a_heldout_{key}": value for key, value in {"lower_in": "3/3", "p": 0.03, "p_holm": 0.04}.items()}
+    return row | {f"fd_judge-a_heldout_difference{end}": value for end, value in ends.items()}
 
 
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [
-        ((-0.08, -0.15, -0.01), "is lower than none by 0.0800 [0.0100, 0.150] (95 %, 3 paired seeds; lower in 3 of 3)."),
-        ((0.08, 0.01, 0.15), "is higher than none by 0.0800 [0.0100, 0.150] (95 %, 3 paired seeds; lower in 3 of 3)."),
-        ((-0.08, -0.2, 0.04), "is not distinguishable from none: difference -0.0800 [-0.200, 0.0400] (95 %, 3 paired"),
+        ((-0.08, -0.15, -0.01), "is lower than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm 0.0400, n = 3, lower in 3 of 3)."),
+        ((0.08, 0.01, 0.15), "is higher than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm 0.0400, n = 3, lower in 3 of 3)."),
+        ((-0.08, -0.2, 0.04), "is not distinguishable from none: difference -0.0800 [-0.200, 0.0400] (p = 0.0300, Holm"),
     ],
 )  # fmt: skip
 def test_sentences_claim_what_the_interval_allows(numbers, expected):
     text = tables.sentence(row_of(*numbers), "heldout", PARAMS)
     assert text.startswith(f"di/el: fd5k_judge-a_heldout {expected}")
+
+
+def test_what_does_not_survive_the_correction_says_so():
+    row = row_of(-0.08, -0.15, -0.01) | {"fd_judge-a_heldout_p_holm": 0.12}
+    assert tables.sentence(row, "heldout", PARAMS).endswith("lower in 3 of 3): by itself, not after correction.")
+
+
+def test_p_values_are_those_of_the_differences(suite):
+    """Of two arms against the baseline: the paired t-test of each, and Holm's correction over both."""
+    from scipy.stats import ttest_rel
+
+    root, runs = suite
+    more = (0.75, 1.5, 1.75)
+    for seed, value in enumerate(more):
+        runs.append(f"toy/di/pixel-mmd/{seed}")
+        add_run(root, runs[-1], value)
+    rows = read(make(root, runs)["main.csv"])
+    key = "fd_judge-a_heldout_p"
+    found = [float(arm(rows, name)[key]) for name in ("el", "pixel-mmd")]
+    assert found == pytest.approx([ttest_rel(values, BASE).pvalue for values in (EL, more)], rel=1e-9)
+    smaller, larger = sorted(found)
+    holm = {smaller: min(1.0, 2 * smaller), larger: max(larger, min(1.0, 2 * smaller))}
+    adjusted = [float(arm(rows, name)[f"{key}_holm"]) for name in ("el", "pixel-mmd")]
+    assert adjusted == pytest.approx([holm[p] for p in found])
 
 
 def test_markdown_is_a_table_with_its_explanation(suite):

@@ -218,6 +218,7 @@ def provenance(work: loop.Loop, digest: str, device: str, flop: float | None = N
         "iterations": work.iteration,
         "n_images": work.n_images,
         "flop_per_iteration": flop,
+        "memory_gib": round(loop.memory_gib(device), 3),
         "seconds_wall": round(work.seconds["wall"], 3),
         "seconds_cpu": round(work.seconds["cpu"], 3),
         "milliseconds_per_iteration_cpu": round(1000 * work.seconds["cpu"] / iterations, 3),

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -45,6 +46,10 @@ class Alone:
         """The sum over processes, without a gradient."""
         return value
 
+    def sum_of(self, value: np.ndarray | float) -> np.ndarray:
+        """The sum over processes of numbers outside torch, in float64."""
+        return np.asarray(value, np.float64)
+
     def largest(self, *values: float) -> list[float]:
         """Of each number the largest of any process."""
         return list(values)
@@ -54,6 +59,10 @@ class Alone:
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
         """The rows of all processes."""
+        return own
+
+    def gather_of(self, own: np.ndarray) -> np.ndarray:
+        """The same outside torch."""
         return own
 
     def barrier(self) -> None:
@@ -104,6 +113,10 @@ class Processes:
         parts[self.rank] = own
         return torch.cat(parts)
 
+    def gather_of(self, own: np.ndarray) -> np.ndarray:
+        """The same outside torch."""
+        return self.gather(torch.as_tensor(own, device=self._device())).cpu().numpy()
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over processes, without a gradient."""
         value = value.detach().clone()
@@ -111,10 +124,16 @@ class Processes:
             distributed.all_reduce(value, group=self.group)
         return value
 
+    def sum_of(self, value: np.ndarray | float) -> np.ndarray:
+        """The sum over processes of numbers outside torch, in float64."""
+        return self.sum(torch.as_tensor(np.asarray(value, np.float64), device=self._device())).cpu().numpy()
+
+    def _device(self) -> str:
+        return "cuda" if distributed.get_backend(self.group) == "nccl" else "cpu"
+
     def largest(self, *values: float) -> list[float]:
         """Of each number the largest of any process."""
-        device = "cuda" if distributed.get_backend(self.group) == "nccl" else "cpu"
-        both = torch.tensor(values, dtype=torch.float64, device=device)
+        both = torch.tensor(values, dtype=torch.float64, device=self._device())
         with _together():
             distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self.group)
         return both.tolist()

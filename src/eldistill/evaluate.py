@@ -2,7 +2,7 @@
 """Images → features → metrics. Features come from any iterable of uint8 images; metrics are arithmetic on them.
 
 A metric's name carries what it is: `fd5k_judge-a_heldout` is the Fréchet distance of 5,000 images to the held-out
-images in the features of judge-a. To add a metric, add a function to METRICS.
+images in the features of judge-a. The metrics themselves: metrics.py.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import importlib
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from eldistill import data, judges, schema
+from eldistill import data, judges, published, schema
+from eldistill.distributed import Alone, Processes
 from eldistill.files import Problem, atomic
+from eldistill.metrics import FLOAT, count_name, measure, moments
 
 VERSION = 2  # precision and recall take images evenly, not the first ones
-FLOAT = np.float64
 
 # --- features -----------------------------------------------------------------------------------------
 
@@ -90,121 +92,6 @@ def chunks(images: torch.Tensor, size: int = 250) -> Iterable[torch.Tensor]:
     return images.split(size)
 
 
-# --- metrics ------------------------------------------------------------------------------------------
-
-
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] (divisor n - 1) in float64. Raises Problem for fewer than two rows."""
-    if len(features) < 2:
-        raise Problem(f"{len(features)} images for a covariance; expected at least 2")
-    return features.mean(0, dtype=FLOAT), np.atleast_2d(np.cov(features, rowvar=False, dtype=FLOAT))
-
-
-def frechet(mean: np.ndarray, cov: np.ndarray, mean_r: np.ndarray, cov_r: np.ndarray) -> float:
-    """|m - m_r|^2 + tr(S + S_r - 2 (S_r^1/2 S S_r^1/2)^1/2), by two symmetric eigen decompositions, float64.
-
-    The Fréchet distance of two Gaussians (Dowson & Landau 1982), as in FID; never complex.
-    """
-    values, vectors = np.linalg.eigh(cov_r)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ cov @ root), 0, None)).sum()
-    return float(((mean - mean_r) ** 2).sum() + np.trace(cov) + np.trace(cov_r) - 2 * cross)
-
-
-def fd(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Fréchet distance between the features of generated and real images, [n, D] each."""
-    return frechet(*moments(fake), *moments(real))
-
-
-def relfd(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Fréchet distance over the trace of the real covariance: free of the feature space's scale."""
-    return fd(fake, real, options) / float(np.trace(moments(real)[1]))
-
-
-def kid(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Kernel distance (Binkowski et al. 2018): unbiased MMD^2 with (x.y/D + 1)^3, over all samples; may be negative.
-
-    Features are first divided by the root mean variance of the real ones, so that judges can be compared.
-    """
-    scale = np.sqrt(np.mean(real.var(0))) or 1.0
-    x, y = fake / scale, real / scale
-    m, n = len(x), len(y)
-    (sum_x, trace_x), (sum_y, trace_y), (across, _) = (_cubic(a, b) for a, b in ((x, x), (y, y), (x, y)))
-    return float((sum_x - trace_x) / (m * (m - 1)) + (sum_y - trace_y) / (n * (n - 1)) - 2 * (across / (m * n)))
-
-
-def _cubic(a: np.ndarray, b: np.ndarray, block: int = 8192) -> tuple[float, float]:
-    # Sum and trace of (a.b/D + 1)^3, in blocks: 60,000 images would need 29 GB at once.
-    total, trace = 0.0, 0.0
-    for i in range(0, len(a), block):
-        for j in range(0, len(b), block):
-            kernel = (a[i : i + block] @ b[j : j + block].T / a.shape[1] + 1) ** 3
-            total += kernel.sum()
-            trace += np.trace(kernel) if i == j else 0.0
-    return total, trace
-
-
-def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.clip((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0, None))
-
-
-def _covered(points: np.ndarray, cloud: np.ndarray, k: int) -> float:
-    # A point is covered if it lies within the k-th neighbour distance of some point of the cloud.
-    within = _distances(cloud, cloud)
-    np.fill_diagonal(within, np.inf)
-    radius = np.partition(within, k - 1, axis=1)[:, k - 1]
-    return float((_distances(points, cloud) <= radius).any(1).mean())
-
-
-def _even(fake: np.ndarray, real: np.ndarray, options: dict) -> tuple[np.ndarray, np.ndarray]:
-    # Both metrics depend on the number of points: as many of each side, evenly, for real ones may be sorted by class.
-    n = min(len(fake), len(real), options["neighbours_n"])
-    if n <= options["neighbours"]:
-        raise Problem(f"{n} images for precision and recall with k = {options['neighbours']}; expected more images")
-    return tuple(side[np.linspace(0, len(side) - 1, n).astype(int)] for side in (fake, real))
-
-
-def precision(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Share of generated images inside the real manifold (Kynkäänniemi et al. 2019, k-th neighbour balls)."""
-    fake, real = _even(fake, real, options)
-    return _covered(fake, real, options["neighbours"])
-
-
-def recall(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Share of real images inside the generated manifold (Kynkäänniemi et al. 2019)."""
-    fake, real = _even(fake, real, options)
-    return _covered(real, fake, options["neighbours"])
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray, dict], float]] = {
-    "fd": fd, "relfd": relfd, "kid": kid, "precision": precision, "recall": recall,
-}  # fmt: skip
-CURVE = ("fd", "relfd")
-
-
-def count_name(n: int) -> str:
-    """5000 → 5k, 512 → 512: the number of images in a metric's name."""
-    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
-
-
-def measure(
-    features: dict[str, np.ndarray],
-    references: dict[str, dict],
-    options: dict,
-    names=None,
-    parts=("heldout", "train"),
-) -> dict[str, float]:
-    """All metrics of features {space: [n, D]} against references {space: {train, heldout}}: {name: value}.
-
-    names: which of METRICS; all if None.
-    """
-    names = tuple(METRICS) if names is None else names
-    return {
-        f"{name}{count_name(len(fake))}_{space}_{part}": METRICS[name](fake, references[space][part], options)
-        for space, fake in features.items() for part in parts for name in names
-    }  # fmt: skip
-
-
 # --- references ---------------------------------------------------------------------------------------
 
 
@@ -231,24 +118,56 @@ def load_reference(path: Path) -> dict[str, np.ndarray]:
 # --- the step -----------------------------------------------------------------------------------------
 
 
-def real_row(references: dict[str, dict], options: dict) -> dict[str, float]:
-    """The noise floor: all train images against the held-out ones, and the other way round."""
-    rows = {}
+@dataclass(frozen=True)
+class Ruler:
+    """Feature spaces, their references {space: {train, heldout}}, the options of `evaluate`, how many images at once, and
+    the processes that share them. Images come from functions of (count, first) that give uint8 chunks."""
+
+    spaces: dict[str, Callable]
+    references: dict[str, dict]
+    options: dict
+    batch: int = 250
+    team: Alone | Processes = field(default_factory=Alone)
+
+    def share(self, n: int) -> tuple[int, int]:
+        """How many of n images are this process's, and the first of them: whole chunks, in the order of ranks, so that the
+        images that meet in a chunk are the same for one process and for many."""
+        rows = self.team.rows(n, max(1, min(self.batch, n // self.team.size)))
+        return rows.stop - rows.start, rows.start
+
+    def measure(self, images: Callable[[int, int], Iterable], n: int, names=None, spaces=None) -> dict[str, float]:
+        """The metrics of n generated images in all spaces, or in those named, in one pass; nothing in processes but the first."""
+        chosen = {name: space for name, space in self.spaces.items() if spaces is None or name in spaces}
+        features = embed_all(images(*self.share(n)), chosen)
+        features = {name: self.team.gather_of(each) for name, each in features.items()}
+        if self.team.rank:
+            return {}
+        return measure(features, self.references, self.options, names, heads=_heads(chosen))
+
+    def fid(
+        self, images: Callable[[int, int], Iterable], space: Callable, reference: tuple, label: str
+    ) -> dict[str, float]:
+        """The FID that compares with published ones, as `evaluate.fid` asks for it: block b has images b n and on."""
+        wanted = self.options["fid"]
+        count, start = self.share(wanted["n"])
+        name = f"fid{count_name(wanted['n'])}_{label}"
+        return published.fid(lambda block: images(count, start + block * wanted["n"]), space, reference, name,
+                             wanted["blocks"], self.team)  # fmt: skip
+
+
+def real_row(references: dict[str, dict], options: dict, spaces: dict | None = None) -> dict[str, float]:
+    """The noise floor: all train images against the held-out ones, and the other way round. `copied` has no floor: it asks
+    after images that are neither."""
+    rows, heads = {}, _heads(spaces or {})
     for part, other in (("train", "heldout"), ("heldout", "train")):
-        rows |= measure({space: each[part] for space, each in references.items()}, references, options, parts=(other,))
-    return rows
+        features = {space: each[part] for space, each in references.items()}
+        rows |= measure(features, references, options, parts=(other,), heads=heads)
+    return {name: value for name, value in rows.items() if not name.startswith("copied")}
 
 
-def of_images(
-    images: Iterable[torch.Tensor], spaces: dict, references: dict, options: dict, names=None
-) -> dict[str, float]:
-    """The metrics of generated images (uint8 chunks) in all spaces."""
-    return measure(embed_all(images, spaces), references, options, names)
-
-
-def curve_row(images: Iterable[torch.Tensor], spaces: dict, references: dict, options: dict) -> dict[str, float]:
-    """The metrics of one point of a convergence curve."""
-    return of_images(images, spaces, references, options, CURVE)
+def _heads(spaces: dict) -> dict[str, Callable]:
+    # Of the spaces that belong to a classifier: from features to class probabilities.
+    return {name: space.probabilities for name, space in spaces.items() if getattr(space, "probabilities", None)}
 
 
 def nest(evaluations: dict[str, dict]) -> dict:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from eldistill import data, loop, networks, params
 from eldistill.contract import Batch, Phase
 from eldistill.files import load_tensors, save_tensors
+from eldistill.metrics import softmax
 from eldistill.noise import stream_seed
 
 VERSION = 1
@@ -77,9 +78,17 @@ def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
 
 
 def load(path: str | Path, device="cpu"):
-    """A judge as a function of uint8 images [n, c, h, w] that gives features [n, D], float32."""
+    """A judge as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
+    `probabilities` gives those of features, [n, classes]."""
     tensors, about = load_tensors(path)
     net = networks.build(about["config"])
     net.load_state_dict(tensors)
     net.requires_grad_(False).eval().to(device)
-    return lambda images: net.embed(data.encode(images.to(device), about["codec"]))
+
+    def space(images: torch.Tensor) -> torch.Tensor:
+        return net.embed(data.encode(images.to(device), about["codec"]))
+
+    if not about["rotations"]:
+        weight, bias = (each.cpu().numpy() for each in (net.head.weight, net.head.bias))
+        space.probabilities = lambda features: softmax(features, weight, bias)
+    return space

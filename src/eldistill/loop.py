@@ -474,8 +474,9 @@ class Loop:
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
         left = (total - self.n_images) / max(rate, 1e-9)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith(QUIET))
+        memory = memory_gib(self.job.device)
         self.job.say(
-            f"{self.n_images:>8}/{total} images  {rate:6.0f} images/s  {_memory(self.job.device)}  {left / 60:5.1f} min left  {terms}"
+            f"{self.n_images:>8}/{total} images  {rate:6.0f} images/s  {memory:5.1f} GiB  {left / 60:5.1f} min left  {terms}"
         )
         for each in self.job.supplements:
             own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
@@ -516,12 +517,13 @@ def _rms(tensor: torch.Tensor) -> float:
     return float(tensor.double().square().mean().sqrt())
 
 
-def _memory(device: str) -> str:
+def memory_gib(device: str) -> float:
+    """The most memory that this process has held: of the GPU, or on a CPU of the whole process, torch included."""
     if "cuda" in str(device):
-        return f"{torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB"
+        return torch.cuda.max_memory_allocated() / 2**30
     import resource
 
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:5.1f} GiB"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class _signals:

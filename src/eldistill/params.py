@@ -67,6 +67,9 @@ class Run:
         return () if self.supplement == "none" else tuple(self.supplement.split("+"))
 
 
+TABLES = ("main", "runs", "curves", "published", "costs", "radar", "samples", "report")  # of every suite
+
+
 class Params:
     """A checked params.yaml. Sections come back as plain dicts with every value resolved."""
 
@@ -292,16 +295,10 @@ class Params:
             if any(part not in self._named("supplement") for part in baseline.split("+")) and baseline != "none":
                 self._unknown(where, baseline, ["none", *self._named("supplement")])
         for name in tables["studies"]:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in (
-                "main",
-                "runs",
-                "curves",
-                "samples",
-                "report",
-            ):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in TABLES:
                 raise Problem(
                     f"params.yaml: tables.studies.{name} cannot be a name; expected letters, digits, _ - and none of "
-                    "main, runs, curves, samples, report, which are tables already"
+                    f"{', '.join(TABLES)}, which are tables already"
                 )
         for suite in self.values["suites"]:
             self.studies(suite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median, stdev
 
 from eldistill.files import Problem, atomic
 from eldistill.results import PARTS, TEACHER, Result, arms_of, named, short
@@ -33,6 +33,7 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
         label = f"{supplement} ({f'mean of {len(results)} seeds' if len(results) > 1 else '1 seed'})"
         style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
         axes.plot(mean.keys(), mean.values(), **style)
+        _band(axes, {n: points[n] for n in mean}, colour)
         axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="generated images in training")
         axes.set(yscale="log", ylabel=f"Fréchet distance (lower is better)\n{column}")
     # Against train images there is no floor: that of 360 held-out ones lies above what 5,000 generated reach.
@@ -45,12 +46,25 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
     _dress(axes)
 
 
-def _dress(axes) -> None:
+def _band(axes, points: dict[float, list[float]], colour: str) -> None:
+    # Mean ± deviation over seeds; where that would reach below the smallest one, only as far as it.
+    if min(map(len, points.values()), default=0) > 1:
+        ends = [(max(fmean(v) - stdev(v), min(v)), fmean(v) + stdev(v)) for v in points.values()]
+        axes.fill_between(list(points), *zip(*ends, strict=True), color=colour, alpha=0.12, linewidth=0)
+
+
+def _ticks(axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _dress(axes) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    _ticks(axes)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -82,6 +96,130 @@ def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dic
             for axes, part in zip(panels, PARTS, strict=True):
                 _panel(axes, here, yardsticks, styles, part, params["primary"])
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+SPENT = {  # what a curve can be drawn against: title, and what an iteration costs of it; None where nobody measured it
+    "iterations": lambda result: 1.0,
+    "generated images": lambda result: result.about["n_images"] / result.about["iterations"],
+    "CPU seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
+    "FLOP": lambda result: result.about.get("flop_per_iteration"),
+}
+
+
+def draw_costs(path: Path, results: list[Result], params: dict) -> None:
+    """costs.png: for each data setting and method the held-out curves against iterations, images, CPU seconds and FLOP.
+
+    Means over seeds with a band of one deviation. An arm's price is the median of its runs', for that of one run depends on
+    what else the machine was doing. A panel whose price nobody measured says so.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    arms, styles = arms_of(results), _styles(results, params["baseline"])
+    beds = list(dict.fromkeys(arm[:2] for arm in arms))
+    with matplotlib.style.context("default"), atomic(path) as temporary:
+        figure = Figure(figsize=(16, 3.8 * len(beds)), dpi=80, layout="constrained")
+        for panels, bed in zip(figure.subplots(len(beds), len(SPENT), squeeze=False), beds, strict=True):
+            here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
+            for axes, (what, price) in zip(panels, SPENT.items(), strict=True):
+                axes.set(title=f"{bed[0]}, {bed[1]}", xlabel=what)
+                if any(price(result) is None for group in here.values() for result in group):
+                    axes.text(
+                        0.5, 0.5, "not counted", ha="center", va="center", transform=axes.transAxes, color="#777777"
+                    )
+                    axes.set_axis_off()
+                    continue
+                for arm, group in here.items():
+                    _spent(
+                        axes,
+                        group,
+                        median(price(result) for result in group),
+                        styles[arm[2]],
+                        arm[2],
+                        params["primary"],
+                    )
+                _dress(axes)
+                axes.set_yscale("log")
+                _ticks(axes)
+                if what == "FLOP":
+                    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.1e}")
+                    axes.tick_params(axis="x", labelsize=8)
+            panels[0].set_ylabel(
+                f"Fréchet distance\n{named(results[0].curve[0], 'fd', params['primary'], 'heldout')}", fontsize=9
+            )
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _spent(axes, group: list[Result], price: float, style: tuple[str, str], label: str, primary: str) -> None:
+    column, points = named(group[0].curve[0], "fd", primary, "heldout"), {}
+    for result in group:
+        for point in result.curve:
+            points.setdefault(result.iteration(point) * price, []).append(float(point[column]))
+    points = {cost: values for cost, values in sorted(points.items()) if len(values) == len(group)}
+    colour, marker = style
+    means = [fmean(values) for values in points.values()]
+    axes.plot(list(points), means, color=colour, marker=marker, markersize=3.5, linewidth=1.6, label=label)
+    _band(axes, points, colour)
+
+
+def draw_radar(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
+    """radar.png: what an arm costs and where it ends, over the baseline's: smaller is better on every axis.
+
+    Axes: CPU seconds an iteration; peak memory of the process; generated images until the distance is at or below the
+    baseline's last (the whole length where that is not reached); held-out and train distance at the end. An axis that was
+    not measured for all arms of a data setting and method is left out.
+    """
+    import math
+
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    styles, beds = _styles(results, params["baseline"]), {}
+    for arm, group in arms_of(results).items():
+        beds.setdefault(arm[:2], {})[arm[2]] = _spokes(group, _row(rows, arm), params)
+    beds = {bed: arms for bed, arms in beds.items() if len(arms) > 1 and params["baseline"] in arms}
+    with matplotlib.style.context("default"), atomic(path) as temporary:
+        wide = min(3, len(beds)) or 1
+        figure = Figure(figsize=(5 * wide, 4.6 * max(1, -(-len(beds) // wide))), dpi=80, layout="constrained")
+        if not beds:
+            figure.text(0.5, 0.5, "no two supplements to compare", ha="center")
+        for place, ((data, method), arms) in enumerate(beds.items()):
+            base = arms[params["baseline"]]
+            kept = [key for key in base if all(each[key] for each in arms.values())]
+            angles = [2 * math.pi * i / len(kept) for i in range(len(kept))]
+            axes = figure.add_subplot(-(-len(beds) // wide), wide, place + 1, projection="polar")
+            for supplement, each in arms.items():
+                ratios = [each[key] / base[key] for key in kept]
+                colour, marker = styles[supplement]
+                axes.plot(
+                    [*angles, 0], [*ratios, ratios[0]], color=colour, marker=marker, markersize=4, label=supplement
+                )
+                axes.fill([*angles, 0], [*ratios, ratios[0]], color=colour, alpha=0.06)
+            axes.set_xticks(angles, kept, fontsize=9)
+            axes.tick_params(axis="x", pad=10)
+            axes.set_rlabel_position(40)
+            axes.set_theta_offset(math.pi / 2)
+            axes.set_ylim(0, None)
+            axes.set_title(f"{data}, {method}: over {params['baseline']}'s", fontsize=11)
+            axes.tick_params(axis="y", labelsize=8)
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.15, -0.12), fontsize=8, frameon=False)
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _row(rows: list[dict], arm: tuple[str, str, str]) -> dict:
+    return next(row for row in rows if (row["data"], row["method"], row["supplement"]) == arm)
+
+
+def _spokes(group: list[Result], row: dict, params: dict) -> dict[str, float | None]:
+    reach = row["iterations_to_baseline_heldout"]
+    each = median(result.about["n_images"] / result.about["iterations"] for result in group)
+    images = None if reach is None else each * float(str(reach).removeprefix("> "))
+    memory = [result.about.get("memory_gib") for result in group]
+    ends = {f"{PARTS[part]}\ndistance": row[f"fd_{params['primary']}_{part}_mean"] for part in PARTS}
+    return {
+        "seconds an\niteration": row["step_ms_cpu"], "memory": median(memory) if all(memory) else None,
+        "images to the\nbaseline's end": images, **ends,
+    }  # fmt: skip
 
 
 def _picture(path: Path, columns: int, width: int):

@@ -52,6 +52,9 @@ USES = {
     "sampling": ("noise",),
     "central": ("comparisons",),
 }
+# Of a suite, beside its studies; the first carries the recipe.
+TABLES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
+          "samples.png", "report.html")  # fmt: skip
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
 
@@ -89,11 +92,12 @@ def version(module: str) -> int:
 
 @functools.cache
 def metric_names() -> list[str]:
-    """The names in METRICS of evaluate.py, read without importing it: a new metric is missing from old evaluations."""
-    for node in ast.parse((PACKAGE / "evaluate.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and node.target.id == "METRICS":
-            return [key.value for key in node.value.keys]
-    raise LookupError("src/eldistill/evaluate.py has no literal METRICS")
+    """The names in METRICS and ALONE of metrics.py, read without importing it: a new one is missing from old evaluations."""
+    found = {}
+    for node in ast.parse((PACKAGE / "metrics.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign):
+            found[node.target.id] = node.value
+    return [key.value for table in ("METRICS", "ALONE") for key in found[table].keys]
 
 
 def versions() -> dict[str, int]:
@@ -368,14 +372,18 @@ class Plan:
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
         folder, seen = f"data/evaluations/{name}", self._seen(data)
-        modules = ("evaluate", "sampling") if seen == data else ("evaluate", "sampling", "latents")
+        modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
+        if wanted := section.get("fid"):
+            modules += ("published", "spaces/inception")
+            if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
+                params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
         return Step("evaluate", name, modules, params,
                     tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references))  # fmt: skip
 
     @functools.cache  # noqa: B019
     def evaluation(self, run: Run) -> Step:
         """The metrics, the curve and the samples of a run."""
-        outputs = ("metrics.json", "curve.csv", "samples.png")
+        outputs = ("metrics.json", "curve.csv", "samples.png", "interpolation.png", "sheet.html")
         grid = {"grid": self.params.top("tables")["grid"]}
         return self._evaluation(str(run), run.data, grid, (self.distil(run),), outputs)
 
@@ -420,7 +428,6 @@ class Plan:
         """Tables and plots of a suite."""
         folder = f"data/tables/{suite}"
         runs = tuple(self.distil(run) for run in self.params.runs(suite))
-        outputs = ("main.csv", "main.md", "runs.csv", "curves.csv", "curves.png", "samples.png", "report.html")
         section = self.params.top("tables")
         params = {
             **{key: section[key] for key in ("confidence", "baseline", "grid")},
@@ -430,9 +437,9 @@ class Plan:
         return Step(
             "tables",
             suite,
-            ("tables", "plots", "results", "report"),
+            ("tables", "plots", "results", "inference", "metrics", "published", "report"),
             params,
-            tuple(f"{folder}/{o}" for o in outputs),
+            tuple(f"{folder}/{output}" for output in TABLES),
             (*self.evaluations(suite), *runs),
         )
 

@@ -57,6 +57,11 @@ def named(names, metric: str, space: str, part: str) -> str | None:
     return found[0] if found else None
 
 
+def alone(names, metric: str, space: str) -> str | None:
+    """The one of `names` that is this metric without a part (copied, is), at any n, or None."""
+    return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
+
+
 def load(run: str, root: Path) -> Result:
     """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
     folder = root / "data/evaluations" / run

@@ -7,7 +7,7 @@ Image i of a seed is the same whatever the batch, the device or the number of im
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,11 +90,16 @@ def _labels(draw: Draw, label_dim: int, wanted) -> torch.Tensor | None:
     return torch.nn.functional.one_hot(classes, label_dim).to(draw.dtype)
 
 
-def _chunks(n: int, seed: int, batch: int, device, wanted=None) -> Iterator[tuple[Draw, torch.Tensor | None]]:
+def _chunks(
+    n: int, seed: int, batch: int, device, wanted=None, start: int = 0
+) -> Iterator[tuple[Draw, torch.Tensor | None]]:
     wanted = None if wanted is None else torch.as_tensor(wanted, dtype=torch.int64, device=device).expand(n)
     for first in range(0, n, batch):
         size = min(batch, n - first)
-        yield Draw(seed, "sample", first, size, device), None if wanted is None else wanted[first : first + size]
+        yield (
+            Draw(seed, "sample", start + first, size, device),
+            None if wanted is None else wanted[first : first + size],
+        )
 
 
 def sigmas_of(generator: Generator, steps: int) -> list[float]:
@@ -126,48 +131,44 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
 
 @torch.no_grad()
 def images_of(
-    generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1
+    generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1, first: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Chunks of uint8 images [≤ batch, c, h, w]; labels: one class for all, or [n]; drawn uniformly if None."""
+    """Chunks of uint8 images [≤ batch, c, h, w], those from number `first` on; labels: one class for all, or [n]; drawn
+    uniformly if None."""
     device, about = next(generator.network.parameters()).device, generator.about
     sigmas = sigmas_of(generator, steps)
-    for draw, wanted in _chunks(n, seed, batch, device, labels):
+    for draw, wanted in _chunks(n, seed, batch, device, labels, first):
         x = few_steps(generator, draw, _labels(draw, about["label_dim"], wanted), sigmas)
         yield data.decode(x, about["codec"]).cpu()
 
 
 @torch.no_grad()
 def images_of_teacher(
-    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None
+    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Chunks of uint8 images by Heun's method, from the same latents as a generator's. churn: the numbers of EDM's
+    """Chunks of uint8 images by Heun's method, from the same latents as a generator's, from number `first` on. churn: the numbers of EDM's
     stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
     device = next(teacher.parameters()).device
-    for draw, _ in _chunks(n, seed, batch, device):
+    for draw, _ in _chunks(n, seed, batch, device, start=first):
         fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None
         labels = _labels(draw, about["label_dim"], None)
         x = heun(teacher, draw.normal("z", *about["shape"]), labels, steps, **(churn or {}), fresh=fresh)
         yield data.decode(x, about["codec"]).cpu()
 
 
-class First:
-    """Chunks of images on their way to elsewhere, of which the first `n` are kept: `images`."""
-
-    def __init__(self, n: int):
-        self.n, self.kept = n, []
-
-    def __call__(self, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The same chunks."""
-        for chunk in chunks:
-            missing = self.n - sum(map(len, self.kept))
-            if missing > 0:
-                self.kept.append(chunk[:missing].clone())
-            yield chunk
-
-    @property
-    def images(self) -> torch.Tensor:
-        """What was kept, [≤ n, c, h, w]."""
-        return torch.cat(self.kept)
+@torch.no_grad()
+def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """uint8 [rows * columns, c, h, w]: in each row one-step images from noise 2r of the seed to noise 2r + 1, on the great
+    circle between them, all of image 2r's class: a generator that has learned images changes by small steps."""
+    device, about = next(generator.network.parameters()).device, generator.about
+    draw = Draw(seed, "sample", 0, 2 * rows, device)
+    ends, labels = draw.normal("z", *generator.shape), _labels(draw, about["label_dim"], None)
+    one, other = (ends[side::2].repeat_interleave(columns, 0) for side in (0, 1))
+    angle = torch.linspace(0, math.pi / 2, columns, dtype=ends.dtype, device=device).repeat(rows).view(-1, 1, 1, 1)
+    (sigma,) = sigmas_of(generator, 1)
+    x = sigma * (torch.cos(angle) * one + torch.sin(angle) * other)
+    labels = None if labels is None else labels[::2].repeat_interleave(columns, 0)
+    return data.decode(generator.network(x, x.new_full((len(x),), sigma), labels), about["codec"]).cpu()
 
 
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:

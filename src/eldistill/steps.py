@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -34,8 +35,8 @@ def run(
     plan = Plan(params.load())
     step = plan.find(word, name)
     first = not rank
-    if rank is not None and not _trains(step):
-        raise Problem(f"{word} {name} is no training, so several processes cannot share it; leave --processes away")
+    if rank is not None and not (_trains(step) or _measures(step)):
+        raise Problem(f"{word} {name} is made by one process; leave --processes away")
     say = say if first else lambda line: None
     if recipe_file and not Path(recipe_file).is_file():
         raise Problem(f"{recipe_file} is missing; leave --recipe away to compute it from params.yaml")
@@ -95,6 +96,11 @@ def takes_over(step: Step) -> bool:
 
 def _trains(step: Step) -> bool:
     return step.word == "distil" or (step.word == "teacher" and "/" not in step.name and "n_images" in step.params)
+
+
+def _measures(step: Step) -> bool:
+    # Of generated images, which processes can share.
+    return step.word == "evaluate" and not step.name.startswith("suite/")
 
 
 @contextlib.contextmanager
@@ -331,62 +337,111 @@ def _distil(work) -> None:
 
 
 def _evaluate(work) -> None:
-    from eldistill import evaluate, sampling
+    from eldistill import distributed, evaluate, sampling
+    from eldistill.metrics import CURVE
 
     if work.step.name.startswith("suite/"):
         metrics = {step.name: files.read_json(step.outputs[0]) for step in work.upstream}
         files.write_json(work.outputs[0], evaluate.nest(metrics))
         return
-    options, batch = work.params, work.site.batch
-    names = options["features"]
+    options, batch, device = work.params, work.site.batch, work.site.device
     judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
-    spaces = {name: evaluate.feature_space(name, judge.get(name), work.site.device) for name in names}
-    references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in names}
-    picture = next(path for path in work.outputs if path.name == "samples.png")
-    shown = sampling.First(options["grid"] ** 2)
-    which = work.step.name.split("/")[1]
-    if len(work.step.name.split("/")) == 2 and which == "real":
+    spaces = {name: evaluate.feature_space(name, judge.get(name), device) for name in options["features"]}
+    references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in spaces}
+    ruler = evaluate.Ruler(spaces, references, options, batch, distributed.processes() or distributed.Alone())
+    which, first = work.step.name.split("/")[1:], options["grid"] ** 2
+    if which == ["real"]:
         from eldistill import data
 
-        metrics = evaluate.real_row(references, options)
-        list(shown([data.load(_inputs(work, "/images.safetensors")[0], "heldout")[0]]))
-    elif len(work.step.name.split("/")) == 2:
-        from eldistill.teacher import train
-
-        teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
-        chunks = sampling.images_of_teacher(teacher, about, options["n"], options["steps"], options["seed"], batch)
-        metrics = evaluate.of_images(shown(chunks), spaces, references, options)
+        metrics = evaluate.real_row(references, options, spaces)
+        shown = data.load(_inputs(work, "/images.safetensors")[0], "heldout")[0][:first]
     else:
-        metrics = _evaluate_run(work, spaces, references, shown)
-    _save_picture(picture, shown.images, options["grid"])
+        if which == ["teacher"]:
+            from eldistill.teacher import train
+
+            teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], device)
+
+            def images(n, start=0):
+                return sampling.images_of_teacher(
+                    teacher, about, n, options["steps"], options["seed"], batch, first=start
+                )
+        else:
+            generator = sampling.load_generator(_inputs(work, "/generator_ema.safetensors")[0], device)
+            images = _images_of(work, generator)
+            rows = _curve(work, ruler)
+        metrics = ruler.measure(images, options["n"])
+        if len(which) == 3:
+            for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
+                few = ruler.measure(_images_of(work, generator, int(steps)), options["n"], CURVE)
+                metrics |= {f"{name}_{steps}steps": value for name, value in few.items()}
+        metrics |= _fid(work, ruler, images)
+        shown = _joined(images(first))
+    if not work.first:
+        return
+    _save_picture(_output(work, "samples.png"), shown, options["grid"])
     files.write_json(work.outputs[0], metrics)
+    if len(which) == 3:
+        from eldistill import sheets
+
+        files.write_rows(_output(work, "curve.csv"), sorted(rows, key=lambda row: row["n_images"]))
+        strip = sampling.between(generator, STRIPS, options["grid"], options["seed"])
+        _save_picture(_output(work, "interpolation.png"), strip, options["grid"])
+        sheets.make(work.step.name, Path(), _output(work, "sheet.html"))
 
 
-def _evaluate_run(work, spaces, references, shown):
-    from eldistill import evaluate, sampling
+STRIPS = 4  # rows of an interpolation
 
-    options, batch, rows = work.params, work.site.batch, []
-    followed = options.get("curve_features") or list(spaces)
-    followed = {name: space for name, space in spaces.items() if name in followed}
-    for path in sorted(_inputs(work, ".safetensors"), key=lambda path: path.name):
+
+def _joined(chunks):
+    import torch
+
+    return torch.cat(list(chunks))
+
+
+def _output(work, name: str) -> Path:
+    return next(path for path in work.outputs if path.name == name)
+
+
+def _images_of(work, generator, steps: int = 1):
+    from eldistill import sampling
+
+    def images(n, start=0):
+        return sampling.images_of(generator, n, work.params["seed"], batch=work.site.batch, steps=steps, first=start)
+
+    return images
+
+
+def _curve(work, ruler) -> list[dict]:
+    from eldistill import sampling
+    from eldistill.metrics import CURVE
+
+    options, rows = work.params, []
+    followed = options.get("curve_features") or list(ruler.spaces)
+    for path in _inputs(work, ".safetensors"):
         if path.name.startswith("ema-"):
             snapshot = sampling.load_generator(path, work.site.device)
-            images = sampling.images_of(snapshot, options["curve_n"], options["seed"], batch=batch)
             seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
-            rows.append({"n_images": seen, **evaluate.curve_row(images, followed, references, options)})
+            row = ruler.measure(_images_of(work, snapshot), options["curve_n"], CURVE, followed)
+            rows.append({"n_images": seen, **row})
             work.say(
-                f"{path.name}: {rows[-1]['n_images']} images, "
-                + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
+                f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
             )
-    generator = sampling.load_generator(next(p for p in _inputs(work, "/generator_ema.safetensors")), work.site.device)
-    images = sampling.images_of(generator, options["n"], options["seed"], batch=batch)
-    metrics = evaluate.of_images(shown(images), spaces, references, options)
-    for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
-        images = sampling.images_of(generator, options["n"], options["seed"], batch=batch, steps=int(steps))
-        few = evaluate.of_images(images, spaces, references, options, evaluate.CURVE)
-        metrics |= {f"{name}_{steps}steps": value for name, value in few.items()}
-    files.write_rows(work.outputs[1], sorted(rows, key=lambda row: row["n_images"]))
-    return metrics
+    return rows
+
+
+def _fid(work, ruler, images) -> dict[str, float]:
+    # The figure that published ones may stand beside; asked for by evaluate.fid.
+    wanted = work.params.get("fid")
+    if not wanted:
+        return {}
+    from eldistill import evaluate, fetching, published
+
+    space = ruler.spaces.get("inception") or evaluate.feature_space("inception", None, work.site.device)
+    name = wanted["reference"]
+    path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
+    found = ruler.fid(images, space, published.statistics(path), f"inception_{published.whose(name)}")
+    work.say("  ".join(f"{key} {value:.4g}" for key, value in found.items()))
+    return found
 
 
 def _save_picture(path: Path, images, columns: int) -> None:
@@ -404,12 +459,8 @@ def _tables(work) -> None:
         return
     *parts, page = work.outputs
     tables.make(work.params, Path(), parts)
-    _, text, runs, _, curves, samples = parts
-    pictures = {
-        "Convergence of generator_ema; thin lines are seeds, thick ones their mean": curves,
-        "Images from the same noise, not selected; a generator need not map a noise to the teacher's image": samples,
-    }
-    report.make(text, runs, pictures, page)
+    count = Counter(word for word, _ in work.plan.suite(work.step.name))
+    report.make(work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page)
 
 
 MAKERS = {

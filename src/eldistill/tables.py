@@ -13,10 +13,10 @@ import itertools
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill import plots
+from eldistill import metrics, plots, published
 from eldistill.files import Problem, read_json, write_rows, write_text
-from eldistill.inference import interval
-from eldistill.results import ABOUT, NAME, PARTS, YARDSTICKS, Result, arms_of, check, load, named, short
+from eldistill.inference import holm, interval, median_time, paired_p
+from eldistill.results import ABOUT, NAME, PARTS, TEACHER, YARDSTICKS, Result, alone, arms_of, check, load, named, short
 
 VERSION = 1
 
@@ -37,15 +37,10 @@ def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int,
     return result.iteration(result.curve[-1]), True
 
 
-def censored_median(values: list[tuple[float, bool]]) -> tuple[float, bool]:
-    """Median of (value, censored), and whether it is only a lower bound.
-
-    Censored values count as larger than all others; if a middle one is censored, so is the median. This is no
-    Kaplan–Meier median; for arms of one length and odd numbers of seeds they agree.
-    """
-    ordered = sorted(values, key=lambda each: (each[1], each[0]))
-    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
-    return fmean(value for value, _ in middle), any(censored for _, censored in middle)
+def middle(times: list[tuple[int, bool]]) -> tuple[float, bool]:
+    """Kaplan–Meier median of (time, censored); where it is not reached the last time known, and True: a lower bound."""
+    found = median_time(times)
+    return (max(time for time, _ in times), True) if found is None else (found, False)
 
 
 def _bounded(value: float, censored: bool, sign: str = ">"):
@@ -66,7 +61,10 @@ def columns(results: list[Result], primary: str) -> list[tuple[str, str, str]]:
     """(metric, space, part) of the columns of the main table; the first is the one that ranks."""
     others = [("fd", space, "heldout") for space in spaces(results, primary)[1:]]
     return [("fd", primary, "heldout"), ("fd", primary, "train"), *others,
-            *((metric, primary, "heldout") for metric in ("kid", "precision", "recall"))]  # fmt: skip
+            *((metric, primary, "heldout") for metric in ("kid", "precision", "recall", "density", "coverage", "fdj", "fdse"))]  # fmt: skip
+
+
+ALONE = tuple(metrics.ALONE)  # metrics without a part
 
 
 def _twins(results: list[Result], arms: dict, baseline: str) -> list[tuple[Result, Result]]:
@@ -117,6 +115,7 @@ def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, spa
     deltas = [a - b for a, b in pairs]
     row[f"{stem}_difference"] = fmean(deltas) if deltas else None
     row[f"{stem}_difference_low"], row[f"{stem}_difference_high"] = interval(deltas, params["confidence"])
+    row[f"{stem}_p"], row[f"{stem}_p_holm"] = paired_p(deltas), None
     row[f"{stem}_lower_in"] = f"{sum(delta < 0 for delta in deltas)}/{len(deltas)}" if deltas else None
     base = sum(b for _, b in pairs)
     row[f"{stem}_ratio"] = sum(a for a, _ in pairs) / base if base else None
@@ -127,8 +126,8 @@ def _speed(twins: list[tuple[Result, Result]], params: dict, part: str, against:
     # Iterations to the baseline's final value, and their saving; empty without twins.
     row = dict.fromkeys((f"iterations_to_baseline_{part}", f"saving_percent_{part}"))
     if twins:
-        here = censored_median([reached(result, base, params["primary"], part) for result, base in twins])
-        there = censored_median([reached(base, base, params["primary"], part) for _, base in twins])
+        here = middle([reached(result, base, params["primary"], part) for result, base in twins])
+        there = middle([reached(base, base, params["primary"], part) for _, base in twins])
         row[f"iterations_to_baseline_{part}"] = _bounded(*here)
         if against:
             row[f"saving_percent_{part}"] = _bounded(100 - 100 * here[0] / there[0], here[1], "<")
@@ -150,6 +149,12 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
         values = [result.metrics[name] for result in results] if name else []
         row[f"{stem}_mean"] = fmean(values) if values else None
         row[f"{stem}_sd"] = stdev(values) if len(values) > 1 else None
+    for metric in ALONE:
+        name = alone(results[0].metrics, metric, params["primary"])
+        values = [result.metrics[name] for result in results] if name else []
+        row[f"{metric}_{params['primary']}_mean"] = fmean(values) if values else None
+    for name in [name for name in results[0].metrics if name.startswith("fid")]:
+        row[f"{name}_mean"] = fmean(result.metrics[name] for result in results)
     twins, against = _twins(results, arms, params["baseline"]), supplement != params["baseline"]
     others, key = twins if against else [], "milliseconds_per_iteration_cpu"
     for part in PARTS:
@@ -165,9 +170,16 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
     return row | {"runs": " ".join(result.run for result in results)}
 
 
+def corrected(rows: list[dict]) -> None:
+    """Fill in `…_p_holm`: Holm's correction over the rows of a data setting, for each feature space and part by itself."""
+    for key in [key for key in rows[0] if key.endswith("_p_holm")] if rows else ():
+        for row, p in zip(rows, holm([row[key.removesuffix("_holm")] for row in rows]), strict=True):
+            row[key] = p
+
+
 def contrasts(results: list[Result], arms: dict, params: dict) -> dict[str, list[str]]:
     """Sentences on pairs of supplements that are not the baseline, by data setting: is one of them enough?"""
-    said: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[dict, str]]] = {}
     for (data, method, one), (_, other_method, other) in itertools.combinations(arms, 2):
         if method != other_method or params["baseline"] in (one, other) or (data, method, other) not in arms:
             continue
@@ -176,8 +188,12 @@ def contrasts(results: list[Result], arms: dict, params: dict) -> dict[str, list
         for part in PARTS:
             row |= _difference(twins, params, part, params["primary"])
             row[f"metric_{part}"] = named(results[0].metrics, "fd", params["primary"], part)
-            if text := sentence(row, part, {**params, "baseline": other}):
-                said.setdefault(data, []).append(text)
+        found.setdefault(data, []).append((row, other))
+    said: dict[str, list[str]] = {}
+    for data, pairs in found.items():
+        corrected([row for row, _ in pairs])
+        texts = [sentence(row, part, {**params, "baseline": other}) for row, other in pairs for part in PARTS]
+        said[data] = [text for text in texts if text]
     return said
 
 
@@ -186,13 +202,17 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
     arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
+        corrected(groups)
         for which, label in YARDSTICKS.items():
-            metrics = read_json(root / f"data/evaluations/{data}/{which}/metrics.json")
+            found = read_json(root / f"data/evaluations/{data}/{which}/metrics.json")
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
-            row |= {f"metric_{p}": named(metrics, "fd", params["primary"], p) for p in PARTS}
+            row |= {f"metric_{p}": named(found, "fd", params["primary"], p) for p in PARTS}
             if not (row["metric_heldout"] and row["metric_train"]):
                 raise Problem(f"{data}/{which} has no fd of {params['primary']}; evaluate it again")
-            rows.append(row | {"_".join((*want, "mean")): metrics.get(named(metrics, *want)) for want in wanted})
+            row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
+            for metric in ALONE:
+                row[f"{metric}_{params['primary']}_mean"] = found.get(alone(found, metric, params["primary"]))
+            rows.append(row | {f"{name}_mean": found[name] for name in found if name.startswith("fid")})
         rows += groups
     return rows
 
@@ -220,14 +240,18 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     who = f"{row['method']}/{row['supplement']}: {name}"
     if low is None:
         return f"{who} differs from {base} by {short(delta)} in one paired seed: no interval, no conclusion."
-    lower_in = row[f"fd_{params['primary']}_{part}_lower_in"].replace("/", " of ")
-    tail = f"({100 * params['confidence']:g} %, {row['paired_seeds']} paired seeds; lower in {lower_in})"
+    stem = f"fd_{params['primary']}_{part}"
+    p, adjusted, lower_in = (row[f"{stem}_{end}"] for end in ("p", "p_holm", "lower_in"))
+    tail = (
+        f"p = {short(p)}, Holm {short(adjusted)}, n = {row['paired_seeds']}, lower in {lower_in.replace('/', ' of ')}"
+    )
     if low <= 0 <= high:
         span = f"{short(delta)} [{short(low)}, {short(high)}]"
-        return f"{who} is not distinguishable from {base}: difference {span} {tail}."
+        return f"{who} is not distinguishable from {base}: difference {span} ({tail})."
     near, far = sorted((abs(low), abs(high)))
     which = "lower" if delta < 0 else "higher"
-    return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] {tail}."
+    alone_only = "" if adjusted < 1 - params["confidence"] else ": by itself, not after correction"
+    return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
 
 
 def _reach(iterations, saving) -> str:
@@ -243,7 +267,19 @@ def _line(row: dict, params: dict, wanted: list) -> list[str]:
         n, n_train = (NAME.fullmatch(row[f"metric_{part}"])["n"] for part in PARTS)
         # Of few images the distance to train ones is no floor for many: it is left out here, not in main.csv.
         against_train = values[1] if n_train == n else ""
-        return [f"{row['method']}, n = {n}", "", values[0], "", against_train, "", *values[2:], "", "", ""]
+        return [
+            f"{row['method']}, n = {n}",
+            "",
+            values[0],
+            "",
+            against_train,
+            "",
+            *values[2:],
+            *_alone(row, params),
+            "",
+            "",
+            "",
+        ]
     deltas = []
     for part in PARTS:
         delta, low, high = _delta(row, part, params)
@@ -252,7 +288,22 @@ def _line(row: dict, params: dict, wanted: list) -> list[str]:
     cost, overhead = short(row["step_ms_cpu"]), row["overhead_percent"]
     cost += f" ({overhead:+.0f} %)" if overhead is not None else ""
     label = f"{row['method']}/{row['supplement']}"
-    return [label, str(row["seeds"]), values[0], deltas[0], values[1], deltas[1], *values[2:], *speeds, cost]
+    return [
+        label,
+        str(row["seeds"]),
+        values[0],
+        deltas[0],
+        values[1],
+        deltas[1],
+        *values[2:],
+        *_alone(row, params),
+        *speeds,
+        cost,
+    ]
+
+
+def _alone(row: dict, params: dict) -> list[str]:
+    return [short(row.get(f"{metric}_{params['primary']}_mean")) for metric in ALONE]
 
 
 def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: list[str]) -> str:
@@ -268,10 +319,26 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: lis
     )
     titles = [f"{metric} {space} {PARTS[part]}" for metric, space, part in wanted]
     minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title}" for title in titles[:2]]
-    head = ["method/supplement", "seeds", titles[0], minus, titles[1], minus, *titles[2:], *speeds]
-    head.append("CPU ms an iteration")
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = [f"| {' | '.join(cells)} |" for cells in [head, rule, *(_line(row, params, wanted) for row in rows)]]
+    solo = [f"{metric} {primary}" for metric in ALONE]
+    head = [
+        "method/supplement",
+        "seeds",
+        titles[0],
+        minus,
+        titles[1],
+        minus,
+        *titles[2:],
+        *solo,
+        *speeds,
+        "CPU ms an iteration",
+    ]
+    cells = [_line(row, params, wanted) for row in rows]
+    kept = [place for place in range(len(head)) if place < 4 or any(line[place] for line in cells)]
+    rule = ["---"] + ["---:"] * (len(kept) - 1)
+    lines = [
+        f"| {' | '.join(line)} |"
+        for line in [[head[i] for i in kept], rule, *([line[i] for i in kept] for line in cells)]
+    ]
     said = [f"- {text}" for row in arms for part in PARTS if (text := sentence(row, part, params))]
     others = [space for metric, space, _ in wanted if metric == "fd" and space != primary]
     said += [f"- {text}" for row in arms for space in others if (text := sentence(row, "heldout", params, space))]
@@ -280,26 +347,117 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: lis
     below = [f"{row['method']}/{row['supplement']}" for row in arms if row[stem] < floor[stem]]
     if below:
         said += ["", f"Below the noise floor: {', '.join(below)}. Look for a mistake; it is no success."]
+    said += _alarms({"real images": floor, "its teacher": rows[1]}, arms, primary)
     return "\n".join([f"## {data}", "", intro, "", *lines, "", *said])
 
 
-def markdown(suite: str, rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]]) -> str:
+def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> list[str]:
+    # What the numbers say is wrong with the images of an arm, whatever its distance.
+    def seen(row: dict) -> dict:
+        parts = {name: row.get(f"{name}_{primary}_heldout_mean") for name in ("precision", "recall", "coverage")}
+        return parts | {name: row.get(f"{name}_{primary}_mean") for name in ALONE}
+
+    floors = {who: seen(row) for who, row in floors.items()}
+    found = {f"{row['method']}/{row['supplement']}": metrics.alarms(seen(row), floors) for row in arms}
+    told = [f"- {who}: {'; '.join(clauses)}." for who, clauses in found.items() if clauses]
+    return ["", "Look at the images of", "", *told] if told else []
+
+
+def markdown(
+    suite: str, rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]], others: list[dict] = ()
+) -> str:
     """main.md: a section for each data setting; below its table one sentence for each comparison."""
     groups = itertools.groupby(rows, lambda row: row["data"])
     sections = [_section(data, list(group), params, wanted, pairs.get(data, [])) for data, group in groups]
     note = (
         "Intervals cover training seeds only: all runs share one teacher, one judge and one set of held-out images, whose "
-        "sampling error is not in them. Each stands alone, uncorrected for the number of comparisons. Iterations are read "
-        "off the curves, whose points are as far apart as the snapshots. All digits: main.csv."
+        "sampling error is not in them (`fdse` has it: the standard error of `fdj`, the distance without the bias of finite "
+        "samples). p: paired t-test; Holm: corrected over the comparisons of a section in the same features and part. "
+        "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
+        "seeds. All digits: main.csv."
     )
-    return "\n\n".join([f"# Suite {suite}", *sections, note]) + "\n"
+    return "\n\n".join([f"# Suite {suite}", *sections, note, *_published(rows, others)]) + "\n"
+
+
+# --- published figures, LaTeX --------------------------------------------------------------------------
+
+
+def published_rows(rows: list[dict]) -> list[dict]:
+    """published.csv: for each arm what its authors, and others, published, with the source, and our figure where one was
+    measured in the same way on the same data. No order but that of the arms: they were measured differently."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        if row["supplement"] is None and row["method"] != TEACHER:
+            continue
+        name = next(
+            (key for key in row if key.startswith("fid") and key.endswith("ref_mean") and row[key] is not None), None
+        )
+        method = "teacher" if row["supplement"] is None else row["method"]
+        data = row["data"] if row["data"] in published.SETS else ""
+        for figure in published.beside(row["data"], method, row["supplement"] or "none"):
+            each = {key: figure[key] for key in ("dataset", "conditional", "resolution")}
+            each |= {"data": data, "method": method, "supplement": row["supplement"], "published_as": figure["method"],
+                     "published_fid": figure["fid"], "calls": figure["nfe"], "source": figure["source"],
+                     "ours": row[name] if name else None, "ours_is": name and name.removesuffix("_mean"),
+                     "ours_seeds": row["seeds"] if name else None}  # fmt: skip
+            found.setdefault(tuple(map(str, each.values())), each)
+    return list(found.values())
+
+
+def _published(rows: list[dict], others: list[dict]) -> list[str]:
+    others = [each for each in others if each["data"]]
+    if not others:
+        return []
+    head = ["data, method/supplement", "published FID", "calls", "as", "ours", "source"]
+    lines = [head, ["---", "---:", "---:", "---", "---:", "---"]]
+    for each in others:
+        who = f"{each['data']}, {each['method']}" + (f"/{each['supplement']}" if each["supplement"] else "")
+        ours = f"{short(each['ours'])} (`{each['ours_is']}`)" if each["ours_is"] else ""
+        lines.append([who, each["published_fid"], each["calls"], each["published_as"], ours, each["source"]])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = (
+        "Published figures stand beside ours; they are not ranked with them, nor with each other: teachers, batches, numbers of "
+        "images seen, samplers and which snapshot was reported differ, and most are the best of several."
+    )
+    return [f"## Published, beside ours\n\n{note}\n\n{table}"]
+
+
+def tex(rows: list[dict], params: dict, wanted: list) -> str:
+    """main.tex: the main table's first columns for a paper (booktabs), a table for each data setting."""
+    import pandas
+
+    primary, parts = params["primary"], []
+    for data, group in itertools.groupby(rows, lambda row: row["data"]):
+        head = ["arm", "seeds"]
+        for _, space, part in wanted[:2]:
+            head += [f"FD {space}, {PARTS[part]}", f"minus {params['baseline']}, {PARTS[part]}"]
+        lines = []
+        for row in group:
+            more = {metric: _cell(row, f"{metric}_{primary}_heldout") for metric in ("recall", "coverage")}
+            first = dict(zip(head, _line(row, params, wanted), strict=False))
+            lines.append(first | {"p (Holm), held-out": short(row.get(f"fd_{primary}_heldout_p_holm"))} | more)
+        frame = pandas.DataFrame(lines).map(lambda cell: cell.replace("±", r"$\pm$") if "±" in cell else cell)
+        frame = frame.rename(columns=lambda title: title.replace("_", r"\_")).map(lambda cell: cell.replace("_", r"\_"))
+        caption = (
+            f"{data}: Fréchet distances of {NAME.fullmatch(rows[-1]['metric_heldout'])['n']} images, mean $\\pm$ deviation "
+            f"over seeds; differences paired by seed, {100 * params['confidence']:g}\\,\\% t-intervals"
+        )
+        parts.append(
+            frame.to_latex(
+                index=False,
+                caption=caption.replace("_", r"\_"),
+                label=f"tab:{data}",
+                column_format="l" + "r" * (len(frame.columns) - 1),
+            )
+        )
+    return "% \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
 # --- the step -----------------------------------------------------------------------------------------
 
 
 def make(params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write main.csv, main.md, runs.csv, curves.csv, curves.png, samples.png (outputs, in this order).
+    """Write OUTPUTS (in this order).
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space
     that ranks), runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input.
@@ -309,11 +467,16 @@ def make(params: dict, root: Path, outputs: list[Path]) -> None:
         raise Problem("the suite has no runs; see `suites` in params.yaml")
     check(results, params["primary"])
     rows = main_rows(results, params, root)
-    main, text, runs, curves, curves_picture, samples = outputs
+    main, text, latex, runs, curves, theirs, curves_picture, costs, radar, samples = outputs
     write_rows(main, rows)
     pairs = contrasts(results, arms_of(results), params)
-    write_text(text, markdown(main.parent.name, rows, params, columns(results, params["primary"]), pairs))
+    wanted, others = columns(results, params["primary"]), published_rows(rows)
+    write_text(text, markdown(main.parent.name, rows, params, wanted, pairs, others))
+    write_text(latex, tex(rows, params, wanted))
+    write_rows(theirs, others or [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))])
     write_rows(runs, run_rows(results, params))
     write_rows(curves, curve_rows(results))
     plots.draw_curves(curves_picture, results, rows, params)
+    plots.draw_costs(costs, results, params)
+    plots.draw_radar(radar, results, rows, params)
     plots.draw_samples(samples, results, params, root)

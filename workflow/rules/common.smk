@@ -72,7 +72,9 @@ def inputs_of(word, name):
                 f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
         step = STEPS[word, wanted]
-        before = [ancient(above.sidecar) for above in step.after]
+        # What decides nothing about a step is waited for by a step that runs, and cannot make a fresh one run: not even
+        # `ancient` keeps Snakemake from that.
+        before = [] if step.fresh(Path()) else [above.sidecar for above in step.after]
         return [step.file, *(above.sidecar for above in step.upstream), *before]
 
     return inputs
@@ -80,7 +82,7 @@ def inputs_of(word, name):
 
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
-# A training shares its batches among the GPUs of its job (`gpu: 4` under set-resources).
+# A training shares its batches, an evaluation its images, among the GPUs of its job (`gpu: 4` under set-resources).
 SHARED = "--processes $(( {resources.gpu} > 1 ? {resources.gpu} : 1 ))"
 
 
@@ -100,4 +102,4 @@ wildcard_constraints:
     features="[^/]+",
     letter="[ab]",
     which="real|teacher",
-    study=r"(?!(?:main|runs|curves|samples|report)\.)[^/]+",
+    study=r"(?!(?:main|runs|curves|published|costs|radar|samples|report)\.)[^/]+",

@@ -9,6 +9,8 @@ rule evaluate_run:
         f"data/evaluations/{RUN}/metrics.json",
         f"data/evaluations/{RUN}/curve.csv",
         report(f"data/evaluations/{RUN}/samples.png", category="Samples", caption="../report/samples.rst"),
+        f"data/evaluations/{RUN}/interpolation.png",
+        f"data/evaluations/{RUN}/sheet.html",
         f"data/evaluations/{RUN}/metrics.json.recipe",
     log:
         f"data/scratch/logs/evaluate/{RUN}.log",
@@ -17,7 +19,7 @@ rule evaluate_run:
         mem_mb=at_most_thrice(8000),
         runtime=120,
     shell:
-        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 rule evaluate_yardstick:
@@ -39,7 +41,7 @@ rule evaluate_yardstick:
         mem_mb=at_most_thrice(8000),
         runtime=120,
     shell:
-        "python -m eldistill evaluate {wildcards.data}/{wildcards.which} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill evaluate {{wildcards.data}}/{{wildcards.which}} --recipe {{input[0]}} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
 
 
 rule metrics:

@@ -9,9 +9,13 @@ rule make_tables:
     output:
         report(f"{TABLES}/main.csv", category="Tables", caption="../report/main.rst"),
         f"{TABLES}/main.md",
+        f"{TABLES}/main.tex",
         report(f"{TABLES}/runs.csv", category="Tables", caption="../report/runs.rst"),
         f"{TABLES}/curves.csv",
+        report(f"{TABLES}/published.csv", category="Tables", caption="../report/published.rst"),
         report(f"{TABLES}/curves.png", category="Curves", caption="../report/curves.rst"),
+        report(f"{TABLES}/costs.png", category="Curves", caption="../report/costs.rst"),
+        report(f"{TABLES}/radar.png", category="Curves", caption="../report/radar.rst"),
         report(f"{TABLES}/samples.png", category="Samples", caption="../report/samples.rst"),
         f"{TABLES}/report.html",
         f"{TABLES}/main.csv.recipe",

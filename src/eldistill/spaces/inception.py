@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from eldistill import fetching
 from eldistill.files import Problem
+from eldistill.metrics import softmax
 from eldistill.teacher import pickles
 
 VERSION = 1
@@ -183,4 +184,6 @@ def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.T
             )
         return net(images.to(device).expand(-1, 3, -1, -1))
 
+    weight = net.output.weight.cpu().numpy()
+    features.probabilities = lambda found: softmax(found, weight)  # without the bias, as NVIDIA's code has it
     return features

@@ -9,58 +9,15 @@ to published students by `python -m eldistill check NAME`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from eldistill import evaluate, fetching, latents, sampling
+from eldistill import evaluate, fetching, latents, metrics, sampling
 from eldistill.files import Problem
-from eldistill.teacher import convert, pickles
+from eldistill.published import statistics, streamed, whose
+from eldistill.teacher import convert
 
 VERSION = 1
 ENOUGH = 50_000  # images of a published figure; fewer give another distance
-
-
-def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] of a published reference: EDM's .npz or EDM2's .pkl, read without executing it.
-    Raises Problem for any other file."""
-    if path.suffix == ".pkl":
-        with pickles.read(path) as file:
-            found = file.plain(file.value)
-        found = found.get("fid") if isinstance(found, dict) else None
-        found = found if isinstance(found, dict) else {}
-    else:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                found = {key: archive[key] for key in archive.files if key in ("mu", "sigma")}
-        except (OSError, ValueError, EOFError, AttributeError) as error:
-            raise Problem(f"{path} is no file of reference statistics ({error}); fetch it again") from None
-    mean, cov = (np.asarray(found.get(key, []), np.float64) for key in ("mu", "sigma"))
-    if (
-        mean.ndim != 1
-        or not len(mean)
-        or cov.shape != 2 * mean.shape
-        or not (np.isfinite(mean).all() and np.isfinite(cov).all())
-    ):
-        raise Problem(
-            f"{path} has mu of shape {mean.shape} and sigma of {cov.shape}; expected finite [D] and [D, D]: fetch it again"
-        )
-    return mean, cov
-
-
-def streamed(images: Iterable[torch.Tensor], space, say=lambda count: None) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number, mean [D] and covariance [D, D] (divisor n - 1) of the features of uint8 chunks, which are not kept."""
-    count, total, square = 0, 0.0, 0.0
-    for chunk in images:
-        features = evaluate.embed([chunk], space)
-        count, total, square = count + len(features), total + features.sum(0), square + features.T @ features
-        say(count)
-    if count < 2:
-        raise Problem(f"{count} images for a covariance; expected at least 2")
-    mean = total / count
-    return count, mean, (square - count * np.outer(mean, mean)) / (count - 1)
 
 
 def verdict(found: float, count: int, name: str, published: str, limit: float) -> dict:
@@ -102,9 +59,9 @@ def make(params: dict, teacher: Path, reference: Path | None, judge: Path | None
     network.requires_grad_(False).eval()
     space = evaluate.feature_space(params["features"], judge, site.device)
     if params["reference"]:
-        other, label = statistics(fetching.fetch(params["reference"], say=say)), _whose(params["reference"])
+        other, label = statistics(fetching.fetch(params["reference"], say=say)), whose(params["reference"])
     else:
-        other, label = evaluate.moments(evaluate.load_reference(reference)["train"]), "train"
+        other, label = metrics.moments(evaluate.load_reference(reference)["train"]), "train"
     images = sampling.images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], site.batch, churn=params["churn"]
     )
@@ -122,8 +79,8 @@ def _measured(images, space, other, params: dict, what: str, say) -> dict:
     count, mean, cov = streamed(images, space, tell)
     if mean.shape != other[0].shape:
         raise Problem(f"features have {len(mean)} numbers, the reference {len(other[0])}; they do not belong together")
-    name = f"fd{evaluate.count_name(count)}_{what}"
-    about = verdict(evaluate.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
+    name = f"fd{metrics.count_name(count)}_{what}"
+    about = verdict(metrics.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
     about |= {key: params[key] for key in ("features", "reference", "steps", "churn", "seed")}
     about["sentence"] = sentence(about, name)
     say(about["sentence"])
@@ -133,11 +90,6 @@ def _measured(images, space, other, params: dict, what: str, say) -> dict:
             "not that of its authors. Set teacher.NAME.check.limit if you want it all the same"
         )
     return about
-
-
-def _whose(reference: str) -> str:
-    # ADM's statistics of ImageNet are of other crops than EDM's: another ruler.
-    return "admref" if reference.startswith("adm-refs") else "edmref"
 
 
 def _codec(name: str, found: dict | None, channels: int) -> dict:
@@ -178,4 +130,4 @@ def command(options, say) -> None:
     space = evaluate.feature_space("inception", None, options.device)
     params = {"n": options.n, "features": "inception", "reference": reference, "steps": steps, "churn": None,
               "seed": options.seed, "limit": float("inf"), "published": row["published"]}  # fmt: skip
-    _measured(images, space, other, params, f"inception_{_whose(reference)}", say)
+    _measured(images, space, other, params, f"inception_{whose(reference)}", say)
