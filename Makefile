@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo bench ablation benchmark doctor prune export try-slurm test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm test test-slow test-slurm lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -29,6 +29,14 @@ demo: env ## real digits on the CPU, from data to tables and report
 	@echo "tables and figures     data/tables/demo/"
 	@echo "generators             data/runs/"
 	@echo "how it was run         data/scratch/report-demo.html"
+
+# SUITE=bench opens that of another suite. On a machine without a browser the path is printed.
+report: data/tables/$(or $(SUITE),demo)/report.html ## open the page of a suite in a browser (SUITE=demo)
+	@echo "$(CURDIR)/$<"
+	@$(or $(shell command -v xdg-open || command -v open),true) $< > /dev/null 2>&1 || true
+
+data/tables/%/report.html: env
+	@OMP_NUM_THREADS=1 $(BIN)/snakemake --quiet --cores $(CORES) $@ --config suite=$*
 
 bench: export OMP_NUM_THREADS = 1
 bench: env ## every method on the digits, within an hour; continues where it was stopped

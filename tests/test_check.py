@@ -17,7 +17,7 @@ import torch
 import yaml
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import __main__, data, evaluate, latents, metrics, params, recipes, sampling
+from eldistill import __main__, data, features, latents, metrics, params, recipes, sampling
 from eldistill.files import Problem
 from eldistill.spaces import inception
 from eldistill.teacher import check, train
@@ -35,12 +35,12 @@ def gaussian(seed: int, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
 def test_moments_do_not_depend_on_the_chunks():
     """Streamed sums equal the moments of all features at once, to rounding, whatever the chunks."""
     images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
-    mean, cov = metrics.moments(evaluate.embed([images], evaluate.pixels))
+    mean, cov = metrics.moments(features.embed([images], features.pixels))
     for size in (1, 7, 40):
-        count, own_mean, own_cov = check.streamed(images.split(size), evaluate.pixels)
+        count, own_mean, own_cov = check.streamed(images.split(size), features.pixels)
         assert count == 40 and np.allclose(own_mean, mean, rtol=1e-13) and np.allclose(own_cov, cov, atol=1e-14)
     with pytest.raises(Problem, match="1 images for a covariance"):
-        check.streamed([images[:1]], evaluate.pixels)
+        check.streamed([images[:1]], features.pixels)
 
 
 def test_both_forms_of_reference_statistics(tmp_path):
@@ -91,9 +91,9 @@ def test_a_teacher_that_was_trained_here(made, monkeypatch, capsys):
     found = json.loads(Path("data/teachers/digits-smoke/check.json").read_text())
     teacher, about = train.load("data/teachers/digits-smoke/teacher.safetensors")
     images = torch.cat(list(sampling.images_of_teacher(teacher, about, 1000, 3, 0, 333)))
-    space = evaluate.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
+    space = features.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
     reals, _, _ = data.load("data/sets/digits/images.safetensors")
-    wanted = metrics.fd(evaluate.embed([images], space), evaluate.embed([reals], space), {})
+    wanted = metrics.fd(features.embed([images], space), features.embed([reals], space), {})
     assert found["fd1k_judge-a_train"] == pytest.approx(wanted, rel=1e-4)
     assert (found["n"], found["steps"], found["published"], found["agrees"]) == (1000, 3, None, None)
     assert __main__.main(["teacher", "digits-smoke/check"]) == 0 and "up to date" in capsys.readouterr().out
@@ -134,8 +134,8 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     assert (found["reference"], found["features"]) == ("fid-refs-ffhq-64x64", "inception")
     teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
     images = list(sampling.images_of_teacher(teacher, about, 4, 2))
-    features = evaluate.embed(images, inception.load("inception", path=Path("mirror/inception-2015-12-05.pkl")))
-    wanted = metrics.frechet(*metrics.moments(features), *check.statistics(Path("mirror/ffhq-64x64.npz")))
+    rows = features.embed(images, inception.load("inception", path=Path("mirror/inception-2015-12-05.pkl")))
+    wanted = metrics.frechet(*metrics.moments(rows), *check.statistics(Path("mirror/ffhq-64x64.npz")))
     assert found["fd4_inception_edmref"] == pytest.approx(wanted, rel=1e-9)
     monkeypatch.setattr(check, "ENOUGH", 4)
     Path("data/teachers/theirs/check.json").unlink()
@@ -162,8 +162,8 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
         colour[0],
         {"shape": [3, 8, 8], "label_dim": 0, "codec": check.convert.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
     )
-    features = evaluate.embed(sampling.images_of(generator, 4), inception.load("inception"))
-    wanted = metrics.frechet(*metrics.moments(features), np.zeros(64), np.eye(64))
+    rows = features.embed(sampling.images_of(generator, 4), inception.load("inception"))
+    wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in printed
     command = ["check", NAME, "--file", "student.pkl", "--n", "2", "--steps", "1", "--reference", "refs.npz"]
     assert __main__.main(command) == 0 and "published fid 2.39, 79 calls" in capsys.readouterr().out
@@ -189,8 +189,8 @@ def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch
     )
     images = list(sampling.images_of(generator, 4))
     assert images[0].shape[1:] == (3, 16, 16)
-    features = evaluate.embed(images, inception.load("inception"))
-    wanted = metrics.frechet(*metrics.moments(features), np.zeros(64), np.eye(64))
+    rows = features.embed(images, inception.load("inception"))
+    wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, evaluate, judges, metrics, packing
+from eldistill import data, evaluate, features, judges, metrics, packing
 from eldistill.files import Problem
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
@@ -239,8 +239,8 @@ def judge_files(pack, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spaces(judge_files):
-    found = {f"judge-{letter}": evaluate.feature_space(f"judge-{letter}", judge_files[letter][0]) for letter in "ab"}
-    return {**found, "pixels": evaluate.feature_space("pixels")}
+    found = {f"judge-{letter}": features.feature_space(f"judge-{letter}", judge_files[letter][0]) for letter in "ab"}
+    return {**found, "pixels": features.feature_space("pixels")}
 
 
 @pytest.mark.parametrize("letter", "ab")
@@ -260,29 +260,29 @@ def test_the_judges_are_two(judge_files):
 @pytest.mark.parametrize("name", ["judge-a", "judge-b", "pixels"])
 def test_features_do_not_depend_on_chunking(spaces, pack, name):
     images = data.load(pack, "heldout")[0]
-    whole = evaluate.embed([images], spaces[name])
+    whole = features.embed([images], spaces[name])
     assert whole.dtype == np.float64 and len(whole) == 360
     for size in (1, 7, 250):
-        found = evaluate.embed(evaluate.chunks(images, size), spaces[name])
+        found = features.embed(features.chunks(images, size), spaces[name])
         assert np.allclose(found, whole, rtol=0, atol=1e-5)
     assert np.array_equal(
-        evaluate.embed((images[i : i + 90] for i in range(0, 360, 90)), spaces[name]).shape, whole.shape
+        features.embed((images[i : i + 90] for i in range(0, 360, 90)), spaces[name]).shape, whole.shape
     )
 
 
 def test_pixels_are_the_image_in_0_to_1_and_blocks_of_large_ones():
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     small = images[:, :, :8, :8]
-    assert np.allclose(evaluate.pixels(small), small.flatten(1) / 255, rtol=0, atol=1e-7)
+    assert np.allclose(features.pixels(small), small.flatten(1) / 255, rtol=0, atol=1e-7)
     blocks = images.double().reshape(5, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1) / 255
-    assert np.allclose(evaluate.pixels(images), blocks, rtol=0, atol=1e-6)
+    assert np.allclose(features.pixels(images), blocks, rtol=0, atol=1e-6)
 
 
 def test_features_that_are_not_finite_are_one_sentence():
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     images[2] = 1
     with pytest.raises(Problem, match="1 images have features that are not finite"):
-        evaluate.embed([images], lambda chunk: 1 / (1 - chunk.float().flatten(1)))
+        features.embed([images], lambda chunk: 1 / (1 - chunk.float().flatten(1)))
 
 
 def identity(image: np.ndarray) -> np.ndarray:
@@ -307,7 +307,7 @@ def test_clean_fids_pass_over_png_files_gives_the_same_features(spaces, pack, tm
         custom_fn_resize=identity, custom_image_tranform=identity,
     )  # fmt: skip
     assert torch.equal(torch.cat(seen), images.float().expand(-1, 3, -1, -1))
-    assert np.allclose(theirs, evaluate.embed([images], spaces[name]), rtol=0, atol=1e-5)
+    assert np.allclose(theirs, features.embed([images], spaces[name]), rtol=0, atol=1e-5)
 
 
 # --- references -------------------------------------------------------------------------------------------
@@ -315,15 +315,15 @@ def test_clean_fids_pass_over_png_files_gives_the_same_features(spaces, pack, tm
 
 def test_a_reference_holds_features_and_moments_and_has_equal_bytes(pack, tmp_path):
     for name in ("one", "other"):
-        evaluate.make_reference(evaluate.pixels, pack, tmp_path / f"{name}.npz")
+        evaluate.make_reference(features.pixels, pack, tmp_path / f"{name}.npz")
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
     loaded = evaluate.load_reference(tmp_path / "one.npz")
     for part in ("train", "heldout"):
-        features = evaluate.pixels(data.load(pack, part)[0]).double().numpy()
-        assert np.allclose(loaded[part], features, rtol=0, atol=1e-7) and loaded[part].dtype == np.float64
+        rows = features.pixels(data.load(pack, part)[0]).double().numpy()
+        assert np.allclose(loaded[part], rows, rtol=0, atol=1e-7) and loaded[part].dtype == np.float64
         with np.load(tmp_path / "one.npz") as archive:
-            assert np.allclose(archive[f"mu_{part}"], features.mean(0), rtol=0, atol=1e-12)
-            assert np.allclose(archive[f"sigma_{part}"], np.cov(features.T), rtol=0, atol=1e-12)
+            assert np.allclose(archive[f"mu_{part}"], rows.mean(0), rtol=0, atol=1e-12)
+            assert np.allclose(archive[f"sigma_{part}"], np.cov(rows.T), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an archive", b"PK\x03\x04 half an archive"])
@@ -346,7 +346,7 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
     evaluate.make_reference(spaces["pixels"], pack, tmp_path / "r.npz")
     known = {"pixels": evaluate.load_reference(tmp_path / "r.npz")}
     images = data.load(pack)[0]
-    ruler = evaluate.Ruler({"pixels": evaluate.pixels}, known, OPTIONS)
+    ruler = evaluate.Ruler({"pixels": features.pixels}, known, OPTIONS)
     found = ruler.measure(lambda n, first: images[first : first + n].split(100), len(images))
     assert found["fd1437_pixels_train"] == pytest.approx(0, abs=1e-5)
     assert found["precision1437_pixels_train"] == found["recall1437_pixels_train"] == 1

@@ -17,7 +17,7 @@ import yaml
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from torch.nn import functional as F
 
-from eldistill import __main__, evaluate, metrics, networks, sampling
+from eldistill import __main__, features, metrics, networks, sampling
 from eldistill.networks import guided
 from eldistill.spaces import inception
 from eldistill.teacher import convert, train
@@ -337,6 +337,6 @@ def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, cap
     network, _ = convert.published(Path("cd.pt"))
     network.boundary = 0.002
     about = {"shape": [3, 8, 8], "label_dim": 5, "codec": convert.PIXELS, "sampler": {"steps": {"1": [80.0]}}}
-    features = evaluate.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load("inception"))
-    wanted = metrics.frechet(*metrics.moments(features), np.zeros(64), np.eye(64))
+    rows = features.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load("inception"))
+    wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_admref {wanted:.4g} " in printed

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill import evaluate
+from eldistill import features
 from eldistill.files import Problem
 from eldistill.spaces import inception
 from eldistill.teacher.pickles import Refused
@@ -121,7 +121,7 @@ def test_its_file_is_read_without_executing_it(net, tmp_path, monkeypatch):
     again = inception.network(path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
     monkeypatch.setattr(inception.fetching, "fetch", lambda name: {inception.SOURCE: path}[name])
-    space = evaluate.feature_space("inception")
+    space = features.feature_space("inception")
     grey = torch.randint(256, (2, 1, 16, 16), dtype=torch.uint8)
     assert torch.equal(space(grey), net(grey.expand(-1, 3, -1, -1)))
     with pytest.raises(Problem, match="images of 4 channels for inception"):

@@ -153,7 +153,7 @@ BOUNDED = """
 import resource, sys, zipfile, io
 import numpy as np, torch
 from PIL import Image
-from eldistill import data, evaluate, packing
+from eldistill import data, features, packing
 
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -177,8 +177,8 @@ assert kilobytes("VmData") - (before >> 10) < 4096, "packing itself needs next t
 reals = data.reals("pack", {"mean": 0.5, "std": 0.25}, False)
 for index in range(0, 3000, 8):
     images, _ = reals.take(torch.arange(index, index + 8))
-features = evaluate.embed(evaluate.chunks(data.load("pack")[0][:600], 8), evaluate.pixels)
-print(whole, room, features.shape[0])
+rows = features.embed(features.chunks(data.load("pack")[0][:600], 8), features.pixels)
+print(whole, room, rows.shape[0])
 try:
     torch.zeros(whole, dtype=torch.uint8)
 except RuntimeError:

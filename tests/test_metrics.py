@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_evaluate import normal, train_judge
 
-from eldistill import data, evaluate, metrics, packing
+from eldistill import data, evaluate, features, metrics, packing
 from eldistill.files import Problem
 
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
@@ -134,7 +134,7 @@ def ruler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ruler")
     packing.pack({"source": "digits", "heldout": 360}, folder / "pack")
     train_judge("a", folder / "pack", folder / "judge", 57_600)
-    spaces = {"judge-a": evaluate.feature_space("judge-a", folder / "judge")}
+    spaces = {"judge-a": features.feature_space("judge-a", folder / "judge")}
     evaluate.make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
     known = {"judge-a": evaluate.load_reference(folder / "reference.npz")}
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import signal
@@ -238,6 +239,25 @@ def test_by_one_option_or_by_torchrun(project):
     assert flop and sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors").about["recipe"]
 
 
+def test_an_evaluation_is_shared(project):
+    """The metrics, the curve and the pictures of two processes are those of one, and those of a smaller batch."""
+    for words in (["data", "digits-smoke/judge-a"], ["data", "digits-smoke/judge-b"], ["distil", RUN],
+                  *(["data", f"digits-smoke/reference-{name}"] for name in ("judge-a", "judge-b", "pixels"))):  # fmt: skip
+        assert __main__.main(words) == 0
+    folder, found = Path(f"data/evaluations/{RUN}"), []
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for more, batch in (([], 100), (["--processes", "2"], 100), ([], 37)):
+        Path("params.yaml").write_text(yaml.safe_dump(values | {"evaluate": values["evaluate"] | {"batch": batch}}))
+        done = command("eldistill", "evaluate", RUN, "--force", *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    alone, shared, smaller = found
+    assert shared == alone and set(alone) == {"metrics.json", "metrics.json.recipe", "curve.csv", "samples.png", "interpolation.png",
+                                              "sheet.html"}  # fmt: skip
+    one, other = (json.loads(each["metrics.json"]) for each in (alone, smaller))
+    assert other == pytest.approx(one, rel=1e-4, abs=1e-4)  # convolutions of other shapes round otherwise
+
+
 def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
     """Halved until it fits, from the last saved state, with the same result; not at all if `fit` is false."""
     assert __main__.main(["distil", RUN, "--force"]) == 0
@@ -278,7 +298,7 @@ def test_several_processes_start_again_in_parts(monkeypatch):
 
 def test_what_is_no_training_or_no_number_is_one_sentence(project):
     for words, sentence in (
-        (["data", "digits/images", "--force", "--processes", "2"], "is no training, so several processes cannot share it"),
+        (["data", "digits/images", "--force", "--processes", "2"], "is made by one process; leave --processes away"),
         (["distil", RUN, "--processes", "0"], "--processes 0; expected 1 or more"),
         (["distil", RUN, "--force", "--processes", "300"], "cannot be shared by 300 processes") if os.cpu_count() > 64 else
         (["distil", RUN, "--max-minutes", "x"], "invalid float value"),

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from eldistill import evaluate, params, recipes, schema
+from eldistill import features, params, recipes, schema
 from eldistill.files import Problem
 from eldistill.spaces import efficientnet
 
@@ -29,7 +29,7 @@ def square(picture: np.ndarray) -> torch.Tensor:
 
 def test_it_recognises_a_palace_and_a_flower():
     """The right weights in the right network after the right preparation: its own last layer names two photographs."""
-    net, space = efficientnet.network(224), evaluate.feature_space("efficientnet-lite0-224")
+    net, space = efficientnet.network(224), features.feature_space("efficientnet-lite0-224")
     temple, flower = (
         (space(square(picture)) @ net._fc.weight.T + net._fc.bias)[0] for picture in load_sample_images().images
     )
@@ -54,7 +54,7 @@ def test_images_have_the_scale_that_the_network_was_trained_on():
 @pytest.mark.parametrize("name", efficientnet.NAMES)
 def test_features_do_not_depend_on_the_chunk(name):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16), np.uint8))
-    space = evaluate.feature_space(name)
+    space = features.feature_space(name)
     together, apart = space(images), torch.cat([space(image[None]) for image in images])
     assert together.shape == (3, 1280) and together.dtype == torch.float32
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
@@ -147,7 +147,39 @@ def test_a_new_space_is_one_file(tmp_path, monkeypatch):
         here = plan(features=["mean", "pixels"])
         assert json.loads(here.reference("digits", "mean").recipe)["versions"]["spaces/mean"] == 1
         images = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
-        assert evaluate.feature_space("mean")(images).tolist() == [[7.0] * 3] * 2
+        assert features.feature_space("mean")(images).tolist() == [[7.0] * 3] * 2
     finally:
         schema.spaces.cache_clear()
         monkeypatch.undo()
+
+
+def test_clip_is_clean_fids_and_optional(monkeypatch):
+    """Without its package one sentence; with one (here a stand-in) clean-fid's own preparation and encoder are used."""
+    import sys
+    from types import ModuleType
+
+    for name in ("clip", "cleanfid.clip_features"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "clip", None)
+    with pytest.raises(Problem, match=r"clip-vit-b-32 needs the package clip; .*leave it out of evaluate\.features"):
+        features.feature_space("clip-vit-b-32")
+    seen = []
+
+    class Model(torch.nn.Module):
+        def encode_image(self, x):
+            seen.append(x)
+            return x.mean((2, 3))
+
+    fake = ModuleType("clip")
+    fake.load = lambda name, device: (Model(), None)
+    monkeypatch.setitem(sys.modules, "clip", fake)
+    monkeypatch.delitem(sys.modules, "cleanfid.clip_features", raising=False)
+    space = features.feature_space("clip-vit-b-32")
+    images = torch.full((3, 1, 8, 8), 51, dtype=torch.uint8)
+    found = space(images)
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    assert seen[0].shape == (3, 3, 224, 224)
+    torch.testing.assert_close(found, ((0.2 - mean) / std).expand(3, 3))
+    with pytest.raises(Problem, match="4 channels for clip-vit-b-32"):
+        space(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+    monkeypatch.delitem(sys.modules, "cleanfid.clip_features", raising=False)

@@ -374,7 +374,7 @@ class Plan:
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
         if wanted := section.get("fid"):
-            modules += ("published", "spaces/inception")
+            modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
                 params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
         return Step("evaluate", name, modules, params,

@@ -222,7 +222,7 @@ def _forget() -> None:
 
 
 def _data(work) -> None:
-    from eldistill import evaluate, judges, packing
+    from eldistill import evaluate, features, judges, packing
 
     item = work.step.name.rsplit("/", 1)[1]
     if item == "images":
@@ -247,7 +247,7 @@ def _data(work) -> None:
         return
     name = item.removeprefix("reference-")
     judge = _inputs(work, f"/{name}.safetensors")
-    space = evaluate.feature_space(name, judge[0] if judge else None, work.site.device)
+    space = features.feature_space(name, judge[0] if judge else None, work.site.device)
     evaluate.make_reference(space, pack, work.outputs[0])
 
 
@@ -337,7 +337,7 @@ def _distil(work) -> None:
 
 
 def _evaluate(work) -> None:
-    from eldistill import distributed, evaluate, sampling
+    from eldistill import distributed, evaluate, features, sampling
     from eldistill.metrics import CURVE
 
     if work.step.name.startswith("suite/"):
@@ -346,7 +346,7 @@ def _evaluate(work) -> None:
         return
     options, batch, device = work.params, work.site.batch, work.site.device
     judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
-    spaces = {name: evaluate.feature_space(name, judge.get(name), device) for name in options["features"]}
+    spaces = {name: features.feature_space(name, judge.get(name), device) for name in options["features"]}
     references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in spaces}
     ruler = evaluate.Ruler(spaces, references, options, batch, distributed.processes() or distributed.Alone())
     which, first = work.step.name.split("/")[1:], options["grid"] ** 2
@@ -434,12 +434,12 @@ def _fid(work, ruler, images) -> dict[str, float]:
     wanted = work.params.get("fid")
     if not wanted:
         return {}
-    from eldistill import evaluate, fetching, published
+    from eldistill import features, fetching, fid
 
-    space = ruler.spaces.get("inception") or evaluate.feature_space("inception", None, work.site.device)
+    space = ruler.spaces.get("inception") or features.feature_space("inception", None, work.site.device)
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
-    found = ruler.fid(images, space, published.statistics(path), f"inception_{published.whose(name)}")
+    found = ruler.fid(images, space, fid.statistics(path), f"inception_{fid.whose(name)}")
     work.say("  ".join(f"{key} {value:.4g}" for key, value in found.items()))
     return found
 

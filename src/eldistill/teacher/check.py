@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from eldistill import evaluate, fetching, latents, metrics, sampling
+from eldistill import evaluate, features, fetching, latents, metrics, sampling
+from eldistill.fid import statistics, streamed, whose
 from eldistill.files import Problem
-from eldistill.published import statistics, streamed, whose
 from eldistill.teacher import convert
 
 VERSION = 1
@@ -57,7 +57,7 @@ def make(params: dict, teacher: Path, reference: Path | None, judge: Path | None
 
     network, about = train.load(teacher, site.device)
     network.requires_grad_(False).eval()
-    space = evaluate.feature_space(params["features"], judge, site.device)
+    space = features.feature_space(params["features"], judge, site.device)
     if params["reference"]:
         other, label = statistics(fetching.fetch(params["reference"], say=say)), whose(params["reference"])
     else:
@@ -127,7 +127,7 @@ def command(options, say) -> None:
         images = sampling.images_of_teacher(network, about, options.n, steps, options.seed, options.batch)
     reference = options.reference or row["reference"]
     other = statistics(Path(reference) if Path(reference).suffix else fetching.fetch(reference, say=say))
-    space = evaluate.feature_space("inception", None, options.device)
+    space = features.feature_space("inception", None, options.device)
     params = {"n": options.n, "features": "inception", "reference": reference, "steps": steps, "churn": None,
               "seed": options.seed, "limit": float("inf"), "published": row["published"]}  # fmt: skip
     _measured(images, space, other, params, f"inception_{whose(reference)}", say)
