@@ -27,9 +27,7 @@ def test_every_row_has_a_source_and_a_figure():
     assert len(rows) > 200
     for row in rows:
         assert re.search(r"arXiv|README|arxiv|github|[A-Z]\w+/\w+@", row["source"]) or len(row["source"]) > 10, row
-        assert float(row["fid"]) > 0 and (not row["nfe"] or int(row["nfe"]) > 0) and row["dataset"] and row["method"], (
-            row
-        )
+        assert float(row["fid"]) > 0 and row["dataset"] and row["method"], row
     assert len({tuple(row.values()) for row in rows}) == len(rows)
 
 

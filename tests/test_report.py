@@ -56,7 +56,8 @@ def test_the_page_needs_no_network(suite, page):  # noqa: F811
     """Pictures are inside, no address is referred to, every run is listed with its origin; equal input, equal bytes."""
     root, runs = suite
     text = page.read_text()
-    assert make(root, runs, "zzz").read_bytes().replace(b"zzz", b"demo") == page.read_bytes()
+    page.unlink()
+    assert make(root, runs).read_text() == text
     assert not re.search(r'(src|href)="(?!data:|#|\.\./\.\./evaluations/)|<script|url\(|@import', text)
     assert text.count('src="data:image/') == 3 + 2 + 2 + 2  # plots; real and teacher; an arm each; and its strip
     assert all(word in text for word in ("c0ffee", "0123456789ab", "python -m eldistill distil toy/di/el/1"))
