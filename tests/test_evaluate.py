@@ -356,6 +356,19 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
     assert {name.split("1437")[0] for name in curve} == set(metrics.CURVE)
 
 
+def test_a_space_may_see_the_first_images_only():
+    """In one pass with the others; its metrics carry the number; a process whose images come later gives it none."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 1, 2, 2), np.uint8))
+    spaces = {"pixels": features.pixels, "half": lambda chunk: features.pixels(chunk) / 2}
+    found = features.embed_all(images.split(20), spaces, {"half": 50})
+    assert len(found["pixels"]) == 90 and np.array_equal(found["half"], found["pixels"][:50] / 2)
+    known = {name: {"train": normal(60, 4), "heldout": normal(60, 4, seed=1)} for name in spaces}
+    ruler = evaluate.Ruler(spaces, known, {**OPTIONS, "n_of": {"half": 50}})
+    names = ruler.measure(lambda n, first: images[first : first + n].split(20), 90)
+    assert {"fd90_pixels_heldout", "fd50_half_heldout"} <= set(names)
+    assert features.embed_all(images.split(20), spaces, {"half": -5})["half"].shape == (0, 0)
+
+
 @pytest.mark.parametrize(("n", "batch", "size"), [(1000, 100, 3), (999, 100, 4), (10, 250, 4), (1000, 7, 2)])
 def test_processes_take_whole_chunks_in_order(n, batch, size):
     """The images of all processes are 0 … n - 1, each once, and only chunks that one process would make too, if there are

@@ -114,7 +114,9 @@ class Processes:
         return torch.cat(parts)
 
     def gather_of(self, own: np.ndarray) -> np.ndarray:
-        """The same outside torch."""
+        """The same outside torch; a process without rows need not know their width."""
+        width = int(self.largest(own.shape[1])[0])
+        own = own if own.shape[1] == width else np.empty((0, width), own.dtype)
         return self.gather(torch.as_tensor(own, device=self._device())).cpu().numpy()
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:

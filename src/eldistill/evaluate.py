@@ -68,7 +68,9 @@ class Ruler:
     def measure(self, images: Callable[[int, int], Iterable], n: int, names=None, spaces=None) -> dict[str, float]:
         """The metrics of n generated images in all spaces, or in those named, in one pass; nothing in processes but the first."""
         chosen = {name: space for name, space in self.spaces.items() if spaces is None or name in spaces}
-        features = embed_all(images(*self.share(n)), chosen)
+        count, first = self.share(n)
+        most = {name: few - first for name, few in self.options.get("n_of", {}).items()}
+        features = embed_all(images(count, first), chosen, most)
         features = {name: self.team.gather_of(each) for name, each in features.items()}
         if self.team.rank:
             return {}

@@ -38,12 +38,19 @@ def embed(images: Iterable[torch.Tensor], space: Callable[[torch.Tensor], torch.
 
 
 @torch.no_grad()
-def embed_all(images: Iterable[torch.Tensor], spaces: dict[str, Callable]) -> dict[str, np.ndarray]:
-    """The same in several spaces, in one pass: of the images no more than a chunk needs to be in memory."""
-    found = {name: _Rows() for name in spaces}
+def embed_all(
+    images: Iterable[torch.Tensor], spaces: dict[str, Callable], most: dict[str, int] | None = None
+) -> dict[str, np.ndarray]:
+    """The same in several spaces, in one pass: of the images no more than a chunk needs to be in memory. most: {space: how many
+    of the images it sees}, the first ones, where that is not all."""
+    found, left = {name: _Rows() for name in spaces}, dict(most or {})
     for chunk in images:
         for name, space in spaces.items():
-            found[name].add(space(chunk).cpu().numpy())
+            seen = chunk[: max(0, left.get(name, len(chunk)))]
+            if name in left:
+                left[name] -= len(chunk)
+            if len(seen):
+                found[name].add(space(seen).cpu().numpy())
     features = {name: rows.joined() for name, rows in found.items()}
     for each in features.values():
         if not np.isfinite(each).all():
@@ -72,7 +79,9 @@ class _Rows:
             self.free -= len(part)
 
     def joined(self) -> np.ndarray:
-        # In float64.
+        # In float64; without any rows, which only a process has whose images a space does not see, none of width 0.
+        if not self.blocks:
+            return np.empty((0, 0), FLOAT)
         whole = [*self.blocks[:-1], self.blocks[-1][: self.size - self.free]]
         return np.concatenate(whole, dtype=FLOAT)
 

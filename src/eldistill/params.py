@@ -94,7 +94,11 @@ class Params:
             if data is not None and data not in values["data"]:
                 self._unknown("evaluate.per_data", data, values["data"])
             section, where = self.top("evaluate", data), "evaluate" if data is None else f"evaluate.per_data.{data}"
-            for key, known in (("features", spaces()), ("curve_features", section["features"])):
+            for key, known in (
+                ("features", spaces()),
+                ("curve_features", section["features"]),
+                ("n_of", section["features"]),
+            ):
                 for name in section[key]:
                     if name not in known:
                         self._unknown(f"{where}.{key}", name, known)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation costs: generated digits in every offline feature space in one pass, beside clean-fid's route by files.
+
+    python benchmarks/evaluate.py [--n 10000] [--few 2000] [--threads 2]
+
+Needs the demo's generator and references (`make demo`). clean-fid sees the same images as PNGs, a pass for each space, with
+the same feature functions: in its own mode, which resizes every image to 299 pixels on the way (the functions then see the
+shrunk image), and without any resizing, which it leaves to those who ask. Writing the files counts, for both need them. Prints
+Markdown, and writes benchmarks/evaluate.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from eldistill import evaluate, features, sampling
+
+RUN = "digits/di/el/0"
+SLOW = "efficientnet-lite0-96"
+SETS = Path("data/sets/digits")
+
+
+def identity(image):
+    """clean-fid's hook for images that are not to be resized."""
+    return image
+
+
+def main() -> None:
+    """See above."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--n", type=int, default=10_000)
+    options.add_argument("--few", type=int, default=2_000)
+    options.add_argument("--threads", type=int, default=2)
+    options = options.parse_args()
+    torch.set_num_threads(options.threads)
+    names = ("judge-a", "judge-b", "pixels", SLOW)
+    spaces = {
+        name: features.feature_space(name, SETS / f"{name}.safetensors" if "judge" in name else None) for name in names
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        evaluate.make_reference(spaces[SLOW], SETS / "images.safetensors", Path(folder) / "slow.npz")
+        known = {name: evaluate.load_reference(SETS / f"reference-{name}.npz") for name in names[:3]}
+        known[SLOW] = evaluate.load_reference(Path(folder) / "slow.npz")
+        generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
+        ruler = evaluate.Ruler(spaces, known, {"neighbours": 3, "neighbours_n": 2000, "n_of": {SLOW: options.few}})
+        parts = {}
+        began = time.perf_counter()
+        rows = ruler.measure(lambda n, first: sampling.images_of(generator, n, first=first), options.n)
+        parts["in one pass, all metrics"] = time.perf_counter() - began
+        began = time.perf_counter()
+        images = torch.cat(list(sampling.images_of(generator, options.n)))
+        parts["of these, making the images"] = time.perf_counter() - began
+        began = time.perf_counter()
+        features.embed_all(images.split(250), spaces, {SLOW: options.few})
+        parts["of these, their features"] = ours = time.perf_counter() - began
+        parts["by files, writing them"], parts["by files, features"] = by_files(
+            images, spaces, options.few, Path(folder)
+        )
+    theirs = parts["by files, writing them"] + parts["by files, features"]
+    found = {"n": options.n, "few": options.few, "threads": options.threads, "seconds": parts, "metrics": len(rows),
+             "images_per_second": options.n / parts["in one pass, all metrics"], "over_ours": {name: seconds / ours for name, seconds in theirs.items()}}  # fmt: skip
+    print("| what | seconds |\n| --- | ---: |")
+    for name, seconds in parts.items():
+        print(f"| {name} | {seconds:.1f} |")
+    ratios = ", ".join(f"{name}: {ratio:.1f} times as long" for name, ratio in found["over_ours"].items())
+    print(
+        f"\n{options.n} images ({options.few} in {SLOW}), {len(rows)} numbers, {found['images_per_second']:.0f} images/s. {ratios}"
+    )
+    path = Path(__file__).with_suffix(".json")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def by_files(images: torch.Tensor, spaces: dict, few: int, folder: Path) -> dict[str, float]:
+    """Seconds of clean-fid's routes: PNGs, then a pass over them for each space."""
+    from cleanfid import fid
+
+    found, side = {}, images.shape[-1]
+    for part, count in (
+        ("few", few),
+        ("all", len(images)),
+    ):  # the few are a folder, for it knows no other way to take a part
+        began = time.perf_counter()
+        (folder / part).mkdir()
+        for index, image in enumerate(images[:count]):
+            sampling.picture(image).save(folder / part / f"{index:06d}.png")
+        found["writing files"] = time.perf_counter() - began
+    for mode, hooks in (
+        ("clean-fid, no resizing", {"custom_fn_resize": identity, "custom_image_tranform": identity}),
+        ("clean-fid, its own mode", {}),
+    ):
+        began = time.perf_counter()
+        for name, space in spaces.items():
+
+            def extractor(batch, space=space):
+                small = torch.nn.functional.interpolate(batch[:, :1], (side, side), mode="area")
+                return space(small.round().to(torch.uint8))
+
+            fid.get_folder_features(
+                str(folder / ("few" if name == SLOW else "all")), extractor, num_workers=0, batch_size=250,
+                device=torch.device("cpu"), verbose=False, **hooks,
+            )  # fmt: skip
+        found[mode] = time.perf_counter() - began
+    return found
+
+
+if __name__ == "__main__":
+    main()
