@@ -19,6 +19,7 @@ from eldistill.files import Problem, sha256
 VERSION = 2  # the scale that the network was trained on, in place of ImageNet's moments
 NAMES = ("efficientnet-lite0-96", "efficientnet-lite0-224")  # and the side to which images are resized
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+AT_ONCE = 32
 MEAN, STD = (
     127.0,
     128.0,
@@ -66,4 +67,11 @@ def load(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     over space. Raises Problem as `network` does."""
     side = int(name.rsplit("-", 1)[1])
     net = network(side, device)
-    return lambda images: net.extract_features(prepare(images.to(device), side)).mean((2, 3))
+    # On a CPU activations that fit into its caches take a third of the time.
+    most = AT_ONCE if torch.device(device).type == "cpu" else 10**9
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        parts = [net.extract_features(prepare(part.to(device), side)).mean((2, 3)) for part in images.split(most)]
+        return torch.cat(parts)
+
+    return features
