@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README says what is so: its numbers, its commands, its names."""
 
+import hashlib
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -54,6 +56,27 @@ def test_the_bench_table_is_the_committed_one():
     for name in arms:
         rest = iter(made[name])
         assert all(cell in rest for cell in rows[name]), name
+
+
+def test_the_tables_are_those_of_the_lock():
+    """data/tables/demo in git is, to the bit, what dvc.lock says that the stage `tables` left: nobody has touched it since."""
+    out = yaml.safe_load(committed("dvc.lock"))["stages"]["tables"]["outs"][0]
+    listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", "HEAD", out["path"]], cwd=ROOT, capture_output=True, text=True)
+    entries = []
+    for name in sorted(listed.stdout.split()):
+        content = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True).stdout
+        entries.append({"md5": hashlib.md5(content).hexdigest(), "relpath": name.removeprefix(f"{out['path']}/")})
+    assert out["path"] == "data/tables/demo" and len(entries) == out["nfiles"] > 10
+    assert hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir" == out["md5"]
+
+
+def test_what_an_evaluation_costs_is_what_was_measured():
+    found = json.loads((ROOT / "benchmarks/evaluate.json").read_text(encoding="utf-8"))
+    own, plain = (found["over_ours"][f"clean-fid, {mode}"] for mode in ("its own mode", "no resizing"))
+    text = " ".join(TEXT.split())
+    assert f"{found['metrics']} numbers, took {found['seconds']['in one pass, all metrics']:.0f} s on two cores" in text
+    assert f"{found['images_per_second']:.0f} images/s" in text and f"took {own:.1f} times as long" in text
+    assert f"{plain:.1f} times without its resizing" in text
 
 
 def test_the_sentences_of_studies_are_the_committed_ones():
