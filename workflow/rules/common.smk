@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
+import gc
 import subprocess
 import sys
 import threading
@@ -12,6 +13,9 @@ from snakemake.scheduling.job_scheduler import JobScheduler
 
 from eldistill import cluster, params, recipes
 from eldistill.recipes import WORDS
+
+# Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
+gc.set_threshold(200_000, 20, 20)
 
 try:
     PARAMS = params.from_values(config, workflow.basedir)
