@@ -60,7 +60,9 @@ def main() -> None:
         features.embed_all(images.split(250), spaces, {SLOW: options.few})
         parts["of these, their features"] = ours = time.perf_counter() - began
         parts |= by_files(images, spaces, options.few, Path(folder))
-    theirs = {name: parts["writing files"] + parts[name] for name in ("clean-fid, its own mode", "clean-fid, no resizing")}
+    theirs = {
+        name: parts["writing files"] + parts[name] for name in ("clean-fid, its own mode", "clean-fid, no resizing")
+    }
     found = {
         "n": options.n,
         "few": options.few,

@@ -120,3 +120,44 @@ def test_a_table_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     assert len({len(row) for row in rows}) == 1
     assert [row[:2] for row in rows[2:]] == [[n, e] for n in "24" for e in ("conv4", "mix8-32", "identity", "conv8")]
     assert rows[2][2:] == ["12.5 %"] * 4 + ["1.50", "–"]
+
+
+# --- benchmarks/step.py ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def step():
+    """benchmarks/step.py as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark_step", ROOT / "benchmarks/step.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.parametrize(("method", "supplement"), [("di", "none"), ("di", "el"), ("sid", "none"), ("dmd", "none")])
+def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_path, method, supplement):
+    """In forward passes for an image: what its module says, with EL or without; and making them again changes nothing."""
+    work = step.loop_of(settings, method, supplement, SimpleNamespace(device="cpu", network="demo", batch=4), tmp_path)
+    recorder = step.Recorder(work)
+    recorder.passes = []
+    work.iterate()
+    passes, recorder.passes = recorder.passes, None
+    cost = sum(1 + (2 if each.weights else 1) * each.back for each in passes)
+    assert cost == work.job.method.passes(work.job.numbers, 0.3)
+    before = {name: each.clone() for name, each in work.nets["generator"].state_dict().items()}
+    seconds = sum(step._bare(each, SimpleNamespace(device="cpu")) for each in passes)
+    assert seconds > 0
+    assert all(torch.equal(before[name], each) for name, each in work.nets["generator"].state_dict().items())
+
+
+def test_a_step_is_compared_with_its_twin(step, tmp_path, capsys, monkeypatch):
+    """A row for each method and supplement, written as JSON, and read again for the last column."""
+    file = tmp_path / "rows.json"
+    words = ["--methods", "di", "--supplements", "none", "--batch", "4", "--repeats", "1", "--warmup", "1"]
+    step.main([*words, "--out", str(file)])
+    step.main([*words, "--compare", str(file)])
+    lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("| di")]
+    assert len(lines) == 2 and lines[1].count("|") == lines[0].count("|") + 1
+    assert float(lines[1].split("|")[-2]) > 0

@@ -61,7 +61,9 @@ def test_the_bench_table_is_the_committed_one():
 def test_the_tables_are_those_of_the_lock():
     """data/tables/demo in git is, to the bit, what dvc.lock says that the stage `tables` left: nobody has touched it since."""
     out = yaml.safe_load(committed("dvc.lock"))["stages"]["tables"]["outs"][0]
-    listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", "HEAD", out["path"]], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", "HEAD", out["path"]], cwd=ROOT, capture_output=True, text=True
+    )
     entries = []
     for name in sorted(listed.stdout.split()):
         content = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True).stdout

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an iteration of each method costs beside the passes of its networks that it cannot do without.
+
+    python benchmarks/step.py                                    # every method, the demo's network, with and without EL
+    python benchmarks/step.py --network cifar10 --batch 4 --methods di sid
+    python benchmarks/step.py --compare other.json               # ratios to another machine or commit
+
+How the ratio is measured: the loop makes an iteration while every pass through a network is written down: which network, of
+how many images, forwards alone or backwards too, to the weights, to the input, or to both. Then the very same passes are made
+bare, one after the other, with the same inputs and nothing between them: no drawing of noise, no loss, no optimiser, no average,
+no check for a NaN. Iteration and bare passes take turns in one process, and the ratio is the median over the turns:
+
+    ratio = iteration / sum of its bare passes
+
+DMD2 and others whose iterations differ are measured over a whole cycle. `passes` counts them in forward passes of a whole network
+for an image (a backward pass to the weights costs two, to the input one more than none), from the numbers of each method. On
+one CPU thread the clock counts CPU time, else wall time. The real images are random, which costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from eldistill import contract, data, loop, networks, params
+from eldistill.ensemble import seed as ensembles
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
+NETWORKS = {  # name: its section under `teacher` in params.yaml, or its settings; pixels; channels
+    "demo": ("digits", 8, 1),
+    "cifar10": ("cifar10", 32, 3),
+    "adm64": ("imagenet64", 64, 3),
+    "edm2-xs": ({"network": "edm2", "model_channels": 128}, 64, 4),
+    "edm2-s": ({"network": "edm2", "model_channels": 192}, 64, 4),
+}
+
+
+@dataclass
+class Pass:
+    """One call of a network, so that it can be made again."""
+
+    net: torch.nn.Module
+    call: Callable
+    arguments: tuple
+    training: bool
+    weights: bool
+    to_input: bool
+    back: bool = False
+
+    def again(self) -> None:
+        """The pass alone."""
+        x, *rest = self.arguments
+        grad = self.weights or self.to_input
+        with torch.set_grad_enabled(grad):
+            x = x.detach().requires_grad_(self.to_input)
+            found = self.call(x, *rest)
+        found = found if isinstance(found, tuple) else (found,)
+        if grad and self.back:
+            torch.autograd.backward(found, [torch.ones_like(each) for each in found])
+
+
+class Recorder:
+    """Writes down the passes of a loop's networks while it is on."""
+
+    def __init__(self, work: loop.Loop):
+        self.passes: list[Pass] | None = None
+        for net in work.nets.values():
+            for name in ("forward", "encode", "both"):
+                if hasattr(net, name):
+                    setattr(net, name, self._recording(net, getattr(net, name)))
+
+    def _recording(self, net: torch.nn.Module, call: Callable) -> Callable:
+        def recording(x, *rest, **named):
+            if self.passes is None:
+                return call(x, *rest, **named)
+            grad = torch.is_grad_enabled()
+            seen = Pass(net, lambda x, *rest: call(x, *rest, **named), (x.detach(), *rest), net.training,
+                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad)  # fmt: skip
+            self.passes.append(seen)
+            kept, self.passes = self.passes, None  # `both` calls others of its own
+            found = call(x, *rest, **named)
+            self.passes = kept
+            for each in found if isinstance(found, tuple) else (found,):
+                if each.requires_grad:
+                    each.register_hook(lambda gradient: setattr(seen, "back", True))
+            return found
+
+        return recording
+
+
+def now(options) -> float:
+    """Seconds, of the processor if there is one thread."""
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def loop_of(settings: params.Params, method: str, supplement: str, options, folder: Path) -> loop.Loop:
+    """The method with its numbers for the digits, and a rate so low that nothing moves."""
+    section, side, channels = NETWORKS[options.network]
+    network = settings.section("teacher", section)["network"] if isinstance(section, str) else section
+    pixels = torch.randint(
+        0, 256, (2048, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    reals = data.Reals(pixels, torch.zeros(2048, dtype=torch.int64), {"mean": 0.5, "std": 0.29}, 0, options.device)
+    config = {**network, "label_dim": 0, "img_resolution": side, "img_channels": channels}
+    teacher = networks.build(config, 0).to(options.device).requires_grad_(False).eval()
+    values = settings.section("method", method, "digits")
+    module = contract.module("methods", values["file"])
+    numbers = contract.numbers(module, values)
+    nets = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 0)}
+    nets = {name: net.to(options.device) for name, net in nets.items()}
+    optimisers = {
+        name: params.freeze("Optimiser", {**values["generator" if name == "generator" else "critic"], "lr": 1e-9})
+        for name in nets
+    }
+    added = [supplement_of(settings, supplement, reals, side, options, folder)] if supplement != "none" else []
+    job = loop.Job(
+        method=module, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
+        training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
+        optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device,
+    )  # fmt: skip
+    work = loop.Loop(job)
+    work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
+    return work
+
+
+def supplement_of(settings, name: str, reals, side: int, options, folder: Path) -> loop.Supplement:
+    """A supplement of params.yaml, with its ensemble."""
+    values = settings.section("supplement", name)
+    path = folder / f"{values['ensemble']}-{side}.json"
+    if not path.exists():
+        ensembles.make(settings.section("ensemble", values["ensemble"]), 0, reals, path, path.with_suffix(".npz"))
+    module = contract.module("supplements", values["file"])
+    numbers = contract.numbers(module, values)
+    setting = SimpleNamespace(ensemble=path, device=options.device, dtype=torch.float32, sigma_data=0.5, seed=0)
+    return loop.Supplement(name, module, numbers, module.prepare(numbers, setting))
+
+
+def measure(settings: params.Params, method: str, supplement: str, options, folder: Path) -> dict:
+    """A row: milliseconds of an iteration and of its bare passes, their ratio, the passes, images a second, memory."""
+    work = loop_of(settings, method, supplement, options, folder)
+    cycle = max(phase.every for phase in work.job.method.phases(work.job.numbers, work.progress))
+    recorder, turns = Recorder(work), []
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for turn in range(options.warmup + options.repeats):
+        work.iteration -= work.iteration % cycle
+        recorder.passes = None
+        before = now(options)
+        for _ in range(cycle):
+            work.iterate()
+        between = now(options)
+        if turn == 0:  # written down once: the writing itself takes time
+            recorder.passes = []
+            for _ in range(cycle):
+                work.iterate()
+            passes, recorder.passes = recorder.passes, None
+        turns.append(((between - before) / cycle, sum(_bare(each, options) for each in passes) / cycle))
+    kept = turns[options.warmup :]
+    step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
+    return {
+        "method": method, "supplement": supplement, "network": options.network, "batch": options.batch,
+        "milliseconds": 1000 * step, "bare_milliseconds": 1000 * bare, "ratio": statistics.median(a / b for a, b in kept),
+        "passes": len(passes) / cycle, "images_per_second": options.batch / step, "memory_gib": loop.memory_gib(options.device),
+    }  # fmt: skip
+
+
+def _bare(each: Pass, options) -> float:
+    # Seconds of a pass; putting the network into the state that it had is not counted.
+    for parameter in each.net.parameters():
+        parameter.requires_grad, parameter.grad = each.weights, None
+    for module in each.net.modules():
+        module.training = each.training
+    start = now(options)
+    each.again()
+    return now(options) - start
+
+
+def line(row: dict, other: dict | None) -> str:
+    """A row of the Markdown table; other: the same on another machine or commit."""
+    cells = [row["method"], row["supplement"], f"{row['milliseconds']:.1f}", f"{row['bare_milliseconds']:.1f}", f"{row['ratio']:.2f}",
+             f"{row['passes']:g}", f"{row['images_per_second']:.0f}", f"{row['memory_gib']:.1f}"]  # fmt: skip
+    if other:
+        cells.append(f"{row['milliseconds'] / other['milliseconds']:.2f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--network", choices=list(NETWORKS), default="demo")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), help="names under distil.methods with numbers for digits"
+    )
+    parser.add_argument("--supplements", nargs="+", default=["none", "el"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=15, help="turns that count")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    parser.add_argument(
+        "--compare", type=Path, help="a file that --out has written: milliseconds over its own in a last column"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    settings, rows = params.load(ROOT / "params.yaml"), []
+    others = json.loads(options.compare.read_text(encoding="utf-8"))["rows"] if options.compare else []
+    machine = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{platform.machine()}, {options.threads} thread(s)"
+    )
+    print(f"Network {options.network}, batch {options.batch}, float32, {machine}, torch {torch.__version__}\n")
+    head = ["method", "supplement", "ms an iteration", "ms of its bare passes", "ratio", "passes", "images/s", "GiB"]
+    head += ["ms over the other's"] if others else []
+    print(f"| {' | '.join(head)} |\n|---|---|{'---:|' * (len(head) - 2)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for method in options.methods:
+            for supplement in options.supplements:
+                row = measure(settings, method, supplement, options, Path(folder))
+                same = ("method", "supplement", "network", "batch")
+                twin = next((each for each in others if all(each[key] == row[key] for key in same)), None)
+                print(line(row, twin), flush=True)
+                rows.append(row)
+    if options.out:
+        about = {"machine": machine, "torch": torch.__version__, "rows": rows}
+        options.out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
