@@ -32,7 +32,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, loop, networks, params
+from eldistill import contract, data, distil, loop, networks, params, sampling
 from eldistill.ensemble import seed as ensembles
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +132,7 @@ def loop_of(settings: params.Params, method: str, supplement: str, options, fold
         training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
         optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device,
     )  # fmt: skip
+    distil._precision(options.precision, [teacher, *nets.values()])
     work = loop.Loop(job)
     work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
     return work
@@ -172,10 +173,18 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
     return {
-        "method": method, "supplement": supplement, "network": options.network, "batch": options.batch,
-        "milliseconds": 1000 * step, "bare_milliseconds": 1000 * bare, "ratio": statistics.median(a / b for a, b in kept),
-        "passes": len(passes) / cycle, "images_per_second": options.batch / step, "memory_gib": loop.memory_gib(options.device),
-    }  # fmt: skip
+        "method": method,
+        "supplement": supplement,
+        "network": options.network,
+        "batch": options.batch,
+        "precision": options.precision,
+        "milliseconds": 1000 * step,
+        "bare_milliseconds": 1000 * bare,
+        "ratio": statistics.median(a / b for a, b in kept),
+        "passes": len(passes) / cycle,
+        "images_per_second": options.batch / step,
+        "memory_gib": loop.memory_gib(options.device),
+    }
 
 
 def _bare(each: Pass, options) -> float:
@@ -187,6 +196,33 @@ def _bare(each: Pass, options) -> float:
     start = now(options)
     each.again()
     return now(options) - start
+
+
+def throughput(settings: params.Params, options, folder: Path, n: int = 1000) -> dict:
+    """Images a second of one step and of Heun's method in 18 steps (35 calls), with the same network; in turns."""
+    work = loop_of(settings, "di", "none", options, folder)
+    net = work.nets["teacher"]
+    about = {
+        "shape": list(work.job.shape),
+        "label_dim": 0,
+        "codec": {"mean": 0.5, "std": 0.29},
+        "sampler": {"steps": {"1": [2.5]}},
+    }
+    routes = {
+        "one step": lambda: sampling.images_of(sampling.Generator(net, about), n, batch=options.batch),
+        "Heun, 18 steps": lambda: sampling.images_of_teacher(net, about, n, 18, batch=options.batch),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in routes}
+    for turn in range(4):
+        for name, route in routes.items():
+            start = now(options)
+            for _ in route():
+                pass
+            if turn:
+                seconds[name].append(now(options) - start)
+    found = {f"{name}, images/s": n / statistics.median(each) for name, each in seconds.items()}
+    ratios = [slow / fast for fast, slow in zip(*seconds.values(), strict=True)]
+    return {"network": options.network, "batch": options.batch, **found, "ratio": statistics.median(ratios)}
 
 
 def line(row: dict, other: dict | None) -> str:
@@ -207,6 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--methods", nargs="+", default=list(METHODS), help="names under distil.methods with numbers for digits"
     )
     parser.add_argument("--supplements", nargs="+", default=["none", "el"])
+    parser.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15, help="turns that count")
     parser.add_argument("--warmup", type=int, default=3)
@@ -224,7 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.device == "cuda"
         else f"{platform.machine()}, {options.threads} thread(s)"
     )
-    print(f"Network {options.network}, batch {options.batch}, float32, {machine}, torch {torch.__version__}\n")
+    print(
+        f"Network {options.network}, batch {options.batch}, {options.precision}, {machine}, torch {torch.__version__}\n"
+    )
     head = ["method", "supplement", "ms an iteration", "ms of its bare passes", "ratio", "passes", "images/s", "GiB"]
     head += ["ms over the other's"] if others else []
     print(f"| {' | '.join(head)} |\n|---|---|{'---:|' * (len(head) - 2)}", flush=True)
@@ -232,12 +271,14 @@ def main(arguments: list[str] | None = None) -> None:
         for method in options.methods:
             for supplement in options.supplements:
                 row = measure(settings, method, supplement, options, Path(folder))
-                same = ("method", "supplement", "network", "batch")
+                same = ("method", "supplement", "network", "batch", "precision")
                 twin = next((each for each in others if all(each[key] == row[key] for key in same)), None)
                 print(line(row, twin), flush=True)
                 rows.append(row)
+        speed = throughput(settings, options, Path(folder))
+    print("\n" + ", ".join(f"{key} {speed[key]:.4g}" for key in speed if key.endswith(("images/s", "ratio"))))
     if options.out:
-        about = {"machine": machine, "torch": torch.__version__, "rows": rows}
+        about = {"machine": machine, "torch": torch.__version__, "rows": rows, "sampling": speed}
         options.out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -139,7 +140,13 @@ def step():
 @pytest.mark.parametrize(("method", "supplement"), [("di", "none"), ("di", "el"), ("sid", "none"), ("dmd", "none")])
 def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_path, method, supplement):
     """In forward passes for an image: what its module says, with EL or without; and making them again changes nothing."""
-    work = step.loop_of(settings, method, supplement, SimpleNamespace(device="cpu", network="demo", batch=4), tmp_path)
+    work = step.loop_of(
+        settings,
+        method,
+        supplement,
+        SimpleNamespace(device="cpu", network="demo", batch=4, precision="float32"),
+        tmp_path,
+    )
     recorder = step.Recorder(work)
     recorder.passes = []
     work.iterate()
@@ -158,6 +165,7 @@ def test_a_step_is_compared_with_its_twin(step, tmp_path, capsys, monkeypatch):
     words = ["--methods", "di", "--supplements", "none", "--batch", "4", "--repeats", "1", "--warmup", "1"]
     step.main([*words, "--out", str(file)])
     step.main([*words, "--compare", str(file)])
+    assert json.loads(file.read_text())["sampling"]["ratio"] > 10
     lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("| di")]
     assert len(lines) == 2 and lines[1].count("|") == lines[0].count("|") + 1
     assert float(lines[1].split("|")[-2]) > 0

@@ -79,6 +79,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
             )
         for layer in layers:
             layer.dropout = values["dropout"]
+    _precision(values.get("precision", "float32"), [teacher, *nets.values()])
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
         method=method, numbers=numbers,
@@ -117,6 +118,14 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         job.snapshots[total](work.average)
     files.write_rows(folder / "log.csv", work.rows)
     return work
+
+
+def _precision(name: str, nets: list[torch.nn.Module]) -> None:
+    # A step of this process begins with TF32 off (steps.py).
+    if name == "tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    for net in nets:
+        net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def snapshot_images(total: int, batch: int, percent: int) -> int:

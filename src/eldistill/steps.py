@@ -132,7 +132,7 @@ def _threads(threads: int, word: str) -> None:
 
         torch.set_num_threads(threads)
         # float32 means float32, and equal seeds equal bits, as far as cuDNN offers it.
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
 

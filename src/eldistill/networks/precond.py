@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -20,6 +21,7 @@ class EDMPrecond(nn.Module):
     `img_channels`, `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images.
     sigma_min, sigma_max: limits that a sampler respects; None means no upper limit.
     boundary: the sigma at which D(x) = x: 0 in EDM; set the attribute to make D a consistency model.
+    precision: of F's products: float32, or bfloat16 with float32 weights, norms and sums (autocast); all else stays as it is.
     """
 
     inner = "model"  # what F is called in the state
@@ -37,6 +39,7 @@ class EDMPrecond(nn.Module):
         self.sigma_min = sigma_min
         self.sigma_max = math.inf if sigma_max is None else sigma_max
         self.boundary = 0.0
+        self.precision = torch.float32
         self.img_resolution: int = model.img_resolution
         self.img_channels: int = model.img_channels
         self.label_dim: int = model.label_dim
@@ -72,18 +75,29 @@ class EDMPrecond(nn.Module):
         zeros. Raises ValueError for a shape that does not fit.
         """
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
-        return skipped + c_out * self.network(*inputs)
+        with self._cast(skipped):
+            found = self.network(*inputs)
+        return skipped + c_out * found.to(skipped.dtype)
 
     def encode(self, x, sigma, labels=None, augment_labels=None) -> torch.Tensor:
         """The last output of F's encoder, [n, *features_shape], without running the decoder; arguments as above."""
         skipped, _, inputs = self._scale(x, sigma, labels, augment_labels)
-        return self.network.encode(*inputs)[0].to(skipped.dtype)
+        with self._cast(skipped):
+            return self.network.encode(*inputs)[0].to(skipped.dtype)
 
     def both(self, x, sigma, labels=None, augment_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` and `encode` give, from one pass."""
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
-        features, skips, embedding = self.network.encode(*inputs)
-        return skipped + c_out * self.network.decode(features, skips, embedding), features.to(skipped.dtype)
+        with self._cast(skipped):
+            features, skips, embedding = self.network.encode(*inputs)
+            found = self.network.decode(features, skips, embedding)
+        return skipped + c_out * found.to(skipped.dtype), features.to(skipped.dtype)
+
+    def _cast(self, x: torch.Tensor):
+        # In float32 nothing at all: autocast costs time even where it is off.
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, self.precision)
 
     def _scale(self, x, sigma, labels, augment_labels) -> tuple[torch.Tensor, torch.Tensor, tuple]:
         """c_skip x, c_out and the arguments of F."""
