@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from eldistill.files import Problem, atomic
 from eldistill.results import PARTS, TEACHER, Result, arms_of, named, short
 
-VERSION = 1
+VERSION = 2  # bands, costs, radar
 
 SAMPLE_ROWS = 4
 # Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
@@ -202,7 +202,7 @@ def draw_radar(path: Path, results: list[Result], rows: list[dict], params: dict
             axes.set_ylim(0, None)
             axes.set_title(f"{data}, {method}: over {params['baseline']}'s", fontsize=11)
             axes.tick_params(axis="y", labelsize=8)
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.15, -0.12), fontsize=8, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=9, frameon=False)
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 

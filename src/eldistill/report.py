@@ -32,6 +32,7 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align
 th { vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0; background: var(--paper); }
 td { white-space: nowrap; }
+.text th { text-align: left; }
 .text td { text-align: left; white-space: normal; min-width: 5rem; }
 img { max-width: 100%; height: auto; background: white; }
 figure { margin: 1rem 0; }
@@ -53,8 +54,12 @@ summary { cursor: pointer; }
 .flow li + li { margin-left: 1.2rem; }
 .flow li + li::before { content: "→"; position: absolute; left: -1.5rem; top: .6rem; }
 .flow b { display: block; }
+@media (max-width: 40rem) {
+  th:first-child, td:first-child { white-space: normal; max-width: 7rem; }
+  .plot img { max-width: 46rem; } }
 @media print { body { max-width: none; font-size: 11px; } .wide { overflow: visible; } table { font-size: 7px; }
-  th, td { padding: .15rem .25rem; } nav { display: none; } figure, tr { break-inside: avoid; } td { white-space: normal; }
+  th, td { padding: .15rem .25rem; } nav { display: none; } figure, tr { break-inside: avoid; }
+  .plot img { width: auto; max-width: 100%; } td { white-space: normal; }
   th:first-child, td:first-child { position: static; } .zoom input { display: none; } }
 """
 
@@ -72,6 +77,8 @@ def picture(caption: str, path: Path, zoom: bool = True) -> str:
     tag = f'<img alt="{html.escape(caption)}" src="{_source(path)}">'
     if zoom:
         tag = f'<label class="zoom"><input type="checkbox" aria-label="enlarge: {html.escape(caption)}">{tag}</label>'
+    else:
+        tag = f'<div class="wide plot">{tag}</div>'  # on a phone it is moved by a finger
     return f"<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
