@@ -81,6 +81,19 @@ def test_what_an_evaluation_costs_is_what_was_measured():
     assert f"{plain:.1f} times without its resizing" in text
 
 
+def test_what_a_step_costs_is_what_was_measured():
+    found = json.loads((ROOT / "benchmarks/step.json").read_text(encoding="utf-8"))
+    text = " ".join(TEXT.split())
+    rates = [found["sampling"][f"{name}, images/s"] for name in ("one step", "Heun, 18 steps")]
+    assert (
+        f"makes {rates[0]:,.0f} images a second" in text
+        and f"in 18 steps {rates[1]:.0f}: {found['sampling']['ratio']:.0f} times" in text
+    )
+    for supplement, words in (("none", "costs {:.2f} to {:.2f} times"), ("el", "with EL {:.2f} to {:.2f} times")):
+        ratios = [row["ratio"] for row in found["rows"] if row["supplement"] == supplement]
+        assert words.format(min(ratios), max(ratios)) in text
+
+
 def test_the_sentences_of_studies_are_the_committed_ones():
     """What the README quotes of a study stands in its page, to the letter."""
     blocks = re.findall(r"<!-- study: ([\w-]+) -->\n\n((?:- .*\n)+)", TEXT)

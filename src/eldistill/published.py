@@ -23,6 +23,7 @@ METHODS: dict[str, tuple[str, ...]] = {  # what published.csv calls the methods 
     "ict": ("iCT",),
     "ect": ("ECT", "ECT-S"),
 }
+ENDINGS = {"none": "", "el": "+EL", "regression": "", "regression+el": "+EL"}  # of those names, for each supplement
 SETS = {  # what published.csv calls the data settings of params.yaml: (data set, conditional, resolution)
     "cifar10": ("CIFAR-10", "no", "32"), "cifar10-cond": ("CIFAR-10", "yes", "32"), "ffhq64": ("FFHQ", "no", "64"),
     "afhqv2-64": ("AFHQv2", "no", "64"), "imagenet64": ("ImageNet", "yes", "64"), "imagenet512-s": ("ImageNet", "yes", "512"),
@@ -40,9 +41,9 @@ def figures() -> tuple[dict[str, str], ...]:
 def beside(data: str, method: str, supplement: str) -> list[dict[str, str]]:
     """The published figures of an arm: same data, method and supplement (none, or el); of a data setting that nobody published
     those on all data sets, which then compare with nothing here."""
-    if supplement not in ("none", "el", "regression", "regression+el"):
+    ending = ENDINGS.get(supplement)
+    if ending is None:
         return []
-    ending = "+EL" if supplement.endswith("el") else ""
     wanted = {f"{name}{ending}" for name in METHODS.get(method, ())}
     rows = [row for row in figures() if row["method"].split(" (")[0].split("/")[0] in wanted]
     return [row for row in rows if data not in SETS or _place(row) == SETS[data]]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sheet of a run: one page with its numbers, its curves, everything that its training logged, and its images."""
+"""The sheet of a run: one page with its numbers, its curves, everything that its training logged, and its images.
+
+It has no VERSION: how it looks makes no number stale.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from eldistill.files import Problem, read_json, write_text
 from eldistill.report import BLUE, STYLE, picture, short_table
 from eldistill.results import NAME, PARTS, short
 
-VERSION = 1
 GROUPS = {  # heading: endings of the logged names that belong to it; what is left over are loss terms
     "Gradients": ("gradient_norm", "gradient_rms", "base_rms"),
     "The supplement's signal": ("weight", "snr", "cosine", "optimal", "trace_ratio"),
