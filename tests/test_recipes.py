@@ -309,6 +309,7 @@ USES = {
     "published": {"tables demo"},
     "inference": {"tables demo"},
     "plots": {"tables demo"},
+    "typeset": {"tables demo"},
     "report": {"tables demo"},
     "results": {"tables demo"},
 }

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from eldistill import results, tables
+from eldistill import results, tables, typeset
 from eldistill.files import Problem
 
 NAMES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
@@ -360,13 +360,13 @@ def row_of(delta, low, high):
     ],
 )  # fmt: skip
 def test_sentences_claim_what_the_interval_allows(numbers, expected):
-    text = tables.sentence(row_of(*numbers), "heldout", PARAMS)
+    text = typeset.sentence(row_of(*numbers), "heldout", PARAMS)
     assert text.startswith(f"di/el: fd5k_judge-a_heldout {expected}")
 
 
 def test_what_does_not_survive_the_correction_says_so():
     row = row_of(-0.08, -0.15, -0.01) | {"fd_judge-a_heldout_p_holm": 0.12}
-    assert tables.sentence(row, "heldout", PARAMS).endswith("lower in 3 of 3): by itself, not after correction.")
+    assert typeset.sentence(row, "heldout", PARAMS).endswith("lower in 3 of 3): by itself, not after correction.")
 
 
 def test_p_values_are_those_of_the_differences(suite):

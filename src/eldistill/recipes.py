@@ -437,7 +437,7 @@ class Plan:
         return Step(
             "tables",
             suite,
-            ("tables", "plots", "results", "inference", "metrics", "published", "report"),
+            ("tables", "typeset", "plots", "results", "inference", "metrics", "published", "report"),
             params,
             tuple(f"{folder}/{output}" for output in TABLES),
             (*self.evaluations(suite), *runs),
