@@ -14,7 +14,8 @@ no check for a NaN. Iteration and bare passes take turns in one process, and the
 
 DMD2 and others whose iterations differ are measured over a whole cycle. `passes` counts them in forward passes of a whole network
 for an image (a backward pass to the weights costs two, to the input one more than none), from the numbers of each method. On
-one CPU thread the clock counts CPU time, else wall time. The real images are random, which costs the same.
+one CPU thread the clock counts CPU time, else wall time. `% for data` is the share of an iteration spent on reading, sending and
+encoding real images and labels. The images are random, which costs the same.
 """
 
 from __future__ import annotations
@@ -99,6 +100,27 @@ class Recorder:
         return recording
 
 
+class Waiting:
+    """The seconds that a loop has waited for real images: reading their rows, sending and encoding them."""
+
+    def __init__(self, reals: data.Reals, options):
+        self.seconds, self.inside = 0.0, False
+        for name in ("take", "labels"):
+            setattr(reals, name, self._clocked(getattr(reals, name), options))
+
+    def _clocked(self, call: Callable, options) -> Callable:
+        def clocked(indices):
+            if self.inside:  # `take` asks for labels too
+                return call(indices)
+            self.inside, start = True, now(options)
+            found = call(indices)
+            self.seconds += now(options) - start
+            self.inside = False
+            return found
+
+        return clocked
+
+
 def now(options) -> float:
     """Seconds, of the processor if there is one thread."""
     if options.device == "cuda":
@@ -154,22 +176,23 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
     """A row: milliseconds of an iteration and of its bare passes, their ratio, the passes, images a second, memory."""
     work = loop_of(settings, method, supplement, options, folder)
     cycle = max(phase.every for phase in work.job.method.phases(work.job.numbers, work.progress))
-    recorder, turns = Recorder(work), []
+    recorder, waiting, turns = Recorder(work), Waiting(work.job.reals, options), []
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for turn in range(options.warmup + options.repeats):
         work.iteration -= work.iteration % cycle
         recorder.passes = None
-        before = now(options)
+        waiting.seconds, before = 0.0, now(options)
         for _ in range(cycle):
             work.iterate()
-        between = now(options)
+        between, waited = now(options), waiting.seconds
         if turn == 0:  # written down once: the writing itself takes time
             recorder.passes = []
             for _ in range(cycle):
                 work.iterate()
             passes, recorder.passes = recorder.passes, None
-        turns.append(((between - before) / cycle, sum(_bare(each, options) for each in passes) / cycle))
+        bare = sum(_bare(each, options) for each in passes)
+        turns.append(((between - before) / cycle, bare / cycle, waited / (between - before)))
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
     return {
@@ -180,7 +203,8 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         "precision": options.precision,
         "milliseconds": 1000 * step,
         "bare_milliseconds": 1000 * bare,
-        "ratio": statistics.median(a / b for a, b in kept),
+        "ratio": statistics.median(a / b for a, b, _ in kept),
+        "data_percent": 100 * statistics.median(each[2] for each in kept),
         "passes": len(passes) / cycle,
         "images_per_second": options.batch / step,
         "memory_gib": loop.memory_gib(options.device),
@@ -198,9 +222,9 @@ def _bare(each: Pass, options) -> float:
     return now(options) - start
 
 
-def throughput(settings: params.Params, options, folder: Path, n: int = 1000) -> dict:
+def throughput(settings: params.Params, options, folder: Path) -> dict:
     """Images a second of one step and of Heun's method in 18 steps (35 calls), with the same network; in turns."""
-    work = loop_of(settings, "di", "none", options, folder)
+    work, n = loop_of(settings, "di", "none", options, folder), options.images
     net = work.nets["teacher"]
     about = {
         "shape": list(work.job.shape),
@@ -228,7 +252,7 @@ def throughput(settings: params.Params, options, folder: Path, n: int = 1000) ->
 def line(row: dict, other: dict | None) -> str:
     """A row of the Markdown table; other: the same on another machine or commit."""
     cells = [row["method"], row["supplement"], f"{row['milliseconds']:.1f}", f"{row['bare_milliseconds']:.1f}", f"{row['ratio']:.2f}",
-             f"{row['passes']:g}", f"{row['images_per_second']:.0f}", f"{row['memory_gib']:.1f}"]  # fmt: skip
+             f"{row['data_percent']:.1f}", f"{row['passes']:g}", f"{row['images_per_second']:.0f}", f"{row['memory_gib']:.1f}"]  # fmt: skip
     if other:
         cells.append(f"{row['milliseconds'] / other['milliseconds']:.2f}")
     return f"| {' | '.join(cells)} |"
@@ -246,6 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15, help="turns that count")
+    parser.add_argument("--images", type=int, default=1000, help="of the comparison with Heun's method")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
@@ -264,7 +289,17 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"Network {options.network}, batch {options.batch}, {options.precision}, {machine}, torch {torch.__version__}\n"
     )
-    head = ["method", "supplement", "ms an iteration", "ms of its bare passes", "ratio", "passes", "images/s", "GiB"]
+    head = [
+        "method",
+        "supplement",
+        "ms an iteration",
+        "ms of its bare passes",
+        "ratio",
+        "% for data",
+        "passes",
+        "images/s",
+        "GiB",
+    ]
     head += ["ms over the other's"] if others else []
     print(f"| {' | '.join(head)} |\n|---|---|{'---:|' * (len(head) - 2)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
