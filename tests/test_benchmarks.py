@@ -19,15 +19,20 @@ ROOT = Path(__file__).parents[1]
 NAMES = ["conv4", "mix8-8", "identity", "conv8"]
 
 
-@pytest.fixture(scope="module")
-def script():
-    """benchmarks/embedding.py as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_embedding", ROOT / "benchmarks/embedding.py")
+def loaded(name: str):
+    """benchmarks/<name>.py as a module, while somebody looks at it."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/embedding.py as a module."""
+    yield from loaded("embedding")
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +134,7 @@ def test_a_table_from_the_command_line(script, tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def step():
     """benchmarks/step.py as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_step", ROOT / "benchmarks/step.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield from loaded("step")
 
 
 @pytest.mark.parametrize(("method", "supplement"), [("di", "none"), ("di", "el"), ("sid", "none"), ("dmd", "none")])

@@ -7,12 +7,11 @@ Comparisons are paired by seed within a data setting and a method; the tests of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from statistics import fmean, median, stdev
 
 from eldistill import inference
 from eldistill.files import Problem
-from eldistill.results import Result, Study, arms_of, identity, short
+from eldistill.results import COSTS, Result, Study, arms_of, identity, short
 
 VERSION = 1
 
@@ -220,13 +219,6 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
     return rows, [
         text for row in rows if (text := _verdict(row, study.params, f"at equal {row['equal']} the distance"))
     ]
-
-
-COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration
-    "iterations": lambda result: 1.0,
-    "seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
-    "FLOP": lambda result: result.about.get("flop_per_iteration"),
-}
 
 
 def _at(curve: list[tuple[float, float]], time: float) -> float:

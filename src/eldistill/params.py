@@ -67,7 +67,11 @@ class Run:
         return () if self.supplement == "none" else tuple(self.supplement.split("+"))
 
 
-TABLES = ("main", "runs", "curves", "published", "costs", "radar", "samples", "report")  # of every suite
+# Of a suite, beside its studies; the first carries the recipe.
+TABLES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
+          "samples.png", "report.html")  # fmt: skip
+NAMES = tuple(dict.fromkeys(name.split(".")[0] for name in TABLES))  # which no study can have
+STUDY = rf"(?!(?:{'|'.join(NAMES)})\.)[^/]+"  # Snakemake's pattern of one
 
 
 class Params:
@@ -299,10 +303,10 @@ class Params:
             if any(part not in self._named("supplement") for part in baseline.split("+")) and baseline != "none":
                 self._unknown(where, baseline, ["none", *self._named("supplement")])
         for name in tables["studies"]:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in TABLES:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in NAMES:
                 raise Problem(
                     f"params.yaml: tables.studies.{name} cannot be a name; expected letters, digits, _ - and none of "
-                    f"{', '.join(TABLES)}, which are tables already"
+                    f"{', '.join(NAMES)}, which are tables already"
                 )
         for suite in self.values["suites"]:
             self.studies(suite)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from eldistill.files import Problem, atomic
-from eldistill.results import PARTS, TEACHER, Result, arms_of, named, short
+from eldistill.results import COSTS, PARTS, TEACHER, Result, arms_of, named, short
 
 VERSION = 2  # bands, costs, radar
 
@@ -98,11 +98,11 @@ def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dic
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-SPENT = {  # what a curve can be drawn against: title, and what an iteration costs of it; None where nobody measured it
-    "iterations": lambda result: 1.0,
+SPENT = {  # what a curve can be drawn against: title, and what an iteration costs of it
+    "iterations": COSTS["iterations"],
     "generated images": lambda result: result.about["n_images"] / result.about["iterations"],
-    "CPU seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
-    "FLOP": lambda result: result.about.get("flop_per_iteration"),
+    "CPU seconds": COSTS["seconds"],
+    "FLOP": COSTS["FLOP"],
 }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from eldistill.fetching import TABLE, source
 from eldistill.files import Problem, canonical, digest, write_text
-from eldistill.params import Params, Run
+from eldistill.params import TABLES, Params, Run
 from eldistill.schema import PACKAGE, spaces
 
 SCRATCH = "data/scratch"
@@ -52,9 +52,6 @@ USES = {
     "sampling": ("noise",),
     "central": ("comparisons",),
 }
-# Of a suite, beside its studies; the first carries the recipe.
-TABLES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
-          "samples.png", "report.html")  # fmt: skip
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
 

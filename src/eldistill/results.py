@@ -7,6 +7,7 @@ import csv
 import itertools
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,13 @@ def check(results: list[Result], primary: str, curves: bool = True) -> None:
         for part, place in itertools.product(PARTS, (result.metrics, *([result.curve[0]] if curves else []))):
             if not named(place, "fd", primary, part):
                 raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
+
+
+COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration; None where nobody measured it
+    "iterations": lambda result: 1.0,
+    "seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
+    "FLOP": lambda result: result.about.get("flop_per_iteration"),
+}
 
 
 def identity(group: list[Result]) -> dict:

@@ -146,8 +146,9 @@ def images_of(
 def images_of_teacher(
     teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Chunks of uint8 images by Heun's method, from the same latents as a generator's, from number `first` on. churn: the numbers of EDM's
-    stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
+    """Chunks of uint8 images by Heun's method, from the same latents as a generator's, those from number `first` on.
+
+    churn: the numbers of EDM's stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
     device = next(teacher.parameters()).device
     for draw, _ in _chunks(n, seed, batch, device, start=first):
         fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None

@@ -168,10 +168,10 @@ def markdown(
         "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
         "seeds. All digits: main.csv."
     )
-    return "\n\n".join([f"# Suite {suite}", *sections, note, *_published(rows, others)]) + "\n"
+    return "\n\n".join([f"# Suite {suite}", *sections, note, *_published(others)]) + "\n"
 
 
-def _published(rows: list[dict], others: list[dict]) -> list[str]:
+def _published(others: list[dict]) -> list[str]:
     others = [each for each in others if each["data"]]
     if not others:
         return []

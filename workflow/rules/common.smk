@@ -106,4 +106,4 @@ wildcard_constraints:
     features="[^/]+",
     letter="[ab]",
     which="real|teacher",
-    study=r"(?!(?:main|runs|curves|published|costs|radar|samples|report)\.)[^/]+",
+    study=params.STUDY,
