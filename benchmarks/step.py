@@ -15,7 +15,8 @@ no check for a NaN. Iteration and bare passes take turns in one process, and the
 DMD2 and others whose iterations differ are measured over a whole cycle. `passes` counts them in forward passes of a whole network
 for an image (a backward pass to the weights costs two, to the input one more than none), from the numbers of each method. On
 one CPU thread the clock counts CPU time, else wall time. `% for data` is the share of an iteration spent on reading, sending and
-encoding real images and labels. The images are random, which costs the same.
+encoding real images and labels. `% of ceiling` compares the operations of an iteration, as torch counts them, in its time with
+those of a large matrix product in the same precision on the same device. The images are random, which costs the same.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, distil, loop, networks, params, sampling
+from eldistill import contract, data, loop, networks, params, sampling, speed
 from eldistill.ensemble import seed as ensembles
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +155,11 @@ def loop_of(settings: params.Params, method: str, supplement: str, options, fold
         training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
         optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device,
     )  # fmt: skip
-    distil._precision(options.precision, [teacher, *nets.values()])
+    speed.precision(options.precision, [teacher, *nets.values()])
+    if options.recompute:
+        speed.recompute(nets.values())
+    if options.compile:
+        speed.compiled([teacher, *nets.values()])
     work = loop.Loop(job)
     work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
     return work
@@ -195,20 +200,40 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         turns.append(((between - before) / cycle, bare / cycle, waited / (between - before)))
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
+    with speed.eager(options.compile):
+        flop = work.count_flop()
     return {
         "method": method,
         "supplement": supplement,
         "network": options.network,
         "batch": options.batch,
-        "precision": options.precision,
+        **{key: getattr(options, key) for key in ("precision", "compile", "recompute")},
         "milliseconds": 1000 * step,
         "bare_milliseconds": 1000 * bare,
         "ratio": statistics.median(a / b for a, b, _ in kept),
         "data_percent": 100 * statistics.median(each[2] for each in kept),
         "passes": len(passes) / cycle,
         "images_per_second": options.batch / step,
+        "flop_per_second": flop / step,
+        "ceiling_percent": 100 * flop / step / options.ceiling,
         "memory_gib": loop.memory_gib(options.device),
     }
+
+
+def ceiling(options) -> float:
+    """Floating-point operations a second of a product of two large matrices: the median of ten."""
+    n, dtype = (
+        (8192 if options.device == "cuda" else 1024),
+        torch.bfloat16 if options.precision == "bfloat16" else torch.float32,
+    )
+    speed.precision(options.precision, [])
+    a, b = torch.ones(2, n, n, dtype=dtype, device=options.device)
+    seconds = []
+    for _ in range(13):
+        start = now(options)
+        a @ b
+        seconds.append(now(options) - start)
+    return 2 * n**3 / statistics.median(seconds[3:])
 
 
 def _bare(each: Pass, options) -> float:
@@ -252,7 +277,8 @@ def throughput(settings: params.Params, options, folder: Path) -> dict:
 def line(row: dict, other: dict | None) -> str:
     """A row of the Markdown table; other: the same on another machine or commit."""
     cells = [row["method"], row["supplement"], f"{row['milliseconds']:.1f}", f"{row['bare_milliseconds']:.1f}", f"{row['ratio']:.2f}",
-             f"{row['data_percent']:.1f}", f"{row['passes']:g}", f"{row['images_per_second']:.0f}", f"{row['memory_gib']:.1f}"]  # fmt: skip
+             f"{row['data_percent']:.1f}", f"{row['passes']:g}", f"{row['images_per_second']:.3g}", f"{row['ceiling_percent']:.0f}",
+             f"{row['memory_gib']:.1f}"]  # fmt: skip
     if other:
         cells.append(f"{row['milliseconds'] / other['milliseconds']:.2f}")
     return f"| {' | '.join(cells)} |"
@@ -268,6 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--supplements", nargs="+", default=["none", "el"])
     parser.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true", help="networks compiled, as with distil.compile")
+    parser.add_argument("--recompute", action="store_true", help="blocks computed again, as with distil.recompute")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15, help="turns that count")
     parser.add_argument("--images", type=int, default=1000, help="of the comparison with Heun's method")
@@ -278,7 +306,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--compare", type=Path, help="a file that --out has written: milliseconds over its own in a last column"
     )
     options = parser.parse_args(arguments)
+    speed.keep_memory()  # as every step does
     torch.set_num_threads(options.threads)
+    options.ceiling = ceiling(options)
     settings, rows = params.load(ROOT / "params.yaml"), []
     others = json.loads(options.compare.read_text(encoding="utf-8"))["rows"] if options.compare else []
     machine = (
@@ -287,7 +317,8 @@ def main(arguments: list[str] | None = None) -> None:
         else f"{platform.machine()}, {options.threads} thread(s)"
     )
     print(
-        f"Network {options.network}, batch {options.batch}, {options.precision}, {machine}, torch {torch.__version__}\n"
+        f"Network {options.network}, batch {options.batch}, {options.precision}, {machine}, torch {torch.__version__}, "
+        f"matrix products {options.ceiling / 1e9:.0f} GFLOP/s\n"
     )
     head = [
         "method",
@@ -298,6 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
         "% for data",
         "passes",
         "images/s",
+        "% of ceiling",
         "GiB",
     ]
     head += ["ms over the other's"] if others else []
@@ -306,14 +338,20 @@ def main(arguments: list[str] | None = None) -> None:
         for method in options.methods:
             for supplement in options.supplements:
                 row = measure(settings, method, supplement, options, Path(folder))
-                same = ("method", "supplement", "network", "batch", "precision")
-                twin = next((each for each in others if all(each[key] == row[key] for key in same)), None)
+                same = ("method", "supplement", "network", "batch", "precision", "compile", "recompute")
+                twin = next((each for each in others if all(each.get(key) == row[key] for key in same)), None)
                 print(line(row, twin), flush=True)
                 rows.append(row)
-        speed = throughput(settings, options, Path(folder))
-    print("\n" + ", ".join(f"{key} {speed[key]:.4g}" for key in speed if key.endswith(("images/s", "ratio"))))
+        rates = throughput(settings, options, Path(folder))
+    print("\n" + ", ".join(f"{key} {rates[key]:.4g}" for key in rates if key.endswith(("images/s", "ratio"))))
     if options.out:
-        about = {"machine": machine, "torch": torch.__version__, "rows": rows, "sampling": speed}
+        about = {
+            "machine": machine,
+            "torch": torch.__version__,
+            "ceiling": options.ceiling,
+            "rows": rows,
+            "sampling": rates,
+        }
         options.out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from eldistill import contract, loop, noise, params
+from eldistill import contract, loop, noise, optimisers, params
 from eldistill.contract import Progress
 from eldistill.methods import diff_instruct
 
@@ -267,17 +267,17 @@ def test_ramped_average_equals_golden():
     arrays = golden("ema_beta")
     for key, batch, halflife in (("beta_b256_hl500k_r005", 256, 5e5), ("beta_b8192_hl2M_r005", 8192, 2e6)):
         numbers = ema(policy="ramped", halflife_images=halflife, ramp=0.05)
-        betas = [loop.ema_beta(numbers, progress(n), batch) for n in arrays["cur_nimg_before_step"].tolist()]
+        betas = [optimisers.ema_beta(numbers, progress(n), batch) for n in arrays["cur_nimg_before_step"].tolist()]
         np.testing.assert_allclose(betas, arrays[key], rtol=1e-12, atol=0)
     numbers = ema(policy="constant", beta=float(arrays["beta_b128_fixed"]))
-    assert loop.ema_beta(numbers, progress(12345), 128) == 0.9999
+    assert optimisers.ema_beta(numbers, progress(12345), 128) == 0.9999
 
 
 def test_halflife_halves():
     """After half-life images, in steps of any batch, the past counts a half."""
     numbers = ema(policy="ramped", halflife_images=1200, ramp=1.0)
     for batch in (1, 8, 400):
-        past = math.prod(loop.ema_beta(numbers, progress(10**6 + n), batch) for n in range(0, 1200, batch))
+        past = math.prod(optimisers.ema_beta(numbers, progress(10**6 + n), batch) for n in range(0, 1200, batch))
         assert math.isclose(past, 0.5, rel_tol=1e-12)
 
 
@@ -287,7 +287,7 @@ def test_power_average_weighs_by_a_power_of_time(gamma, batch):
     """The weight of step t among N is t^(g+1) - (t-1)^(g+1) over N^(g+1): the integral of t^g (EDM2, eq. 123)."""
     numbers, weights = ema(policy="power", gamma=gamma), []
     for step in range(20):
-        beta = loop.ema_beta(numbers, progress(step * batch), batch)
+        beta = optimisers.ema_beta(numbers, progress(step * batch), batch)
         weights = [beta * weight for weight in weights] + [1 - beta]
     times = np.arange(21.0) ** (gamma + 1)
     np.testing.assert_allclose(weights, np.diff(times) / times[-1], rtol=1e-9)
@@ -303,7 +303,7 @@ def test_average_is_the_weighted_sum_of_the_weights(bench, numbers):
     work, history = loop.Loop(job), []
     expected = [value.clone() for value in work.average.state_dict().values()]
     for _ in range(6):
-        beta = loop.ema_beta(numbers, work.progress, 4)
+        beta = optimisers.ema_beta(numbers, work.progress, 4)
         work.iterate()
         history.append(beta)
         now = job.nets["generator"].state_dict().values()
@@ -316,7 +316,7 @@ def test_average_is_the_weighted_sum_of_the_weights(bench, numbers):
 def test_learning_rate_rises_and_falls_linearly():
     """lr n / warmup, then lr, then lr (total - n) / decay; without either it is constant."""
     numbers = SimpleNamespace(lr=0.3, warmup_images=1000, decay_images=2000)
-    rate = lambda n: loop.learning_rate(numbers, progress(n, total=10_000))  # noqa: E731
+    rate = lambda n: optimisers.learning_rate(numbers, progress(n, total=10_000))  # noqa: E731
     for n in (0, 250, 500, 999):
         assert math.isclose(rate(n), 0.3 * n / 1000, abs_tol=0.3 / 1000 + 1e-12)
     assert rate(0) > 0  # a first step that does nothing would waste the first draw
@@ -324,7 +324,7 @@ def test_learning_rate_rises_and_falls_linearly():
     for n in (8500, 9000, 9999):
         assert math.isclose(rate(n), 0.3 * (10_000 - n) / 2000, rel_tol=1e-12)
     plain = SimpleNamespace(lr=0.3, warmup_images=0, decay_images=0)
-    assert {loop.learning_rate(plain, progress(n, total=10)) for n in range(10)} == {0.3}
+    assert {optimisers.learning_rate(plain, progress(n, total=10)) for n in range(10)} == {0.3}
 
 
 def test_learning_rate_reaches_the_optimiser(bench):

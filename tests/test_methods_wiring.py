@@ -49,9 +49,9 @@ def test_sida_warms_up(bench, images):
         assert sida.phases(sida.Numbers(images=images), Progress(off, 0, 100)) == whole
     work, seen = loop.Loop(bench.job("sida", numbers=numbers, batch=4, steps=7)), []
     for _ in range(7):
-        work.sums = {}
+        work.watch.sums = {}
         work.iterate()
-        seen.append([name for name in ("identity", "adversarial") if f"generator.{name}" in work.sums])
+        seen.append([name for name in ("identity", "adversarial") if f"generator.{name}" in work.watch.sums])
     assert seen == [[]] * 3 + [["identity"]] * 2 + [["identity", "adversarial"]] * 2
 
 

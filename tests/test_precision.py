@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from eldistill import distil, loop, params, recipes
+from eldistill import loop, params, recipes, speed
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -22,10 +22,10 @@ STEPS, BATCH = 50, 16
 def trained(bench, method: str, precision: str, folder: str, supplements=None) -> tuple[torch.Tensor, loop.Loop]:
     """Images of the running average after fifty steps, and the loop."""
     job = bench.job(method, supplements, folder=folder, batch=BATCH, steps=STEPS)
-    distil._precision(precision, [*job.fixed.values(), *job.nets.values()])
+    speed.precision(precision, [*job.fixed.values(), *job.nets.values()])
     work = loop.Loop(job)
     work.run()
-    distil._precision("float32", [work.average])
+    speed.precision("float32", [work.average])
     z = torch.randn(64, *job.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return work.average(2.5 * z, torch.full((64,), 2.5)), work
@@ -53,7 +53,7 @@ def test_products_alone_are_made_in_it(bench):
     """The network's convolutions see bfloat16, the denoised image and its gradient are float32."""
     job = bench.job("diff_instruct", batch=4, steps=1)
     net, seen = job.nets["generator"], []
-    distil._precision("bfloat16", [net])
+    speed.precision("bfloat16", [net])
     convolution = torch.nn.functional.conv2d
 
     def watching(*args, **named):
@@ -89,7 +89,7 @@ def test_it_is_part_of_a_recipe_unless_it_is_the_reference():
 def test_tf32_is_switched_on_for_its_run_alone():
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
-        distil._precision("tf32", [])
+        speed.precision("tf32", [])
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
         from eldistill import steps
 

@@ -83,6 +83,21 @@ DRAW = np.random.default_rng(0)
 NOISE = {"none": DRAW.normal(10, 1, 5), "el": DRAW.normal(8, 1, 5), "other": DRAW.normal(9.5, 2, 5)}
 
 
+def test_a_method_can_be_the_baseline(tmp_path):
+    """METHOD/SUPPLEMENT: every other arm of the data setting is paired with it, its own method's too."""
+    arms = {("di", "none"): (10.0, 11.0, 9.0), ("di-reuse", "none"): (10.5, 11.2, 9.4), ("di", "el"): (8.0, 9.1, 7.0)}
+    runs = [run for (method, name), values in arms.items() for run in add_arm(tmp_path, name, values, method=method)]
+    rows, text = make(tmp_path, runs, against="di/none")
+    found = {(row["method"], row["supplement"]): row["difference"] for row in rows}
+    assert found["di", "none"] == ""
+    assert float(found["di-reuse", "none"]) == pytest.approx((0.5 + 0.2 + 0.4) / 3)
+    assert float(found["di", "el"]) == pytest.approx(-(2.0 + 1.9 + 2.0) / 3)
+    assert (
+        "di-reuse/none: the distance is not distinguishable from di/none's" in text
+        and "di/el: the distance is lower than di/none's" in text
+    )
+
+
 def test_every_number_of_a_contrast_is_numpys(tmp_path):
     """Means, deviations, paired differences, intervals, p, Holm over the table, train part, other spaces, cost."""
     runs = [run for name, values in NOISE.items() for run in add_arm(tmp_path, name, values.tolist())]
@@ -752,6 +767,9 @@ def shipped_plan():
         ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "tables already"]),
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
+        ("tables/studies/reuse-di/against", "dj/none", ["tables.studies.reuse-di.against is 'dj'", "did you mean di?"]),
+        ("tables/studies/budget/against", "di/none", ["studies.budget.against is 'di/none'", "kind is contrast"]),
+        ("tables/baseline", "di/none", ["tables.baseline is 'di'"]),
         ("tables/studies/budget/against", "el+non", ["tables.studies.budget.against is 'el+non'", "one of none, el,"]),
         ("tables/studies/central/kind", "centre", ["tables.studies.central.kind", "'centre'", "did you mean central?"]),
         ("tables/studies/central/margin", 0, ["tables.studies.central.margin", "> 0"]),
@@ -913,9 +931,10 @@ def test_every_arm_has_a_baseline_with_its_own_seeds():
     for name, study in ANSWERS.items():
         if study.get("kind", "contrast") in ("seeds", "signal", "variance", "stability") or name == "tuning":
             continue
-        against, there = study.get("against", "none"), set(cells(name))
-        assert all((data, method, against, seed) in there for data, method, _, seed in there), name
-        assert {supplement for _, _, supplement, _ in there} - {against}, name
+        one, _, against = study.get("against", "none").rpartition("/")
+        there = set(cells(name))
+        assert all((data, one or method, against, seed) in there for data, method, _, seed in there), name
+        assert {(method, supplement) for _, method, supplement, _ in there} - {(one or "di", against)}, name
 
 
 def test_every_arm_had_as_many_trials():

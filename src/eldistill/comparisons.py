@@ -17,10 +17,11 @@ VERSION = 1
 
 
 def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
-    """(run, the baseline's run of the same data, method and seed); none for the baseline itself."""
+    """(run, the baseline's run of the same data and seed, and method unless it names one); none for the baseline itself."""
     data, method, supplement = group[0].arm
     against = study.params["against"]
-    if supplement == against:
+    method, against = against.split("/") if "/" in against else (method, against)
+    if group[0].arm == (data, method, against):
         return []
     bases = {base.seed: base for base in arms.get((data, method, against), ())}
     return [(result, bases[result.seed]) for result in group if result.seed in bases]

@@ -125,7 +125,7 @@ class Batch:
 
         Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None.
         """
-        indices = self.draw.integers(purpose, len(self.reals), each).reshape(-1)
+        indices = self.draw.on("cpu").integers(purpose, len(self.reals), each).reshape(-1)
         if not hasattr(self.reals, "fresh"):
             return self.reals.take(indices)
         return self.reals.fresh(

@@ -15,7 +15,7 @@ import torch
 
 from eldistill import latents
 from eldistill.files import NonFinite, Problem, map_tensors
-from eldistill.noise import Draw
+from eldistill.noise import Draw, sent
 
 VERSION = 1
 SIGMA_DATA = 0.5
@@ -74,14 +74,15 @@ class Reals:
         return tuple(self.images.shape[1:])
 
     def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
-        """One-hot labels [len(indices), label_dim], or None."""
+        """One-hot labels [len(indices), label_dim], or None. indices on the CPU keep a GPU from being waited for."""
         if not self.label_dim:
             return None
-        return torch.nn.functional.one_hot(self.classes[indices.to(self.classes.device)], self.label_dim).to(self.dtype)
+        classes = self.classes[sent(indices, self.classes.device)]
+        return torch.nn.functional.one_hot(classes, self.label_dim).to(self.dtype)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """The images as they are packed, on the device."""
-        return self.images[indices.to(self.images.device)].to(self.device)
+        return sent(self.images[sent(indices, self.images.device)], self.device)
 
     def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encoded images [len(indices), c, h, w] and their one-hot labels."""

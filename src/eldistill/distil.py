@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, files, loop, noise, params, sampling
+from eldistill import contract, data, files, loop, noise, params, sampling, speed
 from eldistill.contract import Batch, Progress
 from eldistill.files import Problem
 from eldistill.noise import Draw
@@ -34,7 +34,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
 
     recipe: the `params` of a distil recipe; whole: all of it, for the description of the generator. upstream: paths of
     `images`, `teacher`, `ensembles` (one manifest for each supplement that names an ensemble, in order), `pairs` {(n,
-    seed): path}, `start` (a generator, or None). site: device, micro_batch, save_seconds, max_seconds.
+    seed): path}, `start` (a generator, or None). site: device, micro_batch, recompute, compile, save_seconds, max_seconds.
     Raises Problem, loop.NonFinite, loop.Stopped.
     """
     values = recipe["method"]
@@ -79,7 +79,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
             )
         for layer in layers:
             layer.dropout = values["dropout"]
-    _precision(values.get("precision", "float32"), [teacher, *nets.values()])
+    speed.precision(values.get("precision", "float32"), [teacher, *nets.values()])
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
         method=method, numbers=numbers,
@@ -98,6 +98,10 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         count = snapshot_images(total, values["batch"], percent)
         write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count})
         job.snapshots[count] = _both(job.snapshots.get(count), write)
+    if site.recompute:
+        speed.recompute(nets.values())
+    if site.compile:
+        speed.compiled([teacher, *nets.values()])
     work = loop.Loop(job)
     first = work.across.rank == 0  # of several processes one writes
     if first and 0 in job.snapshots:
@@ -118,14 +122,6 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         job.snapshots[total](work.average)
     files.write_rows(folder / "log.csv", work.rows)
     return work
-
-
-def _precision(name: str, nets: list[torch.nn.Module]) -> None:
-    # A step of this process begins with TF32 off (steps.py).
-    if name == "tf32":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    for net in nets:
-        net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def snapshot_images(total: int, batch: int, percent: int) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from eldistill import distributed, noise, state
+from eldistill import distributed, guards, noise, optimisers, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
@@ -71,50 +71,19 @@ class Job:
     say: Callable[[str], None] = print
 
 
-def make_optimiser(net: torch.nn.Module, numbers) -> torch.optim.Optimizer:
-    """torch's optimiser by `numbers.kind`, fused where torch offers it."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}[numbers.kind]
-    options = {
-        "lr": numbers.lr,
-        "betas": tuple(map(float, numbers.betas)),
-        "eps": numbers.eps,
-        "weight_decay": numbers.weight_decay,
-    }
-    return kind(net.parameters(), **options, **({} if numbers.kind == "radam" else {"fused": True}))
-
-
-def learning_rate(numbers, progress: Progress) -> float:
-    """The rate at this point: linear from 0 over warmup_images, linear to 0 over the last decay_images."""
-    rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
-    left = progress.total - progress.n_images
-    return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)
-
-
-def ema_beta(numbers, progress: Progress, batch: int) -> float:
-    """Weight of the past in the running average; progress before the step is counted.
-
-    ramped: 0.5^(batch / min(half-life, ramp * n_images)), so 0 at the first step (EDM, appendix F.2);
-    constant: beta; power: (1 - batch / t)^(gamma + 1) with t after the step (EDM2, eq. 127).
-    """
-    if numbers.policy == "constant":
-        return numbers.beta
-    if numbers.policy == "power":
-        return (1 - batch / (progress.n_images + batch)) ** (numbers.gamma + 1)
-    return 0.5 ** (batch / max(min(numbers.halflife_images, numbers.ramp * progress.n_images), 1e-8))
-
-
 class Loop:
     """One training, from its saved state (or nothing) to the end."""
 
     def __init__(self, job: Job):
         self.job = job
         self.across = distributed.others()
+        self.watch = guards.Watch(self.across.size)
         group = job.method.group(job.numbers) if hasattr(job.method, "group") else 1
         self.own = self.across.rows(job.training.batch, group)  # rows of a batch
         self.nets = {**job.fixed, **job.nets}
         for net in job.fixed.values():
             net.requires_grad_(False).eval()
-        self.optimisers = {name: make_optimiser(net, job.optimisers[name]) for name, net in job.nets.items()}
+        self.optimisers = {name: optimisers.make(net, job.optimisers[name]) for name, net in job.nets.items()}
         self.average = copy.deepcopy(job.nets[job.published]).requires_grad_(False).eval()
         self.averaged = list(self.average.parameters())
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
@@ -127,7 +96,6 @@ class Loop:
         self.at_images, self.critics = offers("generator_terms"), offers("critic_terms")
         self.direct = [each for each in offers("direct_terms") if each.numbers.weight]
         self.n_images = self.iteration = self.steps = 0
-        self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
         self.rows: list[dict] = []
         self.seconds = {"wall": 0.0, "cpu": 0.0}
         self.stop_reason: str | None = None
@@ -165,14 +133,16 @@ class Loop:
             self._set(name, training, name == phase.net)
         draw = Draw(job.seed, scope, self.n_images, job.training.batch, job.device, job.dtype)[self.own]
         if phase.labels == "fresh" or self._labels is None:
-            self._labels = job.reals.labels(draw.integers("label", len(job.reals)))
+            self._labels = job.reals.labels(draw.on("cpu").integers("label", len(job.reals)))
         batch = Batch(draw, self._labels, job.shape, progress, job.reals)
         optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
         optimiser.zero_grad(set_to_none=True)
         (self._generator if phase.net == "generator" else self._critic)(phase, batch)
+        if self.across.size > 1:
+            self.watch.look(progress)  # who finds something says so before it waits for the others
         self.across.gradients(parameter for _, parameter in self.named[phase.net])
         self._check_gradients(phase.net, numbers)
-        optimiser.param_groups[0]["lr"] = learning_rate(numbers, progress)
+        optimiser.param_groups[0]["lr"] = optimisers.learning_rate(numbers, progress)
         optimiser.step()
         for layer in self.normalised[phase.net]:
             layer.normalise_weight()
@@ -206,7 +176,7 @@ class Loop:
             elif phase.images != "none":
                 with torch.no_grad():
                     images = self._generate(batch, part)
-                self._finite("images", images)
+                self.watch.finite("images", images)
                 made.append(images)
             share = (part.stop - part.start) / job.training.batch
             with noise.masks(batch.draw[part], "terms"):
@@ -216,8 +186,8 @@ class Loop:
                     more = each.module.critic_terms(each.tools, self.nets, batch[part], images, each.numbers)
                 terms = {**terms, **{f"{each.name}.{name}": value for name, value in more.items()}}
             for name, value in terms.items():
-                self._finite(f"{phase.net}.{name}", value)
-                self._count(f"{phase.net}.{name}", float(value.detach()), share)
+                self.watch.finite(f"{phase.net}.{name}", value)
+                self.watch.count(f"{phase.net}.{name}", value, share)
             (sum(terms.values()) * share).backward()
         if made:
             self._images = torch.cat(made)
@@ -232,7 +202,7 @@ class Loop:
             if index not in made:
                 with torch.set_grad_enabled(len(parts) == 1):
                     made[index] = self._generate(batch, parts[index])
-                self._finite("images", made[index])
+                self.watch.finite("images", made[index])
             return made[index].detach()
 
         gradients: dict[int, torch.Tensor] = {}
@@ -245,12 +215,12 @@ class Loop:
             direct = []
             for name, term in terms.items():
                 value = term.value if isinstance(term, AtImages) else term
-                self._finite(f"generator.{name}", value)
-                self._count(f"generator.{name}", float(value.detach()), share)
+                self.watch.finite(f"generator.{name}", value)
+                self.watch.count(f"generator.{name}", value, share)
                 if not isinstance(term, AtImages):
                     direct.append(term)
                 elif term.gradient is not None:
-                    self._finite(f"generator.{name}: gradient at the images", term.gradient)
+                    self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
                     gradients[index] = gradients.get(index, 0) + term.gradient * share
             if direct:
                 (sum(direct) * share).backward()
@@ -280,15 +250,16 @@ class Loop:
         with noise.masks(batch.draw, each.name):
             terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
         for name, value in terms.items():
-            self._finite(f"{each.name}.{name}", value)
-            self._count(f"{each.name}.{name}", float(value.detach()), share)
+            self.watch.finite(f"{each.name}.{name}", value)
+            self.watch.count(f"{each.name}.{name}", value, share)
         (sum(terms.values()) * (share * each.numbers.weight)).backward()
 
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
+        self.watch.look(batch.progress)
         total = base
         strength = self._rms(base)
-        self._count("generator.base_rms", strength)
+        self.watch.count("generator.base_rms", strength)
         for each in self.at_images:
             own = self._own_gradient(each, images, batch, base)
             weight = self._weigh(each, strength, self._rms(own), batch)
@@ -301,11 +272,12 @@ class Loop:
 
         Their strengths are compared at the last layer, the nearest thing to the images that both pass.
         """
+        self.watch.look(batch.progress)
         weights = [p for _, p in self.named["generator"]]
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
         strength = _rms(self.across.sum(base[last]))
-        self._count("generator.base_rms", strength)
+        self.watch.count("generator.base_rms", strength)
         total = base
         for each in self.at_images:
             for p in weights:
@@ -329,10 +301,11 @@ class Loop:
         whole = getattr(each.tools, "across", None) is not None
         share = None if whole else batch.size / self.job.training.batch
         for name, term in terms.items():
-            self._finite(f"{each.name}.{name}", term.value)
+            self.watch.finite(f"{each.name}.{name}", term.value)
             if term.gradient is not None:
-                self._finite(f"{each.name}.{name}: gradient at the images", term.gradient)
-            self._count(f"{each.name}.{name}", float(term.value), share)
+                self.watch.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
+            self.watch.count(f"{each.name}.{name}", term.value, share)
+        self.watch.look(batch.progress)
         gradients = [term.gradient for term in terms.values() if term.gradient is not None]
         own = gradients[0] if len(gradients) == 1 else sum(gradients)
         own = own if share in (None, 1) else own * share
@@ -341,19 +314,19 @@ class Loop:
             both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
             seen = each.module.diagnose(value, *both, batch, each.numbers, each.memory)
             for name, found in seen.items():
-                self._count(f"{each.name}.{name}", found)
+                self.watch.count(f"{each.name}.{name}", found)
         return own
 
     def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
-        self._count(f"{each.name}.gradient_rms", own)
-        self._count(f"{each.name}.weight", weight)
+        self.watch.count(f"{each.name}.gradient_rms", own)
+        self.watch.count(f"{each.name}.weight", weight)
         return weight
 
     @torch.no_grad()
     def _average(self, progress: Progress) -> None:
-        beta = ema_beta(self.job.training.ema, progress, self.job.training.batch)
+        beta = optimisers.ema_beta(self.job.training.ema, progress, self.job.training.batch)
         now = [parameter for _, parameter in self.named[self.job.published]]
         torch._foreach_lerp_(self.averaged, now, 1 - beta)
         for old, new in zip(self.average.buffers(), self.job.nets[self.job.published].buffers(), strict=True):
@@ -366,34 +339,17 @@ class Loop:
         squares = float(self.across.sum(own.double().square().sum()))
         return (squares / (own[0].numel() * self.job.training.batch)) ** 0.5
 
-    # --- guarding and counting ---
-
-    def _finite(self, term: str, tensor: torch.Tensor) -> None:
-        if not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor.detach())).sum())
-            raise NonFinite(
-                f"step {self.iteration} ({self.n_images} images): {term} is not finite "
-                f"({bad} of {tensor.numel()} values, shape {tuple(tensor.shape)}); the last good state is kept"
-            )
-
     def _check_gradients(self, name: str, numbers) -> None:
         named = [(key, p) for key, p in self.named[name] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in named])
-        if not bool(torch.isfinite(norm)):
-            for key, parameter in named:
-                self._finite(f"gradient of {name}.{key}", parameter.grad)
-            self._finite(f"gradient norm of {name}", norm)
+        parts = [(f"gradient of {name}.{key}", p.grad) for key, p in named]
+        self.watch.finite(f"gradient norm of {name}", norm, parts)
+        self.watch.count(f"{name}.gradient_norm", norm)
+        self.watch.look(self.progress)
         if numbers.clip:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in named], numbers.clip, norm)
         if numbers.clip_value:
             torch.nn.utils.clip_grad_value_([p for _, p in named], numbers.clip_value)
-        self._count(f"{name}.gradient_norm", float(norm))
-
-    def _count(self, name: str, value: float, share: float | None = None) -> None:
-        # share: of the batch; a number that every process knows is counted by each in part.
-        share = 1 / self.across.size if share is None else share
-        total, steps = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = [total + value * share, steps + share]
 
     # --- the whole run ---
 
@@ -442,7 +398,7 @@ class Loop:
         """
         from torch.utils.flop_counter import FlopCounterMode
 
-        before = self.n_images, self.iteration, self.steps, dict(self.sums)
+        before = self.n_images, self.iteration, self.steps, dict(self.watch.sums)
         cycle = max(phase.every for phase in self.job.method.phases(self.job.numbers, self.progress))
         self.iteration -= self.iteration % cycle
         self.n_images = max(0, self.n_images - cycle * self.job.training.batch)
@@ -451,7 +407,7 @@ class Loop:
                 for _ in range(cycle):
                     self.iterate()
         finally:
-            self.n_images, self.iteration, self.steps, self.sums = before
+            self.n_images, self.iteration, self.steps, self.watch.sums = before
         return float(
             self.across.sum(
                 torch.tensor(counter.get_total_flops() / cycle, dtype=torch.float64, device=self.job.device)
@@ -462,15 +418,15 @@ class Loop:
         """The sums of all processes, in the first one."""
         if self.across.size == 1:
             return
-        names = sorted(self.sums)
-        found = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=self.job.device)
+        names = sorted(self.watch.sums)
+        found = torch.tensor([self.watch.sums[name] for name in names], dtype=torch.float64, device=self.job.device)
         added = self.across.sum(found).tolist()
-        self.sums = dict(zip(names, added if self.across.rank == 0 else [[0.0, 0.0]] * len(names), strict=True))
+        self.watch.sums = dict(zip(names, added if self.across.rank == 0 else [[0.0, 0.0]] * len(names), strict=True))
 
     def _tick(self, seconds: float) -> None:
         self._together()
-        means = {name: value / over for name, (value, over) in self.sums.items() if over}
-        steps, self.steps, self.sums = self.steps, 0, {}
+        means = {name: value / over for name, (value, over) in self.watch.sums.items() if over}
+        steps, self.steps, self.watch.sums = self.steps, 0, {}
         self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
         left = (total - self.n_images) / max(rate, 1e-9)
@@ -492,7 +448,7 @@ class Loop:
             return
         nets = {**self.job.nets, "average": self.average}
         numbers = {
-            "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.sums, "rows": self.rows,
+            "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.watch.sums, "rows": self.rows,
             "seconds": self.seconds, "memory": {s.name: s.memory for s in self.job.supplements},
         }  # fmt: skip
         state.save(self.job.folder, state.pack(nets, self.optimisers), numbers)
@@ -504,9 +460,9 @@ class Loop:
         tensors, numbers = found
         state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers)
         self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
-        self.sums, self.steps = numbers["sums"], numbers["steps"]
+        self.watch.sums, self.steps = numbers["sums"], numbers["steps"]
         if self.across.rank:  # they are those of all processes
-            self.sums = {name: [0.0, 0.0] for name in self.sums}
+            self.watch.sums = {name: [0.0, 0.0] for name in self.watch.sums}
         self.rows, self.seconds = numbers["rows"], numbers["seconds"]
         for supplement in self.job.supplements:
             supplement.memory.update(numbers["memory"].get(supplement.name, {}))

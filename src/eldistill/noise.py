@@ -8,10 +8,11 @@ change none of them.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import numpy as np
@@ -86,6 +87,13 @@ def _bits(seed: int, purpose: str, first: int, count: int, each: int) -> np.ndar
     return raw.astype("<u8").view("<u4")[:, : max(each, 1)]
 
 
+def sent(tensor: torch.Tensor, device) -> torch.Tensor:
+    """A tensor on the device. From the CPU to a GPU through pinned memory: the GPU's work before it is not waited for."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Draw:
     """The random numbers of images `first` … `first + size - 1` of a run.
 
@@ -105,6 +113,12 @@ class Draw:
             raise ValueError(f"{part} of {self.size} images; expected start ≤ stop and step 1")
         return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
 
+    def on(self, device) -> Draw:
+        """The same numbers on another device: indices of rows that lie on the CPU must not be fetched back from a GPU."""
+        there = copy.copy(self)
+        there.device = device
+        return there
+
     def under(self, purpose: str) -> Draw:
         """The same images, other streams: for a part that draws under names of its own."""
         return type(self)(self.seed, f"{self.scope}/{purpose}", self.first, self.size, self.device, self.dtype)
@@ -114,7 +128,7 @@ class Draw:
 
     def _tensor(self, values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(self.size, *shape)
-        return tensor.to(self.dtype).to(self.device)
+        return sent(tensor.to(self.dtype), self.device)
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """U[0, 1), [size, *shape]."""
@@ -136,7 +150,7 @@ class Draw:
         """Uniform on 0 … high - 1, int64 [size, *shape]; the bias of the reduction is below high / 2^32."""
         bits = self._bits(purpose, math.prod(shape)).astype(np.uint64)
         values = ((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
-        return torch.from_numpy(values).reshape(self.size, *shape).to(self.device)
+        return sent(torch.from_numpy(values).reshape(self.size, *shape), self.device)
 
 
 # --- dropout -------------------------------------------------------------------------------------------
@@ -157,7 +171,7 @@ def masks(draw: Draw, purpose: str) -> Iterator[None]:
     """Dropout inside this block takes its masks from the images of `draw`: the same for the same images and order
     of layers, whatever the micro-batch, the process or the device."""
     words = draw._bits(f"dropout/{purpose}", 2).astype(np.int64)
-    token = _masks.set(_Masks(torch.from_numpy(words[:, 0] << 32 | words[:, 1]).to(draw.device)))
+    token = _masks.set(_Masks(sent(torch.from_numpy(words[:, 0] << 32 | words[:, 1]), draw.device)))
     try:
         yield
     finally:
@@ -176,6 +190,28 @@ def rows(chosen: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         _masks.reset(token)
+
+
+class _Again:
+    """Inside it dropout draws the masks that a block drew before, however often it is entered."""
+
+    def __init__(self):
+        source = _masks.get()
+        self.source, self.calls = source, 0 if source is None else source.calls
+
+    def __enter__(self):
+        masks = None if self.source is None else _Masks(self.source.keys)
+        if masks is not None:
+            masks.calls = self.calls
+        self.token = _masks.set(masks)
+
+    def __exit__(self, *_):
+        _masks.reset(self.token)
+
+
+def again() -> tuple:
+    """Two contexts for torch's checkpoint: one for a block now, one for the same block computed again on the way back."""
+    return nullcontext(), _Again()
 
 
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:

@@ -297,11 +297,23 @@ class Params:
                         f"params.yaml: data.{name}.{key} is {data[key]!r}, but its teacher {data['teacher']} is trained "
                         f"with {taught[key]!r}; make them equal, or give it a teacher of its own"
                     )
+        if self.top("distil")["compile"] and self.top("distil")["recompute"]:
+            raise Problem(
+                "params.yaml: distil.compile and distil.recompute are both true, but a compiler decides itself what to keep "
+                "and what to compute again; set one of them to false"
+            )
         tables = self.top("tables")
         others = {f"tables.studies.{name}.against": study["against"] for name, study in tables["studies"].items()}
         for where, baseline in {"tables.baseline": tables["baseline"], **others}.items():
-            if any(part not in self._named("supplement") for part in baseline.split("+")) and baseline != "none":
-                self._unknown(where, baseline, ["none", *self._named("supplement")])
+            method, _, supplement = baseline.rpartition("/")
+            if method and (where == "tables.baseline" or method not in self._named("method")):
+                self._unknown(where, method, self._named("method"))
+            if method and tables["studies"][where.split(".")[2]]["kind"] != "contrast":
+                raise Problem(
+                    f"params.yaml: {where} is {baseline!r}; a method can be named only where the kind is contrast: give a supplement"
+                )
+            if any(part not in self._named("supplement") for part in supplement.split("+")) and supplement != "none":
+                self._unknown(where, supplement, ["none", *self._named("supplement")])
         for name in tables["studies"]:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in NAMES:
                 raise Problem(

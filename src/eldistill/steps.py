@@ -130,6 +130,9 @@ def _threads(threads: int, word: str) -> None:
     if word != "tables":
         import torch
 
+        from eldistill import speed
+
+        speed.keep_memory()
         torch.set_num_threads(threads)
         # float32 means float32, and equal seeds equal bits, as far as cuDNN offers it.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -151,6 +154,7 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
     seconds = 60 * max_minutes
     return SimpleNamespace(
         device=device, micro_batch=_at_once(top, recipe), fit=top["fit"], save_seconds=top["save_seconds"],
+        recompute=top["recompute"], compile=top["compile"],
         max_seconds=seconds - min(300, seconds / 4),
         batch=values.top("evaluate")["batch"],
     )  # fmt: skip
@@ -182,7 +186,7 @@ def _train(work, train) -> None:
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
     site = work.site
-    code = files.digest(f"{code} {site.device} {site.micro_batch} {metadata.version('torch')}")
+    code = files.digest(f"{code} {site.device} {site.micro_batch} {site.compile} {metadata.version('torch')}")
     with state.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
@@ -314,7 +318,7 @@ def _ensemble(work) -> None:
 
 
 def _distil(work) -> None:
-    from eldistill import distil, distributed, loop
+    from eldistill import distil, distributed, loop, speed
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
     upstream |= distil.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
@@ -324,7 +328,10 @@ def _distil(work) -> None:
         done = distil.make(work.params, work.digest, upstream, folder, work.site, work.say, work.recipe)
         flop = None
         # It trains on: the result must not depend on it.
-        with contextlib.suppress(loop.NonFinite, RuntimeError, MemoryError, distributed.Lost):
+        with (
+            speed.eager(work.site.compile),
+            contextlib.suppress(loop.NonFinite, RuntimeError, MemoryError, distributed.Lost),
+        ):
             flop = done.count_flop()
         if not work.first:
             return

@@ -162,9 +162,11 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 
 def targets(nets: dict, real, noisy, epsilon, sigma, lower, labels, numbers: Numbers) -> torch.Tensor:
     """f-(x_r; r), [n, c, h, w]; the data where r = 0."""
-    needed = lower > 0
     target = nets.get("target", nets["generator"])
     below = SOURCES[numbers.source](nets["teacher"], real, noisy, epsilon, sigma, lower, labels)
+    if numbers.levels != "continuous":  # on a grid all are above 0; a GPU need not be asked
+        return target(below, lower, labels)
+    needed = lower > 0
     if numbers.targets == "all" and needed.any():
         level = torch.where(needed, lower, torch.full_like(lower, noise.SIGMA_MIN))
         return torch.where(column(needed), target(below, level, labels), real)

@@ -176,7 +176,7 @@ class Resample(layers.Conv2d):
 # --- the network ---
 
 
-class Block(nn.Module):
+class Block(layers.Recomputed):
     """Residual block with an embedding, then perhaps self-attention (EDM2, figure 21).
 
     x [n, in_channels, h, w], embedding [n or 1, e] -> [n, out_channels, h', w']; h' is h, 2h (up) or h/2 (down).

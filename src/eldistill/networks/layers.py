@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from eldistill import noise
 
@@ -210,7 +211,21 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     return out.reshape(n, channels // 3, height, width)
 
 
-class UNetBlock(nn.Module):
+class Recomputed(nn.Module):
+    """A block that keeps only its inputs for the way back, if `recompute` is set, and computes what is inside again there:
+    the same to the bit, dropout included (Chen et al. 2016, arXiv 1604.06174)."""
+
+    recompute = False
+
+    def __call__(self, *inputs):
+        if not (self.recompute and torch.is_grad_enabled()):
+            return super().__call__(*inputs)
+        return checkpoint(
+            super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=noise.again
+        )
+
+
+class UNetBlock(Recomputed):
     """Residual block with an embedding, then perhaps self-attention (EDM, appendix F, DDPM++ and NCSN++).
 
     x [n, in_channels, h, w], embedding [n or 1, embedding_channels] -> [n, out_channels, h', w'], where h'

@@ -161,7 +161,7 @@ def _matched(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers)
     # What the generated images are compared with: real images, or the teacher's.
     if tools.stored is None:
         return batch.real("el/real", numbers.real_ratio)
-    index = batch.draw.integers("el/real", len(tools.stored), numbers.real_ratio).reshape(-1).cpu()
+    index = batch.draw.on("cpu").integers("el/real", len(tools.stored), numbers.real_ratio).reshape(-1)
     return tools.stored[index].to(images), None
 
 

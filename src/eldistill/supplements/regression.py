@@ -55,7 +55,7 @@ def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:
 
 def direct_terms(tools: SimpleNamespace, nets: dict, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
-    index = batch.draw.integers("pair", len(tools.z)).cpu()
+    index = batch.draw.on("cpu").integers("pair", len(tools.z))
     z, wanted = (each[index].to(tools.device, tools.dtype) for each in (tools.z, tools.images))
     labels = None
     if tools.label_dim:

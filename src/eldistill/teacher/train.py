@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import augment, data, loop, networks, noise, params
+from eldistill import augment, data, loop, networks, noise, params, speed
 from eldistill.contract import Batch, Phase
 from eldistill.files import Problem, load_tensors, save_tensors
 
@@ -43,6 +43,10 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         net = networks.build(config, recipe["seed"]).to(site.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
+    if site.recompute:
+        speed.recompute([net])
+    if site.compile:
+        speed.compiled([net])
     job = loop.Job(
         method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
         numbers=SimpleNamespace(**{key: recipe[key] for key in ("P_mean", "P_std", "augment")}),

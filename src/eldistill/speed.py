@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the networks of a training compute: precision of their products, compiled or not, what they keep for the way back,
+and where their memory comes from. The evaluated images are made without any of it but the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)
+VARIANTS = 32  # of one network's code: trained or not, with a gradient of weights or input, with labels or without
+
+
+def keep_memory() -> None:
+    """On a CPU under Linux: memory that a pass has freed is kept for the next one.
+
+    glibc gives it back to the system after every pass and gets it again page by page, thousands of times in an iteration
+    that holds the graphs of several networks. What this process holds at most stays what it was.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**25), (M_TOP_PAD, 2**26)):
+            mallopt(option, size)
+
+
+def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
+    """float32, tf32 (of a process that began without it: steps.py) or bfloat16 for the products of these denoisers."""
+    if name == "tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    for net in nets:
+        net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def recompute(nets: Iterable[torch.nn.Module]) -> None:
+    """Their blocks keep their inputs alone and are computed again on the way back (layers.Recomputed)."""
+    for block in (each for net in nets for each in net.modules() if hasattr(each, "recompute")):
+        block.recompute = True
+
+
+def compiled(nets: Iterable[torch.nn.Module]) -> None:
+    """Whole passes through these denoisers are compiled for their shapes; a copy of one is not. The same up to rounding.
+
+    Passes that ask for the encoder's features too (heads of DMD2 and SiDA) stay as they are.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    for net in nets:
+        if hasattr(net, "network"):
+            net.network.compile(dynamic=False)
+
+
+def eager(was_compiled: bool) -> AbstractContextManager:
+    """A context in which nothing that was compiled is used: operations are counted one by one."""
+    return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()

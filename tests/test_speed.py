@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes a training faster or smaller changes no result: the same bits, or the same up to rounding where it says so."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eldistill import contract, guards, loop, noise, optimisers, speed, state
+from eldistill.files import NonFinite
+from eldistill.noise import Draw
+
+METHODS = ["diff_instruct", "dmd", "dmd2", "sid", "sida", "consistency"]
+
+
+# --- optimisers ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_radam_is_torchs_to_the_bit(dtype, decay):
+    """Through its first steps, which are not rectified, and beyond; a tensor without a gradient stays and ages later."""
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *size: torch.randn(size, generator=generator, dtype=dtype)  # noqa: E731
+    start = [normal(33, 7), normal(5), normal(), normal(4, 3, 3, 3)]
+    ours, theirs = ([torch.nn.Parameter(each.clone()) for each in start] for _ in range(2))
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": decay}
+    pair = optimisers.RAdam(ours, **options), torch.optim.RAdam(theirs, foreach=False, **options)
+    for step in range(20):
+        for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = None if place == 2 and step % 3 else normal(*a.shape)
+            b.grad = None if a.grad is None else a.grad.clone()
+        for each in pair:
+            each.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), step
+        if step == 9:  # each continues from the state of the other
+            states = [each.state_dict() for each in pair]
+            pair[0].load_state_dict(states[1])
+            pair[1].load_state_dict(states[0])
+    assert not any(torch.equal(a, b) for a, b in zip(ours, start, strict=True))
+
+
+# --- waiting for the device ---
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read of tensors while it is on: on a GPU each would wait for all its work."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_iteration_reads_its_numbers_together(bench, method, monkeypatch):
+    """Nothing is asked of the device one by one: `look` asks for all at once (`tolist`), once in a phase."""
+    work, looks = loop.Loop(bench.job(method, batch=4)), []
+    for optimiser in work.optimisers.values():
+        optimiser.step = lambda: None  # its age lies on the CPU
+    look = work.watch.look
+    work.watch.look = lambda progress: (looks.append(progress), look(progress))
+    with Reads() as reads:
+        work.iterate()
+    phases = len(work.job.method.phases(work.job.numbers, work.progress))
+    assert (reads.count, len(looks)) == (0, phases)
+
+
+def test_numbers_wait_for_a_look():
+    """Sums, in the order of counting; numbers that are known already are added at once."""
+    watch = guards.Watch(2)
+    watch.count("a", torch.tensor(3.0), 0.5)
+    watch.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
+    watch.count("b", 7.0)
+    assert watch.sums == {"b": [3.5, 0.5]}
+    watch.look(contract.Progress(0, 0, 1))
+    assert watch.sums == {"b": [3.5, 0.5], "a": [4.0, 1.0]}
+    watch.look(contract.Progress(0, 0, 1))
+    assert watch.sums["a"] == [4.0, 1.0]
+
+
+def test_the_first_bad_tensor_is_named():
+    """Of several the first; in place of a norm the part that spoilt it; after the look it is forgotten."""
+    from eldistill import guards
+
+    watch, progress = guards.Watch(1), contract.Progress(12, 3, 100)
+    bad = torch.tensor([1.0, math.inf, math.nan])
+    watch.finite("good", torch.ones(2))
+    watch.finite("norm", bad.norm(), [("weight", torch.ones(3)), ("bias", bad)])
+    watch.finite("later", bad)
+    sentence = r"step 3 \(12 images\): bias is not finite \(2 of 3 values, shape \(3,\)\); the last good state is kept"
+    with pytest.raises(NonFinite, match=sentence):
+        watch.look(progress)
+    watch.look(progress)
+
+
+def test_indices_lie_where_they_are_used():
+    """`on` moves the numbers, and changes none."""
+    draw = Draw(3, "x", 5, 4, "meta")
+    assert draw.on("cpu").device == "cpu" and draw.integers("label", 10).device.type == "meta"
+    assert torch.equal(draw.on("cpu").integers("label", 10), Draw(3, "x", 5, 4).integers("label", 10))
+
+
+# --- blocks computed again ---
+
+
+def trained(job: loop.Job, change) -> dict[str, torch.Tensor]:
+    """All tensors after the run of a job whose networks were changed."""
+    change([*job.fixed.values(), *job.nets.values()])
+    work = loop.Loop(job)
+    work.run()
+    return state.pack({**job.nets, "average": work.average}, work.optimisers)
+
+
+@pytest.mark.parametrize("supplements", [None, {"embedding": {}}], ids=["alone", "el"])
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_computed_again_change_no_bit(bench, method, supplements):
+    """With dropout, in every method; a supplement of a base loss without images goes back twice through one graph."""
+    runs = [
+        trained(bench.job(method, supplements, dropout=0.3, folder=name, steps=3), change)
+        for name, change in (("kept", lambda nets: None), ("again", speed.recompute))
+    ]
+    assert runs[0].keys() == runs[1].keys()
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+
+
+@pytest.mark.parametrize("network", ["song", "adm", "edm2"])
+def test_blocks_are_computed_twice_and_only_for_a_gradient(bench, network):
+    """Every block once on the way there, once on the way back; without a gradient once in all."""
+    net, calls = bench.teacher(dropout=0.2, network=network).train(), []
+    speed.recompute([net])
+    blocks = [each for each in net.modules() if hasattr(each, "recompute")]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with noise.masks(Draw(0, "x", 0, 3), "images"):
+        image = net(x, torch.full((3,), 0.7))
+        assert len(blocks) > 2 and len(calls) == len(blocks)
+        with torch.no_grad():
+            net(x, torch.full((3,), 0.7))
+        assert len(calls) == 2 * len(blocks)
+    image.sum().backward()
+    assert len(calls) == 3 * len(blocks)
+
+
+# --- compiled networks ---
+
+
+TRACING = "ignore:The .grad attribute of a Tensor that is not a leaf"  # torch's compiler asks for it
+
+
+@pytest.mark.filterwarnings(TRACING)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("method", ["diff_instruct", "dmd2", "sid", "consistency"])
+def test_compiled_networks_agree(bench, method, dropout, monkeypatch):
+    """Traced as a compiler would (without making machine code, which takes minutes): the run up to rounding, dropout masks
+    included; the running average, a copy, is not compiled."""
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **options: plain(net, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    make = lambda folder: bench.job(method, dtype=torch.float64, dropout=dropout, folder=folder, steps=6)  # noqa: E731
+    backend = torch._dynamo.utils.counters
+    backend.clear()
+    wanted = trained(make("eager"), lambda nets: None)
+    assert not backend["stats"]
+    found = trained(make("compiled"), speed.compiled)
+    assert 2 <= backend["stats"]["unique_graphs"] <= 8 and not backend["graph_break"]
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(TRACING)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler to compile with")
+def test_compiled_to_machine_code(bench):
+    """The same with code for this machine."""
+    torch._dynamo.reset()
+    make = lambda folder: bench.job("sid", dtype=torch.float64, dropout=0.3, folder=folder, steps=6)  # noqa: E731
+    wanted, found = trained(make("eager"), lambda nets: None), trained(make("compiled"), speed.compiled)
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
+
+
+def test_operations_are_counted_uncompiled(bench, monkeypatch):
+    """The count of a compiled training is that of one that is not."""
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **options: plain(net, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    counts = []
+    for compile in (False, True):
+        job = bench.job("diff_instruct", folder=f"compiled-{compile}", steps=2)
+        if compile:
+            speed.compiled([*job.fixed.values(), *job.nets.values()])
+        work = loop.Loop(job)
+        work.run()
+        with speed.eager(compile):
+            counts.append(work.count_flop())
+    assert counts[0] == counts[1] > 1e5
+
+
+# --- images of the generator's step, used again ---
+
+
+@pytest.mark.parametrize("method", ["diff_instruct", "sid", "sida"])
+def test_images_used_again_leave_the_expected_gradient(bench, method):
+    """Networks held fixed, fake_score's mean gradient is the same with images of its own and with those of the generator's
+    step, along every one of several directions, within five standard errors; both are far from zero."""
+    means, errors = [], []
+    for images in ("fresh", "reuse"):
+        numbers = contract.module("methods", method).Numbers(
+            images=images, **({"group": 2} if method == "sida" else {})
+        )
+        work = loop.Loop(bench.job(method, numbers=numbers, batch=4, steps=10**6, folder=images, apart=0.3))
+        net, seen = work.nets["fake_score"], []
+        size = sum(p.numel() for p in net.parameters())
+        directions = torch.randn(6, size, generator=torch.Generator().manual_seed(1)) / size**0.5
+        for optimiser in work.optimisers.values():
+            optimiser.step = lambda: None
+        work.optimisers["fake_score"].step = lambda net=net, seen=seen, directions=directions: seen.append(
+            directions @ torch.cat([p.grad.flatten() for p in net.parameters()])
+        )
+        for _ in range(250):
+            work.iterate()
+        found = torch.stack(seen).double()
+        means.append(found.mean(0))
+        errors.append(found.std(0) / len(found) ** 0.5)
+    apart = (means[0] - means[1]).abs() / (errors[0] ** 2 + errors[1] ** 2).sqrt()
+    assert apart.max() < 5
+    assert (means[0].abs() / errors[0]).max() > 10
