@@ -14,26 +14,62 @@ from eldistill.contract import Progress
 
 
 class RAdam(torch.optim.RAdam):
-    """torch's RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors at once, equal to the bit to one at a time.
+    """torch's RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors of a network at once, equal to the bit to one at a time.
 
-    torch's own `foreach` computes the same in another order of rounding; a fused one it does not have.
+    torch's own `foreach` computes the same in another order of rounding, and on a CPU is a loop; a fused one it does not
+    have. On a CPU, where many small tensors cost more than one large one, the moments of all of them lie in one.
     """
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self._whole: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """One step; closure is not supported."""
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             params, grads, exp_avgs, squares, steps = [], [], [], [], []
             self._init_group(group, params, grads, exp_avgs, squares, steps)
+            torch._foreach_add_(steps, 1)
             alike = defaultdict(list)  # of one age: a tensor without a gradient ages later
-            for step, *each in zip(steps, params, grads, exp_avgs, squares, strict=True):
-                step += 1
-                alike[step.item()].append(each)
-            for step, rows in alike.items():
-                _radam(*(list(column) for column in zip(*rows, strict=True)), step, group)
+            for place, step in enumerate(steps):
+                alike[step.item()].append(place)
+            for step, places in alike.items():
+                chosen = [[each[place] for place in places] for each in (params, grads, exp_avgs, squares)]
+                if len(alike) > 1 or params[0].device.type != "cpu":
+                    torch._foreach_sub_(chosen[0], _update(*chosen, step, group))
+                    continue
+                params, grads, exp_avgs, squares = chosen
+                whole = [torch.cat([each.reshape(-1) for each in grads])]
+                before = [torch.cat([each.reshape(-1) for each in params])] if group["weight_decay"] else None
+                moments = [self._joined(f"{index}/{name}", each) for name, each in (("m", exp_avgs), ("v", squares))]
+                (update,) = _update(before, whole, *moments, step, group)
+                torch._foreach_sub_(params, _apart(update, params))
+
+    def state_dict(self) -> dict:
+        """As of torch's; the moments are copies, each with a memory of its own."""
+        found = super().state_dict()
+        state = {key: {name: each.clone() for name, each in slots.items()} for key, slots in found["state"].items()}
+        return {**found, "state": state}
+
+    def _joined(self, name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        # One tensor with the values of all, which become its parts; kept for as long as they are the same ones.
+        known, whole = self._whole.get(name, ([], None))
+        if len(known) != len(tensors) or any(a is not b for a, b in zip(known, tensors, strict=True)):
+            whole = torch.cat([each.reshape(-1) for each in tensors])
+            for part, each in zip(_apart(whole, tensors), tensors, strict=True):
+                each.data = part
+            self._whole[name] = list(tensors), whole
+        return [whole]
 
 
-def _radam(params, grads, exp_avgs, squares, step: float, group: dict) -> None:
+def _apart(whole: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
+    parts = whole.split([each.numel() for each in like])
+    return [part.view_as(each) for part, each in zip(parts, like, strict=True)]
+
+
+def _update(params, grads, exp_avgs, squares, step: float, group: dict) -> list[torch.Tensor]:
+    # What is to be subtracted from each parameter; moves the moments. params is read only for the decay of weights.
     (beta1, beta2), lr = group["betas"], group["lr"]
     if group["weight_decay"]:
         grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
@@ -42,9 +78,7 @@ def _radam(params, grads, exp_avgs, squares, step: float, group: dict) -> None:
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
-    length = (
-        longest - 2 * step * beta2**step / correction
-    )  # of the average of squares; below 5 its variance is too large
+    length = longest - 2 * step * beta2**step / correction  # of the average of squares; below 5 its variance is too large
     update = torch._foreach_div(exp_avgs, 1 - beta1**step)
     torch._foreach_mul_(update, lr)
     if length > 5:
@@ -55,7 +89,7 @@ def _radam(params, grads, exp_avgs, squares, step: float, group: dict) -> None:
         torch._foreach_mul_(update, scale)
         rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
         torch._foreach_mul_(update, rectified**0.5)
-    torch._foreach_sub_(params, update)
+    return update
 
 
 def make(net: torch.nn.Module, numbers) -> torch.optim.Optimizer:
