@@ -238,6 +238,7 @@ BAD = {
     "unknown data for an override": (
         "distil/methods/di/per_data/digit", {}, ["distil.methods.di.per_data", "'digit'", "did you mean digits?"]
     ),
+    "compiled and recomputed": ("distil", {**SHIPPED["distil"], "compile": True, "recompute": True}, ["distil.compile", "set one of them"]),
     "unknown data for an evaluation": ("evaluate/per_data/digit", {}, ["evaluate.per_data", "'digit'", "digits?"]),
     "unknown like": ("data/digits-smoke/like", "digts", ["data.digits-smoke.like", "'digts'", "did you mean digits?"]),
     "like in a circle": ("data/digits/like", "digits-smoke", ["data.digits", "circle", "digits → digits-smoke"]),

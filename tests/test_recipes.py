@@ -168,6 +168,8 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("mirror", "/somewhere"),
         ("distil/micro_batch", 8),
         ("distil/fit", False),
+        ("distil/recompute", True),
+        ("distil/compile", True),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.

@@ -79,7 +79,7 @@ class Params:
 
     def __init__(self, values: dict, root: Path):
         self.root = root
-        schema = yaml.safe_load((root / SCHEMA).read_text(encoding="utf-8"))
+        schema = read_yaml((root / SCHEMA).read_text(encoding="utf-8"))
         self.definitions = schema.pop("$defs")
         self.schema = schema
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
@@ -414,11 +414,20 @@ class Params:
         return kept
 
 
+def read_yaml(text: str):
+    """What YAML says, by libyaml where PyYAML was built with it: a quarter of a second less in every step."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml; the project's root is its folder. Raises Problem."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run this command in the folder that holds params.yaml") from None
     except yaml.YAMLError as error:

@@ -62,13 +62,21 @@ def uses(module: str) -> tuple[str, ...]:
 
 @functools.cache
 def _imported(module: str) -> tuple[str, ...]:
-    there, found = versions(), set()
+    if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
+        return ()
+    there, found = set(_versioned()), set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eldistill":
             base = "/".join(node.module.split(".")[1:])
             found |= {base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)}
-    folder = module.rpartition("/")[0]
-    return tuple(sorted(found & there.keys())) if folder in ("methods", "supplements", "ensemble") else ()
+    return tuple(sorted(found & there))
+
+
+@functools.cache
+def _versioned() -> list[str]:
+    # Modules with a VERSION, by name.
+    found = (path for path in sorted(PACKAGE.rglob("*.py")) if "\nVERSION = " in path.read_text(encoding="utf-8"))
+    return [str(path.relative_to(PACKAGE).with_suffix("")) for path in found]
 
 
 @functools.cache
@@ -99,12 +107,7 @@ def metric_names() -> list[str]:
 
 def versions() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if "\nVERSION = " in path.read_text(encoding="utf-8"):
-            module = str(path.relative_to(PACKAGE).with_suffix(""))
-            found[module] = version(module)
-    return found
+    return {module: version(module) for module in _versioned()}
 
 
 def write_versions(root: str | Path = ".") -> None:
