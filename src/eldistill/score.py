@@ -7,6 +7,7 @@ Symbols: D_phi is the teacher, D_psi the fake_score, x an image of the generator
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -125,9 +126,15 @@ def matching_term(fake: torch.Tensor, real: torch.Tensor, images: torch.Tensor) 
 
 def grid_sigma(batch: Batch, purpose: str, bins: int, low: int = 0, high: int | None = None) -> torch.Tensor:
     """sigma [n] uniform over the entries low ... high (included) of the ascending Karras grid of `bins` levels."""
-    grid = noise.karras_sigmas(bins).flip(0).to(device=batch.draw.device, dtype=batch.draw.dtype)
+    grid = _grid(bins, batch.draw.device, batch.draw.dtype)
     high = bins - 1 if high is None else min(high, bins - 1)
     return grid[low + batch.draw.integers(purpose, high - low + 1)]
+
+
+@functools.cache
+def _grid(bins: int, device, dtype: torch.dtype) -> torch.Tensor:
+    # On the device once, not in every phase.
+    return noise.karras_sigmas(bins).flip(0).to(device=device, dtype=dtype)
 
 
 def matching_denoising(net, batch: Batch, images: torch.Tensor, bins: int) -> torch.Tensor:
