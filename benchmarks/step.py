@@ -39,6 +39,7 @@ from eldistill.ensemble import seed as ensembles
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
+SETTINGS = ("precision", "channels_last", "recompute", "compile")
 NETWORKS = {  # name: its section under `teacher` in params.yaml, or its settings; pixels; channels
     "demo": ("digits", 8, 1),
     "cifar10": ("cifar10", 32, 3),
@@ -156,10 +157,7 @@ def loop_of(settings: params.Params, method: str, supplement: str, options, fold
         optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device,
     )  # fmt: skip
     speed.precision(options.precision, [teacher, *nets.values()])
-    if options.recompute:
-        speed.recompute(nets.values())
-    if options.compile:
-        speed.compiled([teacher, *nets.values()])
+    speed.prepare(options, [teacher], list(nets.values()))
     work = loop.Loop(job)
     work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
     return work
@@ -207,7 +205,7 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         "supplement": supplement,
         "network": options.network,
         "batch": options.batch,
-        **{key: getattr(options, key) for key in ("precision", "compile", "recompute")},
+        **{key: getattr(options, key) for key in SETTINGS},
         "milliseconds": 1000 * step,
         "bare_milliseconds": 1000 * bare,
         "ratio": statistics.median(a / b for a, b, _ in kept),
@@ -295,6 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--supplements", nargs="+", default=["none", "el"])
     parser.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="networks compiled, as with distil.compile")
+    parser.add_argument("--channels-last", action="store_true", help="as with distil.channels_last")
     parser.add_argument("--recompute", action="store_true", help="blocks computed again, as with distil.recompute")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15, help="turns that count")
@@ -338,7 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
         for method in options.methods:
             for supplement in options.supplements:
                 row = measure(settings, method, supplement, options, Path(folder))
-                same = ("method", "supplement", "network", "batch", "precision", "compile", "recompute")
+                same = ("method", "supplement", "network", "batch", *SETTINGS)
                 twin = next((each for each in others if all(each.get(key) == row[key] for key in same)), None)
                 print(line(row, twin), flush=True)
                 rows.append(row)

@@ -144,7 +144,15 @@ def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_pat
         settings,
         method,
         supplement,
-        SimpleNamespace(device="cpu", network="demo", batch=4, precision="float32", compile=False, recompute=False),
+        SimpleNamespace(
+            device="cpu",
+            network="demo",
+            batch=4,
+            precision="float32",
+            channels_last=False,
+            compile=False,
+            recompute=False,
+        ),
         tmp_path,
     )
     recorder = step.Recorder(work)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from eldistill import __main__, distil, files, loop, params, recipes, sampling
+from eldistill import __main__, distil, files, loop, params, recipes, sampling, speed
 
 ROOT = Path(__file__).parents[1]
 DATA = "digits-smoke"
@@ -265,3 +265,29 @@ def test_a_student_of_a_consistency_model_forgets_its_boundary():
     net.boundary = 0.003
     assert score.student(net, None).boundary == score.student(None, net).boundary == 0.0
     assert consistency.generator(net, None, consistency.Numbers()).boundary == 0.002
+
+
+@pytest.mark.parametrize("key", ["recompute", "compile", "channels_last"])
+def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
+    """Student and teacher are changed as the key says, before the loop begins; the recipe and the result are what they were."""
+    run("di/none/0", "--force")
+    teacher, recipe = (
+        Path(f"data/teachers/{DATA}/teacher.safetensors"),
+        Path(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors.recipe"),
+    )
+    before = weights("di/none/0"), teacher.read_bytes(), recipe.read_text(encoding="utf-8")
+    name = {"compile": "compiled"}.get(key, key)
+    real, seen = getattr(speed, name), []
+    monkeypatch.setattr(
+        speed,
+        name,
+        lambda nets: (nets := list(nets), seen.append(len(nets)), real(nets) if key == "recompute" else None),
+    )
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["distil"][key] = True
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    run("di/none/0", "--force")
+    assert __main__.main(["teacher", DATA, "--force"]) == 0
+    assert seen == [2 if key == "recompute" else 3, 1]  # generator and fake_score, and the frozen teacher; a teacher
+    after = weights("di/none/0"), teacher.read_bytes(), recipe.read_text(encoding="utf-8")
+    assert same(before[0], after[0]) and before[1:] == after[1:]

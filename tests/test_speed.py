@@ -59,18 +59,20 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("supplements", [None, {"embedding": {"diagnose": 0}}], ids=["alone", "el"])
 @pytest.mark.parametrize("method", METHODS)
-def test_an_iteration_reads_its_numbers_together(bench, method, monkeypatch):
-    """Nothing is asked of the device one by one: `look` asks for all at once (`tolist`), once in a phase."""
-    work, looks = loop.Loop(bench.job(method, batch=4)), []
+def test_an_iteration_reads_its_numbers_together(bench, method, supplements):
+    """Nothing is asked of the device one by one: `look` asks for all at once (`tolist`), once in a phase; with EL for the
+    base loss and for EL, and where they meet at the weights for EL's strength there."""
+    work, looks = loop.Loop(bench.job(method, supplements, batch=4)), []
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # its age lies on the CPU
     look = work.watch.look
-    work.watch.look = lambda progress: (looks.append(progress), look(progress))
+    work.watch.look = lambda progress, *wanted: (looks.append(wanted), look(progress, *wanted))[1]
     with Reads() as reads:
         work.iterate()
     phases = len(work.job.method.phases(work.job.numbers, work.progress))
-    assert (reads.count, len(looks)) == (0, phases)
+    assert (reads.count, len(looks)) == (0, phases + (2 + (method == "consistency") if supplements else 0))
 
 
 def test_numbers_wait_for_a_look():
@@ -82,8 +84,11 @@ def test_numbers_wait_for_a_look():
     assert watch.sums == {"b": [3.5, 0.5]}
     watch.look(contract.Progress(0, 0, 1))
     assert watch.sums == {"b": [3.5, 0.5], "a": [4.0, 1.0]}
-    watch.look(contract.Progress(0, 0, 1))
-    assert watch.sums["a"] == [4.0, 1.0]
+    assert watch.look(contract.Progress(0, 0, 1), torch.tensor(2.5), torch.tensor(0.1).double()) == [
+        2.5,
+        float(torch.tensor(0.1)),
+    ]
+    assert watch.sums["a"] == [4.0, 1.0] and watch.look(contract.Progress(0, 0, 1)) == []
 
 
 def test_the_first_bad_tensor_is_named():
@@ -150,6 +155,34 @@ def test_blocks_are_computed_twice_and_only_for_a_gradient(bench, network):
     assert len(calls) == 3 * len(blocks)
 
 
+@pytest.mark.parametrize(("method", "kind"), [("diff_instruct", "adam"), ("sid", "adamw"), ("consistency", "radam")])
+def test_channels_beside_each_other_agree(bench, method, kind):
+    """With every optimiser, EL beside them: up to rounding; a run that was stopped continues to the bit in that layout."""
+
+    def run(folder, change, stop=0):
+        job = bench.job(
+            method, {"embedding": {}}, dtype=torch.float64, folder=folder, steps=6, optimiser={"kind": kind}
+        )
+        change(job.nets.values())
+        work = loop.Loop(job)
+        if stop:
+            for _ in range(stop):
+                work.iterate()
+            work.save()
+        else:
+            work.run()
+        weight = job.nets["generator"].get_parameter("model.dec.8x8_block0.conv0.weight")
+        assert weight.is_contiguous() == (folder == "plain")
+        return state.pack({**job.nets, "average": work.average}, work.optimisers)
+
+    wanted, found = run("plain", lambda nets: None), run("last", speed.channels_last)
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
+    run("stopped", speed.channels_last, stop=3)
+    again = run("stopped", speed.channels_last)
+    assert all(torch.equal(again[key], found[key]) for key in found)
+
+
 # --- compiled networks ---
 
 
@@ -157,8 +190,9 @@ TRACING = "ignore:The .grad attribute of a Tensor that is not a leaf"  # torch's
 
 
 @pytest.mark.filterwarnings(TRACING)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("method", ["diff_instruct", "dmd2", "sid", "consistency"])
+@pytest.mark.parametrize(
+    ("method", "dropout"), [("diff_instruct", 0.3), ("dmd2", 0.0), ("sid", 0.3), ("consistency", 0.3)]
+)
 def test_compiled_networks_agree(bench, method, dropout, monkeypatch):
     """Traced as a compiler would (without making machine code, which takes minutes): the run up to rounding, dropout masks
     included; the running average, a copy, is not compiled."""

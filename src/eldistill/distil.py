@@ -34,7 +34,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
 
     recipe: the `params` of a distil recipe; whole: all of it, for the description of the generator. upstream: paths of
     `images`, `teacher`, `ensembles` (one manifest for each supplement that names an ensemble, in order), `pairs` {(n,
-    seed): path}, `start` (a generator, or None). site: device, micro_batch, recompute, compile, save_seconds, max_seconds.
+    seed): path}, `start` (a generator, or None). site: device, micro_batch, channels_last, recompute, compile, save_seconds, max_seconds.
     Raises Problem, loop.NonFinite, loop.Stopped.
     """
     values = recipe["method"]
@@ -98,10 +98,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         count = snapshot_images(total, values["batch"], percent)
         write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count})
         job.snapshots[count] = _both(job.snapshots.get(count), write)
-    if site.recompute:
-        speed.recompute(nets.values())
-    if site.compile:
-        speed.compiled([teacher, *nets.values()])
+    speed.prepare(site, [teacher], list(nets.values()))
     work = loop.Loop(job)
     first = work.across.rank == 0  # of several processes one writes
     if first and 0 in job.snapshots:

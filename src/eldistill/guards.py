@@ -26,8 +26,8 @@ class Watched:
 class Watch:
     """Tensors that must be finite and numbers for the log, kept on the device until `look` asks for all of them.
 
-    Reading a number of a GPU waits for all its work. A step of a network reads once, and once more for each supplement
-    whose weight depends on gradients.
+    Reading a number of a GPU waits for all its work. A step of a network reads once; with supplements at the images once
+    more for the base loss and once for each of them, whose weights compare gradients.
     """
 
     def __init__(self, processes: int):
@@ -49,19 +49,24 @@ class Watch:
         else:
             self._add(name, value, share)
 
-    def look(self, progress: Progress) -> None:
-        """Add the numbers to their sums. Raises NonFinite for the first bad tensor since the last look."""
+    def look(self, progress: Progress, *wanted: torch.Tensor) -> list[float]:
+        """The values of scalars that are needed now; all numbers are added to their sums.
+
+        Raises NonFinite for the first bad tensor since the last look.
+        """
         watched, numbers = self._watched, self._numbers
         self._watched, self._numbers = [], []
-        asked = [*(each.good for each in watched), *(value for _, value, _ in numbers)]
+        asked = [*(each.good for each in watched), *(value for _, value, _ in numbers), *wanted]
         if not asked:
-            return
+            return []
         answers = torch.stack([each.double().reshape(()) for each in asked]).tolist()
         for each, good in zip(watched, answers, strict=False):
             if not good:
                 raise NonFinite(_sentence(each, progress))
-        for (name, _, share), value in zip(numbers, answers[len(watched) :], strict=True):
+        answers = answers[len(watched) :]
+        for (name, _, share), value in zip(numbers, answers, strict=False):
             self._add(name, value, share)
+        return answers[len(numbers) :]
 
     def _add(self, name: str, value: float, share: float) -> None:
         total, steps = self.sums.get(name, (0.0, 0.0))

@@ -256,13 +256,12 @@ class Loop:
 
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
-        self.watch.look(batch.progress)
         total = base
-        strength = self._rms(base)
+        (strength,) = self.watch.look(batch.progress, self._rms(base))
         self.watch.count("generator.base_rms", strength)
         for each in self.at_images:
-            own = self._own_gradient(each, images, batch, base)
-            weight = self._weigh(each, strength, self._rms(own), batch)
+            own, its_strength = self._own_gradient(each, images, batch, base)
+            weight = self._weigh(each, strength, its_strength, batch)
             if weight:
                 total = total + weight * own
         return total
@@ -272,19 +271,19 @@ class Loop:
 
         Their strengths are compared at the last layer, the nearest thing to the images that both pass.
         """
-        self.watch.look(batch.progress)
         weights = [p for _, p in self.named["generator"]]
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
-        strength = _rms(self.across.sum(base[last]))
+        (strength,) = self.watch.look(batch.progress, _rms(self.across.sum(base[last])))
         self.watch.count("generator.base_rms", strength)
         total = base
         for each in self.at_images:
             for p in weights:
                 p.grad = None
-            pull(self._own_gradient(each, images, batch))
+            pull(self._own_gradient(each, images, batch)[0])
             own = [p.grad for p in weights]
-            weight = self._weigh(each, strength, _rms(self.across.sum(own[last])), batch)
+            (its_strength,) = self.watch.look(batch.progress, _rms(self.across.sum(own[last])))
+            weight = self._weigh(each, strength, its_strength, batch)
             if weight:
                 total = [
                     a if b is None else weight * b if a is None else a + weight * b
@@ -295,7 +294,8 @@ class Loop:
 
     def _own_gradient(
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, float]:
+        # At the images, and its root mean square.
         terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
         # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
         whole = getattr(each.tools, "across", None) is not None
@@ -305,17 +305,17 @@ class Loop:
             if term.gradient is not None:
                 self.watch.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
             self.watch.count(f"{each.name}.{name}", term.value, share)
-        self.watch.look(batch.progress)
         gradients = [term.gradient for term in terms.values() if term.gradient is not None]
         own = gradients[0] if len(gradients) == 1 else sum(gradients)
         own = own if share in (None, 1) else own * share
+        loss = sum(term.value for term in terms.values() if term.gradient is not None)
+        value, strength = self.watch.look(batch.progress, loss, self._rms(own))
         if hasattr(each.module, "diagnose"):
-            value = float(sum(term.value for term in terms.values() if term.gradient is not None))
             both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
             seen = each.module.diagnose(value, *both, batch, each.numbers, each.memory)
             for name, found in seen.items():
                 self.watch.count(f"{each.name}.{name}", found)
-        return own
+        return own, strength
 
     def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
         size = self.job.training.batch
@@ -332,12 +332,12 @@ class Loop:
         for old, new in zip(self.average.buffers(), self.job.nets[self.job.published].buffers(), strict=True):
             old.copy_(new)
 
-    def _rms(self, own: torch.Tensor) -> float:
+    def _rms(self, own: torch.Tensor) -> torch.Tensor:
         """Root of the mean square over the images of the whole batch."""
         if self.across.size == 1:
             return _rms(own)
-        squares = float(self.across.sum(own.double().square().sum()))
-        return (squares / (own[0].numel() * self.job.training.batch)) ** 0.5
+        squares = self.across.sum(own.double().square().sum())
+        return (squares / (own[0].numel() * self.job.training.batch)).sqrt()
 
     def _check_gradients(self, name: str, numbers) -> None:
         named = [(key, p) for key, p in self.named[name] if p.grad is not None]
@@ -469,9 +469,9 @@ class Loop:
         self.job.say(f"continuing at {self.n_images} of {self.job.training.n_images} images")
 
 
-def _rms(tensor: torch.Tensor) -> float:
+def _rms(tensor: torch.Tensor) -> torch.Tensor:
     """Root of the mean square over all entries, in float64."""
-    return float(tensor.double().square().mean().sqrt())
+    return tensor.double().square().mean().sqrt()
 
 
 def memory_gib(device: str) -> float:

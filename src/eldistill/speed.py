@@ -42,6 +42,22 @@ def recompute(nets: Iterable[torch.nn.Module]) -> None:
         block.recompute = True
 
 
+def channels_last(nets: Iterable[torch.nn.Module]) -> None:
+    """Their convolutions have the channels of a pixel beside each other in memory. The same up to rounding."""
+    for net in nets:
+        net.to(memory_format=torch.channels_last)
+
+
+def prepare(site, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
+    """What params.yaml says of this machine (site: channels_last, recompute, compile), for networks held and trained."""
+    if site.channels_last:
+        channels_last([*fixed, *trained])
+    if site.recompute:
+        recompute(trained)
+    if site.compile:
+        compiled([*fixed, *trained])
+
+
 def compiled(nets: Iterable[torch.nn.Module]) -> None:
     """Whole passes through these denoisers are compiled for their shapes; a copy of one is not. The same up to rounding.
 

@@ -80,6 +80,11 @@ def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict) -> None:
                 index, slot = key.removeprefix(prefix).split("/")
                 state["state"].setdefault(int(index), {})[slot] = value
         optimiser.load_state_dict(state)
+        # A file knows shapes and no layout in memory; fused optimisers walk through parameter and moments side by side.
+        for parameter, slots in optimiser.state.items():
+            for slot, value in slots.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    slots[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:

@@ -154,7 +154,7 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
     seconds = 60 * max_minutes
     return SimpleNamespace(
         device=device, micro_batch=_at_once(top, recipe), fit=top["fit"], save_seconds=top["save_seconds"],
-        recompute=top["recompute"], compile=top["compile"],
+        **{key: top[key] for key in ("channels_last", "recompute", "compile")},
         max_seconds=seconds - min(300, seconds / 4),
         batch=values.top("evaluate")["batch"],
     )  # fmt: skip
@@ -186,7 +186,9 @@ def _train(work, train) -> None:
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
     site = work.site
-    code = files.digest(f"{code} {site.device} {site.micro_batch} {site.compile} {metadata.version('torch')}")
+    code = files.digest(
+        f"{code} {site.device} {site.micro_batch} {site.compile} {site.channels_last} {metadata.version('torch')}"
+    )
     with state.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")

@@ -43,10 +43,7 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         net = networks.build(config, recipe["seed"]).to(site.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
-    if site.recompute:
-        speed.recompute([net])
-    if site.compile:
-        speed.compiled([net])
+    speed.prepare(site, [], [net])
     job = loop.Job(
         method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
         numbers=SimpleNamespace(**{key: recipe[key] for key in ("P_mean", "P_std", "augment")}),
