@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from eldistill.contract import Progress
 from eldistill.files import NonFinite
 
-Parts = list[tuple[str, torch.Tensor]]
+Parts = Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Watched:
     name: str
     tensor: torch.Tensor
     good: torch.Tensor
-    parts: Parts  # what it was made of: the first bad one is named in its place
+    parts: Parts  # what it was made of, asked only if it is bad: the first bad one is named in its place
 
 
 class Watch:
@@ -36,10 +37,10 @@ class Watch:
         self._watched: list[Watched] = []
         self._numbers: list[tuple[str, torch.Tensor, float]] = []
 
-    def finite(self, name: str, tensor: torch.Tensor, parts: Parts | None = None) -> None:
+    def finite(self, name: str, tensor: torch.Tensor, parts: Parts = ()) -> None:
         """`tensor`, of any shape, must be finite, or the next look raises."""
         tensor = tensor.detach()
-        self._watched.append(Watched(name, tensor, torch.isfinite(tensor).all(), parts or []))
+        self._watched.append(Watched(name, tensor, torch.isfinite(tensor).all(), parts))
 
     def count(self, name: str, value: torch.Tensor | float, share: float | None = None) -> None:
         """Add a number (a scalar) to the sums. share: of the batch; None: every process knows it and adds its part."""

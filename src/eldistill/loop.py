@@ -86,6 +86,7 @@ class Loop:
         self.optimisers = {name: optimisers.make(net, job.optimisers[name]) for name, net in job.nets.items()}
         self.average = copy.deepcopy(job.nets[job.published]).requires_grad_(False).eval()
         self.averaged = list(self.average.parameters())
+        self.buffers = list(zip(self.average.buffers(), job.nets[job.published].buffers(), strict=True))
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
         # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
@@ -329,7 +330,7 @@ class Loop:
         beta = optimisers.ema_beta(self.job.training.ema, progress, self.job.training.batch)
         now = [parameter for _, parameter in self.named[self.job.published]]
         torch._foreach_lerp_(self.averaged, now, 1 - beta)
-        for old, new in zip(self.average.buffers(), self.job.nets[self.job.published].buffers(), strict=True):
+        for old, new in self.buffers:
             old.copy_(new)
 
     def _rms(self, own: torch.Tensor) -> torch.Tensor:
@@ -340,16 +341,16 @@ class Loop:
         return (squares / (own[0].numel() * self.job.training.batch)).sqrt()
 
     def _check_gradients(self, name: str, numbers) -> None:
-        named = [(key, p) for key, p in self.named[name] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for _, p in named])
-        parts = [(f"gradient of {name}.{key}", p.grad) for key, p in named]
+        found = [(key, gradient) for key, p in self.named[name] if (gradient := p.grad) is not None]
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in found])
+        parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
         self.watch.finite(f"gradient norm of {name}", norm, parts)
         self.watch.count(f"{name}.gradient_norm", norm)
         self.watch.look(self.progress)
         if numbers.clip:
-            torch.nn.utils.clip_grads_with_norm_([p for _, p in named], numbers.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
         if numbers.clip_value:
-            torch.nn.utils.clip_grad_value_([p for _, p in named], numbers.clip_value)
+            torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
 
     # --- the whole run ---
 

@@ -84,7 +84,7 @@ def _bits(seed: int, purpose: str, first: int, count: int, each: int) -> np.ndar
     blocks = max(1, math.ceil(each / 8))  # Philox gives 4 x 64 bits a block
     generator = np.random.Philox(key=stream_key(seed, purpose)).advance(first * blocks)
     raw = generator.random_raw(count * blocks * 4).reshape(count, blocks * 4)
-    return raw.astype("<u8").view("<u4")[:, : max(each, 1)]
+    return raw.astype("<u8", copy=False).view("<u4")[:, : max(each, 1)]
 
 
 def sent(tensor: torch.Tensor, device) -> torch.Tensor:
