@@ -61,7 +61,7 @@ data/scratch/report-demo.html: data/tables/demo/main.csv
 	@touch $@
 
 test: env ## the tests that every change must pass, on two cores
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 doctor: env ## what would stop a suite on this machine: GPU, disk, files, Slurm, locks (SUITE=paper)
 	@$(BIN)/python -m eldistill doctor $(SUITE)

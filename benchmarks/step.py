@@ -34,7 +34,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, loop, networks, params, sampling, speed
+from eldistill import contract, data, loop, networks, noise, params, sampling, speed
 from eldistill.ensemble import seed as ensembles
 
 ROOT = Path(__file__).parents[1]
@@ -102,23 +102,52 @@ class Recorder:
         return recording
 
 
-class Waiting:
-    """The seconds that a loop has waited for real images: reading their rows, sending and encoding them."""
+class Clock:
+    """The seconds of an iteration by what they are spent on; of calls within each other the outermost counts.
 
-    def __init__(self, reals: data.Reals, options):
-        self.seconds, self.inside = 0.0, False
-        for name in ("take", "labels"):
-            setattr(reals, name, self._clocked(getattr(reals, name), options))
+    `data` is what real images wait for: reading their rows, sending and encoding them. `rest` is what no other part has:
+    losses, scalings, and whatever Python does between.
+    """
 
-    def _clocked(self, call: Callable, options) -> Callable:
-        def clocked(indices):
-            if self.inside:  # `take` asks for labels too
-                return call(indices)
-            self.inside, start = True, now(options)
-            found = call(indices)
-            self.seconds += now(options) - start
-            self.inside = False
-            return found
+    def __init__(self, work: loop.Loop, options):
+        self.options, self.seconds, self.inside, self.undo = options, {}, False, []
+        self.places = [(work.job.reals, name, "data") for name in ("take", "labels")]
+        self.rest = [
+            *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
+            *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
+            (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
+            *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
+            (work, "_check_gradients", "checks"), (work.watch, "finite", "checks"), (work.watch, "look", "checks"),
+            (work, "_average", "average"), (work, "_own_gradient", "supplement"),
+        ]  # fmt: skip
+
+    def __enter__(self):
+        for owner, name, part in self.places:
+            own = name in vars(owner)
+            self.undo.append((owner, name, vars(owner).get(name), own))
+            setattr(owner, name, self._clocked(getattr(owner, name), part))
+        return self
+
+    def __exit__(self, *_):
+        for owner, name, before, own in reversed(self.undo):
+            setattr(owner, name, before) if own else delattr(owner, name)
+        self.undo = []
+
+    def all(self) -> Clock:
+        """The same for every part, not for data alone."""
+        self.places += self.rest
+        return self
+
+    def _clocked(self, call: Callable, part: str) -> Callable:
+        def clocked(*arguments, **named):
+            if self.inside:
+                return call(*arguments, **named)
+            self.inside, start = True, now(self.options)
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.seconds[part] = self.seconds.get(part, 0.0) + now(self.options) - start
+                self.inside = False
 
         return clocked
 
@@ -179,16 +208,17 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
     """A row: milliseconds of an iteration and of its bare passes, their ratio, the passes, images a second, memory."""
     work = loop_of(settings, method, supplement, options, folder)
     cycle = max(phase.every for phase in work.job.method.phases(work.job.numbers, work.progress))
-    recorder, waiting, turns = Recorder(work), Waiting(work.job.reals, options), []
+    recorder, turns = Recorder(work), []
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for turn in range(options.warmup + options.repeats):
         work.iteration -= work.iteration % cycle
         recorder.passes = None
-        waiting.seconds, before = 0.0, now(options)
-        for _ in range(cycle):
-            work.iterate()
-        between, waited = now(options), waiting.seconds
+        with Clock(work, options) as waiting:
+            before = now(options)
+            for _ in range(cycle):
+                work.iterate()
+            between, waited = now(options), waiting.seconds.get("data", 0.0)
         if turn == 0:  # written down once: the writing itself takes time
             recorder.passes = []
             for _ in range(cycle):
@@ -198,6 +228,12 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         turns.append(((between - before) / cycle, bare / cycle, waited / (between - before)))
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
+    with Clock(work, options).all() as clock:  # apart from the turns: looking costs time
+        before = now(options)
+        for _ in range(3 * cycle):
+            work.iterate()
+        whole = now(options) - before
+    parts = {**clock.seconds, "rest": whole - sum(clock.seconds.values())}
     with speed.eager(options.compile):
         flop = work.count_flop()
     return {
@@ -211,6 +247,7 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         "ratio": statistics.median(a / b for a, b, _ in kept),
         "data_percent": 100 * statistics.median(each[2] for each in kept),
         "passes": len(passes) / cycle,
+        "parts_milliseconds": {part: 1000 * spent / (3 * cycle) for part, spent in parts.items()},
         "images_per_second": options.batch / step,
         "flop_per_second": flop / step,
         "ceiling_percent": 100 * flop / step / options.ceiling,
@@ -282,6 +319,17 @@ def line(row: dict, other: dict | None) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def parts_table(rows: list[dict]) -> str:
+    """Milliseconds of an iteration by part, in Markdown: a look of its own, a few iterations after the turns."""
+    names = list(dict.fromkeys(part for row in rows for part in row["parts_milliseconds"] if part != "rest")) + ["rest"]
+    lines = [["method", "supplement", *names], ["---", "---", *["---:"] * len(names)]]
+    for row in rows:
+        spent = row["parts_milliseconds"]
+        cells = (f"{spent[name]:.1f}" if name in spent else "" for name in names)
+        lines.append([row["method"], row["supplement"], *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -297,7 +345,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recompute", action="store_true", help="blocks computed again, as with distil.recompute")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15, help="turns that count")
-    parser.add_argument("--images", type=int, default=1000, help="of the comparison with Heun's method")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="of the comparison with Heun's method; 0 leaves it out"
+    )
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
@@ -341,7 +391,8 @@ def main(arguments: list[str] | None = None) -> None:
                 twin = next((each for each in others if all(each.get(key) == row[key] for key in same)), None)
                 print(line(row, twin), flush=True)
                 rows.append(row)
-        rates = throughput(settings, options, Path(folder))
+        print("\n" + parts_table(rows), flush=True)
+        rates = throughput(settings, options, Path(folder)) if options.images else {}
     print("\n" + ", ".join(f"{key} {rates[key]:.4g}" for key in rates if key.endswith(("images/s", "ratio"))))
     if options.out:
         about = {

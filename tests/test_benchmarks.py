@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eldistill import mmd, params
+from eldistill import mmd, noise, params
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["conv4", "mix8-8", "identity", "conv8"]
@@ -184,9 +184,27 @@ def test_a_step_is_compared_with_its_twin(step, tmp_path, capsys, monkeypatch):
         "--images",
         "8",
     ]
+    plain = noise.Draw.normal, torch.autograd.grad, torch.Tensor.backward
     step.main([*words, "--out", str(file)])
+    assert plain == (noise.Draw.normal, torch.autograd.grad, torch.Tensor.backward)  # nothing that was clocked stays so
     step.main([*words, "--compare", str(file)])
     assert json.loads(file.read_text())["sampling"]["ratio"] > 5
+    (row,) = json.loads(file.read_text())["rows"]
+    parts = row["parts_milliseconds"]
+    known = {
+        "data",
+        "generator",
+        "teacher",
+        "fake_score",
+        "backward",
+        "noise",
+        "optimiser",
+        "checks",
+        "average",
+        "rest",
+    }
+    assert set(parts) == known
+    assert min(parts.values()) > 0 and 0 < row["ceiling_percent"] < 150
     lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("| di")]
-    assert len(lines) == 2 and lines[1].count("|") == lines[0].count("|") + 1
-    assert float(lines[1].split("|")[-2]) > 0
+    assert len(lines) == 4 and lines[2].count("|") == lines[0].count("|") + 1  # two tables each time
+    assert float(lines[2].split("|")[-2]) > 0
