@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,13 +60,14 @@ class Pass:
     training: bool
     weights: bool
     to_input: bool
+    masks: AbstractContextManager  # the dropout masks that it drew
     back: bool = False
 
     def again(self) -> None:
         """The pass alone."""
         x, *rest = self.arguments
         grad = self.weights or self.to_input
-        with torch.set_grad_enabled(grad):
+        with self.masks, torch.set_grad_enabled(grad):
             x = x.detach().requires_grad_(self.to_input)
             found = self.call(x, *rest)
         found = found if isinstance(found, tuple) else (found,)
@@ -89,7 +91,7 @@ class Recorder:
                 return call(x, *rest, **named)
             grad = torch.is_grad_enabled()
             seen = Pass(net, lambda x, *rest: call(x, *rest, **named), (x.detach(), *rest), net.training,
-                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad)  # fmt: skip
+                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad, noise.again()[1])  # fmt: skip
             self.passes.append(seen)
             kept, self.passes = self.passes, None  # `both` calls others of its own
             found = call(x, *rest, **named)

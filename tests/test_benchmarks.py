@@ -137,9 +137,10 @@ def step():
     yield from loaded("step")
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize(("method", "supplement"), [("di", "none"), ("di", "el"), ("sid", "none"), ("dmd", "none")])
-def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_path, method, supplement):
-    """In forward passes for an image: what its module says, with EL or without; and making them again changes nothing."""
+def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_path, method, supplement, dropout):
+    """With dropout and without, in forward passes for an image: what its module says, with EL or without; and making them again changes nothing."""
     work = step.loop_of(
         settings,
         method,
@@ -155,6 +156,8 @@ def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_pat
         ),
         tmp_path,
     )
+    for module in (each for net in work.nets.values() for each in net.modules() if hasattr(each, "dropout")):
+        module.dropout = dropout
     recorder = step.Recorder(work)
     recorder.passes = []
     work.iterate()
