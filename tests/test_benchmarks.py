@@ -140,7 +140,8 @@ def step():
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize(("method", "supplement"), [("di", "none"), ("di", "el"), ("sid", "none"), ("dmd", "none")])
 def test_the_bare_passes_are_those_that_the_method_needs(step, settings, tmp_path, method, supplement, dropout):
-    """With dropout and without, in forward passes for an image: what its module says, with EL or without; and making them again changes nothing."""
+    """In forward passes for an image: what its module says, with EL or without; making them again, with their dropout
+    masks, changes nothing."""
     work = step.loop_of(
         settings,
         method,

@@ -68,8 +68,8 @@ def phases(images: str, every: int = 1, generator_first: bool = False) -> list[P
     images: `fresh`: each phase makes its own, fake_score first unless generator_first says otherwise. `reuse`: the
     generator steps first and fake_score learns from the images of that step: one generator pass less, but the images
     are those of the generator before its step, so fake_score is one step staler than with `fresh`, and they were made
-    with the generator's dropout on. With networks held fixed and no dropout fake_score's expected gradient is the same. At the very first step fake_score still equals the teacher: DI's, DMD's and SiD's
-    gradient is then zero.
+    with the generator's dropout on. With networks held fixed and no dropout fake_score's expected gradient is the same.
+    At the very first step fake_score still equals the teacher: DI's, DMD's and SiD's gradient is then zero.
     """
     fake, own = Phase("fake_score", generator_mode="eval"), Phase("generator", every=every)
     if images == "reuse":
