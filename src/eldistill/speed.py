@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
+
+from eldistill.files import Problem
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)
 VARIANTS = 32  # of one network's code: trained or not, with a gradient of weights or input, with labels or without
@@ -61,8 +66,15 @@ def prepare(site, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) 
 def compiled(nets: Iterable[torch.nn.Module]) -> None:
     """Whole passes through these denoisers are compiled for their shapes; a copy of one is not. The same up to rounding.
 
-    Passes that ask for the encoder's features too (heads of DMD2 and SiDA) stay as they are.
+    Passes that ask for the encoder's features too (heads of DMD2 and SiDA) stay as they are. Raises Problem without a
+    C++ compiler, by the name that torch looks for.
     """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        raise Problem(
+            f"params.yaml: distil.compile is true, but there is no C++ compiler {compiler} on this machine; install it, name "
+            "another by the environment variable CXX, or set distil.compile to false"
+        )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for net in nets:
         if hasattr(net, "network"):
