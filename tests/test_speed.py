@@ -260,29 +260,46 @@ def test_operations_are_counted_uncompiled(bench, tracing):
 # --- images of the generator's step, used again ---
 
 
-@pytest.mark.parametrize("method", ["diff_instruct", "sida"])
-def test_images_used_again_leave_the_expected_gradient(bench, method):
-    """Networks held fixed, fake_score's mean gradient is the same with images of its own and with those of the generator's
-    step, along every one of several directions, within five standard errors; both are far from zero."""
-    means, errors = [], []
+@pytest.mark.parametrize("labels", [0, 3])
+@pytest.mark.parametrize("method", ["diff_instruct", "dmd", "dmd2", "sid", "sida"])
+def test_images_used_again_leave_the_expected_gradient(bench, method, labels, monkeypatch):
+    """Networks held fixed, fake_score's gradient is the same function of noise, label, sigma and epsilon, to rounding:
+    with the numbers of both phases made one, images of its own and those of the generator's step give the same."""
+    plain = {kind: getattr(Draw, kind) for kind in ("normal", "integers")}
+
+    def shared(kind: str, purpose_of_images: str):
+        def draw(self, purpose, *rest):
+            if purpose != purpose_of_images:
+                return plain[kind](self, purpose, *rest)
+            return plain[kind](Draw(self.seed, "both", self.first, self.size, self.device, self.dtype), purpose, *rest)
+
+        return draw
+
+    monkeypatch.setattr(Draw, "normal", shared("normal", "z"))
+    monkeypatch.setattr(Draw, "integers", shared("integers", "label"))
+    found = {}
     for images in ("fresh", "reuse"):
         numbers = contract.module("methods", method).Numbers(
             images=images, **({"group": 2} if method == "sida" else {})
         )
-        work = loop.Loop(bench.job(method, numbers=numbers, batch=4, steps=10**6, folder=images, apart=0.3))
-        net, seen = work.nets["fake_score"], []
-        size = sum(p.numel() for p in net.parameters())
-        directions = torch.randn(6, size, generator=torch.Generator().manual_seed(1)) / size**0.5
+        work = loop.Loop(bench.job(method, numbers=numbers, labels=labels, dtype=torch.float64, steps=9, folder=images))
         for optimiser in work.optimisers.values():
             optimiser.step = lambda: None
-        work.optimisers["fake_score"].step = lambda net=net, seen=seen, directions=directions: seen.append(
-            directions @ torch.cat([p.grad.flatten() for p in net.parameters()])
-        )
-        for _ in range(120):
+        for _ in range(2):
             work.iterate()
-        found = torch.stack(seen).double()
-        means.append(found.mean(0))
-        errors.append(found.std(0) / len(found) ** 0.5)
-    apart = (means[0] - means[1]).abs() / (errors[0] ** 2 + errors[1] ** 2).sqrt()
-    assert apart.max() < 5
-    assert (means[0].abs() / errors[0]).max() > 10
+        found[images] = [p.grad.clone() for p in work.nets["fake_score"].parameters() if p.grad is not None]
+    assert len(found["fresh"]) == len(found["reuse"]) > 10 and max(each.abs().max() for each in found["fresh"]) > 0
+    for a, b in zip(found["fresh"], found["reuse"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_noise_of_the_images_is_independent_of_what_is_added_to_them():
+    """With `reuse` z is of one phase, epsilon and sigma of another: standard normals without correlation, as within a phase."""
+    n, c = 40_000, 4
+    z = Draw(0, "generator", 0, n, dtype=torch.float64).normal("z", c)
+    for scope in ("generator", "fake_score"):
+        draw = Draw(0, scope, 0, n, dtype=torch.float64)
+        other = torch.cat([draw.normal("epsilon", c), draw.normal("sigma")[:, None]], dim=1)
+        both = torch.cat([z, other], dim=1)
+        assert (both.mean(0).abs() < 5 / n**0.5).all()
+        assert (both.T @ both / n - torch.eye(2 * c + 1)).abs().max() < 5 * (2 / n) ** 0.5
