@@ -111,11 +111,11 @@ class Clock:
     losses, scalings, and whatever Python does between.
     """
 
-    def __init__(self, work: loop.Loop, options):
+    def __init__(self, work: loop.Loop, options, only_data: bool = False):
         self.options, self.seconds, self.inside, self.undo = options, {}, False, []
-        self.places = [(work.job.reals, name, "data") for name in ("take", "labels")]
-        self.rest = [
-            *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
+        data = [(work.job.reals, name, "data") for name in ("take", "labels")]
+        self.places = data if only_data else [
+            *data, *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
@@ -134,11 +134,6 @@ class Clock:
         for owner, name, before, own in reversed(self.undo):
             setattr(owner, name, before) if own else delattr(owner, name)
         self.undo = []
-
-    def all(self) -> Clock:
-        """The same for every part, not for data alone."""
-        self.places += self.rest
-        return self
 
     def _clocked(self, call: Callable, part: str) -> Callable:
         def clocked(*arguments, **named):
@@ -216,7 +211,7 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
     for turn in range(options.warmup + options.repeats):
         work.iteration -= work.iteration % cycle
         recorder.passes = None
-        with Clock(work, options) as waiting:
+        with Clock(work, options, only_data=True) as waiting:
             before = now(options)
             for _ in range(cycle):
                 work.iterate()
@@ -230,7 +225,7 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         turns.append(((between - before) / cycle, bare / cycle, waited / (between - before)))
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
-    with Clock(work, options).all() as clock:  # apart from the turns: looking costs time
+    with Clock(work, options) as clock:  # apart from the turns: looking costs time
         before = now(options)
         for _ in range(3 * cycle):
             work.iterate()

@@ -18,12 +18,12 @@ VERSION = 1
 
 def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
     """(run, the baseline's run of the same data and seed, and method unless it names one); none for the baseline itself."""
-    data, method, supplement = group[0].arm
-    against = study.params["against"]
-    method, against = against.split("/") if "/" in against else (method, against)
-    if group[0].arm == (data, method, against):
+    data, method, _ = group[0].arm
+    named, _, against = study.params["against"].rpartition("/")
+    baseline = (data, named or method, against)
+    if group[0].arm == baseline:
         return []
-    bases = {base.seed: base for base in arms.get((data, method, against), ())}
+    bases = {base.seed: base for base in arms.get(baseline, ())}
     return [(result, bases[result.seed]) for result in group if result.seed in bases]
 
 

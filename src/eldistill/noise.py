@@ -159,8 +159,8 @@ class Draw:
 class _Masks:
     """Where dropout finds its numbers: a key for each image, and how many layers have asked."""
 
-    def __init__(self, keys: torch.Tensor):
-        self.keys, self.calls = keys, 0
+    def __init__(self, keys: torch.Tensor, calls: int = 0):
+        self.keys, self.calls = keys, calls
 
 
 _masks: ContextVar[_Masks | None] = ContextVar("masks", default=None)
@@ -182,9 +182,7 @@ def masks(draw: Draw, purpose: str) -> Iterator[None]:
 def rows(chosen: torch.Tensor) -> Iterator[None]:
     """Inside `masks`: a block that sees a part of its images; chosen: bool [n]. Each keeps the masks it would have had."""
     source = _masks.get()
-    part = None if source is None else _Masks(source.keys[chosen.to(source.keys.device)])
-    if part is not None:
-        part.calls = source.calls
+    part = None if source is None else _Masks(source.keys[chosen.to(source.keys.device)], source.calls)
     token = _masks.set(part)
     try:
         yield
@@ -200,10 +198,7 @@ class _Again:
         self.source, self.calls = source, 0 if source is None else source.calls
 
     def __enter__(self):
-        masks = None if self.source is None else _Masks(self.source.keys)
-        if masks is not None:
-            masks.calls = self.calls
-        self.token = _masks.set(masks)
+        self.token = _masks.set(None if self.source is None else _Masks(self.source.keys, self.calls))
 
     def __exit__(self, *_):
         _masks.reset(self.token)

@@ -78,9 +78,8 @@ def _update(params, grads, exp_avgs, squares, step: float, group: dict) -> list[
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
-    length = (
-        longest - 2 * step * beta2**step / correction
-    )  # of the average of squares; below 5 its variance is too large
+    # Of the average of squares; up to 5 its variance is too large to divide by.
+    length = longest - 2 * step * beta2**step / correction
     update = torch._foreach_div(exp_avgs, 1 - beta1**step)
     torch._foreach_mul_(update, lr)
     if length > 5:
