@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import tempfile
@@ -35,18 +36,33 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, loop, networks, noise, params, sampling, speed
+from eldistill import augment, contract, data, loop, networks, noise, params, sampling, score, speed
 from eldistill.ensemble import seed as ensembles
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
+LEAST = 3  # turns that count, where time is short
 SETTINGS = ("precision", "channels_last", "recompute", "compile")
-NETWORKS = {  # name: its section under `teacher` in params.yaml, or its settings; pixels; channels
-    "demo": ("digits", 8, 1),
-    "cifar10": ("cifar10", 32, 3),
-    "adm64": ("imagenet64", 64, 3),
-    "edm2-xs": ({"network": "edm2", "model_channels": 128}, 64, 4),
-    "edm2-s": ({"network": "edm2", "model_channels": 192}, 64, 4),
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is measured. network: its section under `teacher` in params.yaml, or its settings; side: pixels;
+    data: the data setting whose numbers the methods and supplements take, dropout and augmentation included.
+    """
+
+    network: str | dict
+    side: int
+    channels: int
+    data: str = "digits"
+
+
+NETWORKS = {
+    "demo": Subject("digits", 8, 1),
+    "cifar10": Subject("cifar10", 32, 3),
+    "adm64": Subject("imagenet64", 64, 3),
+    "edm2-xs": Subject({"network": "edm2", "model_channels": 128}, 64, 4),
+    "edm2-s": Subject({"network": "edm2", "model_channels": 192}, 64, 4),
 }
 
 
@@ -107,15 +123,18 @@ class Recorder:
 class Clock:
     """The seconds of an iteration by what they are spent on; of calls within each other the outermost counts.
 
-    `data` is what real images wait for: reading their rows, sending and encoding them. `rest` is what no other part has:
-    losses, scalings, and whatever Python does between.
+    `data` is what real images wait for: reading their rows, sending and encoding them. `augmentation` is EDM's pipe of a method
+    that augments, its random numbers included. `rest` is what no other part has: losses, scalings, and whatever Python does
+    between.
     """
 
     def __init__(self, work: loop.Loop, options, only_data: bool = False):
         self.options, self.seconds, self.inside, self.undo = options, {}, False, []
         data = [(work.job.reals, name, "data") for name in ("take", "labels")]
+        augments = getattr(work.job.numbers, "augment", 0)
         self.places = data if only_data else [
-            *data, *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
+            *data, *([(score, "augmented", "augmentation")] if augments else []),
+            *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
@@ -157,30 +176,41 @@ def now(options) -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def loop_of(settings: params.Params, method: str, supplement: str, options, folder: Path) -> loop.Loop:
-    """The method with its numbers for the digits, and a rate so low that nothing moves."""
-    section, side, channels = NETWORKS[options.network]
-    network = settings.section("teacher", section)["network"] if isinstance(section, str) else section
+def loop_of(
+    settings: params.Params, method: str, supplement: str, options, folder: Path, micro_batch: int = 0
+) -> loop.Loop:
+    """The method with its numbers for the subject's data, and a rate so low that nothing moves. micro_batch: images at once,
+    0: the whole batch."""
+    subject = NETWORKS[options.network]
+    side, channels = subject.side, subject.channels
+    named = isinstance(subject.network, str)
+    network = settings.section("teacher", subject.network)["network"] if named else subject.network
+    values = settings.section("method", method, subject.data)
+    module = contract.module("methods", values["file"])
+    numbers = contract.numbers(module, values)
     pixels = torch.randint(
         0, 256, (2048, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     reals = data.Reals(pixels, torch.zeros(2048, dtype=torch.int64), {"mean": 0.5, "std": 0.29}, 0, options.device)
     config = {**network, "label_dim": 0, "img_resolution": side, "img_channels": channels}
+    if getattr(numbers, "augment", 0):
+        config["augment_dim"] = augment.EDM_LABELS
+    if values["dropout"] is not None:
+        config["dropout"] = values["dropout"]
     teacher = networks.build(config, 0).to(options.device).requires_grad_(False).eval()
-    values = settings.section("method", method, "digits")
-    module = contract.module("methods", values["file"])
-    numbers = contract.numbers(module, values)
     nets = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 0)}
     nets = {name: net.to(options.device) for name, net in nets.items()}
     optimisers = {
         name: params.freeze("Optimiser", {**values["generator" if name == "generator" else "critic"], "lr": 1e-9})
         for name in nets
     }
-    added = [supplement_of(settings, supplement, reals, side, options, folder)] if supplement != "none" else []
+    added = []
+    if supplement != "none":
+        added.append(supplement_of(settings, supplement, reals, subject, options, folder))
     job = loop.Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
         training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
-        optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device,
+        optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device, micro_batch=micro_batch,
     )  # fmt: skip
     speed.precision(options.precision, [teacher, *nets.values()])
     speed.prepare(options, [teacher], list(nets.values()))
@@ -189,10 +219,10 @@ def loop_of(settings: params.Params, method: str, supplement: str, options, fold
     return work
 
 
-def supplement_of(settings, name: str, reals, side: int, options, folder: Path) -> loop.Supplement:
+def supplement_of(settings, name: str, reals, subject: Subject, options, folder: Path) -> loop.Supplement:
     """A supplement of params.yaml, with its ensemble."""
-    values = settings.section("supplement", name)
-    path = folder / f"{values['ensemble']}-{side}.json"
+    values = settings.section("supplement", name, subject.data)
+    path = folder / f"{values['ensemble']}-{'x'.join(map(str, reals.shape))}.json"
     if not path.exists():
         ensembles.make(settings.section("ensemble", values["ensemble"]), 0, reals, path, path.with_suffix(".npz"))
     module = contract.module("supplements", values["file"])
@@ -201,14 +231,23 @@ def supplement_of(settings, name: str, reals, side: int, options, folder: Path) 
     return loop.Supplement(name, module, numbers, module.prepare(numbers, setting))
 
 
-def measure(settings: params.Params, method: str, supplement: str, options, folder: Path) -> dict:
-    """A row: milliseconds of an iteration and of its bare passes, their ratio, the passes, images a second, memory."""
-    work = loop_of(settings, method, supplement, options, folder)
+def measure(
+    settings: params.Params, method: str, supplement: str, options, folder: Path, micro_batch: int = 0,
+    seconds: float = math.inf,
+) -> dict:  # fmt: skip
+    """A row: milliseconds of an iteration and of its bare passes, their ratio, the passes, images a second, memory.
+
+    seconds: no turn begins after them, once LEAST turns count, and the look at the parts is shorter.
+    """
+    begun = time.monotonic()
+    work = loop_of(settings, method, supplement, options, folder, micro_batch)
     cycle = max(phase.every for phase in work.job.method.phases(work.job.numbers, work.progress))
     recorder, turns = Recorder(work), []
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for turn in range(options.warmup + options.repeats):
+        if turn >= options.warmup + LEAST and time.monotonic() - begun > seconds:
+            break
         work.iteration -= work.iteration % cycle
         recorder.passes = None
         with Clock(work, options, only_data=True) as waiting:
@@ -225,9 +264,10 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         turns.append(((between - before) / cycle, bare / cycle, waited / (between - before)))
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
+    looks = cycle * (3 if seconds == math.inf else 1)
     with Clock(work, options) as clock:  # apart from the turns: looking costs time
         before = now(options)
-        for _ in range(3 * cycle):
+        for _ in range(looks):
             work.iterate()
         whole = now(options) - before
     parts = {**clock.seconds, "rest": whole - sum(clock.seconds.values())}
@@ -244,11 +284,14 @@ def measure(settings: params.Params, method: str, supplement: str, options, fold
         "ratio": statistics.median(a / b for a, b, _ in kept),
         "data_percent": 100 * statistics.median(each[2] for each in kept),
         "passes": len(passes) / cycle,
-        "parts_milliseconds": {part: 1000 * spent / (3 * cycle) for part, spent in parts.items()},
+        "parts_milliseconds": {part: 1000 * spent / looks for part, spent in parts.items()},
         "images_per_second": options.batch / step,
         "flop_per_second": flop / step,
         "ceiling_percent": 100 * flop / step / options.ceiling,
         "memory_gib": loop.memory_gib(options.device),
+        "micro_batch": micro_batch,
+        "turns": len(kept),
+        "first_milliseconds": 1000 * turns[0][0],
     }
 
 
@@ -292,7 +335,7 @@ def throughput(settings: params.Params, options, folder: Path) -> dict:
         "Heun, 18 steps": lambda: sampling.images_of_teacher(net, about, n, 18, batch=options.batch),
     }
     seconds: dict[str, list[float]] = {name: [] for name in routes}
-    for turn in range(4):
+    for turn in range(LEAST + 1):
         for name, route in routes.items():
             start = now(options)
             for _ in route():
