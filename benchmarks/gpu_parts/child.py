@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one part: makes its items one after the other, and writes a line of JSON when one begins and when it has ended."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import gpu
+import torch
+from gpu_parts.items import Item, attempt, free, poisoned
+
+from eldistill import params, steps
+
+LEAST = 1.0  # seconds without which an item is not begun
+PATIENCE = 10.0  # seconds beyond its share that any item has
+
+
+def run(options) -> int:
+    """All items of options.child after options.after, until the clock says options.until; returns the exit code."""
+    faulthandler.enable()
+    _end_with(os.getppid())
+    until, name = float(options.until), options.child
+    with open(options.events, "a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as folder:
+
+        def tell(event: str, **values) -> None:
+            file.write(json.dumps(gpu.plain({"event": event, **values}), allow_nan=False) + "\n")
+            file.flush()
+
+        steps._threads(options.threads, "distil")  # as every step of the package begins
+        tell("device", **device(options.device))
+        options.folder, options.ceilings = Path(folder), {}
+        options.settings = params.load(gpu.ROOT / "params.yaml")
+        items = importlib.import_module(f"gpu_parts.{name}").items(options)
+        names = [item.name for item in items]
+        tell("plan", items=names)
+        todo = items[names.index(options.after) + 1 :] if options.after else items
+        for place, item in enumerate(todo):
+            left = until - time.time()
+            if left < LEAST:
+                break
+            seconds = left * item.weight / sum(each.weight for each in todo[place:])
+            tell("begin", name=item.name, limit=item.patience * seconds + min(PATIENCE, seconds))
+            began = time.monotonic()
+            row = attempt(broken(item, f"{name}/{item.name}", options.breaks), seconds)
+            tell("end", name=item.name, seconds=round(time.monotonic() - began, 3), **row)
+            free(options.device)
+            if row.pop("poison", False) or poisoned(options.device):
+                return gpu.POISONED
+    return 0
+
+
+def device(kind: str) -> dict:
+    """The device by its name, and the versions of what drives it."""
+    import platform
+
+    if kind == "cpu":
+        return {"kind": "cpu", "name": platform.machine(), "threads": torch.get_num_threads()}
+    seen = torch.cuda.get_device_properties(0)
+    return {
+        "kind": "cuda", "name": seen.name, "capability": f"{seen.major}.{seen.minor}",
+        "memory_gib": round(seen.total_memory / 2**30, 1), "processors": seen.multi_processor_count,
+        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": _driver(),
+        "cpu": platform.machine(), "cpus": os.cpu_count(),
+    }  # fmt: skip
+
+
+def _driver() -> str | None:
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (answer.stdout.strip().splitlines() or [None])[0] if answer.returncode == 0 else None
+
+
+def _end_with(parent: int) -> None:
+    # A process whose starter was killed must not go on holding the GPU.
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# --- for tests --------------------------------------------------------------------------------------------
+
+
+def broken(item: Item, name: str, breaks: list[str]) -> Item:
+    """The item, or in its place one that goes wrong in the way that --break asks for."""
+    how = dict(each.rsplit("=", 1) for each in breaks).get(name)
+    return item if how is None else Item(item.name, lambda seconds: _BREAKS[how](), item.weight, item.patience)
+
+
+def _raise():
+    raise ValueError("broken on purpose")
+
+
+def _memory():
+    raise torch.OutOfMemoryError("broken on purpose")
+
+
+_BREAKS = {
+    "raise": _raise,
+    "memory": _memory,
+    "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "hang": lambda: time.sleep(3600),
+    "poison": lambda: {"poison": True},
+    "leave": lambda: sys.exit(4),
+}

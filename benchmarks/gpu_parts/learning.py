@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a GPU learn? Real distillations with the numbers of params.yaml, from files that are carried in: quality over images
+generated and over seconds of training.
+
+Quality is the Fréchet distance of 2,000 images to the held-out and to the train images, in pixels and, where its file is there,
+in the features of judge-a. Images are made after a run has ended, from its snapshots: their cost is in no second of a curve.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from gpu_parts import small
+from gpu_parts.items import Item, LeftOut
+
+from eldistill import data, distil, files, loop, metrics, recipes, sampling, steps
+from eldistill.ensemble import seed as ensembles
+from eldistill.features import chunks, embed_all, feature_space
+from eldistill.teacher import train
+
+SNAPSHOTS = [0, 1, 2, 3, 5, 7, 10, 20, 35, 50, 75, 100]  # percent of a run
+IMAGES = 2000
+FASTER = 4  # factor of the rates of the last runs
+EVALUATION = (
+    0.3  # share of a run's time that its snapshots' images may take; what they do not take goes to the next item
+)
+
+
+def items(options) -> list[Item]:
+    """The teacher, then {di, dmd} x {none, el}, then the control pixel-mmd, then all four at higher rates."""
+    runs = [(method, supplement, 1) for method in ("di", "dmd") for supplement in ("none", "el")]
+    runs += [(method, "pixel-mmd", 1) for method in ("di", "dmd")]
+    runs += [(method, supplement, FASTER) for method, supplement, _ in runs[:4]]
+    bench: list[Bench] = []
+
+    def prepared() -> Bench:
+        if not bench:
+            bench.append(Bench(options))
+        return bench[0]
+
+    # The first four share most of the time: a run ends where its number of images is reached, and leaves the rest.
+    return [
+        Item("teacher", lambda _: prepared().teacher_row(), 0.3),
+        *(
+            Item(
+                f"{method}/{supplement}" + (f", rates x {factor}" if factor != 1 else ""),
+                lambda seconds, run=(method, supplement, factor): prepared().run(*run, seconds),
+                4.0 if place < 4 else 1.0,
+                1.5,
+            )
+            for place, (method, supplement, factor) in enumerate(runs)
+        ),
+    ]
+
+
+class Bench:
+    """The files that are carried in, and the spaces in which images are compared."""
+
+    def __init__(self, options):
+        self.options, self.plan = options, recipes.Plan(options.settings)
+        self.images, self.teacher, self.judge = toys(options) if options.toy else self._carried()
+        values = options.settings.section("data", options.data)
+        self.codec, self.labels = values["codec"], values["labels"]
+        spaces = {"pixels": feature_space("pixels")}
+        if self.judge is not None:
+            spaces = {"judge-a": feature_space("judge-a", self.judge, options.device), **spaces}
+        self.spaces = spaces
+        self.n = 64 if options.toy else IMAGES
+        self.references = {}
+        for part in ("train", "heldout"):
+            features = embed_all(chunks(data.load(self.images, part)[0]), spaces)
+            self.references[part] = {name: metrics.moments(each) for name, each in features.items()}
+
+    def _carried(self) -> tuple[Path, Path, Path | None]:
+        options, name = self.options, self.options.data
+        teacher = options.settings.section("data", name)["teacher"]
+        images, taught, judge = (
+            options.carry / step.outputs[0]
+            for step in (self.plan.pack(name), self.plan.teacher(teacher), self.plan.judge(name, "a"))
+        )
+        missing = [str(path) for path in (images, taught) if not path.exists()]
+        if missing:
+            raise LeftOut(
+                f"{' and '.join(missing)} not found; `make demo` makes those of digits, `--carry FOLDER` names the folder "
+                "that holds data/"
+            )
+        return images, taught, judge if judge.exists() else None
+
+    def quality(self, images) -> dict:
+        """Fréchet distances {space_part: value} of chunks of uint8 images."""
+        features = embed_all(images, self.spaces)
+        return {
+            f"{space}_{part}": metrics.frechet(*metrics.moments(each), *reference[space])
+            for space, each in features.items()
+            for part, reference in self.references.items()
+        }
+
+    def teacher_row(self) -> dict:
+        """Distances of the teacher's own images (Heun, 18 steps), and of train images to held-out ones."""
+        net, about = train.load(self.teacher, self.options.device)
+        found = self.quality(sampling.images_of_teacher(net, about, self.n, 18))
+        floor = self.quality(chunks(data.load(self.images, "train")[0]))
+        return {"data": self.options.data, "judge": self.judge is not None, "images": self.n, "quality": found,
+                "train images": {name: value for name, value in floor.items() if name.endswith("heldout")}}  # fmt: skip
+
+    def run(self, method: str, supplement: str, factor: float, seconds: float) -> dict:
+        """One distillation and its curve: rows of images generated, seconds of training, distances."""
+        began = time.monotonic()
+        steps._threads(self.options.threads, "distil")
+        run = self.options.settings.run(f"{self.options.data}/{method}/{supplement}/0")
+        recipe = copy.deepcopy(json.loads(self.plan.distil(run).recipe)["params"])
+        values = recipe["method"]
+        for each in ("generator", "critic"):
+            values[each]["lr"] *= factor
+        recipe["snapshots"] = SNAPSHOTS
+        if self.options.toy:
+            values["batch"], values["n_images"] = 16, 160
+        upstream = {"images": self.images, "teacher": self.teacher, "pairs": {}, "ensembles": [
+            self._ensemble(each["ensemble"]) for each in recipe["supplements"].values() if each.get("ensemble")
+        ]}  # fmt: skip
+        site = SimpleNamespace(
+            device=self.options.device, micro_batch=0, channels_last=False, recompute=False, compile=False,
+            save_seconds=1e9, max_seconds=max(1.0, (1 - EVALUATION) * seconds - (time.monotonic() - began)),
+        )  # fmt: skip
+        stopped = None
+        with tempfile.TemporaryDirectory(dir=self.options.folder) as place:
+            folder = Path(place)
+            try:
+                distil.make(recipe, "gpu", upstream, folder, site, lambda line: None)
+            except loop.Stopped as reason:
+                stopped = str(reason)
+            curve, left = self._curve(folder, values, began + seconds)
+        return {"n_images": values["n_images"], "batch": values["batch"], "rates_times": factor, "stopped": stopped,
+                "curve": curve, "not_judged": left}  # fmt: skip
+
+    def _ensemble(self, name: str) -> Path:
+        path = self.options.folder / f"{self.options.data}-{name}.json"
+        if not path.exists():
+            reals = data.reals(self.images, self.codec, self.labels)
+            section = self.options.settings.section("ensemble", name)
+            ensembles.make(section, 0, reals, path, path.with_suffix(".npz"))
+        return path
+
+    def _curve(self, folder: Path, values: dict, until: float) -> tuple[list[dict], list[int]]:
+        # Rows of the snapshots that there are, and the images at those for which no time was left; the last and the first
+        # snapshot come first. Seconds: between a file's time and that of the first, written before the first step.
+        counts = {
+            distil.snapshot_images(values["n_images"], values["batch"], percent): folder / f"ema-{percent}.safetensors"
+            for percent in reversed(SNAPSHOTS)
+        }
+        there = sorted(count for count, path in counts.items() if path.exists())
+        start, rows, left = counts[0].stat().st_mtime_ns, [], []
+        for count in dict.fromkeys([there[-1], there[0], *there]):
+            if len(rows) > 1 and time.monotonic() > until:
+                left.append(count)
+                continue
+            generator = sampling.load_generator(counts[count], self.options.device)
+            quality = self.quality(sampling.images_of(generator, self.n))
+            seconds = (counts[count].stat().st_mtime_ns - start) / 1e9
+            rows.append({"images": count, "seconds": seconds, **quality})
+        return sorted(rows, key=lambda row: row["images"]), left
+
+
+def toys(options) -> tuple[Path, Path, None]:
+    """A small pack and an untrained teacher with the codec of the data setting, for a look at the code: nothing is learned."""
+    values = options.settings.section("data", options.data)
+    images, teacher = options.folder / "images.safetensors", options.folder / "teacher.safetensors"
+    reals = small.reals_of(small.Case("di"))
+    parts = {"train": slice(0, 96), "heldout": slice(96, None)}
+    tensors = {f"{part}_images": reals.images[rows] for part, rows in parts.items()}
+    tensors |= {f"{part}_labels": reals.classes[rows] for part, rows in parts.items()}
+    files.save_tensors(images, tensors, {"classes": 3, "shape": [1, 8, 8]})
+    net = small.teacher_of(small.Case("di"))
+    about = {"config": net.config, "codec": values["codec"], "shape": [1, 8, 8], "label_dim": 0}
+    files.save_tensors(teacher, net.state_dict(), about)
+    return images, teacher, None

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast does one step sample? Beside Heun's method in 18 steps with the same network, CIFAR's DDPM++."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import step
+from gpu_parts import fast
+from gpu_parts.items import Item
+
+from eldistill import steps
+
+
+def items(options) -> list[Item]:
+    """In bfloat16, then in float32, in which generators are evaluated."""
+    step.NETWORKS.update(fast.TOYS if options.toy else fast.SUBJECTS)
+    counts = {"bfloat16": 8, "float32": 8} if options.toy else {"bfloat16": 256, "float32": 64}
+    return [
+        Item(precision, lambda _, precision=precision, n=n: rates(precision, n, options))
+        for precision, n in counts.items()
+    ]
+
+
+def rates(precision: str, n: int, options) -> dict:
+    """Images a second of both, and their ratio, for n images at once."""
+    steps._threads(options.threads, "distil")
+    asked = SimpleNamespace(
+        device=options.device, network="ddpmpp-cifar10", batch=n, images=n, precision=precision, compile=False,
+        channels_last=False, recompute=False,
+    )  # fmt: skip
+    return {"precision": precision, **step.throughput(options.settings, asked, options.folder)}
