@@ -32,7 +32,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = str(Path(__file__).resolve())
+ROOT = Path(SCRIPT).parents[1]
 SHARES = {"right": 90.0, "fast": 230.0, "sampling": 20.0, "learning": 170.0}
 TOY_SHARES = {"right": 120.0, "fast": 170.0, "sampling": 60.0, "learning": 160.0}  # starting costs more than measuring
 RESERVE, WHOLE = 30.0, 540.0
@@ -118,57 +119,56 @@ class Part:
         self.name, self.options, self.results, self.until, self.say = name, options, results, until, say
         self.folder, self.entry = folder, results.part(name)
         self.running: str | None = None  # the item at work
-        self.kill_at, self.begun, self.planned = until, 0.0, False
+        self.last: str | None = None  # the item that began last
+        self.kill_at, self.begun = until, 0.0
         self.process: subprocess.Popen | None = None
         self.tries = 0
 
     def run(self) -> None:
         """All items, in as many processes as it takes; no longer than `until`."""
-        began = time.monotonic()
+        began, reason = time.monotonic(), "stopped"
         self.entry["planned_seconds"] = round(self.until - began, 2)
-        after = None
         try:
-            while True:
-                last, code, killed = self._process(after)
-                if last is None or last == after:  # it ended without beginning anything
-                    if code and not self._left_over(after) and self.planned:
-                        break
-                    if code:
-                        self.entry["failed"] = f"its process ended with {ended(code, killed)} before its first item"
-                        self.entry["log_tail"] = self._tail()
-                        self.say(f"{self.name} FAILED: {self.entry['failed']}; see {LOG}")
-                    break
-                after = last
-                again = killed or code
-                if not again or not self._left_over(after):
-                    break
-                if self.until - time.monotonic() < START[self.options.device]:
-                    break
+            self._processes()
+            reason = "failed before" if self.entry.get("failed") else "time"
         finally:
             self.stop()
-            reason = "failed before" if self.entry.get("failed") else "time"
-            for name, row in self.entry["items"].items():
-                if row["status"] == "waiting":
-                    self.entry["items"][name] = {"status": "not reached", "reason": reason}
+            for name in self._waiting():
+                self.entry["items"][name] = {"status": "not reached", "reason": reason}
             self.entry["seconds"] = round(time.monotonic() - began, 2)
             self.results.write()
 
-    def _left_over(self, after: str | None) -> bool:
-        names = list(self.entry["items"])
-        return bool(names[names.index(after) + 1 :] if after in names else names)
+    def _processes(self) -> None:
+        # One process makes all items; one that breaks down is followed by another, which begins after the item that broke it.
+        while True:
+            after = self.last
+            code, killed = self._process()
+            if not code:
+                return
+            if self.last == after:
+                self.entry["failed"] = f"its process ended with {ended(code, killed)} before its first item"
+                self.entry["log_tail"] = self._tail()
+                self.say(f"{self.name} FAILED: {self.entry['failed']}; see {LOG}")
+                return
+            if not self._waiting() or self.until - time.monotonic() < START[self.options.device]:
+                return
 
-    def _process(self, after: str | None) -> tuple[str | None, int, bool]:
-        # Runs one process to its end: (the last item that it began, its exit code, whether it was killed here).
+    def _waiting(self) -> list[str]:
+        return [name for name, row in self.entry["items"].items() if row["status"] == "waiting"]
+
+    def _process(self) -> tuple[int, bool]:
+        # Runs one process to its end: (its exit code, whether it was killed here).
         self.tries += 1
         self.running, self.kill_at = None, self.until
         events = self.folder / f"{self.name}-{self.tries}.jsonl"
-        words = [sys.executable, str(Path(__file__).resolve()), "--child", self.name, "--events", str(events),
+        words = [sys.executable, SCRIPT, "--child", self.name, "--events", str(events),
                  "--until", str(time.time() + self.until - time.monotonic())]  # fmt: skip
-        words += ["--after", after] if after else []
-        words += self.options.words
-        last, read, killed = after, 0, False
+        words += ["--after", self.last] if self.last else []
+        read, killed = 0, False
         with open(self.results.path.with_name(LOG), "ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*words, *self.options.words], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
             while True:
                 code = self.process.poll()
                 if events.exists():
@@ -176,7 +176,7 @@ class Part:
                         file.seek(read)
                         while (line := file.readline()).endswith("\n"):
                             read = file.tell()
-                            last = self._seen(json.loads(line)) or last
+                            self._seen(json.loads(line))
                 if code is not None:
                     break
                 if time.monotonic() > self.kill_at:
@@ -185,27 +185,25 @@ class Part:
                 time.sleep(0.05)
         if self.running is not None:
             self._broken(code, killed)
-        return last, code, killed
+        return code, killed
 
-    def _seen(self, event: dict) -> str | None:
-        # Takes up what the process says; gives the item that begins.
+    def _seen(self, event: dict) -> None:
+        # Takes up what the process says.
         kind, items = event.pop("event"), self.entry["items"]
         if kind == "device":
             self.results.values["device"] = self.results.values["device"] or event
         elif kind == "plan":
-            self.planned = True
             for name in event["items"]:
                 items.setdefault(name, {"status": "waiting"})
         elif kind == "begin":
-            self.running, self.begun = event["name"], time.monotonic()
+            self.running = self.last = event["name"]
+            self.begun = time.monotonic()
             self.kill_at = min(self.until, self.begun + event["limit"])
-            return event["name"]
         elif kind == "end":
             name = event.pop("name")
             items[name], self.running, self.kill_at = event, None, self.until
             self.say(sentence(self.name, name, event))
         self.results.write()
-        return None
 
     def _broken(self, code: int, killed: bool) -> None:
         # The item during which a process ended.

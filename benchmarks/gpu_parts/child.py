@@ -17,9 +17,9 @@ from pathlib import Path
 
 import gpu
 import torch
-from gpu_parts.items import Item, attempt, free, poisoned
 
 from eldistill import params, steps
+from gpu_parts.items import Item, attempt, free, poisoned
 
 LEAST = 1.0  # seconds without which an item is not begun
 PATIENCE = 10.0  # seconds beyond its share that any item has
@@ -38,6 +38,7 @@ def run(options) -> int:
 
         steps._threads(options.threads, "distil")  # as every step of the package begins
         tell("device", **device(options.device))
+        warm(options.device)
         options.folder, options.ceilings = Path(folder), {}
         options.settings = params.load(gpu.ROOT / "params.yaml")
         items = importlib.import_module(f"gpu_parts.{name}").items(options)
@@ -49,7 +50,7 @@ def run(options) -> int:
             if left < LEAST:
                 break
             seconds = left * item.weight / sum(each.weight for each in todo[place:])
-            tell("begin", name=item.name, limit=item.patience * seconds + min(PATIENCE, seconds))
+            tell("begin", name=item.name, limit=item.patience * seconds + PATIENCE)
             began = time.monotonic()
             row = attempt(broken(item, f"{name}/{item.name}", options.breaks), seconds)
             tell("end", name=item.name, seconds=round(time.monotonic() - began, 3), **row)
@@ -72,6 +73,14 @@ def device(kind: str) -> dict:
         "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": _driver(),
         "cpu": platform.machine(), "cpus": os.cpu_count(),
     }  # fmt: skip
+
+
+def warm(kind: str) -> None:
+    """What the first item would otherwise pay for: torch's optimisers are imported late, a GPU's libraries begin slowly."""
+    weight = torch.ones(1, 4, 3, 3, device=kind, requires_grad=True)
+    torch.nn.functional.conv2d(torch.ones(2, 4, 8, 8, device=kind), weight).sum().backward()
+    torch.optim.Adam([weight]).step()
+    (torch.ones(64, 64, device=kind) @ torch.ones(64, 64, device=kind)).sum().item()
 
 
 def _driver() -> str | None:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import step
 import torch
-from gpu_parts.items import Item, LeftOut, free
 
 from eldistill import steps
+from gpu_parts.items import Item, LeftOut, free
 
 SMALLEST = 4  # images at once, below which a network is not tried
 SHARES = ("supplement", "noise", "augmentation", "data", "optimiser")
@@ -79,7 +79,7 @@ def measured(setting: Setting, options, seconds: float) -> dict:
     steps._threads(options.threads, "distil")  # what every step begins with; also ends tf32 of the item before
     asked = SimpleNamespace(
         device=options.device, network=setting.network, batch=setting.batch, precision=setting.precision,
-        compile=setting.compile, channels_last=False, recompute=False, warmup=1, repeats=20,
+        compile=setting.compile, channels_last=False, recompute=False, warmup=1, repeats=3 if options.toy else 20,
     )  # fmt: skip
     asked.ceiling = ceiling_of(asked, options.ceilings)
     at_once, too_much = setting.batch, []

@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-from gpu_parts import small
-from gpu_parts.items import Item, LeftOut
-
 from eldistill import data, distil, files, loop, metrics, recipes, sampling, steps
 from eldistill.ensemble import seed as ensembles
 from eldistill.features import chunks, embed_all, feature_space
 from eldistill.teacher import train
+from gpu_parts import small
+from gpu_parts.items import Item, LeftOut
 
 SNAPSHOTS = [0, 1, 2, 3, 5, 7, 10, 20, 35, 50, 75, 100]  # percent of a run
 IMAGES = 2000

@@ -6,10 +6,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import step
-from gpu_parts import fast
-from gpu_parts.items import Item
 
 from eldistill import steps
+from gpu_parts import fast
+from gpu_parts.items import Item
 
 
 def items(options) -> list[Item]:
