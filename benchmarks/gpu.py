@@ -12,15 +12,16 @@ FOLDER names another place). Afterwards: copy the JSON to benchmarks/gpu/DATE-DE
 `python benchmarks/gpu_readme.py`, which shows the newest results in benchmarks/gpu/README.md.
 
 Parts, in order, with their share of the time: right 90, fast 230, sampling 20, learning 170, of 540 seconds; 30 are kept.
-What one does not use the next ones have. Each part is a process of its own: one that hangs is killed, one that loses the GPU
-(an illegal access) is started again with the item after, and the rest is measured. An item that fails is written down with
-its traceback, and the next begins. The JSON is complete after every item; what was not reached is listed with the reason.
+What one does not use the next ones have. A process of its own measures: if it hangs it is killed, and if it loses the GPU (an
+illegal access) it ends; another one begins with the item after. An item that fails is written down with its traceback, and the
+next begins. The JSON is complete after every item; what was not reached is listed with the reason.
 The exit code is 0, 1 if anything failed or differs, 2 if nothing could begin.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -84,7 +85,11 @@ class Results:
         rows = [(f"{part}: {name}", row) for part, entry in self.values["parts"].items()
                 for name, row in entry["items"].items()]  # fmt: skip
         parts = [(part, entry) for part, entry in self.values["parts"].items() if entry.get("failed")]
-        broken = [{"item": name, "reason": row.get("reason", "")} for name, row in rows if row["status"] == "failed"]
+        broken = [
+            {"item": name, "reason": f"{row['reason']}: {row['type']}: {first_line(row['message'])}"}
+            for name, row in rows
+            if row["status"] == "failed"
+        ]
         return {
             "done": sum(row["status"] == "done" for _, row in rows),
             "failed": [*({"item": part, "reason": entry["failed"]} for part, entry in parts), *broken],
@@ -96,12 +101,16 @@ class Results:
         }
 
 
+def first_line(message: str) -> str:
+    """The beginning of an error's message."""
+    return (message.splitlines() or [""])[0][:160]
+
+
 def sentence(part: str, name: str, row: dict) -> str:
     """What is printed of an item."""
     where, took = f"{part}: {name}", f"{row.get('seconds', 0):.1f} s"
     if row["status"] == "failed":
-        why = f"{row['type']}: {row['message'].splitlines()[0][:160] if row['message'] else ''}"
-        return f"{where} FAILED after {took} ({why})"
+        return f"{where} FAILED after {took} ({row['type']}: {first_line(row['message'])})"
     if row["status"] == "done":
         return (
             f"{where} DIFFERS in {', '.join(row['differs'])}, {took}" if row.get("differs") else f"{where} done, {took}"
@@ -109,80 +118,118 @@ def sentence(part: str, name: str, row: dict) -> str:
     return f"{where} {row['status']}: {row['reason']}"
 
 
-# --- a process for each part ------------------------------------------------------------------------------
+# --- the process that measures ---------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that makes the items of parts, told by lines of JSON what to do and telling by lines what it does.
+
+    It is started when it is needed: again after it has broken down, else once, because starting costs many seconds.
+    """
+
+    def __init__(self, words: list[str], folder: Path, log: Path):
+        self.words, self.folder, self.log = words, folder, log
+        self.process: subprocess.Popen | None = None
+        self.starts, self.read = 0, 0
+
+    def send(self, command: dict) -> None:
+        """Start the process unless it is there, and tell it what to do."""
+        if self.process is None or self.process.poll() is not None:
+            self.starts, self.read = self.starts + 1, 0
+            self.events = self.folder / f"events-{self.starts}.jsonl"
+            with open(self.log, "ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, SCRIPT, "--worker", str(self.events), *self.words], stdin=subprocess.PIPE, stdout=log,
+                    stderr=subprocess.STDOUT, start_new_session=True, text=True,
+                )  # fmt: skip
+        with contextlib.suppress(BrokenPipeError):  # its exit code says so too
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+
+    def told(self) -> list[dict]:
+        """What it has told since the last call."""
+        found = []
+        if self.events.exists():
+            with open(self.events, encoding="utf-8") as file:
+                file.seek(self.read)
+                while (line := file.readline()).endswith("\n"):
+                    self.read = file.tell()
+                    found.append(json.loads(line))
+        return found
+
+    def stop(self) -> None:
+        """End it, and what it has started, at once."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+    def tail(self) -> list[str]:
+        """The last lines of its output."""
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:] if self.log.exists() else []
 
 
 class Part:
-    """One part: its process, what the process has written so far, and its entry in the results."""
+    """One part: what the worker has told of it so far, and its entry in the results."""
 
-    def __init__(self, name: str, options, results: Results, folder: Path, until: float, say):
-        self.name, self.options, self.results, self.until, self.say = name, options, results, until, say
-        self.folder, self.entry = folder, results.part(name)
+    def __init__(self, name: str, device: str, worker: Worker, results: Results, until: float, say):
+        self.name, self.device, self.worker, self.results, self.until = name, device, worker, results, until
+        self.entry, self.say = results.part(name), say
         self.running: str | None = None  # the item at work
         self.last: str | None = None  # the item that began last
         self.kill_at, self.begun = until, 0.0
-        self.process: subprocess.Popen | None = None
-        self.tries = 0
 
     def run(self) -> None:
-        """All items, in as many processes as it takes; no longer than `until`."""
+        """All items, by as many workers as it takes; no longer than `until`."""
         began, reason = time.monotonic(), "stopped"
         self.entry["planned_seconds"] = round(self.until - began, 2)
         try:
-            self._processes()
+            self._items()
             reason = "failed before" if self.entry.get("failed") else "time"
         finally:
-            self.stop()
             for name in self._waiting():
                 self.entry["items"][name] = {"status": "not reached", "reason": reason}
             self.entry["seconds"] = round(time.monotonic() - began, 2)
             self.results.write()
 
-    def _processes(self) -> None:
-        # One process makes all items; one that breaks down is followed by another, which begins after the item that broke it.
+    def _items(self) -> None:
+        # A worker that breaks down is followed by another, which begins after the item that broke it.
         while True:
             after = self.last
-            code, killed = self._process()
-            if not code:
+            code, killed = self._attempt()
+            if code is None:
                 return
             if self.last == after:
                 self.entry["failed"] = f"its process ended with {ended(code, killed)} before its first item"
-                self.entry["log_tail"] = self._tail()
+                self.entry["log_tail"] = self.worker.tail()
                 self.say(f"{self.name} FAILED: {self.entry['failed']}; see {LOG}")
                 return
-            if not self._waiting() or self.until - time.monotonic() < START[self.options.device]:
+            if not self._waiting() or self.until - time.monotonic() < START[self.device]:
                 return
 
     def _waiting(self) -> list[str]:
         return [name for name, row in self.entry["items"].items() if row["status"] == "waiting"]
 
-    def _process(self) -> tuple[int, bool]:
-        # Runs one process to its end: (its exit code, whether it was killed here).
-        self.tries += 1
-        self.running, self.kill_at = None, self.until
-        events = self.folder / f"{self.name}-{self.tries}.jsonl"
-        words = [sys.executable, SCRIPT, "--child", self.name, "--events", str(events),
-                 "--until", str(time.time() + self.until - time.monotonic())]  # fmt: skip
-        words += ["--after", self.last] if self.last else []
-        read, killed = 0, False
-        with open(self.results.path.with_name(LOG), "ab") as log:
-            self.process = subprocess.Popen(
-                [*words, *self.options.words], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            while True:
-                code = self.process.poll()
-                if events.exists():
-                    with open(events, encoding="utf-8") as file:
-                        file.seek(read)
-                        while (line := file.readline()).endswith("\n"):
-                            read = file.tell()
-                            self._seen(json.loads(line))
-                if code is not None:
-                    break
-                if time.monotonic() > self.kill_at:
-                    killed = True
-                    self.stop()
-                time.sleep(0.05)
+    def _attempt(self) -> tuple[int | None, bool]:
+        # The items after the last one, by one worker: (the code with which it ended too early, whether it was killed here).
+        self.running, self.kill_at, killed = None, self.until, False
+        until = time.time() + self.until - time.monotonic()
+        self.worker.send({"part": self.name, "until": until, "after": self.last})
+        while True:
+            code = self.worker.process.poll()  # before the events are read: none can come after it
+            for event in self.worker.told():
+                if event["event"] == "over":
+                    return None, False
+                self._seen(event)
+            if code is not None:
+                break
+            if time.monotonic() > self.kill_at:
+                killed = True
+                self.worker.stop()
+            time.sleep(0.05)
         if self.running is not None:
             self._broken(code, killed)
         return code, killed
@@ -209,28 +256,13 @@ class Part:
         # The item during which a process ended.
         took, name = time.monotonic() - self.begun, self.running
         row = {"status": "failed", "seconds": round(took, 2), "type": "ProcessEnded", "reason": "failed", "traceback": [],
-               "message": f"its process ended with {ended(code, killed)}", "log_tail": self._tail()}  # fmt: skip
+               "message": f"its process ended with {ended(code, killed)}", "log_tail": self.worker.tail()}  # fmt: skip
         if killed:
             row |= {"type": "Stopped", "reason": "time", "message": f"it was stopped at its limit, after {took:.0f} s"}
         self.entry["items"][name] = row
         self.say(sentence(self.name, name, row))
         self.running = None
         self.results.write()
-
-    def _tail(self) -> list[str]:
-        try:
-            return (self.results.path.with_name(LOG)).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        except OSError:
-            return []
-
-    def stop(self) -> None:
-        """End the process, and what it has started, at once."""
-        if self.process is not None and self.process.poll() is None:
-            try:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self.process.wait()
 
 
 def ended(code: int, killed: bool) -> str:
@@ -264,11 +296,15 @@ def measure(options, say=print) -> int:
         before[number] = signal.signal(number, stop)
     try:
         with tempfile.TemporaryDirectory(prefix="eldistill-gpu-") as folder:
-            for place, name in enumerate(shares):
-                now, rest = time.monotonic(), sum(list(shares.values())[place:])
-                until = now + shares[name] / rest * max(0.0, deadline - reserve - now)
-                say(f"{name}: {until - now:.0f} s")
-                Part(name, options, results, Path(folder), until, say).run()
+            worker = Worker(options.words, Path(folder), options.out / LOG)
+            try:
+                for place, name in enumerate(shares):
+                    now, rest = time.monotonic(), sum(list(shares.values())[place:])
+                    until = now + shares[name] / rest * max(0.0, deadline - reserve - now)
+                    say(f"{name}: {until - now:.0f} s")
+                    Part(name, options.device, worker, results, until, say).run()
+            finally:
+                worker.stop()
         results.values["complete"] = True
     except Stop as reason:
         say(f"stopped by {reason}; what was measured is in {results.path}")
@@ -298,7 +334,7 @@ def report(results: Results, say) -> int:
 
 def about(options) -> dict:
     """Where these results come from."""
-    from importlib import metadata
+    import torch
 
     return {
         "benchmark": "eldistill gpu",
@@ -308,7 +344,7 @@ def about(options) -> dict:
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": _git("status", "--porcelain", "--untracked-files=no"),
         "python": platform.python_version(),
-        "torch": metadata.version("torch"),
+        "torch": torch.__version__,
         "asked": {"device": options.device, "minutes": options.minutes, "parts": options.part, "toy": options.toy},
     }
 
@@ -322,7 +358,7 @@ def _git(*words: str) -> str | None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; `words` are those that a part's process is started with."""
+    """The options; `words` are those that the process that measures is started with."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="of wall time, which are not exceeded")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the results")
@@ -333,8 +369,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--carry", type=Path, default=ROOT, help="folder that holds data/teachers and data/sets")
     parser.add_argument("--data", default="digits", help="data setting of the part learning")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    for name in ("--child", "--events", "--until", "--after"):  # of a part's own process
-        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--worker", type=Path, help=argparse.SUPPRESS
+    )  # be the process that measures; its file of events
     # For tests: PART/ITEM=HOW, HOW being one of raise, memory, exit, kill, hang, poison.
     parser.add_argument("--break", dest="breaks", action="append", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -354,21 +391,25 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, or be the process of one part."""
+    """Measure, or be the process that does."""
     options = parsed(arguments)
     for place in (str(ROOT / "src"), str(ROOT / "benchmarks")):
         if place not in sys.path:
             sys.path.insert(0, place)
-    if options.child:
-        from gpu_parts import child
+    if options.worker:
+        from gpu_parts import worker
 
-        return child.run(options)
-    if options.device == "cuda":
+        return worker.run(options)
+    try:
         import torch
-
-        if not torch.cuda.is_available():
-            print("gpu.py: torch sees no GPU on this machine; use --device cpu for toy networks", file=sys.stderr)
-            return 2
+    except ImportError as error:
+        print(
+            f"gpu.py: torch cannot be imported ({error}); expected the packages of `eldistill distil`", file=sys.stderr
+        )
+        return 2
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("gpu.py: torch sees no GPU on this machine; --device cpu runs toy networks, as a test", file=sys.stderr)
+        return 2
     return measure(options, lambda text: print(text, flush=True))
 
 

@@ -117,7 +117,8 @@ def learning(items: dict) -> str:
     space, part = key.split("_")
     text = f"Fréchet distance in {space} to the {part.replace('heldout', 'held-out')} images"
     if teacher:
-        text += f"; the teacher in 18 steps has {number(teacher['quality'][key], 2)}, the train images {number(teacher['train images'][key], 2)}"
+        best, floor = (number(teacher[of][key], 2) for of in ("quality", "train images"))
+        text += f"; the teacher in 18 steps has {best}, the train images {floor}"
     head = ["run", "images", "seconds", "at the start", "after 10 %", "after 50 %", "at the end"]
     return f"{text}.\n\n{table(head, rows)}"
 

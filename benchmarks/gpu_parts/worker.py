@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of one part: makes its items one after the other, and writes a line of JSON when one begins and when it has ended."""
+"""The process that measures: makes the items of a part one after the other, and writes a line of JSON when one begins and ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gpu
@@ -26,11 +27,10 @@ PATIENCE = 10.0  # seconds beyond its share that any item has
 
 
 def run(options) -> int:
-    """All items of options.child after options.after, until the clock says options.until; returns the exit code."""
+    """Take parts from standard input until it ends, and make their items; returns the exit code."""
     faulthandler.enable()
     _end_with(os.getppid())
-    until, name = float(options.until), options.child
-    with open(options.events, "a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as folder:
+    with open(options.worker, "a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as folder:
 
         def tell(event: str, **values) -> None:
             file.write(json.dumps(gpu.plain({"event": event, **values}), allow_nan=False) + "\n")
@@ -41,23 +41,32 @@ def run(options) -> int:
         warm(options.device)
         options.folder, options.ceilings = Path(folder), {}
         options.settings = params.load(gpu.ROOT / "params.yaml")
-        items = importlib.import_module(f"gpu_parts.{name}").items(options)
-        names = [item.name for item in items]
-        tell("plan", items=names)
-        todo = items[names.index(options.after) + 1 :] if options.after else items
-        for place, item in enumerate(todo):
-            left = until - time.time()
-            if left < LEAST:
-                break
-            seconds = left * item.weight / sum(each.weight for each in todo[place:])
-            tell("begin", name=item.name, limit=item.patience * seconds + PATIENCE)
-            began = time.monotonic()
-            row = attempt(broken(item, f"{name}/{item.name}", options.breaks), seconds)
-            tell("end", name=item.name, seconds=round(time.monotonic() - began, 3), **row)
-            free(options.device)
-            if row.pop("poison", False) or poisoned(options.device):
+        for line in sys.stdin:
+            if not make(options, tell, **json.loads(line)):
                 return gpu.POISONED
     return 0
+
+
+def make(options, tell: Callable, part: str, until: float, after: str | None) -> bool:
+    """The items of a part after the one named, while the clock says less than `until`; False if the GPU is lost."""
+    items = importlib.import_module(f"gpu_parts.{part}").items(options)
+    names = [item.name for item in items]
+    tell("plan", items=names)
+    todo = items[names.index(after) + 1 :] if after else items
+    for place, item in enumerate(todo):
+        left = until - time.time()
+        if left < LEAST:
+            break
+        seconds = left * item.weight / sum(each.weight for each in todo[place:])
+        tell("begin", name=item.name, limit=item.patience * seconds + PATIENCE)
+        began = time.monotonic()
+        row = attempt(broken(item, f"{part}/{item.name}", options.breaks), seconds)
+        tell("end", name=item.name, seconds=round(time.monotonic() - began, 3), **row)
+        free(options.device)
+        if row.get("poison") or poisoned(options.device):
+            return False
+    tell("over")
+    return True
 
 
 def device(kind: str) -> dict:
