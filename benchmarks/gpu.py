@@ -135,6 +135,7 @@ class Worker:
     def send(self, command: dict) -> None:
         """Start the process unless it is there, and tell it what to do."""
         if self.process is None or self.process.poll() is not None:
+            self.stop()
             self.starts, self.read = self.starts + 1, 0
             self.events = self.folder / f"events-{self.starts}.jsonl"
             with open(self.log, "ab") as log:

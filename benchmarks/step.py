@@ -283,7 +283,7 @@ def measure(
         "bare_milliseconds": 1000 * bare,
         "ratio": statistics.median(a / b for a, b, _ in kept),
         "data_percent": 100 * statistics.median(each[2] for each in kept),
-        "passes": len(passes) / cycle,
+        "passes": len(passes) / cycle * (micro_batch or options.batch) / options.batch,
         "parts_milliseconds": {part: 1000 * spent / looks for part, spent in parts.items()},
         "images_per_second": options.batch / step,
         "flop_per_second": flop / step,
