@@ -278,9 +278,9 @@ def ended(code: int, killed: bool) -> str:
 # --- the whole --------------------------------------------------------------------------------------------
 
 
-def measure(options, say=print) -> int:
-    """Run the parts asked for within options.minutes; returns the exit code."""
-    begun = time.monotonic()
+def measure(options, say=print, begun: float | None = None) -> int:
+    """Run the parts asked for within options.minutes of `begun` (None: of now); returns the exit code."""
+    begun = time.monotonic() if begun is None else begun
     whole = 60 * options.minutes
     deadline, reserve = begun + whole, RESERVE / WHOLE * whole
     options.out.mkdir(parents=True, exist_ok=True)
@@ -393,7 +393,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, or be the process that does."""
-    options = parsed(arguments)
+    begun, options = time.monotonic(), parsed(arguments)
     for place in (str(ROOT / "src"), str(ROOT / "benchmarks")):
         if place not in sys.path:
             sys.path.insert(0, place)
@@ -411,7 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu.py: torch sees no GPU on this machine; --device cpu runs toy networks, as a test", file=sys.stderr)
         return 2
-    return measure(options, lambda text: print(text, flush=True))
+    return measure(options, lambda text: print(text, flush=True), begun)
 
 
 if __name__ == "__main__":

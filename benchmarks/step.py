@@ -48,13 +48,14 @@ SETTINGS = ("precision", "channels_last", "recompute", "compile")
 @dataclass(frozen=True)
 class Subject:
     """A network that is measured. network: its section under `teacher` in params.yaml, or its settings; side: pixels;
-    data: the data setting whose numbers the methods and supplements take, dropout and augmentation included.
+    data: the data setting whose numbers the methods and supplements take, augmentation included; dropout: None: that of them.
     """
 
     network: str | dict
     side: int
     channels: int
     data: str = "digits"
+    dropout: float | None = None
 
 
 NETWORKS = {
@@ -195,8 +196,9 @@ def loop_of(
     config = {**network, "label_dim": 0, "img_resolution": side, "img_channels": channels}
     if getattr(numbers, "augment", 0):
         config["augment_dim"] = augment.EDM_LABELS
-    if values["dropout"] is not None:
-        config["dropout"] = values["dropout"]
+    dropout = values["dropout"] if subject.dropout is None else subject.dropout
+    if dropout is not None:
+        config["dropout"] = dropout
     teacher = networks.build(config, 0).to(options.device).requires_grad_(False).eval()
     nets = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 0)}
     nets = {name: net.to(options.device) for name, net in nets.items()}
@@ -224,7 +226,9 @@ def supplement_of(settings, name: str, reals, subject: Subject, options, folder:
     values = settings.section("supplement", name, subject.data)
     path = folder / f"{values['ensemble']}-{'x'.join(map(str, reals.shape))}.json"
     if not path.exists():
-        ensembles.make(settings.section("ensemble", values["ensemble"]), 0, reals, path, path.with_suffix(".npz"))
+        section = {**settings.section("ensemble", values["ensemble"]), "calibration": 64}  # scales cost nothing in a step
+        here = data.Reals(reals.images.cpu(), reals.classes.cpu(), reals.codec, 0)  # members are drawn and calibrated on the CPU
+        ensembles.make(section, 0, here, path, path.with_suffix(".npz"))
     module = contract.module("supplements", values["file"])
     numbers = contract.numbers(module, values)
     setting = SimpleNamespace(ensemble=path, device=options.device, dtype=torch.float32, sigma_data=0.5, seed=0)

@@ -170,7 +170,8 @@ def results() -> dict:
     summary = {"failed": [{"item": "fast: adm", "reason": "out of memory"}], "left_out": [],
                "not_reached": [{"item": "fast: slow", "reason": "time"}]}  # fmt: skip
     return {"asked": {"toy": False}, "device": device, "parts": parts, "summary": summary, "torch": "2.14.1", "python": "3.11",
-            "commit": "0123456789abcdef", "date": "2026-01-03T00:00:00Z", "seconds": 530.2, "command": "python benchmarks/gpu.py"}  # fmt: skip
+            "commit": "0123456789abcdef",
+            "date": "2026-01-03T00:00:00Z", "seconds": 530.2, "command": "python benchmarks/gpu.py"}  # fmt: skip
 
 
 def test_the_page_shows_the_newest_results_of_a_gpu(of, tmp_path):
@@ -386,6 +387,18 @@ def test_other_comparisons(of, options):
 def test_every_comparison(of, options):
     for item in of("gpu_parts.right").items(options):
         assert item.run(10.0)["differs"] == [], item.name
+
+
+@pytest.mark.slow
+def test_every_network_and_method(of, options):
+    """With EL and without, the numbers of their data settings; only what needs a GPU or a compiler is left out."""
+    attempt, left = of("gpu_parts.items").attempt, []
+    for item in of("gpu_parts.fast").items(options):
+        row = attempt(item, 0.1)
+        assert row["status"] in ("done", "left out"), row
+        left += [item.name] if row["status"] == "left out" else []
+        assert ("/el" in item.name) == (row.get("supplement_percent", 0) > 0)
+    assert len(left) == 2
 
 
 def test_a_batch_that_does_not_fit_is_cut(of, options, monkeypatch):

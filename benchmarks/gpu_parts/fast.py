@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import step
 import torch
 
 from eldistill import steps
-from gpu_parts.items import Item, LeftOut, free
+from gpu_parts.items import Item, LeftOut, free, is_memory
 
 SMALLEST = 4  # images at once, below which a network is not tried
 SHARES = ("supplement", "noise", "augmentation", "data", "optimiser")
@@ -19,14 +20,16 @@ SUBJECTS = {  # of the papers: their numbers, dropout and augmentation too
     "adm-imagenet64": step.Subject("imagenet64", 64, 3, "imagenet64"),
     "edm2-xs-latents": step.Subject({"network": "edm2", "model_channels": 128}, 64, 4, "imagenet512-s"),
 }
-_TOY = {"channel_mult": [1], "num_blocks": 1, "attn_resolutions": [8]}
+SUBJECTS["ddpmpp-cifar10 without dropout"] = dataclasses.replace(SUBJECTS["ddpmpp-cifar10"], dropout=0.0)
+_TOY = {"channel_mult": [1], "num_blocks": 1, "attn_resolutions": [16]}
 TOYS = {
     "ddpmpp-cifar10": step.Subject({"network": "song", "model_channels": 8, **_TOY}, 8, 3, "cifar10"),
-    "adm-imagenet64": step.Subject({"network": "adm", "model_channels": 64, **_TOY}, 8, 3, "digits"),
+    "adm-imagenet64": step.Subject({"network": "adm", "model_channels": 64, **_TOY}, 16, 3, "imagenet64"),
     "edm2-xs-latents": step.Subject(
-        {"network": "edm2", "model_channels": 16, "channels_per_head": 8, **_TOY}, 8, 4, "digits"
+        {"network": "edm2", "model_channels": 16, "channels_per_head": 8, **_TOY}, 16, 4, "imagenet512-s"
     ),
 }
+TOYS["ddpmpp-cifar10 without dropout"] = dataclasses.replace(TOYS["ddpmpp-cifar10"], dropout=0.0)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def items(options) -> list[Item]:
         (Setting("adm-imagenet64", large, "sid"), 2.0),
         (Setting("edm2-xs-latents", large, "sid"), 2.0),
         *((Setting("ddpmpp-cifar10", cifar, method, "el"), 1.0) for method in ("di", "dmd", "ect")),
+        (Setting("ddpmpp-cifar10 without dropout", cifar, "sid"), 1.0),
         (Setting("adm-imagenet64", large, "sid", "el"), 2.0),
         (Setting("edm2-xs-latents", large, "sid", "el"), 2.0),
     ]
@@ -103,8 +107,13 @@ def _measured(setting: Setting, asked, options, at_once: int, seconds: float) ->
             options.settings, setting.method, setting.supplement, asked, options.folder,
             0 if at_once == setting.batch else at_once, seconds,
         )  # fmt: skip
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_memory(error):
+            raise
         return None
+    finally:
+        if setting.compile:
+            torch.compiler.reset()  # compiled code holds what it was compiled for
 
 
 def ceiling_of(asked, known: dict[str, float]) -> float:

@@ -30,12 +30,19 @@ class Item:
     patience: float = 3.0
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory; its libraries say so in words of their own."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in ("out of memory", "ALLOC_FAILED"))
+    )
+
+
 def failure(error: BaseException) -> dict:
     """Type, message and the end of the traceback of an exception."""
     lines = "".join(traceback.format_exception(error)).splitlines()
-    memory = isinstance(error, torch.OutOfMemoryError)
     return {
-        "reason": "out of memory" if memory else "failed",
+        "reason": "out of memory" if is_memory(error) else "failed",
         "type": type(error).__name__,
         "message": str(error)[:2000],
         "traceback": lines[-TAIL:],

@@ -17,7 +17,7 @@ from eldistill import distributed
 from eldistill.ensemble import seed as ensembles
 from eldistill.supplements import embedding
 from gpu_parts import small
-from gpu_parts.items import Item, failure
+from gpu_parts.items import Item, failure, is_memory
 from gpu_parts.small import Case
 
 EXACT = 1e-9  # largest relative difference of float64 on two devices, after small.STEPS steps
@@ -93,10 +93,8 @@ def tried(check: Callable[[], dict]) -> dict:
     """A check, or what it raised; errors of the device itself go on, for the process to be given up."""
     try:
         return check()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        if "CUDA error" in str(error):
+        if is_memory(error) or "CUDA error" in str(error):
             raise
         return {"passes": False, **failure(error)}
 
