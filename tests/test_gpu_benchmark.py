@@ -257,8 +257,8 @@ def test_a_process_that_breaks_down_is_followed_by_another(of, tmp_path, monkeyp
     """Whatever an item does to its process, those after it are measured, by one process while it lives."""
     gpu, said = of("gpu"), []
     (tmp_path / "worker.py").write_text(WORKER)
-    monkeypatch.setattr(gpu, "SCRIPT", str(tmp_path / "worker.py"))
-    monkeypatch.setattr(gpu, "START", {"cpu": 0.0})
+    monkeypatch.setattr(of("gpu_parts.supervise"), "SCRIPT", str(tmp_path / "worker.py"))
+    monkeypatch.setattr(of("gpu_parts.supervise"), "START", {"cpu": 0.0})
     words = [
         "--device",
         "cpu",
@@ -289,8 +289,8 @@ def test_time_that_is_up_is_a_reason(of, tmp_path, monkeypatch):
     """What the time does not reach is listed with it; a part that hangs takes nothing from the end."""
     gpu = of("gpu")
     (tmp_path / "worker.py").write_text(WORKER.replace('0.5 if name == "hang" else 60', "60"))
-    monkeypatch.setattr(gpu, "SCRIPT", str(tmp_path / "worker.py"))
-    monkeypatch.setattr(gpu, "START", {"cpu": 0.0})
+    monkeypatch.setattr(of("gpu_parts.supervise"), "SCRIPT", str(tmp_path / "worker.py"))
+    monkeypatch.setattr(of("gpu_parts.supervise"), "START", {"cpu": 0.0})
     words = ["--device", "cpu", "--minutes", "0.05", "--out", str(tmp_path / "out"), "--part", "right"]
     assert gpu.measure(gpu.parsed(words), lambda line: None) == 1
     found = read(tmp_path)
@@ -329,7 +329,7 @@ def test_items_are_made_one_after_the_other(of, options, monkeypatch):
     assert found["going"] and list(found) == ["going", "a", "b", "c", "d"]
     assert [found[name]["status"] for name in "abcd"] == ["done", "failed", "left out", "done"]
     assert found["b"]["type"] == "ZeroDivisionError" and "1 / 0" in "".join(found["b"]["traceback"])
-    assert of("gpu").plain(found["a"])["x"] == "nan"
+    assert of("gpu_parts.results").plain(found["a"])["x"] == "nan"
     assert list(make(after="b")) == ["going", "c", "d"]
     assert list(make(until=0.0)) == ["going"] and told[-1][0] == "over"
     monkeypatch.setattr(worker, "poisoned", lambda device: True)

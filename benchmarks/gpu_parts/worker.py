@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import gpu
 import torch
 
 from eldistill import params, steps
+from gpu_parts import results, supervise
 from gpu_parts.items import Item, attempt, free, poisoned
 
+ROOT = Path(__file__).resolve().parents[2]
 LEAST = 1.0  # seconds without which an item is not begun
 PATIENCE = 10.0  # seconds beyond its share that any item has
 
@@ -33,17 +34,17 @@ def run(options) -> int:
     with open(options.worker, "a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as folder:
 
         def tell(event: str, **values) -> None:
-            file.write(json.dumps(gpu.plain({"event": event, **values}), allow_nan=False) + "\n")
+            file.write(json.dumps(results.plain({"event": event, **values}), allow_nan=False) + "\n")
             file.flush()
 
         steps._threads(options.threads, "distil")  # as every step of the package begins
         tell("device", **device(options.device))
         warm(options.device)
         options.folder, options.ceilings = Path(folder), {}
-        options.settings = params.load(gpu.ROOT / "params.yaml")
+        options.settings = params.load(ROOT / "params.yaml")
         for line in sys.stdin:
             if not make(options, tell, **json.loads(line)):
-                return gpu.POISONED
+                return supervise.POISONED
     return 0
 
 
