@@ -226,8 +226,13 @@ def supplement_of(settings, name: str, reals, subject: Subject, options, folder:
     values = settings.section("supplement", name, subject.data)
     path = folder / f"{values['ensemble']}-{'x'.join(map(str, reals.shape))}.json"
     if not path.exists():
-        section = {**settings.section("ensemble", values["ensemble"]), "calibration": 64}  # scales cost nothing in a step
-        here = data.Reals(reals.images.cpu(), reals.classes.cpu(), reals.codec, 0)  # members are drawn and calibrated on the CPU
+        section = {
+            **settings.section("ensemble", values["ensemble"]),
+            "calibration": 64,
+        }  # scales cost nothing in a step
+        here = data.Reals(
+            reals.images.cpu(), reals.classes.cpu(), reals.codec, 0
+        )  # members are drawn and calibrated on the CPU
         ensembles.make(section, 0, here, path, path.with_suffix(".npz"))
     module = contract.module("supplements", values["file"])
     numbers = contract.numbers(module, values)
