@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"right": 90.0, "fast": 230.0, "sampling": 20.0, "learning": 170.0}
 TOY_SHARES = {"right": 120.0, "fast": 170.0, "sampling": 60.0, "learning": 160.0}  # starting costs more than measuring
 RESERVE, WHOLE = 30.0, 540.0
+STARTING, GRACE = (
+    1 / 3,
+    0.03,
+)  # shares of the time: for the first start at most, and for an item to end after its part's time
 RESULTS, LOG = "gpu-results.json", "log.txt"
 
 
@@ -64,11 +68,15 @@ def measure(options, say=print, begun: float | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="eldistill-gpu-") as folder:
             worker = Worker(options.words, Path(folder), options.out / LOG)
             try:
+                for event in worker.wait(begun + STARTING * whole):
+                    if event["event"] == "device":
+                        results.values["device"] = event
                 for place, name in enumerate(shares):
                     now, rest = time.monotonic(), sum(list(shares.values())[place:])
                     until = now + shares[name] / rest * max(0.0, deadline - reserve - now)
                     say(f"{name}: {until - now:.0f} s")
-                    Part(name, options.device, worker, results, until, say).run()
+                    latest = min(until + GRACE * whole, deadline - GRACE / 4 * whole)
+                    Part(name, options.device, worker, results, until, latest, say).run()
             finally:
                 worker.stop()
         results.values["complete"] = True

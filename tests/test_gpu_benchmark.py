@@ -236,6 +236,7 @@ file = open(sys.argv[sys.argv.index("--worker") + 1], "a")
 def tell(event, **values):
     print(json.dumps({"event": event, **values}), file=file, flush=True)
 tell("device", kind="cpu", name="toy")
+tell("ready")
 acts = {"exit": lambda: os._exit(3), "kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "hang": lambda: time.sleep(60)}
 for line in sys.stdin:
     command = json.loads(line)

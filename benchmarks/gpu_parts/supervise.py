@@ -31,8 +31,8 @@ class Worker:
         self.process: subprocess.Popen | None = None
         self.starts, self.read = 0, 0
 
-    def send(self, command: dict) -> None:
-        """Start the process unless it is there, and tell it what to do."""
+    def start(self) -> None:
+        """Start the process unless it is there."""
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.starts, self.read = self.starts + 1, 0
@@ -42,6 +42,21 @@ class Worker:
                     [sys.executable, SCRIPT, "--worker", str(self.events), *self.words], stdin=subprocess.PIPE, stdout=log,
                     stderr=subprocess.STDOUT, start_new_session=True, text=True,
                 )  # fmt: skip
+
+    def wait(self, until: float) -> list[dict]:
+        """Start it and wait until it can begin, has ended, or the time is up; gives what it has told."""
+        self.start()
+        found: list[dict] = []
+        while time.monotonic() < until and self.process.poll() is None:
+            found += self.told()
+            if any(event["event"] == "ready" for event in found):
+                break
+            time.sleep(0.05)
+        return found
+
+    def send(self, command: dict) -> None:
+        """Tell the process, which is started if need be, what to do."""
+        self.start()
         with contextlib.suppress(BrokenPipeError):  # its exit code says so too
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
@@ -73,14 +88,18 @@ class Worker:
 
 
 class Part:
-    """One part: what the worker has told of it so far, and its entry in the results."""
+    """One part: what the worker has told of it so far, and its entry in the results.
 
-    def __init__(self, name: str, device: str, worker: Worker, results: Results, until: float, say):
-        self.name, self.device, self.worker, self.results, self.until = name, device, worker, results, until
+    until: when no item begins any more; latest: when one that has begun is stopped. Both as time.monotonic().
+    """
+
+    def __init__(self, name: str, device: str, worker: Worker, results: Results, until: float, latest: float, say):
+        self.name, self.device, self.worker, self.results = name, device, worker, results
+        self.until, self.latest = until, latest
         self.entry, self.say = results.part(name), say
         self.running: str | None = None  # the item at work
         self.last: str | None = None  # the item that began last
-        self.kill_at, self.begun = until, 0.0
+        self.kill_at, self.begun = latest, 0.0
 
     def run(self) -> None:
         """All items, by as many workers as it takes; no longer than `until`."""
@@ -115,7 +134,7 @@ class Part:
 
     def _attempt(self) -> tuple[int | None, bool]:
         # The items after the last one, by one worker: (the code with which it ended too early, whether it was killed here).
-        self.running, self.kill_at, killed = None, self.until, False
+        self.running, self.kill_at, killed = None, self.latest, False
         until = time.time() + self.until - time.monotonic()
         self.worker.send({"part": self.name, "until": until, "after": self.last})
         while True:
@@ -137,18 +156,16 @@ class Part:
     def _seen(self, event: dict) -> None:
         # Takes up what the process says.
         kind, items = event.pop("event"), self.entry["items"]
-        if kind == "device":
-            self.results.values["device"] = self.results.values["device"] or event
-        elif kind == "plan":
+        if kind == "plan":
             for name in event["items"]:
                 items.setdefault(name, {"status": "waiting"})
         elif kind == "begin":
             self.running = self.last = event["name"]
             self.begun = time.monotonic()
-            self.kill_at = min(self.until, self.begun + event["limit"])
+            self.kill_at = min(self.latest, self.begun + event["limit"])
         elif kind == "end":
             name = event.pop("name")
-            items[name], self.running, self.kill_at = event, None, self.until
+            items[name], self.running, self.kill_at = event, None, self.latest
             self.say(sentence(self.name, name, event))
         self.results.write()
 

@@ -42,6 +42,7 @@ def run(options) -> int:
         warm(options.device)
         options.folder, options.ceilings = Path(folder), {}
         options.settings = params.load(ROOT / "params.yaml")
+        tell("ready")
         for line in sys.stdin:
             if not make(options, tell, **json.loads(line)):
                 return supervise.POISONED
