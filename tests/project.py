@@ -77,7 +77,7 @@ class Project:
         """Whether `snakemake -n all` would run nothing."""
         return "Nothing to be done" in self.run("snakemake", "-n", "all")
 
-    def clone(self, name: str) -> "Project":
+    def clone(self, name: str) -> Project:
         """A fresh clone beside this one."""
         path = self.path.parent / name
         subprocess.run(["git", "clone", "-q", str(self.path), str(path)], check=True, capture_output=True)
