@@ -495,13 +495,33 @@ def test_ect_lower_level(q, stages):
             near(1 + (found[1] - wanted) / t, torch.ones_like(t), 1e-6)
 
 
+def rounding_of(arrays: dict, numbers, n_images: int) -> float:
+    """The deviation of test_ect_losses' gradient, in float64, when denoised images are off at random by a last bit of float32
+    (half a bit for each rounding, of which an image sees several)."""
+    normal, found = torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        slope = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        net = Scaled(lambda x, sigma, slope=slope: slope * x + 0.02 * torch.sin(sigma.log()))
+
+        net.register_forward_hook(
+            lambda net, inputs, image: (
+                image * (1 + 2**-23 * torch.randn(image.shape, generator=normal, dtype=torch.float64))
+            )
+        )
+        told = {"sigma": arrays["z_normal"], "epsilon": arrays["eps"]}
+        batch = batch_of((3, 4, 4), told, reals=arrays["x0"], n_images=n_images)
+        loss = consistency.generator_terms({"generator": net, "teacher": None}, batch, None, numbers)["consistency"]
+        found.append(float(torch.autograd.grad(loss, slope)[0]))
+    return float(np.std(found))
+
+
 @pytest.mark.parametrize("targets", ["all", "needed"])
 @pytest.mark.parametrize(("q", "stage", "c"), [(2, 0, 0.0), (2, 3, 0.0), (256, 0, 0.0), (4, 1, 0.06)])
 def test_ect_losses(q, stage, c, targets):
-    """ect_losses: levels, the method's own term for each image and for all, its gradient with respect to F's slope,
-    both
-    weightings; worst error 8.2e-7 (tolerance 3e-6), of the gradient 2.5e-6 (1e-5) and 4.7e-5 (2e-4) at q 256; in float32,
-    because t - r is the rounded difference of two rounded levels.
+    """ect_losses: levels, the method's own term for each image and for all, its gradient with respect to F's slope, both
+    weightings; worst error 1.3e-6 (tolerance 3e-6). In float32, because t - r is the rounded difference of two rounded
+    levels. The gradient is a sum of small differences, in which the last bits of the golden array and of this machine show
+    (2e-6 to 2e-3, by machine and q): it may differ by what rounding the denoised images moves it (`rounding_of`).
     """
     arrays, key = golden("ect_losses"), f"q{q}_s{stage}_c{c}"
     numbers = consistency.Numbers(
@@ -521,7 +541,10 @@ def test_ect_losses(q, stage, c, targets):
 
     near(torch.stack([loss(batch[i : i + 1]) for i in range(5)]), arrays[f"{key}_loss"], 3e-6)
     near(loss(batch), arrays[f"{key}_loss"].mean(), 3e-6)
-    near(torch.autograd.grad(loss(batch), slope)[0], arrays[f"{key}_grad_a"], 2e-4 if q == 256 else 1e-5)
+    gradient, wanted = torch.autograd.grad(loss(batch), slope)[0], float(arrays[f"{key}_grad_a"])
+    rounding = rounding_of(arrays, numbers, 10 * stage)
+    assert rounding < 1e-3 * abs(wanted)
+    assert abs(float(gradient) - wanted) < 6 * rounding
     if f"{key}_loss_imgnet_weight" in arrays:
         other = dataclasses.replace(numbers, weighting="snr")
         found = torch.stack([loss(batch[i : i + 1], other) for i in range(5)])

@@ -46,7 +46,8 @@ def test_bfloat16_stays_near_float32(bench, method, supplements):
     assert 0 < apart < 0.3 * moved
     for net in other.job.nets.values():
         assert {p.dtype for p in net.parameters()} == {torch.float32}
-    assert [row.keys() for row in work.rows] == [row.keys() for row in other.rows]
+    always = lambda row: {name for name in row if not name.endswith(".optimal")}  # logged where the gradients agree  # noqa: E731
+    assert [always(row) for row in work.rows] == [always(row) for row in other.rows]
 
 
 def test_products_alone_are_made_in_it(bench):
