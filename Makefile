@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm check test test-slow test-slurm lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -62,6 +62,12 @@ data/scratch/report-demo.html: data/tables/demo/main.csv
 
 test: env ## the tests that every change must pass, on two cores
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
+
+# Two workers have two cores: threads of a library's own would wait for each other.
+check test test-slow: export OMP_NUM_THREADS = 1
+
+check: env ## one test for each promise of the README, between two edits: at most 90 seconds
+	@$(BIN)/python tests/check.py
 
 doctor: env ## what would stop a suite on this machine: GPU, disk, files, Slurm, locks (SUITE=paper)
 	@$(BIN)/python -m eldistill doctor $(SUITE)

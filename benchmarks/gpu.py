@@ -36,10 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"right": 90.0, "fast": 230.0, "sampling": 20.0, "learning": 170.0}
 TOY_SHARES = {"right": 120.0, "fast": 170.0, "sampling": 60.0, "learning": 160.0}  # starting costs more than measuring
 RESERVE, WHOLE = 30.0, 540.0
-STARTING, GRACE = (
-    1 / 3,
-    0.03,
-)  # shares of the time: for the first start at most, and for an item to end after its part's time
+STARTING = 1 / 3  # share of the time that the first start may take
+GRACE = 0.03  # share of the time in which an item may end after its part's time
 RESULTS, LOG = "gpu-results.json", "log.txt"
 
 
@@ -143,9 +141,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--carry", type=Path, default=ROOT, help="folder that holds data/teachers and data/sets")
     parser.add_argument("--data", default="digits", help="data setting of the part learning")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument(
-        "--worker", type=Path, help=argparse.SUPPRESS
-    )  # be the process that measures; its file of events
+    # Be the process that measures, and write its events into this file.
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     # For tests: PART/ITEM=HOW, HOW being one of raise, memory, exit, kill, hang, poison.
     parser.add_argument("--break", dest="breaks", action="append", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
