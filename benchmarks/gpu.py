@@ -68,7 +68,7 @@ def measure(options, say=print, begun: float | None = None) -> int:
             try:
                 for event in worker.wait(begun + STARTING * whole):
                     if event["event"] == "device":
-                        results.values["device"] = event
+                        results.values["device"] = {key: each for key, each in event.items() if key != "event"}
                 for place, name in enumerate(shares):
                     now, rest = time.monotonic(), sum(list(shares.values())[place:])
                     until = now + shares[name] / rest * max(0.0, deadline - reserve - now)

@@ -156,7 +156,9 @@ class Part:
     def _seen(self, event: dict) -> None:
         # Takes up what the process says.
         kind, items = event.pop("event"), self.entry["items"]
-        if kind == "plan":
+        if kind == "device":
+            self.results.values["device"] = self.results.values["device"] or event
+        elif kind == "plan":
             for name in event["items"]:
                 items.setdefault(name, {"status": "waiting"})
         elif kind == "begin":
