@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from eldistill import contract, data, loop, networks, params
 from eldistill.ensemble import seed as ensembles
@@ -38,6 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread():
     """Sums do not depend on the machine's cores."""
     torch.set_num_threads(1)
+
+
+def read_yaml(text: str):
+    """What YAML says; by libyaml, where there is one, in an eighth of the time."""
+    return params.read_yaml(text)
+
+
+def write_yaml(value, **options) -> str:
+    """A value as YAML, likewise."""
+    return yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), **options)
 
 
 def perturb(network: torch.nn.Module, size: float = 0.1, seed: int = 0) -> torch.nn.Module:

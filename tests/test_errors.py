@@ -16,10 +16,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from eldistill import __main__ as program
@@ -58,18 +58,18 @@ def project(tmp_path, monkeypatch, packed):
     torch.set_num_threads(threads)
 
 
-DIGITS_CODEC = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]["digits"]["codec"]
+DIGITS_CODEC = conftest.read_yaml((ROOT / "params.yaml").read_text())["data"]["digits"]["codec"]
 
 
 def change(path: str, value) -> None:
     """Replace one value of the project's params.yaml."""
-    values = yaml.safe_load(Path("params.yaml").read_text())
+    values = conftest.read_yaml(Path("params.yaml").read_text())
     *above, last = path.split("/")
     place = values
     for step in above:
         place = place[step]
     place[last] = value
-    Path("params.yaml").write_text(yaml.safe_dump(values))
+    Path("params.yaml").write_text(conftest.write_yaml(values))
 
 
 def tree() -> dict[str, int]:
@@ -304,7 +304,7 @@ def own_images(contents: dict[str, bytes], **setting) -> None:
         files.write_text(Path("pictures", name), "")
         Path("pictures", name).write_bytes(content)
     change("data/own", {"source": "folder", "path": "pictures", "heldout": 2, "teacher": "own", **setting})
-    values = yaml.safe_load(Path("params.yaml").read_text())
+    values = conftest.read_yaml(Path("params.yaml").read_text())
     change("teacher/own", {**values["teacher"]["digits-smoke"], "data": "own"})
 
 

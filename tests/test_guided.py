@@ -8,12 +8,12 @@ import os
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import official
 import pytest
 import test_foreign_teachers
 import torch
-import yaml
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from torch.nn import functional as F
 
@@ -307,9 +307,9 @@ def test_from_their_teacher_to_a_generator(project, capsys):
         assert __main__.main(words) == 0, capsys.readouterr().err
     generator = sampling.load_generator("data/runs/theirs/di/el/0/generator_ema.safetensors")
     assert sampling.sample(generator, 3).shape == (3, 1, 8, 8)
-    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     values["data"]["theirs"]["labels"] = True
-    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(values), encoding="utf-8")
     assert __main__.main(["teacher", "theirs"]) == 2
     assert "knows 0 classes, its data has labels: true" in capsys.readouterr().err
 
