@@ -270,7 +270,7 @@ def test_a_student_of_a_consistency_model_forgets_its_boundary():
 @pytest.mark.parametrize("key", ["recompute", "compile", "channels_last"])
 def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
     """Student and teacher are changed as the key says, before the loop begins; the recipe and the result are what they were."""
-    run("di/none/0", "--force")
+    run("di/none/0")
     teacher, recipe = (
         Path(f"data/teachers/{DATA}/teacher.safetensors"),
         Path(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors.recipe"),
