@@ -7,6 +7,7 @@ import csv
 import json
 from pathlib import Path
 
+import conftest
 import numpy as np
 import official
 import pytest
@@ -14,7 +15,6 @@ import test_distil
 import test_foreign_teachers
 import test_latents
 import torch
-import yaml
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 from eldistill import __main__, data, features, latents, metrics, params, recipes, sampling
@@ -124,9 +124,9 @@ def published(project, net, monkeypatch):  # noqa: F811
 
 def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, tmp_path):
     """Inception's distance to their statistics; with enough images a wrong one stops everything, and leaves nothing."""
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["data"]["theirs"]["path"] = None
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
     assert __main__.main(["teacher", "theirs"]) == 0
     assert __main__.main(["teacher", "theirs/check"]) == 0
     found = json.loads(Path("data/teachers/theirs/check.json").read_text())
@@ -210,7 +210,7 @@ def test_the_constants_of_a_file_are_its_codec():
 
 
 def plan(**check) -> recipes.Plan:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for name in ("digits", "edm-cifar10"):
         values["teacher"][name]["check"] = check
     return recipes.Plan(params.from_values(values, ROOT))

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import test_distil
 import torch
-import yaml
 
 from eldistill import __main__, cluster, doctor, export, files, params, recipes, sampling, state
 from eldistill.files import Problem
@@ -162,7 +162,7 @@ def test_the_doctor_sees_what_slurm_lacks(project, slurm, capsys, monkeypatch):
 
 def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
     """Files of a suite, a disk that is too small, a GPU that nobody has."""
-    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     values["device"] = "cuda"
     values["data"]["theirs"] = {
         "source": "folder",
@@ -174,7 +174,7 @@ def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
     numbers = values["distil"]["methods"]["di"]["per_data"]
     numbers["theirs"] = numbers["digits-smoke"]
     values["suites"]["mine"] = [{"data": ["theirs"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}]
-    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(values), encoding="utf-8")
     found = examined(capsys, "mine")["LOOK"]
     assert any("no.pkl is missing" in line and "teacher.theirs.file" in line for line in found)
     assert any("no.zip is missing" in line and "data.theirs.path" in line for line in found)

@@ -6,16 +6,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import conftest
 import pytest
 import test_distil
-import yaml
 
 from eldistill import __main__, cost, params, recipes
 
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_distil.project  # the fixtures
 OFFICIAL = json.loads((Path(__file__).parent / "data/networks/official_state_shapes.json").read_text())
-PLAN = recipes.Plan(params.from_values(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")), ROOT))
+PLAN = recipes.Plan(params.from_values(conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8")), ROOT))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-import yaml
 
 from eldistill import __main__, distil, files, loop, params, recipes, sampling, speed
 
@@ -24,7 +24,7 @@ def made(tmp_path_factory) -> Path:
     for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    values = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml((folder / "params.yaml").read_text(encoding="utf-8"))
     values["teacher"][DATA] |= {"n_images": 320, "steps": 3}
     values["distil"] |= {"snapshots": [0, 50, 100], "ticks": 2}
     for name in ("di", "dmd", "dmd2", "sid", "sida", "sid2a", "cd", "ct", "ict", "ect"):
@@ -34,7 +34,7 @@ def made(tmp_path_factory) -> Path:
         values["distil"]["methods"][name].setdefault("per_data", {})[DATA] = small
     values["distil"]["methods"]["di"]["per_data"][DATA] |= {"n_images": 64, "batch": 16}
     values["distil"]["supplements"]["regression"]["per_data"] = {"digits": {"pairs": 40}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (folder / "params.yaml").write_text(conftest.write_yaml(values), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert __main__.main(["data", f"{DATA}/images"]) == 0
@@ -53,9 +53,9 @@ def project(made, monkeypatch) -> Path:
 
 
 def change(method: str, **values) -> None:
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["distil"]["methods"][method]["per_data"][DATA] |= values
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
 
 
 def run(name: str, *more: str) -> sampling.Generator:
@@ -178,9 +178,9 @@ def test_augmentation_needs_a_teacher_that_knows_its_labels(project, capsys):
     ("sid2a/none", "goes in a circle"),
 ])  # fmt: skip
 def test_a_start_that_cannot_be_is_one_sentence(project, capsys, start, words):
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["distil"]["methods"]["sid2a"]["start_from"] = start
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
     assert __main__.main(["distil", f"{DATA}/di/none/0"]) == 2
     error = capsys.readouterr().err
     assert words in error and "start_from" in error and error.count("\n") == 1
@@ -208,9 +208,9 @@ def test_a_broken_generator_is_never_shown(project, tmp_path, capsys):
 
 def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeypatch):
     """CD from the generator of another run: its target, a running average, begins at that generator."""
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["distil"]["methods"]["cd"]["start_from"] = "ct/none"
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
     seen = {}
 
     class Watched(loop.Loop):
@@ -270,7 +270,7 @@ def test_a_student_of_a_consistency_model_forgets_its_boundary():
 @pytest.mark.parametrize("key", ["recompute", "compile", "channels_last"])
 def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
     """Student and teacher are changed as the key says, before the loop begins; the recipe and the result are what they were."""
-    run("di/none/0", "--force")
+    run("di/none/0")
     teacher, recipe = (
         Path(f"data/teachers/{DATA}/teacher.safetensors"),
         Path(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors.recipe"),
@@ -283,9 +283,9 @@ def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
         name,
         lambda nets: (nets := list(nets), seen.append(len(nets)), real(nets) if key == "recompute" else None),
     )
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["distil"][key] = True
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
     run("di/none/0", "--force")
     assert __main__.main(["teacher", DATA, "--force"]) == 0
     assert seen == [2 if key == "recompute" else 3, 1]  # generator and fake_score, and the frozen teacher; a teacher

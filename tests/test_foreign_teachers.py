@@ -7,11 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
+import conftest
 import official
 import pytest
 import test_distil
 import torch
-import yaml
 
 from eldistill import __main__, files, networks, params, recipes, sampling
 from eldistill.files import Problem
@@ -36,17 +36,17 @@ def project(made, tmp_path, monkeypatch) -> Path:
     shutil.copytree(made, tmp_path / "project", dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path / "project")
     official.write(Path("net.pkl"), official.edm(*network()))
-    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     values["data"]["theirs"] = {"like": "digits-smoke", "codec": {"mean": 0.5, "std": 0.25}, "teacher": "theirs"}
     values["teacher"]["theirs"] = {"data": "theirs", "file": "net.pkl"}
-    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(values), encoding="utf-8")
     return tmp_path / "project"
 
 
 def change(**values) -> None:
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["teacher"]["theirs"] |= values
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
 
 
 def refuses(capsys, *words: str) -> str:
@@ -143,15 +143,15 @@ def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
         capsys, "teacher", "theirs"
     )
     official.write(Path("net.pkl"), official.edm(*network()))
-    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["data"]["theirs"]["codec"] = {"mean": 0.3, "std": 0.3}
-    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
     assert "net.pkl sees pixels on [-1, 1]" in refuses(capsys, "teacher", "theirs")
     assert not Path("data/teachers/theirs").exists() or not list(Path("data/teachers/theirs").iterdir())
 
 
 def test_a_teacher_needs_a_network_or_a_file():
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["teacher"]["empty"] = {"data": "digits"}
     with pytest.raises(
         Problem, match=r"teacher\.empty has neither a network to train nor a source or a file; give one of"
@@ -161,7 +161,7 @@ def test_a_teacher_needs_a_network_or_a_file():
 
 def test_another_file_or_digest_is_another_teacher():
     """The recipe has the path and the digest that was asked for; a trained teacher's recipe knows neither key."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     found = []
     for section in ({"file": "a.pkl"}, {"file": "b.pkl"}, {"file": "a.pkl", "sha256": "0" * 64}):
         values["teacher"]["theirs"] = {"data": "cifar10"} | section

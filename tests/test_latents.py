@@ -12,11 +12,11 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import official
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 
@@ -279,7 +279,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
 
 
 def shipped() -> dict:
-    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def test_latents_are_judged_by_their_pixels():
@@ -527,7 +527,7 @@ def project(folder: Path, monkeypatch, vae: str | None = None) -> dict:
     values["evaluate"] = {"n": 16, "curve_n": 8, "features": ["judge-a", "pixels"], "batch": 8, "neighbours_n": 8}
     values["tables"]["studies"] = {}
     values["suites"] = {"demo": [{"data": ["small"], "methods": ["di"], "supplements": ["el"], "seeds": [0]}]}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    (folder / "params.yaml").write_text(conftest.write_yaml(values))
     shutil.copytree(ROOT / "workflow/schemas", folder / "workflow/schemas")
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data/sources.csv", folder / "data")
@@ -615,7 +615,7 @@ def test_what_cannot_be_encoded_is_one_sentence(tmp_path, monkeypatch, capsys, t
     assert "has grey images; expected colours" in capsys.readouterr().err and not Path("x.zip").exists()
     changed = copy.deepcopy(values)
     changed["data"]["rgb"]["count"] = "ffhq"
-    Path("params.yaml").write_text(yaml.safe_dump(changed))
+    Path("params.yaml").write_text(conftest.write_yaml(changed))
     for path in Path("pictures").glob("*.png"):
         Image.open(path).convert("RGB").save(path)
     assert __main__.main(["encode", "rgb", "--out", "x.zip"]) == 2

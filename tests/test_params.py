@@ -7,16 +7,16 @@ import copy
 import dataclasses
 from pathlib import Path
 
+import conftest
 import jsonschema
 import pytest
-import yaml
 
 from eldistill import params, schema
 from eldistill.files import Problem, canonical
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
+SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SCHEMA = conftest.read_yaml((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 NAN, INF = float("nan"), float("inf")
 FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in schema.available(kind)]
 
@@ -418,7 +418,7 @@ def test_fill_makes_equal_numbers_equal_text():
      ("fashion-mnist", "crop", "adm")],
 )  # fmt: skip
 def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["data"][data][key] = value
     with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; leave it away"):
         params.from_values(values, ROOT)

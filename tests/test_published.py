@@ -9,17 +9,17 @@ import re
 from importlib import resources
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from eldistill import data, evaluate, features, fid, metrics, params, published, recipes
 from eldistill.distributed import Alone
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_row_has_a_source_and_a_figure():

@@ -5,10 +5,10 @@ import copy
 import json
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -17,7 +17,7 @@ from eldistill.files import Problem
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 PALACE, BELL_COTE, DAISY = 698, 442, 985  # of ImageNet's 1,000 classes
 
 

@@ -9,9 +9,9 @@ import math
 import re
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
-import yaml
 from scipy import stats
 from test_tables import add_run, metrics, read, write
 
@@ -20,7 +20,7 @@ from eldistill.files import Problem
 from eldistill.recipes import Plan
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 ABLATION = SHIPPED["suites"]["ablation"]
 
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,

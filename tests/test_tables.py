@@ -82,6 +82,24 @@ def arm(rows, supplement):
 @pytest.fixture
 def suite(tmp_path):
     """none and el, three seeds each; el is first listed."""
+    return add_suite(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """The same suite and its outputs, made once: to read only."""
+    root, runs = add_suite(tmp_path_factory.mktemp("known"))
+    return root, runs, make(root, runs)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No pictures, where numbers alone are asked for."""
+    for name in ("draw_curves", "draw_costs", "draw_radar", "draw_samples"):
+        monkeypatch.setattr(tables.plots, name, lambda path, *_: path.touch())
+
+
+def add_suite(tmp_path):
     add_yardsticks(tmp_path)
     runs = []
     for supplement, values, cost in (("el", EL, 100.0), ("none", BASE, 80.0)):
@@ -95,8 +113,8 @@ def suite(tmp_path):
 # --- numbers ------------------------------------------------------------------------------------------
 
 
-def test_means_differences_and_intervals(suite):
-    row = arm(read(make(*suite)["main.csv"]), "el")
+def test_means_differences_and_intervals(known):
+    row = arm(read(known[2]["main.csv"]), "el")
     deltas = [a - b for a, b in zip(EL, BASE, strict=True)]
     mean = sum(deltas) / 3
     sd = math.sqrt(sum((delta - mean) ** 2 for delta in deltas) / 2)
@@ -114,7 +132,7 @@ def test_means_differences_and_intervals(suite):
     assert row["metric_heldout"] == "fd5k_judge-a_heldout"
 
 
-def test_a_narrower_confidence_narrows_the_interval(suite):
+def test_a_narrower_confidence_narrows_the_interval(suite, undrawn):
     widths = []
     for confidence in (0.8, 0.95):
         row = arm(read(make(*suite, confidence=confidence)["main.csv"]), "el")
@@ -123,8 +141,8 @@ def test_a_narrower_confidence_narrows_the_interval(suite):
     assert 0 < widths[0] < widths[1]
 
 
-def test_crossings_saving_and_overhead(suite):
-    rows = read(make(*suite)["main.csv"])
+def test_crossings_saving_and_overhead(known):
+    rows = read(known[2]["main.csv"])
     el, none = arm(rows, "el"), arm(rows, "none")
     for part in PARTS:
         assert none[f"iterations_to_baseline_{part}"] == "100"
@@ -174,9 +192,9 @@ def test_the_middle_of_times_is_kaplan_and_meiers(values, expected):
 
 
 @pytest.mark.parametrize("constant", [-0.25, 0.5, 8.0])
-def test_a_constant_shifts_the_difference_by_itself(suite, constant):
+def test_a_constant_shifts_the_difference_by_itself(known, suite, undrawn, constant):
     root, runs = suite
-    before = arm(read(make(root, runs)["main.csv"]), "el")
+    before = arm(read(known[2]["main.csv"]), "el")
     for seed, value in enumerate(EL):
         write(root / f"data/evaluations/toy/di/el/{seed}/metrics.json", metrics(value, shift=constant))
     after = arm(read(make(root, runs)["main.csv"]), "el")
@@ -187,8 +205,8 @@ def test_a_constant_shifts_the_difference_by_itself(suite, constant):
         assert after[f"fd_judge-a_{part}_difference"] == str(float(before[f"fd_judge-a_{part}_difference"]) + constant)
 
 
-def test_every_number_of_the_main_table_follows_from_the_runs(suite):
-    outputs = make(*suite)
+def test_every_number_of_the_main_table_follows_from_the_runs(known):
+    root, _, outputs = known
     runs = {f"{r['data']}/{r['method']}/{r['supplement']}/{r['seed']}": r for r in read(outputs["runs.csv"])}
     checked = 0
     for row in read(outputs["main.csv"])[2:]:
@@ -234,7 +252,7 @@ def test_every_number_of_the_main_table_follows_from_the_runs(suite):
     assert checked > 40
     assert all(r["recipe"] == "0123456789ab" and r["git_commit"] == "c0ffee" for r in runs.values())
     assert all(r["command"].endswith(name) for name, r in runs.items())
-    assert all(json.loads((suite[0] / r["metrics_file"]).read_text()) for r in runs.values())
+    assert all(json.loads((root / r["metrics_file"]).read_text()) for r in runs.values())
 
 
 # --- what may be absent -------------------------------------------------------------------------------
@@ -307,16 +325,15 @@ def test_other_problems(suite):
 # --- form ---------------------------------------------------------------------------------------------
 
 
-def test_equal_input_gives_equal_bytes(suite):
-    first, second = make(*suite, out="one"), make(*suite, out="two")
+def test_equal_input_gives_equal_bytes(known, suite):
+    first, second = known[2], make(*suite)
     for name in NAMES:
         assert first[name].read_bytes() == second[name].read_bytes(), name
     assert not list(suite[0].rglob("*.tmp"))
 
 
-def test_no_times_of_day(suite):
-    outputs = make(*suite)
-    assert not any("2026" in outputs[name].read_text() for name in NAMES[:6])
+def test_no_times_of_day(known):
+    assert not any("2026" in known[2][name].read_text() for name in NAMES[:6])
 
 
 def test_rows_stand_in_the_order_of_the_suite_and_settings_may_differ_in_n(suite):
@@ -369,7 +386,7 @@ def test_what_does_not_survive_the_correction_says_so():
     assert typeset.sentence(row, "heldout", PARAMS).endswith("lower in 3 of 3): by itself, not after correction.")
 
 
-def test_p_values_are_those_of_the_differences(suite):
+def test_p_values_are_those_of_the_differences(suite, undrawn):
     """Of two arms against the baseline: the paired t-test of each, and Holm's correction over both."""
     from scipy.stats import ttest_rel
 
@@ -388,8 +405,8 @@ def test_p_values_are_those_of_the_differences(suite):
     assert adjusted == pytest.approx([holm[p] for p in found])
 
 
-def test_markdown_is_a_table_with_its_explanation(suite):
-    text = make(*suite)["main.md"].read_text()
+def test_markdown_is_a_table_with_its_explanation(known):
+    text = known[2]["main.md"].read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 6
     assert len({line.count("|") for line in lines}) == 1
@@ -403,18 +420,18 @@ def test_markdown_is_a_table_with_its_explanation(suite):
         assert words in text
 
 
-def test_a_student_below_the_noise_floor_is_pointed_out(suite):
+def test_a_student_below_the_noise_floor_is_pointed_out(known, suite, undrawn):
     root, runs = suite
-    assert "Below the noise floor" not in make(root, runs)["main.md"].read_text()
+    assert "Below the noise floor" not in known[2]["main.md"].read_text()
     for seed in range(3):
         write(root / f"data/evaluations/toy/di/el/{seed}/metrics.json", metrics(0.0625))
     assert "Below the noise floor: di/el." in make(root, runs)["main.md"].read_text()
 
 
-def test_the_pictures_open_and_have_a_sensible_size(suite):
+def test_the_pictures_open_and_have_a_sensible_size(known):
     from PIL import Image
 
-    outputs = make(*suite)
+    outputs = known[2]
     with Image.open(outputs["curves.png"]) as picture:
         assert picture.size == (1200, 500)
         assert "Software" not in picture.info

@@ -79,20 +79,19 @@ class Params:
 
     def __init__(self, values: dict, root: Path):
         self.root = root
-        schema = read_yaml((root / SCHEMA).read_text(encoding="utf-8"))
-        self.definitions = schema.pop("$defs")
-        self.schema = schema
+        self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
+        self.definitions = self.schema.pop("$defs")
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
-        loose = copy.deepcopy(self.definitions)
+        loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):
             loose[kind]["required"] = []
         for kind in ("method", "supplement", "member"):
             loose[kind]["additionalProperties"] = True
-        check(values, schema, "", loose)
+        check(values, self.schema, "", loose)
         self.values = values
         if values["suite"] not in values["suites"]:
             self._unknown("suite", values["suite"], values["suites"])
-        list(self.sections())
+        list(self._sections())
         self._check_names()
         for data in [None, *values.get("evaluate", {}).get("per_data", {})]:
             if data is not None and data not in values["data"]:
@@ -154,26 +153,33 @@ class Params:
         settings = self._ancestry(data)
         overrides = [each.get("per_data", {}).get(setting, {}) for each in chain for setting in settings]
         value = functools.reduce(merge, overrides, value)
-        value = copy.deepcopy({key: item for key, item in value.items() if key not in ("like", "per_data")})
+        value = {key: item for key, item in value.items() if key not in ("like", "per_data")}
+        if kind == "ensemble":
+            value = copy.deepcopy(value)  # its members are filled where they lie; `fill` copies all others
         schema = self._schema(kind, value, self._place(kind, name))
         check(value, schema, self._place(kind, name), self.definitions)
         return fill(value, schema, self.definitions)
 
     def _schema(self, kind: str, value: dict, where: str) -> dict:
-        schema = copy.deepcopy(self.definitions[kind])
+        schema = self._open(kind)
         if kind in ("method", "supplement") and isinstance(value.get("file"), str):
             schema["properties"] |= self._declared(f"{kind}s", value["file"], f"{where}.file")
         if kind == "ensemble":
             members = value.get("members", [])
             for index, member in enumerate(members if isinstance(members, list) else []):
-                each = copy.deepcopy(self.definitions["member"])
+                each = self._open("member")
                 place = f"{where}.members[{index}]"
                 if isinstance(member, dict) and isinstance(member.get("family"), str):
                     each["properties"] |= self._declared("ensemble", member["family"], f"{place}.family")
                 check(member, each, place, self.definitions)
                 members[index] = fill(member, each, self.definitions)
-            schema["properties"]["members"]["items"] = {"type": "object"}
+            schema["properties"]["members"] = {**schema["properties"]["members"], "items": {"type": "object"}}
         return schema
+
+    def _open(self, kind: str) -> dict:
+        # A definition to which keys can be added: only what is added to is copied, hundreds of times in a load.
+        schema = self.definitions[kind]
+        return {**schema, "properties": dict(schema["properties"])}
 
     @staticmethod
     def _declared(kind: str, file: str, where: str) -> dict:
@@ -184,12 +190,17 @@ class Params:
 
     def sections(self) -> Iterator[tuple[str, str, dict]]:
         """Every section of every kind, resolved and checked, also for each data setting that overrides it."""
+        for kind, name, value in self._sections():
+            yield kind, name, copy.deepcopy(value)
+
+    def _sections(self) -> Iterator[tuple[str, str, dict]]:
+        # The same to read, not to change.
         for kind in ("data", "teacher", "ensemble", "method", "supplement"):
             for name, raw in self._named(kind).items():
                 for data in [None, *raw.get("per_data", {})]:
                     if data is not None and data not in self.values["data"]:
                         self._unknown(f"{self._place(kind, name)}.per_data", data, self.values["data"])
-                    value = self.section(kind, name, data)
+                    value = self._section(kind, name, data, None)
                     self._check_meaning(kind, self._place(kind, name), value)
                 yield kind, name, value
 
@@ -289,8 +300,8 @@ class Params:
                         f"and none of none, real, suite, which mean something else"
                     )
         for name in self.values["data"]:
-            data = self.section("data", name)
-            taught = self.section("data", self.section("teacher", data["teacher"])["data"])
+            data = self._section("data", name, None, None)
+            taught = self._section("data", self._section("teacher", data["teacher"], None, None)["data"], None, None)
             for key in ("codec", "labels"):
                 if data[key] != taught[key]:
                     raise Problem(
@@ -352,9 +363,7 @@ class Params:
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self._named(kind):
                 self._unknown(f"{kind} of the run {text}", name, self._named(kind))
-        chain = self._chain("method", run.method, "method")
-        own = [*chain, *(each.get("per_data", {}).get(data, {}) for each in chain for data in self._ancestry(run.data))]
-        if not any("n_images" in each for each in own):
+        if not self._has_numbers(run.method, run.data):
             raise Problem(
                 f"params.yaml: distil.methods.{run.method} has no numbers for the data {run.data}; "
                 f"give it a block under per_data.{run.data} with n_images, batch and rates"
@@ -362,6 +371,15 @@ class Params:
         if len(set(run.supplements)) < len(run.supplements):
             raise Problem(f"the run {text} names a supplement twice; expected each once")
         return run
+
+    @functools.cache  # noqa: B019
+    def _has_numbers(self, method: str, data: str) -> bool:
+        chain = self._chain("method", method, "method")
+        own = [
+            *chain,
+            *(each.get("per_data", {}).get(setting, {}) for each in chain for setting in self._ancestry(data)),
+        ]
+        return any("n_images" in each for each in own)
 
     def studies(self, suite: str) -> list[str]:
         """The studies of a suite, in the order in which its grids name them. Raises Problem for an unknown one."""
@@ -388,7 +406,7 @@ class Params:
                 run = self.run("/".join(map(str, (*cell[:3], int(cell[3])))))
                 if (run.method, run.data) not in resolved:
                     resolved.add((run.method, run.data))
-                    value = self.section("method", run.method, run.data)
+                    value = self._section("method", run.method, run.data, None)
                     self._check_meaning("method", f"{self._place('method', run.method)} on {run.data}", value)
                 if run not in seen:
                     seen.add(run)
@@ -421,6 +439,12 @@ def read_yaml(text: str):
         return loader.get_single_data()
     finally:
         loader.dispose()
+
+
+@functools.cache
+def _parsed(text: str) -> dict:
+    """The schema, which nothing changes: once for a process, however many files it reads."""
+    return read_yaml(text)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
