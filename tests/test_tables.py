@@ -5,15 +5,19 @@ import csv
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from eldistill import results, tables, typeset
+from eldistill import plots, results, tables, typeset
 from eldistill.files import Problem
 
+ROOT = Path(__file__).parents[1]
 NAMES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
          "samples.png")  # fmt: skip
 PARAMS = {"confidence": 0.95, "baseline": "none", "grid": 4, "primary": "judge-a"}
@@ -91,6 +95,13 @@ def suite(tmp_path):
             curve = (4.0, 1.0, 0.75, 0.5) if supplement == "el" else FALLING
             add_run(tmp_path, runs[-1], value, curve, cost + seed)
     return tmp_path, runs
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests of text alone: pictures take most of the time."""
+    for name in ("draw_curves", "draw_costs", "draw_radar", "draw_samples"):
+        monkeypatch.setattr(plots, name, lambda path, *others: path.touch())
 
 
 # --- numbers ------------------------------------------------------------------------------------------
@@ -431,6 +442,42 @@ def test_the_pictures_open_and_have_a_sensible_size(suite):
         assert colours[(90, 90, 90)] == pytest.approx(3 * (4 * 37 * 3) ** 2, rel=0.01)
 
 
+@pytest.mark.parametrize(("curve_n", "primary"), [("250", "judge-a"), ("512", "judge-b")])
+def test_the_plots_of_dvc_show_the_points_of_every_suite(tmp_path, undrawn, curve_n, primary):
+    """`dvc plots show` in a repository of its own, with our dvc.yaml and template: every plot has all points of a suite whose
+    curve_n and first feature space are not those of the demo, and none of its values is missing."""
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvc/plots/arms.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    runs = add_setting(tmp_path, "toy", curve_n=curve_n)
+    for place, run in enumerate(runs):  # a value of its own in each column
+        path = tmp_path / f"data/evaluations/{run}/curve.csv"
+        rows = [[*row.values()] for row in read(path)]
+        lines = [[row[0], *(str(float(cell) + i + place) for i, cell in enumerate(row[1:]))] for row in rows]
+        path.write_text("\n".join(",".join(row) for row in [[*read(path)[0]], *lines]) + "\n")
+    suite = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["suite"]
+    assert suite == "demo"  # where `make` writes
+    tables = make(tmp_path, runs, "data/tables", primary=primary)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "plots", "show", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    shown = json.loads(done.stdout)
+    assert done.returncode == 0 and "errors" not in shown, done.stderr
+    wanted = {
+        "fd_heldout": f"fd{curve_n}_{primary}_heldout",
+        "fd_train": f"fd{curve_n}_{primary}_train",
+        "fd_last_heldout": f"fd{curve_n}_pixels_heldout",
+    }
+    contents = [each["content"] for (each,) in shown["data"].values()]
+    assert {each["encoding"]["y"]["field"] for each in contents} == set(wanted)
+    for content in contents:
+        column, points = content["encoding"]["y"]["field"], content["data"]["values"]
+        values = [float(point[column]) for point in points]
+        assert values == [float(row[wanted[column]]) for row in read(tables["curves.csv"])]
+        assert len(values) == 4 * len(runs) and all(point[content["encoding"]["x"]["field"]] for point in points)
+
+
 # --- what must agree before runs are compared ------------------------------------------------------------
 
 
@@ -452,7 +499,7 @@ def section(text, data):
     return text.split(f"\n## {data}\n")[1].split("\n## ")[0].split("\n\nIntervals cover")[0].strip()
 
 
-def test_a_data_setting_says_the_same_alone_and_beside_another(tmp_path):
+def test_a_data_setting_says_the_same_alone_and_beside_another(tmp_path, undrawn):
     """Everything of a section of main.md, every cell of main.csv and runs.csv: nothing is paired, pooled, corrected or named
     across data settings, whichever comes first."""
     settings = {"toy": add_setting(tmp_path, "toy"), "wide": add_setting(tmp_path, "wide", 10.0, "512", "250")}
@@ -470,7 +517,7 @@ def test_a_data_setting_says_the_same_alone_and_beside_another(tmp_path):
                     assert before == {key: after[key] for key in before}, file
 
 
-def test_two_supplements_are_compared_once_and_within_a_setting_and_a_method(tmp_path):
+def test_two_supplements_are_compared_once_and_within_a_setting_and_a_method(tmp_path, undrawn):
     """el against pixel-mmd: one sentence a part in each of three places, none of which says that el differs from el by 0."""
     runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "wide", 10.0)
     for run in list(runs[:9]):
@@ -485,7 +532,7 @@ def test_two_supplements_are_compared_once_and_within_a_setting_and_a_method(tmp
     assert ps[0][1] == pytest.approx(2 * ps[0][0]), "of the other one: two methods, a family of two"
 
 
-def test_a_setting_without_a_feature_space_of_another_has_no_sentence_in_it(tmp_path):
+def test_a_setting_without_a_feature_space_of_another_has_no_sentence_in_it(tmp_path, undrawn):
     """One setting was measured in judge-a and pixels only; the other's comparisons in judge-b stay."""
     runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "few")
     for run in [*runs[9:], "few/real", "few/teacher"]:
@@ -495,7 +542,7 @@ def test_a_setting_without_a_feature_space_of_another_has_no_sentence_in_it(tmp_
     assert "di/el: fd5k_judge-b" in section(text, "toy") and "judge-b_" not in section(text, "few")
 
 
-def test_a_sentence_names_the_number_of_images_of_its_own_space(tmp_path):
+def test_a_sentence_names_the_number_of_images_of_its_own_space(tmp_path, undrawn):
     """One space was measured with fewer images (evaluate.n_of): its sentence says so."""
     runs = add_setting(tmp_path, "toy")
     for run in [*runs, "toy/real", "toy/teacher"]:
@@ -505,7 +552,7 @@ def test_a_sentence_names_the_number_of_images_of_its_own_space(tmp_path):
     assert "- di/el: fd2k_pixels_heldout is" in text and "fd5k_pixels" not in text
 
 
-def test_costs_of_several_devices_are_not_compared(tmp_path):
+def test_costs_of_several_devices_are_not_compared(tmp_path, undrawn):
     """One run of the baseline was made elsewhere: each arm keeps its time, but nobody is dearer."""
     runs = add_setting(tmp_path, "toy")
     assert arm(read(make(tmp_path, runs)["main.csv"]), "el")["overhead_percent"] == "0.0"
@@ -516,7 +563,7 @@ def test_costs_of_several_devices_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize(("data", "ours"), [("cifar10", {"1": "2.5", "2": ""}), ("toy", {"1": "", "2": ""})])
-def test_ours_stands_beside_figures_of_the_same_data_and_calls(tmp_path, data, ours):
+def test_ours_stands_beside_figures_of_the_same_data_and_calls(tmp_path, undrawn, data, ours):
     """Our FID is of one call: beside a published one of two calls, or of another data set, the place is empty."""
     add_yardsticks(tmp_path, data)
     add_run(tmp_path, f"{data}/cd/none/0", 1.0)
@@ -594,7 +641,7 @@ def test_equal_and_extreme_values_make_a_table(tmp_path, value):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["toy/di/none/1", "toy/real", "toy/teacher"])
-def test_a_metric_that_is_not_finite_is_a_problem_that_names_it(suite, value, where):
+def test_a_metric_that_is_not_finite_is_a_problem_that_names_it(suite, undrawn, value, where):
     """Of a run, of real images, of the teacher: it would make a mean or a test that is none."""
     path = suite[0] / f"data/evaluations/{where}/metrics.json"
     write(path, json.loads(path.read_text()) | {"kid5k_judge-a_heldout": value})
@@ -602,7 +649,7 @@ def test_a_metric_that_is_not_finite_is_a_problem_that_names_it(suite, value, wh
         make(*suite)
 
 
-def test_one_seed_claims_no_saving(tmp_path):
+def test_one_seed_claims_no_saving(tmp_path, undrawn):
     """The iterations of both are shown; that one of them saves some is not said anywhere, with two seeds it is."""
     add_yardsticks(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for seed in range(2) for supplement in ("none", "el")]
@@ -622,7 +669,7 @@ def test_one_seed_claims_no_saving(tmp_path):
     )
 
 
-def test_one_paired_seed_claims_no_saving_however_many_seeds_an_arm_has(tmp_path):
+def test_one_paired_seed_claims_no_saving_however_many_seeds_an_arm_has(tmp_path, undrawn):
     """Three seeds of el, of which the baseline has one."""
     add_yardsticks(tmp_path)
     runs = ["toy/di/none/0", *(f"toy/di/el/{seed}" for seed in range(3))]
