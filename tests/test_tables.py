@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from eldistill import plots, results, tables, typeset
 from eldistill.files import Problem
@@ -572,6 +573,52 @@ def test_ours_stands_beside_figures_of_the_same_data_and_calls(tmp_path, undrawn
     rows = [row for row in read(make(tmp_path, [f"{data}/cd/none/0"])["published.csv"]) if row["method"] == "cd"]
     assert {row["calls"]: row["ours"] for row in rows} == ours
     assert {row["dataset"] for row in rows if row["ours"]} <= {"CIFAR-10"}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, in order."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **more: (figures.append(self), save(self, *args, **more))
+    )
+    return figures
+
+
+def test_every_panel_names_what_its_own_setting_measured_and_how_many_seeds(tmp_path, drawn):
+    """Two settings with other numbers of images, the second with one seed: axes and legends of curves, costs and radar."""
+    runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "wide", 1.0, "512", "250")[::3]
+    make(tmp_path, runs)
+    curves, costs, radar = drawn
+    labels = [axes.get_ylabel().split("\n")[-1] for axes in curves.axes]
+    assert labels == [f"{n}_judge-a_{part}" for n in ("fd2k", "fd250") for part in ("heldout", "train")]
+    assert [axes.get_ylabel().split("\n")[-1] for axes in costs.axes[::4]] == [
+        "fd2k_judge-a_heldout",
+        "fd250_judge-a_heldout",
+    ]
+    for figure, each in ((costs, 4), (radar, 1)):
+        texts = [text.get_text() for axes in figure.axes[::each] for text in axes.get_legend().get_texts()]
+        assert texts == [
+            f"{name} ({how})" for how in ("mean of 3 seeds", "1 seed") for name in ("none", "el", "pixel-mmd")
+        ]
+
+
+def test_a_picture_compares_no_seconds_of_several_devices(tmp_path, drawn):
+    """Costs say so in the panel of seconds; the radar has no spoke of them, nor of a goal that is none."""
+    runs = add_setting(tmp_path, "toy")
+    for run in runs:
+        add_run(tmp_path, run, 1.0, RISING if "/none/" in run else FALLING)
+    for device in ("x86_64", "another"):
+        path = tmp_path / "data/runs/toy/di/el/0/provenance.json"
+        write(path, json.loads(path.read_text()) | {"device": device})
+        make(tmp_path, runs)
+    spokes = [[label.get_text().replace("\n", " ") for label in each.axes[0].get_xticklabels()] for each in drawn[2::3]]
+    assert spokes == [
+        ["seconds an iteration", "held-out distance", "train distance"],
+        ["held-out distance", "train distance"],
+    ]
+    texts = [[text.get_text() for axes in each.axes for text in axes.texts] for each in drawn[1::3]]
+    assert texts == [["not counted"], ["measured on several devices", "not counted"]]
 
 
 # --- what a baseline, or a single seed, does not allow to say ----------------------------------------------
