@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from eldistill import params, tables
+from eldistill import params, results, tables
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/tables/bench"
+PRIMARY = params.load(ROOT / "params.yaml").top("evaluate")["features"][0]  # the feature space that ranks
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -38,7 +39,8 @@ def test_every_run_ends_better_than_it_started(part):
     checked = 0
     for run, points in curves:
         points = sorted(points, key=lambda row: int(row["n_images"]))
-        values = [float(row[f"fd2k_judge-a_{part}"]) for row in points]
+        column = results.named(points[0], "fd", PRIMARY, part)
+        values = [float(row[column]) for row in points]
         assert len(values) == 14 and all(map(math.isfinite, values)), run
         assert values[-1] < values[0], run
         assert values[-1] < 3 * min(values), run
@@ -49,7 +51,7 @@ def test_every_run_ends_better_than_it_started(part):
 @pytest.mark.parametrize("supplement", ["none", "el", "pixel-mmd"])
 def test_sid2a_is_not_worse_than_the_sid_it_starts_from(supplement):
     """Paired by seed with its own start, `sid/none`: the 95 % interval of the difference reaches zero or lies below."""
-    column = "fd5k_judge-a_heldout"
+    column = results.named(rows("runs.csv")[0], "fd", PRIMARY, "heldout")
     found = {(row["method"], row["supplement"], row["seed"]): float(row[column]) for row in rows("runs.csv")}
     seeds = sorted({seed for _, _, seed in found})
     low, _ = tables.interval([found["sid2a", supplement, s] - found["sid", "none", s] for s in seeds], 0.95)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README says what is so: its numbers, its commands, its names."""
 
+import functools
 import hashlib
 import json
 import re
@@ -23,6 +24,14 @@ def committed(name: str) -> str:
     """A file as git has it: after `make demo` the tables here are of this machine, whose CPU rounds as it does."""
     done = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     return done.stdout if done.returncode == 0 else (ROOT / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def tracked() -> set[str]:
+    """The files that git has, or without git all that are here."""
+    done = subprocess.run(["git", "ls-files", "-z", "data"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    here = (str(path.relative_to(ROOT)) for path in (ROOT / "data").rglob("*"))
+    return set(done.stdout.split("\0") if done.returncode == 0 else here)
 
 
 def table_rows(text: str) -> list[list[str]]:
@@ -95,22 +104,36 @@ def test_what_a_step_costs_is_what_was_measured():
 
 
 def test_the_sentences_of_studies_are_the_committed_ones():
-    """What the README quotes of a study stands in its page, to the letter."""
+    """What the README quotes of a study stands in its page, to the letter; it quotes no study whose page git has not."""
     blocks = re.findall(r"<!-- study: ([\w-]+) -->\n\n((?:- .*\n)+)", TEXT)
-    assert len(blocks) > 4 and {"central", "speed", "budget", "variance"} <= {name for name, _ in blocks}
     for name, quoted in blocks:
+        assert f"data/tables/ablation/{name}.md" in tracked(), (
+            f"{name} has no page in git; run `make ablation STUDY={name}`"
+        )
         page = committed(f"data/tables/ablation/{name}.md")
         assert all(f"\n{sentence}\n" in page for sentence in quoted.splitlines()), name
     assert TEXT.count("<!-- study:") == len(blocks)
+    # A sentence of a study is known by its form: it cannot stand outside of such a block, or in it under another name.
+    inside = [sentence for _, quoted in blocks for sentence in quoted.splitlines()]
+    form = r"^- .*(?:\d pairs|[0-9]+ never\)|\(\d+ runs\)|images a batch|runs ended no better).*$"
+    assert set(re.findall(form, TEXT, re.M)) <= set(inside)
+
+
+def test_no_number_stands_for_a_table_that_git_has_not():
+    """Each table, page and picture that the README links or shows is in git; test_tables_in_git.py says that it is fresh."""
+    links = set(re.findall(r"\]\((data/tables/[^)#]+)\)", TEXT))
+    assert len(links) > 3 and links <= tracked()
+    assert {"data/tables/demo/main.md", "data/tables/bench/main.md"} <= tracked()
 
 
 def test_the_studies_that_are_said_to_be_open_are():
-    """Those without a page are named, and no other."""
+    """Those without a page in git are named, and no other."""
     asked = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["tables"]["studies"]
-    made = {path.stem for path in (ROOT / "data/tables/ablation").glob("*.md")} - {"main"}
-    named = re.search(r"Not run yet: (.*?)\.\n", TEXT, re.S)
+    pages = (Path(name) for name in tracked() if name.startswith("data/tables/ablation/") and name.endswith(".md"))
+    made = {path.stem for path in pages} - {"main"}
+    named = re.search(r"Without a table in git: (.*?)\.\n", TEXT, re.S)
     said = set(re.findall(r"`([\w-]+)`", named[1])) if named else set()
-    assert named or f"All {NUMBERS[len(asked)]} studies have been run" in TEXT
+    assert named or f"All {NUMBERS[len(asked)]} studies have a table in git" in TEXT
     assert said == set(asked) - made and made <= set(asked)
 
 

@@ -65,6 +65,16 @@ def test_the_page_needs_no_network(suite, page):  # noqa: F811
     assert "<b>distil</b>6 steps" in text and "<b>tables</b>1 step<" in text
 
 
+def test_what_was_run_has_the_seeds_of_each_supplement():
+    """Supplements of one method with other seeds stand in lines of their own."""
+    runs = [
+        f"toy/di/{name}/{seed}" for name, count in (("none", 3), ("el", 1), ("pixel-mmd", 3)) for seed in range(count)
+    ]
+    text = report._what(PARAMS | {"runs": runs}, ["toy"])
+    assert "<td>toy/di</td><td>none, pixel-mmd</td><td>0, 1, 2</td>" in text
+    assert "<td>toy/di</td><td>el</td><td>0</td>" in text
+
+
 def test_what_was_published_elsewhere_is_folded_away(page):
     """Figures of other data are not in the table of ours, and say that they compare with nothing."""
     text = page.read_text()

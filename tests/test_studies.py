@@ -333,6 +333,62 @@ def test_data_settings_with_other_spaces_are_compared_in_those_that_all_have(tmp
         assert len(rows) == 4 and {row.get("space", "judge-a") for row in rows} == {"judge-a"}
 
 
+def two_settings(root, seeds=(5, 5), deltas=(-1.0, -3.0)):
+    """An arm and its baseline under two teachers, with so many seeds each; runs of all."""
+    runs = []
+    for data, count, delta in zip(("one", "two"), seeds, deltas, strict=True):
+        values = [base + delta + 0.1 * seed for seed, base in enumerate(BASE[:count])]
+        runs += add_arm(root, "pixels", BASE[:count], data) + add_arm(root, "el", values, data)
+    return runs
+
+
+def test_only_seeds_of_every_teacher_are_pooled(tmp_path):
+    """The second teacher has two of five seeds: the answer is of those two, as if the others had not been run."""
+    few = make(tmp_path, two_settings(tmp_path, (2, 2)), "few", kind="central", against="pixels")[0]
+    rows, _ = make(tmp_path, two_settings(tmp_path, (5, 2)), kind="central", against="pixels")
+    assert rows[0]["data"] == few[0]["data"] == "toys, 2 teachers" and rows[0]["pairs"] == "2"
+    keys = ("difference", "low", "high", "p", "p_equivalent", "between_settings_sd")
+    assert [rows[0][key] for key in keys] == [few[0][key] for key in keys]
+    assert float(rows[0]["low"]) < -20 < float(rows[0]["high"])
+
+
+def test_an_arm_that_cannot_be_pooled_answers_by_its_own_row(tmp_path):
+    """An arm under one teacher only is one of the family, beside another one's pooled row."""
+    runs = two_settings(tmp_path) + add_arm(tmp_path, "more", [base - 2 for base in BASE], "one")
+    rows, text = make(tmp_path, runs, kind="central", against="pixels")
+    answers = {(row["data"], row["supplement"]): row for row in rows if row["p_holm"]}
+    assert set(answers) == {("toys, 2 teachers", "el"), ("one", "more")}
+    assert "Holm" in said(text, "one, di/more in judge-a") and "Holm" not in said(text, "one, di/el in judge-a")
+
+
+def test_settings_of_other_numbers_of_images_are_not_pooled(tmp_path):
+    """A Fréchet distance depends on the number of images: the differences of 2,000 and of 5,000 are not averaged, and a study
+    that pools nothing names both."""
+    runs = two_settings(tmp_path)
+    for run in runs[10:]:
+        path = tmp_path / f"data/evaluations/{run}/metrics.json"
+        path.write_text(path.read_text().replace("5k_", "2k_"))
+    with pytest.raises(
+        Problem, match="the settings of toys are ranked by fd5k_judge-a_heldout and fd2k_judge-a_heldout"
+    ):
+        make(tmp_path, runs, kind="central", against="pixels")
+    assert "Ranked by `fd5k_judge-a_heldout` and `fd2k_judge-a_heldout`," in make(tmp_path, runs, against="pixels")[1]
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central", "seeds", "speed", "budget", "stability", "signal"])
+def test_a_data_setting_has_the_same_rows_alone_and_beside_another(tmp_path, kind):
+    """Of another data set, with other values: but for Holm, whose family is the table, nothing of a row moves."""
+    here, there = (some_runs(tmp_path, kind, data, shift) for data, shift in (("toy", 0.0), ("wide", 3.0)))
+    beds = {"toy": ["toys", "judge-a"], "wide": ["wide", "judge-a"]}
+    alone, both = ({(*(row.get(key) for key in ("data", "method", "supplement", "space", "equal")),): row
+                    for row in make(tmp_path, runs, kind=kind, beds=beds)[0] if row["data"] == "toy"}
+                   for runs in (here, [*there, *here]))  # fmt: skip
+    assert alone.keys() == both.keys() and alone
+    for key, row in alone.items():
+        free = {"p_holm", "verdict"}
+        assert {k: v for k, v in row.items() if k not in free} == {k: both[key][k] for k in row if k not in free}
+
+
 # --- seeds --------------------------------------------------------------------------------------------
 
 
@@ -394,9 +450,10 @@ SOON = (4.0, 5.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0)  # 25
 LATE = (9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 4.0, 4.0)  # only two: never
 
 
-def add_curves(root, supplement, curves, first=0, **others):
+def add_curves(root, supplement, curves, first=0, data="toy", **others):
     """An arm by its curves."""
-    return [add(root, f"toy/di/{supplement}/{first + i}", curve[-1], curve=curve, **others) for i, curve in enumerate(curves)]  # fmt: skip
+    runs = [f"{data}/di/{supplement}/{first + i}" for i in range(len(curves))]
+    return [add(root, run, curve[-1], curve=curve, **others) for run, curve in zip(runs, curves, strict=True)]
 
 
 def test_the_time_to_a_threshold_of_the_tuning_seeds(tmp_path):
@@ -467,6 +524,51 @@ def test_speed_needs_the_baseline_on_tuning_seeds(tmp_path):
         make(tmp_path, runs, kind="speed")
 
 
+def test_savings_are_of_the_seeds_that_both_have(tmp_path):
+    """The arm's third seed, which is slow, has no twin: the saving is that of the other two, its median of all three."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW, SLOW))
+    runs += add_curves(tmp_path, "el", (SOON, SOON, SLOW, SLOW, SLOW))
+    (_, el), text = make(tmp_path, runs, kind="speed")
+    assert (el["seeds"], el["pairs"], el["iterations"]) == ("5", "2", "125")
+    assert float(el["saved_iterations_percent"]) == 80 and "iterations: 80 % less than none" in said(text, "toy, di/el")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_paired_seed_claims_no_saving(tmp_path, seeds):
+    """The iterations are shown, and that there is no conclusion; with one seed of the arm, and with three of which one is
+    paired."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,))
+    (none, el), text = make(tmp_path, runs + add_curves(tmp_path, "el", (SOON,) * seeds), kind="speed")
+    for row in (none, el):
+        assert (row["pairs"], row["saved_iterations_percent"], row["saved_seconds_percent"]) == ("1", "", "")
+    sentence = said(text, "toy, di/el")
+    assert "after 25 iterations" in sentence and sentence.endswith("; one paired seed with none: no conclusion.")
+    assert not {"% iterations saved", "% CPU time saved"} & set(titles(text))
+
+
+def test_seconds_of_several_devices_save_nothing(tmp_path):
+    """One of the runs was made elsewhere: iterations compare, CPU time does not, in both kinds that compare it."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100)
+    runs += add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
+    path = tmp_path / "data/runs/toy/di/el/1/provenance.json"
+    write(path, json.loads(path.read_text()) | {"device": "another"})
+    (_, el), text = make(tmp_path, runs, kind="speed")
+    assert (el["saved_iterations_percent"], el["saved_seconds_percent"]) == ("80.0", "")
+    assert said(text, "toy, di/el").endswith("; iterations: 80 % less than none.")
+    assert [row["equal"] for row in make(tmp_path, runs, kind="budget")[0]] == ["iterations"]
+
+
+@pytest.mark.parametrize("curve", [(2.0, 9.0, 8.0, 7.0), (2.0,) * 8, (2.0,)])
+def test_tuning_runs_that_do_not_fall_give_no_threshold(tmp_path, curve):
+    """Diverged, flat, or one point: every run would be below it before training."""
+    runs = add_curves(tmp_path, "none", [curve] * 2, first=100)
+    runs += add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
+    rows, text = make(tmp_path, runs, kind="speed")
+    assert len(rows) == 2 and not any(row.get("threshold") or row.get("iterations") for row in rows)
+    assert text.count("- toy, di: no threshold, for none's tuning runs end no better than they begin.") == 1
+    assert " less than " not in text and "after" not in text
+
+
 # --- budget -------------------------------------------------------------------------------------------
 
 
@@ -528,15 +630,17 @@ def test_a_budget_before_the_first_point_of_a_curve_is_a_problem(tmp_path):
 # --- what is written ----------------------------------------------------------------------------------
 
 
-def some_runs(root, kind):
-    """Runs that a study of this kind can use."""
+def some_runs(root, kind, data="toy", shift=0.0):
+    """Runs that a study of this kind can use; shift: of all distances."""
     if kind == "seeds":
-        return grid_of(root, [[1.0, 2.0], [2.5, 1.0]])
-    curves = [SLOW, FAST, SLOW]
+        return grid_of(root, [[1.0 + shift, 2.0], [2.5, 1.0]], data=data)
+    curves = [tuple(value + shift for value in curve) for curve in (SLOW, FAST, SLOW)]
     if kind == "signal":
-        return add_curves(root, "el", curves, log={"el.snr": range(8)})
-    runs = add_curves(root, "none", TUNING, first=100) if kind == "speed" else []
-    return runs + add_curves(root, "none", curves) + add_curves(root, "el", curves[::-1], flop=2.0)
+        return add_curves(root, "el", curves, data=data, log={"el.snr": [shift + i for i in range(8)]})
+    runs = add_curves(root, "none", TUNING, first=100, data=data) if kind == "speed" else []
+    return (
+        runs + add_curves(root, "none", curves, data=data) + add_curves(root, "el", curves[::-1], data=data, flop=2.0)
+    )
 
 
 def test_runs_that_fell_are_counted(tmp_path):
@@ -559,6 +663,53 @@ def test_runs_that_fell_are_counted(tmp_path):
     logs[2]["generator.gradient_norm"][5:] = [1.0, 1.0, 3.1]
     add_curves(tmp_path, "el", [(4.0, 1.0)], 2, log=logs[2])
     assert float(make(tmp_path, runs, kind="stability")[0][1]["spikes_percent"]) == pytest.approx(25 / 3)
+
+
+def test_a_run_of_one_point_has_neither_fallen_nor_risen(tmp_path):
+    """distil.snapshots: [100]: nobody knows; beside curves that fall it is not counted."""
+    (row,), text = make(tmp_path, add_curves(tmp_path, "none", [(4.0,)] * 2), kind="stability")
+    assert row["diverged"] == "" and "- 0 of 0 runs ended no better than they started." in text
+    rows, _ = make(tmp_path, add_curves(tmp_path, "none", [(4.0,), (4.0, 2.0), (2.0, 4.0)]), kind="stability")
+    assert rows[0]["diverged"] == "1"
+
+
+def test_runs_that_fell_are_named_with_their_data_setting(tmp_path):
+    """Where there are two: the same method and supplement fell in one of them."""
+    runs = [
+        add(tmp_path, f"{data}/di/none/0", curve=curve) for data, curve in (("toy", (4.0, 2.0)), ("wide", (2.0, 4.0)))
+    ]
+    text = make(tmp_path, runs, kind="stability")[1]
+    assert "started: wide, di/none 1 of 1." in text and "wide, di/none lost most: 100 %" in text
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central", "budget", "stability"])
+def test_a_baseline_at_0_has_no_percent(tmp_path, monkeypatch, kind):
+    """Differences, tests and a picture, and no division by it."""
+    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    runs = add_arm(tmp_path, "none", [0.0] * 3, curve=(0.0,) * 4) + add_arm(
+        tmp_path, "el", [1.0, 2.0, 1.5], curve=(2.0, 1.0)
+    )
+    for run in runs[:3]:
+        write(tmp_path / f"data/evaluations/{run}/metrics.json", dict.fromkeys(metrics(1.0), 0.0))
+    rows, text = make(tmp_path, runs, kind=kind)
+    row = next(row for row in rows if row["supplement"] == "el")
+    assert row.get("percent", "") == "" and (tmp_path / "out/study.png").stat().st_size > 1000
+    assert kind == "stability" or (
+        float(row["difference"]) > 0 and "is higher than none's: " in text or "higher than none," in text
+    )
+    assert kind != "central" or "equivalence not tested, for the mean of the baseline is 0" in text
+
+
+def test_the_other_feature_spaces_have_a_column_whatever_they_are_called(tmp_path):
+    """A suite ranked by another space than judge-a, with spaces that no code names."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1])
+    for run in runs:
+        path = tmp_path / f"data/evaluations/{run}/metrics.json"
+        path.write_text(path.read_text().replace("judge-b", "clip-vit-b-32").replace("pixels", "inception"))
+    beds = {"toy": ["toys", "inception"]}
+    text = make(tmp_path, runs, beds=beds)[1]
+    assert {"fd judge-a", "fd clip-vit-b-32"} <= set(titles(text)) and "Ranked by `fd5k_inception_heldout`" in text
+    assert not {"fd judge-b", "fd pixels", "fd inception"} & set(titles(text))
 
 
 def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
@@ -635,6 +786,14 @@ def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, v
     assert ("95 % t-intervals over runs" in text) is (len(shares) > 1)
 
 
+def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
+    """All gradients alike: nothing to take a share of."""
+    still = dict.fromkeys(LOOK, 0.0) | {"signal": 1.0}
+    monkeypatch.setattr(variance, "look", lambda run, root: {"own": still})
+    rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:2]), kind="variance")
+    assert rows[0]["share"] == "" and "- toy, di/none, own: no variance at batch 8; noise over signal 0 at 8" in text
+
+
 @pytest.mark.parametrize(("signals", "sentence"), [([0.5, 1.5, 4.0], "noise over signal 2.00 at 8"),
                                                    ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs)")])  # fmt: skip
 def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, sentence):
@@ -677,8 +836,14 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
 def test_a_picture_of_one_seed_has_points_without_bars(tmp_path, monkeypatch):
     """No interval is no failure."""
     monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
-    make(tmp_path, add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0]), kind="central")
-    assert (tmp_path / "out/study.png").stat().st_size > 1000
+    from PIL import Image
+
+    runs = add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0])
+    make(tmp_path, runs, kind="central")
+    with Image.open(tmp_path / "out/study.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    # Blue is the colour of intervals without 0: one seed has no interval.
+    assert (0x77, 0x77, 0x77) in colours and (0x00, 0x72, 0xB2) not in colours
 
 
 def test_columns_without_a_number_are_dropped(tmp_path):

@@ -4,15 +4,21 @@
 import csv
 import json
 import math
+import re
+import shutil
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from matplotlib.figure import Figure
 
-from eldistill import results, tables, typeset
+from eldistill import plots, results, tables, typeset
 from eldistill.files import Problem
 
+ROOT = Path(__file__).parents[1]
 NAMES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
          "samples.png")  # fmt: skip
 PARAMS = {"confidence": 0.95, "baseline": "none", "grid": 4, "primary": "judge-a"}
@@ -110,6 +116,13 @@ def add_suite(tmp_path):
     return tmp_path, runs
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests of text alone: pictures take most of the time."""
+    for name in ("draw_curves", "draw_costs", "draw_radar", "draw_samples"):
+        monkeypatch.setattr(plots, name, lambda path, *others: path.touch())
+
+
 # --- numbers ------------------------------------------------------------------------------------------
 
 
@@ -155,9 +168,10 @@ def test_crossings_saving_and_overhead(known):
 
 def test_a_baseline_that_was_there_earlier_gets_credit(tmp_path):
     add_yardsticks(tmp_path)
-    add_run(tmp_path, "toy/di/none/0", 1.0, (4.0, 1.0, 2.0, 1.0))
-    add_run(tmp_path, "toy/di/el/0", 1.0, (1.0, 1.0, 1.0, 1.0))
-    rows = read(make(tmp_path, ["toy/di/none/0", "toy/di/el/0"])["main.csv"])
+    runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(2)]
+    for run in runs:
+        add_run(tmp_path, run, 1.0, (1.0, 1.0, 1.0, 1.0) if "/el/" in run else (4.0, 1.0, 2.0, 1.0))
+    rows = read(make(tmp_path, runs)["main.csv"])
     assert arm(rows, "none")["iterations_to_baseline_train"] == "50"
     assert float(arm(rows, "el")["saving_percent_train"]) == 50
 
@@ -444,6 +458,291 @@ def test_the_pictures_open_and_have_a_sensible_size(known):
         colours = {colour: count for count, colour in picture.getcolors(1 << 20)}
         # Three panels (teacher, el, none) of 4 x 4 images, 37 pixels a side, enlarged three times.
         assert colours[(90, 90, 90)] == pytest.approx(3 * (4 * 37 * 3) ** 2, rel=0.01)
+
+
+@pytest.mark.parametrize(("curve_n", "primary"), [("250", "judge-a"), ("512", "judge-b")])
+def test_the_plots_of_dvc_show_the_points_of_every_suite(tmp_path, undrawn, curve_n, primary):
+    """`dvc plots show` in a repository of its own, with our dvc.yaml and template: every plot has all points of a suite whose
+    curve_n and first feature space are not those of the demo, and none of its values is missing."""
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config", ".dvc/plots/arms.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    runs = add_setting(tmp_path, "toy", curve_n=curve_n)
+    for place, run in enumerate(runs):  # a value of its own in each column
+        path = tmp_path / f"data/evaluations/{run}/curve.csv"
+        rows = [[*row.values()] for row in read(path)]
+        lines = [[row[0], *(str(float(cell) + i + place) for i, cell in enumerate(row[1:]))] for row in rows]
+        path.write_text("\n".join(",".join(row) for row in [[*read(path)[0]], *lines]) + "\n")
+    suite = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["suite"]
+    assert suite == "demo"  # where `make` writes
+    tables = make(tmp_path, runs, "data/tables", primary=primary)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "plots", "show", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    shown = json.loads(done.stdout)
+    assert done.returncode == 0 and "errors" not in shown, done.stderr
+    wanted = {
+        "fd_heldout": f"fd{curve_n}_{primary}_heldout",
+        "fd_train": f"fd{curve_n}_{primary}_train",
+        "fd_last_heldout": f"fd{curve_n}_pixels_heldout",
+    }
+    contents = [each["content"] for (each,) in shown["data"].values()]
+    assert {each["encoding"]["y"]["field"] for each in contents} == set(wanted)
+    for content in contents:
+        column, points = content["encoding"]["y"]["field"], content["data"]["values"]
+        values = [float(point[column]) for point in points]
+        assert values == [float(row[wanted[column]]) for row in read(tables["curves.csv"])]
+        assert len(values) == 4 * len(runs) and all(point[content["encoding"]["x"]["field"]] for point in points)
+
+
+# --- what must agree before runs are compared ------------------------------------------------------------
+
+
+def add_setting(root, data, shift=0.0, n="5k", curve_n="2k", supplements=("none", "el", "pixel-mmd")):
+    """A data setting with three supplements of three seeds each, all values shifted; returns its runs."""
+    add_yardsticks(root, data, n)
+    values = {"none": BASE, "el": EL, "pixel-mmd": (0.75, 1.5, 1.75)}
+    runs = [f"{data}/di/{supplement}/{seed}" for supplement in supplements for seed in range(3)]
+    for run in runs:
+        _, _, supplement, seed = run.split("/")
+        add_run(root, run, values[supplement][int(seed)] + shift, n=n)
+        path = root / f"data/evaluations/{run}/curve.csv"
+        path.write_text(path.read_text().replace("2k_", f"{curve_n}_"))
+    return runs
+
+
+def section(text, data):
+    """The section of a data setting of main.md."""
+    return text.split(f"\n## {data}\n")[1].split("\n## ")[0].split("\n\nIntervals cover")[0].strip()
+
+
+def test_a_data_setting_says_the_same_alone_and_beside_another(tmp_path, undrawn):
+    """Everything of a section of main.md, every cell of main.csv and runs.csv: nothing is paired, pooled, corrected or named
+    across data settings, whichever comes first."""
+    settings = {"toy": add_setting(tmp_path, "toy"), "wide": add_setting(tmp_path, "wide", 10.0, "512", "250")}
+    tables_of = {name: make(tmp_path, runs, name) for name, runs in settings.items()}
+    for i, order in enumerate((("toy", "wide"), ("wide", "toy"))):
+        both = make(tmp_path, [run for name in order for run in settings[name]], f"both{i}")
+        for name, alone in tables_of.items():
+            mine, theirs = (section(each["main.md"].read_text(), name) for each in (alone, both))
+            assert mine == theirs and "di/el: fd" in mine and "from pixel-mmd" in mine
+            captions = [re.findall(rf"{name}: Fréchet.*", each["main.tex"].read_text()) for each in (alone, both)]
+            assert captions[0] == captions[1] and captions[0]
+            for file in ("main.csv", "runs.csv", "curves.csv"):
+                rows = [row for row in read(both[file]) if row["data"] == name]
+                for before, after in zip(read(alone[file]), rows, strict=True):
+                    assert before == {key: after[key] for key in before}, file
+
+
+def test_two_supplements_are_compared_once_and_within_a_setting_and_a_method(tmp_path, undrawn):
+    """el against pixel-mmd: one sentence a part in each of three places, none of which says that el differs from el by 0."""
+    runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "wide", 10.0)
+    for run in list(runs[:9]):
+        runs.append(run.replace("/di/", "/sid/"))
+        add_run(tmp_path, runs[-1], 3.0)
+    text = make(tmp_path, runs)["main.md"].read_text()
+    pairs = [line for line in text.splitlines() if "is not distinguishable from" in line and "from none" not in line]
+    assert [line.split(":")[0] for line in pairs] == ["- di/el"] * 2 + ["- sid/el"] * 2 + ["- di/el"] * 2
+    assert all("from pixel-mmd" in line for line in pairs)
+    ps = [[float(each) for each in re.search(r"p = ([\d.]+), Holm ([\d.]+)", line).groups()] for line in pairs]
+    assert ps[4] == ps[5] and ps[4][0] == ps[4][1] == ps[0][0], "of one data setting: a family of one"
+    assert ps[0][1] == pytest.approx(2 * ps[0][0]), "of the other one: two methods, a family of two"
+
+
+def test_a_setting_without_a_feature_space_of_another_has_no_sentence_in_it(tmp_path, undrawn):
+    """One setting was measured in judge-a and pixels only; the other's comparisons in judge-b stay."""
+    runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "few")
+    for run in [*runs[9:], "few/real", "few/teacher"]:
+        path = tmp_path / f"data/evaluations/{run}/metrics.json"
+        write(path, {name: value for name, value in json.loads(path.read_text()).items() if "judge-b" not in name})
+    text = make(tmp_path, runs)["main.md"].read_text()
+    assert "di/el: fd5k_judge-b" in section(text, "toy") and "judge-b_" not in section(text, "few")
+
+
+def test_a_sentence_names_the_number_of_images_of_its_own_space(tmp_path, undrawn):
+    """One space was measured with fewer images (evaluate.n_of): its sentence says so."""
+    runs = add_setting(tmp_path, "toy")
+    for run in [*runs, "toy/real", "toy/teacher"]:
+        path = tmp_path / f"data/evaluations/{run}/metrics.json"
+        path.write_text(path.read_text().replace("5k_pixels", "2k_pixels"))
+    text = make(tmp_path, runs)["main.md"].read_text()
+    assert "- di/el: fd2k_pixels_heldout is" in text and "fd5k_pixels" not in text
+
+
+def test_costs_of_several_devices_are_not_compared(tmp_path, undrawn):
+    """One run of the baseline was made elsewhere: each arm keeps its time, but nobody is dearer."""
+    runs = add_setting(tmp_path, "toy")
+    assert arm(read(make(tmp_path, runs)["main.csv"]), "el")["overhead_percent"] == "0.0"
+    path = tmp_path / "data/runs/toy/di/none/1/provenance.json"
+    write(path, json.loads(path.read_text()) | {"device": "another"})
+    row = arm(read(make(tmp_path, runs)["main.csv"]), "el")
+    assert (row["overhead_percent"], row["step_ms_cpu"]) == ("", "80.0")
+
+
+@pytest.mark.parametrize(("data", "ours"), [("cifar10", {"1": "2.5", "2": ""}), ("toy", {"1": "", "2": ""})])
+def test_ours_stands_beside_figures_of_the_same_data_and_calls(tmp_path, undrawn, data, ours):
+    """Our FID is of one call: beside a published one of two calls, or of another data set, the place is empty."""
+    add_yardsticks(tmp_path, data)
+    add_run(tmp_path, f"{data}/cd/none/0", 1.0)
+    path = tmp_path / f"data/evaluations/{data}/cd/none/0/metrics.json"
+    write(path, json.loads(path.read_text()) | {"fid50k_inception_edmref": 2.5})
+    rows = [row for row in read(make(tmp_path, [f"{data}/cd/none/0"])["published.csv"]) if row["method"] == "cd"]
+    assert {row["calls"]: row["ours"] for row in rows} == ours
+    assert {row["dataset"] for row in rows if row["ours"]} <= {"CIFAR-10"}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, in order."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **more: (figures.append(self), save(self, *args, **more))
+    )
+    return figures
+
+
+def test_every_panel_names_what_its_own_setting_measured_and_how_many_seeds(tmp_path, drawn):
+    """Two settings with other numbers of images, the second with one seed: axes and legends of curves, costs and radar."""
+    runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "wide", 1.0, "512", "250")[::3]
+    make(tmp_path, runs)
+    curves, costs, radar = drawn
+    labels = [axes.get_ylabel().split("\n")[-1] for axes in curves.axes]
+    assert labels == [f"{n}_judge-a_{part}" for n in ("fd2k", "fd250") for part in ("heldout", "train")]
+    assert [axes.get_ylabel().split("\n")[-1] for axes in costs.axes[::4]] == [
+        "fd2k_judge-a_heldout",
+        "fd250_judge-a_heldout",
+    ]
+    for figure, each in ((costs, 4), (radar, 1)):
+        texts = [text.get_text() for axes in figure.axes[::each] for text in axes.get_legend().get_texts()]
+        assert texts == [
+            f"{name} ({how})" for how in ("mean of 3 seeds", "1 seed") for name in ("none", "el", "pixel-mmd")
+        ]
+
+
+def test_a_picture_compares_no_seconds_of_several_devices(tmp_path, drawn):
+    """Costs say so in the panel of seconds; the radar has no spoke of them, nor of a goal that is none."""
+    runs = add_setting(tmp_path, "toy")
+    for run in runs:
+        add_run(tmp_path, run, 1.0, RISING if "/none/" in run else FALLING)
+    for device in ("x86_64", "another"):
+        path = tmp_path / "data/runs/toy/di/el/0/provenance.json"
+        write(path, json.loads(path.read_text()) | {"device": device})
+        make(tmp_path, runs)
+    spokes = [[label.get_text().replace("\n", " ") for label in each.axes[0].get_xticklabels()] for each in drawn[2::3]]
+    assert spokes == [
+        ["seconds an iteration", "held-out distance", "train distance"],
+        ["held-out distance", "train distance"],
+    ]
+    texts = [[text.get_text() for axes in each.axes for text in axes.texts] for each in drawn[1::3]]
+    assert texts == [["not counted"], ["measured on several devices", "not counted"]]
+
+
+# --- what a baseline, or a single seed, does not allow to say ----------------------------------------------
+
+RISING, FLAT = (2.0, 5.0, 3.0, 2.5), (2.0,) * 4
+
+
+def begin_at_0(root, runs):
+    """The first point of each curve is the generator before training."""
+    for run in runs:
+        path = root / f"data/evaluations/{run}/curve.csv"
+        head, first, *rest = path.read_text().splitlines()
+        path.write_text("\n".join([head, f"0,{first.split(',', 1)[1]}", *rest]) + "\n")
+
+
+@pytest.mark.parametrize("curve", [RISING, FLAT])
+@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_baseline_that_ends_no_better_than_it_began_is_no_goal(tmp_path, curve, bad, zero):
+    """One of its runs, or all: the table says so in place of times, whether or not the curves begin at 0; the rest of it and
+    all pictures are there. A run whose own baseline fell keeps its time in runs.csv."""
+    add_yardsticks(tmp_path)
+    runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(3)]
+    for run in runs:
+        add_run(tmp_path, run, 1.0, curve if "/none/" in run and int(run[-1]) < bad else FALLING)
+    if zero:
+        begin_at_0(tmp_path, runs)
+    outputs = make(tmp_path, runs)
+    text, reason = outputs["main.md"].read_text(), f"none ended no better than it began in {bad} of 3 runs"
+    for supplement in ("none", "el"):
+        row = arm(read(outputs["main.csv"]), supplement)
+        for part in PARTS:
+            assert (row[f"iterations_to_baseline_{part}"], row[f"saving_percent_{part}"]) == (reason, "")
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| di/{supplement} "))
+        assert line.count("| — |") == 1 and line.count(" — |") == 2 and "saves" not in line
+    for part in ("held-out", "train"):
+        assert f"- — di, {part}: {reason}, so that its final value is no goal for a time." in text
+    cells = [row["iterations_to_baseline_heldout"] for row in read(outputs["runs.csv"])]
+    assert cells == [*["none ended no better than it began in 1 of 1 run"] * bad, *["100"] * (3 - bad)] * 2
+    assert "saves" not in text and all(outputs[name].stat().st_size > 1000 for name in NAMES[6:])
+
+
+def test_a_curve_of_one_point_is_no_goal(tmp_path):
+    """distil.snapshots: [100]: there is a table, with no time to anything."""
+    add_yardsticks(tmp_path)
+    runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(2)]
+    for run in runs:
+        add_run(tmp_path, run, 1.0, (1.0,))
+    outputs = make(tmp_path, runs)
+    assert arm(read(outputs["main.csv"]), "el")["iterations_to_baseline_train"] == "the curve of none has one point"
+    assert "the curve of none has one point, so that" in outputs["main.md"].read_text()
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0, 1e12])
+def test_equal_and_extreme_values_make_a_table(tmp_path, value):
+    """All runs alike, also at 0 and where everything has diverged: means, sentences and pictures, and no number that is none."""
+    add_yardsticks(tmp_path)
+    runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el", "pixel-mmd") for seed in range(2)]
+    for run in runs:
+        add_run(tmp_path, run, value, (value,) * 4, milliseconds=0.0)
+        write(tmp_path / f"data/evaluations/{run}/metrics.json", dict.fromkeys(metrics(1.0), value))
+    outputs = make(tmp_path, runs)
+    assert all(outputs[name].stat().st_size > 0 for name in NAMES)
+    for name in NAMES[:6]:
+        assert not re.search(r"\b(nan|inf)\b", outputs[name].read_text().lower())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["toy/di/none/1", "toy/real", "toy/teacher"])
+def test_a_metric_that_is_not_finite_is_a_problem_that_names_it(suite, undrawn, value, where):
+    """Of a run, of real images, of the teacher: it would make a mean or a test that is none."""
+    path = suite[0] / f"data/evaluations/{where}/metrics.json"
+    write(path, json.loads(path.read_text()) | {"kid5k_judge-a_heldout": value})
+    with pytest.raises(Problem, match=rf"{where}/metrics.json has kid5k_judge-a_heldout = .*, which is not finite"):
+        make(*suite)
+
+
+def test_one_seed_claims_no_saving(tmp_path, undrawn):
+    """The iterations of both are shown; that one of them saves some is not said anywhere, with two seeds it is."""
+    add_yardsticks(tmp_path)
+    runs = [f"toy/di/{supplement}/{seed}" for seed in range(2) for supplement in ("none", "el")]
+    for run in runs:
+        add_run(tmp_path, run, 1.0, (4.0, 1.0, 0.75, 0.5) if "/el/" in run else FALLING)
+    for count, saving in ((2, ""), (4, "50")):
+        outputs = make(tmp_path, runs[:count], str(count))
+        row, text = arm(read(outputs["main.csv"]), "el"), outputs["main.md"].read_text()
+        assert (row["iterations_to_baseline_heldout"], row["saving_percent_heldout"]) == ("50", saving)
+        assert "| 50.0 " in text and ("(saves 50 %)" in text) is bool(saving)
+        assert ("no conclusion" in text) is not bool(saving)
+    assert (
+        re.search(
+            r"saves|lower than|higher than|(?<!not )distinguishable from", (tmp_path / "2/demo/main.md").read_text()
+        )
+        is None
+    )
+
+
+def test_one_paired_seed_claims_no_saving_however_many_seeds_an_arm_has(tmp_path, undrawn):
+    """Three seeds of el, of which the baseline has one."""
+    add_yardsticks(tmp_path)
+    runs = ["toy/di/none/0", *(f"toy/di/el/{seed}" for seed in range(3))]
+    for run in runs:
+        add_run(tmp_path, run, 1.0, (4.0, 1.0, 0.75, 0.5) if "/el/" in run else FALLING)
+    outputs = make(tmp_path, runs)
+    row = arm(read(outputs["main.csv"]), "el")
+    assert (row["seeds"], row["paired_seeds"], row["saving_percent_train"]) == ("3", "1", "")
+    assert "saves" not in outputs["main.md"].read_text()
 
 
 def test_importing_is_light():

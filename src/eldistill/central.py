@@ -8,20 +8,25 @@ from statistics import fmean, stdev
 
 from eldistill import inference
 from eldistill.comparisons import compared, paired, summary
-from eldistill.results import Study, arms_of, identity, short
+from eldistill.files import Problem
+from eldistill.results import Result, Study, arms_of, identity, short
 
-VERSION = 1
+VERSION = 2  # pooled over the seeds and the metric that all settings share; an answer for every arm
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
     """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or
-    undecided. The answers are one row for each arm and bed, in the space that ranks it, over all its teachers; their p
-    are one family (Holm). The other rows explore and are not corrected."""
+    undecided. The answers are one row for each arm and bed, in the space that ranks it, over all its teachers (for an
+    arm that cannot be pooled the rows of its settings); their p are one family (Holm). The other rows explore and are
+    not corrected."""
     answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
     for name, bed in study.split():
         whole, more = _pooled(name, bed), _settings(bed)
         first = bed.primary(bed.results[0])
-        answers += whole or [row for row in more if row["space"] == first and row.get("p") is not None]
+        done = {(row["method"], row["supplement"]) for row in whole}
+        answers += whole
+        answers += [row for row in more if row["space"] == first and row.get("p") is not None
+                    and (row["method"], row["supplement"]) not in done]  # fmt: skip
         pooled, rows = pooled + whole, rows + more
     for row, p in zip(answers, inference.holm([row["p"] for row in answers]), strict=True):
         row["p_holm"] = p
@@ -43,8 +48,7 @@ def _settings(study: Study) -> list[dict]:
                 ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
                 row |= compared(ours, theirs, study.params["confidence"])
                 deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
-                row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound)}
-                row["seeds_needed"] = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
+                row |= _equivalence(deltas, bound, level)
                 row["verdict"] = _decide(row, level)
             rows.append(row | {"runs": " ".join(r.run for r in group)})
     return rows
@@ -52,22 +56,23 @@ def _settings(study: Study) -> list[dict]:
 
 def _pooled(name: str, study: Study) -> list[dict]:
     """Each arm over all settings of a bed, in percent of each setting's own baseline: the unit is a training seed, whose
-    differences under all teachers are averaged, for they share images, noise and judge. None if there is but one setting,
-    whose own row then answers."""
+    differences under all teachers are averaged, for they share images, noise and judge. Only seeds that were paired under
+    every teacher count: a mean over fewer would differ by the teacher too. No row for an arm with one setting, or with
+    fewer than two such seeds, whose own rows then answer. Raises Problem if settings are ranked by different metrics."""
     rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
     for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
-        by_seed: dict[int, list[float]] = {}
-        means = []
-        for group in (group for arm, group in arms.items() if arm[1:] == (method, supplement)):
-            twins = paired(study, group, arms)
-            base = fmean(study.metric(b) for _, b in twins) if twins else 1.0
-            shares = {a.seed: 100 * (study.metric(a) - study.metric(b)) / base for a, b in twins}
-            for seed, share in shares.items():
-                by_seed.setdefault(seed, []).append(share)
-            means += [fmean(shares.values())] if shares else []
-        deltas = [fmean(each) for each in by_seed.values()]
-        if len(means) < 2 or len(deltas) < 2:
+        settings = [paired(study, group, arms) for arm, group in arms.items() if arm[1:] == (method, supplement)]
+        settings = [{a.seed: (a, b) for a, b in twins} for twins in settings if twins]
+        common = [seed for seed in settings[0] if all(seed in each for each in settings)] if settings else []
+        if len(settings) < 2 or len(common) < 2:
             continue
+        if len(names := study.ranking([run for each in settings for pair in each.values() for run in pair])) > 1:
+            raise Problem(f"the settings of {name} are ranked by {' and '.join(names)}; in one study they need the same "
+                          "number of images, evaluate.n")  # fmt: skip
+        shares = [_shares(study, [each[seed] for seed in common]) for each in settings]
+        if None in shares:
+            continue
+        means, deltas = [fmean(each) for each in shares], [fmean(each) for each in zip(*shares, strict=True)]
         bound = 100 * study.params["margin"]
         row = {
             "data": f"{name}, {len(means)} teachers",
@@ -77,17 +82,29 @@ def _pooled(name: str, study: Study) -> list[dict]:
             "space": study.primary(study.results[0]),
         }
         row |= compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
-        row |= {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound),
-                "seeds_needed": inference.seeds_for_equivalence(deltas, bound, level),
-                "between_settings_sd": stdev(means)}  # fmt: skip
+        row |= _equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
         rows.append(row)
     return rows
+
+
+def _shares(study: Study, twins: list[tuple[Result, Result]]) -> list[float] | None:
+    # Differences in percent of the mean of the baseline; None where that is 0.
+    base = fmean(study.metric(b) for _, b in twins)
+    return [100 * (study.metric(a) - study.metric(b)) / base for a, b in twins] if base else None
+
+
+def _equivalence(deltas: list[float], bound: float, level: float) -> dict:
+    # The test of equivalence within ± bound; a baseline at 0 leaves no margin to test.
+    if bound <= 0:
+        return {"margin": None, "p_equivalent": None, "seeds_needed": None}
+    needed = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
+    return {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound), "seeds_needed": needed}
 
 
 def _decide(row: dict, level: float) -> str:
     if row["p"] is None:
         return "undecided"
-    if row["p_equivalent"] < level:
+    if row["p_equivalent"] is not None and row["p_equivalent"] < level:
         return "equivalent"
     p = row["p"] if row.get("p_holm") is None else row["p_holm"]
     return ("lower" if row["difference"] < 0 else "higher") if p < level else "undecided"
@@ -97,16 +114,23 @@ def _central_sentence(row: dict, params: dict) -> str:
     who = f"{row['data']}, {row['method']}/{row['supplement']} in {row['space']}"
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
-    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}], {row['percent']:+.1f} % of {params['against']}"
+    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]"
+    span += "" if row["percent"] is None else f", {row['percent']:+.1f} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
+    equal = f"within {within}: p = {short(row['p_equivalent'])}"
+    if row["margin"] is None:
+        equal = "not tested, for the mean of the baseline is 0"
     tests = (
         f"p = {short(row['p'])}{'' if row.get('p_holm') is None else ', Holm ' + short(row['p_holm'])}; "
-        f"equivalence within {within}: p = {short(row['p_equivalent'])}; {row['pairs']} pairs"
+        f"equivalence {equal}; {row['pairs']} pairs"
+    )
+    needed = (
+        "" if row["seeds_needed"] is None else f"; were they equal, about {row['seeds_needed']} pairs would show it"
     )
     text = {
         "equivalent": f"equivalent to {params['against']} within the margin",
         "lower": f"lower than {params['against']}, and not shown equivalent",
         "higher": f"higher than {params['against']}, and not shown equivalent",
-        "undecided": f"undecided against {params['against']}; were they equal, about {row['seeds_needed']} pairs would show it",
+        "undecided": f"undecided against {params['against']}{needed}",
     }[row["verdict"]]
     return f"{who}: {text}: {span} ({tests})."

@@ -11,9 +11,9 @@ from statistics import fmean, median, stdev
 
 from eldistill import inference
 from eldistill.files import Problem
-from eldistill.results import COSTS, Result, Study, arms_of, identity, short
+from eldistill.results import COSTS, Result, Study, arms_of, identity, one_device, short
 
-VERSION = 1
+VERSION = 2  # savings are paired by seed and need two; no threshold from runs that do not fall
 
 
 def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
@@ -28,24 +28,28 @@ def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, 
 
 
 def compared(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
-    """Differences of paired values: mean, interval, percent of the mean of the bases (or of `unit`), p, who is lower."""
+    """Differences of paired values: mean, interval, percent of the mean of the bases (or of `unit`), p, who is lower.
+    Percent is None where the mean of the bases is 0."""
     deltas = [a - b for a, b in zip(values, bases, strict=True)]
+    unit = unit or (fmean(bases) if bases else 0.0)
     low, high = inference.interval(deltas, confidence)
     return {
         "pairs": len(deltas) or None, "difference": fmean(deltas) if deltas else None, "low": low, "high": high,
-        "percent": 100 * fmean(deltas) / (unit or fmean(bases)) if deltas else None,
+        "percent": 100 * fmean(deltas) / unit if unit else None,
         "p": inference.paired_p(deltas), "lower_in": f"{sum(d < 0 for d in deltas)}/{len(deltas)}" if deltas else None,
     }  # fmt: skip
 
 
 def summary(values: list[float], stem: str) -> dict:
-    """Mean and deviation, as columns that begin with `stem`."""
+    """Mean and deviation, as columns that begin with `stem`; of what was not measured (None) there is none."""
+    values = [] if None in values else values
     return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
 
 
 def contrast(study: Study) -> tuple[list[dict], list[str]]:
     """Every arm against the baseline of its data setting and method: distances, recall, realised strength, cost."""
     arms, rows = arms_of(study.results), []
+    others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
     for group in arms.values():
         twins = paired(study, group, arms)
         row = identity(group) | summary([study.metric(r) for r in group], "fd")
@@ -57,7 +61,7 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
                           study.params["confidence"])  # fmt: skip
         row |= summary([study.metric(r, part="train") for r in group], "fd_train")
         row |= {f"train_{key}": train[key] for key in ("difference", "low", "high")}
-        for space in study.spaces()[1:]:
+        for space in others:
             row |= summary([study.metric(r, space=space) for r in group], f"fd_{space}")
         for metric in ("kid", "precision", "recall"):
             row |= summary([study.metric(r, metric) for r in group], metric)
@@ -90,7 +94,8 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
     who, against = f"{row['data']}, {row['method']}/{row['supplement']}", params["against"]
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {against}: no conclusion."
-    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}], {row['percent']:+.1f} %"
+    share = "" if row["percent"] is None else f", {row['percent']:+.1f} %"
+    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]{share}"
     tail = f"p = {short(row['p'])}, Holm {short(row['p_holm'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
     if row["p_holm"] < 1 - params["confidence"]:
         return f"{who}: {what} is {'lower' if row['difference'] < 0 else 'higher'} than {against}'s: {span} ({tail})."
@@ -140,45 +145,82 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
 
 def speed(study: Study) -> tuple[list[dict], list[str]]:
     """Time to a threshold fixed on the tuning seeds: the mean of the baseline's last five points; reached where three
-    points in a row lie below it. Medians by Kaplan and Meier: runs that never reach it are kept as censored."""
+    points in a row lie below it. Medians by Kaplan and Meier: runs that never reach it are kept as censored.
+
+    Savings compare the seeds that an arm shares with its baseline, and need two of them. Where the baseline's tuning
+    runs do not fall there is no threshold.
+    """
     arms, rows, said = arms_of(study.results), [], []
     tuning, against = set(study.params["tuning"]), study.params["against"]
-    for (data, method, supplement), group in arms.items():
-        base = [r for r in arms.get((data, method, against), ()) if r.seed in tuning]
+    times: dict[tuple[str, str, str], dict[int, tuple[float, bool]]] = {}
+    reported: dict[tuple[str, str, str], list[Result]] = {}
+    for arm, group in arms.items():
+        curves = [study.curve(r) for r in arms.get((*arm[:2], against), ()) if r.seed in tuning]
         group = [r for r in group if r.seed not in tuning]
-        if not base or not group:
+        if not curves or not group:
             continue
-        threshold = fmean(value for r in base for _, value in study.curve(r)[-5:])
-        times = [_first(study.curve(r), threshold) for r in group]
-        cost = median(r.about["milliseconds_per_iteration_cpu"] for r in group) / 1000
-        middle = inference.median_time(times)
-        row = {"data": data, "method": method, "supplement": supplement, "seeds": len(group), "threshold": threshold}
-        row |= {
-            "iterations": middle,
-            "never": sum(censored for _, censored in times),
-            "cpu_seconds": middle and middle * cost,
-        }
+        threshold, start = fmean(value for curve in curves for _, value in curve[-5:]), fmean(c[0][1] for c in curves)
+        row = identity(group) | {"threshold": threshold if threshold < start else None}
+        if threshold < start:
+            times[arm], reported[arm] = {r.seed: _first(study.curve(r), threshold) for r in group}, group
+            middle = inference.median_time(list(times[arm].values()))
+            row |= {
+                "iterations": middle,
+                "never": sum(censored for _, censored in times[arm].values()),
+                "cpu_seconds": None if middle is None else middle * _seconds(group),
+            }
         rows.append(row | summary([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)})
     for row in rows:
-        base = next(
-            (r for r in rows if (r["data"], r["method"], r["supplement"]) == (row["data"], row["method"], against)),
-            None,
-        )
-        both = base and base["iterations"] and row["iterations"]
-        row["saved_iterations_percent"] = 100 - 100 * row["iterations"] / base["iterations"] if both else None
-        row["saved_seconds_percent"] = 100 - 100 * row["cpu_seconds"] / base["cpu_seconds"] if both else None
+        arm, base = (row["data"], row["method"], row["supplement"]), (row["data"], row["method"], against)
         who = f"{row['data']}, {row['method']}/{row['supplement']}"
+        if row["threshold"] is None:
+            text = f"{row['data']}, {row['method']}: no threshold, for {against}'s tuning runs end no better than they begin."
+            said += [text] if text not in said else []
+            continue
+        row |= _savings(times[arm], times.get(base, {}), reported[arm], reported.get(base, []))
         if row["iterations"] is None:
             said.append(f"{who}: more than half of its {row['seeds']} runs never stay below {short(row['threshold'])}.")
         elif row["supplement"] != against:
-            shares = [row[f"saved_{what}_percent"] for what in ("iterations", "seconds")]
-            saved = ""
-            if both:
-                less = [f"{abs(share):.0f} % {'less' if share >= 0 else 'more'}" for share in shares]
-                saved = f"; iterations: {less[0]} than {against}, CPU time: {less[1]}"
             said.append(f"{who}: below {short(row['threshold'])} after {row['iterations']:.0f} iterations (median of {row['seeds']}, "
-                        f"{row['never']} never){saved}.")  # fmt: skip
-    return rows, said
+                        f"{row['never']} never){_saved(row, against)}.")  # fmt: skip
+    blank = dict.fromkeys(key for row in rows for key in row)
+    return [blank | row for row in rows], said
+
+
+def _seconds(group: list[Result]) -> float:
+    # CPU seconds of an iteration of an arm.
+    return median(COSTS["seconds"](result) for result in group)
+
+
+def _savings(mine: dict, theirs: dict, group: list[Result], bases: list[Result]) -> dict:
+    # Percent saved to the threshold, over the seeds that both have; None with fewer than two of them.
+    shared = sorted(mine.keys() & theirs.keys())
+    found = {"pairs": len(shared) or None, "saved_iterations_percent": None, "saved_seconds_percent": None}
+    here, there = (inference.median_time([times[seed] for seed in shared]) for times in (mine, theirs))
+    if len(shared) < 2 or here is None or not there:
+        return found
+    found["saved_iterations_percent"] = 100 - 100 * here / there
+    group, bases = ([r for r in side if r.seed in shared] for side in (group, bases))
+    if one_device([*group, *bases]) and _seconds(bases):
+        found["saved_seconds_percent"] = 100 - 100 * here * _seconds(group) / (there * _seconds(bases))
+    return found
+
+
+def _saved(row: dict, against: str) -> str:
+    # The end of a sentence: what was saved, or why that is not said.
+    if row["pairs"] == 1:
+        return f"; one paired seed with {against}: no conclusion"
+    shares = {"iterations": row["saved_iterations_percent"], "CPU time": row["saved_seconds_percent"]}
+    known = [
+        (what, f"{abs(share):.0f} % {'less' if share >= 0 else 'more'}")
+        for what, share in shares.items()
+        if share is not None
+    ]
+    if not known:
+        return ""
+    return "; " + ", ".join(
+        f"{what}: {text}{f' than {against}' if i == 0 else ''}" for i, (what, text) in enumerate(known)
+    )
 
 
 def _first(curve: list[tuple[int, float]], threshold: float) -> tuple[float, bool]:
@@ -197,7 +239,7 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
             if any(cost_of(result) is None for result in study.results):
                 continue
             twins = paired(study, group, arms)
-            if not twins:
+            if not twins or (kind == "seconds" and not one_device([result for pair in twins for result in pair])):
                 continue
             ours, theirs = [], []
             # One price for an arm: that of a single run depends on what else the machine was doing.

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean, median
 
 from eldistill.files import Problem
-from eldistill.results import arms_of, identity, short
+from eldistill.results import arms_of, ended_no_better, identity, short
 
-VERSION = 1
+VERSION = 2  # curves of one point do not diverge; names of data settings
 COLLAPSE = 0.5  # of the real trace of covariance, in the members' features
 SPIKE = 3.0  # times the run's own median of the gradient's norm
 
@@ -26,30 +26,32 @@ def stability(study) -> tuple[list[dict], list[str]]:
     rows = []
     for group in arms_of(study.results).values():
         curves = [study.curve(result) for result in group]
+        fell = [worse for curve in curves if (worse := ended_no_better(curve)) is not None]
+        lost = [100 * curve[-1][1] / best - 100 for curve in curves if (best := min(value for _, value in curve)) > 0]
         spreads = [values for result in group if (values := study.logged(result, "trace_ratio"))]
         norms = [values for result in group if (values := study.logged(result, "gradient_norm", of="generator"))]
         spikes = [fmean(value > SPIKE * median(values) for value in values) for values in norms]
         row = identity(group) | {
-            "diverged": sum(curve[-1][1] >= curve[0][1] for curve in curves),
+            "diverged": sum(fell) if fell else None,
             "collapsed": sum(min(values) < COLLAPSE for values in spreads) if spreads else None,
             "trace_ratio_min": min(map(min, spreads)) if spreads else None,
             "spikes_percent": 100 * fmean(spikes) if spikes else None,
-            "lost_percent": median(100 * curve[-1][1] / min(value for _, value in curve) - 100 for curve in curves),
+            "lost_percent": median(lost) if lost else None,
         }
         rows.append(row | {"runs": " ".join(result.run for result in group)})
-    said = []
+    said, several = [], len({row["data"] for row in rows}) > 1
+    name = lambda row: f"{row['data']}, " * several + f"{row['method']}/{row['supplement']}"  # noqa: E731
     for key, what in (
         ("diverged", "ended no better than they started"),
         ("collapsed", f"fell below a trace ratio of {COLLAPSE}"),
     ):
-        worst = ", ".join(
-            f"{row['method']}/{row['supplement']} {row[key]} of {row['seeds']}" for row in rows if row[key]
-        )
+        worst = ", ".join(f"{name(row)} {row[key]} of {row['seeds']}" for row in rows if row[key])
         total = sum(row["seeds"] for row in rows if row[key] is not None)
         said.append(f"{sum(row[key] or 0 for row in rows)} of {total} runs {what}{': ' + worst if worst else ''}.")
-    last = max(rows, key=lambda row: row["lost_percent"])
-    said.append(f"After its best point {last['method']}/{last['supplement']} lost most: {last['lost_percent']:.0f} % "
-                f"(median of {last['seeds']}); a curve's best point is partly luck.")  # fmt: skip
+    if known := [row for row in rows if row["lost_percent"] is not None]:
+        last = max(known, key=lambda row: row["lost_percent"])
+        said.append(f"After its best point {name(last)} lost most: {last['lost_percent']:.0f} % "
+                    f"(median of {last['seeds']}); a curve's best point is partly luck.")  # fmt: skip
     return rows, said
 
 

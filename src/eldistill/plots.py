@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from eldistill.files import Problem, atomic
-from eldistill.results import COSTS, PARTS, TEACHER, Result, arms_of, named, short
+from eldistill.results import COSTS, PARTS, TEACHER, Result, arms_of, is_reason, named, one_device, short
 
-VERSION = 2  # bands, costs, radar
+VERSION = 3  # colours and labels of one seed; names follow each data setting
 
 SAMPLE_ROWS = 4
 # Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
@@ -30,12 +30,12 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
             if len(results) > 1:
                 axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.4)
         mean = {n: fmean(values) for n, values in sorted(points.items()) if len(values) == len(results)}
-        label = f"{supplement} ({f'mean of {len(results)} seeds' if len(results) > 1 else '1 seed'})"
+        label = f"{supplement} ({_seeds(results)})"
         style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
         axes.plot(mean.keys(), mean.values(), **style)
         _band(axes, {n: points[n] for n in mean}, colour)
         axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="generated images in training")
-        axes.set(yscale="log", ylabel=f"Fréchet distance (lower is better)\n{column}")
+        axes.set(ylabel=f"Fréchet distance (lower is better)\n{column}")
     # Against train images there is no floor: that of 360 held-out ones lies above what 5,000 generated reach.
     rows = rows if part == "heldout" else [None, rows[1]]
     for row, what, dash in zip(rows, ("noise floor", "teacher"), ((0, (1, 1.5)), (0, (6, 2))), strict=True):
@@ -46,6 +46,10 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
     _dress(axes)
 
 
+def _seeds(results: list[Result]) -> str:
+    return f"mean of {len(results)} seeds" if len(results) > 1 else "1 seed"
+
+
 def _band(axes, points: dict[float, list[float]], colour: str) -> None:
     # Mean ± deviation over seeds; where that would reach below the smallest one, only as far as it.
     if min(map(len, points.values()), default=0) > 1:
@@ -54,8 +58,12 @@ def _band(axes, points: dict[float, list[float]], colour: str) -> None:
 
 
 def _ticks(axes) -> None:
+    # A logarithmic axis, unless nothing on it is above 0.
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    if not any(value > 0 for line in axes.get_lines() for value in line.get_ydata()):
+        return
+    axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -110,7 +118,7 @@ def draw_costs(path: Path, results: list[Result], params: dict) -> None:
     """costs.png: for each data setting and method the held-out curves against iterations, images, CPU seconds and FLOP.
 
     Means over seeds with a band of one deviation. An arm's price is the median of its runs', for that of one run depends on
-    what else the machine was doing. A panel whose price nobody measured says so.
+    what else the machine was doing. A panel whose price nobody measured, or not on one kind of device, says so.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -123,10 +131,11 @@ def draw_costs(path: Path, results: list[Result], params: dict) -> None:
             here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
             for axes, (what, price) in zip(panels, SPENT.items(), strict=True):
                 axes.set(title=f"{bed[0]}, {bed[1]}", xlabel=what)
-                if any(price(result) is None for group in here.values() for result in group):
-                    axes.text(
-                        0.5, 0.5, "not counted", ha="center", va="center", transform=axes.transAxes, color="#777777"
-                    )
+                shown = [result for group in here.values() for result in group]
+                text = "measured on several devices" if what == "CPU seconds" and not one_device(shown) else None
+                if text or any(price(result) is None for result in shown):
+                    axes.text(0.5, 0.5, text or "not counted", ha="center", va="center", transform=axes.transAxes,
+                              color="#777777")  # fmt: skip
                     axes.set_axis_off()
                     continue
                 for arm, group in here.items():
@@ -135,17 +144,16 @@ def draw_costs(path: Path, results: list[Result], params: dict) -> None:
                         group,
                         median(price(result) for result in group),
                         styles[arm[2]],
-                        arm[2],
+                        f"{arm[2]} ({_seeds(group)})",
                         params["primary"],
                     )
                 _dress(axes)
-                axes.set_yscale("log")
-                _ticks(axes)
                 if what == "FLOP":
                     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.1e}")
                     axes.tick_params(axis="x", labelsize=8)
+            first = next(iter(here.values()))[0]  # another data setting may be measured by another number of images
             panels[0].set_ylabel(
-                f"Fréchet distance\n{named(results[0].curve[0], 'fd', params['primary'], 'heldout')}", fontsize=9
+                f"Fréchet distance\n{named(first.curve[0], 'fd', params['primary'], 'heldout')}", fontsize=9
             )
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -162,22 +170,30 @@ def _spent(axes, group: list[Result], price: float, style: tuple[str, str], labe
     _band(axes, points, colour)
 
 
+SECONDS = "seconds an\niteration"  # a spoke of radar.png
+
+
 def draw_radar(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
     """radar.png: what an arm costs and where it ends, over the baseline's: smaller is better on every axis.
 
     Axes: CPU seconds an iteration; peak memory of the process; generated images until the distance is at or below the
     baseline's last (the whole length where that is not reached); held-out and train distance at the end. An axis that was
-    not measured for all arms of a data setting and method is left out.
+    not measured for all arms of a data setting and method, or whose seconds are of several devices, is left out.
     """
     import math
 
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    styles, beds = _styles(results, params["baseline"]), {}
-    for arm, group in arms_of(results).items():
+    styles, beds, kept = _styles(results, params["baseline"]), {}, {}
+    groups = arms_of(results)
+    for arm, group in groups.items():
         beds.setdefault(arm[:2], {})[arm[2]] = _spokes(group, _row(rows, arm), params)
-    beds = {bed: arms for bed, arms in beds.items() if len(arms) > 1 and params["baseline"] in arms}
+    for bed, arms in beds.items():
+        runs = [result for arm, group in groups.items() if arm[:2] == bed for result in group]
+        keys = [key for key in next(iter(arms.values())) if key != SECONDS or one_device(runs)]
+        kept[bed] = [key for key in keys if all(each[key] for each in arms.values())]
+    beds = {bed: arms for bed, arms in beds.items() if len(arms) > 1 and params["baseline"] in arms and kept[bed]}
     with matplotlib.style.context("default"), atomic(path) as temporary:
         wide = min(3, len(beds)) or 1
         figure = Figure(figsize=(5 * wide, 4.6 * max(1, -(-len(beds) // wide))), dpi=80, layout="constrained")
@@ -185,17 +201,16 @@ def draw_radar(path: Path, results: list[Result], rows: list[dict], params: dict
             figure.text(0.5, 0.5, "no two supplements to compare", ha="center")
         for place, ((data, method), arms) in enumerate(beds.items()):
             base = arms[params["baseline"]]
-            kept = [key for key in base if all(each[key] for each in arms.values())]
-            angles = [2 * math.pi * i / len(kept) for i in range(len(kept))]
+            spokes = kept[data, method]
+            angles = [2 * math.pi * i / len(spokes) for i in range(len(spokes))]
             axes = figure.add_subplot(-(-len(beds) // wide), wide, place + 1, projection="polar")
             for supplement, each in arms.items():
-                ratios = [each[key] / base[key] for key in kept]
+                ratios = [each[key] / base[key] for key in spokes]
+                label = f"{supplement} ({_seeds(groups[data, method, supplement])})"
                 colour, marker = styles[supplement]
-                axes.plot(
-                    [*angles, 0], [*ratios, ratios[0]], color=colour, marker=marker, markersize=4, label=supplement
-                )
+                axes.plot([*angles, 0], [*ratios, ratios[0]], color=colour, marker=marker, markersize=4, label=label)
                 axes.fill([*angles, 0], [*ratios, ratios[0]], color=colour, alpha=0.06)
-            axes.set_xticks(angles, kept, fontsize=9)
+            axes.set_xticks(angles, spokes, fontsize=9)
             axes.tick_params(axis="x", pad=10)
             axes.set_rlabel_position(40)
             axes.set_theta_offset(math.pi / 2)
@@ -213,11 +228,11 @@ def _row(rows: list[dict], arm: tuple[str, str, str]) -> dict:
 def _spokes(group: list[Result], row: dict, params: dict) -> dict[str, float | None]:
     reach = row["iterations_to_baseline_heldout"]
     each = median(result.about["n_images"] / result.about["iterations"] for result in group)
-    images = None if reach is None else each * float(str(reach).removeprefix("> "))
+    images = None if reach is None or is_reason(reach) else each * float(str(reach).removeprefix("> "))
     memory = [result.about.get("memory_gib") for result in group]
     ends = {f"{PARTS[part]}\ndistance": row[f"fd_{params['primary']}_{part}_mean"] for part in PARTS}
     return {
-        "seconds an\niteration": row["step_ms_cpu"], "memory": median(memory) if all(memory) else None,
+        SECONDS: row["step_ms_cpu"], "memory": median(memory) if all(memory) else None,
         "images to the\nbaseline's end": images, **ends,
     }  # fmt: skip
 
@@ -301,7 +316,8 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
             {**row, "supplement": f"{row['supplement']}, {text}", "part": None if (share := row[f"share_{key}"]) is None else 100 * share}
             for row in rows for key, text in names.items()
         ]  # fmt: skip
-    compared = [row for row in rows if row.get("difference") is not None]
+    # Without a percent, which a baseline of 0 has not, there is no place on the common axis.
+    compared = [row for row in rows if row.get("difference") is not None and row.get("percent") is not None]
     shown = compared or rows
     # A table without distances is drawn by the first of these that it has.
     value, title = next((key, text) for key, text in DRAWN.items() if key in shown[0])
@@ -330,7 +346,7 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
                 low, high = row[f"{value}_low"], row[f"{value}_high"]
             if compared:
                 low, high = (middle, middle) if low is None else (low * unit, high * unit)
-            sure = compared and (low > 0 or high < 0)
+            sure = compared and row["low"] is not None and (low > 0 or high < 0)  # one seed is never sure
             colour = COLOURS[1] if sure else "#777777"
             ends.append((place, middle, low, high, colour))
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5)

@@ -8,7 +8,7 @@ import functools
 
 from eldistill.schema import PACKAGE
 
-VERSION = 1
+VERSION = 2  # which figures ours may stand beside
 FIGURES = PACKAGE / "published.csv"
 METHODS: dict[str, tuple[str, ...]] = {  # what published.csv calls the methods of this project, up to a bracket
     "teacher": ("EDM", "EDM teacher", "EDM2-S"),
@@ -47,6 +47,12 @@ def beside(data: str, method: str, supplement: str) -> list[dict[str, str]]:
     wanted = {f"{name}{ending}" for name in METHODS.get(method, ())}
     rows = [row for row in figures() if row["method"].split(" (")[0].split("/")[0] in wanted]
     return [row for row in rows if data not in SETS or _place(row) == SETS[data]]
+
+
+def comparable(data: str, method: str, figure: dict[str, str]) -> bool:
+    """Whether our figure of an arm was measured on the data of this published one, with as many network calls: students
+    are measured in one call, a teacher in as many as its authors chose."""
+    return data in SETS and _place(figure) == SETS[data] and (method == "teacher" or figure["nfe"] == "1")
 
 
 def _place(row: dict[str, str]) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eldistill.files import Problem, write_text
 
-VERSION = 2  # grids, strips, what was run, published figures
+VERSION = 3  # the seeds of each supplement
 
 BLUE = "#0072B2"
 LARGE = 150_000  # bytes of a PNG above which it is stored as JPEG
@@ -152,8 +152,12 @@ def _what(params: dict, beds: list[str]) -> str:
     for run in params["runs"]:
         data, method, supplement, seed = run.split("/")
         arms.setdefault((data, method), {}).setdefault(supplement, []).append(seed)
-    rows = [[f"{data}/{method}", ", ".join(each), ", ".join(sorted({seed for seeds in each.values() for seed in seeds}, key=int))]
-            for (data, method), each in arms.items()]  # fmt: skip
+    rows = []
+    for (data, method), each in arms.items():
+        by_seeds: dict[str, list[str]] = {}  # supplements that have the same seeds share a line
+        for supplement, seeds in each.items():
+            by_seeds.setdefault(", ".join(sorted(seeds, key=int)), []).append(supplement)
+        rows += [[f"{data}/{method}", ", ".join(names), seeds] for seeds, names in by_seeds.items()]
     count = params.get("steps", {})
     flow = "".join(
         f"<li><b>{word}</b>{count[word]} step{'s' if count[word] != 1 else ''}</li>" for word in WORDS if word in count

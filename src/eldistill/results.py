@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eldistill.files import Problem, read_json
 
-VERSION = 1
+VERSION = 2  # numbers must be finite
 
 PARTS = {"heldout": "held-out", "train": "train"}
 REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"
@@ -48,6 +48,11 @@ class Result:
         """The iteration of a point of the curve: its share of the run's images."""
         return round(int(point["n_images"]) * self.about["iterations"] / self.about["n_images"])
 
+    def distances(self, space: str, part: str) -> list[tuple[int, float]]:
+        """(iteration, Fréchet distance) of each point of the curve, in a feature space and to a part of the data."""
+        column = named(self.curve[0], "fd", space, part)
+        return [(self.iteration(point), float(point[column])) for point in self.curve]
+
 
 def named(names, metric: str, space: str, part: str) -> str | None:
     """The one of `names` that is this metric, at any n, or None. Raises Problem if there are two."""
@@ -63,10 +68,25 @@ def alone(names, metric: str, space: str) -> str | None:
     return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
 
 
+def ended_no_better(curve: list[tuple[float, float]]) -> bool | None:
+    """Whether a curve of (time, distance) ends at or above its first point; None if it has only one point."""
+    return curve[-1][1] >= curve[0][1] if len(curve) > 1 else None
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The metrics of an evaluation. Raises Problem if one is not finite: a mean or a test over it would be none either."""
+    metrics = read_json(path)
+    if odd := [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise Problem(
+            f"{path} has {odd[0]} = {metrics[odd[0]]}, which is not finite; delete it and run `snakemake all`"
+        )
+    return metrics
+
+
 def load(run: str, root: Path) -> Result:
     """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
     folder = root / "data/evaluations" / run
-    metrics, about = read_json(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
+    metrics, about = read_metrics(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
     if absent := [key for key in ABOUT if key not in about]:
         raise Problem(f"data/runs/{run}/provenance.json has no {', '.join(absent)}; make the run again")
     path = folder / "curve.csv"
@@ -106,6 +126,11 @@ COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration; None 
 }
 
 
+def one_device(results: list[Result]) -> bool:
+    """Whether all runs were made on one kind of device; otherwise their seconds do not compare."""
+    return len({result.about.get("device") for result in results}) < 2
+
+
 def identity(group: list[Result]) -> dict:
     """Of an arm: its data, method and supplement, and how many runs it has; the first columns of a row."""
     return dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
@@ -116,6 +141,11 @@ def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
     for result in results:
         arms.setdefault(result.arm, []).append(result)
     return arms
+
+
+def is_reason(iterations) -> bool:
+    """Whether the cell of a time to the baseline's final value says in words why there is none (`> N` is a bound)."""
+    return isinstance(iterations, str) and not iterations.startswith(">")
 
 
 def short(value) -> str:
@@ -161,8 +191,12 @@ class Study:
 
     def curve(self, result: Result) -> list[tuple[int, float]]:
         """(iteration, distance that ranks) along a run."""
-        column = named(result.curve[0], "fd", self.primary(result), "heldout")
-        return [(result.iteration(point), float(point[column])) for point in result.curve]
+        return result.distances(self.primary(result), "heldout")
+
+    def ranking(self, results: list[Result] | None = None) -> list[str]:
+        """The names of the metrics that rank these runs (all of them if None); several if numbers of images differ."""
+        chosen = self.results if results is None else results
+        return list(dict.fromkeys(named(r.metrics, "fd", self.primary(r), "heldout") for r in chosen))
 
     def split(self) -> list[tuple[str, Study]]:
         """A study of each bed: data settings that show the same images. Raises Problem if two spaces rank one bed."""

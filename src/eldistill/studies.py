@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from eldistill import plots, variance
 from eldistill.files import Problem, write_rows, write_text
-from eldistill.results import Study, check, load, named, short
+from eldistill.results import Study, check, load, short
 
-VERSION = 1
+VERSION = 2  # a column for every feature space; every metric that ranks is named
 # {kind: the module that has it}, a literal: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "comparisons", "budget": "comparisons",
@@ -41,8 +42,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("verdict", lambda row: row.get("verdict")),
     ("fd train", lambda row: _pm(row, "fd_train")),
     ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
-    ("fd judge-b", lambda row: _pm(row, "fd_judge-b")),
-    ("fd pixels", lambda row: _pm(row, "fd_pixels")),
+    ("fd of the other spaces", lambda row: None),  # a column for each of them: `_columns`
     ("recall", lambda row: _pm(row, "recall")),
     ("batch", lambda row: _text(row.get("batch"))),
     ("weight", lambda row: _text(row.get("weight"))),
@@ -72,6 +72,13 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
 ]
 
 
+def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]:
+    # SHOWN with a column for each feature space that does not rank, whatever spaces the suite measures.
+    stems = [m[1] for row in rows for key in row if (m := re.fullmatch(r"(fd_.+)_mean", key)) and m[1] != "fd_train"]
+    others = [(stem.replace("_", " ", 1), lambda row, stem=stem: _pm(row, stem)) for stem in dict.fromkeys(stems)]
+    return [column for each in SHOWN for column in (others if each[0] == "fd of the other spaces" else [each])]
+
+
 def _text(value) -> str | None:
     return None if value is None else str(value) if isinstance(value, int | str) else short(value)
 
@@ -88,8 +95,9 @@ def _span(row: dict, *keys: str) -> str | None:
 
 def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str) -> str:
     """The page of a study: its question, its table, one sentence for each comparison."""
-    table = [[show(row) for row in rows] for _, show in SHOWN]
-    kept = [(title, cells) for (title, _), cells in zip(SHOWN, table, strict=True) if any(cell for cell in cells)]
+    columns = _columns(rows)
+    table = [[show(row) for row in rows] for _, show in columns]
+    kept = [(title, cells) for (title, _), cells in zip(columns, table, strict=True) if any(cell for cell in cells)]
     lines = [[title for title, _ in kept], ["---", *["---:"] * (len(kept) - 1)]]
     lines += [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -131,14 +139,11 @@ def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
 
 
 def _ranking(study: Study) -> str:
-    # The metric that ranks, or one for each bed.
-    found = {
-        bed: named(each.results[0].metrics, "fd", each.primary(each.results[0]), "heldout")
-        for bed, each in study.split()
-    }
+    # The metric that ranks, or those of each bed; two where its settings differ in the number of images.
+    found = {bed: " and ".join(f"`{name}`" for name in each.ranking()) for bed, each in study.split()}
     if len(set(found.values())) == 1:
-        return f"`{next(iter(found.values()))}`"
-    return ", ".join(f"`{metric}` ({bed})" for bed, metric in found.items())
+        return next(iter(found.values()))
+    return ", ".join(f"{metrics} ({bed})" for bed, metrics in found.items())
 
 
 def _log(path: Path) -> list[dict[str, str]]:

@@ -4,7 +4,8 @@
 The unit of evidence is a training seed: intervals are Student's t over differences paired by seed, because
 variation between seeds dominates the noise of sampling images, and the noise of the reference images is common
 to all arms and cancels. A metric is found by its parts, `<metric><n>_<space>_<part>`, whatever n is; the exact
-names stand in the tables. An empty cell: the number cannot be known (one seed, or no baseline).
+names stand in the tables. An empty cell: the number cannot be known (one seed, or no baseline). Runs are paired and
+pooled only within a data setting and a method.
 """
 
 from __future__ import annotations
@@ -14,12 +15,27 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from eldistill import plots, published, typeset
-from eldistill.files import Problem, read_json, write_rows, write_text
+from eldistill.files import Problem, write_rows, write_text
 from eldistill.inference import holm, interval, median_time, paired_p
-from eldistill.results import ABOUT, NAME, PARTS, TEACHER, YARDSTICKS, Result, alone, arms_of, check, load, named
+from eldistill.results import (
+    ABOUT,
+    NAME,
+    PARTS,
+    TEACHER,
+    YARDSTICKS,
+    Result,
+    alone,
+    arms_of,
+    check,
+    ended_no_better,
+    load,
+    named,
+    one_device,
+    read_metrics,
+)
 from eldistill.typeset import ALONE
 
-VERSION = 1
+VERSION = 2  # pairs within a data setting; baselines that do not fall; no saving of one seed; columns for plots
 
 # --- statistics ---------------------------------------------------------------------------------------
 
@@ -30,12 +46,23 @@ def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int,
     No interpolation: the resolution is that of the snapshots, and a noisy curve crosses a little early.
     Censored: never reached, and the iteration is the last one known. Both curves have the same n.
     """
-    column = named(base.curve[0], "fd", primary, part)
-    goal = float(base.curve[-1][column])
-    for point in result.curve:
-        if float(point[column]) <= goal:
-            return result.iteration(point), False
-    return result.iteration(result.curve[-1]), True
+    goal, curve = base.distances(primary, part)[-1][1], result.distances(primary, part)
+    for iteration, distance in curve:
+        if distance <= goal:
+            return iteration, False
+    return curve[-1][0], True
+
+
+def no_goal(bases: list[Result], params: dict, part: str) -> str | None:
+    """Why the last distance of these runs of the baseline is no goal for the time to it; None where it is one.
+
+    A run that ended no better than it began is met by every other one before any training.
+    """
+    ended = [ended_no_better(base.distances(params["primary"], part)) for base in bases]
+    if None in ended:
+        return f"the curve of {params['baseline']} has one point"
+    runs = f"{len(ended)} run{'s' if len(ended) > 1 else ''}"
+    return f"{params['baseline']} ended no better than it began in {sum(ended)} of {runs}" if any(ended) else None
 
 
 def middle(times: list[tuple[int, bool]]) -> tuple[float, bool]:
@@ -84,8 +111,10 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
         row |= {key: result.about[key] for key in ABOUT[:4]}
         twins = _twins([result], arms, params["baseline"])
         for part in PARTS:
-            reach = _bounded(*reached(*twins[0], params["primary"], part)) if twins else None
-            row[f"iterations_to_baseline_{part}"] = reach
+            row[f"iterations_to_baseline_{part}"] = None
+            if twins:
+                reason = no_goal([twins[0][1]], params, part)
+                row[f"iterations_to_baseline_{part}"] = reason or _bounded(*reached(*twins[0], params["primary"], part))
         row["metrics_file"] = f"data/evaluations/{result.run}/metrics.json"
         row["recipe"] = result.about["recipe"][:12]
         row |= {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
@@ -93,16 +122,28 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
     return rows
 
 
-def curve_rows(results: list[Result]) -> list[dict]:
-    """curves.csv: one row a snapshot, for `dvc plots`."""
+def curve_rows(results: list[Result], primary: str) -> list[dict]:
+    """curves.csv: one row a snapshot, for `dvc plots`.
+
+    The columns that dvc.yaml names depend neither on evaluate.curve_n nor on the feature spaces: fd_heldout and fd_train are
+    the distances in the space that ranks, fd_last_heldout that in the last space which the curves follow (pixels, as
+    shipped). They repeat the columns with exact names.
+    """
     names = dict.fromkeys(name for result in results for name in result.curve[0] if name != "n_images")
-    return [
-        _identity(result)
-        | {"n_images": point["n_images"], "iteration": result.iteration(point)}
-        | {name: point.get(name) for name in names}
-        for result in results
-        for point in result.curve
-    ]
+    rows = []
+    for result in results:
+        last = [m["space"] for name in result.curve[0] if (m := NAME.fullmatch(name)) and m["metric"] == "fd"][-1]
+        plotted = {
+            "fd_heldout": (primary, "heldout"),
+            "fd_train": (primary, "train"),
+            "fd_last_heldout": (last, "heldout"),
+        }
+        columns = {column: named(result.curve[0], "fd", *place) for column, place in plotted.items()}
+        for point in result.curve:
+            row = _identity(result) | {"n_images": point["n_images"], "iteration": result.iteration(point)}
+            row |= {column: point[name] for column, name in columns.items()}
+            rows.append(row | {name: point.get(name) for name in names})
+    return rows
 
 
 def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, space: str) -> dict:
@@ -121,13 +162,16 @@ def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, spa
 
 
 def _speed(twins: list[tuple[Result, Result]], params: dict, part: str, against: bool) -> dict:
-    # Iterations to the baseline's final value, and their saving; empty without twins.
+    # Iterations to the baseline's final value, and their saving; empty without twins. Where that value is no goal, why.
     row = dict.fromkeys((f"iterations_to_baseline_{part}", f"saving_percent_{part}"))
-    if twins:
+    reason = no_goal([base for _, base in twins], params, part)
+    if twins and reason:
+        row[f"iterations_to_baseline_{part}"] = reason
+    elif twins:
         here = middle([reached(result, base, params["primary"], part) for result, base in twins])
         there = middle([reached(base, base, params["primary"], part) for _, base in twins])
         row[f"iterations_to_baseline_{part}"] = _bounded(*here)
-        if against:
+        if against and len(twins) > 1:
             row[f"saving_percent_{part}"] = _bounded(100 - 100 * here[0] / there[0], here[1], "<")
     return row
 
@@ -137,7 +181,8 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
 
     saving_percent: 100 (1 - iterations / the baseline's own first crossing of its final value), medians over
     paired seeds: a baseline that was there before its end gets credit for it. `> N` iterations, `< x` percent:
-    not reached by N. overhead_percent: of CPU time an iteration, medians over paired seeds.
+    not reached by N. Of a single seed there is no saving, for nothing says how far another would be from it.
+    overhead_percent: of CPU time an iteration, medians over paired seeds; empty where their devices differ.
     """
     data, method, supplement = results[0].arm
     row = {"data": data, "method": method, "supplement": supplement, "seeds": len(results)}
@@ -151,20 +196,23 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
         name = alone(results[0].metrics, metric, params["primary"])
         values = [result.metrics[name] for result in results] if name else []
         row[f"{metric}_{params['primary']}_mean"] = fmean(values) if values else None
+    other_spaces = spaces(results, params["primary"])[1:]
+    row |= {f"metric_{space}_heldout": named(results[0].metrics, "fd", space, "heldout") for space in other_spaces}
     for name in [name for name in results[0].metrics if name.startswith("fid")]:
         row[f"{name}_mean"] = fmean(result.metrics[name] for result in results)
     twins, against = _twins(results, arms, params["baseline"]), supplement != params["baseline"]
     others, key = twins if against else [], "milliseconds_per_iteration_cpu"
     for part in PARTS:
         row |= _difference(others, params, part, params["primary"])
-    for space in spaces(results, params["primary"])[1:]:
+    for space in other_spaces:
         row |= _difference(others, params, "heldout", space)
     row["paired_seeds"] = len(others) or None
     for part in PARTS:
         row |= _speed(twins, params, part, against)
     row["step_ms_cpu"] = median(result.about[key] for result in results)
     mine, theirs = (median(pair[i].about[key] for pair in others) if others else None for i in (0, 1))
-    row["overhead_percent"] = 100 * mine / theirs - 100 if theirs else None
+    same = one_device([result for pair in others for result in pair])
+    row["overhead_percent"] = 100 * mine / theirs - 100 if theirs and same else None
     return row | {"runs": " ".join(result.run for result in results)}
 
 
@@ -175,17 +223,18 @@ def corrected(rows: list[dict]) -> None:
             row[key] = p
 
 
-def contrasts(results: list[Result], arms: dict, params: dict) -> dict[str, list[str]]:
-    """Sentences on pairs of supplements that are not the baseline, by data setting: is one of them enough?"""
+def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:
+    """Sentences on pairs of supplements of one data setting and method, none of them the baseline, by data setting: is
+    one of them enough?"""
     found: dict[str, list[tuple[dict, str]]] = {}
-    for (data, method, one), (_, other_method, other) in itertools.combinations(arms, 2):
-        if method != other_method or params["baseline"] in (one, other) or (data, method, other) not in arms:
+    for (data, method, one), (*other_place, other) in itertools.combinations(arms, 2):
+        if [data, method] != other_place or params["baseline"] in (one, other):
             continue
         twins = _twins(arms[data, method, one], arms, other)
         row = {"method": method, "supplement": one, "paired_seeds": len(twins)}
         for part in PARTS:
             row |= _difference(twins, params, part, params["primary"])
-            row[f"metric_{part}"] = named(results[0].metrics, "fd", params["primary"], part)
+            row[f"metric_{part}"] = named(arms[data, method, one][0].metrics, "fd", params["primary"], part)
         found.setdefault(data, []).append((row, other))
     said: dict[str, list[str]] = {}
     for data, pairs in found.items():
@@ -202,7 +251,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
         corrected(groups)
         for which, label in YARDSTICKS.items():
-            found = read_json(root / f"data/evaluations/{data}/{which}/metrics.json")
+            found = read_metrics(root / f"data/evaluations/{data}/{which}/metrics.json")
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
             row |= {f"metric_{p}": named(found, "fd", params["primary"], p) for p in PARTS}
             if not (row["metric_heldout"] and row["metric_train"]):
@@ -217,7 +266,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
 
 def published_rows(rows: list[dict]) -> list[dict]:
     """published.csv: for each arm what its authors, and others, published, with the source, and our figure where one was
-    measured in the same way on the same data. No order but that of the arms: they were measured differently."""
+    measured in the same way, in as many calls, on the same data. No order but that of the arms: they were measured differently."""
     found: dict[tuple, dict] = {}
     for row in rows:
         if row["supplement"] is None and row["method"] != TEACHER:
@@ -229,10 +278,11 @@ def published_rows(rows: list[dict]) -> list[dict]:
         data = row["data"] if row["data"] in published.SETS else ""
         for figure in published.beside(row["data"], method, row["supplement"] or "none"):
             each = {key: figure[key] for key in ("dataset", "conditional", "resolution")}
+            ours = name if published.comparable(row["data"], method, figure) else None
             each |= {"data": data, "method": method, "supplement": row["supplement"], "published_as": figure["method"],
                      "published_fid": figure["fid"], "calls": figure["nfe"], "source": figure["source"],
-                     "ours": row[name] if name else None, "ours_is": name and name.removesuffix("_mean"),
-                     "ours_seeds": row["seeds"] if name else None}  # fmt: skip
+                     "ours": row[ours] if ours else None, "ours_is": ours and ours.removesuffix("_mean"),
+                     "ours_seeds": row["seeds"] if ours else None}  # fmt: skip
             found.setdefault(tuple(map(str, each.values())), each)
     return list(found.values())
 
@@ -253,13 +303,13 @@ def make(params: dict, root: Path, outputs: list[Path]) -> None:
     rows = main_rows(results, params, root)
     main, text, latex, runs, curves, theirs, curves_picture, costs, radar, samples = outputs
     write_rows(main, rows)
-    pairs = contrasts(results, arms_of(results), params)
+    pairs = contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
     write_text(text, typeset.markdown(main.parent.name, rows, params, wanted, pairs, others))
     write_text(latex, typeset.tex(rows, params, wanted))
     write_rows(theirs, others or [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))])
     write_rows(runs, run_rows(results, params))
-    write_rows(curves, curve_rows(results))
+    write_rows(curves, curve_rows(results, params["primary"]))
     plots.draw_curves(curves_picture, results, rows, params)
     plots.draw_costs(costs, results, params)
     plots.draw_radar(radar, results, rows, params)

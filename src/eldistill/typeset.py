@@ -6,9 +6,9 @@ from __future__ import annotations
 import itertools
 
 from eldistill import metrics
-from eldistill.results import NAME, PARTS, short
+from eldistill.results import NAME, PARTS, is_reason, short
 
-VERSION = 1
+VERSION = 2  # no saving of one seed; why there is no time to a baseline; names follow each data setting
 ALONE = tuple(metrics.ALONE)  # metrics without a part
 
 
@@ -18,14 +18,15 @@ def _cell(row: dict, stem: str) -> str:
 
 
 def _delta(row: dict, part: str, params: dict) -> tuple:
-    return tuple(row[f"fd_{params['primary']}_{part}_difference{end}"] for end in ("", "_low", "_high"))
+    # Empty for a feature space in which this data setting was not measured.
+    return tuple(row.get(f"fd_{params['primary']}_{part}_difference{end}") for end in ("", "_low", "_high"))
 
 
 def sentence(row: dict, part: str, params: dict, space: str | None = None) -> str | None:
     """What the paired difference of one row says, and no more; None without a baseline. space: not the primary."""
     name = row[f"metric_{part}"]
     if space:
-        name, params = name.replace(f"_{params['primary']}_", f"_{space}_"), {**params, "primary": space}
+        name, params = row.get(f"metric_{space}_{part}"), {**params, "primary": space}
     (delta, low, high), base = _delta(row, part, params), params["baseline"]
     if delta is None:
         return None
@@ -46,10 +47,15 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
 
 
+NO_GOAL = "—"  # there is no time to the baseline's final value; a line below the table says why
+
+
 def _reach(iterations, saving) -> str:
-    if saving is None:
-        return short(iterations)
-    return short(iterations) + (" (not reached)" if isinstance(saving, str) else f" (saves {saving:.0f} %)")
+    if is_reason(iterations):
+        return NO_GOAL
+    if isinstance(iterations, str):
+        return f"{iterations} (not reached)"
+    return short(iterations) + ("" if saving is None else f" (saves {saving:.0f} %)")
 
 
 def _line(row: dict, params: dict, wanted: list) -> list[str]:
@@ -136,6 +142,11 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: lis
     said += [f"- {text}" for row in arms for space in others if (text := sentence(row, "heldout", params, space))]
     said = said or [f"No comparison: no other supplement shares a seed with {base}."]
     said += [f"- {text}" for text in pairs]
+    goals = {
+        f"- {NO_GOAL} {row['method']}, {PARTS[part]}: {reason}, so that its final value is no goal for a time."
+        for row in arms for part in PARTS if is_reason(reason := row[f"iterations_to_baseline_{part}"])
+    }  # fmt: skip
+    said += ["", *sorted(goals)] if goals else []
     below = [f"{row['method']}/{row['supplement']}" for row in arms if row[stem] < floor[stem]]
     if below:
         said += ["", f"Below the noise floor: {', '.join(below)}. Look for a mistake; it is no success."]
@@ -166,7 +177,7 @@ def markdown(
         "sampling error is not in them (`fdse` has it: the standard error of `fdj`, the distance without the bias of finite "
         "samples). p: paired t-test; Holm: corrected over the comparisons of a section in the same features and part. "
         "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
-        "seeds. All digits: main.csv."
+        "seeds; what they save is said of two paired seeds or more. All digits: main.csv."
     )
     return "\n\n".join([f"# Suite {suite}", *sections, note, *_published(others)]) + "\n"
 
@@ -194,7 +205,8 @@ def tex(rows: list[dict], params: dict, wanted: list) -> str:
     import pandas
 
     primary, parts = params["primary"], []
-    for data, group in itertools.groupby(rows, lambda row: row["data"]):
+    for data, rows_of_data in itertools.groupby(rows, lambda row: row["data"]):
+        group = list(rows_of_data)
         head = ["arm", "seeds"]
         for _, space, part in wanted[:2]:
             head += [f"FD {space}, {PARTS[part]}", f"minus {params['baseline']}, {PARTS[part]}"]
@@ -206,7 +218,7 @@ def tex(rows: list[dict], params: dict, wanted: list) -> str:
         frame = pandas.DataFrame(lines).map(lambda cell: cell.replace("±", r"$\pm$") if "±" in cell else cell)
         frame = frame.rename(columns=lambda title: title.replace("_", r"\_")).map(lambda cell: cell.replace("_", r"\_"))
         caption = (
-            f"{data}: Fréchet distances of {NAME.fullmatch(rows[-1]['metric_heldout'])['n']} images, mean $\\pm$ deviation "
+            f"{data}: Fréchet distances of {NAME.fullmatch(group[-1]['metric_heldout'])['n']} images, mean $\\pm$ deviation "
             f"over seeds; differences paired by seed, {100 * params['confidence']:g}\\,\\% t-intervals"
         )
         parts.append(

@@ -263,11 +263,18 @@ def variance(study) -> tuple[list[dict], list[str]]:
             for batch in REPEATS:
                 noise = fmean(found[batch] for found in each)
                 row |= {f"variance_{batch}": noise, f"noise_{batch}": noise / signal if signal > 0 else None}
-            shares = [100 * found["floor"] / found[least] for found in each]
-            row["share"], (row["share_low"], row["share_high"]) = fmean(shares), inference.interval(shares, confidence)
+            shares = [100 * found["floor"] / found[least] for found in each if found[least]]
+            row["share"], (row["share_low"], row["share_high"]) = None, inference.interval(shares, confidence)
+            if shares:
+                row["share"] = fmean(shares)
             rows.append(row | {"runs": " ".join(result.run for result in group)})
-            said.append(f"{row['data']}, {row['method']}/{row['supplement']}, {which}: {_verdict(row)} of the variance at batch "
-                        f"{least} stays at any batch; {_ratio(row, least, most)} ({len(group)} runs).")  # fmt: skip
+            stays = (
+                f"{_verdict(row)} of the variance at batch {least} stays at any batch"
+                if shares
+                else f"no variance at batch {least}"
+            )
+            said.append(f"{row['data']}, {row['method']}/{row['supplement']}, {which}: {stays}; {_ratio(row, least, most)} "
+                        f"({len(group)} runs).")  # fmt: skip
     return rows, said
 
 
