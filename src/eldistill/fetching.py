@@ -151,7 +151,11 @@ def _checked(path: Path, row: dict[str, str], say) -> Path:
     if not row["sha256"]:
         _note(row, digest, path.stat().st_size, say)
     elif digest != row["sha256"]:
-        way = "" if _where(row) == TABLE else f", or, if that file is the right one, remove the line of {row['name']} there"
+        way = (
+            ""
+            if _where(row) == TABLE
+            else f", or, if that file is the right one, remove the line of {row['name']} there"
+        )
         raise Problem(
             f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); remove it and fetch it again"
             f"{way}"
