@@ -137,7 +137,7 @@ def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         try:
             found, why = identity.measure(source, plan.identities.root, print), "is not here"
         except OSError as error:
-            found, why = None, f"cannot be read ({error.filename}: {error.strerror})"
+            found, why = None, f"cannot be read ({error})"
         if found is None:
             yield None, f"{where} {why}; what was made of it stays, and cannot be made again"
         elif found.sha256 == row["sha256"]:

@@ -56,7 +56,6 @@ class Identity:
 
 class _File(NamedTuple):
     name: str
-    path: str
     size: int
     mtime: int
     ctime: int  # moves with a rename, which keeps mtime
@@ -68,95 +67,93 @@ def named(params) -> Iterator[Source]:
     for _, value in values:
         if isinstance(value, OutsidePath):
             if is_path(value.read_as, value):
-                reader = (params["source"],) if value.read_as == "images" else ()
+                reader = (params.get("source", ""),) if value.read_as == "images" else ()
                 yield Source(str(value), value.read_as, str(value), reader)
         else:
             yield from named(value)
 
 
-def _files(source: Source, root: Path) -> list[_File]:
-    """The files of a source, sorted by name; none if it is absent. Raises OSError if it is there but cannot be read."""
+def _listed(source: Source, root: Path) -> list[str]:
+    """The sorted names of the files of a source, one empty name if it is a file itself; none if it is absent. Raises OSError
+    if it is there but cannot be read."""
     path = root / source.path
     try:
         kind = path.stat().st_mode if source.path else 0
     except (FileNotFoundError, NotADirectoryError):
         return []
     if stat.S_ISDIR(kind):
-        names = READ_AS[source.read_as](path, source.detail)
-    else:
-        names = [""] if stat.S_ISREG(kind) else []  # a pipe or a device has no content that stays
-    found = []
-    for name in sorted(names):
-        each = os.path.join(path, name) if name else str(path)
-        about = os.stat(each)
-        found.append(_File(name, each, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
-    return found
+        return sorted(READ_AS[source.read_as](path, source.detail))
+    return [""] if stat.S_ISREG(kind) else []  # a pipe or a device has no content that stays
+
+
+def _place(folder: Path, name: str) -> str:
+    return os.path.join(folder, name) if name else str(folder)
+
+
+def _file(folder: Path, name: str) -> _File:
+    about = os.stat(_place(folder, name))
+    return _File(name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
 # --- measuring ------------------------------------------------------------------------------------------
 
 
-def measure(source: Source, root: Path = Path(), say=None, unsettled: int = UNSETTLED_NS) -> Identity | None:
+def measure(source: Source, root: Path = Path(), say=None, unsettled: int | None = None) -> Identity | None:
     """The identity of what lies there now, None if nothing does. Only files that changed since the last call are read.
-    Raises OSError if it cannot be read."""
-    files = _files(source, root)
-    if not files:
+    Raises OSError if it cannot be read. unsettled: nanoseconds, UNSETTLED_NS unless given."""
+    unsettled = UNSETTLED_NS if unsettled is None else unsettled
+    names, folder, listing, size = _listed(source, root), root / source.path, hashlib.sha256(), 0
+    if not names:
         return None
+    for name in names:  # a million files: nothing of them is kept where nothing changed
+        file = _file(folder, name)
+        listing.update(os.fsencode(name) + f"\0{file[1:]}\n".encode())
+        size += file.size
     cache = _Cache(source, root)
-    listing = hashlib.sha256(repr([tuple(each) for each in files]).encode("utf-8", "surrogatepass")).hexdigest()
-    if found := cache.whole(listing, unsettled):
+    if found := cache.whole(listing.hexdigest(), unsettled):
         return found
-    digests, settled = _hash(source, files, cache, say, unsettled)
-    if files[0].name:
-        total = hashlib.sha256()
-        for file, digest in zip(files, digests, strict=True):
-            total.update(os.fsencode(file.name) + f"\0{digest}\n".encode())
-        digest = total.hexdigest()
-    else:
-        (digest,) = digests
-    found = Identity(digest, len(files), sum(each.size for each in files))
-    cache.keep(listing, found, settled)
+    found, settled = _hash(folder, names, cache, _Progress(source, len(names), size, say), unsettled)
+    cache.keep(listing.hexdigest(), found, settled)
     return found
 
 
-def _hash(source: Source, files: list[_File], cache: _Cache, say, unsettled: int) -> tuple[list[str], bool]:
-    """The sha256 of every file, and whether none may have changed since; what is hashed is kept at once."""
-    known, digests, all_settled = cache.load(), [], True
-    progress = _Progress(source, files, say)
+def _hash(folder: Path, names: list[str], cache: _Cache, progress: _Progress, unsettled: int) -> tuple[Identity, bool]:
+    """The identity, and whether no file may have changed since it was hashed; what is hashed is kept at once."""
+    known, total, size, all_settled, digest = cache.load(), hashlib.sha256(), 0, True, ""
     with cache.append() as keep:
-        for file in files:
-            digest, hashed = known.get(file, ("", 0))
-            if not digest or file.ctime + unsettled > hashed:
+        for name in names:
+            file = _file(folder, name)
+            before, digest, hashed = known.get(name, (None, "", 0))
+            if before != file or file.ctime + unsettled > hashed:
                 hashed = time.time_ns()
-                digest = sha256(file.path)
-                after = os.stat(file.path)
-                if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (file.size, file.mtime, file.ctime):
+                digest = sha256(_place(folder, name))
+                if _file(folder, name) != file:
                     hashed = 0  # it is being written: this hash is of no moment
-                known[file] = digest, hashed
+                known[name] = file, digest, hashed
                 keep(file, digest, hashed)
-                progress.tell(file)
-            digests.append(digest)
+                progress.tell(file.size)
+            total.update(os.fsencode(name) + f"\0{digest}\n".encode())
+            size += file.size
             all_settled = all_settled and file.ctime + unsettled <= hashed
-    cache.tidy(files, known)
-    return digests, all_settled
+    cache.tidy(names, known)
+    return Identity(total.hexdigest() if names[0] else digest, len(names), size), all_settled
 
 
 class _Progress:
     """Lines about a hashing that takes long."""
 
-    def __init__(self, source: Source, files: list[_File], say):
-        self.name, self.say = source.name, say
-        self.total, self.files, self.bytes = sum(each.size for each in files), 0, 0
-        self.count = len(files)
+    def __init__(self, source: Source, count: int, size: int, say):
+        self.name, self.count, self.size, self.say = source.name, count, size, say
+        self.files = self.bytes = 0
         self.began = self.last = time.monotonic()
 
-    def tell(self, file: _File) -> None:
-        self.files, self.bytes = self.files + 1, self.bytes + file.size
+    def tell(self, size: int) -> None:
+        self.files, self.bytes = self.files + 1, self.bytes + size
         if self.say and time.monotonic() - self.last > PATIENCE:
             self.last = time.monotonic()
             rate = self.bytes / (self.last - self.began)
             self.say(f"{self.name}: is its content the same? {self.files:,} of at most {self.count:,} files hashed, "
-                     f"{self.bytes / 1e9:.1f} of {self.total / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s")  # fmt: skip
+                     f"{self.bytes / 1e9:.1f} of {self.size / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s")  # fmt: skip
 
 
 class _Cache:
@@ -184,17 +181,16 @@ class _Cache:
         with contextlib.suppress(OSError):
             write_text(self.all, text)
 
-    def load(self) -> dict[_File, tuple[str, int]]:
-        """{file: (sha256, when it was hashed)}; lines that are not whole say nothing."""
+    def load(self) -> dict[str, tuple[_File, str, int]]:
+        """{name: (file, sha256, when it was hashed)}; lines that are not whole say nothing."""
         known = {}
         with contextlib.suppress(OSError), open(self.each, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self.lines += 1
                 with contextlib.suppress(ValueError, TypeError):
-                    digest, hashed, *numbers, name, path = json.loads(line)
-                    size, mtime, ctime = map(int, numbers)
+                    digest, hashed, size, mtime, ctime, name = json.loads(line)
                     if re.fullmatch("[0-9a-f]{64}", digest):
-                        known[_File(name, path, size, mtime, ctime)] = digest, int(hashed)
+                        known[str(name)] = _File(name, int(size), int(mtime), int(ctime)), digest, int(hashed)
         return known
 
     @contextlib.contextmanager
@@ -218,15 +214,16 @@ class _Cache:
 
             yield keep
 
-    def tidy(self, files: list[_File], known: dict[_File, tuple[str, int]]) -> None:
+    def tidy(self, names: list[str], known: dict[str, tuple[_File, str, int]]) -> None:
         """Drop the lines of files that are no more, if they are the most."""
-        if self.lines > 2 * len(files) + 100:
+        if self.lines > 2 * len(names) + 100:
+            lines = (_line(*known[name]) for name in names if known[name][2])
             with contextlib.suppress(OSError):
-                write_text(self.each, "".join(_line(each, *known[each]) for each in files if known[each][1]))
+                write_text(self.each, "".join(lines))
 
 
 def _line(file: _File, digest: str, hashed: int) -> str:
-    return json.dumps([digest, hashed, file.size, file.mtime, file.ctime, file.name, file.path]) + "\n"
+    return json.dumps([digest, hashed, file.size, file.mtime, file.ctime, file.name]) + "\n"
 
 
 # --- of a plan ------------------------------------------------------------------------------------------
@@ -262,7 +259,7 @@ class Identities:
                 try:
                     identity, why = measure(source, self.root, self.say), "is not here"
                 except OSError as error:
-                    identity, why = None, f"cannot be read ({error.filename}: {error.strerror})"
+                    identity, why = None, f"cannot be read ({error})"
                 if identity is not None:
                     self.found[source] = identity.sha256
                     self.new[source] = identity
@@ -297,7 +294,7 @@ def check(sources: Iterable[Source], wanted: dict[str, str | None], root: Path =
         identity = wanted[source.name]
         try:
             if identity is None:
-                same = not _files(source, root)
+                same = not _listed(source, root)
             else:
                 now = measure(source, root, unsettled=0)
                 same = now is None or now.sha256 == identity
