@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import gzip
 import json
 import os
 import random
@@ -13,11 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from test_workflow import Project
 
-from eldistill import __main__, doctor, identity, listing, params, recipes, schema, sourcelock, steps
+from eldistill import __main__, doctor, hashes, identity, listing, params, recipes, schema, sourcelock, steps
 from eldistill.files import Problem
 from eldistill.identity import Identities, Source
 
@@ -206,7 +208,7 @@ def test_what_was_hashed_right_after_it_was_written_is_hashed_once_more(hashed):
 def test_a_damaged_cache_is_ignored(hashed, damage):
     put("pictures/a.png", b"1"), put("pictures/b.png", b"2")
     first = of()
-    for path in identity.HASHES.iterdir():
+    for path in hashes.HASHES.iterdir():
         path.write_bytes(path.read_bytes()[:-5] if damage is None else damage)
     assert of() == first
     assert of() == first and len(hashed) <= 4
@@ -234,12 +236,12 @@ def test_the_cache_does_not_grow_for_ever():
         for name in "abc":
             put(f"pictures/{name}.png", f"{round} {name}".encode())
         of()
-    (path,) = identity.HASHES.glob("*.tsv")
+    (path,) = hashes.HASHES.glob("*.tsv")
     assert len(path.read_text().splitlines()) < 250
 
 
 def test_long_hashing_says_how_far_it_is(monkeypatch):
-    monkeypatch.setattr(identity, "PATIENCE", -1.0)
+    monkeypatch.setattr(hashes, "PATIENCE", -1.0)
     put("pictures/a.png", b"1"), put("pictures/b.png", b"2")
     lines: list[str] = []
     identity.measure(PICTURES, say=lines.append)
@@ -656,13 +658,39 @@ def test_the_doctor_says_what_is_absent_and_what_changed(pictures):
     assert good is None and "is not here" in sentence
 
 
+def idx(name: str, array: np.ndarray) -> None:
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    put(f"idx/{name}.gz", gzip.compress(b"\0\0\x08" + bytes([array.ndim]) + sizes + array.tobytes()))
+
+
+def test_own_idx_files_that_change_are_packed_again_once_their_digest_is_given_up(pictures, capsys):
+    """Without a digest in data/sources.csv: the step is stale, the noted digest refuses, and says which line to remove."""
+    with open("data/sources.csv", "a") as table:
+        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in recipes.IDX_PARTS))
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["data"]["mine"] |= {"source": "idx", "files": "own", "folder": "idx", "path": None}
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    for name in recipes.IDX_PARTS:
+        idx(name, np.arange(512, dtype=np.uint8).reshape(8, 8, 8) if "images" in name else np.zeros(8, np.uint8))
+    assert __main__.main(["data", "mine/images"]) == __main__.main(["data", "mine/images"]) == 0
+    assert "up to date" in capsys.readouterr().out
+    idx("train-images", np.ones((8, 8, 8), np.uint8))
+    assert __main__.main(["data", "mine/images"]) == 2
+    assert "remove the line of own-train-images there" in capsys.readouterr().err
+    lines = sourcelock.LOCK.read_text().splitlines(keepends=True)
+    sourcelock.LOCK.write_text("".join(line for line in lines if not line.startswith("own-train-images,")))
+    assert __main__.main(["data", "mine/images"]) == 0 and "mean 0.003922" in capsys.readouterr().out
+
+
 # --- Snakemake and DVC ----------------------------------------------------------------------------------
 
 
 def test_a_clone_without_the_pictures_has_nothing_to_do_and_with_another_picture_it_has(pictures, tmp_path):
     """Packed, recorded and pushed; cloned and pulled where there are no pictures: nothing runs. Another picture: its step."""
     origin, wanted = Project(tmp_path / "a/project"), "data/sets/mine/images.safetensors"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in tracked.splitlines():
         if not name.startswith(("data/", "tests/", "dvc.lock")) or name.startswith(("data/.git", "data/sources")):
             (origin.path / name).parent.mkdir(parents=True, exist_ok=True)

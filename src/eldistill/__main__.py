@@ -11,6 +11,7 @@ import argparse
 import errno
 import os
 import sys
+from pathlib import Path
 
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -115,8 +116,9 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         values = params.load()
         plan = recipes.Plan(values, identity.Identities(measured=not chosen.recipe))
         step = plan.find(chosen.word, chosen.name)
-        if steps.takes_over(step):
-            steps.run(*words, say=say)  # the rule of a teacher does not know whether it is trained here
+        # The rule of a teacher does not know whether it is trained here.
+        if steps.takes_over(step) or not (chosen.force or chosen.recipe or not step.fresh(Path())):
+            steps.run(*words, say=say)
             return 0
         top = values.top("distil")
         most = PARTS if top["fit"] and not top["micro_batch"] else 1

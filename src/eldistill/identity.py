@@ -3,35 +3,30 @@
 
 It is the sha256 of a file; of a folder that of the sorted (name, sha256) of the files that are read of it, without times. The
 process that plans measures it and records it in data/sources.lock.csv. Jobs take what is recorded and hash nothing. Where a
-source is absent, what is recorded holds. Hashes are kept in data/scratch/identities by name, size and times of a file, so that
-a file is read again only when one of them changed. This file imports nothing heavy.
+source is absent, what is recorded holds. A file is hashed again only when its size or its times changed (eldistill.hashes). This
+file imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
-import re
 import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from eldistill import sourcelock
-from eldistill.files import Problem, sha256, write_text
+from eldistill.files import Problem, sha256
+from eldistill.hashes import Cache, File, Identity, Progress
 from eldistill.listing import READ_AS, is_path
 from eldistill.schema import OutsidePath
 
-HASHES = Path("data/scratch/identities")
 # A file that was written so shortly before it was hashed may have changed since under the same time: file systems count in
 # steps of up to two seconds. Its hash is not trusted by later plans.
 UNSETTLED_NS = 2_000_000_000
-PATIENCE = 5.0  # seconds of hashing after which a line says so
 
 
 @dataclass(frozen=True, order=True)
@@ -43,22 +38,6 @@ class Source:
     read_as: str
     path: str
     detail: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Of a content: its digest, how many files and bytes it has."""
-
-    sha256: str
-    files: int
-    bytes: int
-
-
-class _File(NamedTuple):
-    name: str
-    size: int
-    mtime: int
-    ctime: int  # moves with a rename, which keeps mtime
 
 
 def named(params) -> Iterator[Source]:
@@ -90,9 +69,9 @@ def _place(folder: Path, name: str) -> str:
     return os.path.join(folder, name) if name else str(folder)
 
 
-def _file(folder: Path, name: str) -> _File:
+def _file(folder: Path, name: str) -> File:
     about = os.stat(_place(folder, name))
-    return _File(name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    return File(name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
 # --- measuring ------------------------------------------------------------------------------------------
@@ -109,15 +88,15 @@ def measure(source: Source, root: Path = Path(), say=None, unsettled: int | None
         file = _file(folder, name)
         listing.update(os.fsencode(name) + f"\0{file[1:]}\n".encode())
         size += file.size
-    cache = _Cache(source, root)
+    cache = Cache(f"{source.read_as}\0{source.detail}\0{os.path.abspath(folder)}", root)
     if found := cache.whole(listing.hexdigest(), unsettled):
         return found
-    found, settled = _hash(folder, names, cache, _Progress(source, len(names), size, say), unsettled)
+    found, settled = _hash(folder, names, cache, Progress(source.name, len(names), size, say), unsettled)
     cache.keep(listing.hexdigest(), found, settled)
     return found
 
 
-def _hash(folder: Path, names: list[str], cache: _Cache, progress: _Progress, unsettled: int) -> tuple[Identity, bool]:
+def _hash(folder: Path, names: list[str], cache: Cache, progress: Progress, unsettled: int) -> tuple[Identity, bool]:
     """The identity, and whether no file may have changed since it was hashed; what is hashed is kept at once."""
     known, total, size, all_settled, digest = cache.load(), hashlib.sha256(), 0, True, ""
     with cache.append() as keep:
@@ -137,93 +116,6 @@ def _hash(folder: Path, names: list[str], cache: _Cache, progress: _Progress, un
             all_settled = all_settled and file.ctime + unsettled <= hashed
     cache.tidy(names, known)
     return Identity(total.hexdigest() if names[0] else digest, len(names), size), all_settled
-
-
-class _Progress:
-    """Lines about a hashing that takes long."""
-
-    def __init__(self, source: Source, count: int, size: int, say):
-        self.name, self.count, self.size, self.say = source.name, count, size, say
-        self.files = self.bytes = 0
-        self.began = self.last = time.monotonic()
-
-    def tell(self, size: int) -> None:
-        self.files, self.bytes = self.files + 1, self.bytes + size
-        if self.say and time.monotonic() - self.last > PATIENCE:
-            self.last = time.monotonic()
-            rate = self.bytes / (self.last - self.began)
-            self.say(f"{self.name}: is its content the same? {self.files:,} of at most {self.count:,} files hashed, "
-                     f"{self.bytes / 1e9:.1f} of {self.size / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s")  # fmt: skip
-
-
-class _Cache:
-    """What was hashed of a source. It may be lost or damaged: then files are hashed again."""
-
-    def __init__(self, source: Source, root: Path):
-        place = f"{source.read_as}\0{source.detail}\0{os.path.abspath(root / source.path)}"
-        stem = root / HASHES / hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
-        self.all, self.each = stem.with_suffix(".json"), stem.with_suffix(".tsv")
-        self.lines = 0
-
-    def whole(self, listing: str, unsettled: int) -> Identity | None:
-        """The identity, if every file has the size and the times that it had."""
-        try:
-            found = json.loads(self.all.read_text(encoding="utf-8"))
-            if found["listing"] != listing or not (found["settled"] or unsettled == 0):
-                return None
-            identity = Identity(**found["identity"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return identity if re.fullmatch("[0-9a-f]{64}", str(identity.sha256)) else None
-
-    def keep(self, listing: str, identity: Identity, settled: bool) -> None:
-        text = json.dumps({"listing": listing, "identity": asdict(identity), "settled": settled})
-        with contextlib.suppress(OSError):
-            write_text(self.all, text)
-
-    def load(self) -> dict[str, tuple[_File, str, int]]:
-        """{name: (file, sha256, when it was hashed)}; lines that are not whole say nothing."""
-        known = {}
-        with contextlib.suppress(OSError), open(self.each, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                self.lines += 1
-                with contextlib.suppress(ValueError, TypeError):
-                    digest, hashed, size, mtime, ctime, name = json.loads(line)
-                    if re.fullmatch("[0-9a-f]{64}", digest):
-                        known[str(name)] = _File(name, int(size), int(mtime), int(ctime)), digest, int(hashed)
-        return known
-
-    @contextlib.contextmanager
-    def append(self):
-        """A function that keeps the hash of a file: a hashing that is stopped goes on where it was."""
-        with contextlib.ExitStack() as stack:
-            file, last = None, time.monotonic()
-            with contextlib.suppress(OSError):
-                self.each.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(self.each, "a", encoding="utf-8"))
-                file.write("\n")  # after a line that was cut
-
-            def keep(each: _File, digest: str, hashed: int) -> None:
-                nonlocal last
-                if file is not None and hashed:
-                    self.lines += 1
-                    file.write(_line(each, digest, hashed))
-                    if time.monotonic() - last > 1:
-                        last = time.monotonic()
-                        file.flush()
-
-            yield keep
-
-    def tidy(self, names: list[str], known: dict[str, tuple[_File, str, int]]) -> None:
-        """Drop the lines of files that are no more, if they are the most."""
-        if self.lines > 2 * len(names) + 100:
-            lines = (_line(*known[name]) for name in names if known[name][2])
-            with contextlib.suppress(OSError):
-                write_text(self.each, "".join(lines))
-
-
-def _line(file: _File, digest: str, hashed: int) -> str:
-    return json.dumps([digest, hashed, file.size, file.mtime, file.ctime, file.name]) + "\n"
 
 
 # --- of a plan ------------------------------------------------------------------------------------------
