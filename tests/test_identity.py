@@ -26,7 +26,7 @@ from eldistill.identity import Identities, Source
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
-PICTURES = Source("pictures", "images", "pictures", ("folder",))
+PICTURES = Source("pictures", "folder", "pictures")
 
 
 @pytest.fixture(autouse=True)
@@ -112,10 +112,10 @@ def test_a_link_to_a_file_counts_as_what_it_names():
 def test_the_order_in_which_a_folder_is_listed_does_not_matter(monkeypatch):
     for name in "abcdef":
         put(f"pictures/{name}.png", name.encode())
-    first, files = of(), identity.READ_AS["images"]
+    first, files = of(), identity.READ_AS["folder"]
     for seed in range(5):
         monkeypatch.setitem(
-            identity.READ_AS, "images", lambda *words, s=seed: random.Random(s).sample(files(*words), 6)
+            identity.READ_AS, "folder", lambda *words, s=seed: random.Random(s).sample(files(*words), 6)
         )
         assert of() == first
 
@@ -152,14 +152,14 @@ def test_equal_identity_means_equal_content():
 
 def test_a_file_is_its_own_identity_and_a_folder_of_one_file_another():
     put("a.zip", b"zip")
-    assert of(Source("a.zip", "images", "a.zip", ("folder",))) == identity.sha256("a.zip")
+    assert of(Source("a.zip", "folder", "a.zip")) == identity.sha256("a.zip")
     put("pictures/a.png", b"zip")
     assert of() != identity.sha256("a.zip")
 
 
 @pytest.mark.parametrize("read_as", sorted(listing.READ_AS))
 def test_what_is_not_there_has_none(read_as):
-    source = Source("it", read_as, "it", ("folder",))
+    source = Source("it", read_as, "it", ("a",))
     assert of(source) is None
     Path("it").mkdir()  # a disk that is not mounted
     put("it/README.md")
@@ -168,7 +168,7 @@ def test_what_is_not_there_has_none(read_as):
     os.mkfifo("it")
     assert of(source) is None
     put("file")
-    assert of(Source("it", read_as, "file/it", ("folder",))) is None
+    assert of(Source("it", read_as, "file/it", ("a",))) is None
 
 
 # --- hashes that are kept -------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def plan_of(measured: bool = True) -> tuple[Identities, list[str]]:
 
 def test_an_identity_is_recorded_once_and_holds_where_the_source_is_absent(hashed):
     put("pictures/a.png", b"1"), put('with, "comma"/a.png', b"1")
-    odd = Source('with, "comma"', "images", 'with, "comma"', ("folder",))
+    odd = Source('with, "comma"', "folder", 'with, "comma"')
     plan, lines = plan_of()
     wanted = plan((PICTURES, odd))
     plan.record()
@@ -318,10 +318,13 @@ def test_a_job_hashes_nothing(hashed):
 def test_one_path_that_is_read_in_two_ways_has_two_rows():
     put("both/a.png", b"1"), put("both/a.npy", b"2")
     plan, _ = plan_of()
-    for reader in ("folder", "latents"):
-        plan((Source("both", "images", "both", (reader,)),))
-    plan((Source("both", "network", "both"),))
-    assert len({*plan.found.values()} - {None}) == 2
+    wanted = {kind: plan((Source("both", kind, "both"),)) for kind in ("folder", "latents")}
+    plan.record()
+    assert set(sourcelock.rows()) == {("both", "folder"), ("both", "latents")}
+    job, _ = plan_of(measured=False)
+    assert {kind: job((Source("both", kind, "both"),)) for kind in wanted} == wanted and len(
+        set(map(str, wanted.values()))
+    ) == 2
 
 
 def test_rows_of_fetched_files_and_of_paths_live_in_one_file():
@@ -364,10 +367,11 @@ def test_every_key_that_names_a_path_is_marked():
     marked = {key: each["outside"] for key, each in texts().items() if each.get("outside")}
     site = {key for key, each in texts().items() if each.get("site")}
     assert marked == {
-        "data/path": "images", "codec/vae": "autoencoder", "teacher/file": "network", "fid/reference": "statistics",
+        "data/path": "source", "codec/vae": "autoencoder", "teacher/file": "network", "fid/reference": "statistics",
         "methods/consistency/lpips": "weights", "supplements/regression/lpips": "weights",
     }  # fmt: skip
-    assert set(marked.values()) <= set(listing.READ_AS)
+    sources = set(SCHEMA["$defs"]["data"]["properties"]["source"]["enum"])
+    assert {*marked.values(), *sources} - {"source", "digits"} == set(listing.READ_AS)
     assert set(texts()) - set(marked) - site <= NAMES
 
 

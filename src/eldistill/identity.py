@@ -46,8 +46,8 @@ def named(params) -> Iterator[Source]:
     for _, value in values:
         if isinstance(value, OutsidePath):
             if is_path(value.read_as, value):
-                reader = (params.get("source", ""),) if value.read_as == "images" else ()
-                yield Source(str(value), value.read_as, str(value), reader)
+                read_as = params["source"] if value.read_as == "source" else value.read_as
+                yield Source(str(value), read_as, str(value))
         else:
             yield from named(value)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 LABELS = "dataset.json"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 ARRAYS = (".npy",)
-ENDINGS = {"folder": PICTURES, "latents": ARRAYS}  # by the source of a data setting
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls them
 CONFIG, SCHEDULE = "config.json", "scheduler_config.json"
 
@@ -53,10 +52,12 @@ def _relative(paths, folder: Path) -> list[str]:
     return sorted(os.path.relpath(path, folder) for path in paths if path is not None and path.exists())
 
 
-# For each value of `outside` in the schema: the names of the files that are read of a folder, none where it must be a file.
-# detail: what else decides, for images the source of the data setting, for IDX files their names.
+# What a path can be read as: the sources of data settings (the schema says `outside: source` of their path) and the other values
+# of `outside` there. The names of the files that are read of a folder, none where it must be a file. detail: names of IDX files.
 READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
-    "images": lambda folder, detail: images(folder, ENDINGS.get(detail[0], ())) if detail[0] in ENDINGS else [],
+    "folder": lambda folder, detail: images(folder, PICTURES),
+    "latents": lambda folder, detail: images(folder, ARRAYS),
+    "cifar10": lambda folder, detail: [],
     "network": lambda folder, detail: _relative(unet(folder), folder),
     "autoencoder": lambda folder, detail: _relative(autoencoder(folder), folder),
     "idx": lambda folder, detail: _relative([folder / name for name in detail], folder),

@@ -282,7 +282,7 @@ def read_folder(section: dict) -> Stream:
     """
     path, resolution = Path(section["path"]), section["resolution"]
     with _container(path) as (names_of, opened):
-        names, table, listed = _names(path, names_of(listing.ENDINGS["folder"]), opened)
+        names, table, listed = _names(path, names_of(listing.PICTURES), opened)
         if not names:
             raise Problem(f"{path} has no images; expected png, jpg, bmp, webp or tif files")
         kinds = set()  # mode and size stand at the beginning of a file: few pictures are decoded for them
@@ -330,7 +330,7 @@ def read_latents(section: dict) -> Stream:
     sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
     path = Path(section["path"])
     with _container(path) as (names_of, opened):
-        names, table, _ = _names(path, names_of(listing.ENDINGS["latents"]), opened)
+        names, table, _ = _names(path, names_of(listing.ARRAYS), opened)
         if not names:
             raise Problem(f"{path} has no latents; expected .npy files, as `python -m eldistill encode` writes them")
         shape = _latent(path, names[0], opened, None).shape
