@@ -11,12 +11,13 @@ import argparse
 import errno
 import os
 import sys
+from pathlib import Path
 
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from eldistill import __version__, helptext, params, recipes, steps  # noqa: E402
+from eldistill import __version__, files, helptext, identity, params, recipes, steps  # noqa: E402
 from eldistill.files import Problem  # noqa: E402
 from eldistill.tools import TOOLS, say  # noqa: E402
 
@@ -113,12 +114,21 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
 
     if chosen.processes > 1 and "RANK" not in os.environ:
         values = params.load()
-        if steps.takes_over(recipes.Plan(values).find(chosen.word, chosen.name)):
-            steps.run(*words, say=say)  # the rule of a teacher does not know whether it is trained here
+        plan = recipes.Plan(values, identity.Identities(measured=not chosen.recipe))
+        step = plan.find(chosen.word, chosen.name)
+        # The rule of a teacher does not know whether it is trained here.
+        if steps.takes_over(step) or not (chosen.force or chosen.recipe or not step.fresh(Path())):
+            steps.run(*words, say=say)
             return 0
         top = values.top("distil")
         most = PARTS if top["fit"] and not top["micro_batch"] else 1
-        return distributed.launch(arguments, chosen.processes, most, say)
+        if not chosen.recipe:  # so that the processes need not find out what lies outside
+            files.write_text(step.file, step.recipe)
+            arguments = [*arguments, "--recipe", step.file]
+        code = distributed.launch(arguments, chosen.processes, most, say)
+        if code == 0:
+            plan.identities.record()
+        return code
     with distributed.joined() as rank:
         steps.run(*words, say=say, rank=rank)
     return 0

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eldistill import cluster, fetching, params, recipes
+from eldistill import cluster, fetching, identity, params, recipes
 from eldistill.files import Problem
+from eldistill.sourcelock import LOCK
 
 FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")
 GIB = 2**30
@@ -122,6 +123,33 @@ def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
+def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    """What lies outside git, beside what is recorded of it."""
+    readers: dict[identity.Source, list[str]] = {}
+    for (word, name), step in plan.suite(suite).items():
+        for source in step.sources:
+            readers.setdefault(source, []).append(f"{word} {name}")
+    for source, steps in sorted(readers.items()):
+        row = plan.identities.recorded.get((source.name, source.read_as))
+        if row is None:
+            continue
+        where = f"{steps[0]}{f' and {len(steps) - 1} other steps' if len(steps) > 1 else ''}: {source.name}"
+        try:
+            found, why = identity.measure(source, plan.identities.root, print), "is not here"
+        except OSError as error:
+            found, why = None, f"cannot be read ({error})"
+        if found is None:
+            yield None, f"{where} {why}; what was made of it stays, and cannot be made again"
+        elif found.sha256 == row["sha256"]:
+            yield True, f"{where} is what {LOCK} records ({found.files} files)"
+        else:
+            yield (
+                False,
+                f"{where} changed since {LOCK} recorded it ({row['files']} files then, {found.files} now): what depends on it will "
+                "be made again",
+            )
+
+
 def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield None, "no Slurm here (no sbatch on the PATH)"
@@ -169,7 +197,7 @@ def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, "this file system has locks"
 
 
-CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _slurm, _locks)
+CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _slurm, _locks)
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import difflib
 import fcntl
 import gzip
@@ -21,7 +20,6 @@ import http.client
 import json
 import os
 import random
-import re
 import shutil
 import sys
 import time
@@ -33,9 +31,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eldistill import sourcelock
 from eldistill.files import Problem, sha256, write_text
+from eldistill.sourcelock import LOCK
 
-TABLE, LOCK = Path("data/sources.csv"), Path("data/sources.lock.csv")
+TABLE = Path("data/sources.csv")
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
 
 
@@ -53,19 +53,18 @@ def source(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
     return rows[name] | {key: noted[key] for key in ("sha256", "bytes") if noted.get(key)}
 
 
-def _noted() -> dict[str, dict[str, str]]:
-    # What was trusted on first use; the first line of a name counts, and only whole digests.
-    found: dict[str, dict[str, str]] = {}
+def published(names: tuple[str, ...], table: str | os.PathLike = TABLE) -> list[dict[str, str]]:
+    """Those of the rows that the table has, with the digests that it says itself."""
     try:
-        with open(LOCK, newline="", encoding="utf-8") as file:
-            for line in csv.reader(file):
-                if len(line) == 4 and re.fullmatch("[0-9a-f]{64}", line[1]) and line[2].isdigit():
-                    found.setdefault(line[0], dict(zip(("name", "sha256", "bytes", "noted"), line, strict=True)))
-    except FileNotFoundError:
-        pass
-    except UnicodeDecodeError:
-        raise Problem(f"{LOCK} is damaged; restore it from git, or delete it to trust what comes next") from None
-    return found
+        rows = _rows(Path(table), "")
+    except Problem:  # said when it is fetched
+        return []
+    return [rows[name] for name in names if name in rows]
+
+
+def _noted() -> dict[str, dict[str, str]]:
+    # What was trusted on first use, by name.
+    return {name: row for (name, read_as), row in sourcelock.rows().items() if read_as == sourcelock.FETCHED}
 
 
 def _rows(path: Path, absent: str) -> dict[str, dict[str, str]]:
@@ -127,17 +126,8 @@ def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
 
 
 def _note(row: dict[str, str], digest: str, size: int, say, origin: str = "") -> None:
-    # Trust on first use: what came first is what has to come ever after. Rewritten whole, by one process at a time.
-    guard = Path("data/scratch/sources.lock.guard")
-    guard.parent.mkdir(parents=True, exist_ok=True)
-    with open(guard, "a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        rows = _noted()
-        today = datetime.date.today().isoformat()
-        rows.setdefault(row["name"], {"name": row["name"], "sha256": digest, "bytes": str(size), "noted": today})
-        lines = [",".join(each.values()) for each in rows.values()]
-        write_text(LOCK, "\n".join(["name,sha256,bytes,noted", *lines]) + "\n")
+    # Trust on first use: what came first is what has to come ever after.
+    sourcelock.note([{"name": row["name"], "sha256": digest, "bytes": str(size)}])
     say(f"{row['name']}: its digest was not known; sha256 {digest} is trusted from now on, and noted in {LOCK}{origin}")
 
 
@@ -161,8 +151,14 @@ def _checked(path: Path, row: dict[str, str], say) -> Path:
     if not row["sha256"]:
         _note(row, digest, path.stat().st_size, say)
     elif digest != row["sha256"]:
+        way = (
+            ""
+            if _where(row) == TABLE
+            else f", or, if that file is the right one, remove the line of {row['name']} there"
+        )
         raise Problem(
             f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); remove it and fetch it again"
+            f"{way}"
         )
     return path
 

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 
-from eldistill import fetching, files
+from eldistill import fetching, files, listing
 from eldistill.files import NonFinite, Problem
 
 VERSION = 1
 SIGMA_DATA = 0.5
 CHUNK = 4  # images that are decoded at once: at 512 pixels each takes a gigabyte or two
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 # The architecture of sd-vae-ft-mse: 8 times fewer pixels a side, 4 channels.
 CONFIG = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [128, 256, 512, 512],
@@ -97,8 +96,8 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
         raise Problem(
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
-    path = fetching.fetch("sd-vae-ft-mse") if folder is None else Path(folder) / WEIGHTS
-    config = CONFIG if folder is None else files.read_json(Path(folder) / "config.json")
+    described, path = (None, fetching.fetch("sd-vae-ft-mse")) if folder is None else listing.autoencoder(Path(folder))
+    config = CONFIG if described is None else files.read_json(described)
     tensors, _ = files.load_tensors(path, foreign=True)
     try:
         config = {key: value for key, value in config.items() if not key.startswith("_")}

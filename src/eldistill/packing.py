@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from eldistill import latents
+from eldistill import latents, listing
 from eldistill.data import load
 from eldistill.fetching import fetch
 from eldistill.files import Problem, atomic, grow_tensors, save_tensors
@@ -281,8 +281,8 @@ def read_folder(section: dict) -> Stream:
     size. One colour image makes all of them three channels.
     """
     path, resolution = Path(section["path"]), section["resolution"]
-    with _container(path) as (listing, opened):
-        names, table, listed = _names(path, listing(PICTURES), opened)
+    with _container(path) as (names_of, opened):
+        names, table, listed = _names(path, names_of(listing.PICTURES), opened)
         if not names:
             raise Problem(f"{path} has no images; expected png, jpg, bmp, webp or tif files")
         kinds = set()  # mode and size stand at the beginning of a file: few pictures are decoded for them
@@ -329,8 +329,8 @@ def read_latents(section: dict) -> Stream:
     """A folder or zip of .npy files, float32 [2c, r, r]: what an encoder says of each image, c means and c deviations, in
     sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
     path = Path(section["path"])
-    with _container(path) as (listing, opened):
-        names, table, _ = _names(path, listing((".npy",)), opened)
+    with _container(path) as (names_of, opened):
+        names, table, _ = _names(path, names_of(listing.ARRAYS), opened)
         if not names:
             raise Problem(f"{path} has no latents; expected .npy files, as `python -m eldistill encode` writes them")
         shape = _latent(path, names[0], opened, None).shape
@@ -386,15 +386,12 @@ def _adm(picture, size: int):
 CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-
-
 def _names(path: Path, names: list[str], opened: Callable) -> tuple[list[str], dict[str, int], bool]:
     # The images, their labels by dataset.json, and whether there is one: without labels it says that there are none.
-    if "dataset.json" not in names:
+    if listing.LABELS not in names:
         return names, {}, False
-    names.remove("dataset.json")
-    with opened("dataset.json") as file:
+    names.remove(listing.LABELS)
+    with opened(listing.LABELS) as file:
         content = file.read()
     try:
         pairs = json.loads(content).get("labels") or []
@@ -418,14 +415,7 @@ def _container(path: Path) -> Iterator[tuple[Callable, Callable]]:
     """Two functions for a folder or zip: the sorted names of the files with some endings, and of dataset.json; and one file
     of a name, opened."""
     if path.is_dir():
-
-        def listing(endings: tuple[str, ...]) -> list[str]:
-            found = (
-                file for file in path.rglob("*") if file.suffix.lower() in endings or file == path / "dataset.json"
-            )
-            return sorted(file.relative_to(path).as_posix() for file in found)
-
-        yield listing, lambda name: open(path / name, "rb")
+        yield lambda endings: listing.images(path, endings), lambda name: open(path / name, "rb")
     elif path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
 
@@ -438,7 +428,7 @@ def _container(path: Path) -> Iterator[tuple[Callable, Callable]]:
                     raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
 
             names = sorted(archive.namelist())
-            yield lambda endings: [n for n in names if n.lower().endswith(endings) or n == "dataset.json"], opened
+            yield lambda endings: [n for n in names if n.lower().endswith(endings) or n == listing.LABELS], opened
     else:
         raise Problem(f"{path} is neither a folder nor a zip file; set `path` of the data setting")
 

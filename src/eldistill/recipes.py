@@ -15,12 +15,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eldistill.fetching import TABLE, source
+from eldistill.fetching import TABLE, published, source
 from eldistill.files import Problem, canonical, digest, write_text
+from eldistill.identity import Identities, Source, named
 from eldistill.params import TABLES, Params, Run
 from eldistill.schema import PACKAGE, spaces
 
@@ -52,6 +53,7 @@ USES = {
     "sampling": ("noise",),
     "central": ("comparisons",),
 }
+IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
 
@@ -121,7 +123,8 @@ def write_versions(root: str | Path = ".") -> None:
 class Step:
     """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe.
 
-    after: what must have been made before, and decides nothing about this.
+    after: what must have been made before, and decides nothing about this. sources: what is read from outside git, and
+    identities: a function that gives {name: identity} of it; it is asked when the recipe is.
     """
 
     word: str
@@ -131,19 +134,23 @@ class Step:
     outputs: tuple[str, ...]
     upstream: tuple[Step, ...] = field(default=())
     after: tuple[Step, ...] = field(default=())
+    sources: tuple[Source, ...] = field(default=())
+    identities: Callable[[tuple[Source, ...]], dict] = field(default=lambda sources: {}, compare=False, repr=False)
 
     @functools.cached_property
     def recipe(self) -> str:
         """Canonical JSON, one line."""
-        return canonical(
-            {
-                "step": self.word,
-                "name": self.name,
-                "versions": {module: version(module) for each in self.modules for module in (each, *uses(each))},
-                "params": self.params,
-                "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
-            }
-        )
+        value = {
+            "step": self.word,
+            "name": self.name,
+            "versions": {module: version(module) for each in self.modules for module in (each, *uses(each))},
+            "params": self.params,
+            "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
+        }
+        # A step that reads nothing from outside has the recipe that it always had.
+        if identities := self.identities(self.sources):
+            value["sources"] = identities
+        return canonical(value)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -176,11 +183,20 @@ class Step:
 
 
 class Plan:
-    """Every step of a project, made on demand from its Params."""
+    """Every step of a project, made on demand from its Params.
 
-    def __init__(self, params: Params):
+    identities: of what lies outside git; those that data/sources.lock.csv records unless others are given.
+    """
+
+    def __init__(self, params: Params, identities: Identities | None = None):
         self.params = params
         self.threads = params.top("threads")
+        self.identities = identities or Identities()
+
+    def _step(self, word, name, modules, params, outputs, upstream=(), after=(), sources=()) -> Step:
+        # What its parameters name outside git is part of every step.
+        sources = tuple(sorted({*named(params), *sources}))
+        return Step(word, name, modules, params, outputs, upstream, after, sources, self.identities)
 
     # --- data ---
 
@@ -211,7 +227,25 @@ class Plan:
         output = f"data/sets/{name}/images.safetensors"
         more = {"cifar10": ("teacher/pickles",), "latents": ("latents",)}.get(self.data(name)["source"], ())
         modules = ("data", *more)
-        return Step("data", f"{name}/images", modules, self._pack_params(name), (output,))
+        params = self._pack_params(name)
+        return self._step("data", f"{name}/images", modules, params, (output,), sources=self._idx(name))
+
+    def folder(self, pack: str) -> str | None:
+        """Where files lie that `data PACK/images` would fetch. Settings that share a pack may know different folders: any of
+        them will do."""
+        sharing = (name for name in self.params.values["data"] if self._pack_name(name) == pack)
+        return next(filter(None, (self.params.section("data", name)["folder"] for name in sharing)), None)
+
+    def _idx(self, name: str) -> tuple[Source, ...]:
+        # IDX files of a folder, where data/sources.csv does not say what they must be.
+        files = self.data(name)["files"]
+        if self.data(name)["source"] != "idx":
+            return ()
+        rows = published(tuple(f"{files}-{part}" for part in IDX_PARTS), self.params.root / TABLE)
+        if all(row["sha256"] for row in rows):
+            return ()
+        names = tuple(row["url"].rsplit("/", 1)[-1] for row in rows)
+        return (Source(files, "idx", self.folder(name) or "", names),)
 
     def _seen(self, data: str) -> str:
         # The data setting of the pixels with which generated images are compared.
@@ -224,7 +258,7 @@ class Plan:
         pack, setting = self.pack(data), self.data(data)
         params = {"codec": setting["codec"], "judges": setting["judges"], "threads": self.threads}
         output = f"data/sets/{data}/judge-{letter}.safetensors"
-        return Step(
+        return self._step(
             "data", f"{data}/judge-{letter}", ("judges", "loop", "networks/classifier"), params, (output,), (pack,)
         )
 
@@ -236,7 +270,7 @@ class Plan:
         module = spaces()[features]
         modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
         output = f"data/sets/{data}/reference-{features}.npz"
-        return Step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge))
+        return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge))
 
     # --- teacher, ensemble, distil ---
 
@@ -258,10 +292,10 @@ class Plan:
                 params["version"] = source(section["source"], self.params.root / TABLE)["version"]
             # Which network it is stands in the file: all of them count.
             networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "guided", "song"))
-            return Step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
+            return self._step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
-        return Step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
+        return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
 
     @functools.cache  # noqa: B019
     def check(self, name: str) -> Step:
@@ -280,7 +314,9 @@ class Plan:
         space = spaces()[features]
         modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
         output = f"data/teachers/{name}/check.json"
-        return Step("teacher", f"{name}/check", modules, params, (output,), (self.teacher(name), *judges, *measured))
+        return self._step(
+            "teacher", f"{name}/check", modules, params, (output,), (self.teacher(name), *judges, *measured)
+        )
 
     @functools.cache  # noqa: B019
     def pairs(self, teacher: str, n: int, seed: int) -> Step:
@@ -293,7 +329,7 @@ class Plan:
             "threads": self.threads,
         }
         stem = f"{teacher}/pairs-{n}-{seed}"
-        return Step("teacher", stem, ("teacher/pairs",), params, (f"data/teachers/{stem}.npz",), (made,))
+        return self._step("teacher", stem, ("teacher/pairs",), params, (f"data/teachers/{stem}.npz",), (made,))
 
     @functools.cache  # noqa: B019
     def ensemble(self, data: str, name: str, seed: int) -> Step:
@@ -305,7 +341,7 @@ class Plan:
         taught = any(literal(family, "TEACHER", False) for family in families)
         teacher = (self.teacher(setting["teacher"]),) if taught else ()
         stem = f"data/ensembles/{data}/{name}/{seed}"
-        return Step("ensemble", f"{data}/{name}/{seed}", ("ensemble/seed", *families), params,
+        return self._step("ensemble", f"{data}/{name}/{seed}", ("ensemble/seed", *families), params,
                     (f"{stem}.json", f"{stem}.npz"), (self.pack(data), *teacher))  # fmt: skip
 
     @functools.cache  # noqa: B019
@@ -346,7 +382,7 @@ class Plan:
         start = method["start_from"]
         before = (self.distil(self.params.run(f"{run.data}/{start}/{run.seed}")),) if start else ()
         upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles, *pairs, *before)
-        return Step("distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream,
+        return self._step("distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream,
                     (self.check(data["teacher"]),))  # fmt: skip
 
     def run_outputs(self, folder: str) -> tuple[str, ...]:
@@ -377,7 +413,7 @@ class Plan:
             modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
                 params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
-        return Step("evaluate", name, modules, params,
+        return self._step("evaluate", name, modules, params,
                     tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references))  # fmt: skip
 
     @functools.cache  # noqa: B019
@@ -414,7 +450,7 @@ class Plan:
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
         """data/metrics.json: the metrics of the suite in one nested file for `dvc metrics`."""
-        return Step(
+        return self._step(
             "evaluate",
             f"suite/{suite}",
             ("evaluate",),
@@ -434,7 +470,7 @@ class Plan:
             "primary": self.params.top("evaluate")["features"][0],
             "runs": list(map(str, self.params.runs(suite))),
         }
-        return Step(
+        return self._step(
             "tables",
             suite,
             ("tables", "typeset", "plots", "results", "inference", "metrics", "published", "report"),
@@ -462,7 +498,7 @@ class Plan:
         if literal(kind, "NETWORKS", False):  # it runs them again
             upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
-        return Step(
+        return self._step(
             "tables",
             f"{suite}/{name}",
             ("studies", kind, "inference", "plots", "results"),

@@ -21,14 +21,29 @@ from eldistill.files import Problem, canonical
 PACKAGE = Path(__file__).parent
 
 
-def number(default, about: str, low=None, high=None, above=None, below=None, choices=None, neutral=False):
+class OutsidePath(str):
+    """A value of params.yaml that names files outside the project; read_as: what they are read as (READ_AS in listing.py)."""
+
+    read_as: str
+
+    def __new__(cls, value: str, read_as: str):
+        path = super().__new__(cls, value)
+        path.read_as = read_as
+        return path
+
+    def __getnewargs__(self) -> tuple[str, str]:  # for copies
+        return str(self), self.read_as
+
+
+def number(default, about: str, low=None, high=None, above=None, below=None, choices=None, neutral=False, outside=None):
     """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range.
 
     neutral: at its default everything is as it was before the number existed; recipes then leave it out, so that a new
-    option makes no result stale.
+    option makes no result stale. outside: of a path of files that git does not know, what they are read as: recipes then hold
+    the identity of their content.
     """
     limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices,
-              "neutral": neutral or None}  # fmt: skip
+              "neutral": neutral or None, "outside": outside}  # fmt: skip
     return dataclasses.field(default=default, metadata={"description": about, **limits})
 
 
@@ -76,8 +91,8 @@ def _field_schema(field: ast.AnnAssign) -> dict:
     schema["default"] = list(default) if isinstance(default, tuple) else default
     for keyword in field.value.keywords:
         value = ast.literal_eval(keyword.value)
-        if keyword.arg == "neutral":
-            schema["neutral"] = value
+        if keyword.arg in ("neutral", "outside"):
+            schema[keyword.arg] = value
         elif keyword.arg == "choices" and name == "array":
             schema["items"] = {"enum": list(value)}
         else:
@@ -187,6 +202,8 @@ def fill(value, schema: dict, definitions: dict):
     if isinstance(value, list):
         return [fill(item, schema.get("items", {}), definitions) for item in value]
     if not isinstance(value, dict):
+        if isinstance(value, str) and "outside" in schema:
+            return OutsidePath(value, schema["outside"])
         # YAML writes 1 where a number is meant; recipes must not tell 1 from 1.0.
         if schema.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
             return float(value)

@@ -18,8 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import files, params, schema
+from eldistill import files, identity, params, schema
 from eldistill.files import Problem
+from eldistill.identity import Identities
 from eldistill.recipes import SCRATCH, Plan, Step
 
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
@@ -32,7 +33,8 @@ def run(
 
     rank: of this process, where several share a training: the first one speaks and writes, the others compute.
     """
-    plan = Plan(params.load())
+    # A rule passes a recipe whose sources the driver has measured.
+    plan = Plan(params.load(), Identities(measured=not recipe_file))
     step = plan.find(word, name)
     first = not rank
     if rank is not None and not (_trains(step) or _measures(step)):
@@ -42,6 +44,7 @@ def run(
         raise Problem(f"{recipe_file} is missing; leave --recipe away to compute it from params.yaml")
     text = Path(recipe_file).read_text(encoding="utf-8") if recipe_file else step.recipe
     if not force and text == step.recipe and step.fresh(Path()):
+        plan.identities.record()
         say(f"{step.word} {step.name} is up to date; --force makes it again")
         return False
     if mirror := plan.params.top("mirror"):
@@ -63,6 +66,7 @@ def run(
             )
     if recipe["params"].get("snapshots") != step.params.get("snapshots"):
         raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
+    identity.check(step.sources, recipe.get("sources", {}))
     work = SimpleNamespace(
         step=step, recipe=recipe, text=text, digest=files.digest(text), params=recipe["params"], upstream=above,
         outputs=[Path(output) for output in step.outputs], site=_site(plan.params, recipe, step, max_minutes),
@@ -80,8 +84,11 @@ def run(
     # A distil run has its outputs untouched until it publishes them.
     with contextlib.nullcontext() if word == "distil" or not first else _overwriting(step):
         MAKERS[word](work)
+        if word == "data" or takes_over(step):  # which read them to their end
+            identity.check(step.sources, recipe.get("sources", {}))
     if not first:
         return True
+    plan.identities.record()
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(step.sidecar, text)
     if work.state is not None:
@@ -232,11 +239,7 @@ def _data(work) -> None:
 
     item = work.step.name.rsplit("/", 1)[1]
     if item == "images":
-        # Settings that share a pack may know different folders: any of them will do.
-        plan = work.plan
-        sharing = [name for name in plan.params.values["data"] if plan.pack(name).name == work.step.name]
-        folders = [plan.params.section("data", name)["folder"] for name in sharing]
-        about = packing.pack(work.params, work.outputs[0], next(filter(None, folders), None))
+        about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]))
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
                  f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
         return

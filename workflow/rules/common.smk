@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill import cluster, params, recipes
+from eldistill import cluster, identity, params, recipes
 from eldistill.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
@@ -20,7 +20,8 @@ gc.set_threshold(200_000, 20, 20)
 try:
     PARAMS = params.from_values(config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
-    PLAN = recipes.Plan(PARAMS)
+    # The driver looks at what lies outside git; a job takes what the driver recorded.
+    PLAN = recipes.Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
     STEPS = PLAN.suite(SUITE)
 except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
@@ -46,6 +47,7 @@ if workflow.is_main_process:
     # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
     ONLY_ONE, DRIVER = cluster.driver_lock()
     recipes.refresh(STEPS.values())
+    PLAN.identities.record()
 
 
 onstart:

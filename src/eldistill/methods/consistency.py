@@ -68,7 +68,9 @@ class Numbers:
         choices=("l1", "l2", "huber", "lpips"),
     )  # fmt: skip
     c: float | None = number(None, "huber: null is 0.00054 sqrt(pixels) (iCT); ECT has 0 (CIFAR-10) or 0.06", low=0)
-    lpips: str | None = number(None, "lpips: safetensors file with its weights; eldistill.perceptual says which")
+    lpips: str | None = number(
+        None, "lpips: safetensors file with its weights; eldistill.perceptual says which", outside="weights"
+    )
     weighting: str = number(
         "one", "one; inverse: 1 / (t - r) (iCT, ECT); snr: 1 / t^2 + 1 / sigma_data^2 (ECT on ImageNet)",
         choices=("one", "inverse", "snr"),

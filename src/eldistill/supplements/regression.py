@@ -38,7 +38,9 @@ class Numbers:
     c: float = number(
         0.00054, "pseudo-Huber of the root mean square over the pixels: sqrt(rms^2 + c^2) - c (iCT)", above=0
     )
-    lpips: str | None = number(None, "safetensors file with the weights of LPIPS; null takes the pseudo-Huber distance")
+    lpips: str | None = number(
+        None, "safetensors file with the weights of LPIPS; null takes the pseudo-Huber distance", outside="weights"
+    )
 
 
 def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:

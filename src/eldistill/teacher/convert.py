@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import fetching, latents, networks
+from eldistill import fetching, latents, listing, networks
 from eldistill.files import Problem, canonical, load_tensors, save_tensors
 from eldistill.files import sha256 as sha256_of
 from eldistill.networks import guided
@@ -227,7 +227,6 @@ SCHEDULE = {
 FIXED = ("center_input_sample", "time_embedding_type", "act_fn", "mid_block_type", "class_embed_type", "num_class_embeds",
          "num_train_timesteps", "dropout")  # fmt: skip
 RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels"}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _json(path: Path) -> dict:
@@ -247,19 +246,17 @@ def _json(path: Path) -> dict:
 def folder(source: Path) -> tuple[dict, Path]:
     """The configuration and the weights of a DDPM folder of diffusers: a pipeline's, or that of its UNet2DModel with the
     scheduler's beside it. Nothing but JSON and safetensors is read. Raises Refused."""
-    unet = source / "unet" if (source / "unet").is_dir() else source
-    values = _json(unet / "config.json")
+    described, found, weights = listing.unet(source)
+    values = _json(described)
     if values.get("_class_name") != "UNet2DModel":
-        raise Refused(f"{unet / 'config.json'} is of {ascii(values.get('_class_name'))[:60]}; expected UNet2DModel")
-    places = [source / "scheduler", source.parent / "scheduler", source]
-    found = next((each / "scheduler_config.json" for each in places if (each / "scheduler_config.json").exists()), None)
+        raise Refused(f"{described} is of {ascii(values.get('_class_name'))[:60]}; expected UNet2DModel")
     if found is None:
         raise Refused(
             f"{source} has no scheduler/scheduler_config.json, which says what noise a step has; put it there"
         )
     schedule = _json(found)
     for path, each, known in (
-        (unet / "config.json", values, DDPM),
+        (described, values, DDPM),
         (found, {k: v for k, v in schedule.items() if k in SCHEDULE}, SCHEDULE),
     ):
         for key, value in each.items():
@@ -268,8 +265,7 @@ def folder(source: Path) -> tuple[dict, Path]:
             if key in known and not known[key](value):
                 raise Refused(f"{path} has {key} {repr(value)[:60]}; such networks are not understood")
     if values.get("in_channels", 3) != values.get("out_channels", 3) or "sample_size" not in values:
-        raise Refused(f"{unet / 'config.json'} needs sample_size, and as many channels out as in")
-    weights = unet / WEIGHTS
+        raise Refused(f"{described} needs sample_size, and as many channels out as in")
     if not weights.exists():
         raise Refused(
             f"{weights} is missing; other files of weights are not read: `save_pretrained(safe_serialization=True)` writes it"

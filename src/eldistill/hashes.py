@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hashes of files outside the project, kept in data/scratch/identities by name, size and times, so that a file is read again
+only when one of them changed. This file imports nothing heavy."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from eldistill.files import write_text
+
+HASHES = Path("data/scratch/identities")
+PATIENCE = 5.0  # seconds of hashing after which a line says so
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of a content: its digest, how many files and bytes it has."""
+
+    sha256: str
+    files: int
+    bytes: int
+
+
+class File(NamedTuple):
+    name: str
+    size: int
+    mtime: int
+    ctime: int  # moves with a rename, which keeps mtime
+
+
+class Progress:
+    """Lines about a hashing that takes long."""
+
+    def __init__(self, name: str, count: int, size: int, say):
+        self.name, self.count, self.size, self.say = name, count, size, say
+        self.files = self.bytes = 0
+        self.began = self.last = time.monotonic()
+
+    def tell(self, size: int) -> None:
+        self.files, self.bytes = self.files + 1, self.bytes + size
+        if self.say and time.monotonic() - self.last > PATIENCE:
+            self.last = time.monotonic()
+            rate = self.bytes / (self.last - self.began)
+            self.say(f"{self.name}: is its content the same? {self.files:,} of at most {self.count:,} files hashed, "
+                     f"{self.bytes / 1e9:.1f} of {self.size / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s")  # fmt: skip
+
+
+class Cache:
+    """What was hashed of a source, whatever text tells it from others. It may be lost or damaged: then files are hashed again."""
+
+    def __init__(self, source: str, root: Path):
+        stem = root / HASHES / hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+        self.all, self.each = stem.with_suffix(".json"), stem.with_suffix(".tsv")
+        self.lines = 0
+
+    def whole(self, listing: str, unsettled: int) -> Identity | None:
+        """The identity, if every file has the size and the times that it had."""
+        try:
+            found = json.loads(self.all.read_text(encoding="utf-8"))
+            if found["listing"] != listing or not (found["settled"] or unsettled == 0):
+                return None
+            identity = Identity(**found["identity"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return identity if re.fullmatch("[0-9a-f]{64}", str(identity.sha256)) else None
+
+    def keep(self, listing: str, identity: Identity, settled: bool) -> None:
+        text = json.dumps({"listing": listing, "identity": asdict(identity), "settled": settled})
+        with contextlib.suppress(OSError):
+            write_text(self.all, text)
+
+    def load(self) -> dict[str, tuple[File, str, int]]:
+        """{name: (file, sha256, when it was hashed)}; lines that are not whole say nothing."""
+        known = {}
+        with contextlib.suppress(OSError), open(self.each, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self.lines += 1
+                with contextlib.suppress(ValueError, TypeError):
+                    digest, hashed, size, mtime, ctime, name = json.loads(line)
+                    if re.fullmatch("[0-9a-f]{64}", digest):
+                        known[str(name)] = File(name, int(size), int(mtime), int(ctime)), digest, int(hashed)
+        return known
+
+    @contextlib.contextmanager
+    def append(self) -> Iterator[Callable[[File, str, int], None]]:
+        """A function that keeps the hash of a file: a hashing that is stopped goes on where it was."""
+        with contextlib.ExitStack() as stack:
+            file, last = None, time.monotonic()
+            with contextlib.suppress(OSError):
+                self.each.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(self.each, "a", encoding="utf-8"))
+                file.write("\n")  # after a line that was cut
+
+            def keep(each: File, digest: str, hashed: int) -> None:
+                nonlocal last
+                if file is not None and hashed:
+                    self.lines += 1
+                    file.write(_line(each, digest, hashed))
+                    if time.monotonic() - last > 1:
+                        last = time.monotonic()
+                        file.flush()
+
+            yield keep
+
+    def tidy(self, names: list[str], known: dict[str, tuple[File, str, int]]) -> None:
+        """Drop the lines of files that are no more, if they are the most."""
+        if self.lines > 2 * len(names) + 100:
+            lines = (_line(*known[name]) for name in names if known[name][2])
+            with contextlib.suppress(OSError):
+                write_text(self.each, "".join(lines))
+
+
+def _line(file: File, digest: str, hashed: int) -> str:
+    return json.dumps([digest, hashed, file.size, file.mtime, file.ctime, file.name]) + "\n"
