@@ -11,17 +11,28 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill import cluster, params, recipes
+from eldistill import cluster, driver, freshness, params, recipes
 from eldistill.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
 gc.set_threshold(200_000, 20, 20)
 
 try:
-    PARAMS = params.from_values(config, workflow.basedir)
+    PARAMS = params.from_snakemake(
+        config, workflow.config_settings.overwrite_config, workflow.basedir
+    )
     SUITE = PARAMS.values["suite"]
     PLAN = recipes.Plan(PARAMS)
     STEPS = PLAN.suite(SUITE)
+    STALE = None
+    if workflow.is_main_process:
+        # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
+        ONLY_ONE, DRIVER = cluster.driver_lock()
+        left = freshness.refresh(
+            STEPS.values(),
+            say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
+        )
+        STALE = {(step.word, step.name) for step in left}
 except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
@@ -43,9 +54,7 @@ if hasattr(JobScheduler, "_schedule_reevalutation"):
     JobScheduler._schedule_reevalutation = wake_once
 
 if workflow.is_main_process:
-    # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
-    ONLY_ONE, DRIVER = cluster.driver_lock()
-    recipes.refresh(STEPS.values())
+    driver.obey_recipes(workflow, STEPS.values())
 
 
 onstart:
@@ -67,7 +76,7 @@ def outputs_of(*words):
 
 
 def inputs_of(word, name):
-    """Inputs of a rule: the recipe that is wanted, and those of the steps upstream, each written after its step's files."""
+    """Inputs of a rule: src/eldistill/freshness.py says which, and what they tell Snakemake."""
 
     def inputs(wildcards):
         wanted = name.format(**wildcards)
@@ -75,13 +84,16 @@ def inputs_of(word, name):
             raise WorkflowError(
                 f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
-        step = STEPS[word, wanted]
-        # What decides nothing about a step is waited for by a step that runs, and cannot make a fresh one run: not even
-        # `ancient` keeps Snakemake from that.
-        before = [] if step.fresh(Path()) else [above.sidecar for above in step.after]
-        return [step.file, *(above.sidecar for above in step.upstream), *before]
+        return freshness.inputs(STEPS[word, wanted], is_stale, driver.forced(workflow))
 
     return inputs
+
+
+def is_stale(step):
+    """As it was when planning began; a job asks anew."""
+    if STALE is None:
+        return not step.fresh(Path())
+    return (step.word, step.name) in STALE
 
 
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
