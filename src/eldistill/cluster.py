@@ -122,7 +122,9 @@ def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> l
     """
     found = jobs_of(root)
     if found is None:
-        say("eldistill: squeue does not answer, so jobs of an earlier snakemake may still be there; the locks of their runs hold")
+        say(
+            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still be there; the locks of their runs hold"
+        )
         return []
     if found:
         say(f"eldistill: {len(found)} jobs of an earlier snakemake are still there ({', '.join(found)}); they are told to save and "

@@ -85,20 +85,22 @@ def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None)
 
     It needs write access to the folder only, so it also replaces a file of another user there.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         try:
-            temporary.write_text(text, encoding="utf-8")
+            file = open(temporary, "w", encoding="utf-8")
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
+            os.makedirs(folder, exist_ok=True)
+            file = open(temporary, "w", encoding="utf-8")
+        with file:
+            file.write(text)
         if mtime is not None:
             os.utime(temporary, (mtime, mtime))
         os.replace(temporary, path)
     except OSError:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
         raise
 
 

@@ -28,19 +28,20 @@ def refresh(steps: Iterable[Step], root: str | Path = ".", say: Callable[[str], 
     """Write the wanted recipes and the tokens; returns the stale steps. For the main process only.
 
     say: is told of outputs that somebody has edited. Raises Problem if a recipe or a token cannot be written, because
-    Snakemake would not hear of a stale step. A colleague's sidecar that cannot be touched is left; `inputs` allows for it.
+    Snakemake would not hear of a stale step. A colleague's sidecar that cannot be touched is left; `Inputs` allows for it.
     """
     root, stale = Path(root), []
     for step in steps:
-        fresh, silent = step.fresh(root), _silenced(root / step.sidecar)
+        fresh, silent = step.fresh(root), _silenced(os.path.join(root, step.sidecar))
         if not fresh:
             stale.append(step)
         try:
-            _write(root / step.file, step.recipe)
+            _write(os.path.join(root, step.file), step.recipe)
+            token = os.path.join(root, step.token)
             if fresh:
-                _write(root / step.token, "")
+                _write(token, "")
             else:
-                replace_text(root / step.token, secrets.token_hex(16), time.time() if silent else _later(step, root))
+                replace_text(token, secrets.token_hex(16), time.time() if silent else _later(step, root))
         except OSError as error:
             raise Problem(
                 f"{error.filename or step.token} cannot be written ({error.strerror}), so Snakemake cannot be told what is "
@@ -52,22 +53,24 @@ def refresh(steps: Iterable[Step], root: str | Path = ".", say: Callable[[str], 
     return stale
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: str, text: str) -> None:
     # A quiet file with this text. A token of a step that is fresh again may keep its content: only its mtime speaks.
     try:
-        if text and path.read_text(encoding="utf-8") != text:
-            raise FileNotFoundError
+        if text:
+            with open(path, encoding="utf-8") as file:
+                if file.read() != text:
+                    raise FileNotFoundError
         _silence(path)
     except (FileNotFoundError, PermissionError, UnicodeDecodeError):
         replace_text(path, text, QUIET)
 
 
-def _silence(path: Path) -> None:
+def _silence(path: str) -> None:
     if os.stat(path).st_mtime != QUIET:
         os.utime(path, (QUIET, QUIET))
 
 
-def _silenced(path: Path) -> bool:
+def _silenced(path: str) -> bool:
     try:
         _silence(path)
     except OSError:
@@ -83,24 +86,58 @@ def _later(step: Step, root: Path) -> float:
     return time.time()
 
 
-def inputs(step: Step, stale: Callable[[Step], bool], forced: bool = False, root: Path = Path()) -> list[str]:
-    """Inputs of a step's rule: the wanted recipe, the sidecars upstream, the token last.
+class Inputs:
+    """The inputs of each step's rule, by which Snakemake sees what follows from what.
 
-    A stale step waits for all upstream. A fresh one must not be made again with a step above it that is made again by the
-    same recipe (a file of it was lost), nor because a colleague's sidecar kept its mtime: such edges are omitted.
-    forced: the user names steps to be made again, as Snakemake defines it; all edges are kept.
+    A step that lost a file is made again by the same recipe, and what was made from it stays: an ancient edge. But
+    Snakemake does not look at any step below one that runs, except along edges that are not ancient; so a stale step also
+    names the stale ones that are hidden behind fresh ones.
+
+    stale: the steps that `refresh` found, None in a job's process, which asks anew. ancient: Snakemake's mark. forced: the
+    user names steps to be made again, as Snakemake defines it; then no edge is ancient.
     """
-    above = list(step.upstream)
-    if stale(step):
-        # What decides nothing about a step is waited for by a step that runs, and cannot make a fresh one run: not even
-        # `ancient` keeps Snakemake from that.
-        above += step.after
-    elif not forced:
-        above = [each for each in above if not stale(each) and _quiet(root / each.sidecar)]
-    return [step.file, *(each.sidecar for each in above), step.token]
+
+    def __init__(self, stale: Iterable[Step] | None, ancient: Callable[[str], str], forced: bool, root: Path = Path()):
+        self.found = None if stale is None else {(step.word, step.name) for step in stale}
+        self.ancient, self.forced, self.root = ancient, forced, root
+        self._behind: dict[tuple[str, str], dict[str, None]] = {}
+
+    def __call__(self, step: Step) -> list[str]:
+        """The wanted recipe, the sidecars upstream, the token last."""
+        if self._stale(step):
+            # What decides nothing about a step is waited for by a step that runs, and cannot make a fresh one run.
+            above = [each.sidecar for each in (*step.upstream, *step.after)]
+            hidden = self.behind(step) if self.found else {}
+            above += [path for path in hidden if path not in above]
+        elif self.forced:
+            above = [each.sidecar for each in step.upstream]
+        else:
+            above = [path for each in step.upstream if (path := self._edge(each))]
+        return [step.file, *above, step.token]
+
+    def _stale(self, step: Step) -> bool:
+        return not step.fresh(self.root) if self.found is None else (step.word, step.name) in self.found
+
+    def _edge(self, above: Step) -> str | None:
+        # To a fresh step. A sidecar whose mtime could not be set is a colleague's, and says nothing either.
+        if not self._stale(above) and _quiet(os.path.join(self.root, above.sidecar)):
+            return above.sidecar
+        there = (path for path in (above.sidecar, above.outputs[0]) if (self.root / path).exists())
+        path = next(there, None)
+        return path and self.ancient(path)  # a missing file would make the fresh step run, ancient or not
+
+    def behind(self, step: Step) -> dict[str, None]:
+        """Sidecars of the nearest stale steps above a step, through fresh ones."""
+        key = (step.word, step.name)
+        if key not in self._behind:
+            found: dict[str, None] = {}
+            for above in step.upstream:
+                found |= {above.sidecar: None} if self._stale(above) else self.behind(above)
+            self._behind[key] = found
+        return self._behind[key]
 
 
-def _quiet(path: Path) -> bool:
+def _quiet(path: str) -> bool:
     try:
         return os.stat(path).st_mtime == QUIET
     except OSError:

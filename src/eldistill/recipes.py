@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -180,10 +181,11 @@ class Step:
     def fresh(self, root: Path) -> bool:
         """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too."""
         try:
-            same = (root / self.sidecar).read_text(encoding="utf-8") == self.recipe
+            with open(os.path.join(root, self.sidecar), encoding="utf-8") as file:
+                same = file.read() == self.recipe
         except OSError:
             return False
-        complete = same and all((root / output).exists() for output in self.outputs)
+        complete = same and all(os.path.exists(os.path.join(root, output)) for output in self.outputs)
         return complete and not (self.word in REMADE and self.changed(root))
 
     def walk(self) -> Iterator[Step]:

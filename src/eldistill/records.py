@@ -20,7 +20,7 @@ LARGE = 1_000_000  # bytes; a longer file is compared by its size
 OMITTED = ("provenance.json",)
 
 # Digests by path, size and mtime: what was hashed once need not be read at the next plan.
-_seen: dict[Path, dict[str, list]] = {}
+_seen: dict[str, dict[str, list]] = {}
 
 
 def write(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
@@ -36,24 +36,25 @@ def write(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
 def changed(root: Path, record: str, digest: str) -> list[str]:
     """Files that differ from their record; none if the record is missing, damaged, or of another recipe."""
     try:
-        noted = json.loads((root / record).read_text(encoding="utf-8"))
+        with open(os.path.join(root, record), encoding="utf-8") as file:
+            noted = json.load(file)
         if noted["recipe"] != digest:
             return []
-        return [output for output, (size, wanted) in noted["files"].items() if _differs(root, output, size, wanted)]
+        return [output for output, each in noted["files"].items() if _differs(root, output, *each)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
 def _differs(root: Path, output: str, size: int, wanted: str | None) -> bool:
     try:
-        found = os.stat(root / output)
+        found = os.stat(os.path.join(root, output))
     except OSError:
         return False  # a missing file is another matter: Step.fresh asks for it
     return found.st_size != size or (wanted is not None and _digest(root, output, found) != wanted)
 
 
 def _digest(root: Path, output: str, found: os.stat_result) -> str:
-    known, signature = _known(root), [found.st_size, found.st_mtime_ns, found.st_ino]
+    known, signature = _known(os.path.abspath(root)), [found.st_size, found.st_mtime_ns, found.st_ino]
     if (noted := known.get(output)) and noted[:3] == signature:
         return noted[3]
     known[output] = [*signature, sha256(root / output)]
@@ -61,11 +62,10 @@ def _digest(root: Path, output: str, found: os.stat_result) -> str:
     return known[output][3]
 
 
-def _known(root: Path) -> dict[str, list]:
-    root = root.absolute()
+def _known(root: str) -> dict[str, list]:
     if root not in _seen:
         try:
-            read = json.loads((root / SEEN).read_text(encoding="utf-8"))
+            read = json.loads(Path(root, SEEN).read_text(encoding="utf-8"))
             _seen[root] = {name: each for name, each in read.items() if len(each) == 4}
         except (OSError, ValueError, AttributeError, TypeError):
             _seen[root] = {}
@@ -74,7 +74,7 @@ def _known(root: Path) -> dict[str, list]:
 
 def save_seen(root: Path) -> None:
     """Keep the digests for the next plan. Losing them costs only time, so a folder of another user is no problem."""
-    known = _known(root)
+    known = _known(os.path.abspath(root))
     if known.pop("", None) is not None:
         try:
             replace_text(root / SEEN, json.dumps(known))

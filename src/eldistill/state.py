@@ -51,7 +51,9 @@ def lock(path: Path) -> Iterator[None]:
         before = os.read(file, 200).decode(errors="replace").strip()
         elsewhere = cluster.at_work_elsewhere(before)
         if elsewhere is None:
-            raise Problem(f"squeue does not say whether {before} is still at work on this run; repeat the command when it answers")
+            raise Problem(
+                f"squeue does not say whether {before} is still at work on this run; repeat the command when it answers"
+            )
         if elsewhere:
             raise Problem(f"{before} is already at work on this run; wait for it, or stop it and repeat the command")
         os.ftruncate(file, 0)

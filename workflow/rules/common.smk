@@ -18,21 +18,19 @@ from eldistill.recipes import WORDS
 gc.set_threshold(200_000, 20, 20)
 
 try:
-    PARAMS = params.from_snakemake(
-        config, workflow.config_settings.overwrite_config, workflow.basedir
-    )
+    PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
     PLAN = recipes.Plan(PARAMS)
     STEPS = PLAN.suite(SUITE)
-    STALE = None
+    stale = None
     if workflow.is_main_process:
         # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
         ONLY_ONE, DRIVER = cluster.driver_lock()
-        left = freshness.refresh(
+        stale = freshness.refresh(
             STEPS.values(),
             say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
         )
-        STALE = {(step.word, step.name) for step in left}
+    INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
 except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
@@ -84,16 +82,9 @@ def inputs_of(word, name):
             raise WorkflowError(
                 f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
-        return freshness.inputs(STEPS[word, wanted], is_stale, driver.forced(workflow))
+        return INPUTS(STEPS[word, wanted])
 
     return inputs
-
-
-def is_stale(step):
-    """As it was when planning began; a job asks anew."""
-    if STALE is None:
-        return not step.fresh(Path())
-    return (step.word, step.name) in STALE
 
 
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
