@@ -9,12 +9,22 @@ The steps' makers are replaced: an output holds its name and the digest of its r
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+
+PRELOADED = (
+    "dvc.cli", "dvc.commands.checkout", "dvc.commands.repro", "dvc.repo.checkout", "dvc.repo.reproduce", "dvc.stage.run",
+    "dvc.dependency", "dvc.output", "dvc.repo.index", "dvc.repo.scm_context", "dvc.stage.cache", "dvc.stage.loader", "dvc.lock", "dvc.rwlock", "dvc.cachemgr", "dvc.data_cloud", "dvc.parsing", "dvc.dvcfile",
+    "dvc_data.index.checkout", "dvc_data.index.build", "dvc_data.hashfile.build", "dvc_data.hashfile.state", "dvc_data.hashfile.checkout",
+    "dvc_data.hashfile.transfer", "scmrepo.git", "pygit2", "dulwich.repo", "dvc_objects.fs.local", "shortuuid", "networkx",
+    "snakemake.cli", "snakemake.api", "snakemake.workflow", "snakemake.executors.local", "snakemake.scheduling.job_scheduler",
+    "snakemake_executor_plugin_slurm", "eldistill.__main__", "eldistill.driver", "eldistill.steps",
+)  # fmt: skip
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -118,9 +128,8 @@ def _answer(line: socket.socket) -> None:
 
 def serve(address: str) -> None:
     """Import what takes long, then answer each call in a fork."""
-
-    from eldistill import __main__, driver, steps  # noqa: F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     door = socket.socket(socket.AF_UNIX)
     door.bind(address)
