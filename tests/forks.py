@@ -19,8 +19,9 @@ from pathlib import Path
 
 PRELOADED = (
     "dvc.cli", "dvc.commands.checkout", "dvc.commands.repro", "dvc.repo.checkout", "dvc.repo.reproduce", "dvc.stage.run",
-    "dvc.dependency", "dvc.output", "dvc.repo.index", "dvc.repo.scm_context", "dvc.stage.cache", "dvc.stage.loader", "dvc.lock", "dvc.rwlock", "dvc.cachemgr", "dvc.data_cloud", "dvc.parsing", "dvc.dvcfile",
-    "dvc_data.index.checkout", "dvc_data.index.build", "dvc_data.hashfile.build", "dvc_data.hashfile.state", "dvc_data.hashfile.checkout",
+    "dvc.dependency", "dvc.output", "dvc.repo.index", "dvc.repo.scm_context", "dvc.stage.cache", "dvc.stage.loader", "dvc.lock",
+    "dvc.rwlock", "dvc.cachemgr", "dvc.data_cloud", "dvc.parsing", "dvc.dvcfile", "dvc_data.index.checkout",
+    "dvc_data.index.build", "dvc_data.hashfile.build", "dvc_data.hashfile.state", "dvc_data.hashfile.checkout",
     "dvc_data.hashfile.transfer", "scmrepo.git", "pygit2", "dulwich.repo", "dvc_objects.fs.local", "shortuuid", "networkx",
     "snakemake.cli", "snakemake.api", "snakemake.workflow", "snakemake.executors.local", "snakemake.scheduling.job_scheduler",
     "snakemake_executor_plugin_slurm", "eldistill.__main__", "eldistill.driver", "eldistill.steps",

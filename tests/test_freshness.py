@@ -445,7 +445,7 @@ def base(tmp_path_factory, bins) -> Path:
     return path
 
 
-def real_sequence(base: Path, bins: Path, path: Path, seed: int, length: int = 9) -> None:
+def real_sequence(base: Path, bins: Path, path: Path, seed: int, length: int = 6) -> None:
     shutil.copytree(base, path, symlinks=True)
     it, chance, said = Real(path, bins), random.Random(seed), []
     it.commit()

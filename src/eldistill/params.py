@@ -446,10 +446,13 @@ def from_snakemake(config: dict, given: dict, root: str | Path = ".") -> Params:
         values = read_yaml((Path(root) / "params.yaml").read_text(encoding="utf-8"))
         for where, there, here in _differences(config, values):
             if where != "suite":
-                written = "has no such key" if here is None else f"has {here!r}"
+                what = "a section" if isinstance(there, dict) else repr(there)
+                has, also = "has none", ""
+                if here is not None:
+                    has, also = f"has {here!r}", f" (`dvc exp run -S {where}={there}` does)"
                 raise Problem(
-                    f"{where} is {there!r} by --config or --configfile, and params.yaml {written}; the steps read "
-                    f"params.yaml, so write it there (`dvc exp run -S {where}=…` does): only `--config suite=…` is obeyed"
+                    f"--config or --configfile gives {where} as {what}, and params.yaml {has}; steps and DVC read params.yaml, "
+                    f"so write it there{also}: only `--config suite=NAME` is obeyed"
                 )
     return from_values(config, root)
 
