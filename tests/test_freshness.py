@@ -7,6 +7,8 @@ ones check. A sequence is made again by its seed: `SEED=7 python -m pytest tests
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +30,8 @@ from eldistill.files import Problem
 from eldistill.recipes import WORDS, Plan, Step
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = {"data": "sets", "teacher": "teachers", "ensemble": "ensembles", "distil": "runs", "evaluate": "evaluations",
+           "tables": "tables"}  # fmt: skip
 SEED = int(os.environ.get("SEED", 0))
 
 
@@ -244,6 +248,31 @@ def test_an_edit_of_a_log_is_named_and_costs_no_training(tmp_path):
         (tmp_path / step.record).unlink()
     told.clear()
     assert freshness.refresh(toy.steps(), tmp_path, told.append) == [] == told
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "suite"),
+    [
+        ("data/digits/heldout", 300, "demo"), ("data/digits/judges", {"lr": 0.1}, "demo"), ("teacher/digits/P_mean", -1, "demo"),
+        ("teacher/digits/steps", 9, "demo"), ("ensemble/conv4/redraw", 3, "demo"), ("distil/supplements/el/weight", 0.3, "demo"),
+        ("distil/supplements/el/ensemble_seed", 5, "demo"),
+        ("distil/supplements/regression/per_data", {"digits": {"pairs": 64}}, "bench"), ("evaluate/neighbours", 5, "demo"),
+        ("evaluate/features", ["pixels"], "demo"), ("tables/grid", 6, "demo"), ("tables/confidence", 0.9, "demo"), ("threads", 2, "demo"),
+    ],
+)  # fmt: skip
+def test_the_dvc_stage_of_what_a_number_changes_depends_on_it(where, value, suite):
+    """Else its word is skipped by `dvc repro`, a later one makes its steps, and dvc.lock has the old results of it."""
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values = copy.deepcopy(shipped)
+    *above, last = where.split("/")
+    functools.reduce(lambda place, key: place.setdefault(key, {}), above, values)[last] = value
+    before, after = (Plan(params.from_values(each, ROOT)).suite(suite) for each in (shipped, values))
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    changed = {step.word for key, step in after.items() if key not in before or before[key].digest != step.digest}
+    assert changed
+    for word in WORDS:
+        upstream = {each for each in changed if f"data/{FOLDERS[each]}" in stages[word]["deps"]}
+        assert word not in changed or upstream or where.split("/")[0] in stages[word]["params"], word
 
 
 # --- the real Snakemake and the real DVC -----------------------------------------------------------------
