@@ -15,7 +15,7 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, cluster, doctor, export, files, params, recipes, sampling, state
+from eldistill import __main__, cluster, distil, doctor, export, files, params, recipes, sampling, state
 from eldistill.files import Problem
 
 made = test_distil.made  # the fixture
@@ -98,6 +98,40 @@ def test_orphans_are_told_to_end(tmp_path, slurm):
     assert len(told) == 1 and "2 jobs of an earlier snakemake are still there (11, 12)" in told[0]
     assert cluster.end_orphans(here, told.append) == [] and len(told) == 1
     assert cluster.jobs_of(other) == ["13"]
+
+
+def test_no_answer_of_slurm_is_no_answer(tmp_path, slurm, monkeypatch):
+    """A controller that is down does not say that a job has ended; a job that it has forgotten has."""
+    (tmp_path / "lock").write_text("process 1 on node7, job 345\n")
+    (slurm / "squeue").write_text(
+        "#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n"
+    )
+    assert cluster.running("345") is None and cluster.jobs_of(tmp_path) is None
+    with pytest.raises(Problem, match="squeue does not say whether process 1 on node7, job 345"), state.lock(tmp_path):
+        pass
+    told: list[str] = []
+    assert cluster.end_orphans(tmp_path, told.append) == [] and "squeue does not answer" in told[0]
+    (slurm / "squeue").write_text("#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2; exit 1\n")
+    assert cluster.running("345") is False
+    with state.lock(tmp_path):
+        pass
+    answers = iter([["11"], None, None, []])
+    monkeypatch.setattr(cluster, "jobs_of", lambda folder: next(answers))
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+    assert cluster.end_orphans(tmp_path, told.append) == ["11"] and not list(answers), "silence is no sign of an end"
+
+
+def test_what_git_does_not_say_is_not_known(tmp_path, monkeypatch):
+    """`git_dirty: false` only where git says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    about = distil.origin("0" * 64)
+    assert about["git_commit"] is None and about["git_dirty"] is None
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert distil.origin("0" * 64)["git_dirty"] is False
+    (tmp_path / "file").write_text("")
+    subprocess.run(["git", "add", "file"], check=True)
+    assert distil.origin("0" * 64)["git_dirty"] is True
 
 
 HOLD = "from eldistill import cluster; print(cluster.driver_lock()[0], flush=True); input()"
@@ -185,6 +219,26 @@ def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
     assert any("too little" in line for line in examined(capsys)["LOOK"])
     assert __main__.main(["doctor", "mine"]) == 1
     assert __main__.main(["doctor", "smook"]) == 2 and "smoke" in capsys.readouterr().err
+
+
+def test_the_doctor_names_what_is_stale_or_edited_and_planned_by_nobody(project, capsys):
+    """Results of another suite by other numbers, and a log that somebody has edited."""
+    plan, log = recipes.Plan(params.load()), Path("data/teachers/digits-smoke/log.csv")
+    log.write_text(log.read_text() + "\n")
+    found = examined(capsys)
+    assert any(str(log) in line and "it is kept" in line for line in found["LOOK"])
+    other = next(
+        each
+        for name in plan.params.values["suites"]
+        for each in plan.suite(name).values()
+        if each.name == "digits/judge-a"
+    )
+    files.write_text(Path(other.sidecar), "other numbers")
+    found = examined(capsys)["-"]
+    assert any(
+        "made by other numbers" in line and "data digits/judge-a" in line and "--config suite=" in line
+        for line in found
+    )
 
 
 def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):

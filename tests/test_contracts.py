@@ -374,9 +374,9 @@ def test_every_named_method_continues(bench, name):
     numbers = contract.numbers(module, {**section, **declared})
 
     def outcome(folder, stop):
-        job = lambda: bench.job(
-            section["file"], numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder
-        )  # noqa: E731
+        def job() -> loop.Job:
+            return bench.job(section["file"], numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder)
+
         if stop:
             first = Ending(job())
             first.after = 2

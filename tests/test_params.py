@@ -422,3 +422,32 @@ def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
     values["data"][data][key] = value
     with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; leave it away"):
         params.from_values(values, ROOT)
+
+
+# --- Snakemake's --config and --configfile --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device": "cuda"}, ["device as 'cuda'", "has none"]),
+        ({"threads": 2}, ["threads as 2", "has 1", "dvc exp run -S threads=2"]),
+        ({"suite": "smoke", "distil": {"micro_batch": 8}}, ["distil.micro_batch as 8"]),
+        ({"data": {"mine": {"source": "folder"}}}, ["data.mine as a section", "has none"]),
+    ],
+)
+def test_what_only_snakemake_would_see_is_refused(given, said):
+    """The steps read params.yaml: another number on Snakemake's command line would be planned and not computed."""
+    root = Path(params.__file__).parents[2]
+    config = params.merge(params.read_yaml((root / "params.yaml").read_text(encoding="utf-8")), given)
+    with pytest.raises(Problem) as caught:
+        params.from_snakemake(config, given, root)
+    assert all(each in str(caught.value) for each in said) and "\n" not in str(caught.value)
+
+
+def test_a_suite_and_numbers_that_params_yaml_has_are_accepted():
+    root = Path(params.__file__).parents[2]
+    values = params.read_yaml((root / "params.yaml").read_text(encoding="utf-8"))
+    given = {"suite": "smoke", "threads": values["threads"]}
+    assert params.from_snakemake(params.merge(values, given), given, root).values["suite"] == "smoke"
+    assert params.from_snakemake(params.merge(values, {"suite": "smoke"}), {"suite": "smoke"}, root)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eldistill import params, recipes, schema
+from eldistill import freshness, params, recipes, schema
 from eldistill.files import Problem, canonical, digest
 from eldistill.recipes import Plan
 
@@ -103,7 +103,11 @@ def test_every_step_is_found_again_by_its_name():
 
 def test_no_two_steps_write_the_same_file():
     for suite in SHIPPED["suites"]:
-        outputs = [path for step in steps(suite=suite).values() for path in (*step.outputs, step.sidecar, step.file)]
+        outputs = [
+            path
+            for step in steps(suite=suite).values()
+            for path in (*step.outputs, step.sidecar, step.record, step.file, step.token)
+        ]
         assert len(set(outputs)) == len(outputs)
 
 
@@ -436,10 +440,10 @@ def chain(tmp_path):
 def test_nothing_made_is_all_stale(tmp_path):
     every = list(plan().suite("smoke").values())
     start = time.time() - 5
-    assert recipes.refresh(every, tmp_path) == every
+    assert freshness.refresh(every, tmp_path) == every
     for step in every:
         assert (tmp_path / step.file).read_text(encoding="utf-8") == step.recipe
-        assert mtime(tmp_path, step.file) > start
+        assert mtime(tmp_path, step.token) > start and mtime(tmp_path, step.file) == 1
         assert not (tmp_path / step.sidecar).exists()
 
 
@@ -448,20 +452,23 @@ def test_all_made_is_fresh_whatever_a_checkout_did_to_mtimes(chain):
     future = time.time() + 1000
     for step in every:
         os.utime(root / step.sidecar, (future, future))
-    assert recipes.refresh(every, root) == []
+    assert freshness.refresh(every, root) == []
     for step in every:
-        assert mtime(root, step.file) == mtime(root, step.sidecar) == 1
+        assert mtime(root, step.file) == mtime(root, step.token) == mtime(root, step.sidecar) == 1
         assert mtime(root, step.outputs[0]) > 1
 
 
-def test_a_second_refresh_changes_nothing_but_stale_recipes(chain):
+def test_a_second_refresh_changes_nothing_but_the_tokens_of_stale_steps(chain):
     root, every = chain
-    (root / every[-1].sidecar).write_text("older")
-    assert recipes.refresh(every, root) == [every[-1]]
-    os.utime(root / every[-1].file, (2, 2))
-    assert recipes.refresh(every, root) == [every[-1]]
-    assert mtime(root, every[-1].file) > time.time() - 1000
-    assert (root / every[-1].sidecar).read_text() == "older"
+    step = every[-1]
+    (root / step.sidecar).write_text("older")
+    assert freshness.refresh(every, root) == [step]
+    token, inode = (root / step.token).read_text(), (root / step.file).stat().st_ino
+    os.utime(root / step.token, (2, 2))
+    assert freshness.refresh(every, root) == [step]
+    assert mtime(root, step.token) > time.time() - 1000 and (root / step.token).read_text() != token
+    assert (root / step.file).stat().st_ino == inode
+    assert (root / step.sidecar).read_text() == "older" and mtime(root, step.sidecar) == 1
 
 
 @pytest.mark.parametrize("loss", ["sidecar", "output", "other recipe"])
@@ -474,19 +481,19 @@ def test_a_step_is_stale_without_its_outputs_or_its_recipe(chain, loss):
         (root / step.outputs[1]).unlink()
     else:
         (root / step.sidecar).write_text(step.recipe.replace('"neighbours":3', '"neighbours":4'))
-    assert recipes.refresh(every, root) == [step]
-    assert mtime(root, step.file) > 1
+    assert freshness.refresh(every, root) == [step]
+    assert mtime(root, step.token) > 1
     make(step, root)
-    assert recipes.refresh(every, root) == []
-    assert mtime(root, step.file) == mtime(root, step.sidecar) == 1
+    assert freshness.refresh(every, root) == []
+    assert mtime(root, step.token) == mtime(root, step.sidecar) == 1
 
 
 def test_a_changed_number_makes_the_dependents_stale_and_changing_it_back_fresh(chain):
     root, every = chain
     changed = plan("evaluate/neighbours", 5)
     after = [changed.find(step.word, step.name) for step in every]
-    assert [step.name for step in recipes.refresh(after, root)] == ["digits/real"]
-    assert recipes.refresh(every, root) == []
+    assert [step.name for step in freshness.refresh(after, root)] == ["digits/real"]
+    assert freshness.refresh(every, root) == []
 
 
 def test_recipes_import_nothing_heavy():

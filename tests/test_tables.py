@@ -116,13 +116,6 @@ def add_suite(tmp_path):
     return tmp_path, runs
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """For tests of text alone: pictures take most of the time."""
-    for name in ("draw_curves", "draw_costs", "draw_radar", "draw_samples"):
-        monkeypatch.setattr(plots, name, lambda path, *others: path.touch())
-
-
 # --- numbers ------------------------------------------------------------------------------------------
 
 

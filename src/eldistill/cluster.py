@@ -74,30 +74,40 @@ def job_of(holder: str) -> str | None:
     return found[1] if found else None
 
 
-def running(job: str) -> bool:
-    """Whether Slurm says that a job is at work; False where there is no Slurm to ask."""
+def running(job: str) -> bool | None:
+    """Whether Slurm says that a job is at work; False where there is no Slurm to ask, None where it does not answer."""
     try:
         answer = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=60
         )
-    except (OSError, subprocess.SubprocessError):
+    except FileNotFoundError:
         return False
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if answer.returncode and "invalid job id" not in answer.stderr.lower():  # the answer for a job that ended long ago
+        return None
     return answer.stdout.strip() in ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING")
 
 
-def at_work_elsewhere(holder: str) -> bool:
-    """Whether a text names a running job that is not this one: where a file system's locks do not reach other nodes."""
+def at_work_elsewhere(holder: str) -> bool | None:
+    """Whether a text names a running job that is not this one: where a file system's locks do not reach other nodes. None
+    where Slurm does not answer."""
     job = job_of(holder)
-    return job is not None and job != os.environ.get("SLURM_JOB_ID") and running(job)
+    return running(job) if job is not None and job != os.environ.get("SLURM_JOB_ID") else False
 
 
-def jobs_of(folder: Path) -> list[str]:
-    """Slurm's jobs, waiting or at work, that a Snakemake in this folder has submitted; none where there is no Slurm."""
+def jobs_of(folder: Path) -> list[str] | None:
+    """Slurm's jobs, waiting or at work, that a Snakemake in this folder has submitted; none where there is no Slurm, None
+    where it does not answer."""
     wanted = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%k|%Z"]
     try:
         answer = subprocess.run(wanted, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
+    except FileNotFoundError:
         return []
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if answer.returncode:
+        return None
     rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
     return [
         job for job, comment, where in rows if comment.startswith("rule_") and Path(where.strip()) == folder.resolve()
@@ -111,11 +121,21 @@ def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> l
     to be the only one here, before it submits anything. Returns the jobs; does not wait longer than `patience` seconds.
     """
     found = jobs_of(root)
+    if found is None:
+        say(
+            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still be there; the locks of their runs hold"
+        )
+        return []
     if found:
         say(f"eldistill: {len(found)} jobs of an earlier snakemake are still there ({', '.join(found)}); they are told to save and "
             "to end, and continued")  # fmt: skip
         subprocess.run(["scancel", *found], capture_output=True, timeout=60)
     deadline = time.monotonic() + patience
-    while set(found) & set(jobs_of(root)) and time.monotonic() < deadline:
+    while _some_left(found, jobs_of(root)) and time.monotonic() < deadline:
         time.sleep(1)
     return found
+
+
+def _some_left(found: list[str], now: list[str] | None) -> bool:
+    # Of jobs that were told to end; no answer is no sign that they did.
+    return bool(found) and (now is None or bool(set(found) & set(now)))

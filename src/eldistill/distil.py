@@ -202,7 +202,9 @@ def origin(digest: str) -> dict:
     return {
         "command": " ".join(["python -m eldistill", *sys.argv[1:]]),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": None
+        if (status := _git("status", "--porcelain", "--untracked-files=no")) is None
+        else bool(status),
         "recipe": digest,
         "host": socket.gethostname(),
         "python": platform.python_version(),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eldistill import cluster, fetching, identity, params, recipes
+from eldistill import cluster, fetching, freshness, identity, params, recipes
 from eldistill.files import Problem
 from eldistill.sourcelock import LOCK
 
@@ -197,7 +197,20 @@ def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, "this file system has locks"
 
 
-CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _slurm, _locks)
+def _results(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
+    root = plan.params.root
+    for other, steps in freshness.abandoned(plan, suite, root):
+        yield (
+            None,
+            f"{len(steps)} results of the suite {other} were made by other numbers than params.yaml asks for, and the suite "
+            f"{suite} does not make them again: {freshness.names(steps)}; `snakemake all --config suite={other}` does",
+        )
+    for sentence in freshness.edits(plan.suite(suite).values(), root):
+        yield False, sentence
+
+
+CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _results, _slurm, _locks)
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
@@ -219,7 +232,7 @@ def examine(suite: str | None, say: Callable[[str], None]) -> bool:
 def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
     """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
     steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
-    named = {root / path for step in steps for path in (*step.outputs, step.sidecar)}
+    named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
     found = [
         path
         for folder in FOLDERS

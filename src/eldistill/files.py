@@ -16,7 +16,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -78,6 +78,30 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None) -> None:
+    """Write a text file that can be made again: whole or not at all, but without waiting for the disk.
+
+    It needs write access to the folder only, so it also replaces a file of another user there.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        try:
+            file = open(temporary, "w", encoding="utf-8")
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            file = open(temporary, "w", encoding="utf-8")
+        with file:
+            file.write(text)
+        if mtime is not None:
+            os.utime(temporary, (mtime, mtime))
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def write_json(path: str | os.PathLike, value) -> None:

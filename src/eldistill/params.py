@@ -15,6 +15,7 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -457,6 +458,35 @@ def load(path: str | Path = "params.yaml") -> Params:
     except yaml.YAMLError as error:
         raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
     return from_values(values, path.parent)
+
+
+def from_snakemake(config: dict, given: dict, root: str | Path = ".") -> Params:
+    """Params from Snakemake's config. given: what --config, --configfile and a profile put over params.yaml.
+
+    Only `suite` may be given there. The steps read params.yaml, and DVC records it: another number would be planned and
+    not computed. Raises Problem that names it.
+    """
+    if set(given) - {"suite"}:
+        values = read_yaml((Path(root) / "params.yaml").read_text(encoding="utf-8"))
+        for where, there, here in _differences(config, values):
+            if where != "suite":
+                what = "a section" if isinstance(there, dict) else repr(there)
+                has, also = "has none", ""
+                if here is not None:
+                    has, also = f"has {here!r}", f" (`dvc exp run -S {where}={there}` does)"
+                raise Problem(
+                    f"--config or --configfile gives {where} as {what}, and params.yaml {has}; steps and DVC read params.yaml, "
+                    f"so write it there{also}: only `--config suite=NAME` is obeyed"
+                )
+    return from_values(config, root)
+
+
+def _differences(one, other, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys((*one, *other)):
+            yield from _differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
+    elif one != other:
+        yield where, one, other
 
 
 def from_values(values, root: str | Path = ".") -> Params:

@@ -4,7 +4,7 @@
 A recipe is the canonical JSON of {step, versions, resolved parameters, digests of the recipes upstream}. It is
 written to data/scratch/recipes/ when the Snakefile is read, copied by the step beside its first output as
 `<output>.recipe`, and versioned with it. Equal: fresh for ever, whatever a checkout did to mtimes. Different:
-the step runs. This file imports nothing heavy.
+the step runs; freshness.py says how Snakemake is told. This file imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import functools
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eldistill import records
 from eldistill.fetching import TABLE, published, source
 from eldistill.files import Problem, canonical, digest, write_text
 from eldistill.identity import Identities, Source, named
@@ -55,6 +55,9 @@ USES = {
 }
 IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
+# Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
+# further up is reported only: a log.csv that was opened and saved must not cost a week of training.
+REMADE = ("evaluate", "tables")
 
 
 def uses(module: str) -> tuple[str, ...]:
@@ -167,13 +170,30 @@ class Step:
         """Where the step puts the recipe it followed."""
         return f"{self.outputs[0]}.recipe"
 
+    @property
+    def token(self) -> str:
+        """What tells Snakemake whether this step is stale: freshness.py writes it."""
+        return f"{SCRATCH}/recipes/{self.word}/{self.name}.stale"
+
+    @property
+    def record(self) -> str:
+        """What the files were when the step had made them; inside a folder that DVC keeps."""
+        first = self.outputs[0]
+        return f"{first if first.count('/') > 1 else first.replace('data/', 'data/evaluations/')}.made"
+
+    def changed(self, root: Path) -> list[str]:
+        """Outputs that somebody has changed since this step made them."""
+        return records.changed(root, self.record, self.digest)
+
     def fresh(self, root: Path) -> bool:
-        """Whether all outputs are there and were made by this recipe."""
+        """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too."""
         try:
-            same = (root / self.sidecar).read_text(encoding="utf-8") == self.recipe
+            with open(os.path.join(root, self.sidecar), encoding="utf-8") as file:
+                same = file.read() == self.recipe
         except OSError:
             return False
-        return same and all((root / output).exists() for output in self.outputs)
+        complete = same and all(os.path.exists(os.path.join(root, output)) for output in self.outputs)
+        return complete and not (self.word in REMADE and self.changed(root))
 
     def walk(self) -> Iterator[Step]:
         """This step and all upstream, upstream first, with repetitions."""
@@ -559,26 +579,3 @@ class Plan:
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
         raise Problem(f"{name!r} is nothing that `{word}` makes; see `python -m eldistill {word} --help`")
-
-
-def refresh(steps, root: str | Path = ".") -> list[Step]:
-    """Write the wanted recipes and set mtimes so that Snakemake runs exactly the stale steps; returns those.
-
-    A fresh step's recipe and sidecar get mtime 1, so that no checkout makes them look new; a stale step's
-    recipe is touched. Files of a colleague that cannot be touched are left as they are.
-    """
-    root, stale = Path(root), []
-    for step in steps:
-        wanted = root / step.file
-        if not wanted.exists() or wanted.read_text(encoding="utf-8") != step.recipe:
-            write_text(wanted, step.recipe)
-        fresh = step.fresh(root)
-        if not fresh:
-            stale.append(step)
-        for path, moment in ((wanted, 1 if fresh else time.time()), (root / step.sidecar, 1)):
-            if fresh or path == wanted:
-                try:
-                    os.utime(path, (moment, moment))
-                except (PermissionError, FileNotFoundError):
-                    pass
-    return stale

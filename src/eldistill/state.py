@@ -49,7 +49,12 @@ def lock(path: Path) -> Iterator[None]:
         print(f"eldistill: this file system has no locks ({error}); start no second copy of this run", file=sys.stderr)
     try:
         before = os.read(file, 200).decode(errors="replace").strip()
-        if cluster.at_work_elsewhere(before):
+        elsewhere = cluster.at_work_elsewhere(before)
+        if elsewhere is None:
+            raise Problem(
+                f"squeue does not say whether {before} is still at work on this run; repeat the command when it answers"
+            )
+        if elsewhere:
             raise Problem(f"{before} is already at work on this run; wait for it, or stop it and repeat the command")
         os.ftruncate(file, 0)
         os.pwrite(file, f"{cluster.me()}\n".encode(), 0)

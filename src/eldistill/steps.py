@@ -18,10 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import files, identity, params, schema
+from eldistill import files, identity, params, records, schema
 from eldistill.files import Problem
 from eldistill.identity import Identities
-from eldistill.recipes import SCRATCH, Plan, Step
+from eldistill.recipes import REMADE, SCRATCH, Plan, Step
 
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
@@ -64,6 +64,11 @@ def run(
                 f"{each.outputs[0]} was not made by the numbers that this step asks for; "
                 f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
+        if each.word in REMADE and (edited := each.changed(Path())):
+            raise Problem(
+                f"{edited[0]} changed since its step made it; run `python -m eldistill {each.word} {each.name}` first, "
+                "or `snakemake all`"
+            )
     if recipe["params"].get("snapshots") != step.params.get("snapshots"):
         raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
     identity.check(step.sources, recipe.get("sources", {}))
@@ -89,6 +94,7 @@ def run(
     if not first:
         return True
     plan.identities.record()
+    records.write(Path(), step.record, work.digest, step.outputs)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(step.sidecar, text)
     if work.state is not None:

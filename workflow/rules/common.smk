@@ -11,18 +11,28 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill import cluster, identity, params, recipes
+from eldistill import cluster, driver, freshness, identity, params, recipes
 from eldistill.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
 gc.set_threshold(200_000, 20, 20)
 
 try:
-    PARAMS = params.from_values(config, workflow.basedir)
+    PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
     # The driver looks at what lies outside git; a job takes what the driver recorded.
     PLAN = recipes.Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
     STEPS = PLAN.suite(SUITE)
+    stale = None
+    if workflow.is_main_process:
+        # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
+        ONLY_ONE, DRIVER = cluster.driver_lock()
+        stale = freshness.refresh(
+            STEPS.values(),
+            say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
+        )
+        PLAN.identities.record()
+    INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
 except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
@@ -44,10 +54,7 @@ if hasattr(JobScheduler, "_schedule_reevalutation"):
     JobScheduler._schedule_reevalutation = wake_once
 
 if workflow.is_main_process:
-    # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
-    ONLY_ONE, DRIVER = cluster.driver_lock()
-    recipes.refresh(STEPS.values())
-    PLAN.identities.record()
+    driver.obey_recipes(workflow, STEPS.values())
 
 
 onstart:
@@ -69,7 +76,7 @@ def outputs_of(*words):
 
 
 def inputs_of(word, name):
-    """Inputs of a rule: the recipe that is wanted, and those of the steps upstream, each written after its step's files."""
+    """Inputs of a rule: src/eldistill/freshness.py says which, and what they tell Snakemake."""
 
     def inputs(wildcards):
         wanted = name.format(**wildcards)
@@ -77,11 +84,7 @@ def inputs_of(word, name):
             raise WorkflowError(
                 f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
-        step = STEPS[word, wanted]
-        # What decides nothing about a step is waited for by a step that runs, and cannot make a fresh one run: not even
-        # `ancient` keeps Snakemake from that.
-        before = [] if step.fresh(Path()) else [above.sidecar for above in step.after]
-        return [step.file, *(above.sidecar for above in step.upstream), *before]
+        return INPUTS(STEPS[word, wanted])
 
     return inputs
 
