@@ -15,7 +15,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from eldistill import plots, results, tables, typeset
+from eldistill import results, tables, typeset
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parents[1]
