@@ -181,6 +181,14 @@ class Bench:
         return SimpleNamespace(**{**vars(method), "phases": chosen})
 
 
+@pytest.fixture(scope="session")
+def small_project(tmp_path_factory) -> Path:
+    """A project folder with packed digits, a teacher of 320 images and an ensemble: to copy, not to change."""
+    import test_distil
+
+    return test_distil.make(tmp_path_factory.mktemp("small"))
+
+
 @pytest.fixture
 def bench(tmp_path) -> Bench:
     """A Bench in the test's own folder."""

@@ -10,7 +10,7 @@ import conftest
 import pytest
 import test_distil
 
-from eldistill import __main__, cost, params, recipes
+from eldistill import __main__, cost, networks, params, recipes
 
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_distil.project  # the fixtures
@@ -33,7 +33,8 @@ def test_whole_recipes_cost_what_others_counted(run, flop):
 
 
 def test_the_published_networks_are_those_of_the_registry():
-    """Parameters as counted on the official configurations."""
+    """Parameters as counted on the official configurations; of one network of each kind by the command's own count too."""
+    kinds = set()
     for name, about in OFFICIAL.items():
         config = next((config for stem, config in cost.PUBLISHED.items() if name.startswith(stem.rstrip("-"))), None)
         if (
@@ -41,7 +42,12 @@ def test_the_published_networks_are_those_of_the_registry():
             and not name.endswith(("-ve", "-uncond"))
             or name.startswith("edm-cifar10-32x32-uncond-vp")
         ):
-            assert cost.operations(config)[2] == pytest.approx(about["num_parameters"], rel=1e-3), name
+            counted = sum(each.numel() for each in networks.outline(config).parameters())
+            assert counted == pytest.approx(about["num_parameters"], rel=1e-3), name
+            if config["network"] not in kinds:
+                kinds.add(config["network"])
+                assert cost.operations(config)[2] == counted, name
+    assert kinds == {"song", "adm", "edm2"}
 
 
 @pytest.mark.parametrize(

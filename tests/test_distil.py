@@ -18,9 +18,15 @@ DATA = "digits-smoke"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A project folder with a packed data set and a teacher of 320 images."""
+def made(tmp_path_factory, small_project) -> Path:
+    """A project folder with a packed data set and a teacher of 320 images: each module's own copy."""
     folder = tmp_path_factory.mktemp("distil")
+    shutil.copytree(small_project, folder, dirs_exist_ok=True)
+    return folder
+
+
+def make(folder: Path) -> Path:
+    """The one that is copied; conftest.py makes it once for all files."""
     for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)

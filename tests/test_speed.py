@@ -130,7 +130,7 @@ def trained(job: loop.Job, change) -> dict[str, torch.Tensor]:
 def test_blocks_computed_again_change_no_bit(bench, method, supplements):
     """With dropout, in every method; a supplement of a base loss without images goes back twice through one graph."""
     runs = [
-        trained(bench.job(method, supplements, dropout=0.3, folder=name, steps=3), change)
+        trained(bench.job(method, supplements, dropout=0.3, folder=name, steps=2), change)
         for name, change in (("kept", lambda nets: None), ("again", speed.recompute))
     ]
     assert runs[0].keys() == runs[1].keys()
@@ -162,7 +162,7 @@ def test_channels_beside_each_other_agree(bench, method, kind):
 
     def run(folder, change, stop=0):
         job = bench.job(
-            method, {"embedding": {}}, dtype=torch.float64, folder=folder, steps=6, optimiser={"kind": kind}
+            method, {"embedding": {}}, dtype=torch.float64, folder=folder, steps=4, optimiser={"kind": kind}
         )
         change(job.nets.values())
         work = loop.Loop(job)
@@ -179,7 +179,7 @@ def test_channels_beside_each_other_agree(bench, method, kind):
     wanted, found = run("plain", lambda nets: None), run("last", speed.channels_last)
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
-    run("stopped", speed.channels_last, stop=3)
+    run("stopped", speed.channels_last, stop=2)
     again = run("stopped", speed.channels_last)
     assert all(torch.equal(again[key], found[key]) for key in found)
 
