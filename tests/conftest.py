@@ -27,7 +27,15 @@ MEMBERS = [{"family": "conv", "norm": "none", "width": 4, "count": 1}, {"family"
 
 
 # Files of minutes, begun first: a worker that gets one last would end alone.
-LONG = ("test_workflow", "test_processes", "test_freshness", "test_gpu_benchmark", "test_contracts", "test_identity", "test_resume")
+LONG = (
+    "test_workflow",
+    "test_processes",
+    "test_freshness",
+    "test_gpu_benchmark",
+    "test_contracts",
+    "test_identity",
+    "test_resume",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

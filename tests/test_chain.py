@@ -8,13 +8,13 @@ from pathlib import Path
 
 from project import digests, tracked
 
-from eldistill import __main__, params, recipes
+from eldistill import __main__, freshness, params, recipes
 
 
 def stale() -> set[str]:
     """What a driver would make, by the recipes."""
     plan = recipes.Plan(params.load())
-    return {f"{step.word} {step.name}" for step in recipes.refresh(plan.suite("smoke").values())}
+    return {f"{step.word} {step.name}" for step in freshness.refresh(plan.suite("smoke").values())}
 
 
 def test_from_data_to_tables_and_again_where_a_number_changed(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ import test_distil
 import torch
 from safetensors.torch import load_file, save_file
 
-from eldistill import __main__, files, networks, sampling
+from eldistill import __main__, files, listing, networks, sampling
 from eldistill.files import Problem
 from eldistill.networks import ddpm
 from eldistill.teacher import convert, train
@@ -158,7 +158,7 @@ def test_a_folder_there_and_back(tmp_path):
     assert all(torch.equal(value, net.state_dict()[f"model.unet.{name}"]) for name, value in unet.state_dict().items())
     about = files.load_tensors(tmp_path / "teacher.safetensors")[1]
     assert (
-        about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / convert.WEIGHTS)
+        about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
         and about["codec"] == convert.PIXELS
     )
     assert convert.folder(tmp_path / "ddpm/unet")[0] == convert.folder(tmp_path / "ddpm")[0]
@@ -170,12 +170,12 @@ def spoil(folder: Path, file: str, **changes) -> None:
 
 
 def only_pickles(folder: Path) -> None:
-    (folder / "unet" / convert.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+    (folder / "unet" / listing.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
 
 
 def weights(change):
     def spoiled(folder: Path) -> None:
-        path = folder / "unet" / convert.WEIGHTS
+        path = folder / "unet" / listing.WEIGHTS
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path)
@@ -206,7 +206,7 @@ SPOILED = {
     "whole numbers": (weights(lambda t: t.update({"conv_in.bias": t["conv_in.bias"].int()})), "expected .* of finite floats"),
     "another shape": (weights(lambda t: t.update({"conv_in.bias": t["conv_in.bias"][:3].clone()})), "expected .* of finite floats"),
     "a tensor too many": (weights(lambda t: t.update(more=torch.ones(1))), "the first other one is 'model.unet.more'"),
-    "half a file": (lambda f: (f / "unet" / convert.WEIGHTS).write_bytes(b"\x08" + bytes(20)), "is damaged"),
+    "half a file": (lambda f: (f / "unet" / listing.WEIGHTS).write_bytes(b"\x08" + bytes(20)), "is damaged"),
 }  # fmt: skip
 
 

@@ -391,7 +391,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_succeeds_later(project
     assert "no space left on the disk" in text and "repeat the command" in text
     full()
     assert program.main(["data", f"full/{item}"]) == 0
-    assert len([name for name in tree() if name.startswith("data/sets/full")]) == (2 if item == "images" else 4)
+    assert len([name for name in tree() if name.startswith("data/sets/full")]) == (3 if item == "images" else 6)
 
 
 def test_a_full_disk_leaves_the_older_file_as_it_was(project, capsys, full):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_workflow import Project
+from project import Project
 
 from eldistill import __main__, doctor, hashes, identity, listing, params, recipes, schema, sourcelock, steps
 from eldistill.files import Problem

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eldistill import __main__, contract, data, files, latents, loop, noise, packing, params, recipes, state
+from eldistill import __main__, contract, data, files, latents, listing, loop, noise, packing, params, recipes, state
 from eldistill.files import NonFinite, Problem
 from eldistill.networks import build
 from eldistill.teacher import convert, train
@@ -453,14 +453,14 @@ def test_a_folder_of_diffusers_is_read_as_it_was_saved(tiny):
             torch.cat([vae.decode(part).sample for part in z.split(latents.CHUNK)]).clamp(0, 1).mul(255).to(torch.uint8)
         )
     assert torch.equal(data.decode(x, EDM2 | {"vae": folder}), wanted)
-    tensors, _ = files.load_tensors(Path(folder) / latents.WEIGHTS, foreign=True)
+    tensors, _ = files.load_tensors(Path(folder) / listing.WEIGHTS, foreign=True)
     old = {}
     for name, each in tensors.items():
         for before, now in latents.OLD_NAMES.items():
             name = name.replace(f".attentions.0.{now}.", f".attentions.0.{before}.")
         old[name] = each[..., None, None].clone() if name.endswith("query.weight") else each.clone()
     assert sum(".query." in name or ".proj_attn." in name for name in old) == 8, "both halves have attention"
-    files.save_tensors(Path(folder) / latents.WEIGHTS, old, {})
+    files.save_tensors(Path(folder) / listing.WEIGHTS, old, {})
     latents.load.cache_clear()
     assert torch.equal(data.decode(x, EDM2 | {"vae": folder}), wanted)
 
@@ -479,11 +479,11 @@ def test_the_settings_of_the_published_autoencoder_are_its_own(tiny):
 def test_a_bad_folder_is_one_sentence(tiny, kind):
     folder = Path(tiny[0])
     if kind == "other weights":
-        files.save_tensors(folder / latents.WEIGHTS, {"x": torch.zeros(2)}, {})
+        files.save_tensors(folder / listing.WEIGHTS, {"x": torch.zeros(2)}, {})
     elif kind == "another network":
         files.write_json(folder / "config.json", {**TINY, "block_out_channels": [8, 8]})
     else:
-        (folder / (latents.WEIGHTS if kind == "no weights" else "config.json")).unlink()
+        (folder / (listing.WEIGHTS if kind == "no weights" else "config.json")).unlink()
     with pytest.raises(Problem, match="is no AutoencoderKL of the expected architecture|is missing") as caught:
         latents.load(str(folder))
     assert "\n" not in str(caught.value)

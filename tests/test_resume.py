@@ -399,7 +399,7 @@ def test_command_stops_with_75_and_continues(inputs, tmp_path, monkeypatch, caps
     monkeypatch.setattr(loop.Loop, "iterate", iterate)
     assert __main__.main(["distil", RUN]) == 0
     assert "continuing at 128 of 320 images" in capsys.readouterr().out
-    assert digests(parted) == digests(whole) and len(digests(whole)) == 1 + 14 + 1 + 1
+    assert digests(parted) == digests(whole) and len(digests(whole)) == 1 + 14 + 1 + 2
     assert __main__.main(["distil", RUN]) == 0 and "is up to date" in capsys.readouterr().out
 
 
@@ -483,7 +483,7 @@ def test_kill_9_at_random_moments(inputs, tmp_path):
     code, told = killed(whole, None, last, 60)
     assert code == 0, told
     wanted = digests(whole)
-    assert len(wanted) == 1 + 14 + 1 + 1
+    assert len(wanted) == 1 + 14 + 1 + 2
     while kills < 20:
         finished += 1
         parted = project(inputs, tmp_path / f"parted-{finished}", n_images)
