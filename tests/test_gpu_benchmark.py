@@ -36,6 +36,9 @@ class Without:
     def find_spec(self, name, path=None, target=None):
         return None if name.split(".")[0] in {HEAVY} else self.finder.find_spec(name, path, target)
 
+    def __getattr__(self, name):  # importlib.metadata asks it for installed packages
+        return getattr(self.finder, name)
+
 
 sys.meta_path[:] = [Without(each) if hasattr(each, "find_spec") else each for each in sys.meta_path]
 """
