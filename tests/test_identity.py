@@ -19,7 +19,7 @@ import pytest
 import yaml
 from project import Project
 
-from eldistill import __main__, doctor, hashes, identity, listing, params, recipes, schema, sourcelock, steps
+from eldistill import __main__, doctor, freshness, hashes, identity, listing, params, recipes, schema, sourcelock, steps
 from eldistill.files import Problem
 from eldistill.identity import Identities, Source
 
@@ -599,7 +599,7 @@ def job(name: str = "mine/images") -> str:
     """Plan as the driver does, and give the recipe to a job."""
     found = Identities(measured=True, say=lambda line: None)
     step = recipes.Plan(params.load(), found).find("data", name)
-    recipes.refresh([step])
+    freshness.refresh([step])
     found.record()
     return step.file
 
