@@ -667,6 +667,7 @@ def parts(name: str) -> set[str]:
 
 
 BOTTOM = {"mmd", "noise", "augment", "params", "schema", "recipes", "files", "fetching", "networks"} | parts("networks")
+BOTTOM |= {"identity", "hashes", "listing", "sourcelock"}
 ABOVE = {"loop", "distil", "steps", "evaluate", "tables", "state", "__main__", "sampling", "judges", "helptext"}
 
 
@@ -682,7 +683,7 @@ def test_methods_and_supplements_import_downwards(kind, file):
     *sorted(PACKAGE.glob("networks/*.py")), *(PACKAGE / f"{name}.py" for name in sorted(BOTTOM) if (PACKAGE / f"{name}.py").exists()),
 ], ids=lambda path: str(path.relative_to(PACKAGE)))  # fmt: skip
 def test_the_bottom_imports_nothing_above_it(path):
-    """mmd, networks, noise, augment, params, schema, recipes, files and fetching import only each other."""
+    """mmd, networks, noise, augment, params, schema, recipes, files, fetching and what identities need import only each other."""
     assert imports(path) <= BOTTOM
 
 
