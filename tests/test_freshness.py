@@ -19,13 +19,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forks
 import pytest
 import snakemake_rule as rule
 import yaml
+from snakemake.exceptions import WorkflowError
 
-from eldistill import freshness, params, recipes
+from eldistill import driver, freshness, params, recipes
 from eldistill.files import Problem
 from eldistill.recipes import WORDS, Plan, Step
 
@@ -248,6 +250,30 @@ def test_an_edit_of_a_log_is_named_and_costs_no_training(tmp_path):
         (tmp_path / step.record).unlink()
     told.clear()
     assert freshness.refresh(toy.steps(), tmp_path, told.append) == [] == told
+
+
+def test_a_run_that_leaves_a_step_stale_does_not_end_well(tmp_path, monkeypatch):
+    """Whatever Snakemake believes: a DVC stage would record it. A dry run and the user's own word are let through."""
+    monkeypatch.chdir(tmp_path)
+    toy = Toy(Path(), random.Random(0))
+    toy.run()
+    toy.numbers["d"] = 1
+
+    def end(targets=frozenset(), **given) -> None:
+        settings = SimpleNamespace(targets=targets, until=set(), omit_from=set(), batch=None, rerun_triggers=None)
+        values = {"dryrun": False, "touch": False, "workflow_settings": SimpleNamespace(consider_ancient={}), **given}
+        workflow = SimpleNamespace(dag_settings=settings, execute=lambda: None, **values)
+        driver.obey_recipes(workflow, toy.steps())
+        assert [str(each) for each in settings.rerun_triggers] == ["mtime"]
+        workflow.execute()
+
+    for targets in (set(), {"all"}, {"evaluate"}, {"data/sets/d/1"}):
+        with pytest.raises(WorkflowError, match="evaluate d is still not what params.yaml asks for"):
+            end(targets)
+    end({"distil"})
+    end(dryrun=True)
+    end(touch=True)
+    end(workflow_settings=SimpleNamespace(consider_ancient={"x": {0}}))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def _silenced(path: str) -> bool:
 
 def _later(step: Step, root: Path) -> float:
     # Than its oldest output, whatever the clock of the machine that wrote it says.
-    for path in (step.sidecar, *step.outputs):
+    there = os.path.isdir(os.path.dirname(os.path.join(root, step.sidecar)))
+    for path in (step.sidecar, *step.outputs) if there else ():
         with contextlib.suppress(OSError):
             return max(time.time(), os.stat(root / path).st_mtime + 1)
     return time.time()
@@ -106,9 +107,8 @@ class Inputs:
         """The wanted recipe, the sidecars upstream, the token last."""
         if self._stale(step):
             # What decides nothing about a step is waited for by a step that runs, and cannot make a fresh one run.
-            above = [each.sidecar for each in (*step.upstream, *step.after)]
-            hidden = self.behind(step) if self.found else {}
-            above += [path for path in hidden if path not in above]
+            near = dict.fromkeys(each.sidecar for each in (*step.upstream, *step.after))
+            above = [*(near | self.behind(step) if self.found else near)]
         elif self.forced:
             above = [each.sidecar for each in step.upstream]
         else:
@@ -132,7 +132,10 @@ class Inputs:
         if key not in self._behind:
             found: dict[str, None] = {}
             for above in step.upstream:
-                found |= {above.sidecar: None} if self._stale(above) else self.behind(above)
+                if self._stale(above):
+                    found[above.sidecar] = None
+                else:
+                    found.update(self.behind(above))
             self._behind[key] = found
         return self._behind[key]
 
