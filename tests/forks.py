@@ -2,9 +2,11 @@
 """Runs snakemake, dvc and the steps of a project by forking a process that has imported them: a tenth of the time.
 
 Only the start differs: every command is a process of its own, with its own arguments, folder, environment and exit code.
-The steps' makers are replaced: an output holds its name and the digest of its recipe, and nothing is trained.
+The code of the steps is that of this checkout, whatever the project holds. Unless it serves whole steps, their makers are
+replaced: an output holds its name and the digest of its recipe, and nothing is trained.
 
     python tests/forks.py SOCKET         serves until it is killed
+    python tests/forks.py SOCKET whole   with the real makers
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PRELOADED = (
@@ -27,6 +32,16 @@ PRELOADED = (
     "snakemake_executor_plugin_slurm", "eldistill.__main__", "eldistill.driver", "eldistill.steps",
 )  # fmt: skip
 
+# What the real makers need besides.
+WHOLE = (
+    "torch", "torch._dynamo", "numpy", "scipy.linalg", "sklearn.datasets", "pandas", "PIL.Image", "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg", "eldistill.distil", "eldistill.evaluate", "eldistill.features", "eldistill.judges",
+    "eldistill.loop", "eldistill.packing", "eldistill.report", "eldistill.sampling", "eldistill.sheets", "eldistill.tables",
+    "eldistill.ensemble.seed", "eldistill.ensemble.conv", "eldistill.methods.diff_instruct", "eldistill.networks.song",
+    "eldistill.supplements.embedding", "eldistill.teacher.check", "eldistill.teacher.train",
+)  # fmt: skip
+ROOT = Path(__file__).parents[1]
+
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 line = socket.socket(socket.AF_UNIX)
@@ -38,6 +53,21 @@ sys.exit(int(line.recv(8) or 1))
 """
 
 
+@contextmanager
+def serving(folder: Path, whole: bool = False) -> Iterator[Path]:
+    """A server for as long as the context lasts; gives a folder with snakemake, dvc and python for the PATH."""
+    programs(folder / "bin", folder / "door")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1",
+                   "MPLBACKEND": "agg"}  # fmt: skip
+    command = [sys.executable, __file__, str(folder / "door"), *(["whole"] if whole else [])]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        try:
+            yield folder / "bin"
+        finally:
+            server.kill()
+
+
 def content(output: str, digest: str) -> str:
     """What the stand-in of a step writes."""
     return json.dumps({"output": output, "recipe": digest}) + "\n"
@@ -45,7 +75,7 @@ def content(output: str, digest: str) -> str:
 
 def programs(folder: Path, address: Path) -> None:
     """Write snakemake, dvc and python into a folder for the PATH."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("snakemake", "dvc", "python"):
         (folder / name).write_text(CLIENT.format(python=sys.executable, socket=str(address), name=name))
         (folder / name).chmod(0o755)
@@ -60,7 +90,7 @@ def make(work) -> None:
         output.write_text(content(str(output), work.digest))
 
 
-def run(name: str, arguments: list[str]) -> int:
+def run(name: str, arguments: list[str], whole: bool = False) -> int:
     """One command, in this process."""
     if name == "snakemake":
         sys.executable = str(Path(os.environ["PATH"].split(os.pathsep)[0]) / "python")
@@ -73,6 +103,8 @@ def run(name: str, arguments: list[str]) -> int:
 
     from eldistill import __main__, steps
 
+    if whole:
+        return __main__.main(arguments[2:])
     if arguments[:3] != ["-m", "eldistill", "cost"]:  # which Snakemake starts when a run begins
         steps.MAKERS = dict.fromkeys(steps.MAKERS, make)
         steps._threads = lambda *given: None
@@ -97,7 +129,7 @@ def _snakemake(arguments: list[str]) -> int:
     return 0
 
 
-def _answer(line: socket.socket) -> None:
+def _answer(line: socket.socket, whole: bool) -> None:
     size, descriptors, _, _ = socket.recv_fds(line, 4, 3)
     told = b""
     while len(told) < int.from_bytes(size, "big"):
@@ -113,7 +145,7 @@ def _answer(line: socket.socket) -> None:
     sys.argv = [name, *arguments]
     code = 1
     try:
-        code = run(name, arguments)
+        code = run(name, arguments, whole)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -127,9 +159,9 @@ def _answer(line: socket.socket) -> None:
         os._exit(0)
 
 
-def serve(address: str) -> None:
+def serve(address: str, whole: bool) -> None:
     """Import what takes long, then answer each call in a fork."""
-    for name in PRELOADED:
+    for name in (*PRELOADED, *(WHOLE if whole else ())):
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     door = socket.socket(socket.AF_UNIX)
@@ -140,9 +172,9 @@ def serve(address: str) -> None:
         line, _ = door.accept()
         if os.fork() == 0:
             door.close()
-            _answer(line)
+            _answer(line, whole)
         line.close()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], "whole" in sys.argv[2:])

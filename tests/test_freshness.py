@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from types import SimpleNamespace
 import forks
 import pytest
 import snakemake_rule as rule
-import yaml
+from conftest import read_yaml, write_yaml
 from snakemake.exceptions import WorkflowError
 
 from eldistill import driver, freshness, params, recipes
@@ -288,12 +287,12 @@ def test_a_run_that_leaves_a_step_stale_does_not_end_well(tmp_path, monkeypatch)
 )  # fmt: skip
 def test_the_dvc_stage_of_what_a_number_changes_depends_on_it(where, value, suite):
     """Else its word is skipped by `dvc repro`, a later one makes its steps, and dvc.lock has the old results of it."""
-    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
+    shipped = read_yaml((ROOT / "params.yaml").read_text())
     values = copy.deepcopy(shipped)
     *above, last = where.split("/")
     functools.reduce(lambda place, key: place.setdefault(key, {}), above, values)[last] = value
     before, after = (Plan(params.from_values(each, ROOT)).suite(suite) for each in (shipped, values))
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = read_yaml((ROOT / "dvc.yaml").read_text())["stages"]
     changed = {step.word for key, step in after.items() if key not in before or before[key].digest != step.digest}
     assert changed
     for word in WORDS:
@@ -335,7 +334,7 @@ class Real:
         return text
 
     def values(self) -> dict:
-        return yaml.safe_load((self.path / "params.yaml").read_text())
+        return read_yaml((self.path / "params.yaml").read_text())
 
     def number(self, where: str, value) -> None:
         values = place = self.values()
@@ -343,7 +342,7 @@ class Real:
         for key in above:
             place = place.setdefault(key, {})
         place[last] = value
-        (self.path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        (self.path / "params.yaml").write_text(write_yaml(values, sort_keys=False))
 
     def steps(self) -> list[Step]:
         return list(Plan(params.from_values(self.values(), self.path)).suite("smoke").values())
@@ -392,9 +391,7 @@ class Real:
 
     def lock_is_true(self) -> None:
         """Where dvc.lock has the present numbers of a word, it has results of these numbers."""
-        lock = (
-            yaml.safe_load((self.path / "dvc.lock").read_text())["stages"] if (self.path / "dvc.lock").exists() else {}
-        )
+        lock = read_yaml((self.path / "dvc.lock").read_text())["stages"] if (self.path / "dvc.lock").exists() else {}
         values, steps = self.values(), self.steps()
         for word, stage in lock.items():
             if any(values.get(key) != value for key, value in stage["params"]["params.yaml"].items()):
@@ -458,16 +455,8 @@ class Real:
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory):
     """A folder with snakemake, dvc and python, forked from one process."""
-    folder = tmp_path_factory.mktemp("forks")
-    address = folder / "door"
-    forks.programs(folder / "bin", address)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, forks.__file__, str(address)], env=environment, stdout=subprocess.PIPE
-    ) as server:
-        assert server.stdout.readline() == b"ready\n"
-        yield folder / "bin"
-        server.kill()
+    with forks.serving(tmp_path_factory.mktemp("forks")) as programs:
+        yield programs
 
 
 @pytest.fixture(scope="module")
@@ -483,11 +472,11 @@ def base(tmp_path_factory, bins) -> Path:
         if tracked and (ROOT / name).exists():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, path / name)
-    values = yaml.safe_load((path / "params.yaml").read_text())
+    values = read_yaml((path / "params.yaml").read_text())
     values |= {"suite": "smoke", "suites": {"smoke": values["suites"]["smoke"]}}
     values["evaluate"] = {"features": ["pixels"], "neighbours": 3}
     values["teacher"]["digits-smoke"]["check"] = {"features": "pixels"}
-    (path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    (path / "params.yaml").write_text(write_yaml(values, sort_keys=False))
     with open(path / ".gitignore", "a") as file:
         file.write("/planned.json\n/fail\n")
     it = Real(path, bins)

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from project import BIN, ROOT, digests, project, smoke  # noqa: F401  (the fixtures)
+from project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
 RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
 COLLECT = {"evaluate suite/smoke", "tables smoke"}
 
 
-def test_life_of_a_project(smoke, project):  # noqa: F811
+def test_life_of_a_project(smoke, quick):  # noqa: F811
     """First run, recording, edits, clones, old commits: exactly the stale steps run, never a stale student."""
+    project = quick  # noqa: F811
     first = set(json.loads((smoke / "first.json").read_text()))
     assert {
         f"distil {RUN_EL}",
@@ -80,7 +81,7 @@ def test_life_of_a_project(smoke, project):  # noqa: F811
     # By hand equals by workflow, bit for bit.
     before = digests(clone, f"data/runs/{RUN_EL}/*.safetensors") | digests(clone, f"data/runs/{RUN_EL}/log.csv")
     clone.edit("distil", "micro_batch", value=0)
-    assert clone.ran(sys.executable, "-m", "eldistill", "distil", RUN_EL, "--force") == {f"distil {RUN_EL}"}
+    assert clone.ran("python", "-m", "eldistill", "distil", RUN_EL, "--force") == {f"distil {RUN_EL}"}
     assert digests(clone, f"data/runs/{RUN_EL}/*.safetensors") | digests(clone, f"data/runs/{RUN_EL}/log.csv") == before
     assert clone.nothing_to_do()
 
@@ -155,9 +156,9 @@ def test_results_travel_through_s3(project, s3):  # noqa: F811
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(10, marks=pytest.mark.slow)])
-def test_runs_at_once_do_not_collide(project, count):  # noqa: F811
+def test_runs_at_once_do_not_collide(quick, count):  # noqa: F811
     """Seeds of one arm with as many jobs at a time: each ran once, none has another's result, nothing is left behind."""
-    clone = project
+    clone = quick
     grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["el"], "seeds": list(range(10, 10 + count))}
     clone.edit("suites", "smoke", value=[grid])
     ran = clone.ran("snakemake", "distil", "-j", str(count))
@@ -166,7 +167,7 @@ def test_runs_at_once_do_not_collide(project, count):  # noqa: F811
     found = digests(clone, "data/runs/digits-smoke/di/el/1?/generator_ema.safetensors")
     assert len(set(found.values())) == len(found) == count
     assert not list((clone.path / "data").rglob("*.tmp*")) and not list((clone.path / "data/scratch/state").glob("*"))
-    clone.run(sys.executable, "-m", "eldistill", "distil", runs[-2], "--force")
+    clone.run("python", "-m", "eldistill", "distil", runs[-2], "--force")
     assert digests(clone, "data/runs/digits-smoke/di/el/1?/generator_ema.safetensors") == found
 
 
