@@ -489,7 +489,7 @@ def base(tmp_path_factory, bins) -> Path:
     return path
 
 
-def real_sequence(base: Path, bins: Path, path: Path, seed: int, length: int = 6) -> None:
+def real_sequence(base: Path, bins: Path, path: Path, seed: int, length: int = 5) -> None:
     shutil.copytree(base, path, symlinks=True)
     it, chance, said = Real(path, bins), random.Random(seed), []
     it.commit()
@@ -502,6 +502,27 @@ def real_sequence(base: Path, bins: Path, path: Path, seed: int, length: int = 6
         assert it.planned() == set()
     except AssertionError as error:
         raise AssertionError(f"seed {seed}: {'; '.join(said)}: {error}") from None
+
+
+def test_there_and_back_and_there_again(base, bins, tmp_path):
+    """A is made, B is made, A is checked out, B's number is put in by hand: Snakemake remembers every checksum of B, and has
+    to make it again; `dvc repro` records no B beside A."""
+    shutil.copytree(base, tmp_path / "project", symlinks=True)
+    it, (where, (_, value)) = Real(tmp_path / "project", bins), ("distil/supplements/el/weight", (0.7, 0.35))
+    it.commit()
+    it.number(where, value)
+    it.snakemake("all")
+    it.repro(None)
+    it.commit()
+    it.do("git", "checkout", "-qf", it.commits[0])
+    it.do("dvc", "checkout", "-qf")
+    assert it.planned() == set()
+    it.number(where, value)
+    before = len(it.log())
+    it.snakemake("all")
+    run = "digits-smoke/di/el/0"
+    assert set(it.log()[before:]) == {f"distil {run}", f"evaluate {run}", "evaluate suite/smoke", "tables smoke"}
+    it.repro(None)
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 5))

@@ -97,7 +97,7 @@ def run(tmp_path_factory) -> tuple[int, str, dict]:
     """The command on toy networks, some of its items broken, without the packages of the workflow: code, output, results."""
     folder = tmp_path_factory.mktemp("gpu")
     breaks = [f"--break={name}={how}" for name, how in BROKEN.items()]
-    process = started(folder, "--minutes", "0.5", *breaks, heavy=False)
+    process = started(folder, "--minutes", "0.4", *breaks, heavy=False)
     said, _ = process.communicate(timeout=240)
     assert {path.name for path in (folder / "out").iterdir()} == {"gpu-results.json", "log.txt"}
     return process.returncode, said, read(folder)

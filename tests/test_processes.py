@@ -40,7 +40,7 @@ MORE = {
     "clipped": ("sid", {}, {"optimiser": {"clip": 0.5, "warmup_images": 40}}),
 }  # fmt: skip
 CASES = {**{method: (method, {}, {}) for method in METHODS}, **MORE}
-BATCH, STEPS = 16, 8  # past every warm-up, every `diagnose`, and the first redraw of labels
+BATCH, STEPS = 16, 6  # past every warm-up, every `diagnose`, and the first redraw of labels
 STOP = 3  # where a run of one number of processes ends and one of another goes on
 FEW = ("el", "dmd2")  # with four processes these are tried every time, the others by `make test-slow`
 every = pytest.mark.parametrize(
