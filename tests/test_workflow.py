@@ -245,6 +245,8 @@ def test_dvc_stages_are_the_six_words():
         assert stage["cmd"] == f"snakemake {word} --config suite=${{suite}}"
         assert {word, "suite", "suites"} <= set(stage["params"])
         assert "workflow/versions.json" in stage["deps"]
+        # Recipes of these words hold versions and digests of rows of the table.
+        assert ("data/sources.csv" in stage["deps"]) == (word in ("data", "teacher", "evaluate"))
         for out in [*stage["outs"], *stage.get("metrics", [])]:
             (options,) = out.values()
             assert options["persist"] is True, out
