@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import check
 import pytest
 import yaml
 
@@ -149,6 +150,16 @@ def test_named_files_exist():
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT)
     assert len(links) > 8
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("promise", check.PROMISES)
+def test_make_check_finds_the_test_of_a_promise(promise):
+    file, _, name = check.PROMISES[promise].partition("::")
+    assert (
+        f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+        if name
+        else (ROOT / "tests" / file).exists()
+    )
 
 
 def test_make_targets_exist():
