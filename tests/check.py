@@ -17,6 +17,11 @@ TESTS = Path(__file__).parent
 PROMISES = {  # sentence: the test that would fail first if it were broken
     "The six steps go from data to tables, and one changed number makes again exactly what depends on it":
         "test_chain.py::test_from_data_to_tables_and_again_where_a_number_changed",
+    "After a checkout, an edit or a lost file Snakemake plans exactly what is stale":
+        "test_freshness.py::test_what_is_stale_is_planned_in_2000_sequences_with_the_model",
+    "Pictures that are replaced under the same path make stale what was made of them":
+        "test_identity.py::test_content_and_names_decide_and_times_do_not",
+    "No table in git is stale": "test_tables_in_git.py::test_no_table_in_git_is_stale",
     "Each number of params.yaml belongs to the recipes of those steps alone that it decides":
         "test_recipes.py::test_a_number_changes_exactly_what_depends_on_it",
     "A stopped run resumes to the bits of an uninterrupted one":
@@ -31,8 +36,7 @@ PROMISES = {  # sentence: the test that would fail first if it were broken
     "DMD and SiD have their closed forms": "test_methods_gaussian.py::test_dmd_gradient",
     "SiD follows the authors' trajectory": "test_methods_golden.py::test_trajectory_of_sid",
     "DMD2 follows the authors' trajectory": "test_methods_golden.py::test_trajectory_of_dmd2",
-    "EDM's networks give EDM's numbers": "test_networks.py::test_outputs_match_the_original",
-    "EDM2's and ADM's networks give their numbers": "test_networks_adm_edm2.py::test_outputs_match_the_original",
+    "The networks of EDM, ADM and EDM2 give the originals' numbers": "test_networks.py::test_outputs_match_the_original",
     "Heun's sampler is the original's": "test_sampling.py::test_heun_is_the_originals",
     "The Fréchet distance is its formula": "test_evaluate.py::test_the_frechet_distance_is_the_golden_one",
     "KID is the unbiased statistic": "test_evaluate.py::test_kid_is_the_u_statistic_of_explicit_loops",
