@@ -54,7 +54,7 @@ PROMISES = {  # sentence: the test that would fail first if it were broken
         "test_cluster.py::test_a_model_is_loaded_with_torch_and_safetensors_alone",
     "README's numbers are those of the tables in git": "test_readme.py::test_the_demo_table_is_the_committed_one",
     "The tables in git are those of dvc.lock": "test_readme.py::test_the_tables_are_those_of_the_lock",
-    "What a published number is stands beside ours": "test_published.py",
+    "Published figures stand beside ours, each with its source": "test_published.py",
 }  # fmt: skip
 
 
