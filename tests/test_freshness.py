@@ -235,6 +235,19 @@ def test_a_sidecar_of_a_colleague_makes_nothing_run(tmp_path, monkeypatch):
     assert toy.plan()[2] == {"teacher b", "distil c", "evaluate d"}
 
 
+def test_results_that_are_planned_by_nobody_are_named(tmp_path):
+    """A run of another suite with other numbers is; one that is fresh, one of this suite, and the file of metrics that all
+    suites share are not."""
+    plan = Plan(params.load(ROOT / "params.yaml"))
+    old, fresh, own = (plan.distil(plan.params.run(f"digits/{run}")) for run in ("dmd/el/0", "dmd/none/0", "di/el/0"))
+    metrics = plan.metrics("bench")
+    for step in (old, fresh, own, metrics):
+        for path in (*step.outputs, step.sidecar):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(step.recipe if step is fresh else "other numbers")
+    assert freshness.abandoned(plan, "demo", tmp_path) == [("bench", [old])]
+
+
 def test_an_edit_of_a_log_is_named_and_costs_no_training(tmp_path):
     """Evaluations and tables are made again, trainings are kept; both are said. Without a record nothing is claimed."""
     toy = Toy(tmp_path, random.Random(0))

@@ -179,10 +179,13 @@ def names(steps: list[Step]) -> str:
 def abandoned(plan: Plan, suite: str, root: Path = Path()) -> list[tuple[str, list[Step]]]:
     """Results that lie here with other numbers than params.yaml asks for, and that the suite does not make: (suite, steps)."""
     seen, found = set(plan.suite(suite)), []
+    # data/metrics.json is of the suite that was made last: one file, as many steps as suites.
+    shared = {plan.metrics(other).sidecar for other in plan.params.values["suites"]}
     for other in plan.params.values["suites"]:
         steps = {key: step for key, step in plan.suite(other).items() if key not in seen}
         seen |= set(steps)
-        old = [step for step in steps.values() if (root / step.sidecar).exists() and not step.fresh(root)]
+        there = [step for step in steps.values() if step.sidecar not in shared and (root / step.sidecar).exists()]
+        old = [step for step in there if not step.fresh(root)]
         if old:
             found.append((other, old))
     return found
