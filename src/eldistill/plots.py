@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from eldistill.files import Problem, atomic
 from eldistill.results import COSTS, PARTS, TEACHER, Result, arms_of, is_reason, named, one_device, short
 
-VERSION = 3  # colours and labels of one seed; names follow each data setting
+VERSION = 4  # colours and labels of one seed; names follow each data setting; legends are whole
 
 SAMPLE_ROWS = 4
 # Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
@@ -217,7 +217,7 @@ def draw_radar(path: Path, results: list[Result], rows: list[dict], params: dict
             axes.set_ylim(0, None)
             axes.set_title(f"{data}, {method}: over {params['baseline']}'s", fontsize=11)
             axes.tick_params(axis="y", labelsize=8)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=9, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=1, fontsize=9, frameon=False)
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
