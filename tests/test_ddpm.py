@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from eldistill import __main__, files, listing, networks, sampling
 from eldistill.files import Problem
 from eldistill.networks import ddpm
-from eldistill.teacher import convert, train
+from eldistill.teacher import folders, foreign, train
 
 diffusers = pytest.importorskip("diffusers")
 made = test_distil.made  # the fixture
@@ -40,7 +40,7 @@ def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
 
 def read(folder: Path, output: Path) -> torch.nn.Module:
     """Converted, and read as a teacher."""
-    convert.convert_folder(folder, output)
+    folders.convert_folder(folder, output)
     return train.load(output)[0].requires_grad_(False).eval()
 
 
@@ -159,9 +159,9 @@ def test_a_folder_there_and_back(tmp_path):
     about = files.load_tensors(tmp_path / "teacher.safetensors")[1]
     assert (
         about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
-        and about["codec"] == convert.PIXELS
+        and about["codec"] == foreign.PIXELS
     )
-    assert convert.folder(tmp_path / "ddpm/unet")[0] == convert.folder(tmp_path / "ddpm")[0]
+    assert folders.folder(tmp_path / "ddpm/unet")[0] == folders.folder(tmp_path / "ddpm")[0]
 
 
 def spoil(folder: Path, file: str, **changes) -> None:
@@ -192,7 +192,7 @@ SPOILED = {
     "classes": (lambda f: spoil(f, UNET, num_class_embeds=10), "has num_class_embeds 10"),
     "centred input": (lambda f: spoil(f, UNET, center_input_sample=True), "has center_input_sample True"),
     "more channels out": (lambda f: spoil(f, UNET, out_channels=2), "as many channels out as in"),
-    "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its config.json asks for"),
+    "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its description asks for"),
     "widths that do not fit": (lambda f: spoil(f, UNET, norm_num_groups=7), "describes no network that is understood"),
     "no JSON": (lambda f: (f / UNET).write_text("{"), "cannot be read"),
     "a list": (lambda f: (f / UNET).write_text("[1]"), "is no mapping"),
@@ -217,7 +217,7 @@ def test_what_is_not_understood_is_refused(tmp_path, kind):
     write(tmp_path / "ddpm")
     change(tmp_path / "ddpm")
     with pytest.raises(Problem, match=sentence) as caught:
-        convert.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
+        folders.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 

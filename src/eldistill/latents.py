@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from eldistill import fetching, files, listing
+from eldistill import fetching, files, listing, weights
 from eldistill.files import NonFinite, Problem
 
 VERSION = 1
@@ -105,6 +105,8 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
             vae = AutoencoderKL.from_config(config)
         wanted = vae.state_dict()
         found = {name: each.reshape(wanted[name].shape) for name, each in renamed(tensors).items()}
+        if (wrong := weights.fault(found, wanted)) is not None:
+            raise ValueError(f"it {wrong}")
         vae.load_state_dict(found, assign=True)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]

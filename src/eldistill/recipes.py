@@ -310,9 +310,12 @@ class Plan:
             params |= {"codec": data["codec"], "labels": data["labels"]}
             if section.get("source"):  # another version of the row is another network
                 params["version"] = source(section["source"], self.params.root / TABLE)["version"]
+            if section.get("state") is not None:
+                params["state"] = section["state"]
             # Which network it is stands in the file: all of them count.
             networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "guided", "song"))
-            return self._step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
+            readers = ("teacher/convert", "teacher/folders", "teacher/pickles", "teacher/states")
+            return self._step("teacher", name, (*readers, *networks), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
