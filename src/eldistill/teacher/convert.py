@@ -235,7 +235,8 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     """The teacher of a section with `source` or `file`: fetched, converted, or taken over if it is one of ours.
 
     params: source or file, perhaps sha256, and codec and labels of its data. here: where the file of `source` lies, if
-    it need not be fetched. params may have `state`, what a state of OpenAI's does not say. Returns the description. Raises Problem; then nothing is written.
+    it need not be fetched. params may have `state`, what a state of OpenAI's code does not say. Returns the description. Raises
+    Problem; then nothing is written.
     """
     codec, wanted, licence = params["codec"], params.get("sha256"), None
     if params.get("source"):

@@ -46,7 +46,7 @@ SCHEDULERS = (
     "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 SCHEDULE = {
     "num_train_timesteps": whole(2, 100_000), "beta_start": real(0, 1), "beta_end": real(0, 1),
@@ -57,7 +57,7 @@ NEEDED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")  # t
 # Keys that would change x_t, the label of a step or the meaning of the output: one value of each is understood.
 SCHEDULE_FIXED = {
     "rescale_betas_zero_snr": OFF, "use_flow_sigmas": OFF, "use_dynamic_shifting": OFF, "timestep_type": among("discrete"),
-    "predict_epsilon": among(True), "sigma_min": NONE, "sigma_max": NONE, "timestep_values": NONE,
+    "predict_epsilon": among(True), "sigma_min": NONE, "sigma_max": NONE, "timestep_values": NONE, "shift_terminal": NONE,
     "variance_type": or_none(among("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
 }  # fmt: skip
 # Keys that concern how samples are drawn: the steps that are taken, the solver, what it clips. A teacher is sampled here.
@@ -69,6 +69,7 @@ SAMPLING = (
     "timestep_spacing", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas",
 )  # fmt: skip
 NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "_use_default_values")  # of every file of diffusers
+AUTOENCODERS = ("vae", "vqvae", "movq")  # folders of a pipeline whose network sees latents
 RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels"}
 
 
@@ -129,6 +130,8 @@ def _schedule(path: Path) -> dict:
 def folder(source: Path) -> tuple[dict, Path]:
     """The configuration and the weights of a DDPM folder of diffusers: a pipeline's, or that of its UNet2DModel with the
     scheduler's beside it. Raises Refused."""
+    if (encoder := next((name for name in AUTOENCODERS if (source / name).is_dir()), None)) is not None:
+        raise Refused(f"{source} has a {encoder} beside its unet, so that this sees latents; expected a network of pixels")
     described, schedule, path = listing.unet(source)
     config = {"network": "ddpm", "img_channels": 3, **_unet(described)}
     if schedule is None:
