@@ -304,6 +304,8 @@ USES = {
             "teacher/pickles",
             "teacher/machine",
             "teacher/convert",
+            "teacher/folders",
+            "teacher/states",
             "adversarial",
             "perceptual",
             "studies",
