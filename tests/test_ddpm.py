@@ -186,8 +186,16 @@ def test_a_network_of_ours_in_every_respect(tmp_path):
 
 def every_scheduler() -> list[str]:
     """All classes of schedulers that the installed diffusers offers, and some that it may not."""
-    others = ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "KarrasVeScheduler", "AScheduler"]
-    return sorted({name for name in dir(diffusers) if name.endswith("Scheduler")} | set(others) | set(folders.SCHEDULERS))
+    others = [
+        "FlowMatchEulerDiscreteScheduler",
+        "EDMEulerScheduler",
+        "ScoreSdeVeScheduler",
+        "KarrasVeScheduler",
+        "AScheduler",
+    ]
+    return sorted(
+        {name for name in dir(diffusers) if name.endswith("Scheduler")} | set(others) | set(folders.SCHEDULERS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +244,6 @@ def test_every_keyword_of_their_network_is_known_with_its_default():
         assert ours[key] == default, key
 
 
-
 def test_a_folder_there_and_back(tmp_path):
     """Every number to the bit; a pipeline's folder and that of its network beside the scheduler's."""
     unet, _ = write(tmp_path / "ddpm")
@@ -248,6 +255,31 @@ def test_a_folder_there_and_back(tmp_path):
         and about["codec"] == foreign.PIXELS
     )
     assert folders.folder(tmp_path / "ddpm/unet")[0] == folders.folder(tmp_path / "ddpm")[0]
+
+
+def test_old_names_and_a_square_pair_are_read(tmp_path):
+    """Attention's layers as diffusers called them until 2023; sample_size as height and width. The same teacher to the bit."""
+    write(tmp_path / "ddpm")
+    before = read(tmp_path / "ddpm", tmp_path / "before.safetensors").state_dict()
+    path = tmp_path / "ddpm/unet" / listing.WEIGHTS
+    tensors = load_file(path)
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in olds.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): each for name, each in tensors.items()}
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, path)
+    spoil(tmp_path / "ddpm", UNET, sample_size=[8, 8])
+    after = read(tmp_path / "ddpm", tmp_path / "after.safetensors").state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_running_average_of_a_training_is_read_where_its_scheduler_is(tmp_path):
+    write(tmp_path / "ddpm")
+    spoil(tmp_path / "ddpm", UNET, decay=0.9999, inv_gamma=1.0, optimization_step=7)
+    (tmp_path / "ddpm/unet").rename(tmp_path / "ddpm/unet_ema")
+    with pytest.raises(Problem, match="has no unet but a unet_ema"):
+        folders.folder(tmp_path / "ddpm")
+    assert folders.folder(tmp_path / "ddpm/unet_ema")[0]["img_resolution"] == 8
 
 
 def spoil(folder: Path, file: str, **changes) -> None:
@@ -286,6 +318,10 @@ SPOILED = {
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "which says what noise a step has"),
     "the image as prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="sample"), "has prediction_type 'sample'"),
     "no signal at the end": (lambda f: spoil(f, SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
+    "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; put the pixels a side"),
+    "an oblong": (lambda f: spoil(f, UNET, sample_size=[8, 16]), "has sample_size"),
+    "half precision alone": (lambda f: (f / "unet" / listing.WEIGHTS).rename(f / "unet/diffusion_pytorch_model.fp16.safetensors"),
+                             "there are diffusion_pytorch_model.fp16.safetensors"),
     "a flow": (lambda f: spoil(f, SCHEDULER, use_flow_sigmas=True), "has use_flow_sigmas True"),
     "continuous steps": (lambda f: spoil(f, SCHEDULER, timestep_type="continuous"), "has timestep_type 'continuous'"),
     "a variance that is learned": (lambda f: spoil(f, SCHEDULER, variance_type="learned_range"), "has variance_type 'learned_range'"),

@@ -259,7 +259,9 @@ def test_the_published_sizes_are_found_in_the_shapes():
     """Of ImageNet-64: those of EDM's network of it, from names and shapes alone."""
     sizes = {"width": 192, "mult": (1, 2, 3, 4), "blocks": 3, "classes": 1000, "attend": (1, 2, 3)}
     theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes(**sizes).items()}
-    assert guided.settings(theirs) == guided.settings(theirs, {"img_resolution": 64, "num_head_channels": 64}) == PUBLISHED
+    assert (
+        guided.settings(theirs) == guided.settings(theirs, {"img_resolution": 64, "num_head_channels": 64}) == PUBLISHED
+    )
     outline = networks.outline({"network": "guided", **PUBLISHED})
     ours = guided.renamed(theirs, guided.Settings(**PUBLISHED))
     assert {name: each.shape for name, each in ours.items()} == {
@@ -378,7 +380,9 @@ def test_a_state_executes_nothing(tmp_path, monkeypatch):
 
 
 def test_mutations_are_read_or_refused(tmp_path):
-    whole = bytearray(save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt").read_bytes())
+    whole = bytearray(
+        save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt").read_bytes()
+    )
     head, random = whole.index(b"PK", 4), np.random.default_rng(0)
     for _ in range(150):
         mutated = bytearray(whole)

@@ -27,14 +27,26 @@ ROOT = Path(__file__).parents[1]
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
     ROWS = {row["name"]: row for row in csv.DictReader(file) if row["kind"] in ("teacher", "student")}
 FULL = json.loads((ROOT / "tests/data/networks/official_state_shapes.json").read_text())
-COMMON = {"model_channels": 16, "dropout": 0.1, "use_fp16": True, "img_resolution": 8, "img_channels": 3, "label_dim": 0}
+COMMON = {
+    "model_channels": 16,
+    "dropout": 0.1,
+    "use_fp16": True,
+    "img_resolution": 8,
+    "img_channels": 3,
+    "label_dim": 0,
+}
 SONG = {"model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard",
         "channel_mult_noise": 1, "resample_filter": [1, 1], "channel_mult": [1, 2], "augment_dim": 9,
         "num_blocks": 1, **COMMON}  # fmt: skip
 ADM = {"model_type": "DhariwalUNet", "channel_mult": [1, 2], "num_blocks": 1, **COMMON, "label_dim": 5}
 EDM2 = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 16, **COMMON, "label_dim": 5,
         "img_channels": 4}  # fmt: skip
-SMALL = {"model_channels": 64, "channel_mult": [1], "num_blocks": 1, "label_dim": 5}  # a state that counts as published here
+SMALL = {
+    "model_channels": 64,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "label_dim": 5,
+}  # a state that counts as published here
 
 
 def classes(row: dict) -> tuple[str, str]:
@@ -62,7 +74,9 @@ def write(path: Path, row: dict) -> torch.nn.Module:
         return net
     kind, kwargs = {"Song": ("song", SONG), "Dhar": ("adm", ADM), "UNet": ("edm2", EDM2)}[inner[:4]]
     net = network(kind, kwargs, **({"logvar_channels": 0} if outer == "EDM_2_Precond_Generator" else {}))
-    writer = official.student if inner.endswith("_EncoderDecoder") else official.edm2 if kind == "edm2" else official.edm
+    writer = (
+        official.student if inner.endswith("_EncoderDecoder") else official.edm2 if kind == "edm2" else official.edm
+    )
     official.write(path, writer(net, kwargs))
     return net
 
@@ -93,7 +107,10 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     if row["kind"] == "teacher":
         about = convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
         adopted, _ = train.load(tmp_path / "teacher.safetensors")
-        assert torch.equal(adopted(x, 2.5, labels), theirs(x, 2.5, labels)) and about["source"]["licence"] == row["licence"]
+        assert (
+            torch.equal(adopted(x, 2.5, labels), theirs(x, 2.5, labels))
+            and about["source"]["licence"] == row["licence"]
+        )
         return
     with pytest.raises(Problem, match=f"{name} of data/sources.csv is of the kind student; expected a teacher"):
         convert.adopt(section, tmp_path / "teacher.safetensors", str(path))

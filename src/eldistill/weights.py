@@ -59,14 +59,18 @@ def restore(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) 
     """
     config = about.get("config") if isinstance(about, dict) else None
     if not isinstance(config, dict) or not _bounded(config, len(tensors)):
-        raise Problem(f"{path} describes no network of its size; expected the configuration of one: make or fetch it again")
+        raise Problem(
+            f"{path} describes no network of its size; expected the configuration of one: make or fetch it again"
+        )
     try:
         outline = networks.outline(config)
     except (ValueError, TypeError) as error:
         raise Problem(f"{path} describes no network ({error}); make or fetch it again") from None
     for key, value in _implied(outline).items():
         if key in about and about[key] != value:
-            raise Problem(f"{path} says that its {key} is {str(about[key])[:60]}, its network's is {value}; make or fetch it again")
+            raise Problem(
+                f"{path} says that its {key} is {str(about[key])[:60]}, its network's is {value}; make or fetch it again"
+            )
     check(path, tensors, outline.state_dict())
     network = networks.build(config)
     network.load_state_dict(tensors)

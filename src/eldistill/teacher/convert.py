@@ -251,7 +251,9 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     else:
         path = Path(params["file"])
     if params.get("state") and not is_state(path):
-        raise Problem(f"{path} is no state of OpenAI's consistency models; leave out `state`, which only such a file needs")
+        raise Problem(
+            f"{path} is no state of OpenAI's consistency models; leave out `state`, which only such a file needs"
+        )
     if path.is_dir() or path.suffix != ".safetensors":
         if codec != PIXELS and (path.is_dir() or is_state(path) or not latents.has(codec)):
             raise Problem(

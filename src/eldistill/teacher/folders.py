@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from eldistill import listing, networks, weights
+from eldistill import latents, listing, networks, weights
 from eldistill.files import load_tensors, save_tensors
 from eldistill.teacher import foreign
 from eldistill.teacher.foreign import among, every, or_none, real, whole
@@ -103,9 +103,13 @@ def _unet(path: Path) -> dict:
     values = _json(path)
     if values.get("_class_name") != "UNet2DModel":
         raise Refused(f"{path} is of {ascii(values.get('_class_name'))[:60]}; expected UNet2DModel")
+    if isinstance(side := values.get("sample_size"), list) and len(side) == 2 and side[0] == side[1]:
+        values["sample_size"] = side[0]  # newer files may have height and width
+    if values.get("sample_size") is None:
+        raise Refused(f"{path} has no sample_size; put the pixels a side of its images there")
     _understood(path, values, UNET | UNET_FIXED, "UNet2DModel")
-    if values.get("in_channels", 3) != values.get("out_channels", 3) or "sample_size" not in values:
-        raise Refused(f"{path} needs sample_size, and as many channels out as in")
+    if values.get("in_channels", 3) != values.get("out_channels", 3):
+        raise Refused(f"{path} needs as many channels out as in")
     return {RENAMED.get(key, key): value for key, value in values.items() if key in UNET and key != "out_channels"}
 
 
@@ -131,7 +135,13 @@ def folder(source: Path) -> tuple[dict, Path]:
     """The configuration and the weights of a DDPM folder of diffusers: a pipeline's, or that of its UNet2DModel with the
     scheduler's beside it. Raises Refused."""
     if (encoder := next((name for name in AUTOENCODERS if (source / name).is_dir()), None)) is not None:
-        raise Refused(f"{source} has a {encoder} beside its unet, so that this sees latents; expected a network of pixels")
+        raise Refused(
+            f"{source} has a {encoder} beside its unet, so that this sees latents; expected a network of pixels"
+        )
+    if not (source / "unet").is_dir() and (source / "unet_ema").is_dir():
+        raise Refused(
+            f"{source} has no unet but a unet_ema, the running average of a training; give {source / 'unet_ema'}"
+        )
     described, schedule, path = listing.unet(source)
     config = {"network": "ddpm", "img_channels": 3, **_unet(described)}
     if schedule is None:
@@ -140,8 +150,10 @@ def folder(source: Path) -> tuple[dict, Path]:
         )
     config |= _schedule(schedule)
     if not path.exists():
+        there = f" (there are {', '.join(found)[:160]})" if (found := listing.weights_there(path.parent)) else ""
         raise Refused(
-            f"{path} is missing; other files of weights are not read: `save_pretrained(safe_serialization=True)` writes it"
+            f"{path} is missing{there}; other files of weights are not read: `save_pretrained(safe_serialization=True, "
+            'max_shard_size="50GB")` writes it'
         )
     return config, path
 
@@ -156,7 +168,10 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dic
     except ValueError as error:
         raise Refused(f"{source} describes no network that is understood: {error}") from None
     wanted = outline.state_dict()
-    tensors = {f"model.unet.{name}": tensor for name, tensor in load_tensors(path, foreign=True)[0].items()}
+    # Files of before 2023 have older names of attention's layers.
+    tensors = {
+        f"model.unet.{name}": each for name, each in latents.renamed(load_tensors(path, foreign=True)[0]).items()
+    }
     weights.check(path, tensors, wanted)
     config = outline.config
     side = config["img_resolution"]
