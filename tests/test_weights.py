@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import files, judges, latents, networks, perceptual, sampling, weights
+from eldistill import files, judges, latents, networks, perceptual, sampling, state, weights
 from eldistill.files import Problem
 from eldistill.spaces import inception
 from eldistill.teacher import convert, train
@@ -157,6 +157,18 @@ def test_fault_names_the_first_of_several():
     assert weights.fault({"a": torch.ones(2), "b": torch.ones(1, dtype=torch.int64)}, wanted) is None
     assert "'a'" in weights.fault({"a": torch.ones(2) * math.nan, "b": torch.ones(1)}, wanted)
     assert weights.fault({"a": torch.ones(2), "b": torch.ones(1)}, wanted).endswith("expected [1] of torch.int64")
+
+
+@pytest.mark.parametrize("change", [holed(math.nan), lambda each: each[:1].clone(), lambda each: each.int()])
+def test_a_saved_training(change):
+    """Its networks, before it is continued."""
+    network = networks.build(SONG, 0)
+    optimisers = {"net": torch.optim.Adam(network.parameters())}
+    flat = state.pack({"net": network}, optimisers)
+    state.unpack(flat, {"net": network}, optimisers)
+    flat[f"net/net/{NAME}"] = change(flat[f"net/net/{NAME}"])
+    with pytest.raises(Problem, match=r"somewhere is damaged: its net has a 'model\.enc.*; delete that folder and run"):
+        state.unpack(flat, {"net": network}, optimisers, Path("somewhere"))
 
 
 # --- weights of others ------------------------------------------------------------------------------------
