@@ -53,6 +53,8 @@ USES = {
     "sampling": ("noise",),
     "central": ("comparisons",),
 }
+# What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.
+READERS = {"pickles": ("adm", "edm2", "song"), "states": ("guided",), "folders": ("ddpm",)}
 IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 # Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
@@ -309,13 +311,17 @@ class Plan:
             params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
             if section.get("source"):  # another version of the row is another network
-                params["version"] = source(section["source"], self.params.root / TABLE)["version"]
+                row = source(section["source"], self.params.root / TABLE)
+                params["version"] = row["version"]
             if section.get("state") is not None:
                 params["state"] = section["state"]
-            # Which network it is stands in the file: all of them count.
-            networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "guided", "song"))
-            readers = ("teacher/convert", "teacher/folders", "teacher/pickles", "teacher/states")
-            return self._step("teacher", name, (*readers, *networks), params, outputs)
+            # Which network it is stands in the file, so all count that it can hold: of a row its ending says which.
+            readers = READERS
+            if section.get("source"):
+                readers = {key: READERS[key] for key in ("states" if row["url"].endswith(".pt") else "pickles",)}
+            modules = [f"teacher/{reader}" for reader in readers]
+            modules += [f"networks/{file}" for files in readers.values() for file in files]
+            return self._step("teacher", name, ("teacher/convert", *modules), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
