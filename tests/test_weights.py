@@ -197,6 +197,25 @@ def test_an_autoencoder(tmp_path, bad):
         latents.load(str(tmp_path / "vae"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"_class_name": "VQModel"}, "its config.json is of 'VQModel'"),
+        ({"hook": 1}, "its config.json has 'hook', which no"),
+    ],
+)
+def test_an_autoencoder_of_another_class_or_key(tmp_path, changes, sentence):
+    """diffusers itself leaves unknown keys out with a warning."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(block_out_channels=[8], norm_num_groups=4, latent_channels=2).save_pretrained(
+        tmp_path / "vae"
+    )
+    files.write_json(tmp_path / "vae/config.json", files.read_json(tmp_path / "vae/config.json") | changes)
+    with pytest.raises(Problem, match=sentence):
+        latents.load(str(tmp_path / "vae"))
+
+
 def test_inception(tmp_path, net):  # noqa: F811
     net.layers.conv.weight.data[0, 0, 0, 0] = math.nan
     path = official.write(tmp_path / "inception.pkl", wrapped(net))

@@ -205,7 +205,9 @@ class Ensemble:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 found = {key: archive[key] for key in archive.files}
-            if odd := [key for key, each in found.items() if each.dtype.kind not in "iuf" or not np.isfinite(each).all()]:
+            if odd := [
+                key for key, each in found.items() if each.dtype.kind not in "iuf" or not np.isfinite(each).all()
+            ]:
                 raise ValueError(f"its {odd[0]} is not finite numbers")
             return found
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
