@@ -23,7 +23,11 @@ def teacher(request, bench, tmp_path):
     """A teacher's file, the network in it, and its number of classes."""
     net = bench.teacher(request.param)
     path = tmp_path / "teacher.safetensors"
-    files.save_tensors(path, net.state_dict(), {"config": net.config, "shape": [1, 8, 8], "label_dim": request.param})
+    files.save_tensors(
+        path,
+        net.state_dict(),
+        {"config": net.config, "codec": {"mean": 0.5, "std": 0.25}, "shape": [1, 8, 8], "label_dim": request.param},
+    )
     return SimpleNamespace(path=path, net=net, classes=request.param)
 
 
