@@ -186,6 +186,7 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("teacher/fashion-mnist/P_mean", -1),
         ("distil/supplements/el-linear/weight", 3),
         ("evaluate/per_data/digits-smoke/n", 400),
+        ("evaluate/classes", "uniform"),
     ],
 )
 def test_what_describes_a_machine_or_another_suite_changes_no_digest(path, value):
@@ -227,7 +228,7 @@ CHANGES = {
     "data/digits/judges": ({"lr": 0.1}, JUDGED | CHECK | EVALUATIONS),
     "data/digits/codec/mean": (0.5, set(BEFORE) - {"data digits/images", "data digits/reference-pixels"}),
     "data/digits/heldout": (361, set(BEFORE)),
-    "data/digits/labels": (True, TAUGHT | down(runs())),
+    "data/digits/labels": (True, TAUGHT | down(runs()) | {"evaluate digits/real"}),
     "evaluate/neighbours": (5, EVALUATIONS),
     "tables/confidence": (0.9, {"tables demo"}),
     "tables/grid": (6, EVALUATIONS),
@@ -290,6 +291,7 @@ USES = {
     "score": down(runs()),
     **dict.fromkeys(
         (
+            "classes",
             "latents",
             "networks/adm",
             "networks/edm2",

@@ -32,10 +32,15 @@ net.boundary = about["sampler"].get("boundary", 0.0)
 
 
 def sample(n, seed=0, label=None):
-    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class; None draws them."""
+    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class; None draws them as often as they
+    occur in the train images, where config.json says it."""
     random, sigma = torch.Generator().manual_seed(seed), about["sampler"]["steps"]["1"][0]
     z, classes = torch.randn(n, *about["shape"], generator=random), about["label_dim"]
-    chosen = torch.randint(max(classes, 1), (n,), generator=random) if label is None else torch.full((n,), label)
+    counts = about.get("class_counts") or [1] * max(classes, 1)
+    chosen = torch.randint(len(counts), (n,), generator=random)
+    if len(set(counts)) > 1:
+        chosen = torch.multinomial(torch.tensor(counts, dtype=torch.float64), n, replacement=True, generator=random)
+    chosen = chosen if label is None else torch.full((n,), label)
     labels = torch.nn.functional.one_hot(chosen, classes).float() if classes else None
     x, codec = net(sigma * z, torch.full((n,), sigma), labels), about["codec"]
     if isinstance(codec["mean"], list):

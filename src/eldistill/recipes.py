@@ -38,6 +38,7 @@ USES = {
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
+    "classes": ("noise",),
     "teacher/pairs": ("sampling", "noise"),
     "teacher/check": ("noise",),
     "teacher/pickles": ("teacher/machine",),
@@ -101,13 +102,15 @@ def version(module: str) -> int:
 
 
 @functools.cache
-def metric_names() -> list[str]:
-    """The names in METRICS and ALONE of metrics.py, read without importing it: a new one is missing from old evaluations."""
+def metric_names(labelled: bool = False) -> list[str]:
+    """The names in METRICS and ALONE of metrics.py, with labels those in LABELLED too, read without importing it: a new one is
+    missing from old evaluations."""
     found = {}
     for node in ast.parse((PACKAGE / "metrics.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign):
             found[node.target.id] = node.value
-    return [key.value for table in ("METRICS", "ALONE") for key in found[table].keys]
+    tables = ("METRICS", "ALONE", *(("LABELLED",) if labelled else ()))
+    return [key.value for table in tables for key in found[table].keys]
 
 
 def versions() -> dict[str, int]:
@@ -333,23 +336,29 @@ class Plan:
         judges = tuple(step for each in measured for step in each.upstream if "/judge-" in step.name)
         space = spaces()[features]
         modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
+        more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
         return self._step(
-            "teacher", f"{name}/check", modules, params, (output,), (self.teacher(name), *judges, *measured)
+            "teacher",
+            f"{name}/check",
+            (*modules, *more),
+            params,
+            (output,),
+            (self.teacher(name), *packs, *judges, *measured),
         )
+
+    def _labelled(self, data: str) -> tuple[tuple[str, ...], tuple[Step, ...]]:
+        # (modules, packs) of a step that draws classes by the frequency of the train images: none without labels.
+        return (("classes",), (self.pack(data),)) if self.data(data)["labels"] else ((), ())
 
     @functools.cache  # noqa: B019
     def pairs(self, teacher: str, n: int, seed: int) -> Step:
         """Noises and the teacher's images of them, for the supplement `regression`."""
-        made = self.teacher(teacher)
-        params = {
-            "n": n,
-            "seed": seed,
-            "steps": self.params.section("teacher", teacher)["steps"],
-            "threads": self.threads,
-        }
-        stem = f"{teacher}/pairs-{n}-{seed}"
-        return self._step("teacher", stem, ("teacher/pairs",), params, (f"data/teachers/{stem}.npz",), (made,))
+        made, section = self.teacher(teacher), self.params.section("teacher", teacher)
+        params = {"n": n, "seed": seed, "steps": section["steps"], "threads": self.threads}
+        stem, (more, packs) = f"{teacher}/pairs-{n}-{seed}", self._labelled(section["data"])
+        outputs = (f"data/teachers/{stem}.npz",)
+        return self._step("teacher", stem, ("teacher/pairs", *more), params, outputs, (made, *packs))
 
     @functools.cache  # noqa: B019
     def ensemble(self, data: str, name: str, seed: int) -> Step:
@@ -423,12 +432,20 @@ class Plan:
             **extra,
             "codec": self.data(data)["codec"],
             "threads": self.threads,
-            "metrics": metric_names(),
+            "metrics": metric_names(self.data(data)["labels"]),
         }
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
+        more, packs = self._labelled(data)
+        if not packs:
+            params.pop("classes", None)  # there are none to draw
+        else:
+            params["labels"] = True
+            if seen != data and not name.endswith("/real"):
+                upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
+        modules += more
         if wanted := section.get("fid"):
             modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
