@@ -7,6 +7,8 @@ import copy
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import conftest
@@ -289,6 +291,29 @@ def test_the_key_for_uniform_classes_makes_evaluations_again_and_nothing_else(un
         assert json.loads(Path(f"data/evaluations/{RUN}/metrics.json").read_text()) != before
     finally:
         Path("params.yaml").write_text(conftest.write_yaml(unbalanced))
+
+
+GIVEN = """
+import load, torch
+seen = []
+net, load.net = load.net, lambda x, sigma, labels: seen.append(labels.argmax(1)) or net(x, sigma, labels)
+load.sample(2000)
+load.sample(4, label=2)
+print(*torch.bincount(seen[0], minlength=3).tolist(), *seen[1].tolist())
+"""
+
+
+def test_a_generator_that_is_given_away_draws_them_likewise(unbalanced, tmp_path):
+    assert __main__.main(["export", RUN, "--out", str(tmp_path / "out")]) == 0
+    done = subprocess.run([sys.executable, "-c", GIVEN], cwd=tmp_path / "out", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *found, a, b, c, d = map(int, done.stdout.split())
+    counts = json.loads((tmp_path / "out/config.json").read_text())["class_counts"]
+    assert [a, b, c, d] == [2] * 4
+    for count, seen in zip(counts, found, strict=True):
+        assert abs(seen - 2000 * count / sum(counts)) < 5 * math.sqrt(2000 * count / sum(counts))
+    with Image.open(tmp_path / "out/samples.png") as shown:
+        assert shown.height == 3 * 9 * 4
 
 
 def test_the_command_says_how_classes_are_drawn(unbalanced, capsys):

@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from eldistill import files, networks, noise, params, recipes, sampling
+from eldistill import classes, files, networks, noise, params, recipes, sampling
 from eldistill.files import Problem
 
 LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
@@ -148,9 +148,7 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     evaluation = Path(f"data/evaluations/{run}/metrics.json")
     metrics = files.read_json(evaluation) if evaluation.exists() else {}
     _, teacher = files.load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
-    images = sampling.sample(sampling.load_generator(path), 64)
-    with files.atomic(folder / "samples.png") as temporary:
-        sampling.grid(images, 8, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+    images = _picture(sampling.load_generator(path), folder / "samples.png")
     for name, text in sources.items():
         files.write_text(folder / "network" / name, text)
     files.write_json(folder / "config.json", about)
@@ -158,5 +156,18 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     files.write_text(folder / "README.md", card(run, about, metrics, teacher))
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
         shutil.copyfile(path, temporary)
-    say(f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, 64 images")
+    say(
+        f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, {images} images"
+    )
     return folder
+
+
+def _picture(generator: sampling.Generator, path: Path) -> int:
+    # How many images it shows: 64, or eight of each class in a row.
+    dim = generator.about["label_dim"]
+    labels = classes.row_labels(dim, 8) if dim else None
+    images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
+    board = sampling.grid(images, 8, max(1, 32 // images.shape[-1]))
+    with files.atomic(path) as temporary:
+        (classes.beside(board, classes.titles(generator.about)) if dim else board).save(temporary, format="PNG")
+    return len(images)
