@@ -12,7 +12,7 @@ from test_methods import Gaussian
 from torch import nn
 from toys import Images, batch_of
 
-from eldistill import adversarial, contract, loop, noise
+from eldistill import adversarial, contract, head, loop, noise
 from eldistill.files import Problem
 from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan
@@ -151,6 +151,28 @@ def test_head_at_any_side(side):
     assert head(features).shape == (5, 1)
     assert torch.equal(head(features), again(features)) and not torch.equal(head(features), other(features))
     assert all(p.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize(("channels", "side"), [(128, 8), (64, 4), (32, 16)])
+def test_head_starts_as_torchs_own_layers(channels, side):
+    """U(-b, b) with b = 1 / sqrt(fan in) for weights and biases: the standard deviation is 1 / sqrt(3 fan in) to within 5 of
+    its own errors, nothing lies beyond b, and torch's layers of the same shape have the same; norms are 1 and 0."""
+    torch.manual_seed(0)
+    for module in adversarial.Head(channels, side, 0).modules():
+        if not isinstance(module, head._Conv):
+            continue
+        own, theirs = module, nn.Conv2d(module.weight.shape[1], module.weight.shape[0], module.weight.shape[2])
+        bound = 1 / math.sqrt(own.weight[0].numel())
+        for name in ("weight", "bias"):
+            values, others = getattr(own, name).detach(), getattr(theirs, name).detach()
+            error = 5 / math.sqrt(len(values.flatten()))  # relative; of a uniform's deviation it is smaller
+            assert values.abs().max() <= bound and others.abs().max() <= bound and values.any()
+            for each in (values, others):
+                root = float(each.square().mean().sqrt())
+                assert len(each.flatten()) < 100 or abs(root * math.sqrt(3) / bound - 1) < error
+                assert abs(float(each.mean())) < bound * error
+    first = adversarial.Head(128, 8, 0).parts[0]
+    assert float(first.weight.detach().std()) == pytest.approx(0.01276, rel=0.01), "EDM's layers: 0.0221"
 
 
 def test_add_head(bench):
