@@ -10,6 +10,8 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
     generator_terms(nets, batch, images, numbers) -> {name: AtImages or scalar}
     [critic_terms(nets, batch, images, numbers) -> {name: scalar}]   for the extra networks that a phase trains
     [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
+    [normalised(numbers) -> (name, …)]                               networks of EDM2 whose weights are normalised after each
+                                                                     of their steps; all of them without this function
     [group(numbers) -> int]                                          images that must share a micro-batch
     [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
     sampler(numbers) -> dict                                         how the finished generator is sampled

@@ -90,8 +90,10 @@ class Loop:
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
         # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
+        forced = job.method.normalised(job.numbers) if hasattr(job.method, "normalised") else job.nets
         self.normalised = {
-            name: [m for m in each if hasattr(m, "normalise_weight")] for name, each in self.modules.items()
+            name: [m for m in each if name in forced and hasattr(m, "normalise_weight")]
+            for name, each in self.modules.items()
         }
         offers = lambda function: [each for each in job.supplements if hasattr(each.module, function)]  # noqa: E731
         self.at_images, self.critics = offers("generator_terms"), offers("critic_terms")

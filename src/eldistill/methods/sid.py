@@ -4,6 +4,10 @@
 Symbols: their f_phi, f_psi, G_theta are our teacher, fake_score, generator; t_max / 1000 is our t_max.
 
 Departure from the authors' code: a NaN stops the run; theirs drops the images that hold one.
+
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, CIFAR-10 in float32 with 1e-8. Nothing
+here runs in float16; `eps` of those blocks in params.yaml is the authors' nevertheless, because it bounds Adam's steps where
+gradients are small, whatever the precision is.
 """
 
 from __future__ import annotations
