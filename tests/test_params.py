@@ -518,16 +518,3 @@ def test_a_suite_and_numbers_that_params_yaml_has_are_accepted():
     given = {"suite": "smoke", "threads": values["threads"]}
     assert params.from_snakemake(params.merge(values, given), given, root).values["suite"] == "smoke"
     assert params.from_snakemake(params.merge(values, {"suite": "smoke"}), {"suite": "smoke"}, root)
-
-
-HALF = ("ffhq64", "afhqv2-64", "imagenet64", "imagenet512-s")  # data on which the authors of SiD and SiDA train in float16
-
-
-@pytest.mark.parametrize("method", ["sid", "sida", "sid2a"])
-def test_adams_eps_is_the_authors(method):
-    """1e-6 where they train in half precision, 1e-8 where they train in float32."""
-    shipped = params.load(ROOT / "params.yaml")
-    for data in ("cifar10", "cifar10-cond", *HALF):
-        for net in ("generator", "critic"):
-            eps = shipped.section("method", method, data)[net]["eps"]
-            assert eps == (1e-6 if data in HALF else 1e-8), (data, net)

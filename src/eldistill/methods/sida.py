@@ -14,9 +14,9 @@ which keeps the norm from growing and with it the rate from falling. The authors
 for both networks, and so has `normalise: none` here. Their other sizes have it on, but it acts on the generator alone: their
 fake_score is a copy of a network in evaluation mode, and the copy never hears that it is trained (`generator`).
 
-The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, CIFAR-10 in float32 with 1e-8. Nothing
-here runs in float16; `eps` of those blocks in params.yaml is the authors' nevertheless, because it bounds Adam's steps where
-gradients are small, whatever the precision is.
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8. The
+larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in float32, or in
+bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
 """
 
 from __future__ import annotations
