@@ -278,6 +278,18 @@ def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator()
     assert not hasattr(contract.module("methods", "sid"), "normalised"), "all of its networks"
 
 
+@with_methods
+def test_every_student_starts_at_the_teacher(bench, method):
+    """Its weights, and those of an averaged target, are the teacher's to the bit: also CT's, as in its authors' script for
+    ImageNet-64, and those of CT on CIFAR-10 and iCT, whose authors start from random weights (methods/consistency.py)."""
+    module, teacher = contract.module("methods", method), conftest.teacher()
+    numbers = module.Numbers()
+    made = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 1)}
+    for name in {"generator", "target", "fake_score"} & made.keys():
+        found = made[name].state_dict()
+        assert all(torch.equal(found[key], value) for key, value in teacher.state_dict().items()), name
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in schema.declared("methods", m)])
 def test_uncertainty_is_learned_and_divides(bench, method):
     """With EDM2's own estimate of its loss: its layer learns, accumulation changes nothing, the generator's loss differs."""
