@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from test_sampling import Plain, about
 
-from eldistill import __main__, classes, data, metrics, packing, params, recipes, sampling
+from eldistill import __main__, classes, data, evaluate, metrics, packing, params, recipes, sampling
 from eldistill.files import Problem
 from eldistill.noise import Draw
 
@@ -119,6 +119,14 @@ def test_agreement_is_measured_where_a_classifier_of_the_labels_is():
     heads = dict.fromkeys(("judge-a", "judge-b"), lambda found: np.eye(2)[found[:, 0].astype(int)])
     found = metrics.measure_labelled(features, np.array([0, 1, 0, 1, 0, 1, 1, 0]), heads)
     assert found == {"agreement8_judge-a": 0.75, "agreement6_judge-b": 1.0}
+
+
+def test_a_network_of_other_classes_is_not_asked():
+    """An ImageNet network gives probabilities of its own classes, whatever their numbers are; only judges know the labels."""
+    foreign, judge, pixels = (lambda images: images for _ in range(3))
+    foreign.probabilities = judge.probabilities = lambda features: features
+    judge.label_dim = 3
+    assert set(evaluate.label_heads({"inception": foreign, "judge-a": judge, "pixels": pixels})) == {"judge-a"}
 
 
 def test_an_alarm_names_images_of_other_classes():

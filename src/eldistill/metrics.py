@@ -228,8 +228,8 @@ def classes(fake: np.ndarray, real: dict, options: dict) -> float | None:
 
 def agreement(fake: np.ndarray, asked: np.ndarray, options: dict) -> float | None:
     """Share of images in which the classifier of this feature space sees the class that was asked for, between 0 and 1; asked
-    [n], whole numbers. Real held-out images with their labels give its floor: the classifier errs too. None where features
-    belong to no classifier of these classes."""
+    [n], whole numbers. Real held-out images with their labels give its floor: the classifier errs too. Images of one class
+    alone reach the share in which that class is asked for. None where features belong to no classifier of these classes."""
     head = options.get("probabilities")
     return None if head is None else float((head(fake).argmax(1) == asked).mean())
 
