@@ -264,6 +264,7 @@ def test_one_more_seed_changes_no_run_that_exists():
 
 USES = {
     "data": set(BEFORE),
+    "labels": set(BEFORE),
     "judges": JUDGED | CHECK | EVALUATIONS,
     "loop": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "teacher/train": TAUGHT | down(runs()),
@@ -291,6 +292,8 @@ USES = {
     **dict.fromkeys(
         (
             "latents",
+            "folders",
+            "pictures",
             "networks/adm",
             "networks/edm2",
             "methods/dmd",

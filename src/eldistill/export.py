@@ -32,7 +32,8 @@ net.boundary = about["sampler"].get("boundary", 0.0)
 
 
 def sample(n, seed=0, label=None):
-    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class; None draws them."""
+    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class, by name or number; None draws them."""
+    label = about["class_names"].index(label) if isinstance(label, str) else label
     random, sigma = torch.Generator().manual_seed(seed), about["sampler"]["steps"]["1"][0]
     z, classes = torch.randn(n, *about["shape"], generator=random), about["label_dim"]
     chosen = torch.randint(max(classes, 1), (n,), generator=random) if label is None else torch.full((n,), label)
@@ -86,6 +87,9 @@ def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
     )
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
     data = lineage["params"]["data"]
+    names = about.get("class_names", [])
+    classes = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
+    classes += f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else ""
     steps = " or ".join(about["sampler"]["steps"])
     return f"""# {run}
 
@@ -101,6 +105,7 @@ python load.py 16 samples.pt        # needs torch and safetensors
 ## Where it comes from
 
 * **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
+* **Classes**: {classes or "none"}
 * **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
 * **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
 
