@@ -26,6 +26,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 GREY, COLOUR, PALETTE = {"1", "L"}, {"RGB", "RGBX", "CMYK", "YCbCr"}, {"P", "PA"}
 ALPHA = {"LA", "La", "RGBA", "RGBa", "PA"}  # with a plane of opacity
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # grey of more than 8 bits
+GREY_ALPHA = "grey with alpha of 16 bits"  # which Pillow opens as RGBA: a mark in its info
 KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
@@ -82,6 +83,8 @@ def picture(path: Path, name: str, container: Container, complete: bool = True):
     with container.open(name) as file:
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
+                if found.mode == "RGBA" and "LA;16" in str(found.tile):
+                    found.info[GREY_ALPHA] = True
                 yield found
         except Image.DecompressionBombError:
             raise Problem(f"{path}: {name} has more pixels than a picture should ({Image.MAX_IMAGE_PIXELS * 2:,}); make it "
@@ -115,8 +118,9 @@ def pixels(found, rules: Rules) -> np.ndarray:
         if rules.background is None:
             raise Problem(f"it has transparent pixels; {BACKGROUND}")
         array = over(array, opacity, rules.background)
-    grey = found.mode in PALETTE and bool((array == array[..., :1]).all())
-    return np.ascontiguousarray(array[..., 0]) if grey else array
+    if found.mode in PALETTE or GREY_ALPHA in found.info:
+        array = array[..., 0] if (array == array[..., :1]).all() else array
+    return np.ascontiguousarray(array)
 
 
 def _upright(found, rules: Rules):
