@@ -7,16 +7,22 @@ import io
 import json
 import os
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pictures
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from eldistill import archives, containers, data, identity, labels, listing, packing
+from eldistill import __main__, archives, containers, data, identity, labels, listing, packing, params, sampling
 from eldistill.files import Problem
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -389,6 +395,46 @@ def test_names_survive_a_zip():
         table = json.loads(archive.read("dataset.json"))
     assert {label for _, label in table["labels"]} == {0, 1}  # what their code reads
     assert counts(packed("again.zip")[0]) == {"cat": 4, "dog": 4}
+
+
+def test_names_go_from_folders_to_generator_command_and_card(capsys):
+    """Three unbalanced classes of transparent colour images with rubbish among them, from the folder to the card."""
+    Path("workflow/schemas").mkdir(parents=True)
+    Path("data").mkdir()
+    for name in ("params.yaml", "workflow/schemas/params.schema.yaml", "data/sources.csv"):
+        Path(name).write_bytes((ROOT / name).read_bytes())
+    values = params.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
+    network = {"network": "song", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    values["data"]["mine"] = {"source": "folder", "path": "source", "heldout": 8, "labels": True, "teacher": "mine",
+                              "background": "white", "judges": {"n_images": 64, "batch": 8}}  # fmt: skip
+    values["teacher"]["mine"] = {"data": "mine", "network": network, "batch": 8, "n_images": 64, "steps": 3}
+    rates = {"lr": 1e-4, "betas": [0.0, 0.999]}
+    values["distil"]["methods"]["di"]["per_data"]["mine"] = {
+        "n_images": 64, "batch": 8, "generator": rates, "critic": rates
+    }  # fmt: skip
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    names = [f"{name}/{i}.png" for name, count in (("cat", 20), ("dog", 10), ("owl", 5)) for i in range(count)]
+    for index, name in enumerate(names):
+        array = np.random.default_rng(index).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+        put(f"source/archive/{name}", pictures.save(array, "PNG"))
+        put(f"source/archive/__MACOSX/{name}", b"rubbish")
+    for word, name in (("data", "mine/images"), ("teacher", "mine"), ("distil", "mine/di/none/0")):
+        assert __main__.main([word, name]) == 0
+    said = capsys.readouterr().out
+    train, _ = packing.split(35, 8)
+    number = np.bincount(np.repeat(range(3), (20, 10, 5))[train]).tolist()
+    assert (
+        "classes  cat {}, dog {}, owl {}".format(*number) in said
+        and "1 hidden file or folder, such as archive/__MACOSX" in said
+    )
+    generator = "data/runs/mine/di/none/0/generator_ema.safetensors"
+    about = sampling.load_generator(generator).about
+    assert (about["label_dim"], about["class_names"]) == (3, ["cat", "dog", "owl"])
+    assert __main__.main(["sample", "--generator", generator, "--label", "owl", "--n", "4", "--grid", "owl.png"]) == 0
+    assert __main__.main(["export", "mine/di/none/0", "--out", "given"]) == 0
+    assert "* **Classes**: 0 cat, 1 dog, 2 owl" in Path("given/README.md").read_text(encoding="utf-8")
+    code = "import load; assert (load.sample(2, 5, 'owl') == load.sample(2, 5, 2)).all()"
+    subprocess.run([sys.executable, "-c", code], cwd="given", check=True)
 
 
 # --- zips -----------------------------------------------------------------------------------------------

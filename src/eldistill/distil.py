@@ -94,7 +94,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     described = {"codec": about["codec"], "shape": about["shape"], "label_dim": about["label_dim"],
                  "sampler": method.sampler(numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     if reals.label_dim:
-        described["class_names"] = data.load(upstream["images"])[2]["class_names"]
+        described["class_names"] = data.load(upstream["images"])[2].get("class_names", [])
     total = values["n_images"]
     for percent in recipe["snapshots"]:
         count = snapshot_images(total, values["batch"], percent)

@@ -198,7 +198,7 @@ def class_number(generator: Generator, text: str) -> int:
     names, dim = generator.about.get("class_names", []), generator.about["label_dim"]
     if text in names:
         return names.index(text)
-    if text.isdecimal() or (text[:1] == "-" and text[1:].isdecimal()):
+    if text.isdecimal() and int(text) < dim:
         return int(text)
     few = f"one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}, or " if names else ""
     whole = (
