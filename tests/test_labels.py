@@ -123,7 +123,7 @@ def test_every_ending_of_the_list_is_read_in_any_letters(kind):
     else:
         for name, content in contents.items():
             put(f"source/{name}", content)
-    about, said = packed(path)  # what a file is decides its content: PNGs under any name
+    about, said = packed(path)  # the content decides the kind of a file: these are PNGs
     assert about["train"] + about["heldout"] == len(names) and not said
 
 

@@ -81,6 +81,9 @@ def test_grey_of_few_bits_is_stretched(bits):
     levels = made.GREY >> (8 - bits)
     found, _ = packed({f"{i}.png": made.png(bits, 0, levels[..., None]) for i in range(4)})
     assert same(found, levels * (255 // (2**bits - 1)))
+    clear = made.png(bits, 0, levels[..., None], (1).to_bytes(2, "big"))  # the level 1 is transparent
+    found, _ = packed({f"{i}.png": clear for i in range(4)}, background="black")
+    assert same(found, np.where(levels == 1, 0, levels * (255 // (2**bits - 1))))
 
 
 def test_the_endings_of_the_page_are_those_that_are_read():

@@ -116,7 +116,7 @@ class Survey:
         bits = max(1, max(self.highest, self.brightest << 8).bit_length())
         if rules.bits is None and self.wide:
             raise Problem(
-                f"{path}: {_some(self.wide)} whole numbers of 32 bits, up to {self.highest:,}; write which value is white, such as "
+                f"{path}: {_some(self.wide)} whole numbers of 32 bits, or with a sign, up to {self.highest:,}; write which value is white, such as "
                 f"`bits: {bits}` (2^{bits} - 1), into the data setting"
             )
         if rules.bits is None and self.deep and self.highest.bit_length() < 16:

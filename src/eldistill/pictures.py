@@ -27,6 +27,7 @@ GREY, COLOUR, PALETTE = {"1", "L"}, {"RGB", "RGBX", "CMYK", "YCbCr"}, {"P", "PA"
 ALPHA = {"LA", "La", "RGBA", "RGBa", "PA"}  # with a plane of opacity
 DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # grey of more than 8 bits
 GREY_ALPHA = "grey with alpha of 16 bits"  # which Pillow opens as RGBA: a mark in its info
+STRETCHED = {"L;2": 85, "L;4": 17}
 KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
@@ -83,8 +84,7 @@ def picture(path: Path, name: str, container: Container, complete: bool = True):
     with container.open(name) as file:
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
-                if found.mode == "RGBA" and "LA;16" in str(found.tile):
-                    found.info[GREY_ALPHA] = True
+                _correct(found)
                 yield found
         except Image.DecompressionBombError:
             raise Problem(f"{path}: {name} has more pixels than a picture should ({Image.MAX_IMAGE_PIXELS * 2:,}); make it "
@@ -93,6 +93,15 @@ def picture(path: Path, name: str, container: Container, complete: bool = True):
             raise Problem(f"{path}: {name}: {problem}") from None
         except BROKEN as error:
             raise Problem(f"{path}: {name} is not an image, or is damaged; remove it or put it elsewhere") from error
+
+
+def _correct(found) -> None:
+    # Where Pillow's description of a PNG is not that of the pixels that it gives.
+    raw = str(found.tile[0][3]) if found.tile else ""
+    if found.mode == "RGBA" and raw.startswith("LA;16"):
+        found.info[GREY_ALPHA] = True
+    if raw in STRETCHED and "transparency" in found.info:  # the level as it is stored, of pixels that are stretched
+        found.info["transparency"] *= STRETCHED[raw]
 
 
 def fine(found) -> bool:
