@@ -12,7 +12,7 @@ from test_methods import Gaussian
 from torch import nn
 from toys import Images, batch_of
 
-from eldistill import adversarial, contract, loop, noise
+from eldistill import adversarial, balance, contract, loop, noise
 from eldistill.files import Problem
 from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan
@@ -275,10 +275,10 @@ def test_gan_sees_the_batch_in_parts(bench, micro_batch):
 def test_gan_weight():
     """fixed: the number; balanced: the number times the running ratio of the two gradients, clipped."""
     fixed, memory = gan.Numbers(weight=0.3, weighting="fixed"), {}
-    assert gan.weight(1.0, 2.0, 4, fixed, None, memory) == 0.3 and not memory
+    assert gan.weight(1.0, 2.0, 4, fixed, None, memory).factor == 0.3 and not memory
     balanced = gan.Numbers(weight=0.3, decay=0.5)
-    assert gan.weight(1.0, 2.0, 4, balanced, None, memory) == pytest.approx(0.3 / 2)
-    assert gan.weight(4.0, 1.0, 4, balanced, None, memory) == pytest.approx(0.3 * (0.25 + 2) / (0.5 + 0.5))
-    assert gan.weight(1.0, 0.0, 4, balanced, None, {}) == pytest.approx(0.3 * 1e4)
-    assert gan.weight(0.0, 1.0, 4, balanced, None, {}) == 0
-    assert gan.weight(1.0, 1.0, 4, gan.Numbers(weight=0.0), None, {}) == 0
+    assert gan.weight(1.0, 2.0, 4, balanced, None, memory).factor == pytest.approx(0.3 / 2)
+    assert gan.weight(4.0, 1.0, 4, balanced, None, memory).factor == pytest.approx(0.3 * (0.25 + 2) / (0.5 + 0.5))
+    assert gan.weight(1.0, 0.0, 4, balanced, None, {}) == contract.Weight(0.3 * balance.HIGH, bounded=True)
+    assert gan.weight(0.0, 1.0, 4, balanced, None, {}).factor == 0
+    assert gan.weight(1.0, 1.0, 4, gan.Numbers(weight=0.0), None, {}).factor == 0

@@ -283,6 +283,7 @@ USES = {
     "sampling": EVALUATIONS | CHECK,
     "noise": JUDGED | ENSEMBLES | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "mmd": ENSEMBLES | down(runs(("el", "pixel-mmd"))),
+    "balance": down(runs(("el", "pixel-mmd"))),
     "augment": TAUGHT | down(runs()),
     "networks/layers": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "networks/precond": TAUGHT | down(runs()),

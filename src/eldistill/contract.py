@@ -25,7 +25,7 @@ A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it
 
     networks(nets, tools, numbers, seed)                             adds its weights to the networks
     generator_terms(tools, images, batch, numbers) -> {name: AtImages}    at the images of the whole batch
-    weight(base, own, batch, numbers, progress, memory) -> float     factor of that gradient
+    weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
     direct_terms(tools, nets, batch, numbers) -> {name: scalar}      with a pass of its own; `numbers.weight` is its factor
     critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
     diagnose(value, base, own, batch, numbers, memory) -> {name: float}   for the log: value and gradients at the images
@@ -98,6 +98,14 @@ class AtImages:
 
     value: torch.Tensor
     gradient: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The factor of a supplement's gradient, and whether a bound held it: then it is not the one that was asked for."""
+
+    factor: float
+    bounded: bool = False
 
 
 @dataclass(frozen=True)

@@ -113,25 +113,29 @@ class Survey:
         """Raise Problem for sizes that do not fit, or for a key that the pictures need and the rules lack."""
         if self.hiding and rules.background is None:
             raise Problem(f"{path}: {_some(self.hiding)} transparent pixels; {pictures.BACKGROUND}")
-        bits = max(1, max(self.highest, self.brightest << 8).bit_length())
+        self._check_bits(path, rules)
+        shapes = sorted((height, width) for width, height in self.sizes)
+        if not rules.resolution and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
+            raise Problem(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]}; set `resolution`")
+
+    def _check_bits(self, path: Path, rules: Rules) -> None:
+        bits = max(1, self.highest.bit_length())
         if rules.bits is None and self.wide:
             raise Problem(
-                f"{path}: {_some(self.wide)} whole numbers of 32 bits, or with a sign, up to {self.highest:,}; write which value is white, such as "
-                f"`bits: {bits}` (2^{bits} - 1), into the data setting"
+                f"{path}: {_some(self.wide)} whole numbers of 32 bits, or with a sign, up to {self.highest:,}; write `bits: {bits}` "
+                f"into the data setting if 2^{bits} - 1 is white, or another number of bits"
             )
-        if rules.bits is None and self.deep and self.highest.bit_length() < 16:
+        if rules.bits is None and self.deep and bits < 16:
             raise Problem(
                 f"{path}: {_some(self.deep)} 16 bits of grey, but no value is above {self.highest:,}; write `bits: {bits}` into the "
                 f"data setting if 2^{bits} - 1 is white, or `bits: 16` if they are meant to be so dark"
             )
-        if self.fine and (rules.bits or 16) != 16 or rules.bits is None and self.fine and self.brightest < 128:
+        dark = self.fine and rules.bits is None and self.brightest < 128
+        if dark or (self.fine and rules.bits not in (None, 16)):
             raise Problem(
                 f"{path}: {_some(self.fine)} colours of 16 bits, of which the upper 8 are read, and they reach {self.brightest} of 255; "
                 "save them with 8 bits, or write `bits: 16` into the data setting if they are meant to be so dark"
             )
-        shapes = sorted((height, width) for width, height in self.sizes)
-        if not rules.resolution and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
-            raise Problem(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]}; set `resolution`")
 
 
 def _some(names: list[str]) -> str:
