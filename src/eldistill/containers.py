@@ -53,10 +53,12 @@ def opened(path: Path) -> Iterator[Container]:
 @contextmanager
 def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
     place = path / name
-    if not place.exists():
+    try:
+        file = open(place, "rb")
+    except FileNotFoundError:
         why = "is a link to a file that is not there" if place.is_symlink() else "was there a moment ago and is gone"
-        raise Problem(f"{place} {why}; restore the file, or remove the link")
-    with open(place, "rb") as file:
+        raise Problem(f"{place} {why}; restore the file, or remove the link") from None
+    with file:
         yield file
 
 

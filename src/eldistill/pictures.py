@@ -149,7 +149,8 @@ def _colours(found, rules: Rules) -> np.ndarray:
         return np.asarray(found.convert("RGBA"))[..., :3]
     if found.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity
         found = found.convert({"La": "LA", "RGBa": "RGBA"}[found.mode])
-    return np.asarray(found.convert("L" if found.mode in GREY or found.mode == "LA" else "RGB"))
+    plain = "L" if found.mode in GREY or found.mode == "LA" else "RGB"
+    return np.asarray(found if found.mode == plain else found.convert(plain))
 
 
 def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
