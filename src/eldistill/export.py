@@ -88,8 +88,8 @@ def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
     data = lineage["params"]["data"]
     names = about.get("class_names", [])
-    classes = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
-    classes += f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else ""
+    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
+    listed += f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else ""
     steps = " or ".join(about["sampler"]["steps"])
     return f"""# {run}
 
@@ -105,7 +105,7 @@ python load.py 16 samples.pt        # needs torch and safetensors
 ## Where it comes from
 
 * **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
-* **Classes**: {classes or "none"}
+* **Classes**: {listed or "none"}
 * **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
 * **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
 
