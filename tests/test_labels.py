@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -362,7 +363,10 @@ def test_a_class_whose_images_are_all_held_out_or_cut_off_is_said():
     about, _ = packed(tree(NAMES, [[name, int(i == 7)] for i, name in enumerate(NAMES)]), limit=2)
     assert sum(about["class_counts"]) == 2 == about["train"] and about["classes"] == 2
     text = " ".join(labels.table(["a", "b"], [5, 0]))
-    assert text == "classes  a 5, b 0 b: no train image; all that the class has are held out or beyond `limit`"
+    assert (
+        text
+        == "classes  a 5, b 0 (train images) b: no train image; all that the class has are held out or beyond `limit`"
+    )
 
 
 def test_many_classes_are_abridged():
@@ -438,6 +442,17 @@ def test_names_go_from_folders_to_generator_command_and_card(capsys):
 
 
 # --- zips -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_is_to_be_unpacked(mode):
+    tree(PLAIN)
+    with tarfile.open("source.tar", mode) as archive:
+        archive.add("source")
+    with pytest.raises(
+        Problem, match="is neither a folder nor a zip file; unpack this tar archive and give its folder"
+    ):
+        packed("source.tar")
 
 
 def test_a_zip_with_windows_names_is_read():

@@ -6,6 +6,7 @@ Nothing is unpacked to the disk. Which files count as data is decided by eldisti
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,8 +46,10 @@ def opened(path: Path) -> Iterator[Container]:
                 lambda name: _of_zip(path, archive, name, members[name]),
             )
     else:
+        tar = path.is_file() and tarfile.is_tarfile(path)
         raise Problem(
-            f"{path} is neither a folder nor a zip file; set `path` of the data setting, or unpack an archive of another kind"
+            f"{path} is neither a folder nor a zip file; "
+            + ("unpack this tar archive and give its folder" if tar else "set `path` of the data setting")
         )
 
 

@@ -8,7 +8,6 @@ them is their name. A one-hot label is as wide as there are classes, so a gap in
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +85,7 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
         pairs = [(_plain(name), label) for name, label in (dict(top).get("labels") or [])]
         names = dict(top).get("class_names") or []
         understood = isinstance(top, _Pairs) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+        understood &= len(set(names)) == len(names)
     except (ValueError, TypeError, AttributeError, RecursionError):
         understood = False
     if not understood:
@@ -121,11 +121,16 @@ def _by_table(path: Path, files: Listing, table: dict[str, int], names: dict[int
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise Problem(f"{path}/{files.labels} has no label for {missing[0]}{more}; expected one for every image")
-    labels, spare = renumber((table[name] for name in inner), names), table.keys() - set(inner)
-    if not spare:
-        return labels
-    note = f"{files.labels} has labels for {len(spare):,} files that are not there, such as {min(spare)}"
-    return Labels(labels.numbers, labels.names, [*labels.notes, note])
+    notes, highest, spare = [], max(table[name] for name in inner), table.keys() - set(inner)
+    if names and highest not in names:
+        notes.append(
+            f"{files.labels} has {len(names):,} class_names, its labels go to {highest:,}: the names are not taken"
+        )
+        names = {}
+    if spare:
+        notes.append(f"{files.labels} has labels for {len(spare):,} files that are not there, such as {min(spare)}")
+    labels = renumber((table[name] for name in inner), names)
+    return Labels(labels.numbers, labels.names, [*labels.notes, *notes])
 
 
 # --- folders of classes -------------------------------------------------------------------------------
@@ -184,12 +189,11 @@ def table(names: list[str], counts: list[int]) -> list[str]:
     if not names:
         return ["no classes"]
     if len(names) <= 20:
-        lines = ["classes  " + ", ".join(f"{name} {number:,}" for name, number in zip(names, counts, strict=True))]
+        each = ", ".join(f"{name} {number:,}" for name, number in zip(names, counts, strict=True))
+        lines = [f"classes  {each} (train images)"]
     else:
-        each = Counter(dict(zip(names, counts, strict=True))).most_common()
-        lines = [
-            f"classes  {len(names):,}, from {each[-1][0]} with {each[-1][1]:,} train images to {each[0][0]} with {each[0][1]:,}"
-        ]
+        (few, rare), (many, frequent) = min(zip(counts, names, strict=True)), max(zip(counts, names, strict=True))
+        lines = [f"classes  {len(names):,}, from {rare} with {few:,} train images to {frequent} with {many:,}"]
     if empty := [name for name, number in zip(names, counts, strict=True) if not number]:
         lines.append(f"{_listed(empty)}: no train image; all that the class has are held out or beyond `limit`")
     return lines
