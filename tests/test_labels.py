@@ -317,11 +317,15 @@ GOOD = [[name, i % 3] for i, name in enumerate(NAMES)]
         (json.dumps({"labels": GOOD}).encode("utf-16"), None),
         (GOOD + GOOD[:2], "names 2 files twice, with the same label"),
         (
+            json.dumps({"labels": GOOD, "class_names": ["a", "b"]}).encode(),
+            "dataset.json has 2 class_names, its labels go to 2: the names are not taken",
+        ),
+        (
             [*GOOD, ["00001/x.png", 0], ["00001/y.png", 9]],
             "has labels for 2 files that are not there, such as 00001/x.png",
         ),
     ],
-    ids=["floats", "backslashes", "dots", "object", "BOM", "UTF-16", "twice", "spare"],
+    ids=["floats", "backslashes", "dots", "object", "BOM", "UTF-16", "twice", "few names", "spare"],
 )
 def test_tables_that_are_taken(table, note):
     about, said = packed(tree(NAMES, table))
@@ -351,6 +355,7 @@ def test_tables_that_are_taken(table, note):
         (b"[" * 100_000, "is not understood"),
         (b"\xff\xfe\x00", "is not understood"),
         (b'{"labels": [], "class_names": [1]}', "is not understood"),
+        (b'{"labels": [], "class_names": ["a", "a"]}', "is not understood"),
     ],
 )  # fmt: skip
 def test_tables_that_are_refused(table, sentence):
