@@ -20,7 +20,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eldistill import __main__, contract, data, files, latents, listing, loop, noise, packing, params, recipes, state
+from eldistill import (
+    __main__,
+    archives,
+    contract,
+    data,
+    files,
+    latents,
+    listing,
+    loop,
+    noise,
+    packing,
+    params,
+    recipes,
+    state,
+)
 from eldistill.files import NonFinite, Problem
 from eldistill.networks import build
 from eldistill.teacher import convert, train
@@ -125,7 +139,7 @@ def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
 def test_a_container_there_and_back(tmp_path):
     """`zip` writes latents under EDM2's names, and they are read again."""
     packing.pack(container(tmp_path / "latents.zip", stored(9), np.arange(9) % 2), tmp_path / "pack")
-    assert packing.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
+    assert archives.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
         assert archive.namelist()[0] == "00000/img-mean-std-00000000.npy"
     section = {"source": "latents", "path": str(tmp_path / "again.zip"), "resolution": None, "heldout": 4}

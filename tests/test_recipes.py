@@ -265,6 +265,7 @@ def test_one_more_seed_changes_no_run_that_exists():
 
 USES = {
     "data": set(BEFORE),
+    "labels": set(BEFORE),
     "judges": JUDGED | CHECK | EVALUATIONS,
     "loop": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "teacher/train": TAUGHT | down(runs()),
@@ -294,6 +295,8 @@ USES = {
         (
             "classes",
             "latents",
+            "folders",
+            "pictures",
             "networks/adm",
             "networks/edm2",
             "methods/dmd",

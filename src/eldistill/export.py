@@ -32,8 +32,9 @@ net.boundary = about["sampler"].get("boundary", 0.0)
 
 
 def sample(n, seed=0, label=None):
-    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class; None draws them as often as they
-    occur in the train images, where config.json says it."""
+    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class, by name or number; None draws
+    them as often as they occur in the train images, where config.json says it."""
+    label = about.get("class_names", []).index(label) if isinstance(label, str) else label
     random, sigma = torch.Generator().manual_seed(seed), about["sampler"]["steps"]["1"][0]
     z, classes = torch.randn(n, *about["shape"], generator=random), about["label_dim"]
     counts = about.get("class_counts") or [1] * max(classes, 1)
@@ -91,6 +92,9 @@ def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
     )
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
     data = lineage["params"]["data"]
+    names = about.get("class_names", [])
+    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
+    listed += f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else ""
     steps = " or ".join(about["sampler"]["steps"])
     return f"""# {run}
 
@@ -106,6 +110,7 @@ python load.py 16 samples.pt        # needs torch and safetensors
 ## Where it comes from
 
 * **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
+* **Classes**: {listed or "none"}
 * **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
 * **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
 

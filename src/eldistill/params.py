@@ -23,13 +23,13 @@ from typing import Any
 import yaml
 
 from eldistill.files import Problem
-from eldistill.schema import available, check, declared, fill, follow, nearest, settings, spaces
+from eldistill.schema import available, check, declared, expected, fill, follow, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
-OPTIONS = {"files", "path", "crop", "resolution", "pixels"}
-READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": {"path", "resolution", "crop"},
+OPTIONS = {"files", "path", "crop", "resolution", "pixels", "background", "orientation", "bits"}
+READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": OPTIONS - {"files", "pixels"},
         "latents": {"path", "pixels"}}  # fmt: skip
 
 
@@ -236,6 +236,9 @@ class Params:
                 if value[needed] is None:
                     raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
             self._check_codec(where, value)
+            if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
+                wanted = expected(self.definitions["data"]["properties"]["background"])
+                raise Problem(f"params.yaml: {where}.background is {value['background']!r}; expected {wanted}")
             for key in sorted(OPTIONS - READ.get(value["source"], OPTIONS)):
                 if value[key] != self.definitions["data"]["properties"][key]["default"]:
                     raise Problem(

@@ -55,6 +55,7 @@ USES = {
     "central": ("comparisons",),
 }
 IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
+PICTURE_KEYS = ("background", "orientation", "bits")  # of a data setting whose source is a folder: see pictures.py
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 # Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
 # further up is reported only: a log.csv that was opened and saved must not cost a week of training.
@@ -231,7 +232,7 @@ class Plan:
         data = self.data(name)
         return {
             key: data[key]
-            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit", "count")
+            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit", "count", *PICTURE_KEYS)
             if key in data
         }
 
@@ -248,8 +249,8 @@ class Plan:
         """The packed images of a data setting."""
         name = self._pack_name(data)
         output = f"data/sets/{name}/images.safetensors"
-        more = {"cifar10": ("teacher/pickles",), "latents": ("latents",)}.get(self.data(name)["source"], ())
-        modules = ("data", *more)
+        more = {"cifar10": ("teacher/pickles",), "latents": ("latents", "folders"), "folder": ("folders", "pictures")}
+        modules = ("data", "labels", *more.get(self.data(name)["source"], ()))
         params = self._pack_params(name)
         return self._step("data", f"{name}/images", modules, params, (output,), sources=self._idx(name))
 

@@ -17,6 +17,7 @@ import torch
 from eldistill import classes, data, networks, noise
 from eldistill.files import Problem, atomic, load_tensors, save_tensors
 from eldistill.noise import Draw
+from eldistill.schema import nearest
 
 VERSION = 1
 
@@ -195,6 +196,20 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
     return torch.cat(list(images_of(generator, n, seed, labels, steps=steps)))
 
 
+def class_number(generator: Generator, text: str) -> int:
+    """The class that a name says; or, where no class has that name, a number from 0. Raises Problem."""
+    names, dim = generator.about.get("class_names", []), generator.about["label_dim"]
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < dim:
+        return int(text)
+    few = f"one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}, or " if names else ""
+    whole = (
+        f"{few}a number from 0 to {dim - 1}{nearest(text, names)}" if dim else "none: this generator knows no labels"
+    )
+    raise Problem(f"--label is {text}; expected {whole}")
+
+
 def picture(image: torch.Tensor):
     """A uint8 image [c, h, w] as a PIL picture: grey for one channel, else the first three."""
     from PIL import Image
@@ -228,8 +243,9 @@ def command(options, say) -> None:
     if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
         raise Problem(f"--device is {options.device}, which is not here; use cpu")
     generator = load_generator(options.generator, options.device)
-    images = sample(generator, options.n, options.seed, options.label, options.steps)
-    if options.label is None and generator.about["label_dim"]:
+    label = None if options.label is None else class_number(generator, options.label)
+    images = sample(generator, options.n, options.seed, label, options.steps)
+    if label is None and generator.about["label_dim"]:
         say(classes.sentence(generator.about))
     if options.grid:
         with atomic(options.grid) as temporary:

@@ -241,13 +241,15 @@ def _forget() -> None:
 
 
 def _data(work) -> None:
-    from eldistill import evaluate, features, judges, packing
+    from eldistill import evaluate, features, judges, labels, packing
 
     item = work.step.name.rsplit("/", 1)[1]
     if item == "images":
-        about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]))
+        about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]), work.say)
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
                  f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
+        for line in labels.table(about["class_names"], about["class_counts"]):
+            work.say(line)
         return
     (pack,) = _inputs(work, "/images.safetensors")
     if item.startswith("judge-"):

@@ -43,24 +43,24 @@ def _command(module: str) -> Callable[[Namespace], None]:
 
 
 def _zip(chosen: Namespace) -> None:
-    from eldistill import packing
+    from eldistill import archives
 
     step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
         )
-    count = packing.write_zip(
+    count = archives.write_zip(
         step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
     )
     say(f"{chosen.out}: {count} images")
 
 
 def _encode(chosen: Namespace) -> None:
-    from eldistill import packing
+    from eldistill import archives
 
     section = params.load().section("data", chosen.name, where="data on the command line")
-    count = packing.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
+    count = archives.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
     say(f"{chosen.out}: latents of {count} images")
 
 
@@ -91,7 +91,7 @@ TOOLS = {
             option("--n", type=int, default=64, metavar="N", help="images (default: 64)"),
             option("--seed", type=int, default=0, metavar="SEED", help="image i depends on SEED and i (default: 0)"),
             option("--steps", type=int, default=1, metavar="STEPS", help="network calls an image, as its method defines (default: 1)"),
-            option("--label", type=int, metavar="CLASS", help="class of all images (default: drawn for each)"),
+            option("--label", metavar="CLASS", help="class of all images: its name, or its number from 0 (default: drawn for each)"),
             option("--grid", metavar="FILE.png", help="one picture of all images"),
             option("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on"),
             DEVICE,
