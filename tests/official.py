@@ -128,12 +128,17 @@ ROOTS = {
 }
 
 
-def root(network: torch.nn.Module, kwargs: dict, core: str = "_core", old: bool = False, **changes) -> Persistent:
-    """The whole network as the value of `ema`; kwargs: what their constructor was called with."""
+def root(
+    network: torch.nn.Module, kwargs: dict, core: str = "_core", old: bool = False, classes: tuple[str, str] | None = None,
+    **changes,
+) -> Persistent:  # fmt: skip
+    """The whole network as the value of `ema`; kwargs: what their constructor was called with. classes: of the whole and of
+    the U-Net in it, where they are not those of EDM or EDM2."""
     outer, inner, inner_name = ROOTS[network.config["network"]]
+    outer, inner_name = classes or (outer, inner_name)
     about = {"img_resolution": network.img_resolution, "img_channels": network.img_channels, "label_dim": network.label_dim,
              "use_fp16": False, "sigma_data": network.sigma_data}  # fmt: skip
-    if outer == "EDMPrecond":
+    if outer.startswith("EDMPrecond"):
         about |= {"sigma_min": 0, "sigma_max": float("inf")}
     made = wrapped(network, core, old, outer, _init_kwargs=kwargs, **about)
     made.meta["state"]["_modules"][inner] = wrapped(
@@ -173,6 +178,19 @@ def edm2(
     )
     return EASY(encoder=encoder, dataset_kwargs=EASY(path="datasets/img512.zip", use_labels=True), loss_fn=loss,
                 ema=root(network, kwargs, core, old)) | more  # fmt: skip
+
+
+def student(network: torch.nn.Module, kwargs: dict, core: str = "_core", old: bool = False, **more) -> dict:
+    """The dict that a snapshot of SiDA or SiD2A holds: the generator, whose U-Net gives the encoder's last output too, and no
+    loss or encoder beside it. kwargs: EDM's or EDM2's, and for the latter what the training adds."""
+    if network.config["network"] == "edm2":
+        classes = ("EDM_2_Precond_Generator", "UNet_EncoderDecoder")
+        kwargs = kwargs | {"force_normalization": True, "use_gan": True}
+        changes = {"force_normalization": True, "use_gan": True}
+    else:
+        model_type = f"{kwargs['model_type']}_EncoderDecoder"
+        classes, kwargs, changes = ("EDMPrecond_EncoderDecoder", model_type), kwargs | {"model_type": model_type}, {}
+    return {"ema": root(network, kwargs, core, old, classes, **changes)} | more
 
 
 def dumps(value, protocol: int = 4) -> bytes:

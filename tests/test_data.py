@@ -321,6 +321,7 @@ def test_fashion_mnist_has_a_digest_a_size_and_a_licence():
             "kind",
             "published",
             "reference",
+            "form",
         ]
         assert row["url"].startswith("http") and row["licence"] and int(row["bytes"]) > 0
         assert len(row["sha256"]) == 64 and not set(row["sha256"]) - set("0123456789abcdef")

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import json
 import math
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import conftest
@@ -19,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from eldistill import __main__, files, listing, networks, sampling
 from eldistill.files import Problem
 from eldistill.networks import ddpm
-from eldistill.teacher import convert, train
+from eldistill.teacher import folders, foreign, train
 
 diffusers = pytest.importorskip("diffusers")
 made = test_distil.made  # the fixture
@@ -40,7 +43,7 @@ def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
 
 def read(folder: Path, output: Path) -> torch.nn.Module:
     """Converted, and read as a teacher."""
-    convert.convert_folder(folder, output)
+    folders.convert_folder(folder, output)
     return train.load(output)[0].requires_grad_(False).eval()
 
 
@@ -77,6 +80,36 @@ def test_the_denoised_image_is_what_their_scheduler_predicts(tmp_path, predictio
         sigma = float(levels[step])
         found = net(x0 + sigma * noise, sigma)
         assert torch.allclose(found, wanted, atol=2e-4 * max(1, sigma)), step
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_float32_keeps_its_digits_at_every_level(prediction, schedule):
+    """D against float64 of the same weights, to 2e-6 of its size from the smallest sigma to the largest, which is 157 of the linear
+    schedule and 2e4 of the cosine one. Through epsilon, v would lose 3.6e-5 and 3e-3 there."""
+    config = {"network": "ddpm", "img_resolution": 8, "img_channels": 1, "beta_schedule": schedule, "prediction_type": prediction,
+              **{k: v for k, v in SMALL.items() if k[:3] not in ("sam", "in_", "out")}}  # fmt: skip
+    net = networks.build(config, 3).eval().requires_grad_(False)
+    wide = networks.build(config, 3).eval().requires_grad_(False).double()
+    levels = ddpm.sigmas(ddpm.Settings(img_resolution=8, img_channels=1, beta_schedule=schedule))
+    draw = torch.Generator().manual_seed(0)
+    for step in (0, 300, 700, 900, 990, 998, 999):
+        sigma = levels[step].float()
+        x = (sigma**2 + 0.25).sqrt() * torch.randn(8, 1, 8, 8, generator=draw)
+        exact = wide(x.double(), sigma.double())
+        assert (net(x, sigma).double() - exact).abs().max() < 2e-6 * exact.abs().max(), step
+
+
+def test_v_of_a_known_image_gives_that_image_back():
+    """In float64, to 1e-12: the v of x_0 and n, which no network needs to find, at every level."""
+    config = {"network": "ddpm", "img_resolution": 8, "img_channels": 1, "prediction_type": "v_prediction",
+              "beta_schedule": "squaredcos_cap_v2", **{k: v for k, v in SMALL.items() if k[:3] not in ("sam", "in_", "out")}}  # fmt: skip
+    net = networks.build(config, 3).eval().requires_grad_(False).double()
+    x0, noise = torch.randn(2, 4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.0065, 0.5, 1.0, 30.0, 2e4):
+        a = (1 + sigma**2) ** -0.5
+        net.model.unet.conv_out = Given(a * noise - sigma * a * x0)
+        assert torch.allclose(net(x0 + sigma * noise, sigma), x0, rtol=0, atol=1e-11), sigma
 
 
 class Given(torch.nn.Module):
@@ -151,6 +184,66 @@ def test_a_network_of_ours_in_every_respect(tmp_path):
 # --- folders --------------------------------------------------------------------------------------------
 
 
+def every_scheduler() -> list[str]:
+    """All classes of schedulers that the installed diffusers offers, and some that it may not."""
+    others = [
+        "FlowMatchEulerDiscreteScheduler",
+        "EDMEulerScheduler",
+        "ScoreSdeVeScheduler",
+        "KarrasVeScheduler",
+        "AScheduler",
+    ]
+    return sorted(
+        {name for name in dir(diffusers) if name.endswith("Scheduler")} | set(others) | set(folders.SCHEDULERS)
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("schedulers") / "ddpm"
+    write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", every_scheduler())
+def test_a_scheduler_is_taken_only_if_its_noise_is_ddpms(written, tmp_path, name):
+    """By its class: those that are taken have the abar that diffusers computes, at its own defaults; all others are named."""
+    shutil.copytree(written, tmp_path / "ddpm")
+    shutil.rmtree(tmp_path / "ddpm/scheduler")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numpy about how diffusers makes its arrays
+            scheduler = getattr(diffusers, name)()
+        scheduler.save_pretrained(tmp_path / "ddpm/scheduler")
+    except Exception:  # not there, or it needs another package
+        scheduler = None
+        (tmp_path / "ddpm/scheduler").mkdir(exist_ok=True)
+        (tmp_path / "ddpm" / SCHEDULER).write_text(json.dumps({"_class_name": name}))
+    if name not in folders.SCHEDULERS:
+        with pytest.raises(Problem, match=rf"is of '{name}', whose noise or whose network's output is not DDPM's"):
+            folders.folder(tmp_path / "ddpm")
+        return
+    if scheduler is None:
+        pytest.skip(f"{name} cannot be made here")
+    config, _ = folders.folder(tmp_path / "ddpm")
+    left = scheduler.alphas_cumprod.double()
+    config.pop("network")
+    assert torch.allclose(ddpm.sigmas(ddpm.Settings(**config)), ((1 - left) / left).sqrt(), rtol=2e-3)
+    known = folders.SCHEDULE | folders.SCHEDULE_FIXED | dict.fromkeys(folders.SAMPLING)
+    assert set(inspect.signature(type(scheduler).__init__).parameters) - {"self", "kwargs"} <= set(known)
+
+
+def test_every_keyword_of_their_network_is_known_with_its_default():
+    """One that a newer diffusers adds is refused by name until somebody has looked at it."""
+    theirs = {key: each.default for key, each in inspect.signature(diffusers.UNet2DModel.__init__).parameters.items()}
+    theirs.pop("self")
+    assert set(theirs) <= set(folders.UNET | folders.UNET_FIXED)
+    ours = {each.name: each.default for each in dataclasses.fields(ddpm.Settings)}
+    for key in set(folders.UNET) & set(ours):
+        default = tuple(theirs[key]) if isinstance(theirs[key], tuple | list) else theirs[key]
+        assert ours[key] == default, key
+
+
 def test_a_folder_there_and_back(tmp_path):
     """Every number to the bit; a pipeline's folder and that of its network beside the scheduler's."""
     unet, _ = write(tmp_path / "ddpm")
@@ -159,9 +252,34 @@ def test_a_folder_there_and_back(tmp_path):
     about = files.load_tensors(tmp_path / "teacher.safetensors")[1]
     assert (
         about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
-        and about["codec"] == convert.PIXELS
+        and about["codec"] == foreign.PIXELS
     )
-    assert convert.folder(tmp_path / "ddpm/unet")[0] == convert.folder(tmp_path / "ddpm")[0]
+    assert folders.folder(tmp_path / "ddpm/unet")[0] == folders.folder(tmp_path / "ddpm")[0]
+
+
+def test_old_names_and_a_square_pair_are_read(tmp_path):
+    """Attention's layers as diffusers called them until 2023; sample_size as height and width. The same teacher to the bit."""
+    write(tmp_path / "ddpm")
+    before = read(tmp_path / "ddpm", tmp_path / "before.safetensors").state_dict()
+    path = tmp_path / "ddpm/unet" / listing.WEIGHTS
+    tensors = load_file(path)
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in olds.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): each for name, each in tensors.items()}
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, path)
+    spoil(tmp_path / "ddpm", UNET, sample_size=[8, 8])
+    after = read(tmp_path / "ddpm", tmp_path / "after.safetensors").state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_running_average_of_a_training_is_read_where_its_scheduler_is(tmp_path):
+    write(tmp_path / "ddpm")
+    spoil(tmp_path / "ddpm", UNET, decay=0.9999, inv_gamma=1.0, optimization_step=7)
+    (tmp_path / "ddpm/unet").rename(tmp_path / "ddpm/unet_ema")
+    with pytest.raises(Problem, match="has no unet but a unet_ema"):
+        folders.folder(tmp_path / "ddpm")
+    assert folders.folder(tmp_path / "ddpm/unet_ema")[0]["img_resolution"] == 8
 
 
 def spoil(folder: Path, file: str, **changes) -> None:
@@ -192,7 +310,7 @@ SPOILED = {
     "classes": (lambda f: spoil(f, UNET, num_class_embeds=10), "has num_class_embeds 10"),
     "centred input": (lambda f: spoil(f, UNET, center_input_sample=True), "has center_input_sample True"),
     "more channels out": (lambda f: spoil(f, UNET, out_channels=2), "as many channels out as in"),
-    "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its config.json asks for"),
+    "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its description asks for"),
     "widths that do not fit": (lambda f: spoil(f, UNET, norm_num_groups=7), "describes no network that is understood"),
     "no JSON": (lambda f: (f / UNET).write_text("{"), "cannot be read"),
     "a list": (lambda f: (f / UNET).write_text("[1]"), "is no mapping"),
@@ -200,6 +318,24 @@ SPOILED = {
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "which says what noise a step has"),
     "the image as prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="sample"), "has prediction_type 'sample'"),
     "no signal at the end": (lambda f: spoil(f, SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
+    "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; put the pixels a side"),
+    "an oblong": (lambda f: spoil(f, UNET, sample_size=[8, 16]), "has sample_size"),
+    "half precision alone": (lambda f: (f / "unet" / listing.WEIGHTS).rename(f / "unet/diffusion_pytorch_model.fp16.safetensors"),
+                             "there are diffusion_pytorch_model.fp16.safetensors"),
+    "a flow": (lambda f: spoil(f, SCHEDULER, use_flow_sigmas=True), "has use_flow_sigmas True"),
+    "continuous steps": (lambda f: spoil(f, SCHEDULER, timestep_type="continuous"), "has timestep_type 'continuous'"),
+    "a variance that is learned": (lambda f: spoil(f, SCHEDULER, variance_type="learned_range"), "has variance_type 'learned_range'"),
+    "limits of its own": (lambda f: spoil(f, SCHEDULER, sigma_max=80.0), "has sigma_max 80.0"),
+    "old word for the image": (lambda f: spoil(f, SCHEDULER, predict_epsilon=False), "has predict_epsilon False"),
+    "a flow's prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="flow_prediction"), "has prediction_type 'flow_prediction'"),
+    "an unknown key": (lambda f: spoil(f, SCHEDULER, shift=3.0), "has 'shift', which no scheduler that is understood has"),
+    "an unknown key with a bar": (lambda f: spoil(f, SCHEDULER, _shift=3.0), "has '_shift', which no scheduler"),
+    "no class": (lambda f: spoil(f, SCHEDULER, _class_name=None), "is of None, whose noise"),
+    "a class that is a list": (lambda f: spoil(f, SCHEDULER, _class_name=["DDPMScheduler"]), "whose noise"),
+    "no beta": (lambda f: (f / SCHEDULER).write_text('{"_class_name": "DDPMScheduler"}'), "has no num_train_timesteps"),
+    "betas of another number": (lambda f: spoil(f, SCHEDULER, trained_betas=[0.1, 0.2]), "has 2 trained_betas"),
+    "an autoencoder beside it": (lambda f: (f / "vqvae").mkdir(), "has a vqvae beside its unet"),
+    "a huge file": (lambda f: (f / UNET).write_text(" " * 5_000_000), "more than 4 MiB"),
     "steps without noise": (lambda f: spoil(f, SCHEDULER, beta_start=0, beta_end=0), "steps that add no noise"),
     "pickles only": (only_pickles, "safe_serialization=True"),
     "a NaN": (weights(lambda t: t["conv_in.bias"].fill_(math.nan)), "expected .* of finite floats"),
@@ -217,7 +353,7 @@ def test_what_is_not_understood_is_refused(tmp_path, kind):
     write(tmp_path / "ddpm")
     change(tmp_path / "ddpm")
     with pytest.raises(Problem, match=sentence) as caught:
-        convert.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
+        folders.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 

@@ -345,6 +345,16 @@ def test_missing_or_damaged_manifest(tmp_path):
         seed.Ensemble(tmp_path / "broken.json")
 
 
+def test_arrays_with_a_nan_are_one_sentence(tmp_path):
+    path = make(tmp_path)
+    with np.load(path.with_suffix(".npz")) as archive:
+        arrays = dict(archive)
+    arrays["mean_0"][0] = np.nan
+    np.savez(path.with_suffix(".npz"), **arrays)
+    with pytest.raises(Problem, match=r"damaged \(its mean_0 is not finite numbers\)"):
+        seed.Ensemble(path)._arrays()
+
+
 def test_double_precision_run(tmp_path):
     """The record of a float32 draw serves a float64 run."""
     path = make(tmp_path)

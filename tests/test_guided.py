@@ -20,13 +20,15 @@ from torch.nn import functional as F
 from eldistill import __main__, features, metrics, networks, sampling
 from eldistill.networks import guided
 from eldistill.spaces import inception
-from eldistill.teacher import convert, train
+from eldistill.teacher import convert, states, train
 from eldistill.teacher.pickles import Refused
 
 ROOT = Path(__file__).parents[1]
 made, project = test_foreign_teachers.made, test_foreign_teachers.project  # the fixtures
 PUBLISHED = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_channels": 192, "channel_mult": [1, 2, 3, 4],
-             "channel_mult_emb": 4, "num_blocks": 3, "attn_resolutions": [32, 16, 8]}  # fmt: skip
+             "channel_mult_emb": 4, "num_blocks": 3, "attn_resolutions": [32, 16, 8], "num_head_channels": 64,
+             "num_heads": None}  # fmt: skip
+SMALL = {"img_resolution": 16, "num_head_channels": 64}  # what shapes do not say of the states below
 
 
 # --- their network, written anew from what their state means --------------------------------------------
@@ -99,10 +101,13 @@ def state(seed: int = 0, dtype=torch.float32, **sizes) -> dict[str, torch.Tensor
     }
 
 
-def forward(theirs: dict, x: torch.Tensor, times: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-    """Their F by functions of torch alone: sequences as their names number them, heads of 64 in the order q, k, v."""
+def forward(
+    theirs: dict, x: torch.Tensor, times: torch.Tensor, classes: torch.Tensor | None, head: int = 64, heads: int = 0
+) -> torch.Tensor:
+    """Their F by functions of torch alone: sequences as their names number them, 32 groups in every normalisation, heads of
+    `head` channels, or `heads` of them at every resolution, in the order q, k, v."""
     w = lambda name: (theirs[f"{name}.weight"].to(x), theirs[f"{name}.bias"].to(x))  # noqa: E731
-    norm = lambda name, h: F.group_norm(h, min(32, h.shape[1] // 4), *w(name), eps=1e-5)  # noqa: E731
+    norm = lambda name, h: F.group_norm(h, 32, *w(name), eps=1e-5)  # noqa: E731
     width = theirs["input_blocks.0.0.weight"].shape[0]
     powers = torch.exp(-math.log(10000) * torch.arange(width // 2, dtype=x.dtype) / (width // 2))
     angles = times[:, None] * powers
@@ -123,7 +128,8 @@ def forward(theirs: dict, x: torch.Tensor, times: torch.Tensor, classes: torch.T
 
     def attention(name: str, h: torch.Tensor) -> torch.Tensor:
         n, c, height, side = h.shape
-        parts = F.conv2d(norm(f"{name}.norm", h), *w(f"{name}.qkv")).reshape(n, 3, c // 64, 64, height * side)
+        number = heads or c // head
+        parts = F.conv2d(norm(f"{name}.norm", h), *w(f"{name}.qkv")).reshape(n, 3, number, c // number, height * side)
         q, k, v = parts.transpose(-1, -2).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(h.shape)
         return h + F.conv2d(mixed, *w(f"{name}.proj_out"))
@@ -153,10 +159,10 @@ def forward(theirs: dict, x: torch.Tensor, times: torch.Tensor, classes: torch.T
     return F.conv2d(F.silu(norm("out.0", h)), *w("out.2"), padding=1)
 
 
-def inside_of(theirs: dict, x: torch.Tensor, sigma: float, classes) -> torch.Tensor:
+def inside_of(theirs: dict, x: torch.Tensor, sigma: float, classes, **heads) -> torch.Tensor:
     """Their network's part in `consistency`, the noise as 250 ln sigma: it knows no boundary."""
     times = torch.full((len(x),), 250 * math.log(sigma), dtype=x.dtype)
-    return forward(theirs, x / (sigma**2 + 0.25) ** 0.5, times, classes)
+    return forward(theirs, x / (sigma**2 + 0.25) ** 0.5, times, classes, **heads)
 
 
 def consistency(x: torch.Tensor, sigma: float, inside: torch.Tensor, boundary: float) -> torch.Tensor:
@@ -182,7 +188,7 @@ def test_the_denoiser_is_theirs(tmp_path, sizes):
     """D of our network on their tensors equals theirs, computed independently, in float64: of a teacher, whose boundary is
     0, and of a consistency model."""
     theirs = state(dtype=torch.float64, **sizes)
-    config, tensors, _ = convert.state(save(theirs, tmp_path / "net.pt"))
+    config, tensors, _ = states.state(save(theirs, tmp_path / "net.pt"), given=SMALL)
     network = networks.build(config).double().eval()
     network.load_state_dict(tensors)
     x = torch.randn(3, config["img_channels"], *[config["img_resolution"]] * 2, dtype=torch.float64)
@@ -198,11 +204,64 @@ def test_the_denoiser_is_theirs(tmp_path, sizes):
                     assert torch.allclose(found, x, rtol=0, atol=1e-12)
 
 
+HEADS = [{"num_head_channels": 64}, {"num_head_channels": 32}, {"num_heads": 4}]
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("width", [32, 64, 96, 128, 192])
+def test_every_width_and_split_of_attention_is_theirs(tmp_path, width, heads):
+    """F at widths where their 32 groups and EDM's min(32, channels // 4) differ (below 128) and where they do not."""
+    theirs = state(width=width, dtype=torch.float64, classes=0, channels=1)
+    given = {"img_resolution": 8, **heads}
+    config, tensors, _ = states.state(save(theirs, tmp_path / "net.pt"), given=given)
+    network = networks.build(config).double().eval()
+    network.load_state_dict(tensors)
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    split = {"head": heads.get("num_head_channels", 64), "heads": heads.get("num_heads", 0)}
+    with torch.no_grad():
+        wanted = forward(theirs, x, torch.full((2,), 250 * math.log(0.7), dtype=x.dtype), None, **split)
+        found = network.model(x, torch.tensor([math.log(0.7) / 4], dtype=x.dtype), None, None)
+    assert (found - wanted).abs().max() < 1e-12 * wanted.abs().max()
+
+
+def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
+    """The second of three levels attends: of 32 pixels that is 16, of 64 pixels 32; the state alone does not say which."""
+    path = save(state(mult=(1, 2, 2), attend=(1,)), tmp_path / "net.pt")
+    for side in (32, 64):
+        config, tensors, _ = states.state(path, given={"img_resolution": side, "num_head_channels": 64})
+        assert (config["img_resolution"], config["attn_resolutions"]) == (side, [side // 2])
+        networks.build(config).load_state_dict(tensors)
+    about = states.convert_state(path, tmp_path / "out.safetensors", given={"img_resolution": 32, "num_heads": 4})
+    assert about["shape"] == [3, 32, 32] and train.load(tmp_path / "out.safetensors")[1] == about
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "sentence"),
+    [
+        ({}, None, "shapes do not say the resolution and the heads"),
+        ({}, {"img_resolution": 16}, "shapes do not say the resolution and the heads"),
+        ({}, {"num_heads": 4}, "shapes do not say the resolution and the heads"),
+        ({}, {"img_resolution": 16, "num_heads": 4, "num_head_channels": 64}, "shapes do not say the resolution and the heads"),
+        ({}, {"img_resolution": 16, "num_head_channels": 48}, "128 channels cannot be split into equal heads of 48 channels"),
+        ({}, {"img_resolution": 16, "num_heads": 3}, "128 channels cannot be split into equal heads in number 3"),
+        ({}, {"img_resolution": 17, "num_heads": 4}, "17 cannot be halved 1 times"),
+        ({"width": 48}, SMALL, "48 channels cannot be split into 32 equal groups"),
+    ],
+)  # fmt: skip
+def test_what_shapes_do_not_say_is_asked_for(tmp_path, sizes, given, sentence):
+    save(state(**sizes), tmp_path / "net.pt")
+    with pytest.raises(Refused, match=sentence) as caught:
+        states.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors", given=given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
+
+
 def test_the_published_sizes_are_found_in_the_shapes():
     """Of ImageNet-64: those of EDM's network of it, from names and shapes alone."""
     sizes = {"width": 192, "mult": (1, 2, 3, 4), "blocks": 3, "classes": 1000, "attend": (1, 2, 3)}
     theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes(**sizes).items()}
-    assert guided.settings(theirs) == PUBLISHED
+    assert (
+        guided.settings(theirs) == guided.settings(theirs, {"img_resolution": 64, "num_head_channels": 64}) == PUBLISHED
+    )
     outline = networks.outline({"network": "guided", **PUBLISHED})
     ours = guided.renamed(theirs, guided.Settings(**PUBLISHED))
     assert {name: each.shape for name, each in ours.items()} == {
@@ -213,7 +272,8 @@ def test_the_published_sizes_are_found_in_the_shapes():
         name: each.shape for name, each in adm.state_dict().items()
     }
     lsun = {"width": 256, "mult": (1, 1, 2, 2, 4, 4), "blocks": 2, "classes": 0, "attend": (3, 4, 5)}
-    found = guided.settings({name: torch.empty(shape, device="meta") for name, shape in shapes(**lsun).items()})
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in shapes(**lsun).items()}
+    found = guided.settings(theirs, {"img_resolution": 256, "num_head_channels": 64})
     assert (found["img_resolution"], found["attn_resolutions"], found["channel_mult"]) == (
         256,
         [32, 16, 8],
@@ -262,9 +322,47 @@ def damaged(kind: str, path: Path) -> None:
 def test_what_is_no_state_of_theirs_is_one_sentence(tmp_path, kind):
     damaged(kind, tmp_path / "net.pt")
     with pytest.raises(Refused, match="net.pt is no network of OpenAI's consistency models") as caught:
-        convert.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors")
+        states.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors", given=SMALL)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert os.listdir(tmp_path) == ["net.pt"]
+
+
+def rewritten(source: Path, path: Path, change) -> Path:
+    """The same zip with its records changed by `change(name, content)`, with right checksums."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for each in old.infolist():
+            new.writestr(each.filename, change(each.filename, old.read(each)))
+    return path
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path):
+    """In the numbers of a weight too, where torch itself sees nothing."""
+    path = save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt")
+    whole, random, records = path.read_bytes(), np.random.default_rng(0), states._records(path)
+    for at, size in records[:: len(records) // 20]:
+        damaged = bytearray(whole)
+        damaged[at + random.integers(0, size)] ^= 1 << random.integers(0, 8)
+        path.write_bytes(damaged)
+        with pytest.raises(Refused, match="the checksum of its part"):
+            states.state(path, given={"img_resolution": 8, "num_head_channels": 32})
+
+
+@pytest.mark.parametrize("change", [-4, -64, 4, 64])
+def test_a_record_of_another_length_than_its_numbers_is_refused(tmp_path, change):
+    """With right checksums: torch would take the bytes of its neighbour for the rest."""
+    source = save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt")
+    given = {"img_resolution": 8, "num_head_channels": 32}
+
+    def cut(name: str, content: bytes) -> bytes:
+        if not name.endswith("/data/5"):
+            return content
+        return content[:change] if change < 0 else content + bytes(change)
+
+    same = rewritten(source, tmp_path / "same.pt", lambda name, content: content)
+    assert all(torch.equal(a, b) for a, b in zip(states.state(source, given=given)[1].values(),
+                                                 states.state(same, given=given)[1].values(), strict=True))  # fmt: skip
+    with pytest.raises(Refused, match="a record of it is not as long as its numbers"):
+        states.state(rewritten(source, tmp_path / "cut.pt", cut), given=given)
 
 
 def test_a_state_executes_nothing(tmp_path, monkeypatch):
@@ -277,12 +375,14 @@ def test_a_state_executes_nothing(tmp_path, monkeypatch):
 
     torch.save({"input_blocks.0.0.weight": Evil()}, "net.pt")
     with pytest.raises(Refused):
-        convert.state(Path("net.pt"))
+        states.state(Path("net.pt"))
     assert not Path("canary").exists()
 
 
 def test_mutations_are_read_or_refused(tmp_path):
-    whole = bytearray(save(state(width=8, channels=1, classes=0, attend=(1,)), tmp_path / "net.pt").read_bytes())
+    whole = bytearray(
+        save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt").read_bytes()
+    )
     head, random = whole.index(b"PK", 4), np.random.default_rng(0)
     for _ in range(150):
         mutated = bytearray(whole)
@@ -291,7 +391,7 @@ def test_mutations_are_read_or_refused(tmp_path):
             mutated[at] = random.integers(0, 256)
         (tmp_path / "net.pt").write_bytes(mutated)
         try:
-            convert.state(tmp_path / "net.pt")
+            states.state(tmp_path / "net.pt", given=SMALL | {"num_head_channels": 32})
         except Refused as error:
             assert "\n" not in str(error)
 
@@ -303,6 +403,9 @@ def test_from_their_teacher_to_a_generator(project, capsys):
     """A teacher of theirs, by `file`, distils with di/el, and is measured like any other."""
     theirs = state(channels=1, classes=0, mult=(1,), attend=(0,))
     save(theirs, Path("net.pkl"))
+    assert __main__.main(["teacher", "theirs"]) == 2
+    assert "set teacher.NAME.state to {img_resolution: …, num_head_channels: …}" in capsys.readouterr().err
+    test_foreign_teachers.change(state={"img_resolution": 8, "num_head_channels": 64})
     assert __main__.main(["teacher", "theirs", "--processes", "4"]) == 0  # as the rule says for a job of four GPUs
     teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
     assert about["config"]["network"] == "guided" and about["source"]["class"] == "UNetModel"
@@ -339,6 +442,11 @@ def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, cap
         Path("data/sources.csv").write_text(file.read(), encoding="utf-8")
     theirs = state(mult=(1,), attend=(0,))
     save(theirs, Path("cd.pt"))
+    # The published sizes are too large for a test: these count as published here.
+    small = {"model_channels": 64, "channel_mult": [1], "num_blocks": 1, "label_dim": 5}
+    monkeypatch.setattr(guided, "PUBLISHED", guided.PUBLISHED | small)
+    monkeypatch.setattr(guided, "PUBLISHED_LEVELS", [0])
+    monkeypatch.setattr(guided, "PUBLISHED_GIVEN", {"img_resolution": 8, "num_head_channels": 64})
     assert __main__.main(["check", "cd-imagenet64-lpips", "--file", "cd.pt", "--n", "4"]) == 0
     printed = capsys.readouterr().out
     assert "published sigma_init 80, boundary 0.002; fid 6.20, 1 call" in printed

@@ -396,7 +396,7 @@ def test_a_copy_of_a_value_knows_what_it_is_read_as():
 
 def test_readers_take_the_listing_of_the_identity():
     """No module but listing.py looks through a folder of a source by itself."""
-    for name in ("containers", "folders", "packing", "latents", "teacher/convert"):
+    for name in ("containers", "folders", "packing", "latents", "teacher/folders"):
         text = (schema.PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         assert ("listing." in text or name == "packing") and not {"rglob", "glob", "iterdir", "scandir", "listdir"} & {
             node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)

@@ -19,7 +19,7 @@ import official
 import pytest
 import torch
 
-from eldistill import files, networks
+from eldistill import files, networks, weights
 from eldistill.teacher import convert, pickles, train
 from eldistill.teacher.pickles import Refused
 
@@ -504,7 +504,7 @@ def test_only_ordinary_files_are_opened(tmp_path, kind):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "NCSNpp"}, "a network 'EDMPrecond'; expected"),
+        ({"model_type": "NCSNpp"}, "its model_type is 'NCSNpp', its U-Net is of the class 'SongUNet'"),
         ({"model_channels": 10**9}, "its model_channels is 1000000000"), ({"model_channels": True}, "its model_channels is True"),
         ({"model_channels": 4.0}, "its model_channels is 4.0"), ({"num_blocks": 10**6}, "its num_blocks is"),
         ({"channel_mult": [1] * 99}, "its channel_mult is"), ({"channel_mult": "12"}, "its channel_mult is '12'"),
@@ -573,10 +573,10 @@ def test_one_number_that_is_not_finite_is_found_anywhere(dtype):
         for value in (math.nan, math.inf, -math.inf):
             numbers = torch.ones(1000, dtype=dtype)
             numbers[place] = value
-            assert not convert._finite(numbers)
+            assert not weights.finite(numbers)
             numbers[place - 1] = -value
-            assert not convert._finite(numbers)
-    assert convert._finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
+            assert not weights.finite(numbers)
+    assert weights.finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
 
 
 def test_truncations_are_refused_everywhere(tmp_path):

@@ -310,6 +310,8 @@ USES = {
             "teacher/pickles",
             "teacher/machine",
             "teacher/convert",
+            "teacher/folders",
+            "teacher/states",
             "adversarial",
             "head",
             "perceptual",

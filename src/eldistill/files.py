@@ -162,7 +162,13 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
         raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
     if about is None and not foreign:
         raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
-    return tensors, json.loads(about or "{}")
+    try:
+        described = json.loads(about or "{}")
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{path} is damaged (its description: {error}); delete it and run `snakemake all`") from None
+    if not isinstance(described, dict):
+        raise Problem(f"{path} has a description that is no mapping; expected a file of this project")
+    return tensors, described
 
 
 # Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.

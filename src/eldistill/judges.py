@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-from eldistill import data, loop, networks, params
+from eldistill import data, loop, networks, params, weights
 from eldistill.contract import Batch, Phase
 from eldistill.files import load_tensors, save_tensors
 from eldistill.metrics import softmax
@@ -81,8 +81,7 @@ def load(path: str | Path, device="cpu"):
     """A judge as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
     `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
     tensors, about = load_tensors(path)
-    net = networks.build(about["config"])
-    net.load_state_dict(tensors)
+    net = weights.restore(path, tensors, about)
     net.requires_grad_(False).eval().to(device)
 
     def space(images: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,13 @@ square error (sd-vae-ft-mse), or, with `vae` in the codec, one in a folder as di
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from pathlib import Path
 
 import torch
 
-from eldistill import fetching, files, listing
+from eldistill import fetching, files, listing, weights
 from eldistill.files import NonFinite, Problem
 
 VERSION = 1
@@ -100,11 +101,17 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
     config = CONFIG if described is None else files.read_json(described)
     tensors, _ = files.load_tensors(path, foreign=True)
     try:
+        if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+            raise ValueError(f"its config.json is of {ascii(name)[:60]}")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
+        if odd := sorted(config.keys() - inspect.signature(AutoencoderKL.__init__).parameters.keys()):
+            raise ValueError(f"its config.json has {ascii(odd[0])[:60]}, which no AutoencoderKL has")
         with torch.device("meta"):  # nothing is drawn
             vae = AutoencoderKL.from_config(config)
         wanted = vae.state_dict()
         found = {name: each.reshape(wanted[name].shape) for name, each in renamed(tensors).items()}
+        if (wrong := weights.fault(found, wanted)) is not None:
+            raise ValueError(f"it {wrong}")
         vae.load_state_dict(found, assign=True)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]

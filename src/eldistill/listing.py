@@ -144,6 +144,14 @@ def unet(folder: Path) -> tuple[Path, Path | None, Path]:
     return inner / CONFIG, schedule, inner / WEIGHTS
 
 
+def weights_there(folder: Path) -> list[str]:
+    """Sorted names of the files of weights of diffusers in a folder, in whatever form; none are read but WEIGHTS."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.startswith("diffusion_pytorch_model"))
+
+
 def autoencoder(folder: Path) -> tuple[Path, Path]:
     """Configuration and weights of an autoencoder as diffusers saves it."""
     return folder / CONFIG, folder / WEIGHTS

@@ -469,7 +469,7 @@ class Loop:
         if found is None:
             return
         tensors, numbers = found
-        state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers)
+        state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers, self.job.folder)
         self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
         self.watch.sums, self.steps = numbers["sums"], numbers["steps"]
         if self.across.rank:  # they are those of all processes

@@ -255,6 +255,10 @@ class Params:
                     else "neither a network to train nor a source or a file"
                 )
                 raise Problem(f"params.yaml: {where} has {both}; give one of `network`, `source` and `file`")
+            if value["state"] is not None and not theirs:
+                raise Problem(
+                    f"params.yaml: {where}.state is for a source or a file; leave it out of a teacher that is trained"
+                )
             if not theirs:
                 self._check_network(f"{where}.network", value["network"])
         if kind == "supplement" and "ensemble" in value and value["ensemble"] not in self.values["ensemble"]:

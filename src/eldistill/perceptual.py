@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.files import Problem, load_tensors
+from eldistill.weights import FLOATS, finite
 
 VERSION = 1
 # VGG-16's convolutions, in five stages; 2x2 pooling stands between two stages.
@@ -39,11 +40,15 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def load(path: str, device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """The weights, by name; read once in a process. Raises Problem for a file that lacks one."""
+    """The weights, by name; read once in a process. Raises Problem for a file that lacks one,
+    or has a NaN, an infinity or whole numbers in its place."""
     tensors, _ = load_tensors(path, foreign=True)
     for name, shape in shapes().items():
-        if name not in tensors or tuple(tensors[name].shape) != shape:
-            raise Problem(f"{path} has no {name} of shape {list(shape)}; expected VGG-16 and LPIPS 0.1 in one file")
+        found = tensors.get(name)
+        if found is None or tuple(found.shape) != shape or found.dtype not in FLOATS or not finite(found):
+            raise Problem(
+                f"{path} has no {name} of shape {list(shape)} and finite floats; expected VGG-16 and LPIPS 0.1 in one file"
+            )
     return {name: tensors[name].to(device, dtype) for name in shapes()}
 
 

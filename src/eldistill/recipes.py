@@ -54,6 +54,8 @@ USES = {
     "sampling": ("noise",),
     "central": ("comparisons",),
 }
+# What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.
+READERS = {"pickles": ("adm", "edm2", "song"), "states": ("guided",), "folders": ("ddpm",)}
 IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 PICTURE_KEYS = ("background", "orientation", "bits")  # of a data setting whose source is a folder: see pictures.py
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
@@ -313,10 +315,17 @@ class Plan:
             params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
             if section.get("source"):  # another version of the row is another network
-                params["version"] = source(section["source"], self.params.root / TABLE)["version"]
-            # Which network it is stands in the file: all of them count.
-            networks = tuple(f"networks/{file}" for file in ("adm", "ddpm", "edm2", "guided", "song"))
-            return self._step("teacher", name, ("teacher/convert", "teacher/pickles", *networks), params, outputs)
+                row = source(section["source"], self.params.root / TABLE)
+                params["version"] = row["version"]
+            if section.get("state") is not None:
+                params["state"] = section["state"]
+            # Which network it is stands in the file, so all count that it can hold: of a row its ending says which.
+            readers = READERS
+            if section.get("source"):
+                readers = {key: READERS[key] for key in ("states" if row["url"].endswith(".pt") else "pickles",)}
+            modules = [f"teacher/{reader}" for reader in readers]
+            modules += [f"networks/{file}" for files in readers.values() for file in files]
+            return self._step("teacher", name, ("teacher/convert", *modules), params, outputs)
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))

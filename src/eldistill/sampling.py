@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from eldistill import classes, data, networks, noise
+from eldistill import classes, data, noise, weights
 from eldistill.files import Problem, atomic, load_tensors, save_tensors
 from eldistill.noise import Draw
 from eldistill.schema import nearest
@@ -78,8 +78,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     tensors, about = load_tensors(path)
     if "sampler" not in about:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
-    network = networks.build(about["config"])
-    network.load_state_dict(tensors)
+    network = weights.restore(path, tensors, about)
     network.boundary = about["sampler"].get("boundary", 0.0)
     return Generator(network.requires_grad_(False).eval().to(device), about)
 

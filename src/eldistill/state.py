@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from eldistill import cluster
+from eldistill import cluster, weights
 from eldistill.files import Problem, load_tensors, save_tensors
 from eldistill.recipes import STATE
 
@@ -72,11 +72,15 @@ def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Opt
     return flat
 
 
-def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict) -> None:
-    """The inverse of `pack`, in place."""
+def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Path = Path(STATE)) -> None:
+    """The inverse of `pack`, in place. path: the state's folder, for the message. Raises Problem if a network's tensors are not
+    finite and of its shapes."""
     for name, net in nets.items():
         prefix = f"net/{name}/"
-        net.load_state_dict({key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)})
+        own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+        if (found := weights.fault(own, net.state_dict())) is not None:
+            raise Problem(f"{path} is damaged: its {name} {found}; delete that folder and run the same command again")
+        net.load_state_dict(own)
     for name, optimiser in optimisers.items():
         prefix, state = f"optimiser/{name}/", optimiser.state_dict()
         state["state"] = {}

@@ -204,7 +204,12 @@ class Ensemble:
         path = Path(self.path).with_suffix(".npz")
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
+                found = {key: archive[key] for key in archive.files}
+            if odd := [
+                key for key, each in found.items() if each.dtype.kind not in "iuf" or not np.isfinite(each).all()
+            ]:
+                raise ValueError(f"its {odd[0]} is not finite numbers")
+            return found
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 

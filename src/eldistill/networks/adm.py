@@ -156,12 +156,17 @@ class Block(layers.UNetBlock):
             s.embedding_channels,
             up=place.up,
             down=place.down,
-            heads=layers.heads(place.out_channels, self.head_channels) if place.attends else 0,
+            heads=self.count_heads(s, place.out_channels) if place.attends else 0,
             dropout=s.dropout,
         )
         self.conv1.gain = 0.0
         if self.heads:
             self.qkv.gain, self.proj.gain = 1.0, 0.0
+
+    @classmethod
+    def count_heads(cls, s, channels: int) -> int:
+        """How many heads attention over `channels` channels has. Raises ValueError where they are not equal."""
+        return layers.heads(channels, cls.head_channels)
 
     def _skip(self, in_channels: int, out_channels: int, resampling: dict) -> nn.Module:
         if in_channels != out_channels:
@@ -178,6 +183,8 @@ class Block(layers.UNetBlock):
 class DhariwalUNet(nn.Module):
     """F(x, c_noise): x [n, c, r, r] of about unit variance -> [n, c, r, r] (without preconditioning)."""
 
+    block = Block  # another flavour of the network overrides it
+
     def __init__(self, settings: Settings):
         super().__init__()
         s = settings
@@ -191,9 +198,9 @@ class DhariwalUNet(nn.Module):
         self.map_label = LabelEmbedding(s.label_dim, width, bias=False) if s.label_dim else None
         (first, *encoder), decoder = plan(s)
         self.enc = nn.ModuleDict({first.name: Conv2d(first.in_channels, first.out_channels, 3)})
-        self.enc.update({place.name: Block(s, place) for place in encoder})
-        self.dec = nn.ModuleDict({place.name: Block(s, place) for place in decoder})
-        self.out_norm = layers.GroupNorm(decoder[-1].out_channels, Block.eps)
+        self.enc.update({place.name: self.block(s, place) for place in encoder})
+        self.dec = nn.ModuleDict({place.name: self.block(s, place) for place in decoder})
+        self.out_norm = self.block.normalisation(decoder[-1].out_channels, self.block.eps)
         self.out_conv = Conv2d(decoder[-1].out_channels, s.img_channels, 3, gain=0.0)
         side = s.img_resolution >> len(s.channel_mult) - 1
         self.features_shape = (decoder[0].in_channels, side, side)

@@ -6,13 +6,15 @@ Such a network sees x_t = a x_0 + s n with a^2 = abar_t, s^2 = 1 - abar_t. Divid
 sigma_t = s / a, so a = 1 / sqrt(1 + sigma^2) and s = sigma a (Karras et al. 2022, arXiv 2206.00364, table 1, column VP).
 Between two steps t is interpolated in ln sigma, as the embedding of t takes fractions; beyond the ends of the
 schedule t stays at the end. From epsilon = n the image is D = x - sigma epsilon; from v = a n - s x_0 (Salimans & Ho
-2022, arXiv 2202.00512, appendix D) epsilon = s x_t + a v.
+2022, arXiv 2202.00512, appendix D) it is D = a x_t - s v = a^2 x - s v.
 
-Its F in EDM's preconditioning is what gives that D (with u = c_in x and sigma_data = 0.5):
+Its F in EDM's preconditioning is what gives that D (with u = c_in x, d = sigma_data = 0.5 and w = sqrt(sigma^2 + d^2)):
 
-    F = (sigma u - sqrt(sigma^2 + sigma_data^2) epsilon) / sigma_data
+    F = (sigma u - w epsilon) / d,    or    F = (a^2 sigma (1 - d^2) u - a w v) / d
 
-so that everything which is written for EDM's networks holds, the boundary of consistency models too.
+so that everything which is written for EDM's networks holds, the boundary of consistency models too. The second does not pass
+through epsilon: D = x - sigma epsilon is a difference of two numbers of the size of sigma, and at the largest sigma (157 of the
+linear schedule, 2e4 of the cosine one) it would lose digits that v has.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import nn
 from eldistill.files import Problem
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 1
+VERSION = 2
 LABELS = False  # networks with classes are not understood
 TINY = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
         "norm_num_groups": 2, "attention_head_dim": 2}  # fmt: skip
@@ -180,19 +182,21 @@ class DDPM(nn.Module):
         for block in self.unet.down_blocks:
             h, more = block(hidden_states=h, temb=embedding)
             skips += more
-        return h, skips, (embedding, x, scaled, sigma.reshape(-1, 1, 1, 1))
+        return h, skips, (embedding, x, sigma.reshape(-1, 1, 1, 1))
 
     def decode(self, features: torch.Tensor, skips: tuple, rest: tuple) -> torch.Tensor:
         """F from what `encode` gives."""
-        embedding, x, scaled, sigma = rest
+        embedding, x, sigma = rest
+        whole = (sigma**2 + self.sigma_data**2).sqrt()
         h = self.unet.mid_block(features, embedding)
         for block in self.unet.up_blocks:
             n = len(block.resnets)
             h, skips = block(h, skips[-n:], embedding), skips[:-n]
         out = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(h)))
         if self.velocity:
-            out = (sigma * scaled + out) / (1 + sigma**2).sqrt()
-        return (sigma * x - (sigma**2 + self.sigma_data**2).sqrt() * out) / self.sigma_data
+            a = (1 + sigma**2).rsqrt()
+            return (a**2 * sigma * (1 - self.sigma_data**2) * x - a * whole * out) / self.sigma_data
+        return (sigma * x - whole * out) / self.sigma_data
 
     def step(self, sigma: torch.Tensor) -> torch.Tensor:
         """The step of the schedule, with its fraction, [n] of sigma [n]; ends are kept beyond the ends."""

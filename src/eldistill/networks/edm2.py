@@ -46,7 +46,7 @@ class Settings:
     res_balance: float = 0.3  # of the residual branch,
     attn_balance: float = 0.3  # of attention
     clip_act: float = 256.0  # bound of every block's output
-    logvar_channels: int = 128  # width of the noise embedding of logvar
+    logvar_channels: int = 128  # width of the noise embedding of logvar; 0: a generator, which has no logvar
     sigma_data: float = 0.5  # standard deviation of the images
 
     def __post_init__(self):
@@ -54,9 +54,11 @@ class Settings:
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not at {getattr(self, name)}.")
-        for name in ("channels_per_head", "clip_act", "logvar_channels"):
+        for name in ("channels_per_head", "clip_act"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        if self.logvar_channels < 0:
+            raise ValueError(f"logvar_channels must not be below 0, it is {self.logvar_channels}.")
 
     @property
     def noise_channels(self) -> int:
@@ -69,12 +71,15 @@ class Settings:
         return self.model_channels * (self.channel_mult_emb or max(self.channel_mult))
 
 
-def network(**settings) -> EDM2Precond:
-    """The denoiser with its preconditioning; keywords and errors are those of `Settings`.
+def network(**settings) -> EDM2Generator:
+    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0; keywords and errors are those of
+    `Settings`.
 
     Its weights are NaN until they are drawn or loaded: use `eldistill.networks.build`.
     """
     s = Settings(**settings)
+    if not s.logvar_channels:
+        return EDM2Generator(EDM2UNet(s), sigma_data=s.sigma_data)
     return EDM2Precond(EDM2UNet(s), sigma_data=s.sigma_data, logvar_channels=s.logvar_channels)
 
 
@@ -293,10 +298,14 @@ class EDM2UNet(nn.Module):
         return self.out_conv(x, self.out_gain)
 
 
-class EDM2Precond(EDMPrecond):
-    """EDM's preconditioning with the uncertainty u(sigma) that weights the loss in training (EDM2, eq. 14)."""
+class EDM2Generator(EDMPrecond):
+    """EDM's preconditioning of EDM2's U-Net under its names, without what only a training of denoisers needs."""
 
     inner = "unet"
+
+
+class EDM2Precond(EDM2Generator):
+    """The same with the uncertainty u(sigma) that weights the loss in training (EDM2, eq. 14)."""
 
     def __init__(self, model: EDM2UNet, sigma_data: float = 0.5, logvar_channels: int = 128):
         super().__init__(model, sigma_data)

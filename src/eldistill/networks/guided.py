@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Nets of OpenAI's consistency models (Song et al. 2023, arXiv 2303.01469) and of the EDM teachers behind them.
 
-They are ADM's network (see adm.py) under other names, told of the noise by 250 ln sigma in place of EDM's ln(sigma) / 4.
-Their files hold a state and no settings: `settings` finds those in the shapes, `renamed` gives the tensors our names.
+They are ADM's network (see adm.py) under other names, with three differences. They see the noise as 250 ln sigma in place of
+EDM's ln(sigma) / 4. Every group normalisation has 32 groups, whatever the width (EDM's has min(32, channels // 4), which is
+the same from 128 channels on). Attention has heads of a given width (their num_head_channels), or a given number of heads at
+every resolution (their num_heads).
+
+Their files hold a state and no settings. `settings` finds in the shapes what these say; the resolution of the images and the
+heads of attention change no shape, so they are known for the published network alone and must be given for any other.
 """
 
 from __future__ import annotations
@@ -11,13 +16,22 @@ import re
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from eldistill.networks import adm, layers
+from eldistill.networks import adm
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 1
+VERSION = 2
 NOISE = 1000.0  # their label of the noise over EDM's
-COARSEST = 8  # pixels a side of the last level that attends, in all their networks: what tells the resolution
+GROUPS = 32  # of every group normalisation
+TINY = {"model_channels": 32, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+# The published network of ImageNet at 64 pixels, by all that shapes say of it, and what they do not say.
+PUBLISHED = {
+    "img_channels": 3, "label_dim": 1000, "model_channels": 192, "channel_mult": [1, 2, 3, 4], "channel_mult_emb": 4,
+    "num_blocks": 3,
+}  # fmt: skip
+PUBLISHED_LEVELS = [1, 2, 3]  # that attend, 0 being the highest resolution
+PUBLISHED_GIVEN = {"img_resolution": 64, "num_head_channels": 64}
 BLOCK = {
     "norm0": "in_layers.0", "conv0": "in_layers.2", "affine": "emb_layers.1", "norm1": "out_layers.0",
     "conv1": "out_layers.3", "skip": "skip_connection",
@@ -27,14 +41,50 @@ ATTENTION = {"norm2": "norm", "qkv": "qkv", "proj": "proj_out"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(adm.Settings):
-    """As ADM's; the limits are those that these networks were trained between."""
+    """As ADM's; the limits are those that these networks were trained between. Raises ValueError for widths that are no
+    multiples of 32, and where not exactly one of the two says how attention is split."""
 
     sigma_min: float = 0.002
     sigma_max: float | None = 80.0
+    num_head_channels: int | None = 64  # channels of a head of attention; None: num_heads says it
+    num_heads: int | None = None  # heads at every resolution; None: num_head_channels says it
+
+    def __post_init__(self):
+        super().__post_init__()
+        widths = [self.model_channels * factor for factor in self.channel_mult]
+        if odd := [width for width in widths if width % GROUPS]:
+            raise ValueError(f"{odd[0]} channels cannot be split into {GROUPS} equal groups of a normalisation.")
+        given = [each for each in (self.num_head_channels, self.num_heads) if each is not None]
+        if len(given) != 1 or given[0] < 1:
+            raise ValueError("exactly one of num_head_channels and num_heads must be given, above 0.")
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalisation over 32 groups of channels. Raises ValueError where the channels do not divide evenly among them."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__(GROUPS, channels, eps=eps)
+
+
+class Block(adm.Block):
+    """ADM's block with the normalisation and the heads of these networks."""
+
+    normalisation = GroupNorm
+
+    @classmethod
+    def count_heads(cls, s: Settings, channels: int) -> int:
+        """How many heads attention over `channels` channels has. Raises ValueError where they are not equal."""
+        heads = s.num_heads or channels // s.num_head_channels
+        if not heads or channels % heads or (s.num_head_channels and channels % s.num_head_channels):
+            each = f"of {s.num_head_channels} channels" if s.num_head_channels else f"in number {s.num_heads}"
+            raise ValueError(f"{channels} channels cannot be split into equal heads {each}.")
+        return heads
 
 
 class Guided(adm.DhariwalUNet):
     """ADM's network with another label of the noise."""
+
+    block = Block
 
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         return super()._embed(NOISE * c_noise, labels, augment_labels)
@@ -50,29 +100,49 @@ def network(**settings) -> EDMPrecond:
 # --- their files --------------------------------------------------------------------------------------
 
 
-def settings(theirs: dict[str, torch.Tensor]) -> dict:
-    """The fields of `Settings` that a state of theirs was made with. Raises ValueError if its tensors do not say."""
+def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict:
+    """The fields of `Settings` that a state of theirs was made with.
+
+    given: what shapes do not say: `img_resolution`, pixels a side, and `num_head_channels` or `num_heads`; None: the state is
+    that of the published network. Raises ValueError, one sentence, if the tensors are not those of such a network, or if it
+    is not the published one and nothing is given.
+    """
     try:
-        width, channels = theirs["input_blocks.0.0.weight"].shape[:2]
-        outputs = {int(name.split(".")[1]) for name in theirs if name.startswith("output_blocks.")}
-        ups = {
-            name.split(".")[1] for name in theirs if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight", name)
-        }
-        levels = len(ups) + 1
-        each = len(outputs) // levels  # blocks of a level of the decoder: one more than in the encoder
-        firsts = [1 + level * each for level in range(levels)]
-        wide = [theirs[f"input_blocks.{first}.0.in_layers.2.weight"].shape[0] for first in firsts]
-        attend = [level for level, first in enumerate(firsts) if f"input_blocks.{first}.1.qkv.weight" in theirs]
-        side = COARSEST << max(attend)
-        embedding = theirs["time_embed.0.weight"].shape[0]
+        found, attend = _shapes(theirs)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"its tensors are not those of a U-Net of guided-diffusion (at {error})") from None
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    if not given and (found, attend) == (PUBLISHED, PUBLISHED_LEVELS):
+        given = PUBLISHED_GIVEN
+    heads = given.keys() & {"num_head_channels", "num_heads"}
+    if "img_resolution" not in given or len(heads) != 1:
+        raise ValueError(
+            "shapes do not say the resolution and the heads of a network other than the published one; set teacher.NAME.state "
+            "to {img_resolution: …, num_head_channels: …}, or num_heads in place of the latter, as its training was started with"
+        )
+    side = given["img_resolution"]
+    found |= {"attn_resolutions": [side >> level for level in attend]}
+    return found | {"num_head_channels": None, "num_heads": None} | given
+
+
+def _shapes(theirs: dict[str, torch.Tensor]) -> tuple[dict, list[int]]:
+    """What shapes say: fields of `Settings`, and the levels that attend, 0 being the highest resolution."""
+    width, channels = theirs["input_blocks.0.0.weight"].shape[:2]
+    outputs = {int(name.split(".")[1]) for name in theirs if name.startswith("output_blocks.")}
+    ups = {name.split(".")[1] for name in theirs if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight", name)}
+    levels = len(ups) + 1
+    each = len(outputs) // levels  # blocks of a level of the decoder: one more than in the encoder
+    firsts = [1 + level * each for level in range(levels)]
+    wide = [theirs[f"input_blocks.{first}.0.in_layers.2.weight"].shape[0] for first in firsts]
+    embedding = theirs["time_embed.0.weight"].shape[0]
+    if odd := [size for size in (*wide, embedding) if size % width]:
+        raise ValueError(f"a width of {odd[0]}, no multiple of {width}")
     label = theirs.get("label_emb.weight")
-    return {
-        "img_resolution": side, "img_channels": channels, "label_dim": 0 if label is None else label.shape[0],
-        "model_channels": width, "channel_mult": [each // width for each in wide], "channel_mult_emb": embedding // width,
-        "num_blocks": each - 1, "attn_resolutions": [side >> level for level in attend],
+    found = {
+        "img_channels": channels, "label_dim": 0 if label is None else label.shape[0], "model_channels": width,
+        "channel_mult": [size // width for size in wide], "channel_mult_emb": embedding // width, "num_blocks": each - 1,
     }  # fmt: skip
+    return found, [level for level, first in enumerate(firsts) if f"input_blocks.{first}.1.qkv.weight" in theirs]
 
 
 def renamed(theirs: dict[str, torch.Tensor], s: Settings) -> dict[str, torch.Tensor]:
@@ -99,7 +169,7 @@ def renamed(theirs: dict[str, torch.Tensor], s: Settings) -> dict[str, torch.Ten
         if place.attends:
             for name, other in ATTENTION.items():
                 move(f"{here}.{name}", f"{attention}.{other}")
-            heads = layers.heads(place.out_channels, adm.Block.head_channels)
+            heads = Block.count_heads(s, place.out_channels)
             for part in ("weight", "bias"):  # theirs lie as [q, k, v][head][channel of the head]
                 qkv = ours[f"model.{here}.qkv.{part}"]
                 parts = qkv.reshape(3, heads, -1, *qkv.shape[1:])

@@ -235,7 +235,7 @@ class UNetBlock(Recomputed):
     classes of its layers, which draw the weights.
     """
 
-    linear, convolution = Linear, Conv2d
+    linear, convolution, normalisation = Linear, Conv2d, GroupNorm
     eps = 1e-6
     scale = math.sqrt(0.5)  # keeps the variance of a sum of two
     affine_factor = 1
@@ -254,14 +254,14 @@ class UNetBlock(Recomputed):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         resampling = {"up": up, "down": down, "resample_filter": resample_filter}
-        self.norm0 = GroupNorm(in_channels, self.eps)
+        self.norm0 = self.normalisation(in_channels, self.eps)
         self.conv0 = self.convolution(in_channels, out_channels, 3, **resampling)
         self.affine = self.linear(embedding_channels, self.affine_factor * out_channels)
-        self.norm1 = GroupNorm(out_channels, self.eps)
+        self.norm1 = self.normalisation(out_channels, self.eps)
         self.conv1 = self.convolution(out_channels, out_channels, 3, gain=1e-5)
         self.skip = self._skip(in_channels, out_channels, resampling)
         if heads:
-            self.norm2 = GroupNorm(out_channels, self.eps)
+            self.norm2 = self.normalisation(out_channels, self.eps)
             self.qkv = self.convolution(out_channels, 3 * out_channels, 1, gain=math.sqrt(0.2))
             self.proj = self.convolution(out_channels, out_channels, 1, gain=1e-5)
 

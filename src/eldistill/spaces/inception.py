@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill import fetching
+from eldistill import fetching, weights
 from eldistill.files import Problem
 from eldistill.metrics import softmax
 from eldistill.teacher import pickles
@@ -152,6 +152,10 @@ def resize(x: torch.Tensor, side: int = SIDE) -> torch.Tensor:
     return x
 
 
+def _numbers(tensor: pickles.Tensor) -> bool:
+    return tensor.storage.dtype in weights.FLOATS and weights.finite(tensor.view())
+
+
 def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
     """Inception with the numbers of NVIDIA's pickle, frozen, in float32. Raises Refused for any other file."""
     with torch.device("meta"):
@@ -161,6 +165,7 @@ def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
         found = file.network()
         odd = sorted(wanted.keys() ^ found.tensors.keys())
         odd += [name for name, each in wanted.items() if not odd and tuple(each.shape) != found.tensors[name].size]
+        odd += [name for name in wanted if not odd and not _numbers(found.tensors[name])]
         if odd:
             raise pickles.Refused(
                 f"{path} is not the Inception network of December 2015: {ascii(odd[0])[:80]} and {len(odd) - 1} other tensors "

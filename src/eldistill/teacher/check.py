@@ -115,6 +115,8 @@ def command(options, say) -> None:
     row = fetching.source(options.name)
     if row["kind"] not in ("teacher", "student"):
         raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")
+    if row.get("form"):  # what is known of the published file
+        say(f"{options.name}: {row['form']}")
     path = Path(options.file) if options.file else fetching.fetch(options.name, say=say)
     network, constants = convert.published(path, row["sha256"] or None)
     codec = _codec(options.name, constants, network.img_channels)

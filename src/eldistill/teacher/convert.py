@@ -7,80 +7,75 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from eldistill import fetching, latents, listing, networks
+from eldistill import fetching, latents, networks, weights
 from eldistill.files import Problem, canonical, load_tensors, save_tensors
-from eldistill.files import sha256 as sha256_of
-from eldistill.networks import guided
-from eldistill.teacher import pickles, train
+from eldistill.teacher import foreign, pickles, train
+from eldistill.teacher.folders import convert_folder
+from eldistill.teacher.foreign import PIXELS, among, every, or_none, real, whole
 from eldistill.teacher.pickles import Network, Refused
+from eldistill.teacher.states import convert_state, is_state, state
 
 VERSION = 1
-PIXELS = {"mean": 0.5, "std": 0.25}  # the codec of EDM's range: u / 127.5 - 1
 
 # --- what may be said of a network -----------------------------------------------------------------------
 
-
-def _int(low: int, high: int) -> Callable:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _float(low: float, high: float) -> Callable:
-    return lambda value: type(value) in (int, float) and low <= value <= high
-
-
-def _list(each: Callable) -> Callable:
-    return lambda value: isinstance(value, list) and 1 <= len(value) <= 8 and all(map(each, value))
-
-
-def _or_none(each: Callable) -> Callable:
-    return lambda value: value is None or each(value)
-
-
-def _among(*choices) -> Callable:
-    return lambda value: type(value) in (str, int, float, bool) and value in choices
-
-
 COMMON = {
-    "img_resolution": _int(4, 1024), "img_channels": _int(1, 16), "label_dim": _int(0, 100_000),
-    "model_channels": _int(1, 1024), "channel_mult": _list(_int(1, 16)), "num_blocks": _int(1, 16),
-    "attn_resolutions": lambda value: value == [] or _list(_int(1, 1024))(value), "dropout": _float(0, 1),
-    "sigma_data": _float(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
+    "img_resolution": whole(4, 1024), "img_channels": whole(1, 16), "label_dim": whole(0, 100_000),
+    "model_channels": whole(1, 1024), "channel_mult": every(whole(1, 16)), "num_blocks": whole(1, 16),
+    "attn_resolutions": lambda value: value == [] or every(whole(1, 1024))(value), "dropout": real(0, 1),
+    "sigma_data": real(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
 }  # fmt: skip
 EDM = COMMON | {
-    "model_type": _among("SongUNet", "DhariwalUNet"), "augment_dim": _int(0, 64), "channel_mult_emb": _int(1, 16),
-    "sigma_min": _float(0, 1e3), "sigma_max": _float(1e-3, math.inf), "label_dropout": _among(0),
+    "model_type": lambda value: isinstance(value, str), "augment_dim": whole(0, 64), "channel_mult_emb": whole(1, 16),
+    "sigma_min": real(0, 1e3), "sigma_max": real(1e-3, math.inf), "label_dropout": real(0, 0),
 }  # fmt: skip
 SONG = EDM | {
-    "channel_mult_noise": _int(1, 16), "embedding_type": _among("positional", "fourier"),
-    "encoder_type": _among("standard", "residual"), "decoder_type": _among("standard"), "resample_filter": _list(_int(1, 64)),
+    "channel_mult_noise": whole(1, 16), "embedding_type": among("positional", "fourier"),
+    "encoder_type": among("standard", "residual"), "decoder_type": among("standard"), "resample_filter": every(whole(1, 64)),
 }  # fmt: skip
 EDM2 = COMMON | {
-    "channel_mult_noise": _or_none(_int(1, 16)), "channel_mult_emb": _or_none(_int(1, 16)), "resample_filter": _list(_int(1, 64)),
-    "channels_per_head": _int(1, 1024), "clip_act": _float(1e-3, 1e9), "logvar_channels": _int(2, 4096),
-    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), _float(0, 1)),
+    "channel_mult_noise": or_none(whole(1, 16)), "channel_mult_emb": or_none(whole(1, 16)), "resample_filter": every(whole(1, 64)),
+    "channels_per_head": whole(1, 1024), "clip_act": real(1e-3, 1e9), "logvar_channels": whole(2, 4096),
+    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), real(0, 1)),
 }  # fmt: skip
-UNUSED = ("model_type", "use_fp16", "decoder_type", "label_dropout")  # have one value, or mean nothing here
+# force_normalization and use_gan change training, not what a finished generator computes.
+EDM2_STUDENT = EDM2 | {"force_normalization": among(True, False), "use_gan": among(True, False)}
+# By the class of the whole and that of the U-Net in it: the network here, and the keywords that it may have.
+CLASSES = {
+    ("EDMPrecond", "SongUNet"): ("song", SONG),
+    ("EDMPrecond", "DhariwalUNet"): ("adm", EDM),
+    ("Precond", "UNet"): ("edm2", EDM2),
+    # One-step generators of SiDA and SiD2A. Their discriminator is the mean over channels of the encoder's last output and has
+    # no weights, so that the state is that of the plain network; EDM2's has no weights for the uncertainty of a loss.
+    ("EDMPrecond_EncoderDecoder", "SongUNet_EncoderDecoder"): ("song", SONG),
+    ("EDMPrecond_EncoderDecoder", "DhariwalUNet_EncoderDecoder"): ("adm", EDM),
+    ("EDM_2_Precond_Generator", "UNet_EncoderDecoder"): ("edm2", EDM2_STUDENT),
+}
+STUDENTS = ("EDMPrecond_EncoderDecoder", "EDM_2_Precond_Generator")  # classes that no teacher has
+# Keywords that have one value, or change nothing of what a finished network computes.
+UNUSED = ("model_type", "use_fp16", "decoder_type", "label_dropout", "force_normalization", "use_gan")
+
+
+def _known(found: Network) -> tuple[str, dict]:
+    """The network here and the keywords of a network of a file, by its two classes. Raises Refused for any other."""
+    inner = next((found.classes[prefix] for prefix in ("model", "unet") if prefix in found.classes), None)
+    if (found.class_name, inner) not in CLASSES:
+        known = ", ".join(f"{outer} of a {inside}" for outer, inside in CLASSES)
+        raise Refused(f"a network {found.class_name[:40]!r} of a {str(inner)[:40]!r}; expected {known}")
+    if (said := found.kwargs.get("model_type", inner)) != inner:
+        raise Refused(f"its model_type is {repr(said)[:60]}, its U-Net is of the class {str(inner)[:40]!r}")
+    return CLASSES[found.class_name, inner]
 
 
 def configuration(found: Network) -> dict:
     """The `config` of networks.build for a network of a file. Raises Refused for a class, a keyword or a value that no
     published network has."""
-    if found.class_name == "EDMPrecond":
-        kind = found.kwargs.get("model_type", "DhariwalUNet")
-        name, allowed = {"SongUNet": ("song", SONG), "DhariwalUNet": ("adm", EDM)}.get(str(kind), (None, {}))
-    else:
-        name, allowed = ("edm2", EDM2) if found.class_name == "Precond" else (None, {})
-    if name is None:
-        raise Refused(
-            f"a network {found.class_name[:40]!r}; expected EDMPrecond of a SongUNet or DhariwalUNet, or Precond of EDM2"
-        )
+    name, allowed = _known(found)
     for key, value in found.kwargs.items():
         if key not in allowed:
             raise Refused(f"its keyword {key[:40]!r} is none of {', '.join(sorted(allowed))}")
@@ -95,6 +90,8 @@ def configuration(found: Network) -> dict:
     settings = {key: value for key, value in found.kwargs.items() if key not in UNUSED}
     if settings.get("sigma_max") == math.inf:
         settings["sigma_max"] = None
+    if found.class_name == "EDM_2_Precond_Generator":
+        settings["logvar_channels"] = 0
     return {"network": name, **settings}
 
 
@@ -117,15 +114,9 @@ def check(found: Network) -> dict:
             raise Refused(
                 f"its {name} is {list(tensor.size)} {tensor.storage.dtype}; expected {list(wanted[name].shape)} of floats"
             )
-        if not _finite(tensor.view()):
+        if not weights.finite(tensor.view()):
             raise Refused(f"its {name} is not finite")
     return outline.config
-
-
-def _finite(numbers: torch.Tensor) -> bool:
-    # A NaN or an infinity is in the sum too, which takes a tenth of the time; a sum may overflow where none is.
-    total = numbers.sum(dtype=torch.float64 if numbers.dtype == torch.float64 else torch.float32)
-    return bool(total.isfinite()) or bool(numbers.isfinite().all())
 
 
 def build(found: Network) -> torch.nn.Module:
@@ -179,6 +170,10 @@ def convert(
     """
     with pickles.read(source, sha256) as file:
         found = file.network()
+        if found.class_name in STUDENTS:
+            raise Refused(
+                f"{source} holds a {found.class_name}, a one-step generator of SiDA or SiD2A; expected a denoiser of all noise levels"
+            )
         try:
             config = check(found)
         except Refused as error:
@@ -195,181 +190,10 @@ def convert(
                 "dataset_kwargs": _told(file),
             },
         }  # fmt: skip
-        _agree(source, about["label_dim"], labels)
+        foreign.agree(source, about["label_dim"], labels)
         if codec is not None:
             _agree_codec(source, codec, about["source"]["latents"], channels)
         save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
-    return about
-
-
-# --- a folder of diffusers ---------------------------------------------------------------------------------
-
-DDPM = {
-    "sample_size": _int(4, 1024), "in_channels": _int(1, 16), "out_channels": _int(1, 16),
-    "block_out_channels": _list(_int(1, 4096)), "down_block_types": _list(_among("DownBlock2D", "AttnDownBlock2D")),
-    "up_block_types": _list(_among("UpBlock2D", "AttnUpBlock2D")), "layers_per_block": _int(1, 16),
-    "mid_block_scale_factor": _float(1e-3, 1e3), "downsample_padding": _int(0, 1), "downsample_type": _among("conv", "resnet"),
-    "upsample_type": _among("conv", "resnet"), "attention_head_dim": _or_none(_int(1, 4096)), "norm_num_groups": _int(1, 1024),
-    "attn_norm_num_groups": _or_none(_int(1, 1024)), "norm_eps": _float(0, 1), "freq_shift": _int(0, 1),
-    "resnet_time_scale_shift": _among("default", "scale_shift"), "add_attention": _among(True, False),
-    "flip_sin_to_cos": _among(True, False), "time_embedding_dim": _or_none(_int(1, 65536)),
-    # Of these one value alone is understood.
-    "center_input_sample": _among(False), "time_embedding_type": _among("positional"), "act_fn": _among("silu", "swish"),
-    "mid_block_type": _among("UNetMidBlock2D"), "class_embed_type": lambda value: value is None,
-    "num_class_embeds": lambda value: value is None, "num_train_timesteps": _or_none(_int(1, 100_000)), "dropout": _float(0, 1),
-}  # fmt: skip
-SCHEDULE = {
-    "num_train_timesteps": _int(2, 100_000), "beta_start": _float(0, 1), "beta_end": _float(0, 1),
-    "beta_schedule": _among("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": _among("epsilon", "v_prediction"),
-    "trained_betas": _or_none(lambda value: isinstance(value, list) and 2 <= len(value) <= 100_000 and all(map(_float(0, 1), value))),
-    "rescale_betas_zero_snr": _among(False),
-}  # fmt: skip
-FIXED = ("center_input_sample", "time_embedding_type", "act_fn", "mid_block_type", "class_embed_type", "num_class_embeds",
-         "num_train_timesteps", "dropout")  # fmt: skip
-RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels"}
-
-
-def _json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Refused(
-            f"{path} is missing; expected the folder of a DDPM of diffusers: `save_pretrained` writes it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise Refused(f"{path} cannot be read ({error}); expected JSON as diffusers writes it") from None
-    if not isinstance(found, dict):
-        raise Refused(f"{path} is no mapping; expected JSON as diffusers writes it")
-    return found
-
-
-def folder(source: Path) -> tuple[dict, Path]:
-    """The configuration and the weights of a DDPM folder of diffusers: a pipeline's, or that of its UNet2DModel with the
-    scheduler's beside it. Nothing but JSON and safetensors is read. Raises Refused."""
-    described, found, weights = listing.unet(source)
-    values = _json(described)
-    if values.get("_class_name") != "UNet2DModel":
-        raise Refused(f"{described} is of {ascii(values.get('_class_name'))[:60]}; expected UNet2DModel")
-    if found is None:
-        raise Refused(
-            f"{source} has no scheduler/scheduler_config.json, which says what noise a step has; put it there"
-        )
-    schedule = _json(found)
-    for path, each, known in (
-        (described, values, DDPM),
-        (found, {k: v for k, v in schedule.items() if k in SCHEDULE}, SCHEDULE),
-    ):
-        for key, value in each.items():
-            if key not in known and not key.startswith("_"):
-                raise Refused(f"{path} has {key[:40]!r}, which no UNet2DModel that is understood has")
-            if key in known and not known[key](value):
-                raise Refused(f"{path} has {key} {repr(value)[:60]}; such networks are not understood")
-    if values.get("in_channels", 3) != values.get("out_channels", 3) or "sample_size" not in values:
-        raise Refused(f"{described} needs sample_size, and as many channels out as in")
-    if not weights.exists():
-        raise Refused(
-            f"{weights} is missing; other files of weights are not read: `save_pretrained(safe_serialization=True)` writes it"
-        )
-    config = {
-        RENAMED.get(key, key): value
-        for key, value in values.items()
-        if key in DDPM and key not in (*FIXED, "out_channels")
-    }
-    config |= {key: value for key, value in schedule.items() if key in SCHEDULE and key != "rescale_betas_zero_snr"}
-    return {"network": "ddpm", "img_channels": 3, **config}, weights
-
-
-def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dict:
-    """Write the network of a DDPM folder of diffusers as a teacher; returns its description. Raises Refused; then nothing
-    is written. sha256: of its file of weights."""
-    config, weights = folder(source)
-    digest = _digest(weights, sha256)
-    try:
-        outline = networks.outline(config)
-    except ValueError as error:
-        raise Refused(f"{source} describes no network that is understood: {error}") from None
-    wanted = {name: tensor.shape for name, tensor in outline.state_dict().items()}
-    tensors = {f"model.unet.{name}": tensor for name, tensor in load_tensors(weights, foreign=True)[0].items()}
-    if odd := sorted(wanted.keys() ^ tensors.keys()):
-        raise Refused(
-            f"{weights} has {len(tensors)} tensors, its config.json asks for {len(wanted)}; the first other one is {ascii(odd[0])[:80]}"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name] or not tensor.is_floating_point() or not _finite(tensor):
-            raise Refused(
-                f"{weights}: {name} is {list(tensor.shape)} {tensor.dtype}; expected {list(wanted[name])} of finite floats"
-            )
-    config = outline.config
-    side = config["img_resolution"]
-    about = {
-        "config": config, "codec": PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
-        "source": {"name": source.name, "sha256": digest, "bytes": weights.stat().st_size, "class": "UNet2DModel", "licence": None},
-    }  # fmt: skip
-    save_tensors(output, {name: tensors[name] for name in wanted}, about)
-    return about
-
-
-# --- a state of guided-diffusion -----------------------------------------------------------------------------
-
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def is_state(path: Path) -> bool:
-    """Whether a file is a zip, as torch.save writes states since 2020."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
-
-
-def state(source: Path, sha256: str | None = None) -> tuple[dict, dict[str, torch.Tensor], str]:
-    """The configuration, the state under our names and the digest of a network of OpenAI's consistency models.
-
-    torch reads it with weights_only: nothing in it is executed. Raises Refused.
-    """
-    digest = _digest(source, sha256)
-    try:
-        with zipfile.ZipFile(source) as archive:  # nothing that unfolds to more than the file
-            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise ValueError("parts of it are compressed")
-        theirs = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-        plain = isinstance(theirs, dict) and all(
-            isinstance(key, str)
-            and type(each) is torch.Tensor
-            and each.layout == torch.strided
-            and each.dtype in FLOATS
-            for key, each in theirs.items()
-        )
-        if not plain or sum(each.nbytes for each in theirs.values()) > source.stat().st_size:
-            raise ValueError("it is no state of floats")
-        settings = guided.settings(theirs)
-        outline = networks.outline({"network": "guided", **settings})
-        tensors = guided.renamed(theirs, guided.Settings(**settings))
-        for name, each in outline.state_dict().items():
-            if name not in tensors or tensors[name].shape != each.shape or not _finite(tensors[name]):
-                raise ValueError(f"{name} is missing, not {list(each.shape)}, or not finite")
-    except Exception as error:  # what torch and zipfile raise for a damaged file is not written down anywhere
-        text = " ".join(str(error).split())[:160]
-        raise Refused(
-            f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another"
-        ) from None
-    return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
-
-
-def convert_state(
-    source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None
-) -> dict:
-    """Write such a network as a teacher; returns its description. Raises Refused; then nothing is written."""
-    config, tensors, digest = state(source, sha256)
-    _agree(source, config["label_dim"], labels)
-    about = {
-        "config": config, "codec": PIXELS, "shape": [config["img_channels"], *[config["img_resolution"]] * 2],
-        "label_dim": config["label_dim"],
-        "source": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size, "class": "UNetModel", "licence": licence},
-    }  # fmt: skip
-    save_tensors(output, tensors, about)
     return about
 
 
@@ -386,20 +210,6 @@ def published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, d
     network = networks.build(config)
     network.load_state_dict(tensors)
     return network.requires_grad_(False).eval(), constants
-
-
-def _digest(path: Path, wanted: str | None) -> str:
-    digest = sha256_of(path)
-    if wanted not in (None, digest):
-        raise Refused(f"{path} has the sha256 {digest[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
-    return digest
-
-
-def _agree(source: Path, label_dim: int, labels: bool | None) -> None:
-    if labels is not None and bool(label_dim) != labels:
-        raise Refused(
-            f"{source} knows {label_dim} classes, its data has labels: {str(labels).lower()}; make them agree"
-        )
 
 
 def _agree_codec(source: Path, codec: dict, found: dict | None, channels: int) -> None:
@@ -425,31 +235,41 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     """The teacher of a section with `source` or `file`: fetched, converted, or taken over if it is one of ours.
 
     params: source or file, perhaps sha256, and codec and labels of its data. here: where the file of `source` lies, if
-    it need not be fetched. Returns the description. Raises Problem; then nothing is written.
+    it need not be fetched. params may have `state`, what a state of OpenAI's code does not say. Returns the description. Raises
+    Problem; then nothing is written.
     """
     codec, wanted, licence = params["codec"], params.get("sha256"), None
     if params.get("source"):
         row = fetching.source(params["source"])
+        if row["kind"] != "teacher":
+            raise Problem(
+                f"{params['source']} of data/sources.csv is of the kind {row['kind']}; expected a teacher, a denoiser of all noise "
+                f"levels: `python -m eldistill check {params['source']}` measures a student"
+            )
         licence, wanted = row["licence"], wanted or row["sha256"] or None
         path = Path(here) if here else fetching.fetch(params["source"], say=say)
     else:
         path = Path(params["file"])
+    if params.get("state") and not is_state(path):
+        raise Problem(
+            f"{path} is no state of OpenAI's consistency models; leave out `state`, which only such a file needs"
+        )
     if path.is_dir() or path.suffix != ".safetensors":
         if codec != PIXELS and (path.is_dir() or is_state(path) or not latents.has(codec)):
             raise Problem(
                 f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )
         if path.is_dir():
-            _agree(path, 0, params["labels"])
+            foreign.agree(path, 0, params["labels"])
             return convert_folder(path, output, wanted)
         if is_state(path):
-            return convert_state(path, output, wanted, licence, params["labels"])
+            return convert_state(path, output, wanted, licence, params["labels"], params.get("state"))
         return convert(path, output, wanted, licence, params["labels"], codec)
     _, about = train.load(path)  # a teacher, or the sentence that says why not
-    digest = _digest(path, wanted)
+    digest = foreign.digest(path, wanted)
     if about["codec"] != codec:
         raise Problem(f"{path} was trained with codec {about['codec']}, its data has {codec}; make them equal")
-    _agree(path, about["label_dim"], params["labels"])
+    foreign.agree(path, about["label_dim"], params["labels"])
     about |= {"source": about.get("source") or {"name": path.name, "sha256": digest}}
     save_tensors(output, load_tensors(path)[0], about)
     return about

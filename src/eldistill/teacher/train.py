@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import augment, data, loop, networks, noise, params, speed
+from eldistill import augment, data, loop, networks, noise, params, speed, weights
 from eldistill.contract import Batch, Phase
 from eldistill.files import Problem, load_tensors, save_tensors
 
@@ -63,10 +63,16 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
 
 
 def load(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[torch.nn.Module, dict]:
-    """(frozen teacher, description) from a file of ours. Raises Problem."""
+    """(frozen teacher, description) from a file of ours, whose tensors are finite floats of the shapes that its description
+    asks for. Raises Problem."""
     tensors, about = load_tensors(path)
-    if "config" not in about:
-        raise Problem(f"{path} is not a teacher of this project; expected its configuration inside")
-    net = networks.build(about["config"])
-    net.load_state_dict(tensors)
+    if "sampler" in about:
+        raise Problem(
+            f"{path} is a one-step generator, which knows no other noise level; expected a teacher.safetensors"
+        )
+    if lacking := [key for key in ("config", "codec", "shape", "label_dim") if key not in about]:
+        raise Problem(
+            f"{path} is not a teacher of this project: its description has no {lacking[0]}; expected a teacher.safetensors"
+        )
+    net = weights.restore(path, tensors, about)
     return net.requires_grad_(False).eval().to(device, dtype), about
