@@ -80,6 +80,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def link(target: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Make `path` a symbolic link to the absolute path of target, in place of whatever link or file was there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(Path(target).absolute())
+    os.replace(temporary, path)
+
+
 def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None) -> None:
     """Write a text file that can be made again: whole or not at all, but without waiting for the disk.
 

@@ -244,6 +244,13 @@ def _data(work) -> None:
     from eldistill import evaluate, features, judges, packing
 
     item = work.step.name.rsplit("/", 1)[1]
+    if work.step.on_demand:
+        from eldistill import fetching
+
+        path = fetching.fetch(item, say=work.say)
+        files.link(path, work.outputs[0])
+        work.say(f"{path}, {path.stat().st_size:,} bytes")
+        return
     if item == "images":
         about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]))
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
@@ -477,7 +484,7 @@ def _tables(work) -> None:
         return
     *parts, page = work.outputs
     tables.make(work.params, Path(), parts)
-    count = Counter(word for word, _ in work.plan.suite(work.step.name))
+    count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
     report.make(work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page)
 
 

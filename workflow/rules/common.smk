@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
 import gc
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -71,7 +73,7 @@ onstart:
 def outputs_of(*words):
     """What these steps of the suite leave: the first output and the recipe stand for the others. A step that lacks any of
     them is stale by its recipe, and planning takes half the time."""
-    chosen = [step for (word, _), step in STEPS.items() if word in words]
+    chosen = [step for (word, _), step in STEPS.items() if word in words and not step.on_demand]
     return [path for step in chosen for path in (step.outputs[0], step.sidecar)]
 
 
@@ -87,6 +89,14 @@ def inputs_of(word, name):
         return INPUTS(STEPS[word, wanted])
 
     return inputs
+
+
+# What lies elsewhere is fetched by the rule `download`, where there is a line; no other job asks the network.
+os.environ.setdefault("ELDISTILL_FETCH", "no")
+
+
+# Names of teachers that others have trained, as a pattern of wildcards; the others are trained here.
+THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
 
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
