@@ -138,6 +138,17 @@ def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Read a CSV that `write_rows` wrote, cells as text. Raises Problem."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+
+
 def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
     """Write tensors and a JSON-able description into one safetensors file, atomically. Raises OSError."""
     from safetensors import SafetensorError

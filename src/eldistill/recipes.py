@@ -52,6 +52,7 @@ USES = {
     "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
     "central": ("comparisons",),
+    "summary": ("results",),
 }
 IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
@@ -511,14 +512,16 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
-        """data/metrics.json: the metrics of the suite in one nested file for `dvc metrics`."""
+        """data/metrics.json: what `dvc metrics` shows of the suite; and data/metrics-all.json: every metric, nested."""
+        datas = dict.fromkeys(run.data for run in self.params.runs(suite))
+        params = {
+            "suite": suite,
+            "primary": {data: self.params.top("evaluate", data)["features"][0] for data in datas},
+            "baseline": self.params.top("tables")["baseline"],
+        }
+        outputs = ("data/metrics.json", "data/metrics-all.json")
         return self._step(
-            "evaluate",
-            f"suite/{suite}",
-            ("evaluate",),
-            {"suite": suite},
-            ("data/metrics.json",),
-            self.evaluations(suite),
+            "evaluate", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
         )
 
     @functools.cache  # noqa: B019

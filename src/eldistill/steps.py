@@ -366,8 +366,7 @@ def _evaluate(work) -> None:
     from eldistill.metrics import CURVE
 
     if work.step.name.startswith("suite/"):
-        metrics = {step.name: files.read_json(step.outputs[0]) for step in work.upstream}
-        files.write_json(work.outputs[0], evaluate.nest(metrics))
+        _metrics(work)
         return
     options, batch, device = work.params, work.site.batch, work.site.device
     judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
@@ -412,6 +411,20 @@ def _evaluate(work) -> None:
         strip = sampling.between(generator, STRIPS, options["grid"], options["seed"])
         _save_picture(_output(work, "interpolation.png"), strip, options["grid"])
         sheets.make(work.step.name, Path(), _output(work, "sheet.html"))
+
+
+def _metrics(work) -> None:
+    from eldistill import evaluate, results, summary
+
+    metrics = {step.name: results.read_metrics(Path(step.outputs[0])) for step in work.upstream}
+    runs: summary.Runs = {}
+    for step in work.upstream:
+        *arm, seed = step.name.split("/")
+        if len(arm) == 3:  # no yardstick
+            curve = files.read_rows(Path(step.outputs[1]))
+            runs.setdefault(tuple(arm), {})[seed] = summary.Evaluation(metrics[step.name], curve)
+    files.write_json(_output(work, "metrics.json"), summary.summary(runs, work.params["primary"], work.params["baseline"]))
+    files.write_json(_output(work, "metrics-all.json"), evaluate.nest(metrics))
 
 
 STRIPS = 4  # rows of an interpolation

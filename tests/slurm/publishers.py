@@ -149,5 +149,6 @@ def small(project: Path, site: Path, address: str, methods: list[str], supplemen
     values["ensemble"]["mix8-32"] = {"members": [{"family": "conv", "width": 8, "depth": 3, "norm": "instance", "count": 2}]}
     fid = {"reference": "fid-refs-cifar10-32x32", "n": 20, "blocks": 1}
     values["evaluate"]["per_data"]["cifar10"] = {"n": 40, "curve_n": 20, "features": ["judge-a", "pixels"], "neighbours": 3, "fid": fid}
+    values["suite"] = "rehearsal"
     values["suites"]["rehearsal"] = [{"data": ["cifar10"], "methods": methods, "supplements": supplements, "seeds": [0]}]
     path.write_text(conftest.write_yaml(values), encoding="utf-8")
