@@ -63,11 +63,12 @@ onstart:
     # Trainings of a driver that was killed go on: they are told to save, and are continued.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
-    # What is ahead; counting takes some seconds, which nobody waits for.
-    if workflow.is_main_process:
-        subprocess.Popen(
-            [sys.executable, "-m", "eldistill", "cost", SUITE, "--left"], stderr=subprocess.DEVNULL
-        )
+    # What is ahead, and whether somebody meant to spend so much.
+    if workflow.is_main_process and driver.trains(workflow, stale):
+        most = os.environ.get("ELDISTILL_MAX_GPU_HOURS", PARAMS.top("max_gpu_hours"))
+        bill = subprocess.run([sys.executable, "-m", "eldistill", "cost", SUITE, "--allow", str(most)])
+        if bill.returncode == 2:
+            raise WorkflowError("eldistill: no job was started")
 
 
 def outputs_of(*words):
