@@ -107,6 +107,11 @@ def takes_over(step: Step) -> bool:
     return step.word == "teacher" and "/" not in step.name and "n_images" not in step.params
 
 
+def on_gpu(step: Step) -> bool:
+    """Whether the rule of a step asks for a GPU."""
+    return (step.word == "teacher" and not takes_over(step)) or step.word == "distil" or _measures(step)
+
+
 def _trains(step: Step) -> bool:
     return step.word == "distil" or (step.word == "teacher" and "/" not in step.name and "n_images" in step.params)
 

@@ -96,6 +96,11 @@ def inputs_of(word, name):
 os.environ.setdefault("ELDISTILL_FETCH", "no")
 
 
+# Jobs of this machine share the GPUs that --resources gpu=N counts: each locks its own (src/eldistill/gpus.py).
+if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
+    os.environ.setdefault("ELDISTILL_GPUS", str(workflow.global_resources["gpu"]))
+
+
 # Names of teachers that others have trained, as a pattern of wildcards; the others are trained here.
 THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
