@@ -70,4 +70,6 @@ def test_a_difference_is_found(change):
 def test_a_nested_difference_is_found():
     ours = PROJECT.section("method", "sid", "cifar10")
     ours["generator"]["betas"] = [0.9, 0.999]
-    assert differences(ours, AUTHORS["sid/cifar10"]) == ["generator.betas is [0.9, 0.999] here and [0.0, 0.999] in the table"]
+    assert differences(ours, AUTHORS["sid/cifar10"]) == [
+        "generator.betas is [0.9, 0.999] here and [0.0, 0.999] in the table"
+    ]

@@ -170,6 +170,7 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("data/digits/folder", "/somewhere"),
         ("device", "cpu"),
         ("mirror", "/somewhere"),
+        ("max_gpu_hours", 5),
         ("distil/micro_batch", 8),
         ("distil/fit", False),
         ("distil/recompute", True),
@@ -199,6 +200,7 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
     site = {f"{o}/{k}" for o, each in owners.items() for k, v in each.get("properties", {}).items() if v.get("site")}
     assert site == {
         "/device",
+        "/max_gpu_hours",
         "/mirror",
         "data/folder",
         "distil/channels_last",
@@ -330,7 +332,8 @@ USES = {
     "plots": {"tables demo"},
     "typeset": {"tables demo"},
     "report": {"tables demo"},
-    "results": {"tables demo"},
+    "results": {"tables demo", "evaluate suite/demo"},
+    "summary": {"evaluate suite/demo"},
 }
 
 

@@ -118,7 +118,7 @@ def label_heads(spaces: dict) -> dict[str, Callable]:
 
 
 def nest(evaluations: dict[str, dict]) -> dict:
-    """{digits/di/el/0: metrics} as nested mappings, for data/metrics.json."""
+    """{digits/di/el/0: metrics} as nested mappings, for data/metrics-all.json."""
     nested: dict = {}
     for name, metrics in evaluations.items():
         place = nested

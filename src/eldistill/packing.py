@@ -231,13 +231,8 @@ def read_cifar10(section: dict) -> Arrays:
     from eldistill.teacher.pickles import Refused, python2
 
     path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()
-    except OSError as error:
-        raise Problem(f"{path} cannot be read ({error.strerror}); give the path of cifar-10-python.tar.gz") from None
-    if digest != section.get("md5", CIFAR10_MD5):
-        raise Problem(f"{path} has md5 {digest}, cifar-10-python.tar.gz has {CIFAR10_MD5}; fetch it again")
+    if section["path"]:  # what is fetched has the digest of data/sources.csv
+        _check_md5(path, section.get("md5", CIFAR10_MD5))
     arrays: list[np.ndarray] = []
     with tarfile.open(path, "r:gz") as archive:
         for names in CIFAR10:
@@ -256,6 +251,16 @@ def read_cifar10(section: dict) -> Arrays:
                 labels.append(classes)
             arrays += [np.concatenate(images), np.concatenate(labels)]
     return _first_of_test(arrays, section["heldout"], "CIFAR-10")
+
+
+def _check_md5(path: Path, wanted: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise Problem(f"{path} cannot be read ({error.strerror}); give the path of cifar-10-python.tar.gz") from None
+    if digest != wanted:
+        raise Problem(f"{path} has md5 {digest}, cifar-10-python.tar.gz has {CIFAR10_MD5}; fetch it again")
 
 
 READERS: dict[str, Callable[[dict], Arrays | Stream]] = {

@@ -364,6 +364,11 @@ class Params:
 
     # --- what the steps ask for ---
 
+    def others_teachers(self) -> list[str]:
+        """Names of the teachers that others have trained: those with a source or a file."""
+        sections = {name: self._section("teacher", name, None, None) for name in self.values["teacher"]}
+        return [name for name, each in sections.items() if each["source"] or each["file"]]
+
     def top(self, name: str, data: str | None = None):
         """A single section or value of the top level (threads, device, distil, evaluate, tables), resolved."""
         return copy.deepcopy(self._top(name, data))

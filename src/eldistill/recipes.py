@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eldistill import records
-from eldistill.fetching import TABLE, published, source
+from eldistill.fetching import AUTOENCODER, TABLE, published, source
 from eldistill.files import Problem, canonical, digest, write_text
 from eldistill.identity import Identities, Source, named
 from eldistill.params import TABLES, Params, Run
@@ -53,6 +53,7 @@ USES = {
     "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
     "central": ("comparisons",),
+    "summary": ("results",),
 }
 # What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.
 READERS = {"pickles": ("adm", "edm2", "song"), "states": ("guided",), "folders": ("ddpm",)}
@@ -62,6 +63,11 @@ WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 # Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
 # further up is reported only: a log.csv that was opened and saved must not cost a week of training.
 REMADE = ("evaluate", "tables")
+
+
+def _row_of(reference: str | None) -> str | None:
+    """The row of data/sources.csv that reference statistics are; None for a file of the user."""
+    return reference if reference and not Path(reference).suffix else None
 
 
 def uses(module: str) -> tuple[str, ...]:
@@ -132,8 +138,9 @@ def write_versions(root: str | Path = ".") -> None:
 class Step:
     """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe.
 
-    after: what must have been made before, and decides nothing about this. sources: what is read from outside git, and
-    identities: a function that gives {name: identity} of it; it is asked when the recipe is.
+    after: what must have been made before, and decides nothing about this. on_demand: made only for a step that runs and
+    waits for it, never for its own sake: a download. sources: what is read from outside git, and identities: a function
+    that gives {name: identity} of it; it is asked when the recipe is.
     """
 
     word: str
@@ -143,6 +150,7 @@ class Step:
     outputs: tuple[str, ...]
     upstream: tuple[Step, ...] = field(default=())
     after: tuple[Step, ...] = field(default=())
+    on_demand: bool = False
     sources: tuple[Source, ...] = field(default=())
     identities: Callable[[tuple[Source, ...]], dict] = field(default=lambda sources: {}, compare=False, repr=False)
 
@@ -222,9 +230,25 @@ class Plan:
     def _step(self, word, name, modules, params, outputs, upstream=(), after=(), sources=()) -> Step:
         # What its parameters name outside git is part of every step.
         sources = tuple(sorted({*named(params), *sources}))
-        return Step(word, name, modules, params, outputs, upstream, after, sources, self.identities)
+        return Step(word, name, modules, params, outputs, upstream, after, False, sources, self.identities)
 
     # --- data ---
+
+    @functools.cache  # noqa: B019
+    def download(self, name: str) -> Step:
+        """The file of a row of data/sources.csv: fetched, its digest checked, kept in the store. Its output is a link there."""
+        source(name, self.params.root / TABLE)
+        (row,) = published((name,), self.params.root / TABLE)
+        params = {key: row[key] for key in ("url", "version", "sha256")}
+        return Step("data", f"download/{name}", (), params, (f"{SCRATCH}/downloads/{name}/file",), on_demand=True)
+
+    def _downloads(self, *names: str | None) -> tuple[Step, ...]:
+        return tuple(self.download(name) for name in dict.fromkeys(filter(None, names)))
+
+    def _of_spaces(self, *features: str) -> list[str]:
+        # What feature spaces say themselves that they read.
+        modules = (spaces()[name] for name in features)
+        return [name for module in modules if module for name in literal(f"spaces/{module}", "DOWNLOADS", ())]
 
     def data(self, name: str) -> dict:
         """A data setting, resolved, without what only describes a machine."""
@@ -254,7 +278,23 @@ class Plan:
         more = {"cifar10": ("teacher/pickles",), "latents": ("latents", "folders"), "folder": ("folders", "pictures")}
         modules = ("data", "labels", *more.get(self.data(name)["source"], ()))
         params = self._pack_params(name)
-        return self._step("data", f"{name}/images", modules, params, (output,), sources=self._idx(name))
+        wanted = () if self.folder(name) else self._fetched(name)
+        return self._step(
+            "data",
+            f"{name}/images",
+            modules,
+            params,
+            (output,),
+            after=self._downloads(*wanted),
+            sources=self._idx(name),
+        )
+
+    def _fetched(self, name: str) -> tuple[str, ...]:
+        # Rows of data/sources.csv that a pack is made of.
+        data = self.data(name)
+        if data["source"] == "idx":
+            return tuple(f"{data['files']}-{part}" for part in IDX_PARTS)
+        return ("cifar-10-python",) if data["source"] == "cifar10" and not data["path"] else ()
 
     def folder(self, pack: str) -> str | None:
         """Where files lie that `data PACK/images` would fetch. Settings that share a pack may know different folders: any of
@@ -296,7 +336,8 @@ class Plan:
         module = spaces()[features]
         modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
         output = f"data/sets/{data}/reference-{features}.npz"
-        return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge))
+        return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
+                    self._downloads(*self._of_spaces(features)))  # fmt: skip
 
     # --- teacher, ensemble, distil ---
 
@@ -325,7 +366,10 @@ class Plan:
                 readers = {key: READERS[key] for key in ("states" if row["url"].endswith(".pt") else "pickles",)}
             modules = [f"teacher/{reader}" for reader in readers]
             modules += [f"networks/{file}" for files in readers.values() for file in files]
-            return self._step("teacher", name, ("teacher/convert", *modules), params, outputs)
+            fetched = None if self.params.section("teacher", name)["file"] else section.get("source")
+            return self._step(
+                "teacher", name, ("teacher/convert", *modules), params, outputs, after=self._downloads(fetched)
+            )
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
@@ -348,6 +392,7 @@ class Plan:
         modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
         more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
+        fetched = self._downloads(*self._of_spaces(features), _row_of(reference))
         return self._step(
             "teacher",
             f"{name}/check",
@@ -355,6 +400,7 @@ class Plan:
             params,
             (output,),
             (self.teacher(name), *packs, *judges, *measured),
+            fetched,
         )
 
     def _labelled(self, data: str) -> tuple[tuple[str, ...], tuple[Step, ...]]:
@@ -456,12 +502,17 @@ class Plan:
             if seen != data and not name.endswith("/real"):
                 upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
         modules += more
+        fetched = self._of_spaces(*section["features"])
+        if seen != data and not self.data(data)["codec"].get("vae"):
+            fetched.append(AUTOENCODER)
         if wanted := section.get("fid"):
+            fetched += [*self._of_spaces("inception"), _row_of(wanted["reference"])]
             modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
                 params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
         return self._step("evaluate", name, modules, params,
-                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references))  # fmt: skip
+                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references),
+                    self._downloads(*fetched))  # fmt: skip
 
     @functools.cache  # noqa: B019
     def evaluation(self, run: Run) -> Step:
@@ -496,14 +547,16 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
-        """data/metrics.json: the metrics of the suite in one nested file for `dvc metrics`."""
+        """data/metrics.json: what `dvc metrics` shows of the suite; and data/metrics-all.json: every metric, nested."""
+        datas = dict.fromkeys(run.data for run in self.params.runs(suite))
+        params = {
+            "suite": suite,
+            "primary": {data: self.params.top("evaluate", data)["features"][0] for data in datas},
+            "baseline": self.params.top("tables")["baseline"],
+        }
+        outputs = ("data/metrics.json", "data/metrics-all.json")
         return self._step(
-            "evaluate",
-            f"suite/{suite}",
-            ("evaluate",),
-            {"suite": suite},
-            ("data/metrics.json",),
-            self.evaluations(suite),
+            "evaluate", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
         )
 
     @functools.cache  # noqa: B019
@@ -591,6 +644,8 @@ class Plan:
         if word == "distil" or (word == "evaluate" and len(parts) == 4):
             run = self.params.run(name)
             return self.distil(run) if word == "distil" else self.evaluation(run)
+        if word == "data" and parts[0] == "download" and len(parts) == 2:
+            return self.download(parts[1])
         if parts[0] not in data:
             self.params._unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):

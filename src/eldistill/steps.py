@@ -107,6 +107,11 @@ def takes_over(step: Step) -> bool:
     return step.word == "teacher" and "/" not in step.name and "n_images" not in step.params
 
 
+def on_gpu(step: Step) -> bool:
+    """Whether the rule of a step asks for a GPU."""
+    return (step.word == "teacher" and not takes_over(step)) or step.word == "distil" or _measures(step)
+
+
 def _trains(step: Step) -> bool:
     return step.word == "distil" or (step.word == "teacher" and "/" not in step.name and "n_images" in step.params)
 
@@ -244,6 +249,13 @@ def _data(work) -> None:
     from eldistill import evaluate, features, judges, labels, packing
 
     item = work.step.name.rsplit("/", 1)[1]
+    if work.step.on_demand:
+        from eldistill import fetching
+
+        path = fetching.fetch(item, say=work.say)
+        files.link(path, work.outputs[0])
+        work.say(f"{path}, {path.stat().st_size:,} bytes")
+        return
     if item == "images":
         about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]), work.say)
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
@@ -363,8 +375,7 @@ def _evaluate(work) -> None:
     from eldistill.metrics import CURVE
 
     if work.step.name.startswith("suite/"):
-        metrics = {step.name: files.read_json(step.outputs[0]) for step in work.upstream}
-        files.write_json(work.outputs[0], evaluate.nest(metrics))
+        _metrics(work)
         return
     options, batch, device = work.params, work.site.batch, work.site.device
     judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
@@ -462,6 +473,22 @@ def _shown(work, drawn, images):
     return _joined(images(columns**2 if labels is None else len(labels), labels=labels))
 
 
+def _metrics(work) -> None:
+    from eldistill import evaluate, results, summary
+
+    metrics = {step.name: results.read_metrics(Path(step.outputs[0])) for step in work.upstream}
+    runs: summary.Runs = {}
+    for step in work.upstream:
+        *arm, seed = step.name.split("/")
+        if len(arm) == 3:  # no yardstick
+            curve = files.read_rows(Path(step.outputs[1]))
+            runs.setdefault(tuple(arm), {})[seed] = summary.Evaluation(metrics[step.name], curve)
+    files.write_json(
+        _output(work, "metrics.json"), summary.summary(runs, work.params["primary"], work.params["baseline"])
+    )
+    files.write_json(_output(work, "metrics-all.json"), evaluate.nest(metrics))
+
+
 STRIPS = 4  # rows of an interpolation
 
 
@@ -532,7 +559,7 @@ def _tables(work) -> None:
         return
     *parts, page = work.outputs
     tables.make(work.params, Path(), parts)
-    count = Counter(word for word, _ in work.plan.suite(work.step.name))
+    count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
     report.make(work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page)
 
 

@@ -64,6 +64,17 @@ def _encode(chosen: Namespace) -> None:
     say(f"{chosen.out}: latents of {count} images")
 
 
+def _fetch(chosen: Namespace) -> None:
+    from eldistill import planned, steps
+
+    plan = recipes.Plan(params.load())
+    suite = chosen.suite or plan.params.values["suite"]
+    names = planned.downloads(plan, planned.states(plan, suite))
+    for name in names:
+        steps.run("data", f"download/{name}", say=say)
+    say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: nothing is to be fetched")
+
+
 def _doctor(chosen: Namespace) -> int:
     from eldistill import doctor
 
@@ -137,7 +148,21 @@ TOOLS = {
             option("suite", metavar="SUITE", help="a name under `suites`"),
             option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
             option("--left", action="store_true", help="one line about what is still to be made (default: a table)"),
+            option("--allow", type=float, metavar="HOURS", help="the same line; exit code 2 if that takes more GPU hours"),
         ), _command("cost"),
+    ),
+    "plan": Tool(
+        "what of a suite is there, what is stale and why, what is left",
+        "On one page: fresh, stale (with the numbers that changed) and missing steps, downloads, and hours, memory and disk.",
+        (
+            option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),
+            option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
+        ), _command("planned"),
+    ),
+    "fetch": Tool(
+        "the files of others that a suite will read", "Fetches what the steps of a suite that are still to be made will read of "
+        "data/sources.csv: for a cluster on which one machine alone reaches the network.",
+        (option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),), _fetch,
     ),
     "doctor": Tool(
         "what would stop a suite on this machine",
