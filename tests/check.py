@@ -21,6 +21,10 @@ PROMISES = {  # sentence: the test that would fail first if it were broken
         "test_freshness.py::test_what_is_stale_is_planned_in_2000_sequences_with_the_model",
     "Pictures that are replaced under the same path make stale what was made of them":
         "test_identity.py::test_content_and_names_decide_and_times_do_not",
+    "Every kind of image is read by the rule of its row in docs/images.md, or refused": "test_pictures.py::test_each_row_of_the_table",
+    "Hidden files are no images and no class": "test_labels.py::test_hidden_files_are_no_images_and_no_class",
+    "Classes are numbered from 0, and those without images are not made":
+        "test_labels.py::test_classes_are_numbered_from_zero_in_order_and_keep_their_names",
     "No table in git is stale": "test_tables_in_git.py::test_no_table_in_git_is_stale",
     "Each number of params.yaml belongs to the recipes of those steps alone that it decides":
         "test_recipes.py::test_a_number_changes_exactly_what_depends_on_it",

@@ -12,7 +12,7 @@ from test_methods import Gaussian
 from torch import nn
 from toys import Images, batch_of
 
-from eldistill import adversarial, contract, loop, noise
+from eldistill import adversarial, balance, contract, head, loop, noise
 from eldistill.files import Problem
 from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan
@@ -153,6 +153,28 @@ def test_head_at_any_side(side):
     assert all(p.isfinite().all() for p in head.parameters())
 
 
+@pytest.mark.parametrize(("channels", "side"), [(128, 8), (64, 4), (32, 16)])
+def test_head_starts_as_torchs_own_layers(channels, side):
+    """U(-b, b) with b = 1 / sqrt(fan in) for weights and biases: the standard deviation is 1 / sqrt(3 fan in) to within 5 of
+    its own errors, nothing lies beyond b, and torch's layers of the same shape have the same; norms are 1 and 0."""
+    torch.manual_seed(0)
+    for module in adversarial.Head(channels, side, 0).modules():
+        if not isinstance(module, head._Conv):
+            continue
+        own, theirs = module, nn.Conv2d(module.weight.shape[1], module.weight.shape[0], module.weight.shape[2])
+        bound = 1 / math.sqrt(own.weight[0].numel())
+        for name in ("weight", "bias"):
+            values, others = getattr(own, name).detach(), getattr(theirs, name).detach()
+            error = 5 / math.sqrt(len(values.flatten()))  # relative; of a uniform's deviation it is smaller
+            assert values.abs().max() <= bound and others.abs().max() <= bound and values.any()
+            for each in (values, others):
+                root = float(each.square().mean().sqrt())
+                assert len(each.flatten()) < 100 or abs(root * math.sqrt(3) / bound - 1) < error
+                assert abs(float(each.mean())) < bound * error
+    first = adversarial.Head(128, 8, 0).parts[0]
+    assert float(first.weight.detach().std()) == pytest.approx(0.01276, rel=0.01), "EDM's layers: 0.0221"
+
+
 def test_add_head(bench):
     """The head is trained with fake_score, has its dtype, changes none of its images, and is added once."""
     net = bench.teacher(dtype=torch.float64)
@@ -275,10 +297,10 @@ def test_gan_sees_the_batch_in_parts(bench, micro_batch):
 def test_gan_weight():
     """fixed: the number; balanced: the number times the running ratio of the two gradients, clipped."""
     fixed, memory = gan.Numbers(weight=0.3, weighting="fixed"), {}
-    assert gan.weight(1.0, 2.0, 4, fixed, None, memory) == 0.3 and not memory
+    assert gan.weight(1.0, 2.0, 4, fixed, None, memory).factor == 0.3 and not memory
     balanced = gan.Numbers(weight=0.3, decay=0.5)
-    assert gan.weight(1.0, 2.0, 4, balanced, None, memory) == pytest.approx(0.3 / 2)
-    assert gan.weight(4.0, 1.0, 4, balanced, None, memory) == pytest.approx(0.3 * (0.25 + 2) / (0.5 + 0.5))
-    assert gan.weight(1.0, 0.0, 4, balanced, None, {}) == pytest.approx(0.3 * 1e4)
-    assert gan.weight(0.0, 1.0, 4, balanced, None, {}) == 0
-    assert gan.weight(1.0, 1.0, 4, gan.Numbers(weight=0.0), None, {}) == 0
+    assert gan.weight(1.0, 2.0, 4, balanced, None, memory).factor == pytest.approx(0.3 / 2)
+    assert gan.weight(4.0, 1.0, 4, balanced, None, memory).factor == pytest.approx(0.3 * (0.25 + 2) / (0.5 + 0.5))
+    assert gan.weight(1.0, 0.0, 4, balanced, None, {}) == contract.Weight(0.3 * balance.HIGH, bounded=True)
+    assert gan.weight(0.0, 1.0, 4, balanced, None, {}).factor == 0
+    assert gan.weight(1.0, 1.0, 4, gan.Numbers(weight=0.0), None, {}).factor == 0

@@ -249,6 +249,47 @@ def test_every_network_serves_every_method(bench, method, labels, network):
                 torch.testing.assert_close(layer.weight.detach(), held, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("choice", "forced"), [("all", {"generator", "fake_score"}), ("generator", {"generator"}), ("none", set())]
+)
+def test_forced_normalisation_acts_on_the_networks_that_a_method_names(bench, choice, forced):
+    """Of EDM2: rows of unit mean square after a run where it acts, and the weights that the optimiser left where it does not.
+
+    Adam moves every weight of fan in n by about lr a step, so that a row's mean square drifts away from 1."""
+    module = contract.module("methods", "sida")
+    job = bench.job(
+        "sida", network="edm2", numbers=module.Numbers(group=2, normalise=choice), steps=5, optimiser={"lr": 0.05}
+    )
+    trained(job)
+    for name in ("generator", "fake_score"):
+        layers = [each for each in job.nets[name].unet.modules() if hasattr(each, "normalise_weight")]
+        rows = [each.weight.detach().flatten(1).square().mean(1) for each in layers]
+        drift = max(float((each - 1).abs().max()) for each in rows)
+        assert layers and (drift < 1e-3) == (name in forced), (name, drift)
+
+
+def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator():
+    """SiD has it, SiDA and SiD²A of the authors' size S have not."""
+    whole = params.load(Path(__file__).parents[1] / "params.yaml")
+    for method in ("sida", "sid2a"):
+        values = whole.section("method", method, "imagenet512-s")
+        numbers = contract.numbers(contract.module("methods", values["file"]), values)
+        assert contract.module("methods", "sida").normalised(numbers) == ()
+    assert not hasattr(contract.module("methods", "sid"), "normalised"), "all of its networks"
+
+
+@with_methods
+def test_every_student_starts_at_the_teacher(bench, method):
+    """Its weights, and those of an averaged target, are the teacher's to the bit: also CT's, as in its authors' script for
+    ImageNet-64, and those of CT on CIFAR-10 and iCT, whose authors start from random weights (methods/consistency.py)."""
+    module, teacher = contract.module("methods", method), conftest.teacher()
+    numbers = module.Numbers()
+    made = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 1)}
+    for name in {"generator", "target", "fake_score"} & made.keys():
+        found = made[name].state_dict()
+        assert all(torch.equal(found[key], value) for key, value in teacher.state_dict().items()), name
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in schema.declared("methods", m)])
 def test_uncertainty_is_learned_and_divides(bench, method):
     """With EDM2's own estimate of its loss: its layer learns, accumulation changes nothing, the generator's loss differs."""

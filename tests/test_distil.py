@@ -233,6 +233,7 @@ def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeyp
 @pytest.mark.parametrize(("method", "changes", "words"), [
     ("sid", {"uncertainty": True}, "uncertainty is true"),
     ("sida", {"uncertainty": True}, "uncertainty is true"),
+    ("sida", {"normalise": "none"}, "normalise is none, but the teacher's network has no weights that are normalised"),
     ("cd", {"sigmas_2": [10.0]}, "expected 2 falling noise levels"),
     ("cd", {"sigmas_4": [10.0, 3.0, 3.0, 0.2]}, "expected 4 falling noise levels"),
     ("cd", {"sigmas_2": [10.0, 0.001]}, "above sigma_min"),

@@ -328,7 +328,7 @@ def test_fade(weighting, warmup):
     """The factor is 1 until the last quarter of the run, then (1 + cos) / 2 down to 0, times the warm-up."""
     numbers, memory = embedding.Numbers(weighting=weighting, weight=0.6, warmup=warmup, fade=0.25), {}
     for n_images in range(0, 401, 4):
-        found = embedding.weight(2.0, 2.0, 4, numbers, Progress(n_images, n_images // 4, 400), memory)
+        found = embedding.weight(2.0, 2.0, 4, numbers, Progress(n_images, n_images // 4, 400), memory).factor
         factor = min(1, (n_images + 4) / 40) if warmup else 1
         factor *= 1 if n_images <= 300 else (1 + math.cos(math.pi * (n_images - 300) / 100)) / 2
         assert found == pytest.approx(0.6 * factor, rel=1e-9, abs=1e-15)

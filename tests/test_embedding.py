@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eldistill import augment, data, files, mmd
+from eldistill import augment, balance, data, files, mmd
 from eldistill.contract import Batch, Progress
-from eldistill.ensemble import identity, seed
+from eldistill.ensemble import conv, identity, seed
 from eldistill.files import Problem
+from eldistill.methods import sid
 from eldistill.noise import Draw
 from eldistill.supplements import embedding
 
@@ -314,7 +315,7 @@ def weights(pairs, steps_of_the_run: int = 100, memory=None, **numbers) -> list[
     memory = {} if memory is None else memory
     numbers = embedding.Numbers(**numbers)
     return [
-        embedding.weight(base, own, 4, numbers, Progress(4 * i, i, 4 * steps_of_the_run), memory)
+        embedding.weight(base, own, 4, numbers, Progress(4 * i, i, 4 * steps_of_the_run), memory).factor
         for i, (base, own) in enumerate(pairs)
     ]
 
@@ -341,14 +342,56 @@ def test_balanced_averages(decay):
     found = weights(pairs, weight=1.0, decay=decay, warmup=0.0)
     for i, value in enumerate(found):
         base, own = (sum(decay ** (i - j) * pair[side] for j, pair in enumerate(pairs[: i + 1])) for side in (0, 1))
-        assert value == pytest.approx(min(base / own, 1e4) if own else 1e4, rel=1e-6)
+        assert value == pytest.approx(base / own if own else balance.HIGH, rel=1e-6)
 
 
-@pytest.mark.parametrize("base, own, ratio", [(1, 1e-6, 1e4), (1, 0, 1e4), (1e-6, 1, 1e-4)])
-def test_balanced_clip(base, own, ratio):
-    """The ratio stays within [1e-4, 1e4]; weight and warm-up multiply it afterwards."""
+@pytest.mark.parametrize("power", range(-11, 12))
+def test_the_share_is_that_asked_for_whatever_the_scale_of_the_base_loss(power):
+    """SiD's gradient is 1e4 to 1e6 times EL's at 32 pixels and above; ten powers of ten to either side are within the bounds."""
+    numbers = embedding.Numbers(weight=0.7, warmup=0.0)
+    found = embedding.weight(10.0**power, 1.0, 4, numbers, Progress(0, 0, 400), {})
+    assert found.factor == pytest.approx(0.7 * 10.0**power, rel=1e-9) and not found.bounded
+
+
+class Features:
+    """One member without a manifest: features of a convolutional network, over the root of their trace over real images."""
+
+    bandwidth = None
+
+    def __init__(self, weights: dict[str, torch.Tensor], real: torch.Tensor):
+        self.weights, self.scale = weights, 1.0
+        self.scale = float(self(real).var(0).sum().sqrt())
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return conv.stages(self.weights, images, conv.Numbers())[-1].flatten(1) / self.scale
+
+
+@pytest.mark.parametrize("side, size", [(32, 256), (64, 32)])
+def test_beside_sid_at_32_pixels_and_above_el_has_its_share(side, size):
+    """SiD's gradient is 100 times a sum over pixels, more than 1e4 times EL's: a bound there would leave EL a part of its share."""
+    draw = Draw(3, "here", 0, size)
+    images = 0.5 * torch.tanh(draw.normal("images", 3, side, side))
+    denoiser = lambda shift: lambda x, sigma, labels: (0.25 * x / (sigma.reshape(-1, 1, 1, 1) ** 2 + 0.25)) + shift  # noqa: E731
+    batch = Batch(draw, None, (3, side, side), Progress(0, 0, 1))
+    nets = {"teacher": denoiser(0.0), "fake_score": denoiser(0.05 * draw.normal("shift", 3, side, side))}
+    base = sid.generator_terms(nets, batch, lambda: images, sid.Numbers(alpha=1.0))["identity"].gradient
+    real = torch.tanh(draw.normal("real", 3, side, side))  # over sigma_data, as the images are distributed
+    weights = conv.draw(conv.Numbers(), (3, side, side), lambda name, *size: draw[:1].normal(name, *size)[0])
+    x = images.clone().requires_grad_()
+    value = embedding.embedding_loss([Features(weights, real)], x / 0.5, real, "linear", "unbiased")
+    own = torch.autograd.grad(value, x)[0]
+    base, own = (float(each.double().square().mean().sqrt()) for each in (base, own))
+    found = embedding.weight(base, own, size, embedding.Numbers(weight=0.7, warmup=0.0), Progress(0, 0, 100), {})
+    assert base / own > 1e4
+    assert found.factor * own / base == pytest.approx(0.7, rel=1e-9) and not found.bounded
+
+
+@pytest.mark.parametrize("base, own, ratio", [(1, 1e-13, balance.HIGH), (1, 0, balance.HIGH), (1e-13, 1, balance.LOW)])
+def test_a_bound_acts_and_says_so(base, own, ratio):
+    """The ratio stays within its bounds; weight and warm-up multiply it afterwards."""
     assert weights([(base, own)], weight=2.0, warmup=0.0) == pytest.approx([2 * ratio], rel=1e-6)
     assert weights([(base, own)], weight=2.0, warmup=0.04) == pytest.approx([ratio / 2], rel=1e-6)
+    assert embedding.weight(base, own, 4, embedding.Numbers(), Progress(0, 0, 400), {}).bounded
 
 
 def test_zero_base():

@@ -87,14 +87,26 @@ def test_content_and_names_decide_and_times_do_not(hashed):
 
 
 def test_what_is_not_read_is_not_part_of_it(hashed):
-    """A README, a hidden file, a link to a folder; a pipe is not even opened. The table of labels is read."""
+    """A README, hidden files and folders, a circle of links; a pipe is not even opened. The table of labels is read."""
     put("pictures/a.png", b"a")
     first = of()
-    put("pictures/README.md"), put("pictures/.DS_Store"), put("pictures/a.json"), put("elsewhere/b.png")
+    put("pictures/README.md"), put("pictures/.DS_Store"), put("pictures/a.json"), put("pictures/._a.png")
+    put("pictures/.ipynb_checkpoints/a-checkpoint.png"), put("pictures/__MACOSX/._a.png")
     os.mkfifo("pictures/pipe.png")
-    Path("pictures/linked").symlink_to(Path("elsewhere").absolute())
+    Path("pictures/circle").symlink_to(Path("pictures").absolute())
     assert of() == first and hashed == ["a.png"]
     put("pictures/dataset.json", b"{}")
+    assert of() != first
+
+
+def test_a_link_to_a_folder_counts_as_the_folder():
+    put("pictures/cat/a.png", b"a"), put("pictures/dog/b.png", b"b")
+    first = of()
+    Path("pictures/dog").rename("elsewhere")
+    assert of() != first
+    Path("pictures/dog").symlink_to(Path("elsewhere").absolute())
+    assert of() == first
+    put("elsewhere/b.png", b"c")
     assert of() != first
 
 
@@ -345,7 +357,7 @@ def test_rows_of_fetched_files_and_of_paths_live_in_one_file():
 
 # Texts that are names, or describe a machine. A new key that names a path is marked `outside`; another is listed here.
 NAMES = {
-    "/suite", "data/like", "data/files", "data/pixels", "data/teacher", "teacher/like", "teacher/data", "teacher/source",
+    "/suite", "data/like", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data", "teacher/source",
     "teacher/sha256", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
     "method/start_from", "supplement/like", "supplement/file", "tables/baseline", "study/question", "study/against",
     "supplements/embedding/ensemble",
@@ -384,9 +396,9 @@ def test_a_copy_of_a_value_knows_what_it_is_read_as():
 
 def test_readers_take_the_listing_of_the_identity():
     """No module but listing.py looks through a folder of a source by itself."""
-    for name in ("packing", "latents", "teacher/folders"):
+    for name in ("containers", "folders", "packing", "latents", "teacher/folders"):
         text = (schema.PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-        assert "listing." in text and not {"rglob", "glob", "iterdir", "scandir", "listdir"} & {
+        assert ("listing." in text or name == "packing") and not {"rglob", "glob", "iterdir", "scandir", "listdir"} & {
             node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)
         }
 

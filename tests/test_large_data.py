@@ -59,6 +59,7 @@ def test_a_stream_is_packed_as_if_it_were_in_memory(tmp_path, limit):
     }  # fmt: skip
     assert about == {
         "source": "folder", "train": len(train), "heldout": 6, "shape": [3, 8, 8], "classes": 5,
+        "class_names": ["0", "1", "2", "3", "4"], "class_counts": np.bincount(labels[train]).tolist(),
         "sha256": hashlib.sha256(whole[train].tobytes() + whole[heldout].tobytes()).hexdigest(),
         "mean": round(float(whole[train].mean(dtype=np.float64)) / 255, 6),
         "std": round(float(whole[train].std(dtype=np.float64)) / 255, 6),

@@ -20,7 +20,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eldistill import __main__, contract, data, files, latents, listing, loop, noise, packing, params, recipes, state
+from eldistill import (
+    __main__,
+    archives,
+    contract,
+    data,
+    files,
+    latents,
+    listing,
+    loop,
+    noise,
+    packing,
+    params,
+    recipes,
+    state,
+)
 from eldistill.files import NonFinite, Problem
 from eldistill.networks import build
 from eldistill.teacher import convert, train
@@ -125,7 +139,7 @@ def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
 def test_a_container_there_and_back(tmp_path):
     """`zip` writes latents under EDM2's names, and they are read again."""
     packing.pack(container(tmp_path / "latents.zip", stored(9), np.arange(9) % 2), tmp_path / "pack")
-    assert packing.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
+    assert archives.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
         assert archive.namelist()[0] == "00000/img-mean-std-00000000.npy"
     section = {"source": "latents", "path": str(tmp_path / "again.zip"), "resolution": None, "heldout": 4}
@@ -287,7 +301,9 @@ def test_latents_are_judged_by_their_pixels():
     plan = recipes.Plan(params.from_values(shipped(), ROOT))
     run = plan.evaluation(params.Run("imagenet512-s", "di", "el", 0))
     names = [step.name for step in run.upstream]
-    assert "imagenet512-rgb/images" in names and "imagenet512-s/images" not in names
+    assert {"imagenet512-rgb/images", "imagenet512-s/images"} <= set(names), "of the latents the labels alone are read"
+    real = [step.name for step in plan.yardstick("imagenet512-s", "real").upstream]
+    assert "imagenet512-rgb/images" in real and "imagenet512-s/images" not in real
     assert {name.split("/")[0] for name in names if "judge" in name or "reference" in name} == {"imagenet512-rgb"}
     assert "imagenet512-s/images" in [
         step.name for step in plan.distil(params.Run("imagenet512-s", "di", "el", 0)).upstream
@@ -564,7 +580,10 @@ def test_from_images_to_metrics_through_latents(tmp_path, monkeypatch, capsys, t
     assert {"fd16_judge-a_heldout", "fd16_pixels_train"} <= metrics.keys() and all(map(np.isfinite, metrics.values()))
     for name in ("real", "teacher", "di/el/0"):
         with Image.open(f"data/evaluations/small/{name}/samples.png") as shown:
-            assert shown.mode == "RGB" and shown.size[0] == 8 * 17 * 2, "decoded pixels, 16x16, each twice as large"
+            assert shown.mode == "RGB" and shown.size[1] == 2 * 17 * 2, (
+                "a row a class of pixels, 16x16, each twice as large"
+            )
+            assert 8 * 17 * 2 < shown.size[0] < 8 * 17 * 2 + 40, "and its number beside it"
     assert __main__.main(["sample", "--generator", "data/runs/small/di/el/0/generator_ema.safetensors", "--n", "3",
                           "--out", "images"]) == 0  # fmt: skip
     with Image.open("images/000002.png") as shown:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from eldistill import loop, params, state
-from eldistill.contract import AtImages, Phase
+from eldistill.contract import AtImages, Phase, Weight
 from eldistill.loop import NonFinite, Stopped
 
 BATCH, SHAPE = 4, (1, 2, 2)
@@ -157,7 +157,7 @@ def test_a_poisoned_supplement_is_named(tmp_path):
     """A NaN of a supplement carries the supplement's name."""
     sick = SimpleNamespace(
         generator_terms=lambda tools, images, batch, numbers: {"far": AtImages(images.sum(), poison(images))},
-        weight=lambda base, own, numbers, progress, memory: 1.0,
+        weight=lambda base, own, numbers, progress, memory: Weight(1.0),
     )
     job = job_of(tmp_path, supplements=[loop.Supplement("extra", sick, None)])
     with pytest.raises(NonFinite, match=r"step 0 \(0 images\): extra.far: gradient at the images is not finite"):
@@ -421,7 +421,7 @@ def test_direct_term_makes_no_images(tmp_path, micro_batch):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-12, atol=1e-14)
 
 
-def additional(gradient=1.0) -> SimpleNamespace:
+def additional(gradient=1.0, bounded=False) -> SimpleNamespace:
     """A supplement: the mean of all pixels, at weight 2; it notes the base gradient it is shown."""
     shown = []
 
@@ -432,7 +432,7 @@ def additional(gradient=1.0) -> SimpleNamespace:
     def weight(base, own, batch, numbers, progress, memory):
         shown.append((base, own))
         memory["calls"] = memory.get("calls", 0.0) + 1
-        return 2.0
+        return Weight(2.0, bounded)
 
     return SimpleNamespace(generator_terms=generator_terms, weight=weight, shown=shown)
 
@@ -481,6 +481,19 @@ def test_supplement_joins_the_gradient_at_the_images(tmp_path, micro_batch):
     assert row["generator.base_rms"] == pytest.approx(float(base.square().mean().sqrt()))
     assert row["extra.mean"] == pytest.approx(float(images.mean())) and row["extra.weight"] == 2.0
     assert row["extra.gradient_rms"] == pytest.approx(1 / images.numel())
+    share = 2 / images.numel() / float(base.square().mean().sqrt())
+    assert row["extra.share"] == pytest.approx(share) and row["extra.bounded"] == 0
+
+
+def test_a_weight_that_reaches_a_bound_is_said(tmp_path):
+    """In every tick, with the share that was reached."""
+    said = []
+    method = toy(phases=lambda numbers, progress: [Phase("generator")])
+    job = job_of(tmp_path, method, steps=4, ticks=2, supplements=[loop.Supplement("extra", additional(bounded=True), None)],
+                 say=said.append)  # fmt: skip
+    loop.Loop(job).run()
+    assert [text for text in said if "extra: its weight reached a bound in 100 % of the iterations" in text][1:]
+    assert not any("bounded" in text for text in said)
 
 
 # --- stops ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 from pathlib import Path
 
 import conftest
@@ -104,7 +105,8 @@ def resolved(default=True, like=None, own=None, per_data=None, like_per_data=Non
         ({}, 1e-8),
         ({"like": 0.1}, 0.1),
         ({"like": 0.1, "own": 0.2}, 0.2),
-        ({"own": 0.2, "like_per_data": 0.3}, 0.3),
+        ({"like": 0.1, "like_per_data": 0.3}, 0.3),
+        ({"own": 0.2, "like_per_data": 0.3}, 0.2),
         ({"like": 0.1, "own": 0.2, "per_data": 0.4}, 0.4),
         ({"like": 0.1, "own": 0.2, "like_per_data": 0.3, "per_data": 0.4}, 0.4),
     ],
@@ -114,6 +116,71 @@ def test_later_layers_win_and_nested_neighbours_survive(layers, eps):
     assert value["generator"]["eps"] == eps
     assert value["generator"]["lr"] == 0.5 and value["generator"]["betas"] == [0.9, 0.999]
     assert value["batch"] == 100 and "like" not in value and "per_data" not in value
+
+
+SECTIONS = ("own", "per_data", "near")  # of each section: its keys, those for the data, those for what the data is like
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_chains_resolve_as_written_down(seed):
+    """Three sections in a chain, each with any of its layers: the nearest section wins, within it the nearest data."""
+    draw = random.Random(seed)
+    values = changed("data/near", {"like": "digits"})
+    wanted, above = 1e-8, None
+    for name in ("first", "second", "third"):
+        section = {"file": "diff_instruct", "n_images": 100, "batch": 10} if above is None else {"like": above}
+        layers = {layer: draw.random() for layer in SECTIONS if draw.random() < 0.5}
+        if "own" in layers:
+            section["generator"] = {"eps": layers["own"]}
+        section["per_data"] = {
+            data: {"generator": {"eps": layers[layer]}}
+            for data, layer in (("digits", "per_data"), ("near", "near")) if layer in layers
+        }  # fmt: skip
+        for layer in SECTIONS:
+            wanted = layers.get(layer, wanted)
+        values["distil"]["methods"][name] = section
+        above = name
+    assert load(values).section("method", "third", "near")["generator"]["eps"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "reaches"),
+    [
+        ({}, True),
+        ({"limit": 100, "heldout": 50}, True),
+        ({"resolution": 16}, False),
+        ({"files": "mnist"}, False),
+        ({"source": "folder", "path": "elsewhere", "files": None}, False),
+    ],
+)
+def test_numbers_follow_a_data_setting_to_the_same_images_alone(change, reaches):
+    values = changed("data/mine", {"like": "fashion-mnist", **change})
+    values["evaluate"]["per_data"]["fashion-mnist"] = {"n": 77}
+    project = load(values)
+    assert (project.section("method", "di", "mine")["n_images"] == 128000) == reaches
+    assert project._has_numbers("di", "mine") == reaches
+    assert (project.top("evaluate", "mine")["n"] == 77) == reaches
+
+
+def test_which_of_the_shipped_settings_share_their_numbers():
+    project = load(SHIPPED)
+    shared = {name: project._ancestry(name)[:-1] for name in SHIPPED["data"]}
+    assert {name: found for name, found in shared.items() if found} == {
+        "digits-long": ["digits"], "digits-smoke": ["digits"], "digits-t1": ["digits"], "digits-t2": ["digits"],
+        "fashion-32": ["fashion-mnist"], "cifar10-cond": ["cifar10"],
+    }  # fmt: skip
+
+
+def test_the_control_on_pixels_has_no_network_on_any_data():
+    project = load(SHIPPED)
+    for name in SHIPPED["distil"]["supplements"]:
+        for data in SHIPPED["data"]:
+            section = project.section("supplement", name, data)
+            if name.startswith("pixel-"):
+                members = project.section("ensemble", section["ensemble"])["members"]
+                assert {member["family"] for member in members} <= {"identity", "whitened"}, (name, data)
+            elif name == "el" and data in SHIPPED["distil"]["supplements"]["el"]["per_data"]:
+                assert section["ensemble"].startswith("mix8"), data
 
 
 def test_per_data_of_another_setting_changes_nothing():

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eldistill import perceptual
+from eldistill import params, perceptual, schema
 from eldistill.files import Problem
 from eldistill.methods import consistency
 
@@ -47,12 +49,15 @@ def enlarged(rows: int, side: int = 224) -> torch.Tensor:
     return matrix
 
 
-def independent(weights: dict, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+POOLINGS = {"max": nn.MaxPool2d(2, 2), "average": nn.AvgPool2d(2, 2)}  # the latter: PIQ's, with `replace_pooling`
+
+
+def independent(weights: dict, a: torch.Tensor, b: torch.Tensor, pooling: str = "max") -> np.ndarray:
     """LPIPS as its authors describe it: VGG-16 with numbered layers, images in [-1, 1], shift and scale of their own."""
     layers: list[nn.Module] = []
     before, taken = 3, []
     for stage, (width, depth) in enumerate(zip(SMALL, (2, 2, 3, 3, 3), strict=True)):
-        layers += [nn.MaxPool2d(2, 2)] if stage else []
+        layers += [POOLINGS[pooling]] if stage else []
         for _ in range(depth):
             layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
             before = width
@@ -83,12 +88,48 @@ def independent(weights: dict, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     return total
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("side", [1, 8, 32, 224, 225])
-def test_distance_is_the_authors(weights, side):
+def test_distance_is_the_authors(weights, side, pooling):
     """To 1e-7, whether the images are enlarged to 224 or not; measured 8e-9: they add 1e-10 outside the root."""
     a, b = images(2, side=side), images(2, side=side, seed=2)
-    found = perceptual.distance(weights, a, b, CODEC)
-    np.testing.assert_allclose(found.numpy(), independent(weights, a, b), rtol=1e-7)
+    found = perceptual.distance(weights, a, b, CODEC, pooling)
+    np.testing.assert_allclose(found.numpy(), independent(weights, a, b, pooling), rtol=1e-7)
+
+
+def test_pooling_is_a_choice_of_the_method(weights, tmp_path):
+    """The two give other distances; the maximum is the default, and a recipe of before has it."""
+    path = tmp_path / "weights.safetensors"
+    save_file({name: value.clone() for name, value in weights.items()}, path)
+    a, b = images(), images(seed=2)
+    for pooling in POOLINGS:
+        numbers = consistency.Numbers(distance="lpips", lpips=str(path), lpips_pooling=pooling)
+        found = consistency.distance(a, b, numbers, CODEC)
+        assert torch.equal(found, perceptual.distance(weights, a, b, CODEC, pooling))
+    default = perceptual.distance(weights, a, b, CODEC)
+    assert torch.equal(default, perceptual.distance(weights, a, b, CODEC, "max"))
+    assert not torch.allclose(default, perceptual.distance(weights, a, b, CODEC, "average"), rtol=1e-3)
+    for kind, file in (("methods", "consistency"), ("supplements", "regression")):
+        assert schema.declared(kind, file)["lpips_pooling"]["neutral"]
+
+
+def test_pooling_differs_nowhere_on_images_without_a_pattern(weights, monkeypatch):
+    """Of equal values the maximum is the average: constant images under filters of the centre alone."""
+    central = {name: value * (torch.arange(9).reshape(3, 3) == 4) if value.ndim == 4 and "lin" not in name else value
+               for name, value in weights.items()}  # fmt: skip
+    a, b = (torch.full((2, 3, 8, 8), level, dtype=torch.float64) for level in (-0.3, 0.4))
+    both = [perceptual.distance(central, a, b, CODEC, pooling) for pooling in POOLINGS]
+    torch.testing.assert_close(*both, rtol=1e-12, atol=0)
+    assert (both[0] > 0).all()
+
+
+def test_imagenet_has_the_pooling_of_its_authors():
+    """CD and CT of the shipped parameters: average on ImageNet-64, the maximum on CIFAR-10 and wherever nobody said."""
+    whole = params.load(Path(__file__).parents[1] / "params.yaml")
+    for method in ("cd", "ct"):
+        for setting in ("cifar10", "imagenet64"):
+            wanted = "average" if setting == "imagenet64" else "max"
+            assert whole.section("method", method, setting)["lpips_pooling"] == wanted
 
 
 def test_distance_of_grey_images(weights):

@@ -170,6 +170,7 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("data/digits/folder", "/somewhere"),
         ("device", "cpu"),
         ("mirror", "/somewhere"),
+        ("max_gpu_hours", 5),
         ("distil/micro_batch", 8),
         ("distil/fit", False),
         ("distil/recompute", True),
@@ -186,6 +187,7 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("teacher/fashion-mnist/P_mean", -1),
         ("distil/supplements/el-linear/weight", 3),
         ("evaluate/per_data/digits-smoke/n", 400),
+        ("evaluate/classes", "uniform"),
     ],
 )
 def test_what_describes_a_machine_or_another_suite_changes_no_digest(path, value):
@@ -198,6 +200,7 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
     site = {f"{o}/{k}" for o, each in owners.items() for k, v in each.get("properties", {}).items() if v.get("site")}
     assert site == {
         "/device",
+        "/max_gpu_hours",
         "/mirror",
         "data/folder",
         "distil/channels_last",
@@ -227,7 +230,7 @@ CHANGES = {
     "data/digits/judges": ({"lr": 0.1}, JUDGED | CHECK | EVALUATIONS),
     "data/digits/codec/mean": (0.5, set(BEFORE) - {"data digits/images", "data digits/reference-pixels"}),
     "data/digits/heldout": (361, set(BEFORE)),
-    "data/digits/labels": (True, TAUGHT | down(runs())),
+    "data/digits/labels": (True, TAUGHT | down(runs()) | {"evaluate digits/real"}),
     "evaluate/neighbours": (5, EVALUATIONS),
     "tables/confidence": (0.9, {"tables demo"}),
     "tables/grid": (6, EVALUATIONS),
@@ -264,6 +267,7 @@ def test_one_more_seed_changes_no_run_that_exists():
 
 USES = {
     "data": set(BEFORE),
+    "labels": set(BEFORE),
     "judges": JUDGED | CHECK | EVALUATIONS,
     "loop": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "teacher/train": TAUGHT | down(runs()),
@@ -282,6 +286,7 @@ USES = {
     "sampling": EVALUATIONS | CHECK,
     "noise": JUDGED | ENSEMBLES | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "mmd": ENSEMBLES | down(runs(("el", "pixel-mmd"))),
+    "balance": down(runs(("el", "pixel-mmd"))),
     "augment": TAUGHT | down(runs()),
     "networks/layers": JUDGED | {"teacher digits"} | CHECK | EVALUATIONS | down(runs()),
     "networks/precond": TAUGHT | down(runs()),
@@ -290,7 +295,10 @@ USES = {
     "score": down(runs()),
     **dict.fromkeys(
         (
+            "classes",
             "latents",
+            "folders",
+            "pictures",
             "networks/adm",
             "networks/edm2",
             "methods/dmd",
@@ -307,6 +315,7 @@ USES = {
             "teacher/folders",
             "teacher/states",
             "adversarial",
+            "head",
             "perceptual",
             "studies",
             "diagnostics",
@@ -323,7 +332,8 @@ USES = {
     "plots": {"tables demo"},
     "typeset": {"tables demo"},
     "report": {"tables demo"},
-    "results": {"tables demo"},
+    "results": {"tables demo", "evaluate suite/demo"},
+    "summary": {"evaluate suite/demo"},
 }
 
 
@@ -355,6 +365,7 @@ IN_BENCH = {
     "methods/sida": {"sida", "sid2a"},
     "methods/consistency": {"cd", "ect"},
     "adversarial": {"dmd2", "sida", "sid2a"},
+    "head": {"dmd2"},
     "supplements/regression": {"dmd"},
     "teacher/pairs": {"dmd"},
     "perceptual": {"dmd", "cd", "ect"},

@@ -311,11 +311,36 @@ def test_the_command_writes_a_grid_and_single_images(tmp_path, capsys, generator
             assert np.array_equal(np.array(picture), image[0].numpy())
 
 
+def test_a_class_is_asked_for_by_its_name(tmp_path, capsys, generator):
+    """A name comes before a number: labels 1 to 3 are the classes 0 to 2, and `--label 1` is what the data called 1."""
+    for names in (["cat", "dog", "owl"], ["1", "2", "3"], ["2", "0", "1"]):
+        named = sampling.Generator(generator.network, about(class_names=names))
+        assert [sampling.class_number(named, name) for name in names] == [0, 1, 2]
+    assert [sampling.class_number(generator, str(number)) for number in range(3)] == [0, 1, 2]
+    path = tmp_path / "generator_ema.safetensors"
+    sampling.save_generator(path, generator.network, about(class_names=["cat", "dog", "owl"]))
+    written = []
+    for label in ("owl", "2"):
+        assert command(capsys, "--generator", str(path), "--label", label, "--grid", str(tmp_path / "g.png"))[0] == 0
+        written.append((tmp_path / "g.png").read_bytes())
+    assert written[0] == written[1]
+    code, _, error = command(capsys, "--generator", str(path), "--label", "dgo", "--grid", str(tmp_path / "g.png"))
+    assert (
+        code == 2
+        and "--label is dgo; expected one of cat, dog, owl, or a number from 0 to 2; did you mean dog?" in error
+    )
+    with pytest.raises(Problem, match="--label is cat; expected none: this generator knows no labels"):
+        sampling.class_number(sampling.Generator(Plain(), about(label_dim=0)), "cat")
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     ((), "nothing to write"),
     (("--grid", "a.png", "--n", "0"), "--n is 0"),
     (("--grid", "a.png", "--steps", "2"), "not in 2"),
-    (("--grid", "a.png", "--label", "9"), "expected 0 to 2"),
+    (("--grid", "a.png", "--label", "9"), "--label is 9; expected a number from 0 to 2"),
+    (("--grid", "a.png", "--label", "-1"), "expected a number from 0 to 2"),
+    (("--grid", "a.png", "--label", "9" * 40), "expected a number from 0 to 2"),
+    (("--grid", "a.png", "--label", "cat"), "--label is cat; expected a number from 0 to 2"),
     (("--grid", "a.png", "--device", "tpu"), "--device is tpu"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_one_sentence(tmp_path, capsys, monkeypatch, generator, arguments, words):

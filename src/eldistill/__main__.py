@@ -17,7 +17,7 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from eldistill import __version__, files, helptext, identity, params, recipes, steps  # noqa: E402
+from eldistill import __version__, files, gpus, helptext, identity, params, recipes, steps  # noqa: E402
 from eldistill.files import Problem  # noqa: E402
 from eldistill.tools import TOOLS, say  # noqa: E402
 
@@ -107,6 +107,9 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
     words = chosen.word, chosen.name, chosen.recipe, chosen.force, chosen.max_minutes
     if chosen.processes < 1:
         raise Problem(f"--processes {chosen.processes}; expected 1 or more")
+    if gpus.COUNT in os.environ:
+        step = recipes.Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
+        gpus.take(chosen.processes if steps.on_gpu(step) else 0)
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run(*words, say=say)
         return 0

@@ -12,52 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from eldistill.contract import Batch
-from eldistill.files import Problem
-from eldistill.networks import layers
+from eldistill.head import Head as Head
+from eldistill.head import add_head as add_head
 from eldistill.score import grid_sigma
 
 VERSION = 1
-
-
-class Head(nn.Module):
-    """Features [n, c, s, s] of a denoiser's encoder -> logits [n, 1].
-
-    Halvings by 4x4 convolutions until s is at most 4, one convolution over all that is left, one to a logit; group
-    norm and SiLU between. For 8x8 this is DMD2's head. Its weights are drawn from `seed`.
-    """
-
-    def __init__(self, channels: int, side: int, seed: int):
-        super().__init__()
-        parts: list[nn.Module] = []
-        while side > 4 and side % 2 == 0:
-            parts += [_Conv(channels, channels, 4, 2, 1), layers.GroupNorm(channels, 1e-5), nn.SiLU()]
-            side //= 2
-        parts += [_Conv(channels, channels, side, side, 0), layers.GroupNorm(channels, 1e-5), nn.SiLU()]
-        self.parts = nn.Sequential(*parts, _Conv(channels, 1, 1, 1, 0))
-        layers.initialise(self, torch.Generator(device="cpu").manual_seed(seed))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.parts(features).flatten(1)
-
-
-class _Conv(layers.Conv2d):
-    # A strided convolution, which the layers of the U-Nets are not.
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int):
-        super().__init__(in_channels, out_channels, kernel)
-        self.stride, self.padding = stride, padding
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
-
-
-def add_head(denoiser: nn.Module, seed: int) -> nn.Module:
-    """The denoiser with a trainable `head` on its encoder. Raises Problem if it has one already."""
-    if hasattr(denoiser, "head"):
-        raise Problem("fake_score has a discriminator already; use the supplement gan with a method that has none")
-    channels, side, _ = denoiser.features_shape
-    reference = next(denoiser.parameters())
-    denoiser.head = Head(channels, side, seed).to(reference)
-    return denoiser
 
 
 def logits(net: nn.Module, batch: Batch, images: torch.Tensor, labels, bins: int, purpose: str) -> torch.Tensor:

@@ -10,6 +10,8 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
     generator_terms(nets, batch, images, numbers) -> {name: AtImages or scalar}
     [critic_terms(nets, batch, images, numbers) -> {name: scalar}]   for the extra networks that a phase trains
     [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
+    [normalised(numbers) -> (name, …)]                               networks of EDM2 whose weights are normalised after each
+                                                                     of their steps; all of them without this function
     [group(numbers) -> int]                                          images that must share a micro-batch
     [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
     sampler(numbers) -> dict                                         how the finished generator is sampled
@@ -25,7 +27,7 @@ A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it
 
     networks(nets, tools, numbers, seed)                             adds its weights to the networks
     generator_terms(tools, images, batch, numbers) -> {name: AtImages}    at the images of the whole batch
-    weight(base, own, batch, numbers, progress, memory) -> float     factor of that gradient
+    weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
     direct_terms(tools, nets, batch, numbers) -> {name: scalar}      with a pass of its own; `numbers.weight` is its factor
     critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
     diagnose(value, base, own, batch, numbers, memory) -> {name: float}   for the log: value and gradients at the images
@@ -98,6 +100,14 @@ class AtImages:
 
     value: torch.Tensor
     gradient: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The factor of a supplement's gradient, and whether a bound held it: then it is not the one that was asked for."""
+
+    factor: float
+    bounded: bool = False
 
 
 @dataclass(frozen=True)

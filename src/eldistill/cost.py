@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator
 
@@ -135,15 +136,37 @@ def bills_left(plan: Plan, suite: str) -> list[dict]:
     return [of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
 
 
+def hours_left(bills: list[dict], tflops: float = TFLOPS) -> float | None:
+    """Hours of one GPU that these trainings take; None if a method does not say how many passes it makes."""
+    if any(each["flop"] is None for each in bills):
+        return None
+    return sum(each["flop"] for each in bills) / tflops / 3.6e15
+
+
+def allow(plan: Plan, suite: str, most: float) -> str:
+    """The line of `left`, where the trainings take no more than `most` GPU hours. Raises Problem with the bill otherwise.
+
+    What cannot be counted, because a network or its passes are not known yet, is not stopped.
+    """
+    try:
+        hours = hours_left(bills_left(plan, suite))
+    except Problem as problem:
+        return f"suite {suite}: what its trainings take is not known yet: {problem}"
+    if hours is not None and hours > most:
+        raise Problem(
+            f"{left(plan, suite)}; max_gpu_hours allows {most:g} hours: if they are meant, set max_gpu_hours in params.yaml, or "
+            f"ELDISTILL_MAX_GPU_HOURS={math.ceil(hours)}, and repeat the command, or choose another suite"
+        )
+    return left(plan, suite)
+
+
 def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     """One line about the trainings that are still to be made."""
     bills = bills_left(plan, suite)
     if not bills:
         return f"suite {suite}: every training is there"
-    spent = "an unknown time"
-    if all(each["flop"] is not None for each in bills):
-        hours = sum(each["flop"] for each in bills) / tflops / 3.6e15
-        spent = f"{_number(hours)} hours" if hours > 1 else "less than an hour"
+    hours = hours_left(bills, tflops)
+    spent = "an unknown time" if hours is None else f"{_number(hours)} hours" if hours > 1 else "less than an hour"
     weights, disk = max(each["weights"] for each in bills), sum(each["disk"] for each in bills)
     return (
         f"suite {suite}: {len(bills)} trainings are left, {spent} of one GPU at {tflops:g} TFLOP/s, at most {weights:.1f} GB of "
@@ -153,6 +176,9 @@ def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
 
 def command(options, say) -> None:
     """`python -m eldistill cost SUITE`. Raises Problem for a suite that there is not."""
+    if options.allow is not None:
+        say(allow(Plan(params.load()), options.suite, options.allow))
+        return
     if options.left:
         say(left(Plan(params.load()), options.suite, options.tflops))
         return

@@ -17,7 +17,7 @@ from eldistill import latents
 from eldistill.files import NonFinite, Problem, map_tensors
 from eldistill.noise import Draw, sent
 
-VERSION = 1
+VERSION = 2
 SIGMA_DATA = 0.5
 
 
@@ -129,7 +129,8 @@ def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch
     images, classes, about = load(path, part)
     if labels and not about["classes"]:
         raise Problem(
-            f"{path} has no labels, but its data setting has labels: true; set it to false or add dataset.json"
+            f"{path} has no labels, but its data setting has labels: true; set it to false, add dataset.json, or sort the images into "
+            "a folder for each class"
         )
     if (images.dtype == torch.float32) != latents.has(codec):
         raise Problem(

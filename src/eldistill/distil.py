@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, files, loop, noise, params, sampling, speed
+from eldistill import classes, contract, data, files, loop, noise, params, sampling, speed
 from eldistill.contract import Batch, Progress
 from eldistill.files import Problem
 from eldistill.noise import Draw
@@ -93,6 +93,8 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         _check_start(job, teacher)
     described = {"codec": about["codec"], "shape": about["shape"], "label_dim": about["label_dim"],
                  "sampler": method.sampler(numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
+    if reals.label_dim:  # as often as training draws them: so are they drawn in sampling
+        described |= classes.describe(upstream["images"])
     total = values["n_images"]
     for percent in recipe["snapshots"]:
         count = snapshot_images(total, values["batch"], percent)

@@ -15,6 +15,12 @@ def forced(workflow) -> bool:
     return bool(settings and (settings.forceall or settings.forcerun or settings.forcetargets))
 
 
+def trains(workflow, stale: Iterable[Step]) -> bool:
+    """Whether this call of Snakemake may start trainings of generators."""
+    targets = set(workflow.dag_settings.targets)
+    return any(step.word == "distil" for step in stale) and not (targets and targets <= {"data", "teacher", "ensemble"})
+
+
 def obey_recipes(workflow, steps: Iterable[Step]) -> None:
     """Let recipes alone decide what runs, with and without a profile, and let no run end well that leaves a step stale.
 

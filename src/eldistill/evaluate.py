@@ -18,7 +18,7 @@ from eldistill import data, fid
 from eldistill.distributed import Alone, Processes
 from eldistill.features import chunks, embed, embed_all
 from eldistill.files import Problem, atomic
-from eldistill.metrics import FLOAT, count_name, measure, moments
+from eldistill.metrics import FLOAT, count_name, measure, measure_labelled, moments
 
 VERSION = 2  # precision and recall take images evenly, not the first ones
 
@@ -65,8 +65,12 @@ class Ruler:
         rows = self.team.rows(n, max(1, min(self.batch, n // self.team.size)))
         return rows.stop - rows.start, rows.start
 
-    def measure(self, images: Callable[[int, int], Iterable], n: int, names=None, spaces=None) -> dict[str, float]:
-        """The metrics of n generated images in all spaces, or in those named, in one pass; nothing in processes but the first."""
+    def measure(
+        self, images: Callable[[int, int], Iterable], n: int, names=None, spaces=None, asked=None
+    ) -> dict[str, float]:
+        """The metrics of n generated images in all spaces, or in those named, in one pass; nothing in processes but the first.
+
+        asked: the class of each image, int64 [n], of a conditional generator; then those of LABELLED too."""
         chosen = {name: space for name, space in self.spaces.items() if spaces is None or name in spaces}
         count, first = self.share(n)
         most = {name: few - first for name, few in self.options.get("n_of", {}).items()}
@@ -74,7 +78,8 @@ class Ruler:
         features = {name: self.team.gather_of(each) for name, each in features.items()}
         if self.team.rank:
             return {}
-        return measure(features, self.references, self.options, names, heads=_heads(chosen))
+        found = measure(features, self.references, self.options, names, heads=_heads(chosen))
+        return found if asked is None else found | measure_labelled(features, asked.numpy(), label_heads(chosen))
 
     def fid(
         self, images: Callable[[int, int], Iterable], space: Callable, reference: tuple, label: str
@@ -87,13 +92,17 @@ class Ruler:
                              wanted["blocks"], self.team)  # fmt: skip
 
 
-def real_row(references: dict[str, dict], options: dict, spaces: dict | None = None) -> dict[str, float]:
+def real_row(references: dict[str, dict], options: dict, spaces: dict | None = None, labels=None) -> dict[str, float]:
     """The noise floor: all train images against the held-out ones, and the other way round. `copied` has no floor: it asks
-    after images that are neither."""
+    after images that are neither. labels: of the held-out images, int64 [n], for the metrics of LABELLED: the judges have
+    learned the train ones by heart."""
     rows, heads = {}, _heads(spaces or {})
     for part, other in (("train", "heldout"), ("heldout", "train")):
         features = {space: each[part] for space, each in references.items()}
         rows |= measure(features, references, options, parts=(other,), heads=heads)
+    if labels is not None:
+        heldout = {space: each["heldout"] for space, each in references.items()}
+        rows |= measure_labelled(heldout, labels.numpy(), label_heads(spaces or {}))
     return {name: value for name, value in rows.items() if not name.startswith("copied")}
 
 
@@ -102,8 +111,14 @@ def _heads(spaces: dict) -> dict[str, Callable]:
     return {name: space.probabilities for name, space in spaces.items() if getattr(space, "probabilities", None)}
 
 
+def label_heads(spaces: dict) -> dict[str, Callable]:
+    """Of the spaces whose classifier has learned the labels of this data: from features to their probabilities. A network of
+    others has classes of its own, whatever they are called."""
+    return {name: space.probabilities for name, space in spaces.items() if getattr(space, "label_dim", 0)}
+
+
 def nest(evaluations: dict[str, dict]) -> dict:
-    """{digits/di/el/0: metrics} as nested mappings, for data/metrics.json."""
+    """{digits/di/el/0: metrics} as nested mappings, for data/metrics-all.json."""
     nested: dict = {}
     for name, metrics in evaluations.items():
         place = nested

@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from eldistill import files, networks, noise, params, recipes, sampling
+from eldistill import classes, files, networks, noise, params, recipes, sampling
 from eldistill.files import Problem
 
 LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
@@ -32,10 +32,16 @@ net.boundary = about["sampler"].get("boundary", 0.0)
 
 
 def sample(n, seed=0, label=None):
-    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class; None draws them."""
+    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class, by name or number; None draws
+    them as often as they occur in the train images, where config.json says it."""
+    label = about.get("class_names", []).index(label) if isinstance(label, str) else label
     random, sigma = torch.Generator().manual_seed(seed), about["sampler"]["steps"]["1"][0]
     z, classes = torch.randn(n, *about["shape"], generator=random), about["label_dim"]
-    chosen = torch.randint(max(classes, 1), (n,), generator=random) if label is None else torch.full((n,), label)
+    counts = about.get("class_counts") or [1] * max(classes, 1)
+    chosen = torch.randint(len(counts), (n,), generator=random)
+    if len(set(counts)) > 1:
+        chosen = torch.multinomial(torch.tensor(counts, dtype=torch.float64), n, replacement=True, generator=random)
+    chosen = chosen if label is None else torch.full((n,), label)
     labels = torch.nn.functional.one_hot(chosen, classes).float() if classes else None
     x, codec = net(sigma * z, torch.full((n,), sigma), labels), about["codec"]
     if isinstance(codec["mean"], list):
@@ -86,6 +92,9 @@ def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
     )
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
     data = lineage["params"]["data"]
+    names = about.get("class_names", [])
+    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
+    listed += f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else ""
     steps = " or ".join(about["sampler"]["steps"])
     return f"""# {run}
 
@@ -101,6 +110,7 @@ python load.py 16 samples.pt        # needs torch and safetensors
 ## Where it comes from
 
 * **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
+* **Classes**: {listed or "none"}
 * **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
 * **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
 
@@ -143,9 +153,7 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     evaluation = Path(f"data/evaluations/{run}/metrics.json")
     metrics = files.read_json(evaluation) if evaluation.exists() else {}
     _, teacher = files.load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
-    images = sampling.sample(sampling.load_generator(path), 64)
-    with files.atomic(folder / "samples.png") as temporary:
-        sampling.grid(images, 8, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+    images = _picture(sampling.load_generator(path), folder / "samples.png")
     for name, text in sources.items():
         files.write_text(folder / "network" / name, text)
     files.write_json(folder / "config.json", about)
@@ -153,5 +161,18 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     files.write_text(folder / "README.md", card(run, about, metrics, teacher))
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
         shutil.copyfile(path, temporary)
-    say(f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, 64 images")
+    say(
+        f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, {images} images"
+    )
     return folder
+
+
+def _picture(generator: sampling.Generator, path: Path) -> int:
+    # How many images it shows: 64, or eight of each class in a row.
+    dim = generator.about["label_dim"]
+    labels = classes.row_labels(dim, 8) if dim else None
+    images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
+    board = sampling.grid(images, 8, max(1, 32 // images.shape[-1]))
+    with files.atomic(path) as temporary:
+        (classes.beside(board, classes.titles(generator.about)) if dim else board).save(temporary, format="PNG")
+    return len(images)

@@ -5,7 +5,8 @@ A download that breaks is continued where it broke, also by the next call; what 
 right. Where no digest is known, that of the first download is noted in data/sources.lock.csv and must be met ever after.
 Several jobs that want one file wait for the one that fetches it. Environment: ELDISTILL_STORE (where files are kept,
 default data/scratch/store), ELDISTILL_MIRROR (an address or a folder that is asked first), ELDISTILL_OFFLINE=1 (ask
-nobody), and the usual proxy variables.
+nobody), ELDISTILL_FETCH=no (take what is in the store, as jobs of Snakemake do: its rule `download` fetches), and the
+usual proxy variables.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from eldistill.files import Problem, sha256, write_text
 from eldistill.sourcelock import LOCK
 
 TABLE = Path("data/sources.csv")
+AUTOENCODER = "sd-vae-ft-mse"  # what latents are decoded with, where params.yaml names no other
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
 
 
@@ -98,6 +100,11 @@ def fetch(
     store = Path(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     if found := _kept(store, file_name, row):
         return _checked(found, row, say)
+    if os.environ.get("ELDISTILL_FETCH") == "no":
+        raise Problem(
+            f"{name} is not in {store}, and a job does not fetch; type `python -m eldistill data download/{name} --force` "
+            "on a machine that reaches the network, or `snakemake all`, which does it first"
+        )
     store.mkdir(parents=True, exist_ok=True)
     key = row["sha256"][:16] or hashlib.sha256(row["url"].encode()).hexdigest()[:16]
     with _alone(store / f".{key}-{file_name}.lock", row, say):

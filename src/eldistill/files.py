@@ -80,6 +80,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def link(target: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Make `path` a symbolic link to the absolute path of target, in place of whatever link or file was there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(Path(target).absolute())
+    os.replace(temporary, path)
+
+
 def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None) -> None:
     """Write a text file that can be made again: whole or not at all, but without waiting for the disk.
 
@@ -126,6 +136,17 @@ def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Read a CSV that `write_rows` wrote, cells as text. Raises Problem."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:

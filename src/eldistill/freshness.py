@@ -157,7 +157,8 @@ def unmade(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> lis
     return [
         step
         for step in steps
-        if (whole or step.word in words or not targets.isdisjoint((*step.outputs, step.sidecar)))
+        if not step.on_demand
+        and (whole or step.word in words or not targets.isdisjoint((*step.outputs, step.sidecar)))
         and not step.fresh(root)
     ]
 

@@ -79,7 +79,7 @@ def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
 
 def load(path: str | Path, device="cpu"):
     """A judge as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
-    `probabilities` gives those of features, [n, classes]."""
+    `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
     tensors, about = load_tensors(path)
     net = weights.restore(path, tensors, about)
     net.requires_grad_(False).eval().to(device)
@@ -90,4 +90,5 @@ def load(path: str | Path, device="cpu"):
     if not about["rotations"]:
         weight, bias = (each.cpu().numpy() for each in (net.head.weight, net.head.bias))
         space.probabilities = lambda features: softmax(features, weight, bias)
+        space.label_dim = len(weight)
     return space

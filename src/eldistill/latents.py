@@ -97,7 +97,9 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
         raise Problem(
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
-    described, path = (None, fetching.fetch("sd-vae-ft-mse")) if folder is None else listing.autoencoder(Path(folder))
+    described, path = (
+        (None, fetching.fetch(fetching.AUTOENCODER)) if folder is None else listing.autoencoder(Path(folder))
+    )
     config = CONFIG if described is None else files.read_json(described)
     tensors, _ = files.load_tensors(path, foreign=True)
     try:

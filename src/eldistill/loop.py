@@ -27,7 +27,7 @@ from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
 
 VERSION = 1
-QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal")  # in log.csv, but not in the status line
+QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # in log.csv, but not in the status line
 
 
 class Stopped(Exception):
@@ -90,8 +90,10 @@ class Loop:
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
         # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
+        forced = job.method.normalised(job.numbers) if hasattr(job.method, "normalised") else job.nets
         self.normalised = {
-            name: [m for m in each if hasattr(m, "normalise_weight")] for name, each in self.modules.items()
+            name: [m for m in each if name in forced and hasattr(m, "normalise_weight")]
+            for name, each in self.modules.items()
         }
         offers = lambda function: [each for each in job.supplements if hasattr(each.module, function)]  # noqa: E731
         self.at_images, self.critics = offers("generator_terms"), offers("critic_terms")
@@ -322,8 +324,11 @@ class Loop:
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
         self.watch.count(f"{each.name}.gradient_rms", own)
-        self.watch.count(f"{each.name}.weight", weight)
-        return weight
+        self.watch.count(f"{each.name}.weight", weight.factor)
+        if base:  # the share of the base loss's gradient that it has
+            self.watch.count(f"{each.name}.share", weight.factor * own / base)
+        self.watch.count(f"{each.name}.bounded", float(weight.bounded))
+        return weight.factor
 
     @torch.no_grad()
     def _average(self, progress: Progress) -> None:
@@ -438,6 +443,11 @@ class Loop:
         )
         for each in self.job.supplements:
             own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
+            if bounded := own.get("bounded"):
+                self.job.say(
+                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations; its gradient "
+                    f"is {own.get('share', 0):.3g} of the base loss's on average, and not what was asked for"
+                )
             late = 2 * self.n_images >= total  # a generator begins with the teacher's blurred guesses
             if late and hasattr(each.module, "warning") and (text := each.module.warning(own)):
                 self.job.say(f"warning: {each.name}: {text}")

@@ -2,7 +2,8 @@
 """Metrics: arithmetic on features, float64 throughout. To add one, add a function to METRICS.
 
 A function gets the features of generated and of real images, [n, D] each, and the options of `evaluate` in params.yaml; one
-of ALONE gets {train, heldout} in place of the real ones. None means that it does not apply, and it is left out.
+of ALONE gets {train, heldout} in place of the real ones, one of LABELLED the class [n] that each image was asked for, which
+only conditional generators have. None means that it does not apply, and it is left out.
 """
 
 from __future__ import annotations
@@ -225,6 +226,14 @@ def classes(fake: np.ndarray, real: dict, options: dict) -> float | None:
     return float(np.mean(found))
 
 
+def agreement(fake: np.ndarray, asked: np.ndarray, options: dict) -> float | None:
+    """Share of images in which the classifier of this feature space sees the class that was asked for, between 0 and 1; asked
+    [n], whole numbers. Real held-out images with their labels give its floor: the classifier errs too. Images of one class
+    alone reach the share in which that class is asked for. None where features belong to no classifier of these classes."""
+    head = options.get("probabilities")
+    return None if head is None else float((head(fake).argmax(1) == asked).mean())
+
+
 def softmax(features: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """Class probabilities [n, classes] of features [n, D], by the last layer of their classifier."""
     logits = features @ np.asarray(weight, FLOAT).T + (0.0 if bias is None else np.asarray(bias, FLOAT))
@@ -238,6 +247,7 @@ METRICS: dict[str, Metric] = {
     "density": density, "coverage": coverage,
 }  # fmt: skip
 ALONE: dict[str, Callable[[np.ndarray, dict, dict], float | None]] = {"copied": copied, "is": classes}
+LABELLED: dict[str, Callable[[np.ndarray, np.ndarray, dict], float | None]] = {"agreement": agreement}
 CURVE = ("fd", "relfd")
 
 
@@ -271,6 +281,20 @@ def measure(
     return found
 
 
+def measure_labelled(
+    features: dict[str, np.ndarray], asked: np.ndarray, heads: dict[str, Callable]
+) -> dict[str, float]:
+    """The metrics of LABELLED, of features {space: [n, D]} of the first n images; asked: the class of each image, at least n.
+
+    heads: {space: function from features to probabilities of these classes}, for the spaces that have one."""
+    found: dict[str, float] = {}
+    for space, fake in features.items():
+        for name, metric in LABELLED.items():
+            value = metric(fake, asked[: len(fake)], {"probabilities": heads.get(space)})
+            found |= _named(name, f"{count_name(len(fake))}_{space}", value)
+    return found
+
+
 def _named(name: str, stem: str, value) -> dict[str, float]:
     each = value if isinstance(value, dict) else {name: value}
     return {f"{key}{stem}": number for key, number in each.items() if number is not None}
@@ -285,6 +309,7 @@ ALARMS: tuple[
     ("recall", 0.8, "kinds of images that are missing"),
     ("coverage", 0.8, "kinds of images that are missing, or one image many times"),
     ("is", 0.9, "classes that are missing, or images of no class"),
+    ("agreement", 0.8, "images of another class than the one that was asked for"),
 )
 COPIES = 0.2  # share of copies of train images beyond chance
 

@@ -3,8 +3,11 @@
 
 The schema is the one list of keys: type, range, default and meaning; eldistill.schema checks against it.
 
-Values resolve in this order, later wins: default, `like`, own, `per_data: {data: …}`; values for a data setting hold
-for those that are `like` it.
+Values resolve in this order, later wins: default; then section by section along `like`, furthest first, its own keys
+and after them its `per_data: {data: …}`. What a section says itself so beats everything that it inherits.
+
+Values for a data setting hold also for those that are `like` it and have the same images at the same size: equal
+source, files, path and resolution. Numbers tuned for one set of images say nothing of another.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from typing import Any
 import yaml
 
 from eldistill.files import Problem
-from eldistill.schema import available, check, declared, fill, follow, nearest, settings, spaces
+from eldistill.schema import available, check, declared, expected, fill, follow, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).
-OPTIONS = {"files", "path", "crop", "resolution", "pixels"}
-READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": {"path", "resolution", "crop"},
+SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
+OPTIONS = {"files", "path", "crop", "resolution", "pixels", "background", "orientation", "bits"}
+READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": OPTIONS - {"files", "pixels"},
         "latents": {"path", "pixels"}}  # fmt: skip
 
 
@@ -135,13 +139,32 @@ class Params:
             where, name = f"{self._place(kind, name)}.like", sections[name].get("like")
         return chain
 
+    @functools.cache  # noqa: B019
+    def _images_of(self, data: str) -> tuple:
+        """Which images a data setting has: what it gives, or inherits, for each key of SAME_IMAGES."""
+        merged = functools.reduce(merge, self._chain("data", data, f"data.{data}"), {})
+        return tuple(repr(merged.get(key)) for key in SAME_IMAGES)
+
+    @functools.cache  # noqa: B019
     def _ancestry(self, data: str | None) -> list[str]:
-        """The data setting and what it is `like`, furthest first: per_data values hold for all that follow."""
-        found = []
-        while data is not None and data in self.values["data"] and data not in found:
-            found.insert(0, data)
-            data = self.values["data"][data].get("like")
-        return found
+        """The data settings whose per_data values hold for this one, furthest first: itself, and those it is `like`
+        that have the same images."""
+        if data is None or data not in self.values["data"]:
+            return []
+        found, each = [data], self.values["data"][data].get("like")
+        while each is not None and each in self.values["data"] and each not in found:
+            found.append(each)
+            each = self.values["data"][each].get("like")
+        return [each for each in reversed(found) if self._images_of(each) == self._images_of(data)]
+
+    def _layers(self, chain: list[dict], data: str | None) -> list[dict]:
+        """What gives values, furthest first: of every section its own keys, and then those that it has for the data."""
+        settings = self._ancestry(data)
+        return [
+            layer
+            for section in chain
+            for layer in (section, *(section.get("per_data", {}).get(setting, {}) for setting in settings))
+        ]
 
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict:
         """One resolved section: kind is data, teacher, ensemble, method or supplement. Raises Problem."""
@@ -150,10 +173,7 @@ class Params:
     @functools.cache  # noqa: B019
     def _section(self, kind: str, name: str, data: str | None, where: str | None) -> dict:
         chain = self._chain(kind, name, where or self._place(kind, name))
-        value = functools.reduce(merge, chain, {})
-        settings = self._ancestry(data)
-        overrides = [each.get("per_data", {}).get(setting, {}) for each in chain for setting in settings]
-        value = functools.reduce(merge, overrides, value)
+        value = functools.reduce(merge, self._layers(chain, data), {})
         value = {key: item for key, item in value.items() if key not in ("like", "per_data")}
         if kind == "ensemble":
             value = copy.deepcopy(value)  # its members are filled where they lie; `fill` copies all others
@@ -216,6 +236,9 @@ class Params:
                 if value[needed] is None:
                     raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
             self._check_codec(where, value)
+            if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
+                wanted = expected(self.definitions["data"]["properties"]["background"])
+                raise Problem(f"params.yaml: {where}.background is {value['background']!r}; expected {wanted}")
             for key in sorted(OPTIONS - READ.get(value["source"], OPTIONS)):
                 if value[key] != self.definitions["data"]["properties"][key]["default"]:
                     raise Problem(
@@ -341,6 +364,11 @@ class Params:
 
     # --- what the steps ask for ---
 
+    def others_teachers(self) -> list[str]:
+        """Names of the teachers that others have trained: those with a source or a file."""
+        sections = {name: self._section("teacher", name, None, None) for name in self.values["teacher"]}
+        return [name for name, each in sections.items() if each["source"] or each["file"]]
+
     def top(self, name: str, data: str | None = None):
         """A single section or value of the top level (threads, device, distil, evaluate, tables), resolved."""
         return copy.deepcopy(self._top(name, data))
@@ -353,8 +381,7 @@ class Params:
             value = {key: item for key, item in value.items() if key not in ("methods", "supplements")}
         value = copy.deepcopy(value)
         if isinstance(value, dict):
-            overrides = [value.get("per_data", {}).get(setting, {}) for setting in self._ancestry(data)]
-            value = functools.reduce(merge, overrides, value)
+            value = functools.reduce(merge, self._layers([value], data), {})
             value = {key: item for key, item in value.items() if key != "per_data"}
             check(value, {**schema, "required": []}, name, self.definitions)
         return fill(value, schema, self.definitions)
@@ -379,12 +406,7 @@ class Params:
 
     @functools.cache  # noqa: B019
     def _has_numbers(self, method: str, data: str) -> bool:
-        chain = self._chain("method", method, "method")
-        own = [
-            *chain,
-            *(each.get("per_data", {}).get(setting, {}) for each in chain for setting in self._ancestry(data)),
-        ]
-        return any("n_images" in each for each in own)
+        return any("n_images" in each for each in self._layers(self._chain("method", method, "method"), data))
 
     def studies(self, suite: str) -> list[str]:
         """The studies of a suite, in the order in which its grids name them. Raises Problem for an unknown one."""

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """LPIPS, the learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), on VGG-16.
 
+Between the stages of VGG-16 stands a maximum, as in the network that was trained and in LPIPS itself, and so in the code of
+consistency models on CIFAR-10. Their code on ImageNet (PIQ's LPIPS with `replace_pooling`) takes averages instead, with the
+same weights: another distance, which `lpips_pooling: average` computes.
+
 Its weights are not ours to ship: one safetensors file holds the 13 convolutions of VGG-16 under torchvision's names
 (`features.N.weight`, `features.N.bias`) and the five linear weights of LPIPS 0.1 (`lin0` … `lin4`, [1, c, 1, 1]).
 """
@@ -16,8 +20,9 @@ from eldistill.files import Problem, load_tensors
 from eldistill.weights import FLOATS, finite
 
 VERSION = 1
-# VGG-16's convolutions, in five stages; a 2x2 maximum stands between two stages.
+# VGG-16's convolutions, in five stages; 2x2 pooling stands between two stages.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+POOLINGS = {"max": F.max_pool2d, "average": F.avg_pool2d}
 WIDTHS = (64, 128, 256, 512, 512)
 SIDE = 224  # smaller images are enlarged, as DMD and CM do
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on [0, 1]
@@ -47,10 +52,15 @@ def load(path: str, device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor
     return {name: tensors[name].to(device, dtype) for name in shapes()}
 
 
-def distance(weights: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor, codec: dict) -> torch.Tensor:
-    """LPIPS [n] of encoded images [n, 1 or 3, h, w]; grey ones are repeated."""
-    total = 0
-    for index, (x, y) in enumerate(zip(_features(weights, a, codec), _features(weights, b, codec), strict=True)):
+def distance(
+    weights: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor, codec: dict, pooling: str = "max"
+) -> torch.Tensor:
+    """LPIPS [n], at least 0, of encoded images [n, 1 or 3, h, w]; grey ones are repeated. pooling: one of POOLINGS.
+
+    Raises Problem for latents."""
+    total, pool = 0, POOLINGS[pooling]
+    pairs = zip(_features(weights, a, codec, pool), _features(weights, b, codec, pool), strict=True)
+    for index, (x, y) in enumerate(pairs):
         squares = (_unit(x) - _unit(y)).square()
         total = total + (squares * weights[f"lin{index}"]).sum(dim=1).mean(dim=(1, 2))
     return total
@@ -60,7 +70,7 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()
 
 
-def _features(weights: dict[str, torch.Tensor], x: torch.Tensor, codec: dict):
+def _features(weights: dict[str, torch.Tensor], x: torch.Tensor, codec: dict, pool):
     if isinstance(codec["mean"], list | tuple):
         raise Problem(
             "params.yaml: LPIPS sees pixels, but this data has latents; set distance to huber, or lpips to null"
@@ -72,7 +82,7 @@ def _features(weights: dict[str, torch.Tensor], x: torch.Tensor, codec: dict):
     shape = (1, 3, 1, 1)
     x = (x - x.new_tensor(MEAN).reshape(shape)) / x.new_tensor(STD).reshape(shape)
     for number, stage in enumerate(STAGES):
-        x = F.max_pool2d(x, 2) if number else x
+        x = pool(x, 2) if number else x
         for index in stage:
             x = F.relu(F.conv2d(x, weights[f"features.{index}.weight"], weights[f"features.{index}.bias"], padding=1))
         yield x

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eldistill import records
-from eldistill.fetching import TABLE, published, source
+from eldistill.fetching import AUTOENCODER, TABLE, published, source
 from eldistill.files import Problem, canonical, digest, write_text
 from eldistill.identity import Identities, Source, named
 from eldistill.params import TABLES, Params, Run
@@ -38,28 +38,36 @@ USES = {
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
+    "classes": ("noise",),
     "teacher/pairs": ("sampling", "noise"),
     "teacher/check": ("noise",),
     "teacher/pickles": ("teacher/machine",),
     "methods/diff_instruct": ("score", "augment"),
     "methods/dmd": ("score",),
-    "methods/dmd2": ("score", "adversarial"),
+    "methods/dmd2": ("score", "adversarial", "head"),
     "methods/sid": ("score", "augment"),
     "methods/sida": ("score", "adversarial", "augment"),
     "methods/consistency": ("score", "perceptual"),
-    "supplements/embedding": ("ensemble/seed", "mmd", "augment"),
-    "supplements/gan": ("adversarial", "score"),
+    "supplements/embedding": ("ensemble/seed", "mmd", "augment", "balance"),
+    "supplements/gan": ("adversarial", "head", "score", "balance"),
     "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
     "central": ("comparisons",),
+    "summary": ("results",),
 }
 # What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.
 READERS = {"pickles": ("adm", "edm2", "song"), "states": ("guided",), "folders": ("ddpm",)}
 IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
+PICTURE_KEYS = ("background", "orientation", "bits")  # of a data setting whose source is a folder: see pictures.py
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 # Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
 # further up is reported only: a log.csv that was opened and saved must not cost a week of training.
 REMADE = ("evaluate", "tables")
+
+
+def _row_of(reference: str | None) -> str | None:
+    """The row of data/sources.csv that reference statistics are; None for a file of the user."""
+    return reference if reference and not Path(reference).suffix else None
 
 
 def uses(module: str) -> tuple[str, ...]:
@@ -103,13 +111,15 @@ def version(module: str) -> int:
 
 
 @functools.cache
-def metric_names() -> list[str]:
-    """The names in METRICS and ALONE of metrics.py, read without importing it: a new one is missing from old evaluations."""
+def metric_names(labelled: bool = False) -> list[str]:
+    """The names in METRICS and ALONE of metrics.py, with labels those in LABELLED too, read without importing it: a new one is
+    missing from old evaluations."""
     found = {}
     for node in ast.parse((PACKAGE / "metrics.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign):
             found[node.target.id] = node.value
-    return [key.value for table in ("METRICS", "ALONE") for key in found[table].keys]
+    tables = ("METRICS", "ALONE", *(("LABELLED",) if labelled else ()))
+    return [key.value for table in tables for key in found[table].keys]
 
 
 def versions() -> dict[str, int]:
@@ -128,8 +138,9 @@ def write_versions(root: str | Path = ".") -> None:
 class Step:
     """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe.
 
-    after: what must have been made before, and decides nothing about this. sources: what is read from outside git, and
-    identities: a function that gives {name: identity} of it; it is asked when the recipe is.
+    after: what must have been made before, and decides nothing about this. on_demand: made only for a step that runs and
+    waits for it, never for its own sake: a download. sources: what is read from outside git, and identities: a function
+    that gives {name: identity} of it; it is asked when the recipe is.
     """
 
     word: str
@@ -139,6 +150,7 @@ class Step:
     outputs: tuple[str, ...]
     upstream: tuple[Step, ...] = field(default=())
     after: tuple[Step, ...] = field(default=())
+    on_demand: bool = False
     sources: tuple[Source, ...] = field(default=())
     identities: Callable[[tuple[Source, ...]], dict] = field(default=lambda sources: {}, compare=False, repr=False)
 
@@ -218,9 +230,25 @@ class Plan:
     def _step(self, word, name, modules, params, outputs, upstream=(), after=(), sources=()) -> Step:
         # What its parameters name outside git is part of every step.
         sources = tuple(sorted({*named(params), *sources}))
-        return Step(word, name, modules, params, outputs, upstream, after, sources, self.identities)
+        return Step(word, name, modules, params, outputs, upstream, after, False, sources, self.identities)
 
     # --- data ---
+
+    @functools.cache  # noqa: B019
+    def download(self, name: str) -> Step:
+        """The file of a row of data/sources.csv: fetched, its digest checked, kept in the store. Its output is a link there."""
+        source(name, self.params.root / TABLE)
+        (row,) = published((name,), self.params.root / TABLE)
+        params = {key: row[key] for key in ("url", "version", "sha256")}
+        return Step("data", f"download/{name}", (), params, (f"{SCRATCH}/downloads/{name}/file",), on_demand=True)
+
+    def _downloads(self, *names: str | None) -> tuple[Step, ...]:
+        return tuple(self.download(name) for name in dict.fromkeys(filter(None, names)))
+
+    def _of_spaces(self, *features: str) -> list[str]:
+        # What feature spaces say themselves that they read.
+        modules = (spaces()[name] for name in features)
+        return [name for module in modules if module for name in literal(f"spaces/{module}", "DOWNLOADS", ())]
 
     def data(self, name: str) -> dict:
         """A data setting, resolved, without what only describes a machine."""
@@ -230,7 +258,7 @@ class Plan:
         data = self.data(name)
         return {
             key: data[key]
-            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit", "count")
+            for key in ("source", "files", "path", "resolution", "crop", "heldout", "limit", "count", *PICTURE_KEYS)
             if key in data
         }
 
@@ -247,10 +275,26 @@ class Plan:
         """The packed images of a data setting."""
         name = self._pack_name(data)
         output = f"data/sets/{name}/images.safetensors"
-        more = {"cifar10": ("teacher/pickles",), "latents": ("latents",)}.get(self.data(name)["source"], ())
-        modules = ("data", *more)
+        more = {"cifar10": ("teacher/pickles",), "latents": ("latents", "folders"), "folder": ("folders", "pictures")}
+        modules = ("data", "labels", *more.get(self.data(name)["source"], ()))
         params = self._pack_params(name)
-        return self._step("data", f"{name}/images", modules, params, (output,), sources=self._idx(name))
+        wanted = () if self.folder(name) else self._fetched(name)
+        return self._step(
+            "data",
+            f"{name}/images",
+            modules,
+            params,
+            (output,),
+            after=self._downloads(*wanted),
+            sources=self._idx(name),
+        )
+
+    def _fetched(self, name: str) -> tuple[str, ...]:
+        # Rows of data/sources.csv that a pack is made of.
+        data = self.data(name)
+        if data["source"] == "idx":
+            return tuple(f"{data['files']}-{part}" for part in IDX_PARTS)
+        return ("cifar-10-python",) if data["source"] == "cifar10" and not data["path"] else ()
 
     def folder(self, pack: str) -> str | None:
         """Where files lie that `data PACK/images` would fetch. Settings that share a pack may know different folders: any of
@@ -292,7 +336,8 @@ class Plan:
         module = spaces()[features]
         modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
         output = f"data/sets/{data}/reference-{features}.npz"
-        return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge))
+        return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
+                    self._downloads(*self._of_spaces(features)))  # fmt: skip
 
     # --- teacher, ensemble, distil ---
 
@@ -321,7 +366,10 @@ class Plan:
                 readers = {key: READERS[key] for key in ("states" if row["url"].endswith(".pt") else "pickles",)}
             modules = [f"teacher/{reader}" for reader in readers]
             modules += [f"networks/{file}" for files in readers.values() for file in files]
-            return self._step("teacher", name, ("teacher/convert", *modules), params, outputs)
+            fetched = None if self.params.section("teacher", name)["file"] else section.get("source")
+            return self._step(
+                "teacher", name, ("teacher/convert", *modules), params, outputs, after=self._downloads(fetched)
+            )
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
@@ -342,23 +390,31 @@ class Plan:
         judges = tuple(step for each in measured for step in each.upstream if "/judge-" in step.name)
         space = spaces()[features]
         modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
+        more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
+        fetched = self._downloads(*self._of_spaces(features), _row_of(reference))
         return self._step(
-            "teacher", f"{name}/check", modules, params, (output,), (self.teacher(name), *judges, *measured)
+            "teacher",
+            f"{name}/check",
+            (*modules, *more),
+            params,
+            (output,),
+            (self.teacher(name), *packs, *judges, *measured),
+            fetched,
         )
+
+    def _labelled(self, data: str) -> tuple[tuple[str, ...], tuple[Step, ...]]:
+        # (modules, packs) of a step that draws classes by the frequency of the train images: none without labels.
+        return (("classes",), (self.pack(data),)) if self.data(data)["labels"] else ((), ())
 
     @functools.cache  # noqa: B019
     def pairs(self, teacher: str, n: int, seed: int) -> Step:
         """Noises and the teacher's images of them, for the supplement `regression`."""
-        made = self.teacher(teacher)
-        params = {
-            "n": n,
-            "seed": seed,
-            "steps": self.params.section("teacher", teacher)["steps"],
-            "threads": self.threads,
-        }
-        stem = f"{teacher}/pairs-{n}-{seed}"
-        return self._step("teacher", stem, ("teacher/pairs",), params, (f"data/teachers/{stem}.npz",), (made,))
+        made, section = self.teacher(teacher), self.params.section("teacher", teacher)
+        params = {"n": n, "seed": seed, "steps": section["steps"], "threads": self.threads}
+        stem, (more, packs) = f"{teacher}/pairs-{n}-{seed}", self._labelled(section["data"])
+        outputs = (f"data/teachers/{stem}.npz",)
+        return self._step("teacher", stem, ("teacher/pairs", *more), params, outputs, (made, *packs))
 
     @functools.cache  # noqa: B019
     def ensemble(self, data: str, name: str, seed: int) -> Step:
@@ -432,18 +488,31 @@ class Plan:
             **extra,
             "codec": self.data(data)["codec"],
             "threads": self.threads,
-            "metrics": metric_names(),
+            "metrics": metric_names(self.data(data)["labels"]),
         }
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
+        more, packs = self._labelled(data)
+        if not packs:
+            params.pop("classes", None)  # there are none to draw
+        else:
+            params["labels"] = True
+            if seen != data and not name.endswith("/real"):
+                upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
+        modules += more
+        fetched = self._of_spaces(*section["features"])
+        if seen != data and not self.data(data)["codec"].get("vae"):
+            fetched.append(AUTOENCODER)
         if wanted := section.get("fid"):
+            fetched += [*self._of_spaces("inception"), _row_of(wanted["reference"])]
             modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
                 params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
         return self._step("evaluate", name, modules, params,
-                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references))  # fmt: skip
+                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references),
+                    self._downloads(*fetched))  # fmt: skip
 
     @functools.cache  # noqa: B019
     def evaluation(self, run: Run) -> Step:
@@ -478,14 +547,16 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
-        """data/metrics.json: the metrics of the suite in one nested file for `dvc metrics`."""
+        """data/metrics.json: what `dvc metrics` shows of the suite; and data/metrics-all.json: every metric, nested."""
+        datas = dict.fromkeys(run.data for run in self.params.runs(suite))
+        params = {
+            "suite": suite,
+            "primary": {data: self.params.top("evaluate", data)["features"][0] for data in datas},
+            "baseline": self.params.top("tables")["baseline"],
+        }
+        outputs = ("data/metrics.json", "data/metrics-all.json")
         return self._step(
-            "evaluate",
-            f"suite/{suite}",
-            ("evaluate",),
-            {"suite": suite},
-            ("data/metrics.json",),
-            self.evaluations(suite),
+            "evaluate", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
         )
 
     @functools.cache  # noqa: B019
@@ -573,6 +644,8 @@ class Plan:
         if word == "distil" or (word == "evaluate" and len(parts) == 4):
             run = self.params.run(name)
             return self.distil(run) if word == "distil" else self.evaluation(run)
+        if word == "data" and parts[0] == "download" and len(parts) == 2:
+            return self.download(parts[1])
         if parts[0] not in data:
             self.params._unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from eldistill import data, noise, weights
+from eldistill import classes, data, noise, weights
 from eldistill.files import Problem, atomic, load_tensors, save_tensors
 from eldistill.noise import Draw
+from eldistill.schema import nearest
 
 VERSION = 1
 
@@ -82,11 +83,11 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     return Generator(network.requires_grad_(False).eval().to(device), about)
 
 
-def _labels(draw: Draw, label_dim: int, wanted) -> torch.Tensor | None:
-    if not label_dim:
+def _labels(draw: Draw, about: dict, wanted) -> torch.Tensor | None:
+    if not about["label_dim"]:
         return None
-    classes = draw.integers("label", label_dim) if wanted is None else wanted
-    return torch.nn.functional.one_hot(classes, label_dim).to(draw.dtype)
+    chosen = classes.drawn(draw, about) if wanted is None else wanted
+    return torch.nn.functional.one_hot(chosen, about["label_dim"]).to(draw.dtype)
 
 
 def _chunks(
@@ -132,27 +133,29 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
 def images_of(
     generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1, first: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Chunks of uint8 images [≤ batch, c, h, w], those from number `first` on; labels: one class for all, or [n]; drawn
-    uniformly if None."""
+    """Chunks of uint8 images [≤ batch, c, h, w], those from number `first` on; labels: one class for all, or [n]; if None
+    they are drawn as `classes.drawn` says: by the frequency of the train images, where the generator knows it."""
     device, about = next(generator.network.parameters()).device, generator.about
     sigmas = sigmas_of(generator, steps)
     for draw, wanted in _chunks(n, seed, batch, device, labels, first):
-        x = few_steps(generator, draw, _labels(draw, about["label_dim"], wanted), sigmas)
+        x = few_steps(generator, draw, _labels(draw, about, wanted), sigmas)
         yield data.decode(x, about["codec"]).cpu()
 
 
 @torch.no_grad()
 def images_of_teacher(
-    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0
-) -> Iterator[torch.Tensor]:
+    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0,
+    labels=None,
+) -> Iterator[torch.Tensor]:  # fmt: skip
     """Chunks of uint8 images by Heun's method, from the same latents as a generator's, those from number `first` on.
 
-    churn: the numbers of EDM's stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
+    labels: as of `images_of`; the description of a teacher has class_counts only if the caller adds them. churn: the numbers
+    of EDM's stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
     device = next(teacher.parameters()).device
-    for draw, _ in _chunks(n, seed, batch, device, start=first):
+    for draw, wanted in _chunks(n, seed, batch, device, labels, first):
         fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None
-        labels = _labels(draw, about["label_dim"], None)
-        x = heun(teacher, draw.normal("z", *about["shape"]), labels, steps, **(churn or {}), fresh=fresh)
+        given = _labels(draw, about, wanted)
+        x = heun(teacher, draw.normal("z", *about["shape"]), given, steps, **(churn or {}), fresh=fresh)
         yield data.decode(x, about["codec"]).cpu()
 
 
@@ -162,7 +165,7 @@ def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> tor
     circle between them, all of image 2r's class: a generator that has learned images changes by small steps."""
     device, about = next(generator.network.parameters()).device, generator.about
     draw = Draw(seed, "sample", 0, 2 * rows, device)
-    ends, labels = draw.normal("z", *generator.shape), _labels(draw, about["label_dim"], None)
+    ends, labels = draw.normal("z", *generator.shape), _labels(draw, about, None)
     one, other = (ends[side::2].repeat_interleave(columns, 0) for side in (0, 1))
     angle = torch.linspace(0, math.pi / 2, columns, dtype=ends.dtype, device=device).repeat(rows).view(-1, 1, 1, 1)
     (sigma,) = sigmas_of(generator, 1)
@@ -174,8 +177,9 @@ def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> tor
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
     """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i), its label and steps only.
 
-    labels: a class for all, or one for each image; None draws them uniformly. Raises Problem for a number of steps that
-    the generator's method does not define, or for a class that there is not.
+    labels: a class for all, or one for each image; None draws them by their frequency in the train images, uniformly where
+    the generator's file does not say it. Raises Problem for a number of steps that the generator's method does not define,
+    or for a class that there is not.
     """
     dim = generator.about["label_dim"]
     if n < 1:
@@ -189,6 +193,20 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
         if int(wanted.min()) < 0 or int(wanted.max()) >= dim:
             raise Problem(f"labels reach from {int(wanted.min())} to {int(wanted.max())}; expected 0 to {dim - 1}")
     return torch.cat(list(images_of(generator, n, seed, labels, steps=steps)))
+
+
+def class_number(generator: Generator, text: str) -> int:
+    """The class that a name says; or, where no class has that name, a number from 0. Raises Problem."""
+    names, dim = generator.about.get("class_names", []), generator.about["label_dim"]
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < dim:
+        return int(text)
+    few = f"one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}, or " if names else ""
+    whole = (
+        f"{few}a number from 0 to {dim - 1}{nearest(text, names)}" if dim else "none: this generator knows no labels"
+    )
+    raise Problem(f"--label is {text}; expected {whole}")
 
 
 def picture(image: torch.Tensor):
@@ -224,7 +242,10 @@ def command(options, say) -> None:
     if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
         raise Problem(f"--device is {options.device}, which is not here; use cpu")
     generator = load_generator(options.generator, options.device)
-    images = sample(generator, options.n, options.seed, options.label, options.steps)
+    label = None if options.label is None else class_number(generator, options.label)
+    images = sample(generator, options.n, options.seed, label, options.steps)
+    if label is None and generator.about["label_dim"]:
+        say(classes.sentence(generator.about))
     if options.grid:
         with atomic(options.grid) as temporary:
             grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")

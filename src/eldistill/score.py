@@ -41,6 +41,13 @@ def networks(teacher: torch.nn.Module, numbers, seed: int) -> dict[str, torch.nn
         raise Problem(
             "params.yaml: uncertainty is true, but the teacher's network estimates none; only edm2 does: set it to false"
         )
+    if getattr(numbers, "normalise", "all") != "all" and not any(
+        hasattr(each, "normalise_weight") for each in teacher.modules()
+    ):
+        raise Problem(
+            f"params.yaml: normalise is {numbers.normalise}, but the teacher's network has no weights that are normalised; only "
+            "edm2 does: set it to all"
+        )
     if getattr(numbers, "augment", 0) and teacher.augment_dim != 9:
         raise Problem(
             f"params.yaml: augment is {numbers.augment}, but the teacher knows no augmentation labels; "

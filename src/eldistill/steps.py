@@ -107,6 +107,11 @@ def takes_over(step: Step) -> bool:
     return step.word == "teacher" and "/" not in step.name and "n_images" not in step.params
 
 
+def on_gpu(step: Step) -> bool:
+    """Whether the rule of a step asks for a GPU."""
+    return (step.word == "teacher" and not takes_over(step)) or step.word == "distil" or _measures(step)
+
+
 def _trains(step: Step) -> bool:
     return step.word == "distil" or (step.word == "teacher" and "/" not in step.name and "n_images" in step.params)
 
@@ -241,13 +246,22 @@ def _forget() -> None:
 
 
 def _data(work) -> None:
-    from eldistill import evaluate, features, judges, packing
+    from eldistill import evaluate, features, judges, labels, packing
 
     item = work.step.name.rsplit("/", 1)[1]
+    if work.step.on_demand:
+        from eldistill import fetching
+
+        path = fetching.fetch(item, say=work.say)
+        files.link(path, work.outputs[0])
+        work.say(f"{path}, {path.stat().st_size:,} bytes")
+        return
     if item == "images":
-        about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]))
+        about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.name.split("/")[0]), work.say)
         work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
                  f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
+        for line in labels.table(about["class_names"], about["class_counts"]):
+            work.say(line)
         return
     (pack,) = _inputs(work, "/images.safetensors")
     if item.startswith("judge-"):
@@ -277,7 +291,8 @@ def _teacher(work) -> None:
         folder = work.state = state.folder(work.digest)
         with state.lock(folder):
             (source,) = _inputs(work, "/teacher.safetensors")
-            pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say)
+            pack = next(iter(_inputs(work, "/images.safetensors")), None)
+            pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say, pack)
         return
     if work.step.name.endswith("/check"):
         from eldistill.teacher import check
@@ -285,8 +300,9 @@ def _teacher(work) -> None:
         judge, reference = ([path for path in _inputs(work, ending) if path.name.startswith(start)]
                             for ending, start in ((".safetensors", "judge-"), (".npz", "reference-")))  # fmt: skip
         (source,) = _inputs(work, "/teacher.safetensors")
+        pack = next(iter(_inputs(work, "/images.safetensors")), None)
         found = check.make(
-            work.params, source, *(next(iter(each), None) for each in (reference, judge)), work.site, work.say
+            work.params, source, *(next(iter(each), None) for each in (reference, judge)), work.site, work.say, pack
         )
         files.write_json(work.outputs[0], found)
         return
@@ -359,52 +375,118 @@ def _evaluate(work) -> None:
     from eldistill.metrics import CURVE
 
     if work.step.name.startswith("suite/"):
-        metrics = {step.name: files.read_json(step.outputs[0]) for step in work.upstream}
-        files.write_json(work.outputs[0], evaluate.nest(metrics))
+        _metrics(work)
         return
     options, batch, device = work.params, work.site.batch, work.site.device
     judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
     spaces = {name: features.feature_space(name, judge.get(name), device) for name in options["features"]}
     references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in spaces}
     ruler = evaluate.Ruler(spaces, references, options, batch, distributed.processes() or distributed.Alone())
-    which, first = work.step.name.split("/")[1:], options["grid"] ** 2
-    if which == ["real"]:
-        from eldistill import data
-
-        metrics = evaluate.real_row(references, options, spaces)
-        shown = data.load(_inputs(work, "/images.safetensors")[0], "heldout")[0][:first]
+    which = work.step.name.split("/")[1:]
+    real, generator, rows = which == ["real"], None, []
+    drawn = _classes(work, spaces, real)
+    if real:
+        metrics = evaluate.real_row(references, options, spaces, drawn.asked)
     else:
         if which == ["teacher"]:
-            from eldistill.teacher import train
-
-            teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], device)
-
-            def images(n, start=0):
-                return sampling.images_of_teacher(
-                    teacher, about, n, options["steps"], options["seed"], batch, first=start
-                )
+            images = _images_of_teacher(work, drawn)
         else:
-            generator = sampling.load_generator(_inputs(work, "/generator_ema.safetensors")[0], device)
+            generator = _generator(work, _inputs(work, "/generator_ema.safetensors")[0], drawn)
             images = _images_of(work, generator)
-            rows = _curve(work, ruler)
-        metrics = ruler.measure(images, options["n"])
-        if len(which) == 3:
+            rows = _curve(work, ruler, drawn)
+        metrics = ruler.measure(images, options["n"], asked=drawn.asked)
+        if generator is not None:
             for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
                 few = ruler.measure(_images_of(work, generator, int(steps)), options["n"], CURVE)
                 metrics |= {f"{name}_{steps}steps": value for name, value in few.items()}
         metrics |= _fid(work, ruler, images)
-        shown = _joined(images(first))
+    shown = _shown(work, drawn, None if real else images)
     if not work.first:
         return
-    _save_picture(_output(work, "samples.png"), shown, options["grid"])
+    _save_picture(_output(work, "samples.png"), shown, options["grid"], drawn.titles)
     files.write_json(work.outputs[0], metrics)
-    if len(which) == 3:
+    if generator is not None:
         from eldistill import sheets
 
         files.write_rows(_output(work, "curve.csv"), sorted(rows, key=lambda row: row["n_images"]))
         strip = sampling.between(generator, STRIPS, options["grid"], options["seed"])
         _save_picture(_output(work, "interpolation.png"), strip, options["grid"])
         sheets.make(work.step.name, Path(), _output(work, "sheet.html"))
+
+
+def _classes(work, spaces: dict, real: bool):
+    # How classes are drawn and shown in an evaluation (classes.Drawn), and what is left out.
+    from eldistill import classes
+
+    if not work.params.get("labels"):
+        return classes.Drawn()
+    drawn = classes.of_pack(_pack(work), work.params, real)
+    if not real:
+        work.say(classes.sentence(drawn.about))
+    if drawn.asked is not None and not any(
+        getattr(each, "label_dim", 0) == drawn.label_dim for each in spaces.values()
+    ):
+        work.say(f"agreement is left out: none of {', '.join(spaces)} is a classifier of these {drawn.label_dim} classes; "
+                 "judge-a under evaluate.features is one")  # fmt: skip
+        return classes.without_asked(drawn)
+    return drawn
+
+
+def _pack(work) -> Path:
+    # The images of an evaluation's data setting; for real latents, and where there are no others, those of their pixels.
+    found, own = _inputs(work, "/images.safetensors"), work.plan.pack(work.step.name.split("/")[0]).outputs[0]
+    return Path(own) if Path(own) in found else found[0]
+
+
+def _generator(work, path: Path, drawn):
+    from eldistill import sampling
+
+    found = sampling.load_generator(path, work.site.device)
+    return sampling.Generator(found.network, drawn.applied(found.about))
+
+
+def _images_of_teacher(work, drawn):
+    from eldistill import sampling
+    from eldistill.teacher import train
+
+    options = work.params
+    teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
+    about = drawn.applied(about)
+
+    def images(n, start=0, labels=None):
+        return sampling.images_of_teacher(
+            teacher, about, n, options["steps"], options["seed"], work.site.batch, first=start, labels=labels
+        )
+
+    return images
+
+
+def _shown(work, drawn, images):
+    # What samples.png shows, uint8 [n, c, h, w]: the first images, or a row of each class; images: None for real ones.
+    from eldistill import classes, data
+
+    columns, dim = work.params["grid"], drawn.label_dim
+    if images is None:
+        real, labels, _ = data.load(_pack(work), "heldout")
+        return classes.first_of_each(real, labels, dim, columns) if dim else real[: columns**2]
+    labels = classes.row_labels(dim, columns) if dim else None
+    return _joined(images(columns**2 if labels is None else len(labels), labels=labels))
+
+
+def _metrics(work) -> None:
+    from eldistill import evaluate, results, summary
+
+    metrics = {step.name: results.read_metrics(Path(step.outputs[0])) for step in work.upstream}
+    runs: summary.Runs = {}
+    for step in work.upstream:
+        *arm, seed = step.name.split("/")
+        if len(arm) == 3:  # no yardstick
+            curve = files.read_rows(Path(step.outputs[1]))
+            runs.setdefault(tuple(arm), {})[seed] = summary.Evaluation(metrics[step.name], curve)
+    files.write_json(
+        _output(work, "metrics.json"), summary.summary(runs, work.params["primary"], work.params["baseline"])
+    )
+    files.write_json(_output(work, "metrics-all.json"), evaluate.nest(metrics))
 
 
 STRIPS = 4  # rows of an interpolation
@@ -423,21 +505,20 @@ def _output(work, name: str) -> Path:
 def _images_of(work, generator, steps: int = 1):
     from eldistill import sampling
 
-    def images(n, start=0):
-        return sampling.images_of(generator, n, work.params["seed"], batch=work.site.batch, steps=steps, first=start)
+    def images(n, start=0, labels=None):
+        return sampling.images_of(generator, n, work.params["seed"], labels, work.site.batch, steps, start)
 
     return images
 
 
-def _curve(work, ruler) -> list[dict]:
-    from eldistill import sampling
+def _curve(work, ruler, drawn) -> list[dict]:
     from eldistill.metrics import CURVE
 
     options, rows = work.params, []
     followed = options.get("curve_features") or list(ruler.spaces)
     for path in _inputs(work, ".safetensors"):
         if path.name.startswith("ema-"):
-            snapshot = sampling.load_generator(path, work.site.device)
+            snapshot = _generator(work, path, drawn)
             seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
             row = ruler.measure(_images_of(work, snapshot), options["curve_n"], CURVE, followed)
             rows.append({"n_images": seen, **row})
@@ -462,11 +543,12 @@ def _fid(work, ruler, images) -> dict[str, float]:
     return found
 
 
-def _save_picture(path: Path, images, columns: int) -> None:
-    from eldistill import sampling
+def _save_picture(path: Path, images, columns: int, titles: list[str] | None = None) -> None:
+    from eldistill import classes, sampling
 
+    board = sampling.grid(images, columns, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
-        sampling.grid(images, columns, max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+        (classes.beside(board, titles) if titles else board).save(temporary, format="PNG")
 
 
 def _tables(work) -> None:
@@ -477,7 +559,7 @@ def _tables(work) -> None:
         return
     *parts, page = work.outputs
     tables.make(work.params, Path(), parts)
-    count = Counter(word for word, _ in work.plan.suite(work.step.name))
+    count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
     report.make(work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page)
 
 

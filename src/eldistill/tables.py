@@ -17,6 +17,7 @@ from statistics import fmean, median, stdev
 from eldistill import plots, published, typeset
 from eldistill.files import Problem, write_rows, write_text
 from eldistill.inference import holm, interval, median_time, paired_p
+from eldistill.metrics import ALONE, LABELLED
 from eldistill.results import (
     ABOUT,
     NAME,
@@ -33,7 +34,6 @@ from eldistill.results import (
     one_device,
     read_metrics,
 )
-from eldistill.typeset import ALONE
 
 VERSION = 2  # pairs within a data setting; baselines that do not fall; no saving of one seed; columns for plots
 
@@ -192,7 +192,7 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
         values = [result.metrics[name] for result in results] if name else []
         row[f"{stem}_mean"] = fmean(values) if values else None
         row[f"{stem}_sd"] = stdev(values) if len(values) > 1 else None
-    for metric in ALONE:
+    for metric in _without_part(arms, params["primary"]):
         name = alone(results[0].metrics, metric, params["primary"])
         values = [result.metrics[name] for result in results] if name else []
         row[f"{metric}_{params['primary']}_mean"] = fmean(values) if values else None
@@ -244,6 +244,12 @@ def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:
     return said
 
 
+def _without_part(arms: dict[tuple, list[Result]], primary: str) -> list[str]:
+    # The metrics without a part: those of LABELLED where a run of the suite has them, so that other tables keep their columns.
+    every = [result.metrics for group in arms.values() for result in group]
+    return [*ALONE, *(metric for metric in LABELLED if any(alone(each, metric, primary) for each in every))]
+
+
 def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
     """main.csv: for each data setting the noise floor, the teacher, then each arm, in the suite's order."""
     arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
@@ -257,7 +263,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
             if not (row["metric_heldout"] and row["metric_train"]):
                 raise Problem(f"{data}/{which} has no fd of {params['primary']}; evaluate it again")
             row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
-            for metric in ALONE:
+            for metric in _without_part(arms, params["primary"]):
                 row[f"{metric}_{params['primary']}_mean"] = found.get(alone(found, metric, params["primary"]))
             rows.append(row | {f"{name}_mean": found[name] for name in found if name.startswith("fid")})
         rows += groups

@@ -43,25 +43,36 @@ def _command(module: str) -> Callable[[Namespace], None]:
 
 
 def _zip(chosen: Namespace) -> None:
-    from eldistill import packing
+    from eldistill import archives
 
     step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
         )
-    count = packing.write_zip(
+    count = archives.write_zip(
         step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
     )
     say(f"{chosen.out}: {count} images")
 
 
 def _encode(chosen: Namespace) -> None:
-    from eldistill import packing
+    from eldistill import archives
 
     section = params.load().section("data", chosen.name, where="data on the command line")
-    count = packing.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
+    count = archives.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
     say(f"{chosen.out}: latents of {count} images")
+
+
+def _fetch(chosen: Namespace) -> None:
+    from eldistill import planned, steps
+
+    plan = recipes.Plan(params.load())
+    suite = chosen.suite or plan.params.values["suite"]
+    names = planned.downloads(plan, planned.states(plan, suite))
+    for name in names:
+        steps.run("data", f"download/{name}", say=say)
+    say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: nothing is to be fetched")
 
 
 def _doctor(chosen: Namespace) -> int:
@@ -91,7 +102,7 @@ TOOLS = {
             option("--n", type=int, default=64, metavar="N", help="images (default: 64)"),
             option("--seed", type=int, default=0, metavar="SEED", help="image i depends on SEED and i (default: 0)"),
             option("--steps", type=int, default=1, metavar="STEPS", help="network calls an image, as its method defines (default: 1)"),
-            option("--label", type=int, metavar="CLASS", help="class of all images (default: drawn for each)"),
+            option("--label", metavar="CLASS", help="class of all images: its name, or its number from 0 (default: drawn for each)"),
             option("--grid", metavar="FILE.png", help="one picture of all images"),
             option("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on"),
             DEVICE,
@@ -137,7 +148,21 @@ TOOLS = {
             option("suite", metavar="SUITE", help="a name under `suites`"),
             option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
             option("--left", action="store_true", help="one line about what is still to be made (default: a table)"),
+            option("--allow", type=float, metavar="HOURS", help="the same line; exit code 2 if that takes more GPU hours"),
         ), _command("cost"),
+    ),
+    "plan": Tool(
+        "what of a suite is there, what is stale and why, what is left",
+        "On one page: fresh, stale (with the numbers that changed) and missing steps, downloads, and hours, memory and disk.",
+        (
+            option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),
+            option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
+        ), _command("planned"),
+    ),
+    "fetch": Tool(
+        "the files of others that a suite will read", "Fetches what the steps of a suite that are still to be made will read of "
+        "data/sources.csv: for a cluster on which one machine alone reaches the network.",
+        (option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),), _fetch,
     ),
     "doctor": Tool(
         "what would stop a suite on this machine",

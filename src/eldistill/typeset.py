@@ -9,7 +9,7 @@ from eldistill import metrics
 from eldistill.results import NAME, PARTS, is_reason, short
 
 VERSION = 2  # no saving of one seed; why there is no time to a baseline; names follow each data setting
-ALONE = tuple(metrics.ALONE)  # metrics without a part
+ALONE = (*metrics.ALONE, *metrics.LABELLED)  # metrics without a part; those of LABELLED only where runs have them
 
 
 def _cell(row: dict, stem: str) -> str:

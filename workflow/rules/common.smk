@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
 import gc
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -61,17 +63,18 @@ onstart:
     # Trainings of a driver that was killed go on: they are told to save, and are continued.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
-    # What is ahead; counting takes some seconds, which nobody waits for.
-    if workflow.is_main_process:
-        subprocess.Popen(
-            [sys.executable, "-m", "eldistill", "cost", SUITE, "--left"], stderr=subprocess.DEVNULL
-        )
+    # What is ahead, and whether somebody meant to spend so much.
+    if workflow.is_main_process and driver.trains(workflow, stale):
+        most = os.environ.get("ELDISTILL_MAX_GPU_HOURS", PARAMS.top("max_gpu_hours"))
+        bill = subprocess.run([sys.executable, "-m", "eldistill", "cost", SUITE, "--allow", str(most)])
+        if bill.returncode == 2:
+            raise WorkflowError("eldistill: no job was started")
 
 
 def outputs_of(*words):
     """What these steps of the suite leave: the first output and the recipe stand for the others. A step that lacks any of
     them is stale by its recipe, and planning takes half the time."""
-    chosen = [step for (word, _), step in STEPS.items() if word in words]
+    chosen = [step for (word, _), step in STEPS.items() if word in words and not step.on_demand]
     return [path for step in chosen for path in (step.outputs[0], step.sidecar)]
 
 
@@ -87,6 +90,19 @@ def inputs_of(word, name):
         return INPUTS(STEPS[word, wanted])
 
     return inputs
+
+
+# What lies elsewhere is fetched by the rule `download`, where there is a line; no other job asks the network.
+os.environ.setdefault("ELDISTILL_FETCH", "no")
+
+
+# Jobs of this machine share the GPUs that --resources gpu=N counts: each locks its own (src/eldistill/gpus.py).
+if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
+    os.environ.setdefault("ELDISTILL_GPUS", str(workflow.global_resources["gpu"]))
+
+
+# Names of teachers that others have trained, as a pattern of wildcards; the others are trained here.
+THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
 
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).

@@ -2,6 +2,20 @@
 # A data set becomes one packed file, two judges and reference statistics.
 
 
+# A row of data/sources.csv, for whichever step is about to read it.
+rule download:
+    input:
+        inputs_of("data", "download/{source}"),
+    output:
+        "data/scratch/downloads/{source}/file",
+        "data/scratch/downloads/{source}/file.recipe",
+    log:
+        "data/scratch/logs/data/download/{source}.log",
+    localrule: True  # compute nodes often have no internet
+    shell:
+        "ELDISTILL_FETCH= python -m eldistill data download/{wildcards.source} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+
+
 rule pack:
     input:
         inputs_of("data", "{data}/images"),
@@ -10,7 +24,9 @@ rule pack:
         "data/sets/{data}/images.safetensors.recipe",
     log:
         "data/scratch/logs/data/{data}/images.log",
-    localrule: True  # compute nodes often have no internet
+    resources:
+        mem_mb=at_most_thrice(8000),
+        runtime=720,
     shell:
         "python -m eldistill data {wildcards.data}/images --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 

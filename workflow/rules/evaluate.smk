@@ -49,6 +49,7 @@ rule metrics:
         inputs_of("evaluate", f"suite/{SUITE}"),
     output:
         "data/metrics.json",
+        "data/metrics-all.json",
         "data/metrics.json.recipe",
     log:
         "data/scratch/logs/evaluate/metrics.log",

@@ -1,59 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-# A pretrained denoiser, trained by us, as one safetensors file with its configuration inside.
+# A pretrained denoiser, trained here or by others, as one safetensors file with its configuration inside.
 
 
 rule train_teacher:
     input:
-        inputs_of("teacher", "{data}"),
+        inputs_of("teacher", "{teacher}"),
     output:
-        "data/teachers/{data}/teacher.safetensors",
-        "data/teachers/{data}/log.csv",
-        "data/teachers/{data}/provenance.json",
-        "data/teachers/{data}/teacher.safetensors.recipe",
+        "data/teachers/{teacher}/teacher.safetensors",
+        "data/teachers/{teacher}/log.csv",
+        "data/teachers/{teacher}/provenance.json",
+        "data/teachers/{teacher}/teacher.safetensors.recipe",
     log:
-        "data/scratch/logs/teacher/{data}.log",
+        "data/scratch/logs/teacher/{teacher}.log",
     benchmark:
-        "data/scratch/benchmarks/teacher/{data}.jsonl"
+        "data/scratch/benchmarks/teacher/{teacher}.jsonl"
     priority: 10  # everything waits for it
+    wildcard_constraints:
+        teacher=rf"(?!(?:{THEIRS})/)[^/]+",
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
-        f"python -m eldistill teacher {{wildcards.data}} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill teacher {{wildcards.teacher}} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+
+
+# The network of others, in our form; no GPU is needed.
+rule convert_teacher:
+    input:
+        inputs_of("teacher", "{teacher}"),
+    output:
+        "data/teachers/{teacher}/teacher.safetensors",
+        "data/teachers/{teacher}/log.csv",
+        "data/teachers/{teacher}/provenance.json",
+        "data/teachers/{teacher}/teacher.safetensors.recipe",
+    log:
+        "data/scratch/logs/teacher/{teacher}.log",
+    priority: 10  # everything waits for it
+    wildcard_constraints:
+        teacher=THEIRS,
+    resources:
+        mem_mb=at_most_thrice(16000),
+        runtime=120,
+    shell:
+        "python -m eldistill teacher {wildcards.teacher} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 # Before anything is distilled: is it what it claims to be?
 rule check_teacher:
     input:
-        inputs_of("teacher", "{data}/check"),
+        inputs_of("teacher", "{teacher}/check"),
     output:
-        "data/teachers/{data}/check.json",
-        "data/teachers/{data}/check.json.recipe",
+        "data/teachers/{teacher}/check.json",
+        "data/teachers/{teacher}/check.json.recipe",
     log:
-        "data/scratch/logs/teacher/{data}/check.log",
+        "data/scratch/logs/teacher/{teacher}/check.log",
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
         runtime=720,
     shell:
-        "python -m eldistill teacher {wildcards.data}/check --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        "python -m eldistill teacher {wildcards.teacher}/check --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule make_pairs:
     input:
-        inputs_of("teacher", "{data}/pairs-{n}-{seed}"),
+        inputs_of("teacher", "{teacher}/pairs-{n}-{seed}"),
     output:
-        "data/teachers/{data}/pairs-{n}-{seed}.npz",
-        "data/teachers/{data}/pairs-{n}-{seed}.npz.recipe",
+        "data/teachers/{teacher}/pairs-{n}-{seed}.npz",
+        "data/teachers/{teacher}/pairs-{n}-{seed}.npz.recipe",
     log:
-        "data/scratch/logs/teacher/{data}/pairs-{n}-{seed}.log",
+        "data/scratch/logs/teacher/{teacher}/pairs-{n}-{seed}.log",
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
-        "python -m eldistill teacher {wildcards.data}/pairs-{wildcards.n}-{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        "python -m eldistill teacher {wildcards.teacher}/pairs-{wildcards.n}-{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
 rule teacher:

@@ -11,9 +11,14 @@ ECT (Geng et al. 2024, arXiv 2406.14548). One loss, weight(t, r) d(f(x_t; t), sg
 Symbols: their f_theta, f_theta-, D_phi are our generator, target, teacher; their t, r (t', t_n) our sigma and lower.
 
 The boundary condition of ECT holds at sampling only, as in its authors' code. Student and target share the dropout
-mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights. Departures: every student
-starts at the teacher (CT and iCT of the authors from random weights); iCT's smaller Fourier scale of the noise level and
-ECT's decay of the rate on ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
+mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights; the authors' code on
+ImageNet-64 averages where VGG-16 takes maxima (`lpips_pooling: average`).
+
+Every student starts at the teacher. So it is in the authors' code for CD, for ECT, and for CT on ImageNet-64, whose script
+copies the weights of the EDM teacher into the student. Departures: CT on CIFAR-10 and iCT start from random weights there
+(the paper of CT says so of ImageNet-64 too), which takes hundreds of thousands of iterations and makes no use of a teacher,
+the one input that every run here has; iCT's smaller Fourier scale of the noise level and ECT's decay of the rate on
+ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
 """
 
 from __future__ import annotations
@@ -71,6 +76,10 @@ class Numbers:
     lpips: str | None = number(
         None, "lpips: safetensors file with its weights; eldistill.perceptual says which", outside="weights"
     )
+    lpips_pooling: str = number(
+        "max", "lpips: between VGG's stages: max (LPIPS itself, CM on CIFAR-10) or average (CM's code on ImageNet-64)",
+        choices=("max", "average"), neutral=True,
+    )  # fmt: skip
     weighting: str = number(
         "one", "one; inverse: 1 / (t - r) (iCT, ECT); snr: 1 / t^2 + 1 / sigma_data^2 (ECT on ImageNet)",
         choices=("one", "inverse", "snr"),
@@ -265,7 +274,8 @@ def distance(a: torch.Tensor, b: torch.Tensor, numbers: Numbers, codec: dict | N
     if numbers.distance == "lpips":
         if numbers.lpips is None:
             raise Problem("params.yaml: distance is lpips; give `lpips`, the file with its weights, or take huber")
-        return perceptual.distance(perceptual.load(numbers.lpips, a.device, a.dtype), a, b, codec)
+        weights = perceptual.load(numbers.lpips, a.device, a.dtype)
+        return perceptual.distance(weights, a, b, codec, numbers.lpips_pooling)
     if numbers.distance == "l1":
         return (a - b).abs().mean(dim=(1, 2, 3))
     square = (a - b).square()

@@ -8,6 +8,15 @@ warm-up below lets it catch up with the generator.
 Departures from the authors' code: a NaN stops the run; theirs drops the images that hold one. The binary
 cross-entropy is averaged over `group` images, which they call the batch of a GPU: here it is a number of the method,
 so that the machine does not change the loss. A frozen generator's loss is not computed.
+
+EDM2's networks divide every weight by its norm in each pass; forced normalisation also writes the result back after a step,
+which keeps the norm from growing and with it the rate from falling. The authors' recipe of size S for ImageNet-512 has it off
+for both networks, and so has `normalise: none` here. Their other sizes have it on, but it acts on the generator alone: their
+fake_score is a copy of a network in evaluation mode, and the copy never hears that it is trained (`generator`).
+
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8. The
+larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in float32, or in
+bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
 """
 
 from __future__ import annotations
@@ -44,6 +53,10 @@ class Numbers:
     P_mean: float = number(-1.2, "fake_score: mean of ln sigma (EDM, table 1; EDM2: -0.4)", low=-10, high=10)
     P_std: float = number(1.2, "fake_score: standard deviation of ln sigma (EDM, table 1; EDM2: 1.0)", above=0, high=10)
     augment: float = number(0.0, "probability of EDM's augmentations of generated and real images", low=0, high=1)
+    normalise: str = number(
+        "all", "networks edm2: whose weights are normalised after their steps: all, generator, none (authors' size S: none)",
+        choices=("all", "generator", "none"), neutral=True,
+    )  # fmt: skip
     uncertainty: bool = number(False, "all losses divided by fake_score's own estimate of them (networks edm2)")
     sequential: bool = number(False, "hold one denoiser's graph at a time: less memory, one pass of the teacher more")
     images: str = number(
@@ -57,6 +70,11 @@ def phases(numbers: Numbers, progress: Progress) -> list[Phase]:
     chosen = score.phases(numbers.images)
     rests = numbers.freeze_images and progress.n_images <= numbers.freeze_images
     return [Phase("fake_score", generator_mode="eval")] if rests else chosen
+
+
+def normalised(numbers: Numbers) -> tuple[str, ...]:
+    """The networks that forced weight normalisation acts on."""
+    return {"all": ("generator", "fake_score"), "generator": ("generator",), "none": ()}[numbers.normalise]
 
 
 def group(numbers: Numbers) -> int:

@@ -22,7 +22,7 @@ from eldistill.teacher import pickles
 
 VERSION = 1
 NAMES = ("inception",)
-SOURCE = "inception-2015-12-05-pkl"
+DOWNLOADS = ("inception-2015-12-05-pkl",)  # rows of data/sources.csv that it reads
 SIDE = 299
 
 
@@ -179,7 +179,7 @@ def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
 def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle, if it is not to be fetched.
     Raises Problem for another number of channels than 1 (repeated) or 3, or if the file cannot be had."""
-    path = path or fetching.fetch(SOURCE)
+    path = path or fetching.fetch(DOWNLOADS[0])
     net = network(path, device)
 
     def features(images: torch.Tensor) -> torch.Tensor:

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill import augment, distributed, mmd
-from eldistill.contract import AtImages, Batch, Progress
+from eldistill import augment, balance, distributed, mmd
+from eldistill.contract import AtImages, Batch, Progress, Weight
 from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
 from eldistill.files import Problem
 from eldistill.noise import Draw
 from eldistill.schema import number
 
-VERSION = 1
+VERSION = 2
 GROUPS, DIRECTIONS = 8, 32  # of a batch and of the gradients' space, for the diagnostic `optimal`
 
 
@@ -234,27 +234,21 @@ def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> tor
 
 def weight(
     base: float, own: float, batch: int, numbers: Numbers, progress: Progress, memory: dict[str, float]
-) -> float:
+) -> Weight:
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
-    balanced: weight * warm-up * EMA[base] / EMA[own], the ratio of the averages clipped to [1e-4, 1e4]; fixed:
-    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise. `memory`
-    keeps the two averages, which start at 0 together. While the base gradient is zero the factor is 0.
+    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.balance has it; fixed: the factor
+    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise.
     """
     if not numbers.weight:
-        return 0.0
+        return Weight(0.0)
     rise = min(1.0, (progress.n_images + batch) / (numbers.warmup * progress.total)) if numbers.warmup else 1.0
     if numbers.fade:
         left = min(1.0, (progress.total - progress.n_images) / (numbers.fade * progress.total))
         rise *= (1 - math.cos(math.pi * left)) / 2
     if numbers.weighting == "fixed":
-        return numbers.weight * rise
-    for name, rms in (("base", base), ("own", own)):
-        memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * rms
-    if memory["base"] == 0:
-        return 0.0
-    ratio = memory["base"] / (memory["own"] + 1e-30)
-    return numbers.weight * rise * min(max(ratio, 1e-4), 1e4)
+        return Weight(numbers.weight * rise)
+    return balance.balanced(numbers.weight * rise, base, own, numbers.decay, memory)
 
 
 # --- what a run says of itself; none of it acts on the training ---

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from eldistill import adversarial
-from eldistill.contract import AtImages, Batch, Progress
+from eldistill import adversarial, balance
+from eldistill.contract import AtImages, Batch, Progress, Weight
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,8 @@ def critic_terms(tools: SimpleNamespace, nets: dict, batch: Batch, images: torch
 
 def weight(
     base: float, own: float, batch: int, numbers: Numbers, progress: Progress, memory: dict[str, float]
-) -> float:
-    """The factor of its gradient; balanced as the running ratio of the two root mean squares, clipped to [1e-4, 1e4]."""
+) -> Weight:
+    """The factor of its gradient; balanced: the share `weight` of the base loss's, as eldistill.balance has it."""
     if not numbers.weight or numbers.weighting == "fixed":
-        return numbers.weight
-    for name, rms in (("base", base), ("own", own)):
-        memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * rms
-    return numbers.weight * min(max(memory["base"] / (memory["own"] + 1e-30), 1e-4), 1e4) if memory["base"] else 0.0
+        return Weight(numbers.weight)
+    return balance.balanced(numbers.weight, base, own, numbers.decay, memory)

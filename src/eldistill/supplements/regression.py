@@ -41,6 +41,10 @@ class Numbers:
     lpips: str | None = number(
         None, "safetensors file with the weights of LPIPS; null takes the pseudo-Huber distance", outside="weights"
     )
+    lpips_pooling: str = number(
+        "max", "of LPIPS, between the stages of VGG: max (LPIPS itself) or average (PIQ's with replace_pooling)",
+        choices=("max", "average"), neutral=True,
+    )  # fmt: skip
 
 
 def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:
@@ -64,7 +68,7 @@ def direct_terms(tools: SimpleNamespace, nets: dict, batch: Batch, numbers: Numb
         labels = torch.nn.functional.one_hot(tools.labels[index], tools.label_dim).to(z)
     made = nets["generator"](tools.sigma_init * z, z.new_full((len(z),), tools.sigma_init), labels)
     if tools.measure is not None:
-        return {"lpips": perceptual.distance(tools.measure, made, wanted, tools.codec).mean()}
+        return {"lpips": perceptual.distance(tools.measure, made, wanted, tools.codec, numbers.lpips_pooling).mean()}
     return {"huber": (((made - wanted).square().mean(dim=(1, 2, 3)) + numbers.c**2).sqrt() - numbers.c).mean()}
 
 

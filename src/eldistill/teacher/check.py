@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from eldistill import evaluate, features, fetching, latents, metrics, sampling
+from eldistill import classes, evaluate, features, fetching, latents, metrics, sampling
 from eldistill.fid import statistics, streamed, whose
 from eldistill.files import Problem
 from eldistill.teacher import convert
@@ -47,16 +47,23 @@ def sentence(about: dict, name: str) -> str:
     )
 
 
-def make(params: dict, teacher: Path, reference: Path | None, judge: Path | None, site, say) -> dict:
+def make(
+    params: dict, teacher: Path, reference: Path | None, judge: Path | None, site, say, pack: Path | None = None
+) -> dict:
     """The check of a teacher.
 
     params: n, steps, churn, seed, features, reference, limit, published. reference: features of the train images, for
-    `features` other than inception. Raises Problem if a published network is not what is published.
+    `features` other than inception. pack: those images, by whose labels the classes of a conditional teacher are drawn; where
+    it is compared with a published figure it is None, and each class is drawn equally often, as its authors did. Raises
+    Problem if a published network is not what is published.
     """
     from eldistill.teacher import train
 
     network, about = train.load(teacher, site.device)
     network.requires_grad_(False).eval()
+    if about["label_dim"]:
+        about |= classes.describe(pack) if pack else {}
+        say(classes.sentence(about))
     space = features.feature_space(params["features"], judge, site.device)
     if params["reference"]:
         other, label = statistics(fetching.fetch(params["reference"], say=say)), whose(params["reference"])
@@ -117,6 +124,8 @@ def command(options, say) -> None:
     channels, side = network.img_channels, network.img_resolution
     about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": codec}
     calls = re.search(r"(\d+) calls?", row["published"])
+    if network.label_dim:  # its file does not say how often each occurs
+        say(classes.sentence(about))
     if row["kind"] == "student":
         start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])
         sampler = {"steps": {"1": [float(start[1]) if start else 2.5]}}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import files, sampling
+from eldistill import classes, files, sampling
 from eldistill.noise import Draw
 from eldistill.teacher import train
 
@@ -18,12 +18,16 @@ VERSION = 1
 
 
 @torch.no_grad()
-def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say) -> None:
+def make(
+    recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say, pack: Path | None = None
+) -> None:
     """Write z [n, c, h, w] (unit normal), images [n, c, h, w] (encoded), float32, and labels [n] (-1: none).
 
-    Chunks are kept in `folder`: the same command continues after the last whole one.
+    pack: the images of a conditional teacher, whose classes are drawn by their frequency there; None: uniformly. Chunks are
+    kept in `folder`: the same command continues after the last whole one.
     """
     net, about = train.load(teacher, device)
+    about |= classes.describe(pack) if pack and about["label_dim"] else {}
     n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []
     while done < n:
@@ -32,12 +36,12 @@ def make(recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, de
         if not path.exists():
             draw = Draw(recipe["seed"], "pairs", done, size, device)
             z = draw.normal("z", *about["shape"])
-            classes = draw.integers("label", about["label_dim"]) if about["label_dim"] else torch.full((size,), -1)
-            labels = torch.nn.functional.one_hot(classes, about["label_dim"]).to(z) if about["label_dim"] else None
+            chosen = classes.drawn(draw, about) if about["label_dim"] else torch.full((size,), -1)
+            labels = torch.nn.functional.one_hot(chosen, about["label_dim"]).to(z) if about["label_dim"] else None
             images = sampling.heun(net, z, labels, recipe["steps"]).float()
             if not bool(images.isfinite().all()):
                 raise files.NonFinite(f"the teacher's images {done} to {done + size - 1} are not finite; it is broken")
-            arrays = {"z": z, "images": images, "labels": classes}
+            arrays = {"z": z, "images": images, "labels": chosen}
             with files.atomic(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **{key: value.cpu().numpy() for key, value in arrays.items()})
             fresh += size
