@@ -96,8 +96,8 @@ DAMAGES = {
     "one too many": (put(more=lambda each: torch.ones(1)), "the first other one is 'more'"),
     "another resolution": (configured(img_resolution=12), "expected|asks for|says that its shape"),
     "a network that is none": (configured(network="none"), "describes no network"),
-    "a description that is none": (say(config=[1]), "describes no network of its size"),
-    "a million blocks": (configured(num_blocks=10**6, body=10**9), "describes no network"),
+    "a description that is none": (say(config=[1]), "has no configuration of a network"),
+    "a million blocks": (configured(num_blocks=10**6, body=10**9), "with more layers than it has tensors"),
 }  # fmt: skip
 
 

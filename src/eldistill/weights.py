@@ -60,7 +60,7 @@ def restore(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) 
     config = about.get("config") if isinstance(about, dict) else None
     if not isinstance(config, dict) or not _bounded(config, len(tensors)):
         raise Problem(
-            f"{path} describes no network of its size; expected the configuration of one: make or fetch it again"
+            f"{path} has no configuration of a network, or one with more layers than it has tensors; make or fetch it again"
         )
     try:
         outline = networks.outline(config)
