@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm check test test-slow test-slurm lint lock clean-env
+.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -86,6 +86,9 @@ test-slow: env ## those that take minutes, an hour in all
 
 test-slurm: env ## a Slurm of their own, from a clone to tables: 3 minutes
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs
+
+rehearsal: env ## the whole chain on a Slurm of its own, from an address to a FID, then DVC: at most 10 minutes
+	$(BIN)/python tests/slurm/rehearsal.py
 
 lint: env ## ruff and snakefmt, changing nothing
 	$(BIN)/ruff check .
