@@ -14,9 +14,10 @@ import official
 import pytest
 import torch
 from PIL import Image
+from project import tracked
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import clean, evaluate, features, fid, metrics, params, recipes
+from eldistill import __main__, clean, evaluate, features, fid, files, metrics, params, recipes, results, sampling
 from eldistill.distributed import Alone
 from eldistill.files import Problem, save_tensors
 from eldistill.spaces import inception_clean
@@ -100,7 +101,7 @@ def test_fid_and_kid_are_clean_fids_on_the_same_png_files(ours, theirs, tmp_path
     """Two folders, clean-fid's compute_fid and compute_kid, against the streamed reference and the evaluation's own pass."""
     from cleanfid import fid as cleanfid
 
-    train, made = pictures(24, 2), pictures(20, 3)
+    train, made = pictures(10, 2), pictures(8, 3)
     png = [folder(tmp_path / "made", made), folder(tmp_path / "train", train)]
     few = lambda x: theirs(x)[:, :FEW]  # noqa: E731
     options = {"num_workers": 0, "batch_size": 8, "device": CPU, "mode": "clean", "verbose": False}
@@ -114,10 +115,10 @@ def test_fid_and_kid_are_clean_fids_on_the_same_png_files(ours, theirs, tmp_path
     space = lambda x: ours(x)[:, :FEW]  # noqa: E731
     clean.make_reference(space, packed(tmp_path / "pack", train), tmp_path / "moments.npz")
     reference = clean.load_reference(tmp_path / "moments.npz")
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 20, "blocks": 1, "reference": "x"}}, 6)
+    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 8, "blocks": 1, "reference": "x"}}, 3)
     found = ruler.fid(stream(made), pixels, STANDARD, "x", (space, reference))
-    assert wanted_fid > 1 and abs(found["fid20_clean"] - wanted_fid) < 1e-3
-    assert abs(wanted_kid) > 1e-3 and abs(found["kid20_clean"] - wanted_kid) < min(1e-3, 1e-3 * abs(wanted_kid))
+    assert wanted_fid > 1 and abs(found["fid8_clean"] - wanted_fid) < 1e-3
+    assert abs(wanted_kid) > 1e-3 and abs(found["kid8_clean"] - wanted_kid) < min(1e-3, 1e-3 * abs(wanted_kid))
 
 
 def test_it_differs_from_the_other_inception_by_the_resizing_alone(ours, net):  # noqa: F811
@@ -352,3 +353,52 @@ def test_other_values_are_one_sentence(asked, sentence):
 def test_a_day_of_a_gpu_follows_the_fid_of_ten_thousand_images():
     here = recipes.Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
     assert {here.params.top("evaluate", run.data)["fid"]["curve_n"] for run in here.params.runs("gpu-day")} == {10_000}
+
+
+# --- from a command to the tables -----------------------------------------------------------------------
+
+
+def test_every_evaluation_has_the_figures_and_tables_take_them(tmp_path, monkeypatch):
+    """The suite smoke with clean-fid's figures and a FID on the way, in features of four numbers: metrics, curves and tables have
+    them; the last point of the curve and the figures at the end are those of the same images; nothing is stale afterwards."""
+    project = tracked(tmp_path / "project")
+    monkeypatch.chdir(project.path)
+    np.savez("own.npz", mu=STANDARD[0], sigma=STANDARD[1])
+    section = {"n": 100, "curve_n": 50}
+    section["fid"] = {"reference": "own.npz", "n": 60, "blocks": 2, "clean": True, "curve_n": 60}
+    project.edit("evaluate", "per_data", "digits-smoke", value=section)
+    project.edit("distil", "snapshots", value=[0, 100])
+    grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}
+    project.edit("suites", "smoke", value=[grid])
+    known = features.feature_space
+    monkeypatch.setattr(
+        features, "feature_space", lambda name, *rest: pixels if name.startswith("inception") else known(name, *rest)
+    )
+    plan = recipes.Plan(params.load())
+    for step in plan.suite("smoke").values():
+        assert step.on_demand or __main__.main([step.word, step.name]) == 0, step.name
+    made = recipes.Plan(params.load()).suite("smoke").values()
+    assert not [each.name for each in made if not (each.on_demand or each.fresh(Path()))]
+
+    train = clean.load_reference(Path("data/sets/digits-smoke/moments-clean.npz"))
+    assert len(train.rows) == 1437
+    folder = Path("data/evaluations/digits-smoke")
+    for name in ("di/none/0", "teacher"):
+        found = json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
+        assert {"fid60_inception_edmref", "fid60_clean", "kid60_clean"} <= set(found), name
+    run = results.load("digits-smoke/di/none/0", Path())
+    assert all("fid60_inception_edmref" in point for point in run.curve)
+    assert float(run.curve[-1]["fid60_inception_edmref"]) == pytest.approx(
+        run.metrics["fid60_inception_edmref_block1"], rel=1e-9
+    )
+    generator = sampling.load_generator(Path("data/runs/digits-smoke/di/none/0/generator_ema.safetensors"))
+    rows = features.embed(sampling.images_of(generator, 60, plan.params.top("evaluate")["seed"]), pixels)
+    assert run.metrics["fid60_clean"] == pytest.approx(
+        metrics.frechet(*metrics.moments(rows), train.mean, train.cov), abs=1e-9
+    )
+    assert run.metrics["kid60_clean"] == pytest.approx(clean.kernel_distance(rows, train.rows), abs=1e-6)
+    main, curves = (files.read_rows(Path(f"data/tables/smoke/{name}.csv")) for name in ("main", "curves"))
+    assert {"fid60_inception_edmref_mean", "fid60_clean_mean", "kid60_clean_mean"} <= set(main[0])
+    arms = {row["supplement"]: row for row in main}
+    assert float(arms["none"]["kid60_clean_mean"]) == run.metrics["kid60_clean"]
+    assert all(row["fid60_inception_edmref"] for row in curves)

@@ -110,7 +110,8 @@ def test_every_place_that_fetches_is_planned():
         for path in (ROOT / "src/eldistill").rglob("*.py")
     }
     assert {name for name, count in calls.items() if count} == {
-        "fetching.py", "latents.py", "packing.py", "spaces/inception.py", "spaces/inception_clean.py", "steps.py", "teacher/check.py", "teacher/convert.py",
+        "fetching.py", "latents.py", "packing.py", "spaces/inception.py", "spaces/inception_clean.py", "steps.py",
+        "teacher/check.py", "teacher/convert.py",
     }, "tell recipes.Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
 
 
