@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def chosen(n: int) -> np.ndarray:
     mask = np.zeros(n, bool)
     mask[np.linspace(0, n - 1, min(n, MOST)).astype(int)] = True
     return mask
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The train images in the feature space: mean [D] and covariance [D, D] of all, float64; features of the chosen ones,
+    float32 [k, D]."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+    rows: np.ndarray
 
 
 class Sample:
@@ -69,13 +80,6 @@ class Sample:
             f"fid{count}_clean": metrics.frechet(mean, cov, reference.mean, reference.cov),
             f"kid{count}_clean": kernel_distance(rows, reference.rows),
         }
-
-
-class Reference:
-    """What the train images are in the feature space: mean [D], covariance [D, D] in float64, and rows [k, D] in float32."""
-
-    def __init__(self, mean: np.ndarray, cov: np.ndarray, rows: np.ndarray):
-        self.mean, self.cov, self.rows = mean, cov, rows
 
 
 def make_reference(space: Callable, pack: Path, output: Path, say=lambda line: None) -> None:

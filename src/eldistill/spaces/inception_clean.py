@@ -32,8 +32,8 @@ def resizer() -> Callable[[np.ndarray], np.ndarray]:
         from cleanfid.resize import build_resizer
     except ImportError as error:
         raise Problem(
-            f"{NAMES[0]} needs the package {error.name}; run `make env`, or leave out {NAMES[0]} of evaluate.features and `clean` of "
-            "evaluate.fid"
+            f"{NAMES[0]} needs the package {error.name}; run `make env`, or take {NAMES[0]} out of evaluate.features and `clean` "
+            "out of evaluate.fid"
         ) from None
     return build_resizer("clean")
 
