@@ -3,7 +3,6 @@
 import gc
 import os
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -65,10 +64,7 @@ onstart:
         cluster.end_orphans()
     # What is ahead, and whether somebody meant to spend so much.
     if workflow.is_main_process and driver.trains(workflow, stale):
-        most = os.environ.get("ELDISTILL_MAX_GPU_HOURS", PARAMS.top("max_gpu_hours"))
-        bill = subprocess.run([sys.executable, "-m", "eldistill", "cost", SUITE, "--allow", str(most)])
-        if bill.returncode == 2:
-            raise WorkflowError("eldistill: no job was started")
+        driver.bill(SUITE, PARAMS.top("max_gpu_hours"))
 
 
 def outputs_of(*words):
