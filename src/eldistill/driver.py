@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from eldistill import freshness
 from eldistill.files import Problem
 from eldistill.recipes import Step
 
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
+IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if the user wants that
+DEFINITION = "profiles/slurm-apptainer/eldistill.def"
 
 
 def forced(workflow) -> bool:
@@ -26,6 +29,17 @@ def trains(workflow, stale: Iterable[Step]) -> bool:
     """Whether this call of Snakemake may start trainings of generators."""
     targets = set(workflow.dag_settings.targets)
     return any(step.word == "distil" for step in stale) and not (targets and targets <= {"data", "teacher", "ensemble"})
+
+
+def need_image(workflow, image: str = IMAGE) -> None:
+    """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
+    settings = workflow.deployment_settings
+    wanted = {method.name for method in settings.deployment_method} if settings else set()
+    if "APPTAINER" in wanted and "://" not in image and not Path(image).exists():
+        raise Problem(
+            f"the image {image} is missing; build it with `apptainer build {image} {DEFINITION}` on a machine that reaches the "
+            "network, or name another one by ELDISTILL_IMAGE"
+        )
 
 
 def allowed(most: float) -> float:
