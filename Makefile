@@ -84,7 +84,7 @@ try-slurm: env ## a Slurm on this machine, and `snakemake --profile slurm all` o
 test-slow: env ## those that take minutes, an hour in all
 	$(BIN)/python -m pytest -m slow
 
-test-slurm: env ## a Slurm of their own, from a clone to tables: 3 minutes
+test-slurm: env ## a Slurm of their own, from a clone to tables, and other people's clusters: 6 minutes
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs
 
 rehearsal: env ## the whole chain on a Slurm of its own, from an address to a FID, then DVC: at most 10 minutes

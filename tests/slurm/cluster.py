@@ -4,7 +4,8 @@
     python tests/slurm/cluster.py                   a fresh clone, `snakemake --profile slurm all` in it, its tables
     python tests/slurm/cluster.py COMMAND ...       any command, here, with that Slurm
 
-Needs slurmctld, slurmd and munged (Debian: slurm-wlm and munge), no root, nothing below /etc. No accounting: squeue is asked.
+Needs slurmctld, slurmd and munged (Debian: slurm-wlm and munge), no root, nothing below /etc. No accounting: squeue is asked
+(accounting.py has a Slurm with it).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ MailProg=/bin/true
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 JobCompType=jobcomp/none
 SwitchType=switch/none
 MpiDefault=none
@@ -63,7 +64,7 @@ MinJobAge=3600
 KillWait=30
 InactiveLimit=0
 NodeName=node0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=64 Boards=1 SocketsPerBoard=1 \
-CoresPerSocket=64 ThreadsPerCore=1 RealMemory=512000 Gres=gpu:test:4 State=UNKNOWN
+CoresPerSocket=64 ThreadsPerCore=1 RealMemory=512000 Feature=a100,nvlink Gres=gpu:a100:4 State=UNKNOWN
 PartitionName=cpu Nodes=node0 Default=YES MaxTime=INFINITE State=UP
 PartitionName=gpu Nodes=node0 MaxTime=INFINITE State=UP
 """
@@ -85,9 +86,10 @@ def _port() -> int:
 
 
 class Slurm:
-    """A running cluster in a folder. `environment` is what a command needs to use it."""
+    """A running cluster in a folder. `environment` is what a command needs to use it, `sbatch.log` in the folder has the
+    arguments of every submission. accounting: lines of its slurm.conf."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, accounting: str = "AccountingStorageType=accounting_storage/none"):
         self.folder = folder.resolve()
         for name in ("state", "spool", "bin"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -97,21 +99,33 @@ class Slurm:
         key.chmod(0o400)
         config, host = self.folder / "slurm.conf", socket.gethostname().split(".")[0]
         config.write_text(
-            CONFIG.format(host=host, user=getpass.getuser(), folder=self.folder, ports=(_port(), _port())).lstrip()
+            CONFIG.format(
+                host=host, user=getpass.getuser(), folder=self.folder, ports=(_port(), _port()), accounting=accounting
+            ).lstrip()
         )
         (self.folder / "gres.conf").write_text(
-            "".join(f"NodeName=node0 Name=gpu Type=test File={device}\n" for device in DEVICES)
+            "".join(f"NodeName=node0 Name=gpu Type=a100 File={device}\n" for device in DEVICES)
         )
         path = os.environ["PATH"] + os.pathsep + "/usr/sbin"
         # The plugin's job steps drop SLURM_CONF before they call srun: it is put back on the way.
-        shim = self.folder / "bin/srun"
-        shim.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which("srun", path=path)} "$@"\n')
-        shim.chmod(0o755)
+        self.shim("srun", f'SLURM_CONF={config} exec {shutil.which("srun", path=path)} "$@"')
+        self.shim("sbatch", f'echo "$*" >> {self.folder}/sbatch.log\nexec {shutil.which("sbatch", path=path)} "$@"')
         self.environment = os.environ | {
             "SLURM_CONF": str(config), "PATH": f"{self.folder}/bin{os.pathsep}{path}", "ELDISTILL_SLURM_STATUS": "squeue",
             "ELDISTILL_SLURM_POLL": "1",
         }  # fmt: skip
         self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # each job starts Snakemake twice
+
+    def shim(self, name: str, text: str) -> None:
+        """Put a program of a shell's lines in front of the others."""
+        path = self.folder / "bin" / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def submitted(self) -> list[str]:
+        """The arguments of sbatch, one submission a line."""
+        log = self.folder / "sbatch.log"
+        return [line for line in log.read_text().splitlines() if line.startswith("--")] if log.exists() else []
 
     def run(self, *words: str, check: bool = True, **options) -> subprocess.CompletedProcess:
         """Run a command with this Slurm; options of subprocess.run. Raises RuntimeError with what it said."""
@@ -132,8 +146,12 @@ class Slurm:
         at = lambda name: f"{self.folder}/{name}"  # noqa: E731
         self.daemon("munged", f"--key-file={at('munge.key')}", f"--socket={at('munge.sock')}", f"--pid-file={at('munged.pid')}",
                  f"--log-file={at('munged.log')}", f"--seed-file={at('munged.seed')}")  # fmt: skip
+        self.start_accounting()
         self.daemon("slurmctld", "-c")
         self.start_node()
+
+    def start_accounting(self) -> None:
+        """Nothing: accounting.py has a cluster with a database."""
 
     def start_node(self) -> None:
         """Start slurmd, also after it was killed."""
@@ -180,10 +198,10 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Slurm]:
+def running(kind: type[Slurm] = Slurm) -> Iterator[Slurm]:
     """A Slurm that is stopped at the end. Its folder has a short name: sockets have no long ones."""
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
-        slurm = Slurm(Path(folder))
+        slurm = kind(Path(folder))
         try:
             slurm.start()
             yield slurm

@@ -3,7 +3,6 @@
 import gc
 import os
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +19,8 @@ from eldistill.recipes import WORDS
 gc.set_threshold(200_000, 20, 20)
 
 try:
+    if workflow.is_main_process:
+        driver.need_image(workflow)
     PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
     # The driver looks at what lies outside git; a job takes what the driver recorded.
@@ -38,6 +39,10 @@ try:
 except params.Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
+
+
+# Used only with `--software-deployment-method apptainer`, as profiles/slurm-apptainer sets it.
+container: driver.IMAGE
 
 
 # Snakemake (9.27) wakes its scheduler a second after each time that it was awake, and whenever a job ends: the wake-ups
@@ -65,10 +70,7 @@ onstart:
         cluster.end_orphans()
     # What is ahead, and whether somebody meant to spend so much.
     if workflow.is_main_process and driver.trains(workflow, stale):
-        most = os.environ.get("ELDISTILL_MAX_GPU_HOURS", PARAMS.top("max_gpu_hours"))
-        bill = subprocess.run([sys.executable, "-m", "eldistill", "cost", SUITE, "--allow", str(most)])
-        if bill.returncode == 2:
-            raise WorkflowError("eldistill: no job was started")
+        driver.bill(SUITE, PARAMS.top("max_gpu_hours"))
 
 
 def outputs_of(*words):
