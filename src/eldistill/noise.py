@@ -241,11 +241,11 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     each = x[0].numel()
     place = _scramble(torch.arange(each, device=x.device) + (source.calls << 40))
     keep = torch.empty(len(x), each, dtype=torch.bool, device=x.device)
-    keys, step = source.keys.to(x.device), max(1, AT_ONCE.get(x.device.type, 2**24) // max(each, 1))
+    keys, together = source.keys.to(x.device), AT_ONCE.get(x.device.type, 2**24) // max(each, 1)
+    step = len(x) if torch.compiler.is_compiling() else max(1, together)  # a compiler keeps no numbers in between
     for start in range(0, len(x), step):
-        part = slice(start, start + step)
-        bits = _scramble(keys[part, None] ^ place)
-        torch.ge(bits.bitwise_and_(0xFFFFFF), round(p * 2**24), out=keep[part])
+        bits = _scramble(keys[start : start + step, None] ^ place)
+        keep[start : start + step] = bits.bitwise_and_(0xFFFFFF) >= round(p * 2**24)
     return x * keep.reshape(x.shape).to(x.dtype) / (1 - p)
 
 
