@@ -120,7 +120,7 @@ def test_its_file_is_read_without_executing_it(net, tmp_path, monkeypatch):
     path = official.write(tmp_path / "inception-2015-12-05.pkl", wrapped(net))
     again = inception.network(path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
-    monkeypatch.setattr(inception.fetching, "fetch", lambda name: {inception.SOURCE: path}[name])
+    monkeypatch.setattr(inception.fetching, "fetch", lambda name: {inception.DOWNLOADS[0]: path}[name])
     space = features.feature_space("inception")
     grey = torch.randint(256, (2, 1, 16, 16), dtype=torch.uint8)
     assert torch.equal(space(grey), net(grey.expand(-1, 3, -1, -1)))

@@ -470,6 +470,30 @@ def test_fill_gives_every_default_at_every_depth():
     assert filled["batch"] == 128 and "file" not in filled
 
 
+def nested(depth: int, schema_of: dict) -> tuple[dict, dict]:
+    """(values, schemas) of one key in so many mappings, beside a key that lasts at each depth."""
+    values, known = {"key": 1, "kept": 1}, {"key": schema_of, "kept": {"type": "integer", "default": 1}}
+    for _ in range(depth):
+        values, known = {"inner": values, "kept": 1}, {"inner": {"properties": known}, "kept": known["kept"]}
+    return values, known
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("mark", "lasts"),
+    [({"neutral": True, "default": 1}, False), ({"neutral": True, "default": 2}, True), ({"default": 1}, True),
+     ({"site": True, "default": 2}, False), ({"site": False}, True)],
+)  # fmt: skip
+def test_recipes_leave_out_neutral_defaults_and_machines_at_every_depth(depth, mark, lasts):
+    values, known = nested(depth, mark)
+    found = schema.lasting(values, known, {})
+    assert ("key" in canonical(found).replace("kept", "")) == lasts
+    assert canonical(found).count('"kept"') == depth + 1 and values == nested(depth, mark)[0]
+    by_reference = {"a": {"$ref": "#/$defs/a", "default": None}}
+    assert schema.lasting({"a": values}, by_reference, {"a": {"properties": known}}) == {"a": found}
+    assert schema.lasting({"a": None}, by_reference, {"a": {"properties": known}}) == {"a": None}
+
+
 def test_fill_makes_equal_numbers_equal_text():
     definitions = COMPLETE["$defs"]
     optimiser = definitions["optimiser"]

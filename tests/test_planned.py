@@ -63,6 +63,15 @@ def test_the_parts_of_idx_and_the_autoencoder_of_latents():
     assert "sd-vae-ft-mse" in found["evaluate imagenet512-s/di/none/0"] and "data imagenet512-s/images" not in found
 
 
+def test_clean_fids_figures_need_inception_and_no_other_file():
+    values = copy.deepcopy(SHIPPED)
+    values["evaluate"]["per_data"]["cifar10"]["fid"]["clean"] = True
+    values["suites"]["one"] = grid("cifar10")
+    found = downloads_of(recipes.Plan(params.from_values(values, ROOT)), "one")
+    before = downloads_of(plan_of(one=grid("cifar10")), "one")
+    assert found == before | {"data cifar10/moments-clean": ["inception-2015-12-05-pkl"]}
+
+
 @pytest.mark.parametrize(
     ("section", "change", "gone"),
     [
@@ -101,7 +110,8 @@ def test_every_place_that_fetches_is_planned():
         for path in (ROOT / "src/eldistill").rglob("*.py")
     }
     assert {name for name, count in calls.items() if count} == {
-        "fetching.py", "latents.py", "packing.py", "spaces/inception.py", "steps.py", "teacher/check.py", "teacher/convert.py",
+        "fetching.py", "latents.py", "packing.py", "spaces/inception.py", "spaces/inception_clean.py", "steps.py",
+        "teacher/check.py", "teacher/convert.py",
     }, "tell recipes.Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
 
 

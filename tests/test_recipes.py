@@ -323,6 +323,7 @@ USES = {
             "comparisons",
             "central",
             "fid",
+            "clean",
         ),
         set(),
     ),

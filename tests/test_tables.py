@@ -575,12 +575,17 @@ def test_costs_of_several_devices_are_not_compared(tmp_path, undrawn):
 
 @pytest.mark.parametrize(("data", "ours"), [("cifar10", {"1": "2.5", "2": ""}), ("toy", {"1": "", "2": ""})])
 def test_ours_stands_beside_figures_of_the_same_data_and_calls(tmp_path, undrawn, data, ours):
-    """Our FID is of one call: beside a published one of two calls, or of another data set, the place is empty."""
+    """Our FID is of one call: beside a published one of two calls, or of another data set, the place is empty; clean-fid's
+    figures stand in main.csv and beside none of them."""
     add_yardsticks(tmp_path, data)
     add_run(tmp_path, f"{data}/cd/none/0", 1.0)
     path = tmp_path / f"data/evaluations/{data}/cd/none/0/metrics.json"
-    write(path, json.loads(path.read_text()) | {"fid50k_inception_edmref": 2.5})
-    rows = [row for row in read(make(tmp_path, [f"{data}/cd/none/0"])["published.csv"]) if row["method"] == "cd"]
+    figures = {"fid50k_clean": 2.25, "kid50k_clean": -0.125, "fid50k_inception_edmref": 2.5}
+    write(path, json.loads(path.read_text()) | figures)
+    made = make(tmp_path, [f"{data}/cd/none/0"])
+    (measured,) = [row for row in read(made["main.csv"]) if row["method"] == "cd"]
+    assert {name: float(measured[f"{name}_mean"]) for name in figures} == figures
+    rows = [row for row in read(made["published.csv"]) if row["method"] == "cd"]
     assert {row["calls"]: row["ours"] for row in rows} == ours
     assert {row["dataset"] for row in rows if row["ours"]} <= {"CIFAR-10"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill import data, fid
+from eldistill import clean, data, fid
 from eldistill.distributed import Alone, Processes
 from eldistill.features import chunks, embed, embed_all
 from eldistill.files import Problem, atomic
@@ -82,14 +82,34 @@ class Ruler:
         return found if asked is None else found | measure_labelled(features, asked.numpy(), label_heads(chosen))
 
     def fid(
-        self, images: Callable[[int, int], Iterable], space: Callable, reference: tuple, label: str
+        self,
+        images: Callable[[int, int], Iterable],
+        space: Callable,
+        reference: tuple,
+        label: str,
+        cleanly: tuple[Callable, clean.Reference] | None = None,
     ) -> dict[str, float]:
-        """The FID that compares with published ones, as `evaluate.fid` asks for it: block b has images b n and on."""
+        """The FID that compares with published ones, as `evaluate.fid` asks for it: block b has images b n and on.
+
+        cleanly: clean-fid's feature space and reference, for its figures of the first block, whose images are made once."""
         wanted = self.options["fid"]
         count, start = self.share(wanted["n"])
-        name = f"fid{count_name(wanted['n'])}_{label}"
-        return fid.blocks(lambda block: images(count, start + block * wanted["n"]), space, reference, name,
-                             wanted["blocks"], self.team)  # fmt: skip
+        number, own = count_name(wanted["n"]), slice(start, start + count)
+        sample = clean.Sample(cleanly[0], clean.chosen(wanted["n"])[own]) if cleanly else None
+
+        def block(index: int) -> Iterable:
+            made = images(count, start + index * wanted["n"])
+            return sample.watch(made) if sample and index == 0 else made
+
+        found = fid.blocks(block, space, reference, f"fid{number}_{label}", wanted["blocks"], self.team)
+        return found | (sample.measure(cleanly[1], number, self.team) if sample else {})
+
+    def fid_on_the_way(
+        self, images: Callable[[int, int], Iterable], space: Callable, reference: tuple, label: str
+    ) -> dict[str, float]:
+        """The same of a snapshot: one number, of its first `curve_n` images."""
+        n = self.options["fid"]["curve_n"]
+        return {f"fid{count_name(n)}_{label}": fid.distance(images(*self.share(n)), space, reference, self.team)}
 
 
 def real_row(references: dict[str, dict], options: dict, spaces: dict | None = None, labels=None) -> dict[str, float]:

@@ -46,23 +46,51 @@ def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return mean, cov
 
 
+class Moments:
+    """Number, mean and covariance of features that arrive in pieces and are not kept, in float64."""
+
+    def __init__(self):
+        self.count, self.total, self.square = 0, 0.0, 0.0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Features [n, D] more."""
+        self.count += len(rows)
+        self.total, self.square = self.total + rows.sum(0), self.square + rows.T @ rows
+
+    def result(self, team=None) -> tuple[int, np.ndarray, np.ndarray]:
+        """Number, mean [D] and covariance [D, D] (divisor n - 1), of all processes together if they are a team. Raises Problem for
+        fewer than 2 rows."""
+        count, total, square = self.count, self.total, self.square
+        if team is not None and team.size > 1:
+            count, total, square = (team.sum_of(each) for each in (count, total, square))
+            count = int(count)
+        if count < 2:
+            raise Problem(f"{count} images for a covariance; expected at least 2")
+        mean = total / count
+        return count, mean, (square - count * np.outer(mean, mean)) / (count - 1)
+
+
 def streamed(
     images: Iterable, space: Callable, say=lambda count: None, team=None
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Number, mean [D] and covariance [D, D] (divisor n - 1) of the features of uint8 chunks, which are not kept; of all
     processes' chunks together, if they are a team."""
-    count, total, square = 0, 0.0, 0.0
+    moments = Moments()
     for chunk in images:
-        found = embed([chunk], space)
-        count, total, square = count + len(found), total + found.sum(0), square + found.T @ found
-        say(count)
-    if team is not None and team.size > 1:
-        count, total, square = (team.sum_of(each) for each in (count, total, square))
-        count = int(count)
-    if count < 2:
-        raise Problem(f"{count} images for a covariance; expected at least 2")
-    mean = total / count
-    return count, mean, (square - count * np.outer(mean, mean)) / (count - 1)
+        moments.add(embed([chunk], space))
+        say(moments.count)
+    return moments.result(team)
+
+
+def distance(images: Iterable, space: Callable, reference: tuple, team=None) -> float:
+    """FID of uint8 chunks to a reference: (mean, covariance), or with the root of the covariance as a third. Raises Problem if
+    features and reference differ in their number of features D."""
+    _, mean, cov = streamed(images, space, team=team)
+    if mean.shape != reference[0].shape:
+        raise Problem(
+            f"features have {len(mean)} numbers, the reference {len(reference[0])}; they do not belong together"
+        )
+    return metrics.frechet(mean, cov, *reference)
 
 
 def whose(reference: str) -> str:
@@ -78,13 +106,6 @@ def blocks(
     EDM's table has the minimum of three blocks of 50,000 (it reads low, and says nothing of the spread): here the mean is the
     figure, and the minimum stands beside it.
     """
-    found = []
-    for block in range(count):
-        _, mean, cov = streamed(images(block), space, team=team)
-        if mean.shape != reference[0].shape:
-            raise Problem(
-                f"features have {len(mean)} numbers, the reference {len(reference[0])}; they do not belong together"
-            )
-        found.append(metrics.frechet(mean, cov, *reference))
+    found = [distance(images(block), space, reference, team) for block in range(count)]
     about = {name: fmean(found), f"{name}_min": min(found)} | ({f"{name}_sd": stdev(found)} if count > 1 else {})
     return about | {f"{name}_block{number + 1}": value for number, value in enumerate(found)}

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from eldistill.files import Problem
-from eldistill.schema import available, check, declared, expected, fill, follow, nearest, settings, spaces
+from eldistill.schema import available, check, declared, expected, fill, follow, lasting, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).
@@ -451,9 +451,7 @@ class Params:
             known |= declared(f"{kind}s", value["file"])
         elif kind == "member":
             known |= declared("ensemble", value["family"])
-        idle = {key for key, each in known.items() if each.get("neutral") and value.get(key) == each.get("default")}
-        idle |= {key for key, each in known.items() if each.get("site")}
-        kept = {key: item for key, item in value.items() if key not in idle}
+        kept = lasting(value, known, self.definitions)
         if kind == "ensemble":
             kept["members"] = [self.without_site("member", member) for member in kept["members"]]
         return kept

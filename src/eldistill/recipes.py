@@ -52,6 +52,8 @@ USES = {
     "supplements/gan": ("adversarial", "head", "score", "balance"),
     "supplements/regression": ("perceptual",),
     "sampling": ("noise",),
+    "spaces/inception_clean": ("spaces/inception",),
+    "clean": ("fid",),
     "central": ("comparisons",),
     "summary": ("results",),
 }
@@ -339,6 +341,14 @@ class Plan:
         return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
                     self._downloads(*self._of_spaces(features)))  # fmt: skip
 
+    @functools.cache  # noqa: B019
+    def moments(self, data: str) -> Step:
+        """What clean-fid's figures compare with: the train images in its feature space; of latents those of their pixels."""
+        data = self._seen(data)
+        output = f"data/sets/{data}/moments-clean.npz"
+        return self._step("data", f"{data}/moments-clean", ("clean", "spaces/inception_clean"), {}, (output,), (self.pack(data),),
+                    self._downloads(*self._of_spaces("inception-clean")))  # fmt: skip
+
     # --- teacher, ensemble, distil ---
 
     @functools.cache  # noqa: B019
@@ -510,6 +520,10 @@ class Plan:
             modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
                 params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
+            if wanted.get("clean"):
+                fetched += self._of_spaces("inception-clean")
+                modules += ("clean", "spaces/inception_clean")
+                references += (self.moments(data),)
         return self._step("evaluate", name, modules, params,
                     tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references),
                     self._downloads(*fetched))  # fmt: skip
@@ -656,6 +670,8 @@ class Plan:
         if word == "data" and len(parts) == 2:
             if parts[1] == "images":
                 return self.pack(parts[0])
+            if parts[1] == "moments-clean":
+                return self.moments(parts[0])
             if parts[1] in ("judge-a", "judge-b"):
                 return self.judge(parts[0], parts[1][-1])
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():

@@ -68,6 +68,11 @@ def alone(names, metric: str, space: str) -> str | None:
     return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
 
 
+def protocols(names) -> list[str]:
+    """Those of `names` that follow somebody's protocol: FIDs by their authors' and by clean-fid's, and clean-fid's KID."""
+    return [name for name in names if name.startswith("fid") or re.fullmatch(r"kid\d+k?_clean", name)]
+
+
 def ended_no_better(curve: list[tuple[float, float]]) -> bool | None:
     """Whether a curve of (time, distance) ends at or above its first point; None if it has only one point."""
     return curve[-1][1] >= curve[0][1] if len(curve) > 1 else None

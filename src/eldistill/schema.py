@@ -196,6 +196,19 @@ def follow(schema: dict, definitions: dict) -> dict:
     return schema
 
 
+def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
+    """`value` without the keys that only describe a machine (`site`) and without neutral ones at their default, at every depth
+    of mappings whose keys the schema lists. known: the schema of each key."""
+    kept = {}
+    for key, item in value.items():
+        schema = follow(known.get(key, {}), definitions)
+        if schema.get("site") or (schema.get("neutral") and item == schema.get("default")):
+            continue
+        inner = schema.get("properties")
+        kept[key] = lasting(item, inner, definitions) if inner and isinstance(item, dict) else item
+    return kept
+
+
 def fill(value, schema: dict, definitions: dict):
     """A copy of `value` with the schema's defaults filled in, at every depth."""
     schema = follow(schema, definitions)

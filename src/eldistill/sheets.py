@@ -39,7 +39,7 @@ def make(run: str, root: Path, output: Path) -> None:
         f"<h1>{html.escape(run)}</h1>",
         f"<p>{about['n_images']:,} generated images in {about['iterations']:,} iterations. Host, times, commit and command: "
         f"<code>data/runs/{html.escape(run)}/provenance.json</code>; every resolved parameter: the recipe beside it.</p>",
-        "<h2>Distances along the way</h2>", _charts(curve, [name for name in curve if name.startswith("fd")], True),
+        "<h2>Distances along the way</h2>", _charts(curve, [name for name in curve if name.startswith(("fd", "fid"))], True),
     ]  # fmt: skip
     named = [name for name in log if name not in ("n_images", "iteration")]
     losses = [name for name in named if not any(name.rsplit(".", 1)[-1] in each for each in GROUPS.values())]

@@ -109,7 +109,8 @@ def takes_over(step: Step) -> bool:
 
 def on_gpu(step: Step) -> bool:
     """Whether the rule of a step asks for a GPU."""
-    return (step.word == "teacher" and not takes_over(step)) or step.word == "distil" or _measures(step)
+    featured = step.word == "data" and step.name.endswith("/moments-clean")
+    return featured or (step.word == "teacher" and not takes_over(step)) or step.word == "distil" or _measures(step)
 
 
 def _trains(step: Step) -> bool:
@@ -264,6 +265,12 @@ def _data(work) -> None:
             work.say(line)
         return
     (pack,) = _inputs(work, "/images.safetensors")
+    if item == "moments-clean":
+        from eldistill import clean
+
+        space = features.feature_space(clean.SPACE, None, work.site.device)
+        clean.make_reference(space, pack, work.outputs[0], work.say)
+        return
     if item.startswith("judge-"):
 
         def train(folder):
@@ -385,6 +392,7 @@ def _evaluate(work) -> None:
     which = work.step.name.split("/")[1:]
     real, generator, rows = which == ["real"], None, []
     drawn = _classes(work, spaces, real)
+    asked = None if real else _asked_fid(work, ruler)
     if real:
         metrics = evaluate.real_row(references, options, spaces, drawn.asked)
     else:
@@ -393,13 +401,14 @@ def _evaluate(work) -> None:
         else:
             generator = _generator(work, _inputs(work, "/generator_ema.safetensors")[0], drawn)
             images = _images_of(work, generator)
-            rows = _curve(work, ruler, drawn)
+            rows = _curve(work, ruler, drawn, asked)
         metrics = ruler.measure(images, options["n"], asked=drawn.asked)
         if generator is not None:
             for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
                 few = ruler.measure(_images_of(work, generator, int(steps)), options["n"], CURVE)
                 metrics |= {f"{name}_{steps}steps": value for name, value in few.items()}
-        metrics |= _fid(work, ruler, images)
+        if asked:
+            metrics |= _fid(work, ruler, images, asked)
     shown = _shown(work, drawn, None if real else images)
     if not work.first:
         return
@@ -511,7 +520,7 @@ def _images_of(work, generator, steps: int = 1):
     return images
 
 
-def _curve(work, ruler, drawn) -> list[dict]:
+def _curve(work, ruler, drawn, asked) -> list[dict]:
     from eldistill.metrics import CURVE
 
     options, rows = work.params, []
@@ -521,6 +530,8 @@ def _curve(work, ruler, drawn) -> list[dict]:
             snapshot = _generator(work, path, drawn)
             seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
             row = ruler.measure(_images_of(work, snapshot), options["curve_n"], CURVE, followed)
+            if asked and options["fid"].get("curve_n"):
+                row |= ruler.fid_on_the_way(_images_of(work, snapshot), *asked)
             rows.append({"n_images": seen, **row})
             work.say(
                 f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
@@ -528,17 +539,32 @@ def _curve(work, ruler, drawn) -> list[dict]:
     return rows
 
 
-def _fid(work, ruler, images) -> dict[str, float]:
-    # The figure that published ones may stand beside; asked for by evaluate.fid.
-    wanted = work.params.get("fid")
-    if not wanted:
-        return {}
-    from eldistill import features, fetching, fid
+def _asked_fid(work, ruler) -> tuple | None:
+    # What the figure needs that published ones may stand beside: feature space, reference, end of its name; None if evaluate.fid
+    # does not ask for it.
+    if not (wanted := work.params.get("fid")):
+        return None
+    from eldistill import fetching, fid, metrics
 
-    space = ruler.spaces.get("inception") or features.feature_space("inception", None, work.site.device)
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
-    found = ruler.fid(images, space, fid.statistics(path), f"inception_{fid.whose(name)}")
+    mean, cov = fid.statistics(path)
+    return _space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.whose(name)}"
+
+
+def _space(work, ruler, name: str):
+    from eldistill import features
+
+    return ruler.spaces.get(name) or features.feature_space(name, None, work.site.device)
+
+
+def _fid(work, ruler, images, asked: tuple) -> dict[str, float]:
+    from eldistill import clean
+
+    cleanly = None
+    if work.params["fid"].get("clean"):
+        cleanly = _space(work, ruler, clean.SPACE), clean.load_reference(_inputs(work, "/moments-clean.npz")[0])
+    found = ruler.fid(images, *asked, cleanly)
     work.say("  ".join(f"{key} {value:.4g}" for key, value in found.items()))
     return found
 

@@ -32,6 +32,7 @@ from eldistill.results import (
     load,
     named,
     one_device,
+    protocols,
     read_metrics,
 )
 
@@ -198,7 +199,7 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
         row[f"{metric}_{params['primary']}_mean"] = fmean(values) if values else None
     other_spaces = spaces(results, params["primary"])[1:]
     row |= {f"metric_{space}_heldout": named(results[0].metrics, "fd", space, "heldout") for space in other_spaces}
-    for name in [name for name in results[0].metrics if name.startswith("fid")]:
+    for name in protocols(results[0].metrics):
         row[f"{name}_mean"] = fmean(result.metrics[name] for result in results)
     twins, against = _twins(results, arms, params["baseline"]), supplement != params["baseline"]
     others, key = twins if against else [], "milliseconds_per_iteration_cpu"
@@ -265,7 +266,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
             row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
             for metric in _without_part(arms, params["primary"]):
                 row[f"{metric}_{params['primary']}_mean"] = found.get(alone(found, metric, params["primary"]))
-            rows.append(row | {f"{name}_mean": found[name] for name in found if name.startswith("fid")})
+            rows.append(row | {f"{name}_mean": found[name] for name in protocols(found)})
         rows += groups
     return rows
 

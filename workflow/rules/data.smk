@@ -61,6 +61,23 @@ rule reference:
         "python -m eldistill data {wildcards.data}/reference-{wildcards.features} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
 
 
+# What clean-fid's figures compare with: all train images through Inception.
+rule moments_clean:
+    input:
+        inputs_of("data", "{data}/moments-clean"),
+    output:
+        "data/sets/{data}/moments-clean.npz",
+        "data/sets/{data}/moments-clean.npz.recipe",
+    log:
+        "data/scratch/logs/data/{data}/moments-clean.log",
+    resources:
+        gpu=1,
+        mem_mb=at_most_thrice(8000),
+        runtime=720,
+    shell:
+        "python -m eldistill data {wildcards.data}/moments-clean --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+
+
 rule data:
     input:
         outputs_of("data"),

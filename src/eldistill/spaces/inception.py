@@ -3,7 +3,7 @@
 arXiv 1706.08500).
 
 The network is ours; its numbers come from the file that EDM's evaluation reads, a row of data/sources.csv, without
-executing what else is in it. Images are resized inside, as TensorFlow 1 did, whatever clean-fid's own mode would do.
+executing what else is in it. Images are resized inside, as TensorFlow 1 did; inception_clean.py resizes as clean-fid does.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class MixedE(nn.Module):
 
 
 class Inception(nn.Module):
-    """uint8 images [n, 3, h, w] to features [n, 2048]; `output` gives the logits of the Inception score."""
+    """uint8 images [n, 3, h, w] to features [n, 2048]; `pooled` takes images that have been resized; `output` gives the logits
+    of the Inception score."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +137,11 @@ class Inception(nn.Module):
         self.output = nn.Linear(2048, 1008)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layers((resize(images.to(self.output.weight.dtype)) - 128) / 128).flatten(1)
+        return self.pooled(resize(images.to(self.output.weight.dtype)))
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """Levels 0 to 255, [n, 3, SIDE, SIDE], not rounded, to features [n, 2048]."""
+        return self.layers((x - 128) / 128).flatten(1)
 
 
 def resize(x: torch.Tensor, side: int = SIDE) -> torch.Tensor:
@@ -183,12 +188,24 @@ def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.T
     net = network(path, device)
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        if images.shape[1] not in (1, 3):
-            raise Problem(
-                f"images of {images.shape[1]} channels for inception; expected 1 or 3: leave it out of evaluate.features"
-            )
-        return net(images.to(device).expand(-1, 3, -1, -1))
+        return net(coloured(images, name).to(device))
 
-    weight = net.output.weight.cpu().numpy()
-    features.probabilities = lambda found: softmax(found, weight)  # without the bias, as NVIDIA's code has it
+    features.probabilities = probabilities(net)
     return features
+
+
+def coloured(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Images [n, 1 or 3, h, w] as [n, 3, h, w], grey repeated. name: of the feature space, for the message. Raises Problem for
+    another number of channels."""
+    if images.shape[1] not in (1, 3):
+        raise Problem(
+            f"images of {images.shape[1]} channels for {name}; expected 1 or 3: leave it out of evaluate.features"
+        )
+    return images.expand(-1, 3, -1, -1)
+
+
+def probabilities(net: Inception) -> Callable:
+    """The function from features [n, 2048] to probabilities of Inception's 1,008 outputs, without the bias, as NVIDIA's code
+    has it."""
+    weight = net.output.weight.cpu().numpy()
+    return lambda found: softmax(found, weight)
