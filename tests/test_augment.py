@@ -371,3 +371,38 @@ def test_shared_augmentation_keeps_the_mmd_unbiased():
         apart[step] = mmd.mmd2(one(x).flatten(1), other(y).flatten(1), "linear")
     assert abs(shared.mean()) < 4 * shared.std() / math.sqrt(n)
     assert apart.mean() > 20 * apart.std() / math.sqrt(n)
+
+
+# --- on another device -----------------------------------------------------------------------------------
+
+
+class Sent(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts what goes to the device `meta`, which stands for a GPU: tensors of the CPU, and numbers one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        given = [each for each in arguments if isinstance(each, torch.Tensor)]
+        made = isinstance(found, torch.Tensor) and found.device.type == "meta"
+        self.count += bool(made and all(each.device.type == "cpu" for each in given) and given)
+        assert "item" not in str(function) and "local_scalar" not in str(function) or given[0].device.type == "cpu"
+        return found
+
+
+def test_a_device_is_sent_three_tensors_and_asked_nothing():
+    """Mirrors, matrices and labels; the filters once for each size. A number of a device cannot be read on `meta`."""
+    images = torch.zeros(5, 3, 32, 32, device="meta")
+    chosen = augment.edm_parameters(noise.Draw(3, "test", 0, 5), 1.0)
+    for wanted in (3 + 3, 3):  # the filters of 32 + 12 once, and of the two padded sides
+        with Sent() as sent:
+            out, labels = augment.edm_apply(images, chosen)
+        assert sent.count <= wanted + 1 and out.shape == images.shape and labels.device.type == "meta"
+    assert sent.count == 3
+
+
+def test_callers_draw_parameters_on_the_cpu():
+    """Wherever the images are, so that their bits are the CPU's."""
+    for name in ("score", "teacher/train"):
+        text = (Path(augment.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        assert text.count("edm_parameters(") == text.count('.on("cpu"), ') == 1

@@ -330,3 +330,24 @@ def test_dropout_is_a_fair_coin_for_each_image_and_layer():
         assert not torch.equal(noise.dropout(x, 0.3), first)
     with noise.masks(draw, "a"), pytest.raises(RuntimeError, match="masks"):
         noise.dropout(x[:3], 0.3)
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 10**9])
+def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypatch, at_once):
+    """The mask by its definition, in whole numbers."""
+    monkeypatch.setattr(noise, "AT_ONCE", {"cpu": at_once})
+    draw, p = noise.Draw(4, "generator", 10, 5), 0.3
+    with noise.masks(draw, "images"):
+        noise.dropout(torch.ones(5, 2), p)  # the first layer
+        found = noise.dropout(torch.ones(5, 3, 4, 4, dtype=torch.float64), p)
+
+    def scramble(x: int) -> int:
+        for factor in (-49064778989728563, -4265267296055464877):
+            x = (x ^ x >> 33) * factor & MASK
+        return x ^ x >> 33
+
+    for row in range(5):
+        low, high = words(4, "generator/dropout/images", 10 + row, 2)
+        key = low << 32 | high
+        kept = [scramble(key ^ scramble(place + (2 << 40))) & 0xFFFFFF >= round(p * 2**24) for place in range(48)]
+        assert found[row].flatten().tolist() == [keep / (1 - p) for keep in kept]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch.nn import functional as F
@@ -37,7 +37,8 @@ _PAD = len(_SYM6) // 2  # pixels around an image that the filters may touch
 
 @dataclass(frozen=True)
 class Parameters:
-    """What EDM's pipe does to each of n images; zeros change nothing. Tensors of one device, shape [n]."""
+    """What EDM's pipe does to each of n images; zeros change nothing. Tensors of one device, shape [n]: of the CPU, for a
+    GPU would be asked how far the images move, and sent every entry of every matrix."""
 
     xflip: torch.Tensor  # 0 or 1: mirror left and right
     yflip: torch.Tensor  # 0 or 1: mirror top and bottom
@@ -102,44 +103,46 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     image of the batch asks for it, then zero: what else is in the batch shows in the outermost pixels, by up
     to 1e-4 of the range (1e-5 with p = 0.12).
     """
-    for flips, axis in ((parameters.xflip, 3), (parameters.yflip, 2)):
-        images = torch.where(flips.bool().reshape(-1, 1, 1, 1), images.flip(axis), images)
     height, width = images.shape[2:]
-    matrix = _inverse(parameters, images)
+    here = parameters.scale.new_empty(0, dtype=images.dtype)  # where matrices are made
+    matrix = _inverse(parameters, here, height, width)
     left, top, right, bottom = _margins(matrix, height, width)
-    padded = F.pad(images, (left, right, top, bottom), mode="reflect")
-    matrix = _affine(images, 1, 0, (left - right) / 2, 0, 1, (top - bottom) / 2) @ matrix
-
-    vertical, horizontal = (_band(size, images) for size in padded.shape[2:])
-    fine = vertical.T @ padded @ horizontal
-    matrix = _affine(images, 2, 0, 0, 0, 2, 0) @ matrix @ _affine(images, 0.5, 0, 0, 0, 0.5, 0)
+    matrix = _affine(here, 1, 0, (left - right) / 2, 0, 1, (top - bottom) / 2) @ matrix
+    matrix = _affine(here, 2, 0, 0, 0, 2, 0) @ matrix @ _affine(here, 0.5, 0, 0, 0, 0.5, 0)
     # The filter has an even number of taps: a fine sample lies half a step beside the coarse one.
-    matrix = _affine(images, 1, 0, -0.5, 0, 1, -0.5) @ matrix @ _affine(images, 1, 0, 0.5, 0, 1, 0.5)
-
+    matrix = _affine(here, 1, 0, -0.5, 0, 1, -0.5) @ matrix @ _affine(here, 1, 0, 0.5, 0, 1, 0.5)
     # To affine_grid's units, in which either picture reaches from -1 to 1.
     rows, columns = 2 * (height + _PAD), 2 * (width + _PAD)
-    to_units = _affine(images, 2 / fine.shape[3], 0, 0, 0, 2 / fine.shape[2], 0)
-    matrix = to_units @ matrix @ _affine(images, columns / 2, 0, 0, 0, rows / 2, 0)
+    to_units = _affine(here, 2 / (2 * (width + left + right)), 0, 0, 0, 2 / (2 * (height + top + bottom)), 0)
+    matrix = to_units @ matrix @ _affine(here, columns / 2, 0, 0, 0, rows / 2, 0)
+
+    # All that the device gets: what is mirrored, the matrices, and what the network is told.
+    mirrored = noise.sent(torch.stack((parameters.xflip, parameters.yflip)).bool().reshape(2, -1, 1, 1, 1), images.device)
+    matrix, labels = (noise.sent(each, images.device) for each in (matrix, parameters.labels().to(images.dtype)))
+    for flips, axis in zip(mirrored, (3, 2), strict=True):
+        images = torch.where(flips, images.flip(axis), images)
+    padded = F.pad(images, (left, right, top, bottom), mode="reflect")
+    vertical, horizontal = (_band(size, images.dtype, images.device) for size in padded.shape[2:])
+    fine = vertical.T @ padded @ horizontal
     grid = F.affine_grid(matrix[:, :2], [*images.shape[:2], rows, columns], align_corners=False)
     moved = F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
     inner = slice(_PAD // 2, -_PAD // 2)
-    vertical, horizontal = (_band(size + _PAD, images)[inner] for size in (height, width))
-    return vertical @ moved @ horizontal.T, parameters.labels().to(images.dtype)
+    vertical, horizontal = (_band(size + _PAD, images.dtype, images.device)[inner] for size in (height, width))
+    return vertical @ moved @ horizontal.T, labels
 
 
-def _inverse(parameters: Parameters, images: torch.Tensor) -> torch.Tensor:
+def _inverse(parameters: Parameters, here: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """[n, 3, 3]: from a place in the result to its place in the image; pixels from the centre, x first."""
-    p, dtype = parameters, images.dtype
+    p, dtype = parameters, here.dtype
     scale, angle, aniso, axis, shift = (
         values.to(dtype) for values in (p.scale, p.angle, p.aniso, p.aniso_angle, p.translate)
     )
     zoom, stretch = torch.exp2(-0.2 * scale), torch.exp2(0.2 * aniso)
-    x, y = -shift[:, 0] * images.shape[3] / 8, -shift[:, 1] * images.shape[2] / 8
-    matrix = _affine(images, zoom, 0, 0, 0, zoom, 0) @ _rotation(images, angle)
-    across = _affine(images, 1 / stretch, 0, 0, 0, stretch, 0)
-    matrix = matrix @ _rotation(images, -axis) @ across @ _rotation(images, axis)
-    return matrix @ _affine(images, 1, 0, x, 0, 1, y)
+    x, y = -shift[:, 0] * width / 8, -shift[:, 1] * height / 8
+    matrix = _affine(here, zoom, 0, 0, 0, zoom, 0) @ _rotation(here, angle)
+    across = _affine(here, 1 / stretch, 0, 0, 0, stretch, 0)
+    matrix = matrix @ _rotation(here, -axis) @ across @ _rotation(here, axis)
+    return matrix @ _affine(here, 1, 0, x, 0, 1, y)
 
 
 def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
@@ -152,24 +155,25 @@ def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
     return [int(margin) for margin in needed.clamp(min=0).minimum(most).ceil().tolist()]
 
 
-def _affine(images: torch.Tensor, *entries: float | torch.Tensor) -> torch.Tensor:
-    """[n or 1, 3, 3] from the six entries of the upper rows: numbers, or tensors [n] like the images."""
-    tensors = [e if torch.is_tensor(e) else images.new_tensor(e) for e in (*entries, 0, 0, 1)]
+def _affine(here: torch.Tensor, *entries: float | torch.Tensor) -> torch.Tensor:
+    """[n or 1, 3, 3] from the six entries of the upper rows: numbers, or tensors [n] of the device and dtype of `here`."""
+    tensors = [e if torch.is_tensor(e) else here.new_tensor(e) for e in (*entries, 0, 0, 1)]
     return torch.stack(torch.broadcast_tensors(*tensors), dim=-1).reshape(-1, 3, 3)
 
 
-def _rotation(images: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    return _affine(images, angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0)
+def _rotation(here: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    return _affine(here, angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0)
 
 
-def _band(size: int, images: torch.Tensor) -> torch.Tensor:
+@lru_cache(256)  # one for each size that padding makes: they depend on nothing else
+def _band(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[size, 2 size]: row k is the filter around fine sample 2 k. It halves a signal; transposed, doubles it.
 
     A product and not a convolution, which on GPUs has ten bits of mantissa unless told otherwise.
     """
     tap = torch.arange(2 * size) - 2 * torch.arange(size)[:, None] + len(_SYM6) // 2 - 1
     inside = (tap >= 0) & (tap < len(_SYM6))
-    return torch.where(inside, torch.tensor(_SYM6, dtype=torch.float64)[tap * inside], 0).to(images)
+    return torch.where(inside, torch.tensor(_SYM6, dtype=torch.float64)[tap * inside], 0).to(dtype=dtype, device=device)
 
 
 # --- one transform for both sides ------------------------------------------------------------------------

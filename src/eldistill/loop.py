@@ -102,6 +102,7 @@ class Loop:
         self.rows: list[dict] = []
         self.seconds = {"wall": 0.0, "cpu": 0.0}
         self.stop_reason: str | None = None
+        self.writer = state.Writer()
         self._labels = None
         self._images: torch.Tensor | None = None
 
@@ -368,7 +369,7 @@ class Loop:
         tick_every = max(1, total // job.training.batch // job.ticks)
         wall, cpu, saved, since = time.perf_counter(), time.process_time(), time.monotonic(), time.monotonic()
         begun = time.monotonic()
-        with _signals(self):
+        with _signals(self), self.writer:
             while self.n_images < total:
                 self.iterate()
                 now = time.perf_counter(), time.process_time()
@@ -387,7 +388,7 @@ class Loop:
                 if self.across.size > 1:
                     stop, late = map(bool, self.across.largest(float(stop), float(late)))
                 if stop or late:
-                    self.save()
+                    self.save(wait=stop)
                     saved = time.monotonic()
                 wall, cpu = time.perf_counter(), time.process_time()
                 if stop and self.n_images < total:
@@ -452,8 +453,11 @@ class Loop:
             if late and hasattr(each.module, "warning") and (text := each.module.warning(own)):
                 self.job.say(f"warning: {each.name}: {text}")
 
-    def save(self) -> None:
-        """Write the state; of several processes the first one does, and any number of them can read it."""
+    def save(self, wait: bool = True) -> None:
+        """Write the state; of several processes the first one does, and any number of them can read it.
+
+        wait: until it is on the disk; otherwise the training goes on meanwhile.
+        """
         self._together()
         if self.across.rank:
             return
@@ -462,7 +466,9 @@ class Loop:
             "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.watch.sums, "rows": self.rows,
             "seconds": self.seconds, "memory": {s.name: s.memory for s in self.job.supplements},
         }  # fmt: skip
-        state.save(self.job.folder, state.pack(nets, self.optimisers), numbers)
+        self.writer.write(self.job.folder, state.pack(nets, self.optimisers), numbers)
+        if wait:
+            self.writer.wait()
 
     def _resume(self) -> None:
         found = state.load(self.job.folder)

@@ -18,6 +18,8 @@ from contextvars import ContextVar
 import numpy as np
 import torch
 
+from eldistill import philox
+
 VERSION = 1
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM, table 1
@@ -94,12 +96,18 @@ def sent(tensor: torch.Tensor, device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def computed_on(device) -> bool:
+    """Whether a device computes its own random bits; the CPU has numpy's."""
+    return torch.device(device).type != "cpu"
+
+
 class Draw:
     """The random numbers of images `first` … `first + size - 1` of a run.
 
     seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
-    Numbers are made on the CPU in float64 (Philox 4x64, Box-Muller) and then cast and moved, so that they
-    are the same on every device.
+    Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
+    are needed (eldistill.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
+    of float32, which is how far logarithm and cosine of two devices differ.
     """
 
     def __init__(self, seed: int, scope: str, first: int, size: int, device="cpu", dtype=torch.float32):
@@ -126,20 +134,36 @@ class Draw:
     def _bits(self, purpose: str, each: int) -> np.ndarray:
         return _bits(self.seed, f"{self.scope}/{purpose}", self.first, self.size, each)
 
+    def _words(self, purpose: str, each: int) -> torch.Tensor:
+        # Words of 32 bits, int64 [size, each], on the device.
+        if computed_on(self.device):
+            key = stream_key(self.seed, f"{self.scope}/{purpose}")
+            return philox.bits(key, self.first, self.size, each, self.device)
+        return sent(torch.from_numpy(self._bits(purpose, each).astype(np.int64)), self.device)
+
     def _tensor(self, values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(self.size, *shape)
         return sent(tensor.to(self.dtype), self.device)
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """U[0, 1), [size, *shape]."""
+        below = 1 - torch.finfo(self.dtype).eps / 2  # rounding to fewer bits must not reach 1
+        if computed_on(self.device):
+            words = self._words(purpose, math.prod(shape)).reshape(self.size, *shape)
+            return (words.double() / 2**32).to(self.dtype).clamp_(max=below)
         bits = self._bits(purpose, math.prod(shape))
-        # Rounding to fewer bits must not reach 1.
-        return self._tensor(bits.astype(np.float64) / 2**32, shape).clamp_(max=1 - torch.finfo(self.dtype).eps / 2)
+        return self._tensor(bits.astype(np.float64) / 2**32, shape).clamp_(max=below)
 
     def normal(self, purpose: str, *shape: int) -> torch.Tensor:
         """N(0, 1), [size, *shape], by Box-Muller; |value| < 6.7 (32-bit uniforms)."""
         each = math.prod(shape)
         pairs = (each + 1) // 2
+        if computed_on(self.device):
+            words = self._words(purpose, 2 * pairs).double()
+            radius = (-2 * ((words[:, :pairs] + 1) / 2**32).log()).sqrt()
+            angle = words[:, pairs:] * (2 * math.pi / 2**32)
+            both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+            return both[:, :each].to(self.dtype).reshape(self.size, *shape)
         bits = self._bits(purpose, 2 * pairs).astype(np.float64)
         radius = np.sqrt(-2 * np.log((bits[:, :pairs] + 1) / 2**32))
         angle = bits[:, pairs:] * (2 * np.pi / 2**32)
@@ -148,9 +172,8 @@ class Draw:
 
     def integers(self, purpose: str, high: int, *shape: int) -> torch.Tensor:
         """Uniform on 0 … high - 1, int64 [size, *shape]; the bias of the reduction is below high / 2^32."""
-        bits = self._bits(purpose, math.prod(shape)).astype(np.uint64)
-        values = ((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
-        return sent(torch.from_numpy(values).reshape(self.size, *shape), self.device)
+        # A word times high is below 2^63 for any number of images.
+        return (self._words(purpose, math.prod(shape)) * high >> 32).reshape(self.size, *shape)
 
 
 # --- dropout -------------------------------------------------------------------------------------------
@@ -170,8 +193,8 @@ _masks: ContextVar[_Masks | None] = ContextVar("masks", default=None)
 def masks(draw: Draw, purpose: str) -> Iterator[None]:
     """Dropout inside this block takes its masks from the images of `draw`: the same for the same images and order
     of layers, whatever the micro-batch, the process or the device."""
-    words = draw._bits(f"dropout/{purpose}", 2).astype(np.int64)
-    token = _masks.set(_Masks(sent(torch.from_numpy(words[:, 0] << 32 | words[:, 1]), draw.device)))
+    words = draw._words(f"dropout/{purpose}", 2)
+    token = _masks.set(_Masks(words[:, 0] << 32 | words[:, 1]))
     try:
         yield
     finally:
@@ -215,13 +238,32 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     if source is None or len(source.keys) != len(x):
         raise RuntimeError("dropout in training mode needs eldistill.noise.masks(draw, purpose) of the same images")
     source.calls += 1
-    place = torch.arange(x[0].numel(), device=x.device) + (source.calls << 40)
-    bits = _scramble(source.keys.to(x.device)[:, None] ^ _scramble(place)) & 0xFFFFFF
-    return x * (bits >= round(p * 2**24)).reshape(x.shape).to(x.dtype) / (1 - p)
+    each = x[0].numel()
+    place = _scramble(torch.arange(each, device=x.device) + (source.calls << 40))
+    keep = torch.empty(len(x), each, dtype=torch.bool, device=x.device)
+    keys, together = source.keys.to(x.device), AT_ONCE.get(x.device.type, 2**24) // max(each, 1)
+    step = len(x) if torch.compiler.is_compiling() else max(1, together)  # a compiler keeps no numbers in between
+    for start in range(0, len(x), step):
+        bits = _scramble(keys[start : start + step, None] ^ place)
+        keep[start : start + step] = bits.bitwise_and_(0xFFFFFF) >= round(p * 2**24)
+    return x * keep.reshape(x.shape).to(x.dtype) / (1 - p)
+
+
+# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at once), on a
+# GPU so many that their 256 MB do not grow with the layer.
+AT_ONCE = {"cpu": 2**16, "cuda": 2**24}
 
 
 def _scramble(x: torch.Tensor) -> torch.Tensor:
-    # The finaliser of MurmurHash3: 64-bit integers only, so every device gives the same bits.
+    # The finaliser of MurmurHash3, in place: 64-bit integers only, so every device gives the same bits.
+    high = torch.empty_like(x)
+
+    def fold() -> None:
+        torch.bitwise_right_shift(x, 33, out=high)
+        x.bitwise_xor_(high.bitwise_and_(0x7FFFFFFF))
+
     for factor in (-49064778989728563, -4265267296055464877):
-        x = (x ^ ((x >> 33) & 0x7FFFFFFF)) * factor
-    return x ^ ((x >> 33) & 0x7FFFFFFF)
+        fold()
+        x.mul_(factor)
+    fold()
+    return x

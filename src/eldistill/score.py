@@ -95,7 +95,7 @@ def augmented(batch: Batch, images: torch.Tensor, probability: float, purpose: s
     """Images after EDM's augmentation pipe and its labels [n, 9]; unchanged and None at probability 0."""
     if not probability:
         return images, None
-    return augment.edm_apply(images, augment.edm_parameters(batch.draw.under(purpose), probability))
+    return augment.edm_apply(images, augment.edm_parameters(batch.draw.under(purpose).on("cpu"), probability))
 
 
 def denoising(net, batch: Batch, images, mean: float, std: float, augmentation: float = 0.0, uncertainty: bool = False):

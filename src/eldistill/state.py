@@ -7,10 +7,12 @@ job loses no progress, and a changed number never continues an old run.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +101,63 @@ def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Pa
 def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
     """Write one state file; the one before is replaced only when the new one is complete."""
     save_tensors(path / "state.safetensors", tensors, numbers)
+
+
+class Writer:
+    """Writes states while the training goes on, one at a time: the loop waits for a copy of the tensors, not for a disk.
+
+    As a context it waits at its end for what is being written. A process that is killed meanwhile leaves the state before.
+    """
+
+    def __init__(self):
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+        """Copy tensors and numbers as they are now and write them behind the back of the caller. Raises what the write before
+        this one raised."""
+        self.wait()
+        arguments = path, self._copied(tensors), copy.deepcopy(numbers)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="state")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what writing raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+        try:
+            save(path, tensors, numbers)
+        except BaseException as error:
+            self._error = error
+
+    def _copied(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # Into buffers that are kept from one state to the next: pinning memory takes as long as filling it.
+        devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
+        for name, tensor in tensors.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device in devices)
+                self._buffers[name] = buffer
+            buffer.copy_(tensor.detach(), non_blocking=True)
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return {name: self._buffers[name] for name in tensors}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:  # what ended the training is said, not what the disk says besides
+            self._thread.join()
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:

@@ -25,7 +25,7 @@ def critic_terms(nets: dict, batch: Batch, images, numbers) -> dict[str, torch.T
     x, labels = batch.real("image")
     augment_labels = None
     if numbers.augment:
-        x, augment_labels = augment.edm_apply(x, augment.edm_parameters(batch.draw, numbers.augment))
+        x, augment_labels = augment.edm_apply(x, augment.edm_parameters(batch.draw.on("cpu"), numbers.augment))
     sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
     epsilon = batch.draw.normal("epsilon", *batch.shape)
     loss = noise.denoising_loss(nets["teacher"], x, labels, sigma, epsilon, augment_labels)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random numbers computed in tensors: numpy's bits, and normals within a unit in the last place."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from eldistill import noise, philox
+
+MASK = 2**64 - 1
+
+
+def unsigned(x: torch.Tensor) -> list[int]:
+    return [value & MASK for value in x.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_products_are_those_of_whole_numbers(seed):
+    draw = random.Random(seed)
+    edges = [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, MASK]
+    numbers = edges + [draw.getrandbits(draw.randint(1, 64)) for _ in range(200)]
+    x = torch.tensor([philox.signed(each) for each in numbers])
+    for factor in (*edges, *philox.FACTORS, draw.getrandbits(64)):
+        high, low = philox.product(x, factor)
+        assert unsigned(high) == [each * factor >> 64 for each in numbers]
+        assert unsigned(low) == [each * factor & MASK for each in numbers]
+
+
+@pytest.mark.parametrize("first", [0, 1, 10**7, 2**40])
+@pytest.mark.parametrize("each", [1, 2, 7, 8, 9, 35, 3072])
+def test_bits_are_numpys(first, each):
+    for seed in (0, 11):
+        wanted = noise._bits(seed, "generator/z", first, 3, each)
+        found = philox.bits(noise.stream_key(seed, "generator/z"), first, 3, each, "cpu")
+        assert found.dtype == torch.int64 and np.array_equal(found.numpy(), wanted)
+
+
+def test_known_answers():
+    """The published vector of the zero counter and key (Random123), and one with all bits of the key set by numpy."""
+    zeros = [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
+    assert [unsigned(word)[0] for word in philox.block(torch.zeros(1, dtype=torch.int64), 0)] == zeros
+    generator = np.random.Philox(key=2**128 - 1)
+    found = philox.block(torch.arange(1, 4), 2**128 - 1)
+    assert [unsigned(word)[i] for i in range(3) for word in found] == generator.random_raw(12).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_device_draws_what_the_cpu_draws(monkeypatch, dtype):
+    """Through the tensor path on the CPU: whole numbers and uniforms to the bit, normals within a unit in the last place of
+    float32, the keys of dropout too; a slice has the numbers of the whole."""
+
+    def drawn() -> dict[str, torch.Tensor]:
+        draw = noise.Draw(5, "generator", 1000, 6, dtype=dtype)
+        with noise.masks(draw, "images"):
+            masks = noise.dropout(torch.ones(6, 40, dtype=torch.float64), 0.3)
+        return {"u": draw.uniform("u", 3, 5), "i": draw.integers("i", 1_281_167, 4), "z": draw.normal("z", 3, 7, 7),
+                "part": draw[2:4].normal("z", 3, 7, 7), "masks": masks}  # fmt: skip
+
+    wanted = drawn()
+    monkeypatch.setattr(noise, "computed_on", lambda device: True)
+    found = drawn()
+    for name in ("u", "i", "masks"):
+        assert torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype
+    for name in ("z", "part"):
+        error = (found[name].double() - wanted[name].double()).abs()
+        last = torch.finfo(torch.float32 if dtype == torch.float64 else dtype).eps
+        assert found[name].dtype == dtype and bool((error <= last * wanted[name].double().abs()).all())
+    assert torch.equal(found["part"], found["z"][2:4])
+
+
+def test_only_the_cpu_has_numpys():
+    assert not noise.computed_on("cpu") and noise.computed_on("cuda") and noise.computed_on("cuda:1")
