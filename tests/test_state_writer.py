@@ -48,7 +48,11 @@ def test_states_follow_each_other(tmp_path):
     """Buffers are used again, also when a tensor changes its shape or another one comes."""
     with state.Writer() as writer:
         for step, shape in enumerate([(3,), (3,), (2, 2), (1,)]):
-            writer.write(tmp_path, {"w": torch.full(shape, float(step)), **({"b": torch.ones(1)} if step > 1 else {})}, {"n": step})
+            writer.write(
+                tmp_path,
+                {"w": torch.full(shape, float(step)), **({"b": torch.ones(1)} if step > 1 else {})},
+                {"n": step},
+            )
     tensors, numbers = state.load(tmp_path)
     assert numbers == {"n": 3} and tensors["w"].tolist() == [3.0] and set(tensors) == {"w", "b"}
 

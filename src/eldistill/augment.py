@@ -117,7 +117,9 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     matrix = to_units @ matrix @ _affine(here, columns / 2, 0, 0, 0, rows / 2, 0)
 
     # All that the device gets: what is mirrored, the matrices, and what the network is told.
-    mirrored = noise.sent(torch.stack((parameters.xflip, parameters.yflip)).bool().reshape(2, -1, 1, 1, 1), images.device)
+    mirrored = noise.sent(
+        torch.stack((parameters.xflip, parameters.yflip)).bool().reshape(2, -1, 1, 1, 1), images.device
+    )
     matrix, labels = (noise.sent(each, images.device) for each in (matrix, parameters.labels().to(images.dtype)))
     for flips, axis in zip(mirrored, (3, 2), strict=True):
         images = torch.where(flips, images.flip(axis), images)
