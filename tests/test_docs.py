@@ -77,6 +77,15 @@ def test_rules_and_keys_of_the_cluster_page_exist():
             assert all(f'"{key}"' in read or f".{key}" in read for key in values), values
 
 
+def test_the_commands_of_the_quickstart_are_those_of_the_rehearsal():
+    """What the page shows with its output is typed, to the letter, by tests/slurm/rehearsal.py."""
+    typed = (ROOT / "tests/slurm/rehearsal.py").read_text(encoding="utf-8")
+    section = PAGES["cluster.md"].split("## The three commands")[1].split("\n## ")[0]
+    shown = re.findall(r"^\$ (?:SNAKEMAKE_PROFILE=slurm )?(.+)$", section, re.M)
+    assert shown == ["snakemake --profile slurm all", "dvc repro", "dvc repro", "dvc metrics diff"]
+    assert not [command for command in shown if f'("{command}"' not in typed]
+
+
 # --- gpu-day ----------------------------------------------------------------------------------------------
 
 

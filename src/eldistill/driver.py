@@ -15,9 +15,7 @@ from eldistill.files import Problem
 from eldistill.recipes import Step
 
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
-IMAGE = (
-    os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"
-)  # what jobs run inside, if the user wants that
+IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to
 DEFINITION = "profiles/slurm-apptainer/eldistill.def"
 
 

@@ -22,7 +22,11 @@ import accounting
 import cluster
 import project as projects
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.lacking()), reason=cluster.lacking() or "all there")]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(cluster.lacking()), reason=cluster.lacking() or "all there"),
+]
 PAGE = (cluster.ROOT / "docs/cluster.md").read_text(encoding="utf-8")
 TEACHER, IMAGES = "data/teachers/digits-smoke/teacher.safetensors", "data/sets/digits/images.safetensors"
 QUICK = {"OMP_NUM_THREADS": "1", "ELDISTILL_SUITE": "smoke", "LINE_OF_A_MODULE": "loaded"}
