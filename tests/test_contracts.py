@@ -721,8 +721,8 @@ def parts(name: str) -> set[str]:
     return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.glob(f"{name}/*.py")}
 
 
-BOTTOM = {"mmd", "noise", "augment", "params", "schema", "recipes", "files", "fetching", "networks", "identity", "hashes", "listing",
-          "sourcelock", "records"} | parts("networks")  # fmt: skip
+BOTTOM = {"mmd", "noise", "philox", "augment", "params", "schema", "recipes", "files", "fetching", "networks", "identity", "hashes",
+          "listing", "sourcelock", "records"} | parts("networks")  # fmt: skip
 ABOVE = {"loop", "distil", "steps", "evaluate", "tables", "state", "__main__", "sampling", "judges", "helptext"}
 
 

@@ -47,9 +47,9 @@ class Ending(loop.Loop):
                 raise Interrupted
             self.stop_reason = "stopped by the test"
 
-    def save(self) -> None:
+    def save(self, wait: bool = True) -> None:
         if self.saved_at is None or self.iteration <= self.saved_at:
-            super().save()
+            super().save(wait)
 
 
 def job_of(bench, folder: str, supplements: dict, **others) -> loop.Job:

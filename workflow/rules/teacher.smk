@@ -14,9 +14,9 @@ rule train_teacher:
         "data/scratch/logs/teacher/{teacher}.log",
     benchmark:
         "data/scratch/benchmarks/teacher/{teacher}.jsonl"
-    priority: 10  # everything waits for it
     wildcard_constraints:
         teacher=rf"(?!(?:{THEIRS})/)[^/]+",
+    priority: 10  # everything waits for it
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
@@ -36,9 +36,9 @@ rule convert_teacher:
         "data/teachers/{teacher}/teacher.safetensors.recipe",
     log:
         "data/scratch/logs/teacher/{teacher}.log",
-    priority: 10  # everything waits for it
     wildcard_constraints:
         teacher=THEIRS,
+    priority: 10  # everything waits for it
     resources:
         mem_mb=at_most_thrice(16000),
         runtime=120,

@@ -24,7 +24,14 @@ from eldistill.networks.precond import EDMPrecond
 VERSION = 2
 NOISE = 1000.0  # their label of the noise over EDM's
 GROUPS = 32  # of every group normalisation
-TINY = {"model_channels": 32, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+TINY = {
+    "model_channels": 32,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+    "num_head_channels": 32,
+}
 # The published network of ImageNet at 64 pixels, by all that shapes say of it, and what they do not say.
 PUBLISHED = {
     "img_channels": 3, "label_dim": 1000, "model_channels": 192, "channel_mult": [1, 2, 3, 4], "channel_mult_emb": 4,
