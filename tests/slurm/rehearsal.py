@@ -83,6 +83,8 @@ def first(here: Folder, slurm: cluster.Slurm, asked: list[str]) -> None:
     expect(f"{len(wanted)} files were fetched, each once", sorted(fetched) == sorted(wanted))
     jobs = slurm.jobs()
     gpus = [job for job in jobs if "gpu:1" in job["gpus"]]
+    right = all(job["partition"] == ("gpu" if job in gpus else "cpu") for job in jobs)
+    expect("each with a GPU in the partition of GPUs, the others in the other", right)
     expect(f"{len(jobs)} jobs of Slurm, {len(gpus)} of them with a GPU, all completed without network",
            {job["state"] for job in jobs} == {"COMPLETED"})  # fmt: skip
     print((here.path / "data/tables/rehearsal/main.md").read_text(encoding="utf-8"))
