@@ -122,6 +122,12 @@ def changed(here: Folder) -> None:
     expect("the experiment is kept", "narrower" in here.type("dvc exp list", shown=3))
 
 
+def students(here: Folder) -> None:
+    """A published one-step student beside its authors' figure, by the same ruler."""
+    said = here.type("python -m eldistill check sid-cifar10-uncond --n 20 --batch 20", shown=1)
+    expect("a student of SiD is read and measured", "fd20_inception_edmref" in said and "fid 1.923" in said)
+
+
 def main() -> int:
     """See above."""
     if absent := cluster.lacking():
@@ -145,6 +151,7 @@ def main() -> int:
                 first(here, slurm, server.asked)
                 recorded(here, Path(folder) / "elsewhere")
                 changed(here)
+                students(here)
             except Failed as failed:
                 print(f"\neldistill: the rehearsal failed: {failed}", file=sys.stderr)
                 if keep := os.environ.get("ELDISTILL_KEEP"):
