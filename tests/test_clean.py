@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from project import tracked
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
+from toys import OneOfTwo
 
 from eldistill import __main__, clean, evaluate, features, fid, files, metrics, params, recipes, results, sampling
-from eldistill.distributed import Alone
 from eldistill.files import Problem, save_tensors
 from eldistill.spaces import inception_clean
 
@@ -183,17 +183,8 @@ def test_the_first_block_is_made_once_for_both_figures():
     assert {name: found[name] for name in plain} == plain and set(found) - set(plain) == {"fid30_clean", "kid30_clean"}
 
 
-class Half(Alone):
+class Half(OneOfTwo):
     """One of two processes; the second one is asked first, and hands over what it has."""
-
-    size = 2
-
-    def __init__(self, rank: int, other: list):
-        self.rank, self.other = rank, other
-
-    def rows(self, batch: int, group: int = 1) -> slice:
-        units = -(-batch // group)
-        return slice(units * self.rank // 2 * group, min(batch, units * (self.rank + 1) // 2 * group))
 
     def _met(self, value, together):
         if not self.rank:

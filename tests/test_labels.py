@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_data import build
 
 from eldistill import __main__, archives, containers, data, identity, labels, listing, packing, params, sampling
 from eldistill.files import Problem
@@ -49,14 +50,7 @@ def tree(names, table=None, kind: str = "folder", at: str = "") -> str:
     contents = {name: png(index) if name.endswith(".png") else b"x" for index, name in enumerate(names)}
     if table is not None:
         contents[f"{at}dataset.json"] = table if isinstance(table, bytes) else json.dumps({"labels": table}).encode()
-    if kind == "zip":
-        with zipfile.ZipFile("source.zip", "w") as archive:
-            for name, content in contents.items():
-                archive.writestr(name, content)
-        return "source.zip"
-    for name, content in contents.items():
-        put(f"source/{name}", content)
-    return "source"
+    return build(contents, kind)
 
 
 def packed(path: str = "source", **keys) -> tuple[dict, list[str]]:

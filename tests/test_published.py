@@ -13,9 +13,9 @@ import conftest
 import numpy as np
 import pytest
 import torch
+from toys import OneOfTwo
 
 from eldistill import data, evaluate, features, fid, metrics, params, published, recipes
-from eldistill.distributed import Alone
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -84,17 +84,8 @@ def test_blocks_follow_each_other_and_the_mean_is_the_figure():
     assert set(one) == {"fid100_x", "fid100_x_min", "fid100_x_block1"}
 
 
-class Half(Alone):
+class Half(OneOfTwo):
     """One of two processes, the other of which has been asked before."""
-
-    size = 2
-
-    def __init__(self, rank: int, other: list):
-        self.rank, self.other = rank, other
-
-    def rows(self, batch: int, group: int = 1) -> slice:
-        units = -(-batch // group)
-        return slice(units * self.rank // 2 * group, min(batch, units * (self.rank + 1) // 2 * group))
 
     def sum_of(self, value):
         if self.rank:

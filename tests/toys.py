@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from eldistill import contract, noise
+from eldistill.distributed import Alone
 
 DATA = Path(__file__).parent / "data" / "methods"
 
@@ -119,3 +120,16 @@ class Scaled(nn.Module):
         level = sigma.reshape(-1, 1, 1, 1)
         c_skip, c_out, c_in, _ = noise.precondition(level, self.sigma_data, self.boundary)
         return c_skip * x + c_out * self.scale.to(x.dtype) * self.function(c_in * x, level)
+
+
+class OneOfTwo(Alone):
+    """One of two processes that share images; `other` carries what the other one has to say."""
+
+    size = 2
+
+    def __init__(self, rank: int, other: list):
+        self.rank, self.other = rank, other
+
+    def rows(self, batch: int, group: int = 1) -> slice:
+        units = -(-batch // group)
+        return slice(units * self.rank // 2 * group, min(batch, units * (self.rank + 1) // 2 * group))
