@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, networks, noise, params, schema, state
+from eldistill import contract, loop, networks, noise, params, recipes, schema, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import Problem
 
@@ -618,7 +618,7 @@ def test_numbers_are_declared(kind, file):
             setattr(numbers, field.name, field.default)
     with pytest.raises(dataclasses.FrozenInstanceError):
         numbers.another = 1
-    assert isinstance(module.VERSION, int)
+    assert module.RECIPE == (f"{kind}/{file}", recipes.version(f"{kind}/{file}"))
 
 
 @with_every

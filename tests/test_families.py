@@ -555,7 +555,7 @@ import torch
 from eldistill.ensemble import conv
 from eldistill.schema import number
 
-VERSION = 3
+RECIPE = ("ensemble/fourier", 3)
 
 @dataclass(frozen=True)
 class Numbers:

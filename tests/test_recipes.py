@@ -348,7 +348,8 @@ def test_every_module_names_what_it_is_built_on():
     for module in recipes.versions():
         if module.startswith(("methods/", "supplements/")) and module in recipes.USES:
             named = set(recipes.USES[module])
-            below = named | {each for name in named for each in recipes.USES.get(name, ())} | set(recipes.USES["loop"])
+            below = named | {each for name in named for each in recipes.USES.get(name, ())}
+            below |= {"loop", *recipes.USES["loop"]}  # which every run counts
             assert set(recipes._imported(module)) <= below, module
 
 
@@ -384,10 +385,75 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
         assert {name.split("/")[2] for name in changed} == {"regression", "regression+el"}
 
 
+# Files that cannot change a result: they name, plan, fetch, check, show or wait. All others have a RECIPE or a COVERED_BY.
+WITHOUT_RESULTS = {
+    "__init__", "__main__", "cluster", "cost", "doctor", "driver", "ensemble/__init__", "export", "fetching", "files", "freshness",
+    "gpus", "hashes", "helptext", "identity", "methods/__init__", "params", "planned", "recipes", "records", "schema", "sheets",
+    "sourcelock", "spaces/__init__", "supplements/__init__", "teacher/__init__", "tools",
+}  # fmt: skip
+
+
+def test_every_file_says_who_it_is_in_recipes():
+    """A new file of the package has a RECIPE, or a COVERED_BY, or is named above: exactly one of the three."""
+    files = {path.relative_to(schema.PACKAGE).with_suffix("").as_posix() for path in schema.PACKAGE.rglob("*.py")}
+    groups = set(recipes.named_files()), set(recipes.covered()), WITHOUT_RESULTS
+    assert set().union(*groups) == files and sum(map(len, groups)) == len(files)
+    for file in files:  # what the search of the text finds is what the file says
+        name = recipes.literal(file, "RECIPE", (None,))[0]
+        assert (name, recipes.literal(file, "COVERED_BY")) == (
+            recipes.named_files().get(file),
+            recipes.covered().get(file),
+        ), file
+    assert set(recipes.covered().values()) <= set(recipes.versions())
+
+
+def package(monkeypatch, tmp_path, texts):
+    """A package of these files in place of the shipped one."""
+    for file, text in texts.items():
+        path = tmp_path / f"{file}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
+
+
+@pytest.mark.parametrize(("texts", "sentence"), [
+    ({"a": 'RECIPE = ("x", 1)\n', "b": 'RECIPE = ("x", 2)\n'}, r"b\.py and src/eldistill/a\.py both have the name 'x'"),
+    ({"methods/b": 'RECIPE = ("methods/a", 1)\n'}, r'expected a name.*such as RECIPE = \("methods/b", 1\); here the name is'),
+    ({"a": 'RECIPE = ("x", "1")\n'}, r'a\.py has RECIPE = \("x", "1"\); expected a name and a whole number'),
+    ({"a": 'RECIPE = ("x", True)\n'}, r"expected a name and a whole number"),
+    ({"a": "RECIPE = (\n    'x', 1)\n"}, r"on one line"),
+    ({"a": 'RECIPE = print("x")\n'}, r"expected a name and a whole number"),
+    ({"a": 'COVERED_BY = "x"\n'}, r"a\.py has COVERED_BY = 'x'; expected the name in the RECIPE of another"),
+    ({"a": 'RECIPE = ("x", 1)\n', "b": 'COVERED_BY = "x"\n', "c": 'COVERED_BY = "b"\n'}, r"c\.py has COVERED_BY = 'b'"),
+    ({"a": 'RECIPE = ("x", 1)\nCOVERED_BY = "x"\n'}, r"no RECIPE beside it"),
+    ({"a": "COVERED_BY = 1\n"}, r"a\.py has COVERED_BY = 1; expected the name"),
+])  # fmt: skip
+def test_a_name_that_is_not_one_is_refused_in_one_sentence(monkeypatch, tmp_path, texts, sentence):
+    package(monkeypatch, tmp_path, texts)
+    with pytest.raises(Problem, match=sentence):
+        recipes.versions()
+
+
+def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
+    """A new method is retired by the names of the modules it imports, wherever they lie; files without results do not count."""
+    package(monkeypatch, tmp_path, {
+        "losses/score": 'RECIPE = ("score", 4)\n', "mixed": 'COVERED_BY = "loop"\n', "training/loop": 'RECIPE = ("loop", 2)\n',
+        "networks/__init__": 'COVERED_BY = "draws"\n', "draws": 'RECIPE = ("draws", 1)\n', "files": "",
+        "methods/new": "from eldistill import files\nfrom eldistill.losses import score\nfrom eldistill.losses.score import x\n"
+                       "from eldistill.mixed import y\nfrom eldistill.networks import build\n"
+                       'RECIPE = ("methods/new", 1)\n',
+    })  # fmt: skip
+    recipes._imported.cache_clear()
+    try:
+        assert recipes.uses("methods/new") == ("draws", "loop", "score")
+    finally:
+        recipes._imported.cache_clear()
+
+
 def test_every_module_of_a_recipe_has_a_literal_version():
     modules = {module for suite in SHIPPED["suites"] for step in steps(suite=suite).values() for module in step.modules}
     assert len(modules) > 10 and all(isinstance(recipes.version(module), int) for module in modules)
-    with pytest.raises(LookupError, match="files.py has no literal VERSION"):
+    with pytest.raises(Problem, match=r"no module .* has the name 'files' in its RECIPE; add"):
         recipes.version("files")
 
 

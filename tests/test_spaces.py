@@ -95,7 +95,7 @@ def test_the_recipe_of_a_space_names_its_file():
     here = plan(features=["efficientnet-lite0-96", "judge-a"])
     step = here.evaluation(here.params.run("digits/di/el/0"))
     versions = {each.name: json.loads(each.recipe)["versions"] for each in step.upstream if "/reference-" in each.name}
-    assert versions["digits/reference-efficientnet-lite0-96"]["spaces/efficientnet"] == efficientnet.VERSION
+    assert versions["digits/reference-efficientnet-lite0-96"]["spaces/efficientnet"] == efficientnet.RECIPE[1]
     assert "spaces/efficientnet" not in versions["digits/reference-judge-a"]
     assert here.find("data", "digits/reference-efficientnet-lite0-96").outputs == (
         "data/sets/digits/reference-efficientnet-lite0-96.npz",
@@ -136,7 +136,7 @@ def test_a_new_space_is_one_file(tmp_path, monkeypatch):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
     (tmp_path / "spaces/mean.py").write_text(
-        "VERSION = 1\nNAMES = ('mean',)\n\ndef load(name, device='cpu'):\n"
+        "RECIPE = ('spaces/mean', 1)\nNAMES = ('mean',)\n\ndef load(name, device='cpu'):\n"
         "    return lambda images: images.float().mean((2, 3))\n"
     )
     import eldistill.spaces

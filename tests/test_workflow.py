@@ -177,6 +177,7 @@ def test_a_new_method_is_one_file_and_one_section(project):  # noqa: F811
     source = (clone.path / "src/eldistill/methods/diff_instruct.py").read_text()
     other = source.replace("difference / len(images))", "difference * 0.5 / len(images))")
     assert other != source
+    other = other.replace('RECIPE = ("methods/diff_instruct"', 'RECIPE = ("methods/another"')
     (clone.path / "src/eldistill/methods/another.py").write_text(other)
     clone.edit("distil", "methods", "another", value={"file": "another", "n_images": 64, "batch": 32})
     clone.edit(

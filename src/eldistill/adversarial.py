@@ -16,7 +16,7 @@ from eldistill.head import Head as Head
 from eldistill.head import add_head as add_head
 from eldistill.score import grid_sigma
 
-VERSION = 1
+RECIPE = ("adversarial", 1)
 
 
 def logits(net: nn.Module, batch: Batch, images: torch.Tensor, labels, bins: int, purpose: str) -> torch.Tensor:

@@ -18,6 +18,8 @@ from eldistill.files import Problem
 from eldistill.folders import read_folder
 from eldistill.packing import counted
 
+COVERED_BY = "latents"
+
 
 def write_zip(pack: str | Path, path: str | Path, parts=("train", "heldout")) -> int:
     """The images of a packed file as a zip that EDM's code reads: PNGs, nothing compressed, labels in dataset.json; of

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from eldistill import noise
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("augment", 1)
 
 EDM_LABELS = 9  # width of the labels of EDM's pipe: the network's augment_dim
 

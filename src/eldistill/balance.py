@@ -11,7 +11,7 @@ import math
 
 from eldistill.contract import Weight
 
-VERSION = 1
+RECIPE = ("balance", 1)
 LOW, HIGH = 1e-12, 1e12  # of the ratio: what rounding leaves of a loss that has vanished is not blown up for ever
 
 

@@ -11,7 +11,7 @@ from eldistill.comparisons import compared, paired, summary
 from eldistill.files import Problem
 from eldistill.results import Result, Study, arms_of, identity, short
 
-VERSION = 2  # pooled over the seeds and the metric that all settings share; an answer for every arm
+RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:

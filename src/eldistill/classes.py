@@ -18,7 +18,7 @@ from eldistill import data
 from eldistill.files import Problem
 from eldistill.noise import Draw
 
-VERSION = 1
+RECIPE = ("classes", 1)
 MOST_ROWS = 20  # of a grid: of more classes as many, evenly chosen
 NAME_LETTERS = 14  # of a name beside its row
 

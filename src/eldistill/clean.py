@@ -25,7 +25,7 @@ from eldistill.features import chunks, embed
 from eldistill.fid import Moments
 from eldistill.files import Problem, atomic
 
-VERSION = 1
+RECIPE = ("clean", 1)
 SPACE = "inception-clean"
 MOST = 50_000  # images a side whose features are kept for KID: 410 MB
 SEED = 0  # of KID's subsets

@@ -13,7 +13,7 @@ from eldistill import inference
 from eldistill.files import Problem
 from eldistill.results import COSTS, Result, Study, arms_of, identity, one_device, short
 
-VERSION = 2  # savings are paired by seed and need two; no threshold from runs that do not fall
+RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
 
 
 def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:

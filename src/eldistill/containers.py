@@ -18,6 +18,7 @@ from typing import BinaryIO
 from eldistill import listing
 from eldistill.files import Problem, atomic
 
+COVERED_BY = "folders"
 LARGEST = 1 << 30  # bytes of one file: a zip can name more than any memory has
 
 

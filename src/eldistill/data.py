@@ -17,7 +17,7 @@ from eldistill import latents
 from eldistill.files import NonFinite, Problem, map_tensors
 from eldistill.noise import Draw, sent
 
-VERSION = 2
+RECIPE = ("data", 2)
 SIGMA_DATA = 0.5
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, median
 from eldistill.files import Problem
 from eldistill.results import arms_of, ended_no_better, identity, short
 
-VERSION = 2  # curves of one point do not diverge; names of data settings
+RECIPE = ("diagnostics", 2)  # curves of one point do not diverge; names of data settings
 COLLAPSE = 0.5  # of the real trace of covariance, in the members' features
 SPIKE = 3.0  # times the run's own median of the gradient's norm
 

@@ -26,7 +26,7 @@ from eldistill.files import Problem
 from eldistill.noise import Draw
 from eldistill.teacher import train
 
-VERSION = 2
+RECIPE = ("distil", 2)
 
 
 def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, whole: dict | None = None) -> loop.Loop:

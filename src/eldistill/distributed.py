@@ -25,6 +25,7 @@ from torch import distributed
 
 from eldistill.files import Problem
 
+COVERED_BY = "loop"
 MEMORY = 76  # exit code of a process whose device has too little memory
 GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
 

@@ -20,7 +20,7 @@ from eldistill.features import chunks, embed, embed_all
 from eldistill.files import Problem, atomic
 from eldistill.metrics import FLOAT, count_name, measure, measure_labelled, moments
 
-VERSION = 2  # precision and recall take images evenly, not the first ones
+RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the first ones
 
 # --- references ---------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature spaces by name, and features of any iterable of uint8 images. A change here raises VERSION of evaluate.py, whose
+"""Feature spaces by name, and features of any iterable of uint8 images. A change here raises the version of evaluate.py, whose
 references are made of it."""
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from eldistill import judges, schema
 from eldistill.files import Problem
 from eldistill.metrics import FLOAT
+
+COVERED_BY = "evaluate"
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:

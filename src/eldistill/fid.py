@@ -14,7 +14,7 @@ from eldistill import metrics
 from eldistill.features import embed
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("fid", 1)
 
 
 def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:

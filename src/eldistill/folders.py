@@ -20,7 +20,7 @@ from eldistill.files import Problem
 from eldistill.listing import Listing
 from eldistill.pictures import Rules
 
-VERSION = 1
+RECIPE = ("folders", 1)
 
 
 @dataclass(frozen=True)

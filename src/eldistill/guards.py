@@ -11,6 +11,7 @@ import torch
 from eldistill.contract import Progress
 from eldistill.files import NonFinite
 
+COVERED_BY = "loop"
 Parts = Iterable[tuple[str, torch.Tensor]]
 
 

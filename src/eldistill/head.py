@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from eldistill.files import Problem
 from eldistill.networks import layers
 
-VERSION = 1
+RECIPE = ("head", 1)
 
 
 class Head(nn.Module):

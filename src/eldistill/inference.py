@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-VERSION = 1
+RECIPE = ("inference", 1)
 
 
 def interval(deltas: Sequence[float], confidence: float) -> tuple[float | None, float | None]:

@@ -18,7 +18,7 @@ from eldistill.files import load_tensors, save_tensors
 from eldistill.metrics import softmax
 from eldistill.noise import stream_seed
 
-VERSION = 1
+RECIPE = ("judges", 1)
 BODIES = {"a": "conv", "b": "mlp"}
 
 

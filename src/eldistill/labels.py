@@ -19,7 +19,7 @@ from eldistill.containers import LARGEST, Container
 from eldistill.files import Problem
 from eldistill.listing import Listing
 
-VERSION = 1
+RECIPE = ("labels", 1)
 TRAINING = {"train", "training"}
 SPLITS = TRAINING | {"val", "valid", "validation", "dev", "test", "testing"}
 

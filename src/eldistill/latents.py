@@ -22,7 +22,7 @@ import torch
 from eldistill import fetching, files, listing, weights
 from eldistill.files import NonFinite, Problem
 
-VERSION = 1
+RECIPE = ("latents", 1)
 SIGMA_DATA = 0.5
 CHUNK = 4  # images that are decoded at once: at 512 pixels each takes a gigabyte or two
 # The architecture of sd-vae-ft-mse: 8 times fewer pixels a side, 4 channels.

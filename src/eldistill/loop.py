@@ -26,7 +26,7 @@ from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
 
-VERSION = 1
+RECIPE = ("loop", 1)
 QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # in log.csv, but not in the status line
 
 

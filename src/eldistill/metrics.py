@@ -15,7 +15,7 @@ import numpy as np
 
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("metrics", 1)
 FLOAT = np.float64
 GROUPS = 20  # of the jackknife
 WIDE = 128  # features beyond which the jackknife's 420 decompositions would cost minutes

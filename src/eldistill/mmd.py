@@ -10,7 +10,7 @@ import torch
 
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("mmd", 1)
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median squared distance
 

@@ -20,7 +20,7 @@ import torch
 
 from eldistill import philox
 
-VERSION = 1
+RECIPE = ("noise", 1)
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM, table 1
 

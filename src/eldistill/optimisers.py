@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimiser of a network, its learning rate, and the weight of the running average.
 
-A change of results here raises the VERSION of eldistill.loop.
+A change of results here raises the version in the RECIPE of eldistill.loop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections import defaultdict
 import torch
 
 from eldistill.contract import Progress
+
+COVERED_BY = "loop"
 
 
 class RAdam(torch.optim.RAdam):

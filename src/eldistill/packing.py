@@ -2,7 +2,7 @@
 """From a source to a pack: the readers of data sets, one image in memory where they are large.
 
 To add a kind of source, add a reader: a function of the data section that returns (images, labels, held-out images, held-out
-labels), or a Stream (folders.py) of what memory may not hold. A change here that changes packs raises VERSION in data.py.
+labels), or a Stream (folders.py) of what memory may not hold. A change here that changes packs raises the version in the RECIPE of data.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from eldistill.files import Problem, grow_tensors, save_tensors
 from eldistill.folders import Stream, read_folder, read_latents
 from eldistill.labels import count, renumber
 
+COVERED_BY = "data"
 # Images of the official data sets. A setting whose `count` names one is packed only if its source has as many.
 COUNTS = {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

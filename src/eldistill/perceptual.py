@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from eldistill.files import Problem, load_tensors
 from eldistill.weights import FLOATS, finite
 
-VERSION = 1
+RECIPE = ("perceptual", 1)
 # VGG-16's convolutions, in five stages; 2x2 pooling stands between two stages.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 POOLINGS = {"max": F.max_pool2d, "average": F.avg_pool2d}

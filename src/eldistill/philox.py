@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+COVERED_BY = "noise"
 LOW = 0xFFFFFFFF
 FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # by which the two words of the key grow from round to round

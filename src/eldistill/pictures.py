@@ -21,7 +21,7 @@ import numpy as np
 from eldistill.containers import Container
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("pictures", 1)
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 GREY, COLOUR, PALETTE = {"1", "L"}, {"RGB", "RGBX", "CMYK", "YCbCr"}, {"P", "PA"}
 ALPHA = {"LA", "La", "RGBA", "RGBa", "PA"}  # with a plane of opacity

@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from eldistill.files import Problem, atomic
 from eldistill.results import COSTS, PARTS, TEACHER, Result, arms_of, is_reason, named, one_device, short
 
-VERSION = 4  # colours and labels of one seed; names follow each data setting; legends are whole
+RECIPE = ("plots", 4)  # colours and labels of one seed; names follow each data setting; legends are whole
 
 SAMPLE_ROWS = 4
 # Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.

@@ -27,7 +27,12 @@ from eldistill.schema import PACKAGE, spaces
 
 SCRATCH = "data/scratch"
 STATE = f"{SCRATCH}/state"
-# Modules that others are built on: raising their VERSION retires what those made.
+# A module says in a literal who it is in recipes: RECIPE = (name, version). The name stays when the file moves, and the version is
+# raised when a change of code changes results. A file without one that can change results names a module whose version is raised
+# for it: COVERED_BY = name.
+SAID = re.compile(r"^(RECIPE|COVERED_BY) = (.*)$", re.MULTILINE)
+PLUG_INS = ("methods", "supplements", "ensemble", "spaces", "networks")  # where a name is folder/file
+# Modules that others are built on, by name: raising their version retires what those made.
 USES = {
     "loop": ("noise",),
     "networks/song": ("networks/layers", "networks/precond"),
@@ -81,35 +86,102 @@ def uses(module: str) -> tuple[str, ...]:
 def _imported(module: str) -> tuple[str, ...]:
     if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
         return ()
-    there, found = set(_versioned()), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+    counted, found = {**named_files(), **covered()}, set()
+    for node in ast.walk(ast.parse(source_of(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eldistill":
             base = "/".join(node.module.split(".")[1:])
-            found |= {base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)}
-    return tuple(sorted(found & there))
+            for file in (base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)):
+                found |= {counted[each] for each in (file, f"{file}/__init__".strip("/")) if each in counted}
+    return tuple(sorted(found - {module}))
+
+
+def named_files() -> dict[str, str]:
+    """{file below src/eldistill/, without its ending: the name in its RECIPE}."""
+    return {file: name for name, (file, _) in _modules(PACKAGE)[0].items()}
+
+
+def covered() -> dict[str, str]:
+    """{file below src/eldistill/, without its ending: the name in its COVERED_BY}."""
+    return _modules(PACKAGE)[1]
 
 
 @functools.cache
-def _versioned() -> list[str]:
-    # Modules with a VERSION, by name.
-    found = (path for path in sorted(PACKAGE.rglob("*.py")) if "\nVERSION = " in path.read_text(encoding="utf-8"))
-    return [str(path.relative_to(PACKAGE).with_suffix("")) for path in found]
+def _modules(package: Path) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
+    # ({name: (file, version)} of every RECIPE, {file: name} of every COVERED_BY). Nothing is imported.
+    recipes, covers = {}, {}
+    for path in sorted(package.rglob("*.py")):
+        file = path.relative_to(package).with_suffix("").as_posix()
+        for key, text in SAID.findall(path.read_text(encoding="utf-8")):
+            if key == "COVERED_BY":
+                covers[file] = _covering(file, text)
+                continue
+            name, version = _named(file, text)
+            if name in recipes:
+                raise Problem(f"src/eldistill/{file}.py and src/eldistill/{recipes[name][0]}.py both have the name {name!r} in "
+                              "their RECIPE; give one of them another name")  # fmt: skip
+            recipes[name] = file, version
+    for file, name in covers.items():
+        if name not in recipes or file in (other for other, _ in recipes.values()):
+            raise Problem(f"src/eldistill/{file}.py has COVERED_BY = {name!r}; expected the name in the RECIPE of another module, "
+                          "and no RECIPE beside it")  # fmt: skip
+    return recipes, covers
+
+
+def _literal_of(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _covering(file: str, text: str) -> str:
+    found = _literal_of(text)
+    if not isinstance(found, str):
+        raise Problem(f"src/eldistill/{file}.py has COVERED_BY = {text[:80]}; expected the name of another module's RECIPE, such as "
+                      "'loop'")  # fmt: skip
+    return found
+
+
+def _named(file: str, text: str) -> tuple[str, int]:
+    # The name and the version in a RECIPE.
+    found, folder = _literal_of(text), file.rpartition("/")[0]
+    wanted = file if folder in PLUG_INS else "loop"
+    kinds = tuple(map(type, found)) if isinstance(found, tuple) else None
+    if kinds != (str, int) or (folder in PLUG_INS and found[0] != file):
+        raise Problem(f'src/eldistill/{file}.py has RECIPE = {text[:80]}; expected a name and a whole number on one line, such as '
+                      f'RECIPE = ("{wanted}", 1){"; here the name is folder/file" if folder in PLUG_INS else ""}')  # fmt: skip
+    return found
+
+
+def source_of(module: str) -> Path:
+    """The file whose RECIPE has this name. Raises Problem if there is none."""
+    return PACKAGE / f"{_recipe_of(module)[0]}.py"
+
+
+def _recipe_of(module: str) -> tuple[str, int]:
+    if module not in (found := _modules(PACKAGE)[0]):
+        raise Problem(f"no module below src/eldistill/ has the name {module!r} in its RECIPE; add "
+                      f'`RECIPE = ("{module}", 1)` below its imports')  # fmt: skip
+    return found[module]
 
 
 @functools.cache
-def literal(module: str, name: str, default=None):
-    """The literal value of `name` in src/eldistill/<module>.py, read without importing it; default if there is none."""
-    for node in ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")).body:
+def literal(file: str, name: str, default=None):
+    """The literal value of `name` in src/eldistill/<file>.py, read without importing it; default if there is none."""
+    for node in ast.parse((PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             return ast.literal_eval(node.value)
     return default
 
 
+def _said(module: str, name: str, default=None):
+    # As literal(), of the module whose RECIPE has this name.
+    return literal(_recipe_of(module)[0], name, default)
+
+
 def version(module: str) -> int:
-    """The literal VERSION of src/eldistill/<module>.py."""
-    if (found := literal(module, "VERSION")) is None:
-        raise LookupError(f"src/eldistill/{module}.py has no literal VERSION; add `VERSION = 1` below its imports")
-    return found
+    """The version in the RECIPE that has this name."""
+    return _recipe_of(module)[1]
 
 
 @functools.cache
@@ -117,7 +189,7 @@ def metric_names(labelled: bool = False) -> list[str]:
     """The names in METRICS and ALONE of metrics.py, with labels those in LABELLED too, read without importing it: a new one is
     missing from old evaluations."""
     found = {}
-    for node in ast.parse((PACKAGE / "metrics.py").read_text(encoding="utf-8")).body:
+    for node in ast.parse(source_of("metrics").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign):
             found[node.target.id] = node.value
     tables = ("METRICS", "ALONE", *(("LABELLED",) if labelled else ()))
@@ -126,7 +198,7 @@ def metric_names(labelled: bool = False) -> list[str]:
 
 def versions() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
-    return {module: version(module) for module in _versioned()}
+    return {name: version for name, (_, version) in sorted(_modules(PACKAGE)[0].items())}
 
 
 def write_versions(root: str | Path = ".") -> None:
@@ -607,9 +679,9 @@ class Plan:
             },
             "runs": list(map(str, runs)),
         }
-        kind = literal("studies", "KINDS")[section["studies"][name]["kind"]]
+        kind = _said("studies", "KINDS")[section["studies"][name]["kind"]]
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
-        if literal(kind, "NETWORKS", False):  # it runs them again
+        if _said(kind, "NETWORKS", False):  # it runs them again
             upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return self._step(

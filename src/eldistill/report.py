@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eldistill.files import Problem, write_text
 
-VERSION = 3  # the seeds of each supplement
+RECIPE = ("report", 3)  # the seeds of each supplement
 
 BLUE = "#0072B2"
 LARGE = 150_000  # bytes of a PNG above which it is stored as JPEG

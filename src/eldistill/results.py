@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eldistill.files import Problem, read_json
 
-VERSION = 2  # numbers must be finite
+RECIPE = ("results", 2)  # numbers must be finite
 
 PARTS = {"heldout": "held-out", "train": "train"}
 REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"

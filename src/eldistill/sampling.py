@@ -19,7 +19,7 @@ from eldistill.files import Problem, atomic, load_tensors, save_tensors
 from eldistill.noise import Draw
 from eldistill.schema import nearest
 
-VERSION = 1
+RECIPE = ("sampling", 1)
 
 
 def heun(

@@ -16,7 +16,7 @@ from eldistill import augment, noise
 from eldistill.contract import AtImages, Batch, Phase
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("score", 1)
 Denoiser = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sheet of a run: one page with its numbers, its curves, everything that its training logged, and its images.
 
-It has no VERSION: how it looks makes no number stale.
+It has no RECIPE: how it looks makes no number stale.
 """
 
 from __future__ import annotations

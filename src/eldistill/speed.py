@@ -17,6 +17,7 @@ import torch
 
 from eldistill.files import Problem
 
+COVERED_BY = "loop"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)
 VARIANTS = 32  # of one network's code: trained or not, with a gradient of weights or input, with labels or without
 

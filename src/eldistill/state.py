@@ -23,6 +23,8 @@ from eldistill import cluster, weights
 from eldistill.files import Problem, load_tensors, save_tensors
 from eldistill.recipes import STATE
 
+COVERED_BY = "loop"
+
 
 def folder(digest: str, root: str | Path = ".") -> Path:
     """The state folder of a recipe, made if absent."""

@@ -23,6 +23,7 @@ from eldistill.files import Problem
 from eldistill.identity import Identities
 from eldistill.recipes import REMADE, SCRATCH, Plan, Step
 
+COVERED_BY = "evaluate"
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
 

@@ -18,7 +18,7 @@ from eldistill import plots, variance
 from eldistill.files import Problem, write_rows, write_text
 from eldistill.results import Study, check, load, short
 
-VERSION = 2  # a column for every feature space; every metric that ranks is named
+RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
 # {kind: the module that has it}, a literal: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "comparisons", "budget": "comparisons",

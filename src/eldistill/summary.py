@@ -14,7 +14,7 @@ from statistics import fmean, geometric_mean, median, stdev
 
 from eldistill.results import named
 
-VERSION = 1
+RECIPE = ("summary", 1)
 LIMIT = 20  # numbers of the file, at most
 
 

@@ -36,7 +36,7 @@ from eldistill.results import (
     read_metrics,
 )
 
-VERSION = 2  # pairs within a data setting; baselines that do not fall; no saving of one seed; columns for plots
+RECIPE = ("tables", 2)  # pairs within a data setting; no saving of one seed or of a flat baseline; columns for plots
 
 # --- statistics ---------------------------------------------------------------------------------------
 

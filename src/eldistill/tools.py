@@ -182,7 +182,7 @@ TOOLS = {
         ), _export,
     ),
     "recipes": Tool(
-        "write workflow/versions.json from the VERSION of every module",
-        "Writes workflow/versions.json from the VERSION of every module.", (), lambda chosen: recipes.write_versions(),
+        "write workflow/versions.json from the RECIPE of every module",
+        "Writes workflow/versions.json from the RECIPE of every module.", (), lambda chosen: recipes.write_versions(),
     ),
 }  # fmt: skip

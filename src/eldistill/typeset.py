@@ -8,7 +8,7 @@ import itertools
 from eldistill import metrics
 from eldistill.results import NAME, PARTS, is_reason, short
 
-VERSION = 2  # no saving of one seed; why there is no time to a baseline; names follow each data setting
+RECIPE = ("typeset", 2)  # no saving of one seed; why there is no time to a baseline; names follow each data setting
 ALONE = (*metrics.ALONE, *metrics.LABELLED)  # metrics without a part; those of LABELLED only where runs have them
 
 

@@ -25,7 +25,7 @@ from eldistill import inference
 from eldistill.files import Problem
 from eldistill.results import arms_of, identity, short
 
-VERSION = 2
+RECIPE = ("variance", 2)
 NETWORKS = True  # the study runs the networks of its runs again
 PERCENT = 20  # of the run: the snapshot that is looked at
 FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on

@@ -17,6 +17,7 @@ from torch import nn
 from eldistill import networks
 from eldistill.files import Problem
 
+COVERED_BY = "networks/layers"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST = 2**20  # of any whole number in a description, far above what networks have
 

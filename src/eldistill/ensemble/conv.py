@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/conv", 1)
 
 
 @dataclass(frozen=True)

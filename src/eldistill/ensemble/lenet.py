@@ -16,7 +16,7 @@ from eldistill.ensemble import conv
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/lenet", 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from eldistill.ensemble import conv
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/mlp", 1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from eldistill.ensemble import conv
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/resnet", 1)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from eldistill import contract, mmd
 from eldistill.files import Problem, atomic, read_json, write_json
 from eldistill.noise import Draw
 
-VERSION = 1
+RECIPE = ("ensemble/seed", 1)
 
 
 @dataclass(frozen=True)

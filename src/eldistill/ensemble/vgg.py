@@ -12,7 +12,7 @@ from eldistill.ensemble import conv
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/vgg", 1)
 BLOCKS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels of each convolution, in widths; a halving after each block
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/vit", 1)
 PATCHES = 8  # a side
 
 

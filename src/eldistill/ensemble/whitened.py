@@ -13,7 +13,7 @@ import torch
 
 from eldistill.schema import number
 
-VERSION = 1
+RECIPE = ("ensemble/whitened", 1)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from eldistill.contract import Batch, Phase, Progress
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 2
+RECIPE = ("methods/consistency", 2)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from eldistill.score import generator as generator
 from eldistill.score import networks as networks
 from eldistill.score import sampler as sampler
 
-VERSION = 1
+RECIPE = ("methods/diff_instruct", 1)
 
 
 @dataclass(frozen=True)

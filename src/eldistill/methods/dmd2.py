@@ -24,7 +24,7 @@ from eldistill.score import generate as generate
 from eldistill.score import generator as generator
 from eldistill.score import sampler as sampler
 
-VERSION = 1
+RECIPE = ("methods/dmd2", 1)
 
 
 @dataclass(frozen=True)

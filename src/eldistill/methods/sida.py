@@ -34,7 +34,7 @@ from eldistill.score import generator as generator
 from eldistill.score import networks as networks
 from eldistill.score import sampler as sampler
 
-VERSION = 1
+RECIPE = ("methods/sida", 1)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from eldistill.networks import layers
 from eldistill.networks.adm import Place, plan
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 1
+RECIPE = ("networks/edm2", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

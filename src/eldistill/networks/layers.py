@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from eldistill import noise
 
-VERSION = 1
+RECIPE = ("networks/layers", 1)
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

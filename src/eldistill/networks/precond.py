@@ -11,7 +11,7 @@ from torch import nn
 
 from eldistill import noise
 
-VERSION = 1
+RECIPE = ("networks/precond", 1)
 
 
 class EDMPrecond(nn.Module):

@@ -15,7 +15,7 @@ import torch
 
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("spaces/clip", 1)
 NAMES = ("clip-vit-b-32",)
 MODEL = "ViT-B/32"
 

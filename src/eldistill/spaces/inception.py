@@ -20,7 +20,7 @@ from eldistill.files import Problem
 from eldistill.metrics import softmax
 from eldistill.teacher import pickles
 
-VERSION = 1
+RECIPE = ("spaces/inception", 1)
 NAMES = ("inception",)
 DOWNLOADS = ("inception-2015-12-05-pkl",)  # rows of data/sources.csv that it reads
 SIDE = 299

@@ -29,7 +29,7 @@ from eldistill.files import Problem
 from eldistill.noise import Draw
 from eldistill.schema import number
 
-VERSION = 2
+RECIPE = ("supplements/embedding", 2)
 GROUPS, DIRECTIONS = 8, 32  # of a batch and of the gradients' space, for the diagnostic `optimal`
 
 

@@ -18,7 +18,7 @@ from eldistill.contract import AtImages, Batch, Progress, Weight
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 2
+RECIPE = ("supplements/gan", 2)
 
 
 @dataclass(frozen=True)

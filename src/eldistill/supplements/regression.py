@@ -23,7 +23,7 @@ from eldistill.contract import Batch
 from eldistill.files import Problem
 from eldistill.schema import number
 
-VERSION = 2
+RECIPE = ("supplements/regression", 2)
 
 
 @dataclass(frozen=True)

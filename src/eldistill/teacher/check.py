@@ -16,7 +16,7 @@ from eldistill.fid import statistics, streamed, whose
 from eldistill.files import Problem
 from eldistill.teacher import convert
 
-VERSION = 1
+RECIPE = ("teacher/check", 1)
 ENOUGH = 50_000  # images of a published figure; fewer give another distance
 
 

@@ -20,7 +20,7 @@ from eldistill.teacher.foreign import PIXELS, among, every, or_none, real, whole
 from eldistill.teacher.pickles import Network, Refused
 from eldistill.teacher.states import convert_state, is_state, state
 
-VERSION = 1
+RECIPE = ("teacher/convert", 1)
 
 # --- what may be said of a network -----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from eldistill.teacher import foreign
 from eldistill.teacher.foreign import among, every, or_none, real, whole
 from eldistill.teacher.machine import Refused
 
-VERSION = 1
+RECIPE = ("teacher/folders", 1)
 CONFIG_BYTES = 4 * 2**20  # of a JSON file, far above what even 100,000 betas need
 ANY = lambda value: True  # noqa: E731  (of keys that concern only how samples are drawn)
 NONE = lambda value: value is None  # noqa: E731

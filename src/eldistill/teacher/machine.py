@@ -23,7 +23,7 @@ import torch
 
 from eldistill.files import Problem
 
-VERSION = 1
+RECIPE = ("teacher/machine", 1)
 
 # Bounds, far above what the published files need (the largest has some 150,000 opcodes and modules 6 deep).
 OPCODES = 1_000_000

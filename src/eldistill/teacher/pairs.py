@@ -14,7 +14,7 @@ from eldistill import classes, files, sampling
 from eldistill.noise import Draw
 from eldistill.teacher import train
 
-VERSION = 1
+RECIPE = ("teacher/pairs", 1)
 
 
 @torch.no_grad()

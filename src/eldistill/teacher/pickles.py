@@ -41,7 +41,7 @@ from eldistill.teacher.machine import (
     whole,
 )
 
-VERSION = 1
+RECIPE = ("teacher/pickles", 1)
 # Of a network, far above what the published have: modules, tensors, characters of a name and of all names together.
 MODULES, TENSORS, PATH, NAMES = 20_000, 20_000, 512, 4 * 2**20
 SETTINGS = [10_000, 2**20]  # of constructor arguments and what is told of the data: values; bytes of texts and arrays

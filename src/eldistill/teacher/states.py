@@ -21,7 +21,7 @@ from eldistill.networks import guided
 from eldistill.teacher import foreign
 from eldistill.teacher.machine import Refused
 
-VERSION = 1
+RECIPE = ("teacher/states", 1)
 LOCAL_HEADER = 30  # bytes of a member's header in the zip, before its name and its extra field
 
 

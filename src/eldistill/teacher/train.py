@@ -12,7 +12,7 @@ from eldistill import augment, data, loop, networks, noise, params, speed, weigh
 from eldistill.contract import Batch, Phase
 from eldistill.files import Problem, load_tensors, save_tensors
 
-VERSION = 1
+RECIPE = ("teacher/train", 1)
 
 
 def phases(numbers, progress) -> list[Phase]:
