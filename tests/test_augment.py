@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import augment, mmd, noise
+from eldistill.diffusion import augment, noise
 from eldistill.files import Problem
+from eldistill.losses import mmd
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "edm_augment.npz"
 # Filter and bilinear weights are rounded at coordinates of up to about 100 fine pixels; images are about 1.

@@ -18,9 +18,12 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, networks, noise, params, recipes, schema, state
+from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.diffusion import noise
 from eldistill.files import Problem
+from eldistill.plan import params, recipes, schema
+from eldistill.training import loop, state
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
@@ -721,9 +724,14 @@ def parts(name: str) -> set[str]:
     return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.glob(f"{name}/*.py")}
 
 
-BOTTOM = {"mmd", "noise", "philox", "augment", "params", "schema", "recipes", "files", "fetching", "networks", "identity", "hashes",
-          "listing", "sourcelock", "records"} | parts("networks")  # fmt: skip
-ABOVE = {"loop", "distil", "steps", "evaluate", "tables", "state", "__main__", "sampling", "judges", "helptext"}
+BOTTOM = {
+    "files", "networks", "losses.mmd", "diffusion.noise", "diffusion.philox", "diffusion.augment", "external.fetching",
+    "external.hashes", "external.listing", "external.sourcelock", "plan.params", "plan.schema", "plan.recipes", "plan.identity",
+    "plan.records",
+} | parts("networks")  # fmt: skip
+ABOVE = {"__main__"} | {
+    each for name in ("commands", "distil", "evaluate", "sampling", "steps", "tables", "training") for each in parts(name)
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, file in EVERY if kind != "ensemble"])
@@ -735,7 +743,7 @@ def test_methods_and_supplements_import_downwards(kind, file):
 
 
 @pytest.mark.parametrize("path", [
-    *sorted(PACKAGE.glob("networks/*.py")), *(PACKAGE / f"{name}.py" for name in sorted(BOTTOM) if (PACKAGE / f"{name}.py").exists()),
+    PACKAGE / "networks/__init__.py", *(PACKAGE / f"{name.replace('.', '/')}.py" for name in sorted(BOTTOM - {"networks"})),
 ], ids=lambda path: str(path.relative_to(PACKAGE)))  # fmt: skip
 def test_the_bottom_imports_nothing_above_it(path):
     """mmd, networks, noise, augment, params, schema, recipes, files and fetching import only each other."""
@@ -749,7 +757,7 @@ def test_imports_have_no_circle():
         name = str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         graph[name] = imports(path) - {name}
     order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert order.index("contract") < order.index("loop") < order.index("distil") < order.index("steps")
+    assert order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.run")
 
 
 def test_the_loop_knows_no_method(bench):

@@ -18,7 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, fetching, files, packing
+from eldistill import files
+from eldistill.data import dataset as data
+from eldistill.data import packing
+from eldistill.external import fetching
 from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent

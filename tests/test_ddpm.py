@@ -19,9 +19,11 @@ import test_distil
 import torch
 from safetensors.torch import load_file, save_file
 
-from eldistill import __main__, files, listing, networks, sampling
+from eldistill import __main__, files, networks
+from eldistill.external import listing
 from eldistill.files import Problem
 from eldistill.networks import ddpm
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import folders, foreign, train
 
 diffusers = pytest.importorskip("diffusers")

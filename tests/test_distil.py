@@ -11,7 +11,12 @@ import conftest
 import pytest
 import torch
 
-from eldistill import __main__, distil, files, loop, params, recipes, sampling, speed
+from eldistill import __main__, files
+from eldistill.distil import run as distil
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
 ROOT = Path(__file__).parents[1]
 DATA = "digits-smoke"
@@ -266,7 +271,8 @@ def test_a_method_without_numbers_for_the_data_is_one_sentence(project, capsys, 
 
 def test_a_student_of_a_consistency_model_forgets_its_boundary():
     """Another method that starts from it trains, and is sampled, with the plain scalings."""
-    from eldistill import networks, score
+    from eldistill import networks
+    from eldistill.losses import score
     from eldistill.methods import consistency
 
     net = networks.build({"network": "song", "img_resolution": 8, "img_channels": 1, "model_channels": 4,

@@ -24,8 +24,11 @@ import torch
 from PIL import Image
 
 from eldistill import __main__ as program
-from eldistill import fetching, files, networks, packing, params, recipes, schema
+from eldistill import files, networks
+from eldistill.data import packing
+from eldistill.external import fetching
 from eldistill.files import Problem
+from eldistill.plan import params, recipes, schema
 
 ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
@@ -544,7 +547,7 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
 
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
-    from eldistill import steps
+    from eldistill.steps import run as steps
 
     step = recipes.Plan(params.load()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")

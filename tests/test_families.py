@@ -18,12 +18,15 @@ from project import project, smoke  # noqa: F401  (the fixtures)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from eldistill import contract, data, files, mmd, params, schema
+from eldistill import contract, files
 from eldistill.contract import Batch, Progress
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed
 from eldistill.files import Problem
-from eldistill.noise import Draw
-from eldistill.recipes import Plan
+from eldistill.losses import mmd
+from eldistill.plan import params, schema
+from eldistill.plan.recipes import Plan
 from eldistill.supplements import embedding
 
 ROOT = Path(__file__).parents[1]
@@ -553,7 +556,7 @@ FOURIER = '''"""Random Fourier features: cosines of one linear layer."""
 from dataclasses import dataclass
 import torch
 from eldistill.ensemble import conv
-from eldistill.schema import number
+from eldistill.plan.schema import number
 
 RECIPE = ("ensemble/fourier", 3)
 

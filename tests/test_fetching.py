@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from eldistill import fetching
+from eldistill.external import fetching
 from eldistill.files import Problem
 
 CONTENT = random.Random(0).randbytes(400_000)

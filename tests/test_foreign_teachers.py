@@ -13,8 +13,10 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, files, networks, params, recipes, sampling
+from eldistill import __main__, files, networks
 from eldistill.files import Problem
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import convert, train
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, files, packing
+from eldistill import files
+from eldistill.data import dataset as data
+from eldistill.data import packing
 from eldistill.files import Problem
 
 CODEC = {"mean": 0.5, "std": 0.25}
@@ -154,7 +156,8 @@ BOUNDED = """
 import resource, sys, zipfile, io
 import numpy as np, torch
 from PIL import Image
-from eldistill import data, features, packing
+from eldistill.data import dataset as data, packing
+from eldistill.evaluate import features
 
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])

@@ -20,24 +20,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eldistill import (
-    __main__,
-    archives,
-    contract,
-    data,
-    files,
-    latents,
-    listing,
-    loop,
-    noise,
-    packing,
-    params,
-    recipes,
-    state,
-)
+from eldistill import __main__, contract, files
+from eldistill.data import archives, latents, packing
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
+from eldistill.external import listing
 from eldistill.files import NonFinite, Problem
 from eldistill.networks import build
+from eldistill.plan import params, recipes
 from eldistill.teacher import convert, train
+from eldistill.training import loop, state
 
 ROOT = Path(__file__).parents[1]
 EDM2 = latents.EDM2
@@ -110,7 +102,7 @@ def test_their_own_moments_give_latents_sigma_data(tmp_path):
 
 def test_latents_have_no_limits_and_no_lpips():
     assert data.limits(EDM2) == (-float("inf"), float("inf"))
-    from eldistill import perceptual
+    from eldistill.losses import perceptual
 
     with pytest.raises(Problem, match="LPIPS sees pixels, but this data has latents"):
         perceptual.distance({}, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), EDM2)

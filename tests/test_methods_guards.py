@@ -9,10 +9,12 @@ import pytest
 import torch
 from toys import batch_of
 
-from eldistill import adversarial, contract, loop, score
+from eldistill import contract
 from eldistill.files import Problem
+from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, sida
 from eldistill.supplements import regression
+from eldistill.training import loop
 
 ECT = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 1.0}
 # A name, the method, changes of its numbers, and the networks and sources that it reads.

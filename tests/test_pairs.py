@@ -10,8 +10,10 @@ import pytest
 import torch
 from toys import batch_of
 
-from eldistill import files, perceptual, sampling
+from eldistill import files
 from eldistill.files import Problem
+from eldistill.losses import perceptual
+from eldistill.sampling import generators as sampling
 from eldistill.supplements import regression
 from eldistill.teacher import pairs
 

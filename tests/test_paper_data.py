@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import __main__, archives, data, files, packing, pictures
+from eldistill import __main__, files
+from eldistill.data import archives, packing, pictures
+from eldistill.data import dataset as data
+from eldistill.external import pickles
 from eldistill.files import Problem
-from eldistill.teacher import pickles
 
 ROOT = Path(__file__).parent.parent
 FEW = 20  # images in each of the six batches

@@ -12,8 +12,8 @@ import conftest
 import jsonschema
 import pytest
 
-from eldistill import params, schema
 from eldistill.files import Problem, canonical
+from eldistill.plan import params, schema
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))

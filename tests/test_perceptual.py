@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eldistill import params, perceptual, schema
 from eldistill.files import Problem
+from eldistill.losses import perceptual
 from eldistill.methods import consistency
+from eldistill.plan import params, schema
 
 CODEC = {"mean": 0.4, "std": 0.3}
 SMALL = (3, 4, 5, 4, 3)  # channels instead of 64 … 512

@@ -19,9 +19,10 @@ import official
 import pytest
 import torch
 
-from eldistill import files, networks, weights
-from eldistill.teacher import convert, pickles, train
-from eldistill.teacher.pickles import Refused
+from eldistill import files, networks
+from eldistill.external import pickles, weights
+from eldistill.external.pickles import Refused
+from eldistill.teacher import convert, train
 
 DATA = Path(__file__).parent / "data" / "networks"
 GOLDEN = sorted(

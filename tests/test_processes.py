@@ -22,8 +22,11 @@ from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
-from eldistill import __main__, contract, distributed, files, loop, sampling, state
+from eldistill import __main__, contract, files
 from eldistill.files import Problem
+from eldistill.sampling import generators as sampling
+from eldistill.training import loop, state
+from eldistill.training import processes as distributed
 
 made = test_distil.made  # the fixture
 METHODS = sorted(path.stem for path in (Path(loop.__file__).parent / "methods").glob("[!_]*.py"))
@@ -388,6 +391,6 @@ def test_a_run_of_several_that_is_stopped_or_killed_continues(project):
 
 
 def plan_digest() -> str:
-    from eldistill import params, recipes
+    from eldistill.plan import params, recipes
 
     return files.digest(recipes.Plan(params.load()).find("distil", RUN).recipe)

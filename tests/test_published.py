@@ -15,8 +15,12 @@ import pytest
 import torch
 from toys import OneOfTwo
 
-from eldistill import data, evaluate, features, fid, metrics, params, published, recipes
+from eldistill.data import dataset as data
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import features, fid, metrics
 from eldistill.files import Problem
+from eldistill.plan import params, recipes
+from eldistill.tables import published
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eldistill import freshness, params, recipes, schema
 from eldistill.files import Problem, canonical, digest
-from eldistill.recipes import Plan
+from eldistill.plan import freshness, params, recipes, schema
+from eldistill.plan.recipes import Plan
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -387,16 +387,19 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 
 # Files that cannot change a result: they name, plan, fetch, check, show or wait. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
-    "__init__", "__main__", "cluster", "cost", "doctor", "driver", "ensemble/__init__", "export", "fetching", "files", "freshness",
-    "gpus", "hashes", "helptext", "identity", "methods/__init__", "params", "planned", "recipes", "records", "schema", "sheets",
-    "sourcelock", "spaces/__init__", "supplements/__init__", "teacher/__init__", "tools",
+    "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
+    "external/fetching", "external/hashes", "external/sourcelock", "files", "plan/cluster", "plan/driver", "plan/freshness",
+    "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records", "plan/schema", "tables/sheet",
 }  # fmt: skip
 
 
 def test_every_file_says_who_it_is_in_recipes():
-    """A new file of the package has a RECIPE, or a COVERED_BY, or is named above: exactly one of the three."""
+    """A new file of the package has a RECIPE, or a COVERED_BY, or is named above."""
     files = {path.relative_to(schema.PACKAGE).with_suffix("").as_posix() for path in schema.PACKAGE.rglob("*.py")}
-    groups = set(recipes.named_files()), set(recipes.covered()), WITHOUT_RESULTS
+    packages = {file for file in files if file.endswith("__init__")} - {
+        "networks/__init__"
+    }  # a docstring; names read late
+    groups = set(recipes.named_files()), set(recipes.covered()), WITHOUT_RESULTS, packages
     assert set().union(*groups) == files and sum(map(len, groups)) == len(files)
     for file in files:  # what the search of the text finds is what the file says
         name = recipes.literal(file, "RECIPE", (None,))[0]
@@ -577,9 +580,7 @@ def test_a_changed_number_makes_the_dependents_stale_and_changing_it_back_fresh(
 
 
 def test_recipes_import_nothing_heavy():
-    code = (
-        "import sys, eldistill.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
-    )
+    code = "import sys, eldistill.plan.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(schema.PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"

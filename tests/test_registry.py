@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from eldistill import fetching
+from eldistill.external import fetching
 
 ROOT = Path(__file__).parent.parent
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:

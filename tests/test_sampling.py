@@ -15,8 +15,11 @@ import torch
 from torch import nn
 
 import eldistill
-from eldistill import __main__, data, files, networks, noise, sampling
+from eldistill import __main__, files, networks
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
 from eldistill.files import Problem
+from eldistill.sampling import generators as sampling
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
 SOURCE = Path(sampling.__file__).parent.parent

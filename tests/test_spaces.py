@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from eldistill import features, params, recipes, schema
+from eldistill.evaluate import features
 from eldistill.files import Problem
+from eldistill.plan import params, recipes, schema
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +129,7 @@ def test_all_spaces_in_curves_is_the_default_and_leaves_recipes_alone():
 
 def test_a_new_space_is_one_file(tmp_path, monkeypatch):
     """A file in spaces/ is known to params.yaml, to recipes and to the evaluation without another edit."""
-    here = Path(schema.__file__).parent / "spaces"
+    here = schema.PACKAGE / "spaces"
     monkeypatch.setattr(schema, "PACKAGE", tmp_path)
     monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
     for source in here.parent.rglob("*.py"):

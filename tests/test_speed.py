@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eldistill import contract, guards, loop, noise, optimisers, speed, state
+from eldistill import contract
+from eldistill.diffusion import noise
+from eldistill.diffusion.noise import Draw
 from eldistill.files import NonFinite, Problem
-from eldistill.noise import Draw
+from eldistill.training import compute as speed
+from eldistill.training import loop, optimisers, state
+from eldistill.training import watch as guards
 
 METHODS = ["diff_instruct", "dmd", "dmd2", "sid", "sida", "consistency"]
 
@@ -94,7 +98,7 @@ def test_numbers_wait_for_a_look():
 
 def test_the_first_bad_tensor_is_named():
     """Of several the first; in place of a norm the part that spoilt it; after the look it is forgotten."""
-    from eldistill import guards
+    from eldistill.training import watch as guards
 
     watch, progress = guards.Watch(1), contract.Progress(12, 3, 100)
     bad = torch.tensor([1.0, math.inf, math.nan])

@@ -15,9 +15,12 @@ import pytest
 from scipy import stats
 from test_tables import add_run, metrics, read, write
 
-from eldistill import params, plots, recipes, studies, variance
 from eldistill.files import Problem
-from eldistill.recipes import Plan
+from eldistill.plan import params, recipes
+from eldistill.plan.recipes import Plan
+from eldistill.tables import curves as plots
+from eldistill.tables.studies import page as studies
+from eldistill.tables.studies import variance
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))

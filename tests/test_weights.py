@@ -12,10 +12,16 @@ import torch
 from safetensors.torch import save_file
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import files, judges, latents, networks, perceptual, sampling, state, weights
+from eldistill import files, networks
+from eldistill.data import latents
+from eldistill.evaluate import judges
+from eldistill.external import weights
 from eldistill.files import Problem
+from eldistill.losses import perceptual
+from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception
 from eldistill.teacher import convert, train
+from eldistill.training import state
 
 SONG = {"network": "song", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
         "img_resolution": 8, "img_channels": 1}  # fmt: skip

@@ -256,7 +256,7 @@ def test_dvc_stages_are_the_six_words():
 
 def test_versions_file_is_current():
     """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
-    from eldistill import recipes
+    from eldistill.plan import recipes
 
     assert json.loads((ROOT / "workflow/versions.json").read_text()) == recipes.versions()
 
@@ -266,8 +266,8 @@ def test_distil_needs_five_packages_only():
     code = """
 import sys
 from importlib import import_module
-for name in ("steps", "distil", "loop", "teacher.train", "sampling", "ensemble.seed", "supplements.embedding",
-             "methods.diff_instruct", "judges", "data"):
+for name in ("steps.run", "distil.run", "training.loop", "teacher.train", "sampling.generators", "ensemble.seed",
+             "supplements.embedding", "methods.diff_instruct", "evaluate.judges", "data.dataset"):
     import_module("eldistill." + name)
 forbidden = {"snakemake", "diffusers", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
 found = forbidden & {name.split(".")[0] for name in sys.modules}

@@ -15,10 +15,17 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import data, distil, files, loop, metrics, recipes, sampling, steps
+from eldistill import files
+from eldistill.data import dataset as data
+from eldistill.distil import run as distil
 from eldistill.ensemble import seed as ensembles
-from eldistill.features import chunks, embed_all, feature_space
+from eldistill.evaluate import metrics
+from eldistill.evaluate.features import chunks, embed_all, feature_space
+from eldistill.plan import recipes
+from eldistill.sampling import generators as sampling
+from eldistill.steps import run as steps
 from eldistill.teacher import train
+from eldistill.training import loop
 from gpu_parts import small
 from gpu_parts.items import Item, LeftOut
 

@@ -21,7 +21,7 @@ makes the images at sigma_init on first call, so that a base loss which does not
 A scalar term is backpropagated as it is; an `AtImages` term gives its gradient at the images. A method sees
 micro-batches, so each of its terms is a mean over images. Each module has a literal `RECIPE` (its name and its version),
 whose version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
-and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling explains.
+and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
 
 A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it needs of
 
@@ -58,8 +58,8 @@ from types import ModuleType
 
 import torch
 
+from eldistill.diffusion.noise import Draw
 from eldistill.files import Problem
-from eldistill.noise import Draw
 
 COVERED_BY = "loop"
 

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 import torch
 
-from eldistill import contract, networks, params
+from eldistill import contract, networks
 from eldistill.files import Problem, canonical, load_tensors
-from eldistill.recipes import Plan
+from eldistill.plan import params
+from eldistill.plan.recipes import Plan
 
 TFLOPS = 60.0  # of an A100 in bf16, as DMD2's 53 hours on seven of them come to
 COPIES = 10  # of the weights: teacher, fake_score, generator, its average, two times two moments, gradients

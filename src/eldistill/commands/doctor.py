@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from eldistill import cluster, fetching, freshness, identity, params, recipes
+from eldistill.external import fetching
+from eldistill.external.sourcelock import LOCK
 from eldistill.files import Problem
-from eldistill.sourcelock import LOCK
+from eldistill.plan import cluster, freshness, identity, params, recipes
 
 FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")
 GIB = 2**30
@@ -69,7 +70,7 @@ def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
 
 
 def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
-    from eldistill import cost
+    from eldistill.commands import cost
 
     free = shutil.disk_usage(".").free / 1e9
     try:
@@ -247,7 +248,7 @@ def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
 
 def prune(remove: bool, say: Callable[[str], None]) -> int:
     """List what no suite names, and remove it if asked to; returns how many bytes it has. A state at work is kept."""
-    from eldistill import state
+    from eldistill.training import state
 
     total = 0
     for path in leftovers(recipes.Plan(params.load())):

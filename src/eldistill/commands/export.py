@@ -10,8 +10,12 @@ import re
 import shutil
 from pathlib import Path
 
-from eldistill import classes, files, networks, noise, params, recipes, sampling
+from eldistill import files, networks
+from eldistill.data import classes
+from eldistill.diffusion import noise
 from eldistill.files import Problem
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
 
 LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
 import json
@@ -73,7 +77,7 @@ def code(file: str) -> dict[str, str]:
     for name in dict.fromkeys(names):
         text = (room / f"{name}.py").read_text(encoding="utf-8")
         text = text.replace("from eldistill.networks", "from network").replace(
-            "from eldistill import noise", "from network import noise"
+            "from eldistill.diffusion import noise", "from network import noise"
         )
         if re.search(r"^\s*(from|import) eldistill", text, re.M):
             raise Problem(

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from eldistill import params, schema
-from eldistill.recipes import WORDS
+from eldistill.plan import params, schema
+from eldistill.plan.recipes import WORDS
 
 SECTIONS = {"data": ("data",), "teacher": ("teacher",), "ensemble": ("ensemble", "member"), "distil": ("distil", "method", "supplement"),
             "evaluate": ("evaluate",), "tables": ("tables",)}  # fmt: skip

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill import params
-from eldistill.recipes import WORDS, Plan, Step
+from eldistill.plan import params
+from eldistill.plan.recipes import WORDS, Plan, Step
 
 NAMED = 3  # steps that a line names
 FRESH, STALE, MISSING = "fresh", "stale", "missing"
@@ -106,7 +106,7 @@ def _reasons(found: list[State]) -> Iterator[str]:
 
 def command(options, say: Callable[[str], None]) -> None:
     """Print the page. Raises Problem for a suite that there is not."""
-    from eldistill import cost  # torch takes seconds
+    from eldistill.commands import cost  # torch takes seconds
 
     plan = Plan(params.load())
     suite = options.suite or plan.params.values["suite"]

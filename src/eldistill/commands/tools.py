@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eldistill import params, recipes
 from eldistill.files import Problem
+from eldistill.plan import params, recipes
 
 
 def say(text: str) -> None:
@@ -43,7 +43,7 @@ def _command(module: str) -> Callable[[Namespace], None]:
 
 
 def _zip(chosen: Namespace) -> None:
-    from eldistill import archives
+    from eldistill.data import archives
 
     step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
@@ -57,7 +57,7 @@ def _zip(chosen: Namespace) -> None:
 
 
 def _encode(chosen: Namespace) -> None:
-    from eldistill import archives
+    from eldistill.data import archives
 
     section = params.load().section("data", chosen.name, where="data on the command line")
     count = archives.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
@@ -65,7 +65,8 @@ def _encode(chosen: Namespace) -> None:
 
 
 def _fetch(chosen: Namespace) -> None:
-    from eldistill import planned, steps
+    from eldistill.commands import planned
+    from eldistill.steps import run as steps
 
     plan = recipes.Plan(params.load())
     suite = chosen.suite or plan.params.values["suite"]
@@ -76,19 +77,19 @@ def _fetch(chosen: Namespace) -> None:
 
 
 def _doctor(chosen: Namespace) -> int:
-    from eldistill import doctor
+    from eldistill.commands import doctor
 
     return 0 if doctor.examine(chosen.suite, say) else 1
 
 
 def _prune(chosen: Namespace) -> None:
-    from eldistill import doctor
+    from eldistill.commands import doctor
 
     doctor.prune(chosen.remove, say)
 
 
 def _export(chosen: Namespace) -> None:
-    from eldistill import export
+    from eldistill.commands import export
 
     export.make(chosen.name, chosen.out, say)
 
@@ -106,7 +107,7 @@ TOOLS = {
             option("--grid", metavar="FILE.png", help="one picture of all images"),
             option("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on"),
             DEVICE,
-        ), _command("sampling"),
+        ), _command("sampling.generators"),
     ),
     "zip": Tool(
         "a packed data set as a zip that EDM's code reads",
@@ -149,7 +150,7 @@ TOOLS = {
             option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
             option("--left", action="store_true", help="one line about what is still to be made (default: a table)"),
             option("--allow", type=float, metavar="HOURS", help="the same line; exit code 2 if that takes more GPU hours"),
-        ), _command("cost"),
+        ), _command("commands.cost"),
     ),
     "plan": Tool(
         "what of a suite is there, what is stale and why, what is left",
@@ -157,7 +158,7 @@ TOOLS = {
         (
             option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),
             option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
-        ), _command("planned"),
+        ), _command("commands.planned"),
     ),
     "fetch": Tool(
         "the files of others that a suite will read", "Fetches what the steps of a suite that are still to be made will read of "

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import latents
-from eldistill.containers import new_folder, new_zip
-from eldistill.data import load
+from eldistill.data import latents
+from eldistill.data.containers import new_folder, new_zip
+from eldistill.data.dataset import load
+from eldistill.data.folders import read_folder
+from eldistill.data.packing import counted
 from eldistill.files import Problem
-from eldistill.folders import read_folder
-from eldistill.packing import counted
 
 COVERED_BY = "latents"
 

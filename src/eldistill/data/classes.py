@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from eldistill import data
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw
 from eldistill.files import Problem
-from eldistill.noise import Draw
 
 RECIPE = ("classes", 1)
 MOST_ROWS = 20  # of a grid: of more classes as many, evenly chosen

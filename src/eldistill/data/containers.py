@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder or zip of files, read one file at a time, and written: what data sets come in and go out as.
 
-Nothing is unpacked to the disk. Which files count as data is decided by eldistill.listing.
+Nothing is unpacked to the disk. Which files count as data is decided by eldistill.external.listing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from eldistill import listing
+from eldistill.external import listing
 from eldistill.files import Problem, atomic
 
 COVERED_BY = "folders"

@@ -2,7 +2,7 @@
 """A data set becomes one packed file: uint8 images, integer labels, train and held-out apart.
 
 Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. Of latents a pack holds
-float32 means and deviations (see eldistill.latents). eldistill.packing makes it.
+float32 means and deviations (see eldistill.data.latents). eldistill.data.packing makes it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from eldistill import latents
+from eldistill.data import latents
+from eldistill.diffusion.noise import Draw, sent
 from eldistill.files import NonFinite, Problem, map_tensors
-from eldistill.noise import Draw, sent
 
 RECIPE = ("data", 2)
 SIGMA_DATA = 0.5

@@ -2,7 +2,7 @@
 """Readers of folders and zips: images, and latents of an encoder. One file is in memory at a time.
 
 All images are looked at before the first one is packed: whether one is coloured, which sizes there are, and whether a rule
-covers each of them (eldistill.pictures, docs/images.md).
+covers each of them (eldistill.data.pictures, docs/images.md).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill import labels, listing, pictures
-from eldistill.containers import Container, opened
+from eldistill.data import labels, pictures
+from eldistill.data.containers import Container, opened
+from eldistill.data.pictures import Rules
+from eldistill.external import listing
+from eldistill.external.listing import Listing
 from eldistill.files import Problem
-from eldistill.listing import Listing
-from eldistill.pictures import Rules
 
 RECIPE = ("folders", 1)
 
@@ -41,7 +42,7 @@ class Stream:
 
 def read_folder(section: dict) -> Stream:
     """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}),
-    or, where there is none, from folders of classes (see eldistill.labels).
+    or, where there is none, from folders of classes (see eldistill.data.labels).
 
     With `resolution` images are cropped and resized as `crop` says (see CROPS in pictures.py); without, all must be square and
     of one size. One colour image makes all of them three channels. Raises Problem.

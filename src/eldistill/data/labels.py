@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill import listing
-from eldistill.containers import LARGEST, Container
+from eldistill.data.containers import LARGEST, Container
+from eldistill.external import listing
+from eldistill.external.listing import Listing
 from eldistill.files import Problem
-from eldistill.listing import Listing
 
 RECIPE = ("labels", 1)
 TRAINING = {"train", "training"}

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from eldistill import fetching, files, listing, weights
+from eldistill import files
+from eldistill.external import fetching, listing, weights
 from eldistill.files import NonFinite, Problem
 
 RECIPE = ("latents", 1)

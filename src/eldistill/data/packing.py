@@ -2,7 +2,7 @@
 """From a source to a pack: the readers of data sets, one image in memory where they are large.
 
 To add a kind of source, add a reader: a function of the data section that returns (images, labels, held-out images, held-out
-labels), or a Stream (folders.py) of what memory may not hold. A change here that changes packs raises the version in the RECIPE of data.py.
+labels), or a Stream (folders.py) of what memory may not hold. A change here that changes packs raises the version of dataset.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill.fetching import fetch
+from eldistill.data.folders import Stream, read_folder, read_latents
+from eldistill.data.labels import count, renumber
+from eldistill.external.fetching import fetch
 from eldistill.files import Problem, grow_tensors, save_tensors
-from eldistill.folders import Stream, read_folder, read_latents
-from eldistill.labels import count, renumber
 
 COVERED_BY = "data"
 # Images of the official data sets. A setting whose `count` names one is packed only if its source has as many.
@@ -229,7 +229,7 @@ CIFAR10 = ([f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)], ["cifar
 def read_cifar10(section: dict) -> Arrays:
     """cifar-10-python.tar.gz (fetched, or `path`): 50,000 train images, in its order; held-out are test images. Its batches
     are pickles, which are read without executing them."""
-    from eldistill.teacher.pickles import Refused, python2
+    from eldistill.external.pickles import Refused, python2
 
     path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
     if section["path"]:  # what is fetched has the digest of data/sources.csv

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill.containers import Container
+from eldistill.data.containers import Container
 from eldistill.files import Problem
 
 RECIPE = ("pictures", 1)

@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 import torch
 from torch.nn import functional as F
 
-from eldistill import noise
+from eldistill.diffusion import noise
 from eldistill.files import Problem
 
 RECIPE = ("augment", 1)

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 import numpy as np
 import torch
 
-from eldistill import philox
+from eldistill.diffusion import philox
 
 RECIPE = ("noise", 1)
 
@@ -106,7 +106,7 @@ class Draw:
 
     seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
     Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
-    are needed (eldistill.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
+    are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
     of float32, which is how far logarithm and cosine of two devices differ.
     """
 
@@ -236,7 +236,9 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     """x [n, …] with each entry zeroed with probability p, the rest divided by 1 - p. Needs `masks` around it."""
     source = _masks.get()
     if source is None or len(source.keys) != len(x):
-        raise RuntimeError("dropout in training mode needs eldistill.noise.masks(draw, purpose) of the same images")
+        raise RuntimeError(
+            "dropout in training mode needs eldistill.diffusion.noise.masks(draw, purpose) of the same images"
+        )
     source.calls += 1
     each = x[0].numel()
     place = _scramble(torch.arange(each, device=x.device) + (source.calls << 40))

@@ -20,11 +20,18 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import classes, contract, data, files, loop, noise, params, sampling, speed
+from eldistill import contract, files
 from eldistill.contract import Batch, Progress
+from eldistill.data import classes
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
+from eldistill.diffusion.noise import Draw
 from eldistill.files import Problem
-from eldistill.noise import Draw
+from eldistill.plan import params
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import train
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
 RECIPE = ("distil", 2)
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.plan.schema import number
 
 RECIPE = ("ensemble/identity", 1)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from eldistill.ensemble import conv
 from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.plan.schema import number
 
 RECIPE = ("ensemble/resnet", 1)
 

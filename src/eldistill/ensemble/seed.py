@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from eldistill import contract, mmd
+from eldistill import contract
+from eldistill.diffusion.noise import Draw
 from eldistill.files import Problem, atomic, read_json, write_json
-from eldistill.noise import Draw
+from eldistill.losses import mmd
 
 RECIPE = ("ensemble/seed", 1)
 

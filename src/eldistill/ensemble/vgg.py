@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from eldistill.ensemble import conv
 from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.plan.schema import number
 
 RECIPE = ("ensemble/vgg", 1)
 BLOCKS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels of each convolution, in widths; a halving after each block

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import data, metrics
-from eldistill.distributed import Alone, Processes
-from eldistill.features import chunks, embed
-from eldistill.fid import Moments
+from eldistill.data import dataset as data
+from eldistill.evaluate import metrics
+from eldistill.evaluate.features import chunks, embed
+from eldistill.evaluate.fid import Moments
 from eldistill.files import Problem, atomic
+from eldistill.training.processes import Alone, Processes
 
 RECIPE = ("clean", 1)
 SPACE = "inception-clean"

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill import clean, data, fid
-from eldistill.distributed import Alone, Processes
-from eldistill.features import chunks, embed, embed_all
+from eldistill.data import dataset as data
+from eldistill.evaluate import clean, fid
+from eldistill.evaluate.features import chunks, embed, embed_all
+from eldistill.evaluate.metrics import FLOAT, count_name, measure, measure_labelled, moments
 from eldistill.files import Problem, atomic
-from eldistill.metrics import FLOAT, count_name, measure, measure_labelled, moments
+from eldistill.training.processes import Alone, Processes
 
 RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the first ones
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature spaces by name, and features of any iterable of uint8 images. A change here raises the version of evaluate.py, whose
+"""Feature spaces by name, and features of any iterable of uint8 images. A change here raises the version of evaluator.py, whose
 references are made of it."""
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import judges, schema
+from eldistill.evaluate import judges
+from eldistill.evaluate.metrics import FLOAT
 from eldistill.files import Problem
-from eldistill.metrics import FLOAT
+from eldistill.plan import schema
 
 COVERED_BY = "evaluate"
 

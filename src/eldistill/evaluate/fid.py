@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from eldistill import metrics
-from eldistill.features import embed
+from eldistill.evaluate import metrics
+from eldistill.evaluate.features import embed
 from eldistill.files import Problem
 
 RECIPE = ("fid", 1)
@@ -20,7 +20,7 @@ RECIPE = ("fid", 1)
 def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] of a published reference: EDM's .npz or EDM2's .pkl, read without executing it.
     Raises Problem for any other file."""
-    from eldistill.teacher import pickles
+    from eldistill.external import pickles
 
     if path.suffix == ".pkl":
         with pickles.read(path) as file:

@@ -12,11 +12,15 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-from eldistill import data, loop, networks, params, weights
+from eldistill import networks
 from eldistill.contract import Batch, Phase
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import stream_seed
+from eldistill.evaluate.metrics import softmax
+from eldistill.external import weights
 from eldistill.files import load_tensors, save_tensors
-from eldistill.metrics import softmax
-from eldistill.noise import stream_seed
+from eldistill.plan import params
+from eldistill.training import loop
 
 RECIPE = ("judges", 1)
 BODIES = {"a": "conv", "b": "mlp"}

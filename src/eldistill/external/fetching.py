@@ -32,9 +32,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eldistill import sourcelock
+from eldistill.external import sourcelock
+from eldistill.external.sourcelock import LOCK
 from eldistill.files import Problem, sha256, write_text
-from eldistill.sourcelock import LOCK
 
 TABLE = Path("data/sources.csv")
 AUTOENCODER = "sd-vae-ft-mse"  # what latents are decoded with, where params.yaml names no other

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.teacher.machine import (
+from eldistill.external.machine import (
     CODES,
     DEPTH,
     STORAGES,

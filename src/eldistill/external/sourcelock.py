@@ -2,7 +2,7 @@
 """data/sources.lock.csv: what files from outside have to be, noted when they are first seen. Git keeps it.
 
 A fetched file has a row of four columns under its name in data/sources.csv: what came first must come ever after. A path in
-params.yaml has six: how many files it has, and what they are read as; its row follows its content (eldistill.identity).
+params.yaml has six: how many files it has, and what they are read as; its row follows its content (eldistill.plan.identity).
 """
 
 from __future__ import annotations

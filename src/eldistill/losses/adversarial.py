@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from eldistill.contract import Batch
-from eldistill.head import Head as Head
-from eldistill.head import add_head as add_head
-from eldistill.score import grid_sigma
+from eldistill.losses.head import Head as Head
+from eldistill.losses.head import add_head as add_head
+from eldistill.losses.score import grid_sigma
 
 RECIPE = ("adversarial", 1)
 

@@ -68,7 +68,7 @@ def mmd2(
     tr Cov_x / m + tr Cov_y / n on top (linear kernel), a reward for shrinking the spread of x.
     classes: labels of x [m] and of y [n]; the kernel is then k(x, y) 1[label of x = label of y], which compares the
     joint distributions of features and labels. across: the processes that hold the rest of the rows (see
-    eldistill.distributed); the value is that of all rows, the gradient that of the own ones.
+    eldistill.training.processes); the value is that of all rows, the gradient that of the own ones.
     Raises Problem for an unknown kernel or estimator, or too few rows.
     """
     if kernel not in KERNELS or estimator not in ("unbiased", "biased"):

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from eldistill import augment, noise
 from eldistill.contract import AtImages, Batch, Phase
+from eldistill.diffusion import augment, noise
 from eldistill.files import Problem
 
 RECIPE = ("score", 1)

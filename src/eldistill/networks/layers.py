@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from eldistill import noise
+from eldistill.diffusion import noise
 
 RECIPE = ("networks/layers", 1)
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from eldistill import noise
+from eldistill.diffusion import noise
 
 RECIPE = ("networks/precond", 1)
 

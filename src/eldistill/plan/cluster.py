@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from eldistill.recipes import SCRATCH
+from eldistill.plan.recipes import SCRATCH
 
 PATIENCE = 120.0  # seconds that a job has to save itself and end
 

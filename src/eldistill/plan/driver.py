@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from eldistill import freshness
 from eldistill.files import Problem
-from eldistill.recipes import Step
+from eldistill.plan import freshness
+from eldistill.plan.recipes import Step
 
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
 IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
-from eldistill import records
 from eldistill.files import Problem, replace_text
-from eldistill.recipes import WORDS, Plan, Step
+from eldistill.plan import records
+from eldistill.plan.recipes import WORDS, Plan, Step
 
 QUIET = 1.0  # the mtime of whatever must not make a step run
 

@@ -3,7 +3,7 @@
 
 It is the sha256 of a file; of a folder that of the sorted (name, sha256) of the files that are read of it, without times. The
 process that plans measures it and records it in data/sources.lock.csv. Jobs take what is recorded and hash nothing. Where a
-source is absent, what is recorded holds. A file is hashed again only when its size or its times changed (eldistill.hashes). This
+source is absent, what is recorded holds. A file is hashed again only when its size or its times changed (eldistill.external.hashes). This
 file imports nothing heavy.
 """
 
@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill import sourcelock
+from eldistill.external import sourcelock
+from eldistill.external.hashes import Cache, File, Identity, Progress
+from eldistill.external.listing import READ_AS, is_path
 from eldistill.files import Problem, sha256
-from eldistill.hashes import Cache, File, Identity, Progress
-from eldistill.listing import READ_AS, is_path
-from eldistill.schema import OutsidePath
+from eldistill.plan.schema import OutsidePath
 
 # A file that was written so shortly before it was hashed may have changed since under the same time: file systems count in
 # steps of up to two seconds. Its hash is not trusted by later plans.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """params.yaml: read, checked against workflow/schemas/params.schema.yaml, resolved into frozen dataclasses.
 
-The schema is the one list of keys: type, range, default and meaning; eldistill.schema checks against it.
+The schema is the one list of keys: type, range, default and meaning; eldistill.plan.schema checks against it.
 
 Values resolve in this order, later wins: default; then section by section along `like`, furthest first, its own keys
 and after them its `per_data: {data: …}`. What a section says itself so beats everything that it inherits.
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from eldistill.files import Problem
-from eldistill.schema import available, check, declared, expected, fill, follow, lasting, nearest, settings, spaces
+from eldistill.plan.schema import available, check, declared, expected, fill, follow, lasting, nearest, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eldistill import records
-from eldistill.fetching import AUTOENCODER, TABLE, published, source
+from eldistill.external.fetching import AUTOENCODER, TABLE, published, source
 from eldistill.files import Problem, canonical, digest, write_text
-from eldistill.identity import Identities, Source, named
-from eldistill.params import TABLES, Params, Run
-from eldistill.schema import PACKAGE, spaces
+from eldistill.plan import records
+from eldistill.plan.identity import Identities, Source, named
+from eldistill.plan.params import TABLES, Params, Run
+from eldistill.plan.schema import PACKAGE, spaces
 
 SCRATCH = "data/scratch"
 STATE = f"{SCRATCH}/state"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from eldistill.files import Problem, canonical
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 class OutsidePath(str):
@@ -72,7 +72,7 @@ def available(kind: str) -> list[str]:
 
 @functools.cache
 def spaces() -> dict[str, str | None]:
-    """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate.py itself."""
+    """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate/features.py."""
     found: dict[str, str | None] = {"judge-a": None, "judge-b": None, "pixels": None}
     for path in sorted((PACKAGE / "spaces").glob("[a-z]*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

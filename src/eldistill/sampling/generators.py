@@ -14,10 +14,13 @@ from pathlib import Path
 
 import torch
 
-from eldistill import classes, data, noise, weights
+from eldistill.data import classes
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
+from eldistill.diffusion.noise import Draw
+from eldistill.external import weights
 from eldistill.files import Problem, atomic, load_tensors, save_tensors
-from eldistill.noise import Draw
-from eldistill.schema import nearest
+from eldistill.plan.schema import nearest
 
 RECIPE = ("sampling", 1)
 

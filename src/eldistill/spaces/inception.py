@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill import fetching, weights
+from eldistill.evaluate.metrics import softmax
+from eldistill.external import fetching, pickles, weights
 from eldistill.files import Problem
-from eldistill.metrics import softmax
-from eldistill.teacher import pickles
 
 RECIPE = ("spaces/inception", 1)
 NAMES = ("inception",)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import fetching
+from eldistill.external import fetching
 from eldistill.files import Problem
 from eldistill.spaces import inception
 

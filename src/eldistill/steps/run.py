@@ -18,10 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import files, identity, params, records, schema
+from eldistill import files
 from eldistill.files import Problem
-from eldistill.identity import Identities
-from eldistill.recipes import REMADE, SCRATCH, Plan, Step
+from eldistill.plan import identity, params, records, schema
+from eldistill.plan.identity import Identities
+from eldistill.plan.recipes import REMADE, SCRATCH, Plan, Step
 
 COVERED_BY = "evaluate"
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
@@ -150,7 +151,7 @@ def _threads(threads: int, word: str) -> None:
     if word != "tables":
         import torch
 
-        from eldistill import speed
+        from eldistill.training import compute as speed
 
         speed.keep_memory()
         torch.set_num_threads(threads)
@@ -201,7 +202,7 @@ def _train(work, train) -> None:
     """Run a training in its locked state folder; remember a failure that repeating cannot cure."""
     import torch
 
-    from eldistill import loop, state
+    from eldistill.training import loop, state
 
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
@@ -248,11 +249,13 @@ def _forget() -> None:
 
 
 def _data(work) -> None:
-    from eldistill import evaluate, features, judges, labels, packing
+    from eldistill.data import labels, packing
+    from eldistill.evaluate import evaluator as evaluate
+    from eldistill.evaluate import features, judges
 
     item = work.step.name.rsplit("/", 1)[1]
     if work.step.on_demand:
-        from eldistill import fetching
+        from eldistill.external import fetching
 
         path = fetching.fetch(item, say=work.say)
         files.link(path, work.outputs[0])
@@ -267,7 +270,7 @@ def _data(work) -> None:
         return
     (pack,) = _inputs(work, "/images.safetensors")
     if item == "moments-clean":
-        from eldistill import clean
+        from eldistill.evaluate import clean
 
         space = features.feature_space(clean.SPACE, None, work.site.device)
         clean.make_reference(space, pack, work.outputs[0], work.say)
@@ -289,12 +292,12 @@ def _data(work) -> None:
 
 
 def _teacher(work) -> None:
-    from eldistill import distil
+    from eldistill.distil import run as distil
     from eldistill.teacher import train
 
     if "/pairs-" in work.step.name:
-        from eldistill import state
         from eldistill.teacher import pairs
+        from eldistill.training import state
 
         folder = work.state = state.folder(work.digest)
         with state.lock(folder):
@@ -337,7 +340,7 @@ def _teacher(work) -> None:
 
 
 def _ensemble(work) -> None:
-    from eldistill import data
+    from eldistill.data import dataset as data
     from eldistill.ensemble import seed
 
     (pack,) = _inputs(work, "/images.safetensors")
@@ -353,7 +356,10 @@ def _ensemble(work) -> None:
 
 
 def _distil(work) -> None:
-    from eldistill import distil, distributed, loop, speed
+    from eldistill.distil import run as distil
+    from eldistill.training import compute as speed
+    from eldistill.training import loop
+    from eldistill.training import processes as distributed
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
     upstream |= distil.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
@@ -379,8 +385,11 @@ def _distil(work) -> None:
 
 
 def _evaluate(work) -> None:
-    from eldistill import distributed, evaluate, features, sampling
-    from eldistill.metrics import CURVE
+    from eldistill.evaluate import evaluator as evaluate
+    from eldistill.evaluate import features
+    from eldistill.evaluate.metrics import CURVE
+    from eldistill.sampling import generators as sampling
+    from eldistill.training import processes as distributed
 
     if work.step.name.startswith("suite/"):
         _metrics(work)
@@ -416,7 +425,7 @@ def _evaluate(work) -> None:
     _save_picture(_output(work, "samples.png"), shown, options["grid"], drawn.titles)
     files.write_json(work.outputs[0], metrics)
     if generator is not None:
-        from eldistill import sheets
+        from eldistill.tables import sheet as sheets
 
         files.write_rows(_output(work, "curve.csv"), sorted(rows, key=lambda row: row["n_images"]))
         strip = sampling.between(generator, STRIPS, options["grid"], options["seed"])
@@ -426,7 +435,7 @@ def _evaluate(work) -> None:
 
 def _classes(work, spaces: dict, real: bool):
     # How classes are drawn and shown in an evaluation (classes.Drawn), and what is left out.
-    from eldistill import classes
+    from eldistill.data import classes
 
     if not work.params.get("labels"):
         return classes.Drawn()
@@ -449,14 +458,14 @@ def _pack(work) -> Path:
 
 
 def _generator(work, path: Path, drawn):
-    from eldistill import sampling
+    from eldistill.sampling import generators as sampling
 
     found = sampling.load_generator(path, work.site.device)
     return sampling.Generator(found.network, drawn.applied(found.about))
 
 
 def _images_of_teacher(work, drawn):
-    from eldistill import sampling
+    from eldistill.sampling import generators as sampling
     from eldistill.teacher import train
 
     options = work.params
@@ -473,7 +482,8 @@ def _images_of_teacher(work, drawn):
 
 def _shown(work, drawn, images):
     # What samples.png shows, uint8 [n, c, h, w]: the first images, or a row of each class; images: None for real ones.
-    from eldistill import classes, data
+    from eldistill.data import classes
+    from eldistill.data import dataset as data
 
     columns, dim = work.params["grid"], drawn.label_dim
     if images is None:
@@ -484,7 +494,8 @@ def _shown(work, drawn, images):
 
 
 def _metrics(work) -> None:
-    from eldistill import evaluate, results, summary
+    from eldistill.evaluate import evaluator as evaluate
+    from eldistill.tables import results, summary
 
     metrics = {step.name: results.read_metrics(Path(step.outputs[0])) for step in work.upstream}
     runs: summary.Runs = {}
@@ -513,7 +524,7 @@ def _output(work, name: str) -> Path:
 
 
 def _images_of(work, generator, steps: int = 1):
-    from eldistill import sampling
+    from eldistill.sampling import generators as sampling
 
     def images(n, start=0, labels=None):
         return sampling.images_of(generator, n, work.params["seed"], labels, work.site.batch, steps, start)
@@ -522,7 +533,7 @@ def _images_of(work, generator, steps: int = 1):
 
 
 def _curve(work, ruler, drawn, asked) -> list[dict]:
-    from eldistill.metrics import CURVE
+    from eldistill.evaluate.metrics import CURVE
 
     options, rows = work.params, []
     followed = options.get("curve_features") or list(ruler.spaces)
@@ -545,7 +556,8 @@ def _asked_fid(work, ruler) -> tuple | None:
     # does not ask for it.
     if not (wanted := work.params.get("fid")):
         return None
-    from eldistill import fetching, fid, metrics
+    from eldistill.evaluate import fid, metrics
+    from eldistill.external import fetching
 
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
@@ -554,13 +566,13 @@ def _asked_fid(work, ruler) -> tuple | None:
 
 
 def _space(work, ruler, name: str):
-    from eldistill import features
+    from eldistill.evaluate import features
 
     return ruler.spaces.get(name) or features.feature_space(name, None, work.site.device)
 
 
 def _fid(work, ruler, images, asked: tuple) -> dict[str, float]:
-    from eldistill import clean
+    from eldistill.evaluate import clean
 
     cleanly = None
     if work.params["fid"].get("clean"):
@@ -571,7 +583,8 @@ def _fid(work, ruler, images, asked: tuple) -> dict[str, float]:
 
 
 def _save_picture(path: Path, images, columns: int, titles: list[str] | None = None) -> None:
-    from eldistill import classes, sampling
+    from eldistill.data import classes
+    from eldistill.sampling import generators as sampling
 
     board = sampling.grid(images, columns, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
@@ -579,7 +592,9 @@ def _save_picture(path: Path, images, columns: int, titles: list[str] | None = N
 
 
 def _tables(work) -> None:
-    from eldistill import report, studies, tables
+    from eldistill.tables import report
+    from eldistill.tables import suite as tables
+    from eldistill.tables.studies import page as studies
 
     if "/" in work.step.name:
         studies.make(work.step.name.split("/")[1], work.params, Path(), work.outputs)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill import perceptual
 from eldistill.contract import Batch
 from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.losses import perceptual
+from eldistill.plan.schema import number
 
 RECIPE = ("supplements/regression", 2)
 

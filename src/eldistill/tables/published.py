@@ -6,10 +6,10 @@ from __future__ import annotations
 import csv
 import functools
 
-from eldistill.schema import PACKAGE
+from eldistill.plan.schema import PACKAGE
 
 RECIPE = ("published", 2)  # which figures ours may stand beside
-FIGURES = PACKAGE / "published.csv"
+FIGURES = PACKAGE / "tables/published.csv"
 METHODS: dict[str, tuple[str, ...]] = {  # what published.csv calls the methods of this project, up to a bracket
     "teacher": ("EDM", "EDM teacher", "EDM2-S"),
     "di": ("DI", "Diff-Instruct"),

@@ -219,7 +219,7 @@ def _origins(path: Path) -> str:
 
 
 def to_html(text: str) -> str:
-    """The Markdown that tables.py writes (headings, tables, lists, paragraphs, `code`) as HTML."""
+    """The Markdown that suite.py writes (headings, tables, lists, paragraphs, `code`) as HTML."""
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip()):
         lines = block.split("\n")

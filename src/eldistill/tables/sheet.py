@@ -13,8 +13,8 @@ import math
 from pathlib import Path
 
 from eldistill.files import Problem, read_json, write_text
-from eldistill.report import BLUE, STYLE, picture, short_table
-from eldistill.results import NAME, PARTS, short
+from eldistill.tables.report import BLUE, STYLE, picture, short_table
+from eldistill.tables.results import NAME, PARTS, short
 
 GROUPS = {  # heading: endings of the logged names that belong to it; what is left over are loss terms
     "Gradients": ("gradient_norm", "gradient_rms", "base_rms"),

@@ -14,11 +14,12 @@ import itertools
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill import plots, published, typeset
+from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import Problem, write_rows, write_text
-from eldistill.inference import holm, interval, median_time, paired_p
-from eldistill.metrics import ALONE, LABELLED
-from eldistill.results import (
+from eldistill.tables import curves as plots
+from eldistill.tables import published, typeset
+from eldistill.tables.inference import holm, interval, median_time, paired_p
+from eldistill.tables.results import (
     ABOUT,
     NAME,
     PARTS,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean, median, stdev
 
-from eldistill.results import named
+from eldistill.tables.results import named
 
 RECIPE = ("summary", 1)
 LIMIT = 20  # numbers of the file, at most

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of tables.py as text: Markdown with a sentence for each comparison, written from the numbers, and LaTeX."""
+"""The rows of suite.py as text: Markdown with a sentence for each comparison, written from the numbers, and LaTeX."""
 
 from __future__ import annotations
 
 import itertools
 
-from eldistill import metrics
-from eldistill.results import NAME, PARTS, is_reason, short
+from eldistill.evaluate import metrics
+from eldistill.tables.results import NAME, PARTS, is_reason, short
 
 RECIPE = ("typeset", 2)  # no saving of one seed; why there is no time to a baseline; names follow each data setting
 ALONE = (*metrics.ALONE, *metrics.LABELLED)  # metrics without a part; those of LABELLED only where runs have them

@@ -11,9 +11,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from eldistill import classes, evaluate, features, fetching, latents, metrics, sampling
-from eldistill.fid import statistics, streamed, whose
+from eldistill.data import classes, latents
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import features, metrics
+from eldistill.evaluate.fid import statistics, streamed, whose
+from eldistill.external import fetching
 from eldistill.files import Problem
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import convert
 
 RECIPE = ("teacher/check", 1)

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import fetching, latents, networks, weights
+from eldistill import networks
+from eldistill.data import latents
+from eldistill.external import fetching, pickles, weights
+from eldistill.external.pickles import Network, Refused
 from eldistill.files import Problem, canonical, load_tensors, save_tensors
-from eldistill.teacher import foreign, pickles, train
+from eldistill.teacher import foreign, train
 from eldistill.teacher.folders import convert_folder
 from eldistill.teacher.foreign import PIXELS, among, every, or_none, real, whole
-from eldistill.teacher.pickles import Network, Refused
 from eldistill.teacher.states import convert_state, is_state, state
 
 RECIPE = ("teacher/convert", 1)

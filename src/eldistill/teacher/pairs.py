@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import classes, files, sampling
-from eldistill.noise import Draw
+from eldistill import files
+from eldistill.data import classes
+from eldistill.diffusion.noise import Draw
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import train
 
 RECIPE = ("teacher/pairs", 1)

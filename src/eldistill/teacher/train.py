@@ -8,9 +8,15 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import augment, data, loop, networks, noise, params, speed, weights
+from eldistill import networks
 from eldistill.contract import Batch, Phase
+from eldistill.data import dataset as data
+from eldistill.diffusion import augment, noise
+from eldistill.external import weights
 from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.plan import params
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
 RECIPE = ("teacher/train", 1)
 

@@ -5,7 +5,7 @@ A generator step makes the images of the whole batch first. The gradients of the
 supplement meet at those images, and one backward pass carries their weighted sum into the generator: a supplement
 sees the whole batch however small the micro-batches are, and a weight that compares gradients costs nothing.
 
-Several processes (eldistill.distributed) share every batch: each does its rows, and all numbers are those of the whole.
+Several processes (eldistill.training.processes) share every batch: each does its rows, and all numbers are those of the whole.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from typing import Any
 
 import torch
 
-from eldistill import distributed, guards, noise, optimisers, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.diffusion import noise
+from eldistill.diffusion.noise import Draw
 from eldistill.files import NonFinite as NonFinite
-from eldistill.noise import Draw
+from eldistill.training import optimisers, state
+from eldistill.training import processes as distributed
+from eldistill.training import watch as guards
 
 RECIPE = ("loop", 1)
 QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # in log.csv, but not in the status line

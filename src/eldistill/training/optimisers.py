@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimiser of a network, its learning rate, and the weight of the running average.
 
-A change of results here raises the version in the RECIPE of eldistill.loop.
+A change of results here raises the version in the RECIPE of eldistill.training.loop.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Several processes, each with a part of every batch: what they tell each other, and how they are started.
 
 Each computes the loss of its own rows, as a share of the whole batch's, and the gradients are added: the result is that of
-one process with the whole batch. Random numbers belong to images (see eldistill.noise), so no process count changes any.
+one process with the whole batch. Random numbers belong to images (see eldistill.diffusion.noise), so no process count changes any.
 EL is a loss of the whole batch: every process computes all of it, and the gradient of the own rows is exact as it stands.
 """
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from eldistill import cluster, weights
+from eldistill.external import weights
 from eldistill.files import Problem, load_tensors, save_tensors
-from eldistill.recipes import STATE
+from eldistill.plan import cluster
+from eldistill.plan.recipes import STATE
 
 COVERED_BY = "loop"
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from statistics import fmean, stdev
 
-from eldistill import inference
-from eldistill.comparisons import compared, paired, summary
 from eldistill.files import Problem
-from eldistill.results import Result, Study, arms_of, identity, short
+from eldistill.tables import inference
+from eldistill.tables.results import Result, Study, arms_of, identity, short
+from eldistill.tables.studies.comparisons import compared, paired, summary
 
 RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from statistics import fmean, median, stdev
 
-from eldistill import inference
 from eldistill.files import Problem
-from eldistill.results import COSTS, Result, Study, arms_of, identity, one_device, short
+from eldistill.tables import inference
+from eldistill.tables.results import COSTS, Result, Study, arms_of, identity, one_device, short
 
 RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from eldistill.files import Problem
-from eldistill.results import arms_of, ended_no_better, identity, short
+from eldistill.tables.results import arms_of, ended_no_better, identity, short
 
 RECIPE = ("diagnostics", 2)  # curves of one point do not diverge; names of data settings
 COLLAPSE = 0.5  # of the real trace of covariance, in the members' features

@@ -2,8 +2,8 @@
 """One question, one table: the studies of a suite, each made from the grids that name it.
 
 A study is a section of `tables.studies` (question, kind, baseline, margin). Every kind is a function from results to
-rows and sentences; all sentences are written from the numbers. To add a kind, write a module with a function of its
-name, and add it to KINDS.
+rows and sentences; all sentences are written from the numbers. To add a kind, write a module in this folder
+with a function of its name and a RECIPE of the module's name, and add it to KINDS.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from eldistill import plots, variance
 from eldistill.files import Problem, write_rows, write_text
-from eldistill.results import Study, check, load, short
+from eldistill.tables import curves as plots
+from eldistill.tables.results import Study, check, load, short
+from eldistill.tables.studies import variance
 
 RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
 # {kind: the module that has it}, a literal: the recipe of a study names that module.
@@ -129,7 +130,7 @@ def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
         check(ranked, space, curves=params["kind"] in CURVED)
     study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
     kind = params["kind"]
-    rows, said = getattr(importlib.import_module(f"eldistill.{KINDS[kind]}"), kind)(study)
+    rows, said = getattr(importlib.import_module(f"eldistill.tables.studies.{KINDS[kind]}"), kind)(study)
     if not rows:
         raise Problem(f"the study {name} has nothing to compare; see its grids under `suites` in params.yaml")
     table, text, picture = outputs

@@ -21,9 +21,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from eldistill import inference
 from eldistill.files import Problem
-from eldistill.results import arms_of, identity, short
+from eldistill.tables import inference
+from eldistill.tables.results import arms_of, identity, short
 
 RECIPE = ("variance", 2)
 NETWORKS = True  # the study runs the networks of its runs again
@@ -77,7 +77,7 @@ def strength(means: list[Moments]) -> float:
 
 def _one_level(draw):
     """The same random numbers, but one noise level for all images of the batch."""
-    from eldistill.noise import Draw
+    from eldistill.diffusion.noise import Draw
 
     class OneLevel(Draw):
         def _same(self, kind: str, purpose: str, *rest):
@@ -112,7 +112,10 @@ class Probe:
     def __init__(self, run: str, root: Path):
         import torch
 
-        from eldistill import contract, data, distil, sampling
+        from eldistill import contract
+        from eldistill.data import dataset as data
+        from eldistill.distil import run as distil
+        from eldistill.sampling import generators as sampling
         from eldistill.teacher import train
 
         try:
@@ -149,9 +152,10 @@ class Probe:
 
     def fakes(self) -> list[dict]:
         """Networks with FAKES fake_scores, each trained on the held generator with random numbers of its own."""
-        from eldistill import loop, params
         from eldistill.contract import Phase
-        from eldistill.noise import stream_seed
+        from eldistill.diffusion.noise import stream_seed
+        from eldistill.plan import params
+        from eldistill.training import loop
 
         made = []
         for index in range(FAKES):
@@ -185,7 +189,7 @@ class Probe:
         import torch
 
         from eldistill.contract import Batch, Progress
-        from eldistill.noise import Draw
+        from eldistill.diffusion.noise import Draw
 
         found, nets = [], {"generator": self.generator.requires_grad_(True)}
         parameters = list(self.generator.parameters())
