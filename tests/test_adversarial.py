@@ -14,7 +14,7 @@ from toys import Images, batch_of
 
 from eldistill import contract
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import adversarial, balance, head
 from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan

@@ -20,8 +20,8 @@ from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from eldistill import __main__
 from eldistill.data import dataset as data
 from eldistill.data import latents
+from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.files import Problem
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception

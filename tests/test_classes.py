@@ -23,9 +23,9 @@ from eldistill import __main__
 from eldistill.data import classes, packing
 from eldistill.data import dataset as data
 from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import metrics
-from eldistill.files import Problem
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 

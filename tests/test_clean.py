@@ -19,9 +19,10 @@ from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from toys import OneOfTwo
 
 from eldistill import __main__, files
+from eldistill.errors import Problem
 from eldistill.evaluate import clean, features, fid, metrics
 from eldistill.evaluate import evaluator as evaluate
-from eldistill.files import Problem, save_tensors
+from eldistill.files import save_tensors
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception_clean

@@ -18,13 +18,13 @@ import torch
 from eldistill import __main__, files
 from eldistill.commands import doctor, export
 from eldistill.distil import run as distil
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import cluster, params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.training import state
 
 made = test_distil.made  # the fixture
-SOURCE = Path(state.__file__).parents[1]
+SOURCE = Path(state.__file__).parents[2]
 RUN = "digits-smoke/di/el/0"
 
 

@@ -21,7 +21,7 @@ import eldistill
 from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes, schema
 from eldistill.training import loop, state
 
@@ -725,7 +725,7 @@ def parts(name: str) -> set[str]:
 
 
 BOTTOM = {
-    "files", "networks", "losses.mmd", "diffusion.noise", "diffusion.philox", "diffusion.augment", "external.fetching",
+    "errors", "files", "networks", "losses.mmd", "diffusion.noise", "diffusion.philox", "diffusion.augment", "external.fetching",
     "external.hashes", "external.listing", "external.sourcelock", "plan.params", "plan.schema", "plan.recipes", "plan.identity",
     "plan.records",
 } | parts("networks")  # fmt: skip

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eldistill import __main__, files, networks
+from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.files import Problem
 from eldistill.networks import ddpm
 from eldistill.sampling import generators as sampling
 from eldistill.teacher import folders, foreign, train

@@ -19,7 +19,7 @@ from torch import multiprocessing
 from eldistill.contract import Progress
 from eldistill.ensemble import identity
 from eldistill.ensemble.seed import Member
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import mmd
 from eldistill.supplements import embedding
 from eldistill.training import processes as distributed

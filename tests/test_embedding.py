@@ -18,7 +18,7 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import augment
 from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import conv, identity, seed
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import balance, mmd
 from eldistill.methods import sid
 from eldistill.supplements import embedding

@@ -14,7 +14,7 @@ import torch
 from eldistill import files
 from eldistill.data import dataset as data
 from eldistill.ensemble import conv, identity, seed
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import mmd
 
 SHAPE = (1, 8, 8)

@@ -26,8 +26,8 @@ from PIL import Image
 from eldistill import __main__ as program
 from eldistill import files, networks
 from eldistill.data import packing
+from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.files import Problem
 from eldistill.plan import params, recipes, schema
 
 ROOT = Path(__file__).parent.parent

@@ -13,9 +13,9 @@ from PIL import Image
 
 from eldistill.data import dataset as data
 from eldistill.data import packing
+from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, judges, metrics
-from eldistill.files import Problem
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}

@@ -23,7 +23,7 @@ from eldistill.contract import Batch, Progress
 from eldistill.data import dataset as data
 from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import mmd
 from eldistill.plan import params, schema
 from eldistill.plan.recipes import Plan

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.files import Problem
 
 CONTENT = random.Random(0).randbytes(400_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -14,7 +14,7 @@ import test_distil
 import torch
 
 from eldistill import __main__, files, networks
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.teacher import convert, train

@@ -26,7 +26,7 @@ import snakemake_rule as rule
 from conftest import read_yaml, write_yaml
 from snakemake.exceptions import WorkflowError
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import driver, freshness, params, recipes
 from eldistill.plan.recipes import WORDS, Plan, Step
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import gpus
 
 

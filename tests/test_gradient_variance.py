@@ -10,7 +10,7 @@ import torch
 
 from eldistill import __main__
 from eldistill.diffusion.noise import Draw
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables.studies import variance
 
 made, project = test_distil.made, test_distil.project  # the fixtures

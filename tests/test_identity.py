@@ -21,8 +21,8 @@ from project import Project
 
 from eldistill import __main__
 from eldistill.commands import doctor
+from eldistill.errors import Problem
 from eldistill.external import hashes, listing, sourcelock
-from eldistill.files import Problem
 from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
 from eldistill.steps import run as steps

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import driver
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.external.pickles import Refused
-from eldistill.files import Problem
 from eldistill.spaces import inception
 
 BLOCKS = {f"mixed_{i}" if i else "mixed": name for i, name in enumerate(

@@ -24,8 +24,8 @@ from test_data import build
 from eldistill import __main__
 from eldistill.data import archives, containers, labels, packing
 from eldistill.data import dataset as data
+from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.files import Problem
 from eldistill.plan import identity, params
 from eldistill.sampling import generators as sampling
 

@@ -19,7 +19,7 @@ from PIL import Image
 from eldistill import files
 from eldistill.data import dataset as data
 from eldistill.data import packing
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 CODEC = {"mean": 0.5, "std": 0.25}
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -24,8 +24,8 @@ from eldistill import __main__, contract, files
 from eldistill.data import archives, latents, packing
 from eldistill.data import dataset as data
 from eldistill.diffusion import noise
+from eldistill.errors import NonFinite, Problem
 from eldistill.external import listing
-from eldistill.files import NonFinite, Problem
 from eldistill.networks import build
 from eldistill.plan import params, recipes
 from eldistill.teacher import convert, train

@@ -10,7 +10,7 @@ import torch
 from toys import batch_of
 
 from eldistill import contract
-from eldistill.files import Problem
+from eldistill.errors import NonFinite, Problem
 from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, sida
 from eldistill.supplements import regression
@@ -64,7 +64,7 @@ def test_no_method_hides_a_value_that_is_not_finite(bench, run, place, value):
     loop.Loop(bench.job(method, numbers=numbers, folder="healthy")).iterate()
     job = bench.job(method, numbers=numbers)
     poison(job, place, value)
-    with pytest.raises(loop.NonFinite, match="is not finite"):
+    with pytest.raises(NonFinite, match="is not finite"):
         loop.Loop(job).iterate()
 
 
@@ -78,7 +78,7 @@ def test_no_supplement_hides_a_nan(bench, supplement, place):
         job.supplements[0].tools.images[:] = math.nan
     else:
         poison(job, place, math.nan)
-    with pytest.raises(loop.NonFinite, match="is not finite"):
+    with pytest.raises(NonFinite, match="is not finite"):
         loop.Loop(job).iterate()
 
 

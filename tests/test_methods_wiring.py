@@ -10,7 +10,7 @@ from toys import batch_of, linear
 from eldistill import contract
 from eldistill.contract import Batch, Phase, Progress
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, diff_instruct, dmd, dmd2, sid, sida
 from eldistill.networks import precond

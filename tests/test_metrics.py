@@ -12,9 +12,9 @@ from test_evaluate import normal, train_judge
 
 from eldistill.data import dataset as data
 from eldistill.data import packing
+from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
-from eldistill.files import Problem
 
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 

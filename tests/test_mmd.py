@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import mmd
 
 KERNELS = ["linear", "rbf"]

@@ -11,7 +11,7 @@ import torch
 from toys import batch_of
 
 from eldistill import files
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import perceptual
 from eldistill.sampling import generators as sampling
 from eldistill.supplements import regression

@@ -19,8 +19,8 @@ from PIL import Image
 from eldistill import __main__, files
 from eldistill.data import archives, packing, pictures
 from eldistill.data import dataset as data
+from eldistill.errors import Problem
 from eldistill.external import pickles
-from eldistill.files import Problem
 
 ROOT = Path(__file__).parent.parent
 FEW = 20  # images in each of the six batches

@@ -12,7 +12,8 @@ import conftest
 import jsonschema
 import pytest
 
-from eldistill.files import Problem, canonical
+from eldistill.errors import Problem
+from eldistill.files import canonical
 from eldistill.plan import params, schema
 
 ROOT = Path(__file__).parent.parent
@@ -529,7 +530,7 @@ def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
 )
 def test_what_only_snakemake_would_see_is_refused(given, said):
     """The steps read params.yaml: another number on Snakemake's command line would be planned and not computed."""
-    root = Path(params.__file__).parents[2]
+    root = Path(params.__file__).parents[3]
     config = params.merge(params.read_yaml((root / "params.yaml").read_text(encoding="utf-8")), given)
     with pytest.raises(Problem) as caught:
         params.from_snakemake(config, given, root)
@@ -537,7 +538,7 @@ def test_what_only_snakemake_would_see_is_refused(given, said):
 
 
 def test_a_suite_and_numbers_that_params_yaml_has_are_accepted():
-    root = Path(params.__file__).parents[2]
+    root = Path(params.__file__).parents[3]
     values = params.read_yaml((root / "params.yaml").read_text(encoding="utf-8"))
     given = {"suite": "smoke", "threads": values["threads"]}
     assert params.from_snakemake(params.merge(values, given), given, root).values["suite"] == "smoke"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import perceptual
 from eldistill.methods import consistency
 from eldistill.plan import params, schema

@@ -13,8 +13,8 @@ from PIL import Image
 
 from eldistill.data import dataset as data
 from eldistill.data import packing, pictures
+from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.files import Problem
 from eldistill.plan import params
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ import pytest
 
 from eldistill import __main__, files
 from eldistill.commands import cost, planned
+from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.files import Problem
 from eldistill.plan import driver, freshness, params, recipes
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.training import compute as speed
 from eldistill.training import loop

@@ -23,13 +23,13 @@ from torch import distributed as collectives
 from torch import multiprocessing
 
 from eldistill import __main__, contract, files
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop, state
 from eldistill.training import processes as distributed
 
 made = test_distil.made  # the fixture
-METHODS = sorted(path.stem for path in (Path(loop.__file__).parent / "methods").glob("[!_]*.py"))
+METHODS = sorted(path.stem for path in (Path(loop.__file__).parents[1] / "methods").glob("[!_]*.py"))
 EL = {"embedding": {"real_ratio": 2, "diagnose": 3}}
 # What is trained beside the plain methods: method, supplements, and what else of Bench.job.
 MORE = {
@@ -213,7 +213,7 @@ RUN = "digits-smoke/di/el/0"
 
 
 def environment() -> dict:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[1])}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[2])}
 
 
 def command(*words: str, **options) -> subprocess.CompletedProcess:

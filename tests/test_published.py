@@ -16,9 +16,9 @@ import torch
 from toys import OneOfTwo
 
 from eldistill.data import dataset as data
+from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, fid, metrics
-from eldistill.files import Problem
 from eldistill.plan import params, recipes
 from eldistill.tables import published
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eldistill.files import Problem, canonical, digest
+from eldistill.errors import Problem
+from eldistill.files import canonical, digest
 from eldistill.plan import freshness, params, recipes, schema
 from eldistill.plan.recipes import Plan
 
@@ -388,7 +389,7 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 # Files that cannot change a result: they name, plan, fetch, check, show or wait. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
-    "external/fetching", "external/hashes", "external/sourcelock", "files", "plan/cluster", "plan/driver", "plan/freshness",
+    "errors", "external/fetching", "external/hashes", "external/sourcelock", "files", "plan/cluster", "plan/driver", "plan/freshness",
     "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records", "plan/schema", "tables/sheet",
 }  # fmt: skip
 

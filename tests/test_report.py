@@ -10,7 +10,7 @@ import test_tables
 from PIL import Image
 from test_tables import NAMES, PARAMS, suite  # noqa: F401  (the fixture)
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables import report
 from eldistill.tables import sheet as sheets
 from eldistill.tables import suite as tables

@@ -20,7 +20,7 @@ import torch
 
 import eldistill
 from eldistill import __main__, files
-from eldistill.files import Problem
+from eldistill.errors import NonFinite, Problem
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop, state
@@ -416,7 +416,7 @@ def test_counting_flop_costs_no_result(inputs, tmp_path, monkeypatch):
 
             def ended(self, run=run):
                 average = run(self)
-                self.iterate = lambda: (_ for _ in ()).throw(loop.NonFinite("after the end"))
+                self.iterate = lambda: (_ for _ in ()).throw(NonFinite("after the end"))
                 return average
 
             monkeypatch.setattr(loop.Loop, "run", ended)

@@ -18,11 +18,11 @@ import eldistill
 from eldistill import __main__, files, networks
 from eldistill.data import dataset as data
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.sampling import generators as sampling
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
-SOURCE = Path(sampling.__file__).parent.parent
+SOURCE = Path(sampling.__file__).parents[2]
 CODEC = {"mean": 0.5, "std": 0.25}
 SMALL = {
     "network": "song", "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 16,

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from eldistill.errors import Problem
 from eldistill.evaluate import features
-from eldistill.files import Problem
 from eldistill.plan import params, recipes, schema
 from eldistill.spaces import efficientnet
 

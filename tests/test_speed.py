@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eldistill import contract
 from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
-from eldistill.files import NonFinite, Problem
+from eldistill.errors import NonFinite, Problem
 from eldistill.training import compute as speed
 from eldistill.training import loop, optimisers, state
 from eldistill.training import watch as guards

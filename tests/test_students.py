@@ -19,8 +19,8 @@ import test_guided
 import torch
 
 from eldistill import __main__, networks
+from eldistill.errors import Problem
 from eldistill.external import pickles
-from eldistill.files import Problem
 from eldistill.networks import guided
 from eldistill.sampling import generators as sampling
 from eldistill.teacher import check, convert, train

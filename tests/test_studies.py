@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 from test_tables import add_run, metrics, read, write
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.plan.recipes import Plan
 from eldistill.tables import curves as plots

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables import results, typeset
 from eldistill.tables import suite as tables
 

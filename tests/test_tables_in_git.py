@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 
 ROOT = Path(__file__).parents[1]

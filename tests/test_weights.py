@@ -14,9 +14,9 @@ from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 from eldistill import files, networks
 from eldistill.data import latents
+from eldistill.errors import Problem
 from eldistill.evaluate import judges
 from eldistill.external import weights
-from eldistill.files import Problem
 from eldistill.losses import perceptual
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception

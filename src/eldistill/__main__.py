@@ -20,7 +20,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
-from eldistill.files import Problem  # noqa: E402
+from eldistill.errors import Problem  # noqa: E402
 from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
 

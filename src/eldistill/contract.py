@@ -59,7 +59,7 @@ from types import ModuleType
 import torch
 
 from eldistill.diffusion.noise import Draw
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 COVERED_BY = "loop"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading, writing and fetching files: whole or not at all, checked, and never executed.
+"""Reading and writing files: whole or not at all, checked, and never executed.
 
 Tensors travel as safetensors with one metadata entry (canonical JSON), so equal content gives equal bytes.
 """
@@ -19,13 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-
-class Problem(Exception):
-    """Something the user can put right. Its text says what was found, what was expected, what to type next."""
-
-
-class NonFinite(Exception):
-    """A NaN or an infinity: says where, in which term, in which tensor."""
+from eldistill.errors import Problem
 
 
 def canonical(value) -> str:

@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from eldistill.plan import cluster, driver, freshness, identity, params, recipes
+from eldistill.errors import Problem
 from eldistill.plan.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
@@ -36,7 +37,7 @@ try:
         )
         PLAN.identities.record()
     INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
-except params.Problem as problem:
+except Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import torch
 
 from eldistill import contract, networks
-from eldistill.files import Problem, canonical, load_tensors
+from eldistill.errors import Problem
+from eldistill.files import canonical, load_tensors
 from eldistill.plan import params
 from eldistill.plan.recipes import Plan
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from eldistill.errors import Problem
 from eldistill.external import fetching
 from eldistill.external.sourcelock import LOCK
-from eldistill.files import Problem
 from eldistill.plan import cluster, freshness, identity, params, recipes
 
 FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")

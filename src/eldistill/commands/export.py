@@ -13,7 +13,7 @@ from pathlib import Path
 from eldistill import files, networks
 from eldistill.data import classes
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from eldistill.errors import Problem
 from eldistill.plan import params, schema
 from eldistill.plan.recipes import WORDS
 
@@ -16,7 +17,7 @@ def numbers(word: str) -> str:
     assert word in WORDS
     try:
         values = params.load()
-    except params.Problem as problem:
+    except Problem as problem:
         return f"(the numbers could not be listed: {problem})"
     lines = ["numbers in params.yaml:"]
     for section in SECTIONS[word]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 
 

@@ -16,7 +16,7 @@ from eldistill.data.containers import new_folder, new_zip
 from eldistill.data.dataset import load
 from eldistill.data.folders import read_folder
 from eldistill.data.packing import counted
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 COVERED_BY = "latents"
 

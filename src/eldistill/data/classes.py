@@ -16,7 +16,7 @@ import torch
 
 from eldistill.data import dataset as data
 from eldistill.diffusion.noise import Draw
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("classes", 1)
 MOST_ROWS = 20  # of a grid: of more classes as many, evenly chosen

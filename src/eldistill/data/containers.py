@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.files import Problem, atomic
+from eldistill.files import atomic
 
 COVERED_BY = "folders"
 LARGEST = 1 << 30  # bytes of one file: a zip can name more than any memory has

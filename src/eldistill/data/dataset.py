@@ -15,7 +15,8 @@ import torch
 
 from eldistill.data import latents
 from eldistill.diffusion.noise import Draw, sent
-from eldistill.files import NonFinite, Problem, map_tensors
+from eldistill.errors import NonFinite, Problem
+from eldistill.files import map_tensors
 
 RECIPE = ("data", 2)
 SIGMA_DATA = 0.5

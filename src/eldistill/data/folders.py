@@ -17,9 +17,9 @@ import numpy as np
 from eldistill.data import labels, pictures
 from eldistill.data.containers import Container, opened
 from eldistill.data.pictures import Rules
+from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.external.listing import Listing
-from eldistill.files import Problem
 
 RECIPE = ("folders", 1)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data.containers import LARGEST, Container
+from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.external.listing import Listing
-from eldistill.files import Problem
 
 RECIPE = ("labels", 1)
 TRAINING = {"train", "training"}

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from eldistill import files
+from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching, listing, weights
-from eldistill.files import NonFinite, Problem
 
 RECIPE = ("latents", 1)
 SIGMA_DATA = 0.5

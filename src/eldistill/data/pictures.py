@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data.containers import Container
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("pictures", 1)
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")

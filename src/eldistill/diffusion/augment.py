@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("augment", 1)
 

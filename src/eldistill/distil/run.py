@@ -26,7 +26,7 @@ from eldistill.data import classes
 from eldistill.data import dataset as data
 from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
 from eldistill.teacher import train
@@ -42,7 +42,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     recipe: the `params` of a distil recipe; whole: all of it, for the description of the generator. upstream: paths of
     `images`, `teacher`, `ensembles` (one manifest for each supplement that names an ensemble, in order), `pairs` {(n,
     seed): path}, `start` (a generator, or None). site: device, micro_batch, channels_last, recompute, compile, save_seconds, max_seconds.
-    Raises Problem, loop.NonFinite, loop.Stopped.
+    Raises Problem, NonFinite, loop.Stopped.
     """
     values = recipe["method"]
     method = contract.module("methods", values["file"])

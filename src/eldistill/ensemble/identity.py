@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan.schema import number
 
 RECIPE = ("ensemble/identity", 1)

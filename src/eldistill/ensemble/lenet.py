@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.ensemble import conv
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan.schema import number
 
 RECIPE = ("ensemble/lenet", 1)

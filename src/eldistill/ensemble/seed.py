@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from eldistill import contract
 from eldistill.diffusion.noise import Draw
-from eldistill.files import Problem, atomic, read_json, write_json
+from eldistill.errors import Problem
+from eldistill.files import atomic, read_json, write_json
 from eldistill.losses import mmd
 
 RECIPE = ("ensemble/seed", 1)

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from eldistill.data import dataset as data
+from eldistill.errors import Problem
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed
 from eldistill.evaluate.fid import Moments
-from eldistill.files import Problem, atomic
+from eldistill.files import atomic
 from eldistill.training.processes import Alone, Processes
 
 RECIPE = ("clean", 1)

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data import dataset as data
+from eldistill.errors import Problem
 from eldistill.evaluate import clean, fid
 from eldistill.evaluate.features import chunks, embed, embed_all
 from eldistill.evaluate.metrics import FLOAT, count_name, measure, measure_labelled, moments
-from eldistill.files import Problem, atomic
+from eldistill.files import atomic
 from eldistill.training.processes import Alone, Processes
 
 RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the first ones

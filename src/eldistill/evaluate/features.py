@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eldistill.errors import Problem
 from eldistill.evaluate import judges
 from eldistill.evaluate.metrics import FLOAT
-from eldistill.files import Problem
 from eldistill.plan import schema
 
 COVERED_BY = "evaluate"

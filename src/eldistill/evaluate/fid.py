@@ -10,9 +10,9 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from eldistill.errors import Problem
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import embed
-from eldistill.files import Problem
 
 RECIPE = ("fid", 1)
 

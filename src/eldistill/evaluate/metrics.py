@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("metrics", 1)
 FLOAT = np.float64

@@ -32,9 +32,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from eldistill.errors import Problem
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
-from eldistill.files import Problem, sha256, write_text
+from eldistill.files import sha256, write_text
 
 TABLE = Path("data/sources.csv")
 AUTOENCODER = "sd-vae-ft-mse"  # what latents are decoded with, where params.yaml names no other

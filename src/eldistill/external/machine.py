@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("teacher/machine", 1)
 

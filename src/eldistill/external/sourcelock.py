@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from eldistill.files import Problem, write_text
+from eldistill.errors import Problem
+from eldistill.files import write_text
 
 LOCK = Path("data/sources.lock.csv")
 GUARD = Path("data/scratch/sources.lock.guard")

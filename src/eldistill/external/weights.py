@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from eldistill import networks
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 COVERED_BY = "networks/layers"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.networks import layers
 
 RECIPE = ("head", 1)

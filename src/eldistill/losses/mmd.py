@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("mmd", 1)
 

@@ -14,7 +14,7 @@ import torch
 
 from eldistill.contract import AtImages, Batch, Phase
 from eldistill.diffusion import augment, noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("score", 1)
 Denoiser = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]

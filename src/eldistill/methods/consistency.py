@@ -30,7 +30,7 @@ import torch
 
 from eldistill.contract import Batch, Phase, Progress
 from eldistill.diffusion import noise
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import perceptual, score
 from eldistill.plan.schema import number
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import score
 from eldistill.losses.score import generate as generate
 from eldistill.losses.score import generator as generator

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.networks.precond import EDMPrecond
 
 RECIPE = ("networks/ddpm", 2)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.plan import freshness
 from eldistill.plan.recipes import Step
 

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
-from eldistill.files import Problem, replace_text
+from eldistill.errors import Problem
+from eldistill.files import replace_text
 from eldistill.plan import records
 from eldistill.plan.recipes import WORDS, Plan, Step
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 COUNT = "ELDISTILL_GPUS"  # how many the jobs of this machine share; the Snakefile sets it
 VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eldistill.errors import Problem
 from eldistill.external import sourcelock
 from eldistill.external.hashes import Cache, File, Identity, Progress
 from eldistill.external.listing import READ_AS, is_path
-from eldistill.files import Problem, sha256
+from eldistill.files import sha256
 from eldistill.plan.schema import OutsidePath
 
 # A file that was written so shortly before it was hashed may have changed since under the same time: file systems count in

@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
-from eldistill.files import Problem
-from eldistill.plan.schema import available, check, declared, expected, fill, follow, lasting, nearest, settings, spaces
+from eldistill.errors import Problem, nearest
+from eldistill.plan.schema import available, check, declared, expected, fill, follow, lasting, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eldistill.errors import Problem
 from eldistill.external.fetching import AUTOENCODER, TABLE, published, source
-from eldistill.files import Problem, canonical, digest, write_text
+from eldistill.files import canonical, digest, write_text
 from eldistill.plan import records
 from eldistill.plan.identity import Identities, Source, named
 from eldistill.plan.params import TABLES, Params, Run

@@ -11,12 +11,12 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
-import difflib
 import functools
 import math
 from pathlib import Path
 
-from eldistill.files import Problem, canonical
+from eldistill.errors import Problem, nearest
+from eldistill.files import canonical
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -113,11 +113,6 @@ def settings(file: str) -> list[str]:
 _PYTHON = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)
 }  # fmt: skip
-
-
-def nearest(word: str, words) -> str:
-    close = difflib.get_close_matches(str(word), [str(w) for w in words], 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _is(value, kind: str) -> bool:

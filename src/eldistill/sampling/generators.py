@@ -18,9 +18,9 @@ from eldistill.data import classes
 from eldistill.data import dataset as data
 from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem, nearest
 from eldistill.external import weights
-from eldistill.files import Problem, atomic, load_tensors, save_tensors
-from eldistill.plan.schema import nearest
+from eldistill.files import atomic, load_tensors, save_tensors
 
 RECIPE = ("sampling", 1)
 

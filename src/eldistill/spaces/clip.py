@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 RECIPE = ("spaces/clip", 1)
 NAMES = ("clip-vit-b-32",)

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from eldistill.files import Problem, sha256
+from eldistill.errors import Problem
+from eldistill.files import sha256
 
 RECIPE = ("spaces/efficientnet", 2)  # the scale that the network was trained on, in place of ImageNet's moments
 NAMES = ("efficientnet-lite0-96", "efficientnet-lite0-224")  # and the side to which images are resized

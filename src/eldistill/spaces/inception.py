@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eldistill.errors import Problem
 from eldistill.evaluate.metrics import softmax
 from eldistill.external import fetching, pickles, weights
-from eldistill.files import Problem
 
 RECIPE = ("spaces/inception", 1)
 NAMES = ("inception",)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.files import Problem
 from eldistill.spaces import inception
 
 RECIPE = ("spaces/inception_clean", 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from eldistill import files
-from eldistill.files import Problem
+from eldistill.errors import NonFinite, Problem
 from eldistill.plan import identity, params, records, schema
 from eldistill.plan.identity import Identities
 from eldistill.plan.recipes import REMADE, SCRATCH, Plan, Step
@@ -202,7 +202,7 @@ def _train(work, train) -> None:
     """Run a training in its locked state folder; remember a failure that repeating cannot cure."""
     import torch
 
-    from eldistill.training import loop, state
+    from eldistill.training import state
 
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
@@ -216,7 +216,7 @@ def _train(work, train) -> None:
         while True:
             try:
                 return train(folder)
-            except loop.NonFinite as error:
+            except NonFinite as error:
                 state.remember_failure(folder, str(error), code)
                 raise
             except torch.OutOfMemoryError:
@@ -358,7 +358,6 @@ def _ensemble(work) -> None:
 def _distil(work) -> None:
     from eldistill.distil import run as distil
     from eldistill.training import compute as speed
-    from eldistill.training import loop
     from eldistill.training import processes as distributed
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
@@ -371,7 +370,7 @@ def _distil(work) -> None:
         # It trains on: the result must not depend on it.
         with (
             speed.eager(work.site.compile),
-            contextlib.suppress(loop.NonFinite, RuntimeError, MemoryError, distributed.Lost),
+            contextlib.suppress(NonFinite, RuntimeError, MemoryError, distributed.Lost),
         ):
             flop = done.count_flop()
         if not work.first:

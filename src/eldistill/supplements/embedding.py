@@ -26,7 +26,7 @@ from eldistill.diffusion import augment
 from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import balance, mmd
 from eldistill.plan.schema import number
 from eldistill.training import processes as distributed

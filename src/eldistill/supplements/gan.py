@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from eldistill.contract import AtImages, Batch, Progress, Weight
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import adversarial, balance
 from eldistill.plan.schema import number
 

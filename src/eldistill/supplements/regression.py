@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from eldistill.contract import Batch
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.losses import perceptual
 from eldistill.plan.schema import number
 

@@ -7,7 +7,8 @@ import itertools
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill.files import Problem, atomic
+from eldistill.errors import Problem
+from eldistill.files import atomic
 from eldistill.tables.results import COSTS, PARTS, TEACHER, Result, arms_of, is_reason, named, one_device, short
 
 RECIPE = ("plots", 4)  # colours and labels of one seed; names follow each data setting; legends are whole

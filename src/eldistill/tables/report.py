@@ -13,7 +13,8 @@ import io
 import re
 from pathlib import Path
 
-from eldistill.files import Problem, write_text
+from eldistill.errors import Problem
+from eldistill.files import write_text
 
 RECIPE = ("report", 3)  # the seeds of each supplement
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill.files import Problem, read_json
+from eldistill.errors import Problem
+from eldistill.files import read_json
 
 RECIPE = ("results", 2)  # numbers must be finite
 

@@ -12,7 +12,8 @@ import io
 import math
 from pathlib import Path
 
-from eldistill.files import Problem, read_json, write_text
+from eldistill.errors import Problem
+from eldistill.files import read_json, write_text
 from eldistill.tables.report import BLUE, STYLE, picture, short_table
 from eldistill.tables.results import NAME, PARTS, short
 

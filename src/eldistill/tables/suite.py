@@ -14,8 +14,9 @@ import itertools
 from pathlib import Path
 from statistics import fmean, median, stdev
 
+from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
-from eldistill.files import Problem, write_rows, write_text
+from eldistill.files import write_rows, write_text
 from eldistill.tables import curves as plots
 from eldistill.tables import published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p

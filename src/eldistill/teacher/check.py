@@ -12,11 +12,11 @@ import re
 from pathlib import Path
 
 from eldistill.data import classes, latents
+from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
 from eldistill.evaluate.fid import statistics, streamed, whose
 from eldistill.external import fetching
-from eldistill.files import Problem
 from eldistill.sampling import generators as sampling
 from eldistill.teacher import convert
 

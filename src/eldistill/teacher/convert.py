@@ -14,9 +14,10 @@ import torch
 
 from eldistill import networks
 from eldistill.data import latents
+from eldistill.errors import Problem
 from eldistill.external import fetching, pickles, weights
 from eldistill.external.pickles import Network, Refused
-from eldistill.files import Problem, canonical, load_tensors, save_tensors
+from eldistill.files import canonical, load_tensors, save_tensors
 from eldistill.teacher import foreign, train
 from eldistill.teacher.folders import convert_folder
 from eldistill.teacher.foreign import PIXELS, among, every, or_none, real, whole

@@ -12,8 +12,9 @@ from eldistill import networks
 from eldistill.contract import Batch, Phase
 from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
+from eldistill.errors import Problem
 from eldistill.external import weights
-from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.files import load_tensors, save_tensors
 from eldistill.plan import params
 from eldistill.training import compute as speed
 from eldistill.training import loop

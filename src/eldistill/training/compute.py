@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 COVERED_BY = "loop"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)

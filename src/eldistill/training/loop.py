@@ -24,7 +24,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
-from eldistill.files import NonFinite as NonFinite
+from eldistill.errors import NonFinite as NonFinite
 from eldistill.training import optimisers, state
 from eldistill.training import processes as distributed
 from eldistill.training import watch as guards

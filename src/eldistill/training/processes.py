@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
 COVERED_BY = "loop"
 MEMORY = 76  # exit code of a process whose device has too little memory

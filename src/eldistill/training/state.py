@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
+from eldistill.errors import Problem
 from eldistill.external import weights
-from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.files import load_tensors, save_tensors
 from eldistill.plan import cluster
 from eldistill.plan.recipes import STATE
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from eldistill.contract import Progress
-from eldistill.files import NonFinite
+from eldistill.errors import NonFinite
 
 COVERED_BY = "loop"
 Parts = Iterable[tuple[str, torch.Tensor]]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from statistics import fmean, stdev
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables import inference
 from eldistill.tables.results import Result, Study, arms_of, identity, short
 from eldistill.tables.studies.comparisons import compared, paired, summary

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from statistics import fmean, median, stdev
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables import inference
 from eldistill.tables.results import COSTS, Result, Study, arms_of, identity, one_device, short
 

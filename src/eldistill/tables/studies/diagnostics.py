@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from statistics import fmean, median
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables.results import arms_of, ended_no_better, identity, short
 
 RECIPE = ("diagnostics", 2)  # curves of one point do not diverge; names of data settings

@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from eldistill.files import Problem, write_rows, write_text
+from eldistill.errors import Problem
+from eldistill.files import write_rows, write_text
 from eldistill.tables import curves as plots
 from eldistill.tables.results import Study, check, load, short
 from eldistill.tables.studies import variance

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.tables import inference
 from eldistill.tables.results import arms_of, identity, short
 
