@@ -725,7 +725,7 @@ def parts(name: str) -> set[str]:
 
 
 BOTTOM = {
-    "errors", "files", "networks", "losses.mmd", "diffusion.noise", "diffusion.philox", "diffusion.augment", "external.fetching",
+    "errors", "files", "networks", "paths", "losses.mmd", "diffusion.noise", "diffusion.philox", "diffusion.augment", "external.fetching",
     "external.hashes", "external.listing", "external.sourcelock", "plan.params", "plan.schema", "plan.recipes", "plan.identity",
     "plan.records",
 } | parts("networks")  # fmt: skip

@@ -28,7 +28,8 @@ from eldistill import files, networks
 from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.plan import params, recipes, schema
+from eldistill.paths import PACKAGE
+from eldistill.plan import params, recipes
 
 ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
@@ -486,7 +487,7 @@ def calls(path: Path):
 
 
 def test_nothing_is_unpickled_or_executed():
-    sources = sorted(schema.PACKAGE.rglob("*.py"))
+    sources = sorted(PACKAGE.rglob("*.py"))
     assert len(sources) > 20
     seen = 0
     for path in sources:

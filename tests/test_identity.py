@@ -23,6 +23,7 @@ from eldistill import __main__
 from eldistill.commands import doctor
 from eldistill.errors import Problem
 from eldistill.external import hashes, listing, sourcelock
+from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
 from eldistill.steps import run as steps
@@ -401,7 +402,7 @@ def test_a_copy_of_a_value_knows_what_it_is_read_as():
 def test_readers_take_the_listing_of_the_identity():
     """No module but listing.py looks through a folder of a source by itself."""
     for name in ("data/containers", "data/folders", "data/packing", "data/latents", "teacher/folders"):
-        text = (schema.PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         assert ("listing." in text or name == "data/packing") and not {
             "rglob",
             "glob",

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.files import canonical, digest
-from eldistill.plan import freshness, params, recipes, schema
+from eldistill.paths import PACKAGE
+from eldistill.plan import freshness, params, recipes
 from eldistill.plan.recipes import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -390,13 +392,13 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
     "errors", "external/fetching", "external/hashes", "external/sourcelock", "files", "plan/cluster", "plan/driver", "plan/freshness",
-    "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records", "plan/schema", "tables/sheet",
+    "plan/gpus", "plan/identity", "plan/params", "paths", "plan/recipes", "plan/records", "plan/schema", "tables/sheet",
 }  # fmt: skip
 
 
 def test_every_file_says_who_it_is_in_recipes():
     """A new file of the package has a RECIPE, or a COVERED_BY, or is named above."""
-    files = {path.relative_to(schema.PACKAGE).with_suffix("").as_posix() for path in schema.PACKAGE.rglob("*.py")}
+    files = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
     packages = {file for file in files if file.endswith("__init__")} - {
         "networks/__init__"
     }  # a docstring; names read late
@@ -417,7 +419,7 @@ def package(monkeypatch, tmp_path, texts):
         path = tmp_path / f"{file}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
 
 
 @pytest.mark.parametrize(("texts", "sentence"), [
@@ -582,6 +584,6 @@ def test_a_changed_number_makes_the_dependents_stale_and_changing_it_back_fresh(
 
 def test_recipes_import_nothing_heavy():
     code = "import sys, eldistill.plan.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
-    environment = {**os.environ, "PYTHONPATH": str(schema.PACKAGE.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"

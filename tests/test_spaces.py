@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.evaluate import features
+from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes, schema
 from eldistill.spaces import efficientnet
 
@@ -129,9 +131,8 @@ def test_all_spaces_in_curves_is_the_default_and_leaves_recipes_alone():
 
 def test_a_new_space_is_one_file(tmp_path, monkeypatch):
     """A file in spaces/ is known to params.yaml, to recipes and to the evaluation without another edit."""
-    here = schema.PACKAGE / "spaces"
-    monkeypatch.setattr(schema, "PACKAGE", tmp_path)
-    monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
+    here = PACKAGE / "spaces"
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
     for source in here.parent.rglob("*.py"):
         target = tmp_path / source.relative_to(here.parent)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from scipy import stats
 from test_tables import add_run, metrics, read, write
 
 from eldistill.errors import Problem
+from eldistill.paths import STUDY
 from eldistill.plan import params, recipes
 from eldistill.plan.recipes import Plan
 from eldistill.tables import curves as plots
@@ -958,8 +959,8 @@ def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, w
 def test_a_name_that_only_begins_like_a_table_is_a_study():
     """`runs-of-luck` is fine: for the checker, and for Snakemake, whose pattern says the same."""
     rules = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
-    pattern = params.STUDY
-    assert "    study=params.STUDY,\n" in rules
+    pattern = STUDY
+    assert "    study=STUDY,\n" in rules
     for name, allowed in (("runs-of-luck", True), ("mainly", True), ("central", True), ("main", False), ("report", False)):  # fmt: skip
         values = values_with(f"tables/studies/{name}", {"question": "?"})
         assert bool(re.fullmatch(rf"({pattern})\.csv", f"{name}.csv")) is allowed

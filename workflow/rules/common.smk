@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from eldistill.plan import cluster, driver, freshness, identity, params, recipes
+from eldistill.paths import STUDY
 from eldistill.errors import Problem
 from eldistill.plan.recipes import WORDS
 
@@ -130,4 +131,4 @@ wildcard_constraints:
     features="[^/]+",
     letter="[ab]",
     which="real|teacher",
-    study=params.STUDY,
+    study=STUDY,

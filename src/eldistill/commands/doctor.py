@@ -13,9 +13,9 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import fetching
 from eldistill.external.sourcelock import LOCK
+from eldistill.paths import FOLDERS, STATE
 from eldistill.plan import cluster, freshness, identity, params, recipes
 
-FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")
 GIB = 2**30
 
 # A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
@@ -241,9 +241,7 @@ def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
         if path.is_file() and path not in named
     ]
     states = {recipes.digest(step.recipe)[:32] for step in steps}
-    return found + [
-        path for path in sorted((root / recipes.STATE).glob("*")) if path.is_dir() and path.name not in states
-    ]
+    return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
 
 
 def prune(remove: bool, say: Callable[[str], None]) -> int:

@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from eldistill.plan.recipes import SCRATCH
+from eldistill.paths import SCRATCH
 
 PATIENCE = 120.0  # seconds that a job has to save itself and end
 

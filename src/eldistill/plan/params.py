@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from eldistill.errors import Problem, nearest
+from eldistill.paths import TABLE_NAMES
 from eldistill.plan.schema import available, check, declared, expected, fill, follow, lasting, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
@@ -70,13 +71,6 @@ class Run:
     def supplements(self) -> tuple[str, ...]:
         """The supplements one by one; empty for `none`."""
         return () if self.supplement == "none" else tuple(self.supplement.split("+"))
-
-
-# Of a suite, beside its studies; the first carries the recipe.
-TABLES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
-          "samples.png", "report.html")  # fmt: skip
-NAMES = tuple(dict.fromkeys(name.split(".")[0] for name in TABLES))  # which no study can have
-STUDY = rf"(?!(?:{'|'.join(NAMES)})\.)[^/]+"  # Snakemake's pattern of one
 
 
 class Params:
@@ -354,10 +348,10 @@ class Params:
             if any(part not in self._named("supplement") for part in supplement.split("+")) and supplement != "none":
                 self._unknown(where, supplement, ["none", *self._named("supplement")])
         for name in tables["studies"]:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in NAMES:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in TABLE_NAMES:
                 raise Problem(
                     f"params.yaml: tables.studies.{name} cannot be a name; expected letters, digits, _ - and none of "
-                    f"{', '.join(NAMES)}, which are tables already"
+                    f"{', '.join(TABLE_NAMES)}, which are tables already"
                 )
         for suite in self.values["suites"]:
             self.studies(suite)

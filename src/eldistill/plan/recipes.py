@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.external.fetching import AUTOENCODER, TABLE, published, source
 from eldistill.files import canonical, digest, write_text
+from eldistill.paths import SCRATCH, TABLES
 from eldistill.plan import records
 from eldistill.plan.identity import Identities, Source, named
-from eldistill.plan.params import TABLES, Params, Run
-from eldistill.plan.schema import PACKAGE, spaces
+from eldistill.plan.params import Params, Run
+from eldistill.plan.schema import spaces
 
-SCRATCH = "data/scratch"
-STATE = f"{SCRATCH}/state"
 # A module says in a literal who it is in recipes: RECIPE = (name, version). The name stays when the file moves, and the version is
 # raised when a change of code changes results. A file without one that can change results names a module whose version is raised
 # for it: COVERED_BY = name.
@@ -98,12 +98,12 @@ def _imported(module: str) -> tuple[str, ...]:
 
 def named_files() -> dict[str, str]:
     """{file below src/eldistill/, without its ending: the name in its RECIPE}."""
-    return {file: name for name, (file, _) in _modules(PACKAGE)[0].items()}
+    return {file: name for name, (file, _) in _modules(paths.PACKAGE)[0].items()}
 
 
 def covered() -> dict[str, str]:
     """{file below src/eldistill/, without its ending: the name in its COVERED_BY}."""
-    return _modules(PACKAGE)[1]
+    return _modules(paths.PACKAGE)[1]
 
 
 @functools.cache
@@ -156,11 +156,11 @@ def _named(file: str, text: str) -> tuple[str, int]:
 
 def source_of(module: str) -> Path:
     """The file whose RECIPE has this name. Raises Problem if there is none."""
-    return PACKAGE / f"{_recipe_of(module)[0]}.py"
+    return paths.PACKAGE / f"{_recipe_of(module)[0]}.py"
 
 
 def _recipe_of(module: str) -> tuple[str, int]:
-    if module not in (found := _modules(PACKAGE)[0]):
+    if module not in (found := _modules(paths.PACKAGE)[0]):
         raise Problem(f"no module below src/eldistill/ has the name {module!r} in its RECIPE; add "
                       f'`RECIPE = ("{module}", 1)` below its imports')  # fmt: skip
     return found[module]
@@ -169,7 +169,7 @@ def _recipe_of(module: str) -> tuple[str, int]:
 @functools.cache
 def literal(file: str, name: str, default=None):
     """The literal value of `name` in src/eldistill/<file>.py, read without importing it; default if there is none."""
-    for node in ast.parse((PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
+    for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             return ast.literal_eval(node.value)
     return default
@@ -199,7 +199,7 @@ def metric_names(labelled: bool = False) -> list[str]:
 
 def versions() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
-    return {name: version for name, (_, version) in sorted(_modules(PACKAGE)[0].items())}
+    return {name: version for name, (_, version) in sorted(_modules(paths.PACKAGE)[0].items())}
 
 
 def write_versions(root: str | Path = ".") -> None:

@@ -13,12 +13,10 @@ import copy
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
+from eldistill import paths
 from eldistill.errors import Problem, nearest
 from eldistill.files import canonical
-
-PACKAGE = Path(__file__).parents[1]
 
 
 class OutsidePath(str):
@@ -56,7 +54,7 @@ def declared(kind: str, file: str) -> dict[str, dict]:
     """The schema of each field of class Numbers in src/eldistill/<kind>/<file>.py, without importing it."""
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}{nearest(file, there)}")
-    tree = ast.parse((PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((paths.PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))
     numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Numbers")
     fields = [item for item in numbers.body if isinstance(item, ast.AnnAssign)]
     return {field.target.id: _field_schema(field) for field in fields}
@@ -66,15 +64,15 @@ def declared(kind: str, file: str) -> dict[str, dict]:
 def available(kind: str) -> list[str]:
     """The names in src/eldistill/<kind>/: files with a class Numbers, or for networks with a class Settings."""
     wanted = "class Settings" if kind == "networks" else "class Numbers"
-    paths = (PACKAGE / kind).glob("*.py")
-    return sorted(p.stem for p in paths if f"\n{wanted}" in p.read_text(encoding="utf-8"))
+    found = (paths.PACKAGE / kind).glob("*.py")
+    return sorted(p.stem for p in found if f"\n{wanted}" in p.read_text(encoding="utf-8"))
 
 
 @functools.cache
 def spaces() -> dict[str, str | None]:
     """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate/features.py."""
     found: dict[str, str | None] = {"judge-a": None, "judge-b": None, "pixels": None}
-    for path in sorted((PACKAGE / "spaces").glob("[a-z]*.py")):
+    for path in sorted((paths.PACKAGE / "spaces").glob("[a-z]*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NAMES":
                 found |= dict.fromkeys(ast.literal_eval(node.value), path.stem)
@@ -103,7 +101,7 @@ def _field_schema(field: ast.AnnAssign) -> dict:
 @functools.cache
 def settings(file: str) -> list[str]:
     """The keyword arguments of networks/<file>.py: the fields of its class Settings, without importing it."""
-    tree = ast.parse((PACKAGE / "networks" / f"{file}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((paths.PACKAGE / "networks" / f"{file}.py").read_text(encoding="utf-8"))
     fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
     return [item.target.id for item in fields if isinstance(item, ast.AnnAssign)]
 

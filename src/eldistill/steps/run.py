@@ -20,9 +20,10 @@ from types import SimpleNamespace
 
 from eldistill import files
 from eldistill.errors import NonFinite, Problem
-from eldistill.plan import identity, params, records, schema
+from eldistill.paths import PACKAGE, SCRATCH
+from eldistill.plan import identity, params, records
 from eldistill.plan.identity import Identities
-from eldistill.plan.recipes import REMADE, SCRATCH, Plan, Step
+from eldistill.plan.recipes import REMADE, Plan, Step
 
 COVERED_BY = "evaluate"
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
@@ -205,7 +206,7 @@ def _train(work, train) -> None:
     from eldistill.training import state
 
     folder = work.state = state.folder(work.digest)
-    code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(schema.PACKAGE.rglob("*.py"))))
+    code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))))
     site = work.site
     code = files.digest(
         f"{code} {site.device} {site.micro_batch} {site.compile} {site.channels_last} {metadata.version('torch')}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import functools
 
-from eldistill.plan.schema import PACKAGE
+from eldistill.paths import PACKAGE
 
 RECIPE = ("published", 2)  # which figures ours may stand beside
 FIGURES = PACKAGE / "tables/published.csv"

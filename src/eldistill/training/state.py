@@ -22,8 +22,8 @@ import torch
 from eldistill.errors import Problem
 from eldistill.external import weights
 from eldistill.files import load_tensors, save_tensors
+from eldistill.paths import STATE
 from eldistill.plan import cluster
-from eldistill.plan.recipes import STATE
 
 COVERED_BY = "loop"
 
