@@ -22,6 +22,7 @@ from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import noise
 from eldistill.errors import Problem
+from eldistill.numbers import declared, number
 from eldistill.plan import params, recipes, schema
 from eldistill.training import loop, state
 
@@ -293,7 +294,7 @@ def test_every_student_starts_at_the_teacher(bench, method):
         assert all(torch.equal(found[key], value) for key, value in teacher.state_dict().items()), name
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in schema.declared("methods", m)])
+@pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in declared("methods", m)])
 def test_uncertainty_is_learned_and_divides(bench, method):
     """With EDM2's own estimate of its loss: its layer learns, accumulation changes nothing, the generator's loss differs."""
     module = contract.module("methods", method)
@@ -413,7 +414,7 @@ def test_every_named_method_continues(bench, name):
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
     module = contract.module("methods", section["file"])
     declared = {
-        key: value for key, value in warm.items() if key in schema.declared("methods", section["file"]) and section[key]
+        key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
     }
     numbers = contract.numbers(module, {**section, **declared})
 
@@ -609,12 +610,12 @@ def test_family(family, channels):
 
 @with_every
 def test_numbers_are_declared(kind, file):
-    """Numbers is a frozen dataclass; schema.number made every field, with a sentence and a default."""
+    """Numbers is a frozen dataclass; number made every field, with a sentence and a default."""
     module = contract.module(kind, file)
     assert dataclasses.is_dataclass(module.Numbers)
     numbers = module.Numbers()
     for field in dataclasses.fields(module.Numbers):
-        assert set(field.metadata) == set(schema.number(0, "").metadata), field.name
+        assert set(field.metadata) == set(number(0, "").metadata), field.name
         assert isinstance(field.metadata["description"], str) and len(field.metadata["description"]) > 10
         assert field.default is not dataclasses.MISSING
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -626,12 +627,12 @@ def test_numbers_are_declared(kind, file):
 
 @with_every
 def test_declared_agrees_with_the_dataclass(kind, file):
-    """What schema reads from the source without importing it is what the class says: names, defaults, limits, types."""
+    """What is read from the source without importing it is what the class says: names, defaults, limits, types."""
     module = contract.module(kind, file)
-    declared, fields = schema.declared(kind, file), dataclasses.fields(module.Numbers)
-    assert list(declared) == [field.name for field in fields]
+    read, fields = declared(kind, file), dataclasses.fields(module.Numbers)
+    assert list(read) == [field.name for field in fields]
     for field in fields:
-        found, limits = dict(declared[field.name]), dict(field.metadata)
+        found, limits = dict(read[field.name]), dict(field.metadata)
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         choices = limits.pop("enum")
         types = found.pop("type")
@@ -640,12 +641,12 @@ def test_declared_agrees_with_the_dataclass(kind, file):
             where = found.pop("items") if types == "array" else found
             assert where.pop("enum") == list(choices)
         assert found == {key: value for key, value in limits.items() if value is not None}
-        schema.check(default, declared[field.name], field.name, {})
+        schema.check(default, read[field.name], field.name, {})
         names = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "tuple": "array"}
         word, *rest = re.split(r"\s*\|\s*", field.type)
         kinds = [names[word.split("[")[0]], *("null" for _ in rest)]
         assert types == (kinds if rest else kinds[0])
-    again = contract.numbers(module, {key: value["default"] for key, value in declared.items()} | {"file": "x"})
+    again = contract.numbers(module, {key: value["default"] for key, value in read.items()} | {"file": "x"})
     assert again == module.Numbers()
 
 
@@ -725,12 +726,12 @@ def parts(name: str) -> set[str]:
 
 
 BOTTOM = {
-    "errors", "files", "networks", "paths", "losses.mmd", "diffusion.noise", "diffusion.philox", "diffusion.augment", "external.fetching",
-    "external.hashes", "external.listing", "external.sourcelock", "plan.params", "plan.schema", "plan.recipes", "plan.identity",
-    "plan.records",
+    "errors", "files", "networks", "numbers", "paths", "registry", "losses.mmd", "diffusion.noise", "diffusion.philox",
+    "diffusion.augment", "external.fetching", "external.hashes", "external.listing", "external.sourcelock", "plan.params",
+    "plan.schema", "plan.recipes", "plan.identity", "plan.records",
 } | parts("networks")  # fmt: skip
-ABOVE = {"__main__"} | {
-    each for name in ("commands", "distil", "evaluate", "sampling", "steps", "tables", "training") for each in parts(name)
+ABOVE = {"__main__", "training.loop", "training.state"} | {
+    each for name in ("commands", "distil", "evaluate", "sampling", "steps", "tables") for each in parts(name)
 }  # fmt: skip
 
 
@@ -746,7 +747,7 @@ def test_methods_and_supplements_import_downwards(kind, file):
     PACKAGE / "networks/__init__.py", *(PACKAGE / f"{name.replace('.', '/')}.py" for name in sorted(BOTTOM - {"networks"})),
 ], ids=lambda path: str(path.relative_to(PACKAGE)))  # fmt: skip
 def test_the_bottom_imports_nothing_above_it(path):
-    """mmd, networks, noise, augment, params, schema, recipes, files and fetching import only each other."""
+    """The ground, mmd, networks, noise, augment, params, schema, recipes and fetching import only each other."""
     assert imports(path) <= BOTTOM
 
 

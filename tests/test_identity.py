@@ -23,9 +23,11 @@ from eldistill import __main__
 from eldistill.commands import doctor
 from eldistill.errors import Problem
 from eldistill.external import hashes, listing, sourcelock
+from eldistill.numbers import declared
 from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
+from eldistill.registry import available
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
@@ -373,7 +375,7 @@ def texts() -> dict[str, dict]:
     """Every key of the schema and of the modules that may be any text."""
     owners = {"": SCHEMA, **SCHEMA["$defs"]}
     for kind in ("methods", "supplements", "ensemble"):
-        owners |= {f"{kind}/{file}": {"properties": schema.declared(kind, file)} for file in schema.available(kind)}
+        owners |= {f"{kind}/{file}": {"properties": declared(kind, file)} for file in available(kind)}
     found = {
         f"{owner}/{key}": each for owner, about in owners.items() for key, each in about.get("properties", {}).items()
     }

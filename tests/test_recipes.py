@@ -20,6 +20,7 @@ from eldistill.files import canonical, digest
 from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, params, recipes
 from eldistill.plan.recipes import Plan
+from eldistill.registry import literal
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -391,8 +392,9 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 # Files that cannot change a result: they name, plan, fetch, check, show or wait. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
-    "errors", "external/fetching", "external/hashes", "external/sourcelock", "files", "plan/cluster", "plan/driver", "plan/freshness",
-    "plan/gpus", "plan/identity", "plan/params", "paths", "plan/recipes", "plan/records", "plan/schema", "tables/sheet",
+    "errors", "external/fetching", "external/hashes", "external/sourcelock", "files", "numbers", "paths", "plan/cluster",
+    "plan/driver", "plan/freshness", "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records", "plan/schema",
+    "registry", "tables/sheet",
 }  # fmt: skip
 
 
@@ -405,8 +407,8 @@ def test_every_file_says_who_it_is_in_recipes():
     groups = set(recipes.named_files()), set(recipes.covered()), WITHOUT_RESULTS, packages
     assert set().union(*groups) == files and sum(map(len, groups)) == len(files)
     for file in files:  # what the search of the text finds is what the file says
-        name = recipes.literal(file, "RECIPE", (None,))[0]
-        assert (name, recipes.literal(file, "COVERED_BY")) == (
+        name = literal(file, "RECIPE", (None,))[0]
+        assert (name, literal(file, "COVERED_BY")) == (
             recipes.named_files().get(file),
             recipes.covered().get(file),
         ), file

@@ -16,7 +16,8 @@ from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes, schema
+from eldistill.plan import params, recipes
+from eldistill.registry import spaces
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
@@ -144,14 +145,14 @@ def test_a_new_space_is_one_file(tmp_path, monkeypatch):
     import eldistill.spaces
 
     monkeypatch.setattr(eldistill.spaces, "__path__", [*eldistill.spaces.__path__, str(tmp_path / "spaces")])
-    schema.spaces.cache_clear()
+    spaces.cache_clear()
     try:
         here = plan(features=["mean", "pixels"])
         assert json.loads(here.reference("digits", "mean").recipe)["versions"]["spaces/mean"] == 1
         images = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
         assert features.feature_space("mean")(images).tolist() == [[7.0] * 3] * 2
     finally:
-        schema.spaces.cache_clear()
+        spaces.cache_clear()
         monkeypatch.undo()
 
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from eldistill.errors import Problem
+from eldistill.numbers import declared
 from eldistill.plan import params, schema
 from eldistill.plan.recipes import WORDS
+from eldistill.registry import available
 
 SECTIONS = {"data": ("data",), "teacher": ("teacher",), "ensemble": ("ensemble", "member"), "distil": ("distil", "method", "supplement"),
             "evaluate": ("evaluate",), "tables": ("tables",)}  # fmt: skip
@@ -23,10 +25,9 @@ def numbers(word: str) -> str:
     for section in SECTIONS[word]:
         lines += ["", f"  {section}:", *_keys(values.definitions[section], values.definitions, "    ")]
     for kind in MODULES.get(word, ()):
-        for file in schema.available(kind):
-            declared = schema.declared(kind, file)
-            if declared:
-                lines += ["", f"  {kind}/{file}:", *_keys({"properties": declared}, {}, "    ")]
+        for file in available(kind):
+            if keys := declared(kind, file):
+                lines += ["", f"  {kind}/{file}:", *_keys({"properties": keys}, {}, "    ")]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from eldistill.ensemble import conv
 from eldistill.errors import Problem
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/alexnet", 1)
 LAYERS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))  # channels, kernel, halving

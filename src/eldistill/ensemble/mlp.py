@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.ensemble import conv
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/mlp", 1)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from eldistill.ensemble import conv
 from eldistill.errors import Problem
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/resnet", 1)
 

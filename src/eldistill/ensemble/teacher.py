@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/teacher", 1)
 TEACHER = True  # stages() gets the teacher, and the ensemble is made after it

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from eldistill.ensemble import conv
 from eldistill.errors import Problem
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/vgg", 1)
 BLOCKS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels of each convolution, in widths; a halving after each block

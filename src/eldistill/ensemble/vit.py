@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.errors import Problem
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/vit", 1)
 PATCHES = 8  # a side

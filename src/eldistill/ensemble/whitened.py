@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("ensemble/whitened", 1)
 

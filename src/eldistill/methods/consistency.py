@@ -32,7 +32,7 @@ from eldistill.contract import Batch, Phase, Progress
 from eldistill.diffusion import noise
 from eldistill.errors import Problem
 from eldistill.losses import perceptual, score
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("methods/consistency", 2)
 

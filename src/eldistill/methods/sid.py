@@ -22,7 +22,7 @@ from eldistill.losses.score import generate as generate
 from eldistill.losses.score import generator as generator
 from eldistill.losses.score import networks as networks
 from eldistill.losses.score import sampler as sampler
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("methods/sid", 1)
 

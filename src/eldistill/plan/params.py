@@ -23,8 +23,10 @@ from typing import Any
 import yaml
 
 from eldistill.errors import Problem, nearest
+from eldistill.numbers import declared
 from eldistill.paths import TABLE_NAMES
-from eldistill.plan.schema import available, check, declared, expected, fill, follow, lasting, settings, spaces
+from eldistill.plan.schema import check, expected, fill, follow, lasting
+from eldistill.registry import available, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).

@@ -26,7 +26,7 @@ from eldistill.paths import SCRATCH, TABLES
 from eldistill.plan import records
 from eldistill.plan.identity import Identities, Source, named
 from eldistill.plan.params import Params, Run
-from eldistill.plan.schema import spaces
+from eldistill.registry import literal, spaces
 
 # A module says in a literal who it is in recipes: RECIPE = (name, version). The name stays when the file moves, and the version is
 # raised when a change of code changes results. A file without one that can change results names a module whose version is raised
@@ -164,15 +164,6 @@ def _recipe_of(module: str) -> tuple[str, int]:
         raise Problem(f"no module below src/eldistill/ has the name {module!r} in its RECIPE; add "
                       f'`RECIPE = ("{module}", 1)` below its imports')  # fmt: skip
     return found[module]
-
-
-@functools.cache
-def literal(file: str, name: str, default=None):
-    """The literal value of `name` in src/eldistill/<file>.py, read without importing it; default if there is none."""
-    for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return ast.literal_eval(node.value)
-    return default
 
 
 def _said(module: str, name: str, default=None):

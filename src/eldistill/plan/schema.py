@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checking values against a schema: one clear sentence for the first thing that is wrong.
 
-The part of JSON Schema 2020-12 that params.schema.yaml uses, so that a run needs no further package. A method, a
-supplement or a family of embedding networks declares its own numbers in its module (class Numbers, fields made by
-`number`); they are read from the source text, so that the Snakefile can check them without importing torch.
+The part of JSON Schema 2020-12 that params.schema.yaml uses, so that a run needs no further package.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
-import dataclasses
-import functools
 import math
 
-from eldistill import paths
 from eldistill.errors import Problem, nearest
 from eldistill.files import canonical
 
@@ -32,81 +26,6 @@ class OutsidePath(str):
     def __getnewargs__(self) -> tuple[str, str]:  # for copies
         return str(self), self.read_as
 
-
-def number(default, about: str, low=None, high=None, above=None, below=None, choices=None, neutral=False, outside=None):
-    """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range.
-
-    neutral: at its default everything is as it was before the number existed; recipes then leave it out, so that a new
-    option makes no result stale. outside: of a path of files that git does not know, what they are read as: recipes then hold
-    the identity of their content.
-    """
-    limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices,
-              "neutral": neutral or None, "outside": outside}  # fmt: skip
-    return dataclasses.field(default=default, metadata={"description": about, **limits})
-
-
-_LIMITS = {"low": "minimum", "high": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
-_TYPES = {"float": "number", "int": "integer", "bool": "boolean", "str": "string", "tuple": "array"}
-
-
-@functools.cache
-def declared(kind: str, file: str) -> dict[str, dict]:
-    """The schema of each field of class Numbers in src/eldistill/<kind>/<file>.py, without importing it."""
-    if file not in (there := available(kind)):
-        raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}{nearest(file, there)}")
-    tree = ast.parse((paths.PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))
-    numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Numbers")
-    fields = [item for item in numbers.body if isinstance(item, ast.AnnAssign)]
-    return {field.target.id: _field_schema(field) for field in fields}
-
-
-@functools.cache
-def available(kind: str) -> list[str]:
-    """The names in src/eldistill/<kind>/: files with a class Numbers, or for networks with a class Settings."""
-    wanted = "class Settings" if kind == "networks" else "class Numbers"
-    found = (paths.PACKAGE / kind).glob("*.py")
-    return sorted(p.stem for p in found if f"\n{wanted}" in p.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def spaces() -> dict[str, str | None]:
-    """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate/features.py."""
-    found: dict[str, str | None] = {"judge-a": None, "judge-b": None, "pixels": None}
-    for path in sorted((paths.PACKAGE / "spaces").glob("[a-z]*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NAMES":
-                found |= dict.fromkeys(ast.literal_eval(node.value), path.stem)
-    return found
-
-
-def _field_schema(field: ast.AnnAssign) -> dict:
-    kind = field.annotation
-    optional = isinstance(kind, ast.BinOp)  # int | None
-    kind = kind.left if optional else kind
-    name = _TYPES[(kind.value if isinstance(kind, ast.Subscript) else kind).id]
-    default, about = (ast.literal_eval(argument) for argument in field.value.args[:2])
-    schema = {"type": [name, "null"] if optional else name, "description": about}
-    schema["default"] = list(default) if isinstance(default, tuple) else default
-    for keyword in field.value.keywords:
-        value = ast.literal_eval(keyword.value)
-        if keyword.arg in ("neutral", "outside"):
-            schema[keyword.arg] = value
-        elif keyword.arg == "choices" and name == "array":
-            schema["items"] = {"enum": list(value)}
-        else:
-            schema[_LIMITS.get(keyword.arg, "enum")] = list(value) if keyword.arg == "choices" else value
-    return schema
-
-
-@functools.cache
-def settings(file: str) -> list[str]:
-    """The keyword arguments of networks/<file>.py: the fields of its class Settings, without importing it."""
-    tree = ast.parse((paths.PACKAGE / "networks" / f"{file}.py").read_text(encoding="utf-8"))
-    fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
-    return [item.target.id for item in fields if isinstance(item, ast.AnnAssign)]
-
-
-# --- checking -----------------------------------------------------------------------------------------
 
 _PYTHON = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)

@@ -28,7 +28,7 @@ from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance, mmd
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 from eldistill.training import processes as distributed
 
 RECIPE = ("supplements/embedding", 2)

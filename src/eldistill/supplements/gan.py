@@ -16,7 +16,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Progress, Weight
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, balance
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("supplements/gan", 2)
 

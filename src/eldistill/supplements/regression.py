@@ -21,7 +21,7 @@ import torch
 from eldistill.contract import Batch
 from eldistill.errors import Problem
 from eldistill.losses import perceptual
-from eldistill.plan.schema import number
+from eldistill.numbers import number
 
 RECIPE = ("supplements/regression", 2)
 
