@@ -22,11 +22,11 @@ from eldistill import __main__, files
 from eldistill.errors import Problem
 from eldistill.evaluate import clean, features, fid, metrics
 from eldistill.evaluate import evaluator as evaluate
-from eldistill.files import save_tensors
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception_clean
 from eldistill.tables import results
+from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))

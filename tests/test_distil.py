@@ -15,6 +15,7 @@ from eldistill import __main__, files
 from eldistill.distil import run as distil
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
+from eldistill.tensors import load_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
 
@@ -75,7 +76,7 @@ def run(name: str, *more: str) -> sampling.Generator:
 
 
 def weights(name: str, file: str = "generator_ema") -> dict[str, torch.Tensor]:
-    return files.load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")[0]
+    return load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")[0]
 
 
 def same(a: dict, b: dict) -> bool:
@@ -89,7 +90,7 @@ def test_every_method_makes_a_generator(project, method):
     after, before = weights(f"{method}/none/0"), weights(f"{method}/none/0", "ema-0")
     assert all(value.isfinite().all() for value in after.values()) and not same(after, before)
     assert same(after, weights(f"{method}/none/0", "ema-100"))
-    assert same(before, files.load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
+    assert same(before, load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
     few = generator.about["sampler"]["steps"]
     assert set(few) == ({"1", "2", "4"} if method in ("cd", "ct", "ict", "ect") else {"1"})
     pictures = [sampling.sample(generator, 4, steps=int(steps)) for steps in few]

@@ -30,6 +30,7 @@ from eldistill.errors import Problem
 from eldistill.external import fetching
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes
+from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
@@ -127,7 +128,7 @@ def teacher(codec=None, resolution: int = 8, label_dim: int = 0) -> None:
         "shape": [1, resolution, resolution],
         "label_dim": label_dim,
     }
-    files.save_tensors(TEACHER, net.state_dict(), {**about, "n_images": 0, "recipe": ""})
+    save_tensors(TEACHER, net.state_dict(), {**about, "n_images": 0, "recipe": ""})
     Path(TEACHER).with_name("log.csv").write_text("")
     Path(TEACHER).with_name("provenance.json").write_text("{}")
 

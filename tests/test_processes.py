@@ -25,6 +25,7 @@ from torch import multiprocessing
 from eldistill import __main__, contract, files
 from eldistill.errors import Problem
 from eldistill.sampling import generators as sampling
+from eldistill.tensors import load_tensors
 from eldistill.training import loop, state
 from eldistill.training import processes as distributed
 
@@ -223,7 +224,7 @@ def command(*words: str, **options) -> subprocess.CompletedProcess:
 
 
 def weights() -> dict:
-    return files.load_tensors(f"data/runs/{RUN}/generator_ema.safetensors")[0]
+    return load_tensors(f"data/runs/{RUN}/generator_ema.safetensors")[0]
 
 
 def near(mine: dict, wanted: dict) -> bool:

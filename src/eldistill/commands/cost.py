@@ -18,9 +18,10 @@ import torch
 
 from eldistill import contract, networks
 from eldistill.errors import Problem
-from eldistill.files import canonical, load_tensors
+from eldistill.files import canonical
 from eldistill.plan import params
 from eldistill.plan.recipes import Plan
+from eldistill.tensors import load_tensors
 
 TFLOPS = 60.0  # of an A100 in bf16, as DMD2's 53 hours on seven of them come to
 COPIES = 10  # of the weights: teacher, fake_score, generator, its average, two times two moments, gradients

@@ -16,6 +16,7 @@ from eldistill.diffusion import noise
 from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
+from eldistill.tensors import load_tensors
 
 LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
 import json
@@ -151,12 +152,12 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
     if not path.exists():
         raise Problem(f"{path} is missing; run `python -m eldistill distil {run}` first")
-    tensors, about = files.load_tensors(path)
+    tensors, about = load_tensors(path)
     sources = code(about["config"]["network"])
     folder = Path(out or f"exports/{run.replace('/', '-')}")
     evaluation = Path(f"data/evaluations/{run}/metrics.json")
     metrics = files.read_json(evaluation) if evaluation.exists() else {}
-    _, teacher = files.load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
+    _, teacher = load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
     images = _picture(sampling.load_generator(path), folder / "samples.png")
     for name, text in sources.items():
         files.write_text(folder / "network" / name, text)

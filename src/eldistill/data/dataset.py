@@ -16,7 +16,7 @@ import torch
 from eldistill.data import latents
 from eldistill.diffusion.noise import Draw, sent
 from eldistill.errors import NonFinite, Problem
-from eldistill.files import map_tensors
+from eldistill.tensors import map_tensors
 
 RECIPE = ("data", 2)
 SIGMA_DATA = 0.5

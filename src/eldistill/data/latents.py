@@ -22,6 +22,7 @@ import torch
 from eldistill import files
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching, listing, weights
+from eldistill.tensors import load_tensors
 
 RECIPE = ("latents", 1)
 SIGMA_DATA = 0.5
@@ -102,7 +103,7 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
         (None, fetching.fetch(fetching.AUTOENCODER)) if folder is None else listing.autoencoder(Path(folder))
     )
     config = CONFIG if described is None else files.read_json(described)
-    tensors, _ = files.load_tensors(path, foreign=True)
+    tensors, _ = load_tensors(path, foreign=True)
     try:
         if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
             raise ValueError(f"its config.json is of {ascii(name)[:60]}")

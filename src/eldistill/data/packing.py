@@ -22,7 +22,7 @@ from eldistill.data.folders import Stream, read_folder, read_latents
 from eldistill.data.labels import count, renumber
 from eldistill.errors import Problem
 from eldistill.external.fetching import fetch
-from eldistill.files import grow_tensors, save_tensors
+from eldistill.tensors import grow_tensors, save_tensors
 
 COVERED_BY = "data"
 # Images of the official data sets. A setting whose `count` names one is packed only if its source has as many.

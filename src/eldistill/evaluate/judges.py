@@ -18,8 +18,8 @@ from eldistill.data import dataset as data
 from eldistill.diffusion.noise import stream_seed
 from eldistill.evaluate.metrics import softmax
 from eldistill.external import weights
-from eldistill.files import load_tensors, save_tensors
 from eldistill.plan import params
+from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop
 
 RECIPE = ("judges", 1)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from eldistill.errors import Problem
 from eldistill.external.weights import FLOATS, finite
-from eldistill.files import load_tensors
+from eldistill.tensors import load_tensors
 
 RECIPE = ("perceptual", 1)
 # VGG-16's convolutions, in five stages; 2x2 pooling stands between two stages.

@@ -20,7 +20,8 @@ from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
 from eldistill.errors import Problem, nearest
 from eldistill.external import weights
-from eldistill.files import atomic, load_tensors, save_tensors
+from eldistill.files import atomic
+from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("sampling", 1)
 

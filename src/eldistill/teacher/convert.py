@@ -17,11 +17,12 @@ from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.external import fetching, pickles, weights
 from eldistill.external.pickles import Network, Refused
-from eldistill.files import canonical, load_tensors, save_tensors
+from eldistill.files import canonical
 from eldistill.teacher import foreign, train
 from eldistill.teacher.folders import convert_folder
 from eldistill.teacher.foreign import PIXELS, among, every, or_none, real, whole
 from eldistill.teacher.states import convert_state, is_state, state
+from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("teacher/convert", 1)
 

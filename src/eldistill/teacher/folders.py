@@ -15,9 +15,9 @@ from eldistill import networks
 from eldistill.data import latents
 from eldistill.external import listing, weights
 from eldistill.external.machine import Refused
-from eldistill.files import load_tensors, save_tensors
 from eldistill.teacher import foreign
 from eldistill.teacher.foreign import among, every, or_none, real, whole
+from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("teacher/folders", 1)
 CONFIG_BYTES = 4 * 2**20  # of a JSON file, far above what even 100,000 betas need

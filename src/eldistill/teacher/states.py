@@ -18,9 +18,9 @@ import torch
 from eldistill import networks
 from eldistill.external import weights
 from eldistill.external.machine import Refused
-from eldistill.files import save_tensors
 from eldistill.networks import guided
 from eldistill.teacher import foreign
+from eldistill.tensors import save_tensors
 
 RECIPE = ("teacher/states", 1)
 LOCAL_HEADER = 30  # bytes of a member's header in the zip, before its name and its extra field

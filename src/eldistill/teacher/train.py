@@ -14,8 +14,8 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
 from eldistill.external import weights
-from eldistill.files import load_tensors, save_tensors
 from eldistill.plan import params
+from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
 

@@ -21,9 +21,9 @@ import torch
 
 from eldistill.errors import Problem
 from eldistill.external import weights
-from eldistill.files import load_tensors, save_tensors
 from eldistill.paths import STATE
 from eldistill.plan import cluster
+from eldistill.tensors import load_tensors, save_tensors
 
 COVERED_BY = "loop"
 
