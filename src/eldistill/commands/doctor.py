@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from eldistill.errors import Problem
-from eldistill.external import fetching
+from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
 from eldistill.paths import FOLDERS, STATE
 from eldistill.plan import cluster, freshness, identity, params, recipes
@@ -103,7 +103,7 @@ def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             advice = "is there" if there else f"is missing: put it there, or change teacher.{name}.file"
             yield there, f"teacher {name}: {section['file']} {advice}"
             continue
-        row = fetching.source(section["source"])
+        row = sources.source(section["source"])
         file_name = row["url"].rsplit("/", 1)[-1]
         if any(store.glob(f"*-{file_name}")):
             yield True, f"teacher {name}: {file_name} has been fetched"

@@ -21,7 +21,7 @@ import torch
 
 from eldistill import files
 from eldistill.errors import NonFinite, Problem
-from eldistill.external import fetching, listing, weights
+from eldistill.external import fetching, listing, sources, weights
 from eldistill.tensors import load_tensors
 
 RECIPE = ("latents", 1)
@@ -100,7 +100,7 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
     described, path = (
-        (None, fetching.fetch(fetching.AUTOENCODER)) if folder is None else listing.autoencoder(Path(folder))
+        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder(Path(folder))
     )
     config = CONFIG if described is None else files.read_json(described)
     tensors, _ = load_tensors(path, foreign=True)

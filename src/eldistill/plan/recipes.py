@@ -20,7 +20,7 @@ from pathlib import Path
 
 from eldistill import paths
 from eldistill.errors import Problem
-from eldistill.external.fetching import AUTOENCODER, TABLE, published, source
+from eldistill.external.sources import AUTOENCODER, TABLE, published, source
 from eldistill.files import canonical, digest, write_text
 from eldistill.paths import SCRATCH, TABLES
 from eldistill.plan import records

@@ -15,7 +15,7 @@ import torch
 from eldistill import networks
 from eldistill.data import latents
 from eldistill.errors import Problem
-from eldistill.external import fetching, pickles, weights
+from eldistill.external import fetching, pickles, sources, weights
 from eldistill.external.pickles import Network, Refused
 from eldistill.files import canonical
 from eldistill.teacher import foreign, train
@@ -244,7 +244,7 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     """
     codec, wanted, licence = params["codec"], params.get("sha256"), None
     if params.get("source"):
-        row = fetching.source(params["source"])
+        row = sources.source(params["source"])
         if row["kind"] != "teacher":
             raise Problem(
                 f"{params['source']} of data/sources.csv is of the kind {row['kind']}; expected a teacher, a denoiser of all noise "
