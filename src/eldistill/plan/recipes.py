@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,20 @@ WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 # Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
 # further up is reported only: a log.csv that was opened and saved must not cost a week of training.
 REMADE = ("evaluate", "tables")
+
+
+# What a step makes, and the word that makes it. A conversion is a teacher that others trained, in our form; `reals` and `samples`
+# are the yardsticks of an evaluation: held-out images, and images of the teacher.
+KINDS = {
+    "download": "data", "images": "data", "judge": "data", "reference": "data", "moments": "data",
+    "teacher": "teacher", "conversion": "teacher", "check": "teacher", "pairs": "teacher",
+    "ensemble": "ensemble", "run": "distil",
+    "evaluation": "evaluate", "reals": "evaluate", "samples": "evaluate", "metrics": "evaluate",
+    "tables": "tables", "study": "tables",
+}  # fmt: skip
+TRAINED = {"teacher", "run"}  # several processes can share their batches
+MEASURED = {"evaluation", "reals", "samples"}  # several processes can share their images
+ON_GPU = TRAINED | MEASURED | {"moments", "check", "pairs"}  # their rules ask for a GPU
 
 
 def _row_of(reference: str | None) -> str | None:
@@ -219,6 +233,21 @@ class Step:
     on_demand: bool = False
     sources: tuple[Source, ...] = field(default=())
     identities: Callable[[tuple[Source, ...]], dict] = field(default=lambda sources: {}, compare=False, repr=False)
+    # What kind of thing it makes, for which data setting, and which one of its kind: none of this is in the recipe's text.
+    kind: str = field(default="", compare=False)  # a name in KINDS
+    data: str = field(default="", compare=False)  # of a teacher, a download and a suite it is empty
+    item: str = field(default="", compare=False)  # letter of a judge, space of a reference, row of a download, name of a study
+
+    @property
+    def role(self) -> str:
+        """What it is to a step that reads it: its kind, with the letter of a judge or the space of a reference."""
+        kind = "teacher" if self.kind == "conversion" else self.kind
+        return f"{kind}-{self.item}" if kind in ("judge", "reference") else kind
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, tuple[Step, ...]]:
+        """The steps upstream by their roles, such as {"images": …, "teacher": …, "judge-a": …}."""
+        return by_role(self.upstream)
 
     @functools.cached_property
     def recipe(self) -> str:
@@ -282,6 +311,14 @@ class Step:
         yield self
 
 
+def by_role(steps: Iterable[Step]) -> dict[str, tuple[Step, ...]]:
+    """Steps by their roles, in their order."""
+    found: dict[str, tuple[Step, ...]] = {}
+    for step in steps:
+        found[step.role] = (*found.get(step.role, ()), step)
+    return found
+
+
 class Plan:
     """Every step of a project, made on demand from its Params.
 
@@ -293,10 +330,10 @@ class Plan:
         self.threads = params.top("threads")
         self.identities = identities or Identities()
 
-    def _step(self, word, name, modules, params, outputs, upstream=(), after=(), sources=()) -> Step:
+    def _step(self, kind, name, modules, params, outputs, upstream=(), after=(), sources=(), data="", item="") -> Step:
         # What its parameters name outside git is part of every step.
         sources = tuple(sorted({*named(params), *sources}))
-        return Step(word, name, modules, params, outputs, upstream, after, False, sources, self.identities)
+        return Step(KINDS[kind], name, modules, params, outputs, upstream, after, False, sources, self.identities, kind, data, item)
 
     # --- data ---
 
@@ -306,7 +343,8 @@ class Plan:
         source(name, self.params.root / TABLE)
         (row,) = published((name,), self.params.root / TABLE)
         params = {key: row[key] for key in ("url", "version", "sha256")}
-        return Step("data", f"download/{name}", (), params, (f"{SCRATCH}/downloads/{name}/file",), on_demand=True)
+        outputs = (f"{SCRATCH}/downloads/{name}/file",)
+        return Step("data", f"download/{name}", (), params, outputs, on_demand=True, kind="download", item=name)
 
     def _downloads(self, *names: str | None) -> tuple[Step, ...]:
         return tuple(self.download(name) for name in dict.fromkeys(filter(None, names)))
@@ -346,13 +384,14 @@ class Plan:
         params = self._pack_params(name)
         wanted = () if self.folder(name) else self._fetched(name)
         return self._step(
-            "data",
+            "images",
             f"{name}/images",
             modules,
             params,
             (output,),
             after=self._downloads(*wanted),
             sources=self._idx(name),
+            data=name,
         )
 
     def _fetched(self, name: str) -> tuple[str, ...]:
@@ -391,8 +430,9 @@ class Plan:
         params = {"codec": setting["codec"], "judges": setting["judges"], "threads": self.threads}
         output = f"data/sets/{data}/judge-{letter}.safetensors"
         return self._step(
-            "data", f"{data}/judge-{letter}", ("judges", "loop", "networks/classifier"), params, (output,), (pack,)
-        )
+            "judge", f"{data}/judge-{letter}", ("judges", "loop", "networks/classifier"), params, (output,), (pack,),
+            data=data, item=letter,
+        )  # fmt: skip
 
     @functools.cache  # noqa: B019
     def reference(self, data: str, features: str) -> Step:
@@ -402,16 +442,16 @@ class Plan:
         module = spaces()[features]
         modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
         output = f"data/sets/{data}/reference-{features}.npz"
-        return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
-                    self._downloads(*self._of_spaces(features)))  # fmt: skip
+        return self._step("reference", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
+                    self._downloads(*self._of_spaces(features)), data=data, item=features)  # fmt: skip
 
     @functools.cache  # noqa: B019
     def moments(self, data: str) -> Step:
         """What clean-fid's figures compare with: the train images in its feature space; of latents those of their pixels."""
         data = self._seen(data)
         output = f"data/sets/{data}/moments-clean.npz"
-        return self._step("data", f"{data}/moments-clean", ("clean", "spaces/inception_clean"), {}, (output,), (self.pack(data),),
-                    self._downloads(*self._of_spaces("inception-clean")))  # fmt: skip
+        return self._step("moments", f"{data}/moments-clean", ("clean", "spaces/inception_clean"), {}, (output,), (self.pack(data),),
+                    self._downloads(*self._of_spaces("inception-clean")), data=data)  # fmt: skip
 
     # --- teacher, ensemble, distil ---
 
@@ -442,7 +482,7 @@ class Plan:
             modules += [f"networks/{file}" for files in readers.values() for file in files]
             fetched = None if self.params.section("teacher", name)["file"] else section.get("source")
             return self._step(
-                "teacher", name, ("teacher/convert", *modules), params, outputs, after=self._downloads(fetched)
+                "conversion", name, ("teacher/convert", *modules), params, outputs, after=self._downloads(fetched)
             )
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
@@ -461,14 +501,14 @@ class Plan:
         params |= {"steps": section["steps"], "features": features, "reference": reference, "published": row.get("published", ""),
                    "n": params["n"] or (50_000 if reference else 1_000), "threads": self.threads}  # fmt: skip
         measured = () if reference else (self.reference(section["data"], features),)
-        judges = tuple(step for each in measured for step in each.upstream if "/judge-" in step.name)
+        judges = tuple(step for each in measured for step in each.upstream if step.kind == "judge")
         space = spaces()[features]
         modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
         more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
         fetched = self._downloads(*self._of_spaces(features), _row_of(reference))
         return self._step(
-            "teacher",
+            "check",
             f"{name}/check",
             (*modules, *more),
             params,
@@ -488,7 +528,7 @@ class Plan:
         params = {"n": n, "seed": seed, "steps": section["steps"], "threads": self.threads}
         stem, (more, packs) = f"{teacher}/pairs-{n}-{seed}", self._labelled(section["data"])
         outputs = (f"data/teachers/{stem}.npz",)
-        return self._step("teacher", stem, ("teacher/pairs", *more), params, outputs, (made, *packs))
+        return self._step("pairs", stem, ("teacher/pairs", *more), params, outputs, (made, *packs))
 
     @functools.cache  # noqa: B019
     def ensemble(self, data: str, name: str, seed: int) -> Step:
@@ -501,7 +541,7 @@ class Plan:
         teacher = (self.teacher(setting["teacher"]),) if taught else ()
         stem = f"data/ensembles/{data}/{name}/{seed}"
         return self._step("ensemble", f"{data}/{name}/{seed}", ("ensemble/seed", *families), params,
-                    (f"{stem}.json", f"{stem}.npz"), (self.pack(data), *teacher))  # fmt: skip
+                    (f"{stem}.json", f"{stem}.npz"), (self.pack(data), *teacher), data=data)  # fmt: skip
 
     @functools.cache  # noqa: B019
     def distil(self, run: Run) -> Step:
@@ -541,8 +581,8 @@ class Plan:
         start = method["start_from"]
         before = (self.distil(self.params.run(f"{run.data}/{start}/{run.seed}")),) if start else ()
         upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles, *pairs, *before)
-        return self._step("distil", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream,
-                    (self.check(data["teacher"]),))  # fmt: skip
+        return self._step("run", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream,
+                    (self.check(data["teacher"]),), data=run.data)  # fmt: skip
 
     def run_outputs(self, folder: str) -> tuple[str, ...]:
         """The files of a run; one copy of generator_ema for each share of the training in distil.snapshots."""
@@ -554,7 +594,7 @@ class Plan:
     # --- evaluate, tables ---
 
     def _evaluation(
-        self, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]
+        self, kind: str, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]
     ) -> Step:
         section = self.params.without_site("evaluate", self.params.top("evaluate", data))
         params = {
@@ -565,7 +605,7 @@ class Plan:
             "metrics": metric_names(self.data(data)["labels"]),
         }
         references = tuple(self.reference(data, features) for features in section["features"])
-        judges = tuple(step for each in references for step in each.upstream if "/judge-" in step.name)
+        judges = tuple(step for each in references for step in each.upstream if step.kind == "judge")
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
         more, packs = self._labelled(data)
@@ -573,7 +613,7 @@ class Plan:
             params.pop("classes", None)  # there are none to draw
         else:
             params["labels"] = True
-            if seen != data and not name.endswith("/real"):
+            if seen != data and kind != "reals":
                 upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
         modules += more
         fetched = self._of_spaces(*section["features"])
@@ -588,16 +628,16 @@ class Plan:
                 fetched += self._of_spaces("inception-clean")
                 modules += ("clean", "spaces/inception_clean")
                 references += (self.moments(data),)
-        return self._step("evaluate", name, modules, params,
+        return self._step(kind, name, modules, params,
                     tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references),
-                    self._downloads(*fetched))  # fmt: skip
+                    self._downloads(*fetched), data=data)  # fmt: skip
 
     @functools.cache  # noqa: B019
     def evaluation(self, run: Run) -> Step:
         """The metrics, the curve and the samples of a run."""
         outputs = ("metrics.json", "curve.csv", "samples.png", "interpolation.png", "sheet.html")
         grid = {"grid": self.params.top("tables")["grid"]}
-        return self._evaluation(str(run), run.data, grid, (self.distil(run),), outputs)
+        return self._evaluation("evaluation", str(run), run.data, grid, (self.distil(run),), outputs)
 
     @functools.cache  # noqa: B019
     def yardstick(self, data: str, which: str) -> Step:
@@ -605,12 +645,12 @@ class Plan:
         section = self.data(data)
         if which == "real":
             return self._evaluation(
-                f"{data}/real", data, {"grid": self.params.top("tables")["grid"]}, (), ("metrics.json", "samples.png")
+                "reals", f"{data}/real", data, {"grid": self.params.top("tables")["grid"]}, (), ("metrics.json", "samples.png")
             )
         teacher = self.params.section("teacher", section["teacher"])
         extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
         return self._evaluation(
-            f"{data}/teacher", data, extra, (self.teacher(section["teacher"]),), ("metrics.json", "samples.png")
+            "samples", f"{data}/teacher", data, extra, (self.teacher(section["teacher"]),), ("metrics.json", "samples.png")
         )
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:
@@ -634,7 +674,7 @@ class Plan:
         }
         outputs = ("data/metrics.json", "data/metrics-all.json")
         return self._step(
-            "evaluate", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
+            "metrics", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
         )
 
     @functools.cache  # noqa: B019
@@ -677,12 +717,13 @@ class Plan:
             upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return self._step(
-            "tables",
+            "study",
             f"{suite}/{name}",
             ("studies", kind, "inference", "plots", "results"),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),
+            item=name,
         )
 
     def studies(self, suite: str) -> tuple[Step, ...]:
