@@ -320,15 +320,13 @@ def test_asking_for_it_is_part_of_the_recipe():
 
 
 def test_the_reference_is_a_step_that_fetches_inception_and_asks_for_a_gpu():
-    from eldistill.steps import run as steps
-
     here = plan("cifar10", clean=True)
     step = here.find("data", "cifar10/moments-clean")
     assert (
         step.outputs == ("data/sets/cifar10/moments-clean.npz",)
         and step in evaluation(here, "cifar10/di/el/0").upstream
     )
-    assert [each.name for each in step.after] == ["download/inception-2015-12-05-pkl"] and steps.on_gpu(step)
+    assert [each.name for each in step.after] == ["download/inception-2015-12-05-pkl"] and step.kind in recipes.ON_GPU
     assert set(json.loads(step.recipe)["versions"]) == {"clean", "fid", "spaces/inception", "spaces/inception_clean"}
     latents = plan("imagenet512-s", clean=True).moments("imagenet512-s")
     assert latents.name == "imagenet512-rgb/moments-clean"

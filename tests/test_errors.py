@@ -549,15 +549,15 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
 
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
-    from eldistill.steps import run as steps
+    from eldistill.steps import work
 
     step = recipes.Plan(params.load()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt), steps._overwriting(step):
+    with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         assert not Path(step.sidecar).exists()
         raise KeyboardInterrupt
     assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
-    with pytest.raises(KeyboardInterrupt), steps._overwriting(step):
+    with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         files.write_text(step.outputs[0], "new")
         raise KeyboardInterrupt
     assert not Path(step.sidecar).exists()

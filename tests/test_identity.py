@@ -646,13 +646,13 @@ def test_a_job_refuses_what_changed_since_it_was_planned(pictures, capsys):
 
 
 def test_pictures_that_change_while_they_are_packed_make_no_result(pictures, monkeypatch):
-    file, original = job(), steps.MAKERS["data"]
+    file, original = job(), steps.make
 
     def slow(work):
         original(work)
         recolour("0", 200)
 
-    monkeypatch.setitem(steps.MAKERS, "data", slow)
+    monkeypatch.setattr(steps, "make", slow)
     with pytest.raises(Problem, match="pictures changed since"):
         steps.run("data", "mine/images", file)
     assert not Path("data/sets/mine/images.safetensors.recipe").exists()

@@ -94,9 +94,9 @@ def test_tf32_is_switched_on_for_its_run_alone():
     try:
         speed.precision("tf32", [])
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-        from eldistill.steps import run as steps
+        from eldistill.steps import work
 
-        steps._threads(torch.get_num_threads(), "distil")  # what every step begins with
+        work.set_threads(torch.get_num_threads(), "distil")  # what every step begins with
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

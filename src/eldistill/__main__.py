@@ -112,7 +112,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         raise Problem(f"--processes {chosen.processes}; expected 1 or more")
     if gpus.COUNT in os.environ:
         step = recipes.Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
-        gpus.take(chosen.processes if steps.on_gpu(step) else 0)
+        gpus.take(chosen.processes if step.kind in recipes.ON_GPU else 0)
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run(*words, say=say)
         return 0
@@ -123,7 +123,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         plan = recipes.Plan(values, identity.Identities(measured=not chosen.recipe))
         step = plan.find(chosen.word, chosen.name)
         # The rule of a teacher does not know whether it is trained here.
-        if steps.takes_over(step) or not (chosen.force or chosen.recipe or not step.fresh(Path())):
+        if step.kind == "conversion" or not (chosen.force or chosen.recipe or not step.fresh(Path())):
             steps.run(*words, say=say)
             return 0
         top = values.top("distil")

@@ -69,7 +69,7 @@ def states(plan: Plan, suite: str) -> list[State]:
 def downloads(plan: Plan, found: list[State]) -> list[str]:
     """Rows of data/sources.csv that a step which will run waits for."""
     waiting = [step for state in found if state.is_ != FRESH for step in state.step.after if step.on_demand]
-    return list(dict.fromkeys(step.name.split("/", 1)[1] for step in waiting if not step.fresh(plan.params.root)))
+    return list(dict.fromkeys(step.item for step in waiting if not step.fresh(plan.params.root)))
 
 
 def page(plan: Plan, suite: str, bill: str) -> Iterator[str]:

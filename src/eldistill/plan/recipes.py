@@ -236,7 +236,9 @@ class Step:
     # What kind of thing it makes, for which data setting, and which one of its kind: none of this is in the recipe's text.
     kind: str = field(default="", compare=False)  # a name in KINDS
     data: str = field(default="", compare=False)  # of a teacher, a download and a suite it is empty
-    item: str = field(default="", compare=False)  # letter of a judge, space of a reference, row of a download, name of a study
+    item: str = field(
+        default="", compare=False
+    )  # letter of a judge, space of a reference, row of a download, name of a study
 
     @property
     def role(self) -> str:
@@ -333,7 +335,21 @@ class Plan:
     def _step(self, kind, name, modules, params, outputs, upstream=(), after=(), sources=(), data="", item="") -> Step:
         # What its parameters name outside git is part of every step.
         sources = tuple(sorted({*named(params), *sources}))
-        return Step(KINDS[kind], name, modules, params, outputs, upstream, after, False, sources, self.identities, kind, data, item)
+        return Step(
+            KINDS[kind],
+            name,
+            modules,
+            params,
+            outputs,
+            upstream,
+            after,
+            False,
+            sources,
+            self.identities,
+            kind,
+            data,
+            item,
+        )
 
     # --- data ---
 
@@ -645,12 +661,22 @@ class Plan:
         section = self.data(data)
         if which == "real":
             return self._evaluation(
-                "reals", f"{data}/real", data, {"grid": self.params.top("tables")["grid"]}, (), ("metrics.json", "samples.png")
+                "reals",
+                f"{data}/real",
+                data,
+                {"grid": self.params.top("tables")["grid"]},
+                (),
+                ("metrics.json", "samples.png"),
             )
         teacher = self.params.section("teacher", section["teacher"])
         extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
         return self._evaluation(
-            "samples", f"{data}/teacher", data, extra, (self.teacher(section["teacher"]),), ("metrics.json", "samples.png")
+            "samples",
+            f"{data}/teacher",
+            data,
+            extra,
+            (self.teacher(section["teacher"]),),
+            ("metrics.json", "samples.png"),
         )
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:

@@ -35,7 +35,7 @@ def keep_memory() -> None:
 
 
 def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
-    """float32, tf32 (of a process that began without it: steps/run.py) or bfloat16 for the products of these denoisers."""
+    """float32, tf32 (of a process that began without it: steps/work.py) or bfloat16 for the products of these denoisers."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for net in nets:
