@@ -22,7 +22,8 @@ from eldistill.data import dataset as data
 from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception
 from eldistill.teacher import check, train
@@ -214,11 +215,11 @@ def test_the_constants_of_a_file_are_its_codec():
 # --- in the workflow ----------------------------------------------------------------------------------
 
 
-def plan(**check) -> recipes.Plan:
+def plan(**check) -> Plan:
     values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for name in ("digits", "edm-cifar10"):
         values["teacher"][name]["check"] = check
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_it_comes_before_every_run_and_decides_nothing_about_it():

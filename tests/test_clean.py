@@ -23,6 +23,7 @@ from eldistill.errors import Problem
 from eldistill.evaluate import clean, features, fid, metrics
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception_clean
 from eldistill.tables import results
@@ -293,14 +294,14 @@ def test_a_reference_of_other_shapes_is_one_sentence(tmp_path, change):
 # --- plan and parameters --------------------------------------------------------------------------------
 
 
-def plan(data: str = "digits", **asked) -> recipes.Plan:
+def plan(data: str = "digits", **asked) -> Plan:
     values = copy.deepcopy(SHIPPED)
     section = values["evaluate"]["per_data"].setdefault(data, {})
     section["fid"] = {"reference": "fid-refs-cifar10-32x32"} | asked
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
-def evaluation(here: recipes.Plan, run: str = "digits/di/el/0") -> recipes.Step:
+def evaluation(here: Plan, run: str = "digits/di/el/0") -> recipes.Step:
     return here.evaluation(here.params.run(run))
 
 
@@ -346,7 +347,7 @@ def test_other_values_are_one_sentence(asked, sentence):
 
 
 def test_a_day_of_a_gpu_follows_the_fid_of_ten_thousand_images():
-    here = recipes.Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
+    here = Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
     assert {here.params.top("evaluate", run.data)["fid"]["curve_n"] for run in here.params.runs("gpu-day")} == {10_000}
 
 
@@ -369,10 +370,10 @@ def test_every_evaluation_has_the_figures_and_tables_take_them(tmp_path, monkeyp
     monkeypatch.setattr(
         features, "feature_space", lambda name, *rest: pixels if name.startswith("inception") else known(name, *rest)
     )
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     for step in plan.suite("smoke").values():
         assert step.on_demand or __main__.main([step.word, step.name]) == 0, step.name
-    made = recipes.Plan(params.load()).suite("smoke").values()
+    made = Plan(params.load()).suite("smoke").values()
     assert not [each.name for each in made if not (each.on_demand or each.fresh(Path()))]
 
     train = clean.load_reference(Path("data/sets/digits-smoke/moments-clean.npz"))

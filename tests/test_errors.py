@@ -30,6 +30,7 @@ from eldistill.errors import Problem
 from eldistill.external import fetching
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +97,7 @@ def vouched(text: str) -> list[recipes.Step]:
     """The packs and teachers of a params.yaml, as far as it can be read."""
     found = []
     with contextlib.suppress(Problem):
-        plan = recipes.Plan(params.from_values(conftest.read_yaml(text)))
+        plan = Plan(params.from_values(conftest.read_yaml(text)))
         found += [plan.pack(name) for name in plan.params.values["data"]]
         found += [plan.teacher(name) for name in plan.params.values["teacher"]]
     return found
@@ -191,7 +192,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(project, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     change("device", "cuda")
     for word, name in (("teacher", "digits"), ("evaluate", "digits/real")):
-        upstream = recipes.Plan(params.load()).find(word, name).upstream
+        upstream = Plan(params.load()).find(word, name).upstream
         for step in upstream:
             Path(step.outputs[0]).touch()
             Path(step.sidecar).write_text(step.recipe, encoding="utf-8")
@@ -551,7 +552,7 @@ def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
     from eldistill.steps import work
 
-    step = recipes.Plan(params.load()).find("data", "digits/images")
+    step = Plan(params.load()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         assert not Path(step.sidecar).exists()

@@ -27,7 +27,7 @@ from eldistill.errors import Problem
 from eldistill.losses import mmd
 from eldistill.numbers import declared
 from eldistill.plan import params
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.supplements import embedding
 
 ROOT = Path(__file__).parents[1]

@@ -28,7 +28,8 @@ from snakemake.exceptions import WorkflowError
 
 from eldistill.errors import Problem
 from eldistill.plan import driver, freshness, params, recipes
-from eldistill.plan.recipes import WORDS, Plan, Step
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import WORDS, Step
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"data": "sets", "teacher": "teachers", "ensemble": "ensembles", "distil": "runs", "evaluate": "evaluations",

@@ -25,8 +25,9 @@ from eldistill.errors import Problem
 from eldistill.external import hashes, listing, sourcelock
 from eldistill.numbers import declared
 from eldistill.paths import PACKAGE
-from eldistill.plan import freshness, identity, params, recipes, schema
+from eldistill.plan import datasets, freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
+from eldistill.plan.plan import Plan
 from eldistill.registry import available
 from eldistill.steps import run as steps
 
@@ -452,14 +453,14 @@ def project() -> dict:
         {**grid, "data": ["other"], "supplements": ["far"]},
         {**grid, "data": ["other"], "methods": ["cd-lpips"]},
     ]
-    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in recipes.IDX_PARTS]
+    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in datasets.IDX_PARTS]
     with open("data/sources.csv", "a") as table:
         table.write("".join(f"{row}\n" for row in rows))
     put("pictures/a.png", b"1"), put("other.zip", b"1"), put("latents/a.npy", b"1"), put("latents/dataset.json", b"1")
     put("teacher.pkl", b"1"), put("vgg.safetensors", b"1"), put("own.npz", b"1")
     put("vae/config.json", b"1"), put(f"vae/{listing.WEIGHTS}", b"1"), put("vae/README.md", b"1")
     put("ddpm/unet/config.json", b"1"), put(f"ddpm/unet/{listing.WEIGHTS}"), put(f"ddpm/scheduler/{listing.SCHEDULE}")
-    for part in recipes.IDX_PARTS:
+    for part in datasets.IDX_PARTS:
         put(f"idx/{part}.gz", b"1")
     return values
 
@@ -470,7 +471,7 @@ CHECKED: list[params.Params] = []  # checking takes longer than all else, and th
 def suite(measured: bool = True, record: bool = True, values: dict | None = None) -> dict[str, recipes.Step]:
     """The steps of that suite, as a plan in the current folder sees them."""
     found = Identities(measured, say=lambda line: None)
-    plan = recipes.Plan(params.from_values(values, ".") if values else CHECKED[0], found)
+    plan = Plan(params.from_values(values, ".") if values else CHECKED[0], found)
     made = {f"{word} {name}": step for (word, name), step in plan.suite("all").items()}
     assert all(step.recipe for step in made.values())
     if record:
@@ -556,19 +557,19 @@ def test_where_the_folder_of_idx_files_lies_is_not_part_of_a_recipe(before):
 def test_what_is_published_is_known_by_its_row(hashed):
     """No file of Fashion-MNIST in a folder is hashed, nor one beside `source`: they are checked when they are read."""
     values = copy.deepcopy(SHIPPED)
-    plan = recipes.Plan(params.from_values(values, ROOT), Identities())
+    plan = Plan(params.from_values(values, ROOT), Identities())
     wanted = plan.pack("fashion-mnist").recipe, plan.teacher("edm-cifar10").recipe
     values["data"]["fashion-mnist"]["folder"] = "idx"
     values["teacher"]["edm-cifar10"]["file"] = "teacher.pkl"
     put("idx/train-images-idx3-ubyte.gz"), put("teacher.pkl")
-    plan = recipes.Plan(params.from_values(values, ROOT), Identities(measured=True))
+    plan = Plan(params.from_values(values, ROOT), Identities(measured=True))
     assert (plan.pack("fashion-mnist").recipe, plan.teacher("edm-cifar10").recipe) == wanted and not hashed
 
 
 def test_only_what_a_suite_needs_is_hashed(hashed):
     values = project()
     values["suites"]["all"] = [{"data": ["other"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}]
-    plan = recipes.Plan(params.from_values(values, "."), Identities(measured=True, say=lambda line: None))
+    plan = Plan(params.from_values(values, "."), Identities(measured=True, say=lambda line: None))
     assert all(step.recipe for step in plan.suite("all").values()) and hashed == ["other.zip"]
 
 
@@ -621,7 +622,7 @@ def test_by_hand_up_to_date_means_of_this_content(pictures, capsys, hashed):
 def job(name: str = "mine/images") -> str:
     """Plan as the driver does, and give the recipe to a job."""
     found = Identities(measured=True, say=lambda line: None)
-    step = recipes.Plan(params.load(), found).find("data", name)
+    step = Plan(params.load(), found).find("data", name)
     freshness.refresh([step])
     found.record()
     return step.file
@@ -672,7 +673,7 @@ def test_pictures_that_appear_make_a_step_stale_that_had_none(pictures):
 
 def test_the_doctor_says_what_is_absent_and_what_changed(pictures):
     def said() -> list[tuple]:
-        return [finding for finding in doctor._sources(recipes.Plan(params.load()), "mine") if "pictures" in finding[1]]
+        return [finding for finding in doctor._sources(Plan(params.load()), "mine") if "pictures" in finding[1]]
 
     assert said() == []
     steps.run("data", "mine/images", job())
@@ -693,11 +694,11 @@ def idx(name: str, array: np.ndarray) -> None:
 def test_own_idx_files_that_change_are_packed_again_once_their_digest_is_given_up(pictures, capsys):
     """Without a digest in data/sources.csv: the step is stale, the noted digest refuses, and says which line to remove."""
     with open("data/sources.csv", "a") as table:
-        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in recipes.IDX_PARTS))
+        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in datasets.IDX_PARTS))
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["data"]["mine"] |= {"source": "idx", "files": "own", "folder": "idx", "path": None}
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    for name in recipes.IDX_PARTS:
+    for name in datasets.IDX_PARTS:
         idx(name, np.arange(512, dtype=np.uint8).reshape(8, 8, 8) if "images" in name else np.zeros(8, np.uint8))
     assert __main__.main(["data", "mine/images"]) == __main__.main(["data", "mine/images"]) == 0
     assert "up to date" in capsys.readouterr().out

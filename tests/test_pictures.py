@@ -16,6 +16,7 @@ from eldistill.data import packing, pictures
 from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.plan import params
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/images.md").read_text(encoding="utf-8")
@@ -142,13 +143,12 @@ def test_a_background_that_is_none_is_one_sentence(value):
 
 
 def test_the_keys_of_pictures_are_for_folders_and_in_their_recipe():
-    from eldistill.plan import recipes
 
     values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    before = recipes.Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
+    before = Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
     for key, value in (("background", [1, 2, 3]), ("orientation", "exif"), ("bits", 12)):
         changed = values | {"data": values["data"] | {"ffhq64": values["data"]["ffhq64"] | {key: value}}}
-        assert recipes.Plan(params.from_values(changed, ROOT)).pack("ffhq64").digest != before
+        assert Plan(params.from_values(changed, ROOT)).pack("ffhq64").digest != before
         changed = values | {"data": values["data"] | {"digits": values["data"]["digits"] | {key: value}}}
         with pytest.raises(Problem, match=f"data.digits.{key} is .*does not read it"):
             params.from_values(changed, ROOT)

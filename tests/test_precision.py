@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.training import compute as speed
 from eldistill.training import loop
 
@@ -72,10 +73,10 @@ def test_products_alone_are_made_in_it(bench):
     assert torch.autograd.grad(image.sum(), x)[0].dtype == torch.float32
 
 
-def plan(**changes) -> recipes.Plan:
+def plan(**changes) -> Plan:
     values = copy.deepcopy(SHIPPED)
     values["distil"]["methods"]["di"] |= changes
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_it_is_part_of_a_recipe_unless_it_is_the_reference():

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from eldistill.plan import params
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -196,10 +197,9 @@ def test_no_path_of_a_machine_is_named(word):
 def test_the_bill_of_the_paper_is_what_the_command_prints():
     """Jobs, trainings, hours, memory and disk of the suite `paper`."""
     from eldistill.commands import cost
-    from eldistill.plan import recipes
 
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    plan = recipes.Plan(params.from_values(values, ROOT))
+    plan = Plan(params.from_values(values, ROOT))
     jobs = len(plan.suite("paper")) + 1  # and `all`
     assert f"({jobs} jobs, {len(list(plan.params.runs('paper')))} of them trainings" in TEXT
     assert f"prints {jobs} jobs" in TEXT

@@ -16,7 +16,8 @@ from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.registry import spaces
 from eldistill.spaces import efficientnet
 
@@ -92,7 +93,7 @@ def test_other_weights_are_refused(monkeypatch):
 def plan(**evaluate_section):
     values = copy.deepcopy(SHIPPED)
     values["evaluate"] = values["evaluate"] | evaluate_section
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_the_recipe_of_a_space_names_its_file():

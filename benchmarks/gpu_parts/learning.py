@@ -19,7 +19,7 @@ from eldistill.distil import run as distil
 from eldistill.ensemble import seed as ensembles
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed_all, feature_space
-from eldistill.plan import recipes
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.steps import work
 from eldistill.teacher import train
@@ -68,7 +68,7 @@ class Bench:
     """The files that are carried in, and the spaces in which images are compared."""
 
     def __init__(self, options):
-        self.options, self.plan = options, recipes.Plan(options.settings)
+        self.options, self.plan = options, Plan(options.settings)
         self.images, self.teacher, self.judge = toys(options) if options.toy else self._carried()
         values = options.settings.section("data", options.data)
         self.codec, self.labels = values["codec"], values["labels"]

@@ -22,6 +22,7 @@ from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
 from eldistill.errors import Problem  # noqa: E402
 from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
+from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
 
 PARTS = 256  # into so many a process cuts its images, where they do not fit into the memory of a device, at most
@@ -111,7 +112,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
     if chosen.processes < 1:
         raise Problem(f"--processes {chosen.processes}; expected 1 or more")
     if gpus.COUNT in os.environ:
-        step = recipes.Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
+        step = Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
         gpus.take(chosen.processes if step.kind in recipes.ON_GPU else 0)
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run(*words, say=say)
@@ -120,7 +121,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
 
     if chosen.processes > 1 and "RANK" not in os.environ:
         values = params.load()
-        plan = recipes.Plan(values, identity.Identities(measured=not chosen.recipe))
+        plan = Plan(values, identity.Identities(measured=not chosen.recipe))
         step = plan.find(chosen.word, chosen.name)
         # The rule of a teacher does not know whether it is trained here.
         if step.kind == "conversion" or not (chosen.force or chosen.recipe or not step.fresh(Path())):

@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill.plan import cluster, driver, freshness, identity, params, recipes
+from eldistill.plan import cluster, driver, freshness, identity, params
 from eldistill.paths import STUDY
 from eldistill.errors import Problem
+from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
@@ -26,7 +27,7 @@ try:
     PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
     # The driver looks at what lies outside git; a job takes what the driver recorded.
-    PLAN = recipes.Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
+    PLAN = Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
     STEPS = PLAN.suite(SUITE)
     stale = None
     if workflow.is_main_process:

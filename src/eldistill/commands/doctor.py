@@ -14,7 +14,8 @@ from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
 from eldistill.paths import FOLDERS, STATE
-from eldistill.plan import cluster, freshness, identity, params, recipes
+from eldistill.plan import cluster, freshness, identity, params
+from eldistill.plan.plan import Plan
 
 GIB = 2**30
 
@@ -34,7 +35,7 @@ def _answer(*words: str) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def _python(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _python(plan: Plan, suite: str) -> Iterator[Finding]:
     yield (3, 11) <= sys.version_info[:2] < (3, 14), f"Python {sys.version.split()[0]}; expected 3.11 to 3.13"
     absent = [name for name in ("snakemake", "dvc") if shutil.which(name, path=_path()) is None]
     yield (
@@ -49,7 +50,7 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _device(plan: Plan, suite: str) -> Iterator[Finding]:
     import torch
 
     wanted, count = plan.params.top("device"), torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -69,7 +70,7 @@ def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield None, f"torch {torch.__version__} sees no GPU here: this machine computes on its CPU"
 
 
-def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
     from eldistill.commands import cost
 
     free = shutil.disk_usage(".").free / 1e9
@@ -90,7 +91,7 @@ def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
     )
 
 
-def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     """Teachers of others, and the data, that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
@@ -124,7 +125,7 @@ def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
-def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
     """What lies outside git, beside what is recorded of it."""
     readers: dict[identity.Source, list[str]] = {}
     for (word, name), step in plan.suite(suite).items():
@@ -151,7 +152,7 @@ def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
-def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield None, "no Slurm here (no sbatch on the PATH)"
         return
@@ -186,7 +187,7 @@ def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, f"{status} answers: Snakemake will see its jobs end"
 
 
-def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
         cluster.locks_work()
     except OSError as error:
@@ -198,7 +199,7 @@ def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, "this file system has locks"
 
 
-def _results(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _results(plan: Plan, suite: str) -> Iterator[Finding]:
     """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
     root = plan.params.root
     for other, steps in freshness.abandoned(plan, suite, root):
@@ -217,7 +218,7 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
     """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
     values = params.load()
-    plan, suite = recipes.Plan(values), suite or values.top("suite")
+    plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True
     for check in CHECKS:
@@ -230,7 +231,7 @@ def examine(suite: str | None, say: Callable[[str], None]) -> bool:
 # --- prune ----------------------------------------------------------------------------------------------
 
 
-def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
+def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
     """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
     steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
     named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
@@ -240,7 +241,7 @@ def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
         for path in sorted((root / folder).rglob("*"))
         if path.is_file() and path not in named
     ]
-    states = {recipes.digest(step.recipe)[:32] for step in steps}
+    states = {step.digest[:32] for step in steps}
     return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
 
 
@@ -249,7 +250,7 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
     from eldistill.training import state
 
     total = 0
-    for path in leftovers(recipes.Plan(params.load())):
+    for path in leftovers(Plan(params.load())):
         size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
         total += size
         say(f"{size / 1e6:10.1f} MB  {path}")

@@ -14,7 +14,8 @@ from eldistill import files, networks
 from eldistill.data import classes
 from eldistill.diffusion import noise
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 
@@ -73,7 +74,7 @@ def code(file: str) -> dict[str, str]:
     """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
     room = Path(networks.__file__).parent
     names = ["__init__", "layers", "precond", file]
-    names += [used.removeprefix("networks/") for used in recipes.uses(f"networks/{file}")]
+    names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
     found = {}
     for name in dict.fromkeys(names):
         text = (room / f"{name}.py").read_text(encoding="utf-8")
@@ -147,7 +148,7 @@ The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the prec
 
 def make(run: str, out: str | Path | None = None, say=print) -> Path:
     """Write the folder of a finished run (DATA/METHOD/SUPPLEMENT/SEED); returns it. Raises Problem; then nothing is written."""
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     step = plan.find("distil", run)
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
     if not path.exists():

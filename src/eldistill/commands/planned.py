@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.plan import params
-from eldistill.plan.recipes import WORDS, Plan, Step
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import WORDS, Step
 
 NAMED = 3  # steps that a line names
 FRESH, STALE, MISSING = "fresh", "stale", "missing"

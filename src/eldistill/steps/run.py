@@ -22,7 +22,8 @@ from eldistill.errors import Problem
 from eldistill.paths import SCRATCH
 from eldistill.plan import identity, params, records
 from eldistill.plan.identity import Identities
-from eldistill.plan.recipes import MEASURED, REMADE, TRAINED, Plan, Step
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import MEASURED, REMADE, TRAINED, Step
 from eldistill.steps import work as works
 from eldistill.steps.work import Work
 

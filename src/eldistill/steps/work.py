@@ -16,7 +16,8 @@ from eldistill import files
 from eldistill.errors import NonFinite, Problem
 from eldistill.paths import PACKAGE
 from eldistill.plan.params import Params
-from eldistill.plan.recipes import MEASURED, Plan, Step, by_role
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import MEASURED, Step, by_role
 from eldistill.training.machine import Machine
 
 COVERED_BY = "evaluate"
