@@ -216,7 +216,7 @@ def test_the_constants_of_a_file_are_its_codec():
 
 
 def plan(**check) -> Plan:
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     for name in ("digits", "edm-cifar10"):
         values["teacher"][name]["check"] = check
     return Plan(params.from_values(values, ROOT))

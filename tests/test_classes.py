@@ -15,7 +15,6 @@ import conftest
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from test_sampling import Plain, about
 
@@ -206,7 +205,7 @@ def unbalanced(tmp_path_factory):
         (folder / "pictures" / kind).mkdir(parents=True)
         for index in range(count):
             picture(kind, random).save(folder / "pictures" / kind / f"{index:03d}.png")
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["data"] = {"shapes": {"source": "folder", "path": "pictures", "heldout": 24, "labels": True, "teacher": "shapes",
                                  "codec": {"mean": 0.5, "std": 0.25}, "judges": {"n_images": 6400, "batch": 32}}}  # fmt: skip
     tiny = {

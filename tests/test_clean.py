@@ -30,7 +30,7 @@ from eldistill.tables import results
 from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 CPU = torch.device("cpu")
 FEW = 256  # of the 2,048 features, for clean-fid's root of a matrix, which takes 20 s of all
 

@@ -413,10 +413,9 @@ def test_every_named_method_continues(bench, name):
     section = params.load(ROOT / "params.yaml").section("method", name, "digits")
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
     module = contract.module("methods", section["file"])
-    declared = {
-        key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
-    }
-    numbers = contract.numbers(module, {**section, **declared})
+    known = declared("methods", section["file"])
+    warm = {key: value for key, value in warm.items() if key in known and section[key]}
+    numbers = contract.numbers(module, {**section, **warm})
 
     def outcome(folder, stop):
         def job() -> loop.Job:
@@ -769,7 +768,9 @@ def test_imports_have_no_circle():
         name = str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         graph[name] = imports(path) - {name}
     order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.run")
+    assert (
+        order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.distil")
+    )
 
 
 def test_the_loop_knows_no_method(bench):

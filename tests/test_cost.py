@@ -18,7 +18,7 @@ from eldistill.plan.plan import Plan
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_distil.project  # the fixtures
 OFFICIAL = json.loads((Path(__file__).parent / "data/networks/official_state_shapes.json").read_text())
-PLAN = Plan(params.from_values(conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8")), ROOT))
+PLAN = Plan(params.from_values(conftest.shipped(), ROOT))
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,7 @@ def made(tmp_path_factory, small_project) -> Path:
 
 def make(folder: Path) -> Path:
     """The one that is copied; conftest.py makes it once for all files."""
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+    conftest.copy_parameters(folder)
     values = conftest.read_yaml((folder / "params.yaml").read_text(encoding="utf-8"))
     values["teacher"][DATA] |= {"n_images": 320, "steps": 3}
     values["distil"] |= {"snapshots": [0, 50, 100], "ticks": 2}

@@ -8,9 +8,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
-from conftest import read_yaml
 from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
 from eldistill.commands import cost, tools
@@ -20,7 +20,7 @@ from eldistill.tables import published
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-PARAMS = params.from_values(read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8")), ROOT)
+PARAMS = params.from_values(conftest.shipped(), ROOT)
 TYPED = [
     line
     for text in PAGES.values()

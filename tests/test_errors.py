@@ -50,9 +50,7 @@ def packed(tmp_path_factory) -> bytes:
 @pytest.fixture
 def project(tmp_path, monkeypatch, packed):
     """A project in the current folder: params.yaml, schema, sources, the packed digits; no proxies, no waiting."""
-    (tmp_path / "workflow").mkdir()
-    shutil.copytree(ROOT / "workflow/schemas", tmp_path / "workflow/schemas")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    conftest.copy_parameters(tmp_path)
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data/sources.csv", tmp_path / "data")
     files.write_text(tmp_path / PACK, "")
@@ -65,7 +63,7 @@ def project(tmp_path, monkeypatch, packed):
     torch.set_num_threads(threads)
 
 
-DIGITS_CODEC = conftest.read_yaml((ROOT / "params.yaml").read_text())["data"]["digits"]["codec"]
+DIGITS_CODEC = conftest.shipped()["data"]["digits"]["codec"]
 
 
 def change(path: str, value) -> None:

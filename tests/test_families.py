@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -504,7 +505,7 @@ def test_anchors(tmp_path):
 
 # --- recipes ---------------------------------------------------------------------------------------------
 
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SHIPPED["suites"] = {SHIPPED["suite"]: SHIPPED["suites"]["smoke"]}
 SHIPPED["ensemble"]["mine"] = {"members": [{"family": "conv"}, {"family": "identity"}]}
 SHIPPED["distil"]["supplements"]["el"]["ensemble"] = "mine"

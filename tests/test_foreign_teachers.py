@@ -155,7 +155,7 @@ def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
 
 
 def test_a_teacher_needs_a_network_or_a_file():
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["teacher"]["empty"] = {"data": "digits"}
     with pytest.raises(
         Problem, match=r"teacher\.empty has neither a network to train nor a source or a file; give one of"
@@ -165,7 +165,7 @@ def test_a_teacher_needs_a_network_or_a_file():
 
 def test_another_file_or_digest_is_another_teacher():
     """The recipe has the path and the digest that was asked for; a trained teacher's recipe knows neither key."""
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     found = []
     for section in ({"file": "a.pkl"}, {"file": "b.pkl"}, {"file": "a.pkl", "sha256": "0" * 64}):
         values["teacher"]["theirs"] = {"data": "cifar10"} | section

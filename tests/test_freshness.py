@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import forks
 import pytest
 import snakemake_rule as rule
@@ -302,7 +303,7 @@ def test_a_run_that_leaves_a_step_stale_does_not_end_well(tmp_path, monkeypatch)
 )  # fmt: skip
 def test_the_dvc_stage_of_what_a_number_changes_depends_on_it(where, value, suite):
     """Else its word is skipped by `dvc repro`, a later one makes its steps, and dvc.lock has the old results of it."""
-    shipped = read_yaml((ROOT / "params.yaml").read_text())
+    shipped = conftest.shipped()
     values = copy.deepcopy(shipped)
     *above, last = where.split("/")
     functools.reduce(lambda place, key: place.setdefault(key, {}), above, values)[last] = value
@@ -360,7 +361,7 @@ class Real:
         (self.path / "params.yaml").write_text(write_yaml(values, sort_keys=False))
 
     def steps(self) -> list[Step]:
-        return list(Plan(params.from_values(self.values(), self.path)).suite("smoke").values())
+        return list(Plan(params.load(self.path / "params.yaml")).suite("smoke").values())
 
     def expected(self, word: str) -> tuple[dict[str, rule.Job], set[str]]:
         """What the model says that `snakemake WORD` runs, by name."""

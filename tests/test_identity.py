@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import yaml
@@ -32,7 +33,7 @@ from eldistill.registry import available
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 PICTURES = Source("pictures", "folder", "pictures")
 

@@ -287,7 +287,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
 
 
 def shipped() -> dict:
-    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.shipped()
 
 
 def test_latents_are_judged_by_their_pixels():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pictures as made
 import pytest
@@ -136,7 +137,7 @@ def test_how_many_pictures_hide_something_is_said():
 def test_a_background_that_is_none_is_one_sentence(value):
     with pytest.raises(Problem, match="background is .*; expected white, black, or three whole numbers from 0 to 255"):
         pictures.background(value)
-    values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["data"]["ffhq64"]["background"] = value
     with pytest.raises(Problem, match=r"params.yaml: data.ffhq64.background"):
         params.from_values(values, ROOT)
@@ -144,7 +145,7 @@ def test_a_background_that_is_none_is_one_sentence(value):
 
 def test_the_keys_of_pictures_are_for_folders_and_in_their_recipe():
 
-    values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     before = Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
     for key, value in (("background", [1, 2, 3]), ("orientation", "exif"), ("bits", 12)):
         changed = values | {"data": values["data"] | {"ffhq64": values["data"]["ffhq64"] | {key: value}}}

@@ -21,7 +21,7 @@ from eldistill.plan import datasets, driver, freshness, params
 from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 
 
 def plan_of(root: Path = ROOT, **suites) -> Plan:
@@ -123,9 +123,9 @@ def test_every_place_that_fetches_is_planned():
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with the table of sources, one row of it in a local mirror, and params.yaml."""
     monkeypatch.chdir(tmp_path)
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml", "data/sources.csv"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, name)
+    conftest.copy_parameters(Path())
+    Path("data").mkdir()
+    shutil.copy(ROOT / "data/sources.csv", "data")
     Path("mirror").mkdir()
     Path("mirror/cifar10-32x32.npz").write_bytes(b"statistics")
     for name in ("ELDISTILL_STORE", "ELDISTILL_FETCH"):

@@ -7,9 +7,9 @@ import copy
 import json
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-import yaml
 
 from eldistill.errors import Problem
 from eldistill.plan import params
@@ -18,7 +18,7 @@ from eldistill.training import compute as speed
 from eldistill.training import loop
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 STEPS, BATCH = 50, 16
 
 

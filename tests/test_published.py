@@ -25,7 +25,7 @@ from eldistill.plan.plan import Plan
 from eldistill.tables import published
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 
 
 def test_every_row_has_a_source_and_a_figure():

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
 
@@ -23,7 +24,7 @@ from eldistill.plan.plan import Plan
 from eldistill.registry import literal
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 
 SHIPPED["suites"]["demo"] = SHIPPED["suites"]["demo"][:1]  # the cases below count this grid
 
@@ -396,8 +397,8 @@ WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
     "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources", "files", "numbers", "paths",
     "plan/checks", "plan/cluster", "plan/datasets", "plan/driver", "plan/freshness", "plan/gpus", "plan/identity", "plan/models",
-    "plan/params", "plan/plan", "plan/recipes", "plan/records", "plan/schema", "plan/versions", "registry", "tables/sheet",
-    "tensors",
+    "plan/params", "plan/plan", "plan/reading", "plan/recipes", "plan/records", "plan/schema", "plan/versions", "registry",
+    "tables/sheet", "tensors",
 }  # fmt: skip
 
 

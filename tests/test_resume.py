@@ -275,7 +275,7 @@ def test_the_lock_of_another_process(tmp_path):
 
 
 def values() -> dict:
-    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.shipped()
 
 
 def plan(values: dict) -> Plan:

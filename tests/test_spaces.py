@@ -22,7 +22,7 @@ from eldistill.registry import spaces
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 PALACE, BELL_COTE, DAISY = 698, 442, 985  # of ImageNet's 1,000 classes
 
 

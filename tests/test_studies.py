@@ -24,7 +24,7 @@ from eldistill.tables.studies import page as studies
 from eldistill.tables.studies import variance
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 ABLATION = SHIPPED["suites"]["ablation"]
 
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,

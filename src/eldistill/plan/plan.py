@@ -14,6 +14,7 @@ from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
 from eldistill.plan.recipes import Step
+from eldistill.plan.schema import unknown
 from eldistill.plan.versions import metric_names, said
 from eldistill.registry import spaces
 
@@ -188,7 +189,7 @@ class Plan(PlanOfModels):
             list(self.params.runs(parts[0]))
             if len(parts) == 2:
                 if parts[1] not in (there := self.params.studies(parts[0])):
-                    self.params._unknown(f"study of {name}", parts[1], there)
+                    unknown(f"study of {name}", parts[1], there)
                 return self.study(parts[0], parts[1])
             return self.tables(parts[0])
         if word == "teacher":
@@ -209,7 +210,7 @@ class Plan(PlanOfModels):
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])
         if parts[0] not in data:
-            self.params._unknown(f"data of {name}", parts[0], data)
+            unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
             return self.yardstick(parts[0], parts[1])
         if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
