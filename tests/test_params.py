@@ -167,7 +167,7 @@ def test_numbers_follow_a_data_setting_to_the_same_images_alone(change, reaches)
 
 def test_which_of_the_shipped_settings_share_their_numbers():
     project = load(SHIPPED)
-    shared = {name: project._ancestry(name)[:-1] for name in SHIPPED["data"]}
+    shared = {name: project.ancestry(name)[:-1] for name in SHIPPED["data"]}
     assert {name: found for name, found in shared.items() if found} == {
         "digits-long": ["digits"], "digits-smoke": ["digits"], "digits-t1": ["digits"], "digits-t2": ["digits"],
         "fashion-32": ["fashion-mnist"], "cifar10-cond": ["cifar10"],
@@ -513,6 +513,27 @@ def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
     values = conftest.shipped()
     values["data"][data][key] = value
     with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; leave it away"):
+        params.from_values(values, ROOT)
+
+
+def test_a_method_with_dots_in_its_name_may_start_from_the_one_it_is_like():
+    """The name of a method is not read out of a sentence: `dmd2.1` is not `dmd2`."""
+    values = conftest.shipped()
+    values["distil"]["methods"]["dmd2.1"] = {"like": "dmd2", "start_from": "dmd2/none"}
+    assert params.from_values(values, ROOT).section("method", "dmd2.1", "digits")["start_from"] == "dmd2/none"
+    values["distil"]["methods"]["dmd2.1"]["start_from"] = "dmd2.1/none"
+    with pytest.raises(
+        Problem, match=r"distil\.methods\.dmd2\.1\.start_from goes in a circle; a method cannot start from itself"
+    ):
+        params.from_values(values, ROOT)
+
+
+@pytest.mark.parametrize("against", ["none", "di/none"])
+def test_a_study_with_a_dot_in_its_name_is_one_sentence(against):
+    """Whatever it is compared with, and nothing else of it is looked at before."""
+    values = conftest.shipped()
+    values["tables"]["studies"]["a.b"] = {"question": "?", "against": against}
+    with pytest.raises(Problem, match=r"tables\.studies\.a\.b cannot be a name; expected letters, digits, _ -"):
         params.from_values(values, ROOT)
 
 

@@ -4,13 +4,11 @@ import gc
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.exceptions import WorkflowError
-from snakemake.scheduling.job_scheduler import JobScheduler
 
 from eldistill.plan import cluster, driver, freshness, identity, params
 from eldistill.paths import STUDY
@@ -48,21 +46,7 @@ except Problem as problem:
 container: driver.IMAGE
 
 
-# Snakemake (9.27) wakes its scheduler a second after each time that it was awake, and whenever a job ends: the wake-ups
-# add up, to a third of a core after a hundred jobs. One that waits is enough.
-def wake_once(scheduler, delay):
-    def wake():
-        scheduler._waking = False
-        scheduler._open_jobs.release()
-
-    if not getattr(scheduler, "_waking", False):
-        scheduler._waking = True
-        threading.Timer(delay, wake).start()
-
-
-if hasattr(JobScheduler, "_schedule_reevalutation"):
-    JobScheduler._schedule_reevalutation = wake_once
-
+driver.wake_once()
 if workflow.is_main_process:
     driver.obey_recipes(workflow, STEPS.values())
 
@@ -84,7 +68,7 @@ def outputs_of(*words):
 
 
 def inputs_of(word, name):
-    """Inputs of a rule: src/eldistill/plan/freshness.py says which, and what they tell Snakemake."""
+    """Inputs of a rule, the recipe by its name: src/eldistill/plan/freshness.py says which, and what they tell Snakemake."""
 
     def inputs(wildcards):
         wanted = name.format(**wildcards)
@@ -92,7 +76,8 @@ def inputs_of(word, name):
             raise WorkflowError(
                 f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
-        return INPUTS(STEPS[word, wanted])
+        recipe, *others = INPUTS(STEPS[word, wanted])
+        return {"recipe": recipe, "others": others}
 
     return inputs
 
@@ -110,6 +95,8 @@ if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global
 THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
 
+# What a command prints is shown and kept. Ctrl-C and Slurm's signals are for the command: `tee` reads to its end.
+TEE = "2>&1 | (trap '' INT TERM; exec tee {log})"
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
 # A training shares its batches, an evaluation its images, among the GPUs of its job (`gpu: 4` under set-resources).

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from eldistill.errors import nearest
@@ -34,6 +36,58 @@ class Sections(Protocol):
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]: ...
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict[str, Any]: ...
     def top(self, name: str, data: str | None = None) -> Any: ...
+    def ancestry(self, data: str | None) -> list[str]: ...
+
+
+# --- where a mistake stands -----------------------------------------------------------------------------
+
+
+def checked(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
+    """A resolved section, for a data setting, that fits. where: how sentences call it.
+
+    Raises Wrong at the first thing that does not fit, of the section that has it: one that inherits a mistake is not named.
+    """
+    try:
+        return _fitting(params, kind, name, data, where)
+    except Wrong as wrong:
+        found = wrong
+    rest = found.where.removeprefix(where).removeprefix(params.place(kind, name))
+    for above in _above(params, kind, name):
+        place = params.place(kind, above)
+        try:
+            _fitting(params, kind, above, data, place)
+        except Wrong as wrong:
+            if (wrong.where, wrong.text) == (place + rest, found.text):
+                raise wrong from None
+    raise found
+
+
+def _above(params: Sections, kind: str, name: str) -> list[str]:
+    # The names that a section is like, furthest first.
+    found: list[str] = []
+    sections = params.named(kind)
+    while (like := sections[name].get("like")) in sections and like not in found:
+        name = like
+        found.insert(0, like)
+    return found
+
+
+def _fitting(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
+    with of_data(params, params.place(kind, name), data):
+        value = params.section(kind, name, data)
+        meaning(params, kind, name, where, value)
+    return value
+
+
+@contextlib.contextmanager
+def of_data(params: Sections, place: str, data: str | None) -> Iterator[None]:
+    """What is wrong with a section for a data setting may stand in the blocks that it has for that one."""
+    try:
+        yield
+    except Wrong as wrong:
+        rest = wrong.where.removeprefix(place).removeprefix(f" on {data}")
+        wrong.places += [f"{place}.per_data.{setting}{rest}" for setting in params.ancestry(data)]
+        raise
 
 
 # --- one section ----------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +19,36 @@ from eldistill.plan.recipes import Step
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
 IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to
 DEFINITION = "profiles/slurm-apptainer/eldistill.def"
+
+
+# The Snakemake whose scheduler `wake_once` knows: that of requirements.lock.
+KNOWN = "9.27.1"
+
+
+def wake_once(version: str | None = None) -> bool:
+    """Let Snakemake's scheduler have one waiting wake-up; whether it has (of no other version than KNOWN: nothing changes).
+
+    It asks for one, a second later, each time that it was awake, and whenever a job ends, and the requests add up: the driver
+    of a hundred finished jobs takes a third of a core until its end, and one of a thousand all of it.
+    """
+    import snakemake
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    if (version or snakemake.__version__) != KNOWN:
+        return False
+    waiting: weakref.WeakSet[JobScheduler] = weakref.WeakSet()
+
+    def schedule(scheduler: JobScheduler, delay: float) -> None:
+        def wake() -> None:
+            waiting.discard(scheduler)
+            scheduler._open_jobs.release()
+
+        if scheduler not in waiting:
+            waiting.add(scheduler)
+            threading.Timer(delay, wake).start()
+
+    JobScheduler._schedule_reevalutation = schedule
+    return True
 
 
 def forced(workflow) -> bool:

@@ -13,7 +13,6 @@ source, files, path and resolution. Numbers tuned for one set of images say noth
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -83,7 +82,7 @@ class Params:
     def _check(self) -> None:
         if self.values["suite"] not in self.values["suites"]:
             unknown("suite", self.values["suite"], self.values["suites"])
-        list(self._sections())
+        list(self.sections())
         checks.names(self)
         checks.evaluation(self)
         for suite in self.values["suites"]:
@@ -120,7 +119,7 @@ class Params:
         return tuple(repr(merged.get(key)) for key in SAME_IMAGES)
 
     @functools.cache  # noqa: B019
-    def _ancestry(self, data: str | None) -> list[str]:
+    def ancestry(self, data: str | None) -> list[str]:
         """The data settings whose per_data values hold for this one, furthest first: itself, and those it is `like`
         that have the same images."""
         if data is None or data not in self.values["data"]:
@@ -133,7 +132,7 @@ class Params:
 
     def _layers(self, chain: list[dict], data: str | None) -> list[dict]:
         """What gives values, furthest first: of every section its own keys, and then those that it has for the data."""
-        settings = self._ancestry(data)
+        settings = self.ancestry(data)
         return [
             layer
             for section in chain
@@ -152,7 +151,7 @@ class Params:
             blocks = section.get("per_data", {})
             if own := blocks.get(data, {}).get("status"):
                 return own
-            if any("status" in blocks.get(each, {}) for each in self._ancestry(data)):
+            if any("status" in blocks.get(each, {}) for each in self.ancestry(data)):
                 return "ours"
         return None
 
@@ -199,37 +198,17 @@ class Params:
         except Problem as problem:
             raise Wrong(where, f"is {file!r}; {problem}") from None
 
-    def sections(self) -> Iterator[tuple[str, str, dict]]:
+    def sections(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Every section of every kind, resolved and checked, also for each data setting that overrides it."""
-        for kind, name, value in self._sections():
-            yield kind, name, copy.deepcopy(value)
-
-    def _sections(self) -> Iterator[tuple[str, str, dict]]:
-        # The same to read, not to change.
         for kind in ("data", "teacher", "ensemble", "method", "supplement"):
             for name, raw in self.named(kind).items():
                 for data in [None, *raw.get("per_data", {})]:
                     if data is not None and data not in self.values["data"]:
                         unknown(f"{self.place(kind, name)}.per_data", data, self.values["data"])
-                    with self._of_data(self.place(kind, name), data):
-                        value = self._section(kind, name, data, None)
-                        checks.meaning(self, kind, name, self.place(kind, name), value)
+                    value = checks.checked(self, kind, name, data, self.place(kind, name))
                 yield kind, name, value
 
     # --- what the steps ask for ---
-
-    @contextlib.contextmanager
-    def _of_data(self, where: str, data: str | None) -> Iterator[None]:
-        # What is wrong with a section for a data setting may stand in the blocks that it has for that one.
-        try:
-            yield
-        except Wrong as wrong:
-            place = where.split(" on ")[0]
-            for setting in self._ancestry(data):
-                for stem in (where, place):
-                    if wrong.where.startswith(stem):
-                        wrong.places.append(f"{place}.per_data.{setting}{wrong.where.removeprefix(stem)}")
-            raise
 
     def others_teachers(self) -> list[str]:
         """Names of the teachers that others have trained: those with a source or a file."""
@@ -250,7 +229,8 @@ class Params:
         if isinstance(value, dict):
             value = functools.reduce(merge, self._layers([value], data), {})
             value = {key: item for key, item in value.items() if key != "per_data"}
-            check(value, {**schema, "required": []}, name, self.definitions)
+            with checks.of_data(self, name, data):
+                check(value, {**schema, "required": []}, name, self.definitions)
         return fill(value, schema, self.definitions)
 
     def run(self, text: str) -> Run:
@@ -302,9 +282,7 @@ class Params:
                 if (run.method, run.data) not in resolved:
                     resolved.add((run.method, run.data))
                     where = f"{self.place('method', run.method)} on {run.data}"
-                    with self._of_data(where, run.data):
-                        value = self._section("method", run.method, run.data, None)
-                        checks.meaning(self, "method", run.method, where, value)
+                    checks.checked(self, "method", run.method, run.data, where)
                 if run not in seen:
                     seen.add(run)
                     yield run
