@@ -41,11 +41,11 @@ class PlanOfModels(PlanOfData):
             readers: dict[str, tuple[str, ...]] = READERS
             if section.get("source"):
                 readers = {key: READERS[key] for key in ("states" if row["url"].endswith(".pt") else "pickles",)}
-            modules = [f"teacher/{reader}" for reader in readers]
-            modules += [f"networks/{file}" for files in readers.values() for file in files]
+            read = [f"teacher/{reader}" for reader in readers]
+            read += [f"networks/{file}" for files in readers.values() for file in files]
             fetched = None if self.params.section("teacher", name)["file"] else section.get("source")
             return self._step(
-                "conversion", name, ("teacher/convert", *modules), params, outputs, after=self._downloads(fetched)
+                "conversion", name, ("teacher/convert", *read), params, outputs, after=self._downloads(fetched)
             )
         params = {**section, "codec": data["codec"], "labels": data["labels"], "threads": self.threads}
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")

@@ -29,7 +29,7 @@ SCHEMA = Path("workflow/schemas/params.schema.yaml")
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
 
 
-def freeze(name: str, value):
+def freeze(name: str, value: Any) -> Any:
     """Nested mappings as frozen dataclasses, lists as tuples."""
     if isinstance(value, dict):
         fields = [(key, object) for key in value]
@@ -101,21 +101,21 @@ class Params:
 
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]:
         """A section and those that it is `like`, furthest first, as they are written. Raises Wrong."""
-        sections, chain, seen = self.named(kind), [], []
-        while name is not None:
-            if name not in sections:
-                unknown(where, name, sections)
-            if name in seen:
-                raise Wrong(where, f"goes in a circle ({' → '.join([*seen, name])}); remove one `like`")
-            seen.append(name)
-            chain.insert(0, sections[name])
-            where, name = f"{self.place(kind, name)}.like", sections[name].get("like")
-        return chain
+        sections, seen = self.named(kind), list[str]()
+        each: str | None = name
+        while each is not None:
+            if each not in sections:
+                unknown(where, each, sections)
+            if each in seen:
+                raise Wrong(where, f"goes in a circle ({' → '.join([*seen, each])}); remove one `like`")
+            seen.append(each)
+            where, each = f"{self.place(kind, each)}.like", sections[each].get("like")
+        return [sections[each] for each in reversed(seen)]
 
     @functools.cache  # noqa: B019
     def _images_of(self, data: str) -> tuple:
         """Which images a data setting has: what it gives, or inherits, for each key of SAME_IMAGES."""
-        merged = functools.reduce(merge, self.chain("data", data, f"data.{data}"), {})
+        merged: dict[str, Any] = functools.reduce(merge, self.chain("data", data, f"data.{data}"), {})
         return tuple(repr(merged.get(key)) for key in SAME_IMAGES)
 
     @functools.cache  # noqa: B019
@@ -162,7 +162,7 @@ class Params:
     @functools.cache  # noqa: B019
     def _section(self, kind: str, name: str, data: str | None, where: str | None) -> dict:
         chain = self.chain(kind, name, where or self.place(kind, name))
-        value = functools.reduce(merge, self._layers(chain, data), {})
+        value: dict[str, Any] = functools.reduce(merge, self._layers(chain, data), {})
         value = {key: item for key, item in value.items() if key not in ("like", "per_data", "status")}
         if kind == "ensemble":
             value = copy.deepcopy(value)  # its members are filled where they lie; `fill` copies all others
@@ -215,20 +215,20 @@ class Params:
         sections = {name: self._section("teacher", name, None, None) for name in self.values["teacher"]}
         return [name for name, each in sections.items() if each["source"] or each["file"]]
 
-    def top(self, name: str, data: str | None = None):
+    def top(self, name: str, data: str | None = None) -> Any:
         """A single section or value of the top level (threads, device, distil, evaluate, tables), resolved."""
         return copy.deepcopy(self._top(name, data))
 
     @functools.cache  # noqa: B019  (parameters live as long as the program)
-    def _top(self, name: str, data: str | None):
+    def _top(self, name: str, data: str | None) -> Any:
         schema = follow(self.schema["properties"][name], self.definitions)
         value = self.values.get(name, schema.get("default"))
         if isinstance(value, dict):
             value = {key: item for key, item in value.items() if key not in ("methods", "supplements")}
         value = copy.deepcopy(value)
         if isinstance(value, dict):
-            value = functools.reduce(merge, self._layers([value], data), {})
-            value = {key: item for key, item in value.items() if key != "per_data"}
+            merged: dict[str, Any] = functools.reduce(merge, self._layers([value], data), {})
+            value = {key: item for key, item in merged.items() if key != "per_data"}
             with checks.of_data(self, name, data):
                 check(value, {**schema, "required": []}, name, self.definitions)
         return fill(value, schema, self.definitions)

@@ -50,7 +50,7 @@ class Plan(PlanOfModels):
             if seen != data and kind != "reals":
                 upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
         modules += more
-        fetched = self._of_spaces(*section["features"])
+        fetched: list[str | None] = [*self._of_spaces(*section["features"])]
         if seen != data and not self.data(data)["codec"].get("vae"):
             fetched.append(AUTOENCODER)
         if wanted := section.get("fid"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
 from eldistill.errors import Problem, nearest
 from eldistill.files import canonical
@@ -49,21 +49,21 @@ class OutsidePath(str):
 
     read_as: str
 
-    def __new__(cls, value: str, read_as: str):
+    def __new__(cls, value: str, read_as: str) -> Self:
         path = super().__new__(cls, value)
         path.read_as = read_as
         return path
 
-    def __getnewargs__(self) -> tuple[str, str]:  # for copies
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # for copies: this class takes two
         return str(self), self.read_as
 
 
-_PYTHON = {
+_PYTHON: dict[str, type | tuple[type, ...]] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)
 }  # fmt: skip
 
 
-def _is(value, kind: str) -> bool:
+def _is(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
     return isinstance(value, _PYTHON[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())
@@ -85,7 +85,7 @@ def expected(schema: dict) -> str:
     return text + (f" ({schema['description']})" if "description" in schema else "")
 
 
-def check(value, schema: dict, where: str, definitions: dict) -> None:
+def check(value: Any, schema: dict, where: str, definitions: dict) -> None:
     """Raise Problem at the first key of `value` that the schema forbids."""
     schema = follow(schema, definitions)
     kinds = schema.get("type", [])
@@ -151,7 +151,7 @@ def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
     return kept
 
 
-def fill(value, schema: dict, definitions: dict):
+def fill(value: Any, schema: dict, definitions: dict) -> Any:
     """A copy of `value` with the schema's defaults filled in, at every depth."""
     schema = follow(schema, definitions)
     if isinstance(value, list):
