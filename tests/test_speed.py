@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eldistill import contract, guards, loop, noise, optimisers, speed, state
+from eldistill import contract, guards, loop, mmd, noise, optimisers, speed, state
 from eldistill.files import NonFinite, Problem
 from eldistill.noise import Draw
 
@@ -60,36 +60,117 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("supplements", [None, {"embedding": {"diagnose": 0}}], ids=["alone", "el"])
+ALONE, EL = {}, {"embedding": {"diagnose": 1}}
+
+
+@pytest.mark.parametrize("supplements", [ALONE, EL], ids=["alone", "el"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_iteration_reads_its_numbers_together(bench, method, supplements):
-    """Nothing is asked of the device one by one: `look` asks for all at once (`tolist`), once in a phase; with EL for the
-    base loss and for EL, and where they meet at the weights for EL's strength there."""
+    """Nothing is asked of the device one by one: `look` reads everything at once (`tolist`), once an iteration."""
     work, looks = loop.Loop(bench.job(method, supplements, batch=4)), []
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # its age lies on the CPU
     look = work.watch.look
-    work.watch.look = lambda progress, *wanted: (looks.append(wanted), look(progress, *wanted))[1]
+    work.watch.look = lambda progress: (looks.append(progress), look(progress))[1]
     with Reads() as reads:
         work.iterate()
-    phases = len(work.job.method.phases(work.job.numbers, work.progress))
-    assert (reads.count, len(looks)) == (0, phases + (2 + (method == "consistency") if supplements else 0))
+    assert (reads.count, len(looks)) == (0, 1)
+
+
+BESIDE = {
+    "alone": ALONE, "gan": {"gan": {}}, "el, gan": EL | {"gan": {}}, "regression": {"regression": {}},
+    **{f"el, {kernel}": {"embedding": {"diagnose": 1, "kernel": kernel}} for kernel in mmd.KERNELS},
+    "el, augmented": {"embedding": {"augmentation": ("color", "crop", "flip")}}, "el, stacked": {"embedding": {"stack": "stacked"}},
+}  # fmt: skip
+LEVELS = ("fixed", "growing", "doubling", "continuous")
+
+
+def unreadable(bench, method: str, supplements: dict, **others) -> tuple[loop.Loop, list]:
+    """A training on torch's `meta` device, whose numbers nobody can read; and a list of its looks, one for each."""
+    work, looks = loop.Loop(bench.job(method, supplements, device="meta", **others)), []
+
+    def look(progress) -> None:
+        looks.append(progress)
+        for scalars, take in work.watch._asked:
+            take(*(1.0 for _ in scalars))
+        work.watch._asked, work.watch._watched = [], []
+
+    work.watch.look = look
+    for optimiser in work.optimisers.values():
+        optimiser.step = lambda: None  # torch has no fused one there
+    return work, looks
+
+
+@pytest.mark.parametrize(
+    "method, supplements",
+    [
+        *((each, "alone") for each in METHODS),
+        *((each, "el, rbf") for each in METHODS[1:]),
+        *(("diff_instruct", each) for each in BESIDE),
+    ],
+)
+def test_a_device_is_waited_for_once_an_iteration(bench, method, supplements):
+    """Everything else goes on without knowing one number: on a device that has none to give, nothing fails."""
+    work, looks = unreadable(bench, method, BESIDE[supplements], labels=3, dropout=0.1)
+    for _ in range(2):
+        work.iterate()
+    assert len(looks) == 2 and work.n_images == 8
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_no_schedule_of_levels_asks_the_device(bench, levels):
+    """Grids of CD, CT, iCT and ECT: which images need a target is not known outside the device either."""
+    numbers = contract.module("methods", "consistency").Numbers(levels=levels, choice="lognormal", flip=True)
+    work, looks = unreadable(bench, "consistency", EL, numbers=numbers)
+    work.iterate()
+    assert len(looks) == 1
+
+
+def test_a_device_computes_all_targets(bench, monkeypatch):
+    """Where it is not asked which are needed the loss is the same up to rounding."""
+    numbers = contract.module("methods", "consistency").Numbers(levels="continuous", k=0.0, q=2.0, P_mean=-4.0)
+    found = []
+    for there in (False, True):
+        monkeypatch.setattr(noise, "computed_on", lambda device, there=there: there)
+        work = loop.Loop(bench.job("consistency", numbers=numbers, batch=16, dropout=0.2, dtype=torch.float64))
+        work.iterate()
+        found.append(work.watch.sums["generator.consistency"][0])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_numbers_wait_for_a_look():
-    """Sums, in the order of counting; numbers that are known already are added at once."""
-    watch = guards.Watch(2)
+    """Sums, in the order of counting, of numbers that are known and of those that a device knows."""
+    watch, progress = guards.Watch(2), contract.Progress(0, 0, 1)
     watch.count("a", torch.tensor(3.0), 0.5)
-    watch.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
     watch.count("b", 7.0)
-    assert watch.sums == {"b": [3.5, 0.5]}
-    watch.look(contract.Progress(0, 0, 1))
-    assert watch.sums == {"b": [3.5, 0.5], "a": [4.0, 1.0]}
-    assert watch.look(contract.Progress(0, 0, 1), torch.tensor(2.5), torch.tensor(0.1).double()) == [
-        2.5,
-        float(torch.tensor(0.1)),
-    ]
-    assert watch.sums["a"] == [4.0, 1.0] and watch.look(contract.Progress(0, 0, 1)) == []
+    watch.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
+    watch.count("c", torch.tensor(0.0) / 0, known=torch.tensor(False))  # there is none
+    watch.count("d", torch.tensor(2.0), known=torch.tensor(True))
+    watch.later(contract.Later([torch.tensor(2.0), torch.tensor(5.0)], lambda a, b: {"product": a * b}), "el.")
+    assert watch.sums == {}
+    watch.look(progress)
+    expected = {"a": [4.0, 1.0], "b": [3.5, 0.5], "d": [1.0, 0.5], "el.product": [5.0, 0.5]}
+    assert watch.sums == expected and list(watch.sums) == list(expected)
+    watch.look(progress)
+    assert watch.sums == expected
+
+
+@pytest.mark.parametrize("method", ["diff_instruct", "consistency"])
+def test_nothing_bad_is_saved(bench, method):
+    """A gradient that is not finite has moved weights before it is found: the run ends there, with the state before it."""
+    work = loop.Loop(bench.job(method, steps=6, save_seconds=0))
+    iterate, parameter = work.iterate, next(p for p in work.job.nets["generator"].parameters() if p.ndim > 1)
+
+    def poisoned() -> None:
+        if work.iteration == 3:
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+        iterate()
+
+    work.iterate = poisoned
+    with pytest.raises(NonFinite, match=r"step 3 \(12 images\): gradient of generator\."):
+        work.run()
+    tensors, numbers = state.load(work.job.folder)
+    assert numbers["n_images"] == 12 and all(bool(each.isfinite().all()) for each in tensors.values())
 
 
 def test_the_first_bad_tensor_is_named():

@@ -42,7 +42,7 @@ class Supplement:
     module: ModuleType
     numbers: Any
     tools: Any = None
-    memory: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float | torch.Tensor] = field(default_factory=dict)  # scalars, perhaps of the device
 
 
 @dataclass
@@ -126,6 +126,7 @@ class Loop:
         if hasattr(job.method, "after_step"):
             job.method.after_step(self.nets, job.numbers, progress)
         self._average(progress)
+        self.watch.look(progress)  # the one place where a GPU is waited for
         self.n_images += job.training.batch
         self.iteration += 1
         self.steps += 1
@@ -261,12 +262,12 @@ class Loop:
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
         total = base
-        (strength,) = self.watch.look(batch.progress, self._rms(base))
+        strength = self._rms(base)
         self.watch.count("generator.base_rms", strength)
         for each in self.at_images:
-            own, its_strength = self._own_gradient(each, images, batch, base)
-            weight = self._weigh(each, strength, its_strength, batch)
-            if weight:
+            own = self._own_gradient(each, images, batch, base)
+            weight = self._weigh(each, strength, self._rms(own), batch)
+            if _acts(weight):
                 total = total + weight * own
         return total
 
@@ -278,17 +279,16 @@ class Loop:
         weights = [p for _, p in self.named["generator"]]
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
-        (strength,) = self.watch.look(batch.progress, _rms(self.across.sum(base[last])))
+        strength = _rms(self.across.sum(base[last]))
         self.watch.count("generator.base_rms", strength)
         total = base
         for each in self.at_images:
             for p in weights:
                 p.grad = None
-            pull(self._own_gradient(each, images, batch)[0])
+            pull(self._own_gradient(each, images, batch))
             own = [p.grad for p in weights]
-            (its_strength,) = self.watch.look(batch.progress, _rms(self.across.sum(own[last])))
-            weight = self._weigh(each, strength, its_strength, batch)
-            if weight:
+            weight = self._weigh(each, strength, _rms(self.across.sum(own[last])), batch)
+            if _acts(weight):
                 total = [
                     a if b is None else weight * b if a is None else a + weight * b
                     for a, b in zip(total, own, strict=True)
@@ -298,8 +298,8 @@ class Loop:
 
     def _own_gradient(
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, float]:
-        # At the images, and its root mean square.
+    ) -> torch.Tensor:
+        # At the images.
         terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
         # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
         whole = getattr(each.tools, "across", None) is not None
@@ -313,22 +313,22 @@ class Loop:
         own = gradients[0] if len(gradients) == 1 else sum(gradients)
         own = own if share in (None, 1) else own * share
         loss = sum(term.value for term in terms.values() if term.gradient is not None)
-        value, strength = self.watch.look(batch.progress, loss, self._rms(own))
         if hasattr(each.module, "diagnose"):
             both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
-            seen = each.module.diagnose(value, *both, batch, each.numbers, each.memory)
-            for name, found in seen.items():
-                self.watch.count(f"{each.name}.{name}", found)
-        return own, strength
+            self.watch.later(
+                each.module.diagnose(loss, *both, batch, each.numbers, each.memory), prefix=f"{each.name}."
+            )
+        return own
 
-    def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
+    def _weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
+        # base, own: root mean squares of the two gradients, scalars of the device.
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
         self.watch.count(f"{each.name}.gradient_rms", own)
         self.watch.count(f"{each.name}.weight", weight.factor)
-        if base:  # the share of the base loss's gradient that it has
-            self.watch.count(f"{each.name}.share", weight.factor * own / base)
-        self.watch.count(f"{each.name}.bounded", float(weight.bounded))
+        # The share of the base loss's gradient that it has, if that has one.
+        self.watch.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
+        self.watch.count(f"{each.name}.bounded", weight.bounded)
         return weight.factor
 
     @torch.no_grad()
@@ -352,7 +352,6 @@ class Loop:
         parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
         self.watch.finite(f"gradient norm of {name}", norm, parts)
         self.watch.count(f"{name}.gradient_norm", norm)
-        self.watch.look(self.progress)
         if numbers.clip:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
         if numbers.clip_value:
@@ -464,7 +463,8 @@ class Loop:
         nets = {**self.job.nets, "average": self.average}
         numbers = {
             "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.watch.sums, "rows": self.rows,
-            "seconds": self.seconds, "memory": {s.name: s.memory for s in self.job.supplements},
+            "seconds": self.seconds,
+            "memory": {s.name: {key: float(value) for key, value in s.memory.items()} for s in self.job.supplements},
         }  # fmt: skip
         self.writer.write(self.job.folder, state.pack(nets, self.optimisers), numbers)
         if wait:
@@ -489,6 +489,11 @@ class Loop:
 def _rms(tensor: torch.Tensor) -> torch.Tensor:
     """Root of the mean square over all entries, in float64."""
     return tensor.double().square().mean().sqrt()
+
+
+def _acts(weight: float | torch.Tensor) -> bool:
+    """Whether a supplement has a weight; what only the device knows may be 0 and is multiplied."""
+    return isinstance(weight, torch.Tensor) or weight != 0
 
 
 def memory_gib(device: str) -> float:
