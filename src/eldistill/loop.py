@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from eldistill import distributed, guards, noise, optimisers, state
+from eldistill import distributed, guards, noise, optimisers, speed, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
@@ -69,6 +69,7 @@ class Job:
     max_seconds: float = 0
     snapshots: dict[int, Callable[[torch.nn.Module], None]] = field(default_factory=dict)
     say: Callable[[str], None] = print
+    arithmetic: speed.Arithmetic | None = None
 
 
 class Loop:

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
@@ -31,6 +32,37 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**25), (M_TOP_PAD, 2**26)):
             mallopt(option, size)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a training computed: for its provenance."""
+
+    precision: str  # of the networks: float32 or bfloat16
+    tf32: bool  # products of float32 were rounded to 10 bits
+    deterministic: bool  # equal runs on this device give equal bits
+    benchmark: bool  # convolutions were chosen by a trial
+
+
+def arithmetic(wanted: str, site, nets: Iterable[torch.nn.Module]) -> Arithmetic:
+    """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the machine
+    (site: device, tf32, deterministic, benchmark). A CPU trains in float32 and gives equal bits, whatever they say.
+    """
+    gpu = "cuda" in str(site.device)
+    deterministic = site.deterministic is True or not gpu
+    used = Arithmetic(
+        precision=wanted if gpu else "float32", tf32=gpu and site.tf32, deterministic=deterministic,
+        benchmark=gpu and (site.benchmark is True or (site.benchmark == "auto" and not deterministic)),
+    )  # fmt: skip
+    precision(used.precision, nets)
+    if gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = used.tf32
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = used.benchmark, used.deterministic
+        if used.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+            torch.utils.deterministic.fill_uninitialized_memory = False  # we read nothing that was not written
+            torch.use_deterministic_algorithms(True, warn_only=True)
+    return used
 
 
 def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
