@@ -15,6 +15,7 @@ A change of results here concerns runs in bfloat16 only. It raises no VERSION, b
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # How many passes in half precision, and how many differentiations in forward mode, this process is inside of.
 _depth = {"half": 0, "forward": 0}
@@ -60,7 +62,7 @@ class _Copy:
     seen: tuple = ()
 
     def state(self) -> tuple:
-        """What is different after every change of the weight, in place or by `.data`."""
+        """What is different after every change of the weight: in place, by an optimiser, by a new memory for it."""
         return self.weight._version, self.weight.data_ptr(), self.weight.stride()
 
 
@@ -113,6 +115,7 @@ class Copies:
 
     def _find(self, network: nn.Module, dtype: torch.dtype) -> None:
         # Scalars (gains) stay as they are: they cost nothing, and their rounding would scale whole layers.
+        _notice_fused_optimisers()
         self.copies, self.switches, self.dtype = [], [], dtype
         for module in network.modules():
             prepares = hasattr(module, "prepared_weight")
@@ -141,6 +144,17 @@ def _linked(each: _Copy) -> torch.Tensor:
     if not each.weight.requires_grad:
         return each.values.detach()
     return _Link.apply(each.weight, each.values, each.layer)
+
+
+@functools.cache
+def _notice_fused_optimisers() -> None:
+    # torch counts the changes of a tensor, but not those that its fused optimisers make; from now on these count too.
+    def count(optimiser: torch.optim.Optimizer, *_) -> None:
+        for group in optimiser.param_groups:
+            if group.get("fused"):
+                torch.autograd.graph.increment_version([each for each in group["params"] if each.grad is not None])
+
+    register_optimizer_step_post_hook(count)
 
 
 class _Placed:
