@@ -75,7 +75,7 @@ class Copies:
     """
 
     def __init__(self):
-        self.copies: list[_Copy] = []
+        self.entries: list[_Copy] = []
         self.switches: list[dict] = []
         self.dtype: torch.dtype | None = None
         self.made = 0
@@ -90,7 +90,7 @@ class Copies:
     def inside(self, network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         """Inside, the modules of `network` hold the copies in `dtype` in place of their weights."""
         self.refresh(network, dtype)
-        entries = [(each.place, each.name, each.used) for each in self.copies]
+        entries = [(each.place, each.name, each.used) for each in self.entries]
         with _Placed([*entries, *((place, "prepared", True) for place in self.switches)]):
             _depth["half"] += 1
             try:
@@ -100,10 +100,10 @@ class Copies:
 
     def refresh(self, network: nn.Module, dtype: torch.dtype) -> None:
         """Bring the copies up to date with the weights of `network`. Costs a look at each weight where nothing changed."""
-        if self.dtype != dtype or any(each.place[each.name] is not each.weight for each in self.copies):
+        if self.dtype != dtype or any(each.place[each.name] is not each.weight for each in self.entries):
             self._find(network, dtype)
-        stale = [each for each in self.copies if each.seen != each.state()]
-        unlinked = [each for each in self.copies if each.used is None or each.used.requires_grad != each.weight.requires_grad]
+        stale = [each for each in self.entries if each.seen != each.state()]
+        unlinked = [each for each in self.entries if each.used is None or each.used.requires_grad != each.weight.requires_grad]
         if not (stale or unlinked):
             return
         # Neither under the transforms of torch.func nor in inference mode: what is kept outlives both.
@@ -116,14 +116,14 @@ class Copies:
     def _find(self, network: nn.Module, dtype: torch.dtype) -> None:
         # Scalars (gains) stay as they are: they cost nothing, and their rounding would scale whole layers.
         _notice_fused_optimisers()
-        self.copies, self.switches, self.dtype = [], [], dtype
+        self.entries, self.switches, self.dtype = [], [], dtype
         for module in network.modules():
             prepares = hasattr(module, "prepared_weight")
             if prepares:
                 self.switches.append(module.__dict__)
             for name, weight in module._parameters.items():
                 if weight is not None and weight.ndim and weight.is_floating_point():
-                    self.copies.append(_Copy(module._parameters, name, weight, module if prepares else None))
+                    self.entries.append(_Copy(module._parameters, name, weight, module if prepares else None))
 
     @torch.no_grad()
     def _cast(self, stale: list[_Copy]) -> None:
