@@ -144,8 +144,7 @@ class Processes:
         Returns a function that waits for the result. With NCCL the current stream waits and this process goes on.
         """
         options = distributed.AllreduceCoalescedOptions()
-        if hasattr(options, "asyncOp"):  # otherwise newer versions of torch add on the current stream, and nothing overlaps
-            options.asyncOp = True
+        options.asyncOp = True  # otherwise NCCL adds on the current stream, and nothing overlaps
         with _together():
             work = (self.group or distributed.group.WORLD).allreduce_coalesced(tensors, options)
 

@@ -157,9 +157,11 @@ class Loop:
 
     def _sum_gradients(self, name: str) -> None:
         """Sum the gradients of all processes. Raises NonFinite for what this process has computed itself."""
-        if self.reductions:
-            changed = self.reductions[name].finish()  # all sums come before an error: no process waits for one that stops
-            self.reductions[name].settle(*self.watch.look(self.progress, changed))
+        if not self.reductions:
+            return
+        # All sums come before an error: no process waits for one that has stopped.
+        changed = self.reductions[name].finish()
+        self.reductions[name].settle(*self.watch.look(self.progress, changed))
 
     def _set(self, name: str, training: bool, gradient: bool) -> None:
         if self.job.device != "cpu":
@@ -240,7 +242,8 @@ class Loop:
                 elif term.gradient is not None:
                     self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
                     gradients[index] = gradients.get(index, 0) + term.gradient * share
-            ends = index == len(parts) - 1 and not gradients and not self.at_images  # nothing is pulled through the images
+            # The last pass, if nothing is pulled through the images afterwards.
+            ends = index == len(parts) - 1 and not gradients and not self.at_images
             if direct:
                 with self._last("generator", ends and not self.direct):
                     (sum(direct) * share).backward()
