@@ -40,6 +40,7 @@ class EDMPrecond(nn.Module):
         self.sigma_max = math.inf if sigma_max is None else sigma_max
         self.boundary = 0.0
         self.precision = torch.float32
+        self._compiled: dict = {}  # of the functions that `_run` runs
         self.img_resolution: int = model.img_resolution
         self.img_channels: int = model.img_channels
         self.label_dim: int = model.label_dim
@@ -83,15 +84,25 @@ class EDMPrecond(nn.Module):
         """The last output of F's encoder, [n, *features_shape], without running the decoder; arguments as above."""
         skipped, _, inputs = self._scale(x, sigma, labels, augment_labels)
         with self._cast(skipped):
-            return self.network.encode(*inputs)[0].to(skipped.dtype)
+            return self._run(_features, inputs).to(skipped.dtype)
 
     def both(self, x, sigma, labels=None, augment_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` and `encode` give, from one pass."""
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
         with self._cast(skipped):
-            features, skips, embedding = self.network.encode(*inputs)
-            found = self.network.decode(features, skips, embedding)
+            found, features = self._run(_output_and_features, inputs)
         return skipped + c_out * found.to(skipped.dtype), features.to(skipped.dtype)
+
+    def compile_passes(self, **options) -> None:
+        """From now on `forward`, `encode` and `both` run F compiled. options: of torch.compile."""
+        self.network.compile(**options)
+        self._compiled = {each: torch.compile(each, **options) for each in (_features, _output_and_features)}
+
+    def _run(self, run, inputs: tuple):
+        return self._compiled.get(run, run)(self.network, *inputs)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_compiled": {}}  # a copy is not compiled, as torch has it for Module.compile
 
     def _cast(self, x: torch.Tensor):
         # In float32 nothing at all: autocast costs time even where it is off.
@@ -124,3 +135,12 @@ class EDMPrecond(nn.Module):
         if not width or rows.shape[-1] != width or rows.numel() not in (width, width * len(x)):
             raise ValueError(f"{name} has the shape {list(rows.shape)}, expected [{len(x)}, {width}].")
         return rows.to(x).reshape(-1, width)
+
+
+def _features(network: nn.Module, *inputs) -> torch.Tensor:
+    return network.encode(*inputs)[0]
+
+
+def _output_and_features(network: nn.Module, *inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    features, skips, embedding = network.encode(*inputs)
+    return network.decode(features, skips, embedding), features
