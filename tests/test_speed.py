@@ -45,6 +45,31 @@ def test_radam_is_torchs_to_the_bit(dtype, decay):
     assert not any(torch.equal(a, b) for a, b in zip(ours, start, strict=True))
 
 
+# --- the state of a phase ---
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_phase_sets_its_networks_as_train_and_requires_grad_do(bench, device):
+    """Whether each module trains and each parameter has a gradient; elsewhere than on a CPU by the modules' own methods."""
+
+    class Counting(torch.nn.Module):
+        calls = 0
+
+        def train(self, mode: bool = True):
+            Counting.calls += 1
+            return super().train(mode)
+
+    job = bench.job(device=device)
+    job.nets["generator"].extra = Counting()
+    work = loop.Loop(job)
+    net, Counting.calls = job.nets["generator"], 0
+    for training, gradient in ((True, False), (False, True), (True, True), (False, False)):
+        work._set("generator", training, gradient)
+        assert {module.training for module in net.modules()} == {training}
+        assert {parameter.requires_grad for parameter in net.parameters()} == {gradient}
+    assert Counting.calls == (0 if device == "cpu" else 4)
+
+
 # --- waiting for the device ---
 
 
@@ -271,8 +296,8 @@ def test_channels_beside_each_other_agree(bench, method, kind):
 @pytest.fixture
 def tracing(monkeypatch):
     """Networks are traced as for a compiler, whether this machine has one or not; its machine code would take minutes."""
-    compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **options: compile(net, backend="aot_eager", **options))
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda each, **options: compile(each, backend="aot_eager", **options))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     torch._dynamo.reset()
 
@@ -288,7 +313,7 @@ TRACING = "ignore:The .grad attribute of a Tensor that is not a leaf"  # torch's
 
 @pytest.mark.filterwarnings(TRACING)
 @pytest.mark.parametrize(
-    ("method", "dropout"), [("diff_instruct", 0.3), ("dmd2", 0.0), ("sid", 0.3), ("consistency", 0.3)]
+    ("method", "dropout"), [("diff_instruct", 0.3), ("dmd2", 0.3), ("sid", 0.3), ("sida", 0.3), ("consistency", 0.3)]
 )
 def test_compiled_networks_agree(bench, method, dropout, tracing):
     """Traced as a compiler would (without making machine code, which takes minutes): the run up to rounding, dropout masks
@@ -305,11 +330,55 @@ def test_compiled_networks_agree(bench, method, dropout, tracing):
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
+def arguments(labels: int) -> tuple:
+    normal = torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(3, 1, 8, 8, generator=normal, dtype=torch.float64), torch.tensor([0.1, 1.0, 5.0])
+    return x, sigma, torch.eye(labels, dtype=torch.float64)[:3] if labels else None
+
+
+def three_passes(net: torch.nn.Module, labels: int = 0) -> list[torch.Tensor]:
+    """What `forward`, `encode` and `both` give, and the gradients of it at the weights and the images."""
+    x, sigma, classes = arguments(labels)
+    x.requires_grad_()
+    outputs = [net(x, sigma, classes), net.encode(x, sigma, classes), *net.both(x, sigma, classes)]
+    wanted = [p for p in net.parameters() if p.requires_grad]
+    loss = sum((each * (index + 1)).square().sum() for index, each in enumerate(outputs))
+    return [*outputs, *torch.autograd.grad(loss, [x, *wanted], allow_unused=True)]
+
+
+@pytest.mark.filterwarnings(TRACING)
+@pytest.mark.parametrize(("network", "labels"), [("song", 3), ("adm", 0), ("edm2", 0), ("ddpm", 0), ("guided", 0)])
+def test_every_pass_of_a_denoiser_is_compiled(bench, network, labels, tracing):
+    """One graph each for the image, the features and both; none is made again for another call or a network like it."""
+    nets = [bench.teacher(labels, torch.float64, network=network, seed=seed).requires_grad_() for seed in (0, 1)]
+    wanted = [three_passes(net, labels) for net in nets]
+    stats = torch._dynamo.utils.counters
+    stats.clear()
+    speed.compiled(nets)
+    for net, plain in zip(nets, wanted, strict=True):
+        for _ in range(2):
+            for found, each in zip(three_passes(net, labels), plain, strict=True):
+                assert (found is None) == (each is None)
+                if each is not None:
+                    torch.testing.assert_close(found, each, rtol=1e-9, atol=1e-12)
+    assert stats["stats"]["unique_graphs"] == 3 and not stats["graph_break"]
+    stats.clear()
+    with speed.eager(True):
+        three_passes(nets[0], labels)
+    assert not stats["stats"]
+
+
+@pytest.mark.filterwarnings(TRACING)
 def test_a_copy_is_not_compiled(bench, tracing):
-    """Whatever a training copies of its networks is evaluated as it is written."""
-    net = bench.teacher()
+    """Whatever a training copies of its networks is evaluated as it is written, and the original stays compiled."""
+    net = bench.teacher().requires_grad_()
     speed.compiled([net])
-    assert net.network._compiled_call_impl is not None and copy.deepcopy(net).network._compiled_call_impl is None
+    copied, stats = copy.deepcopy(net), torch._dynamo.utils.counters
+    stats.clear()
+    three_passes(copied)
+    assert not stats["stats"]
+    three_passes(net)
+    assert stats["stats"]["unique_graphs"] == 3
 
 
 @pytest.mark.slow

@@ -56,9 +56,9 @@ class Watch:
 
         scalars = [value] if known is None else [value, known]
         if isinstance(value, torch.Tensor):
-            self._asked.append(([each.detach() for each in scalars], add))
+            self.ask(scalars, add)
         else:
-            self._asked.append(([], lambda: add(value)))
+            self.ask([], lambda: add(value))
 
     def later(self, later: Later, prefix: str) -> None:
         """Count the numbers that a supplement makes of some scalars once they have been read."""
@@ -67,7 +67,11 @@ class Watch:
             for name, value in later.finish(*values).items():
                 self._add(prefix + name, value, 1 / self.processes)
 
-        self._asked.append(([each.detach() for each in later.scalars], add))
+        self.ask(later.scalars, add)
+
+    def ask(self, scalars: list[torch.Tensor], take: Callable[..., None]) -> None:
+        """Have the values of some scalars handed to a function at the next look, if nothing bad is found."""
+        self._asked.append(([each.detach() for each in scalars], take))
 
     def look(self, progress: Progress) -> None:
         """Read everything back, and add all numbers to their sums in the order of their counting.

@@ -10,6 +10,7 @@ Several processes (eldistill.distributed) share every batch: each does its rows,
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import signal
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from eldistill import distributed, guards, noise, optimisers, speed, state
+from eldistill import distributed, guards, noise, optimisers, reduction, speed, state
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.files import NonFinite as NonFinite
 from eldistill.noise import Draw
@@ -90,6 +91,7 @@ class Loop:
         self.buffers = list(zip(self.average.buffers(), job.nets[job.published].buffers(), strict=True))
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
+        self.reductions = reduction.reductions(self.across, self.named)
         # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
         forced = job.method.normalised(job.numbers) if hasattr(job.method, "normalised") else job.nets
         self.normalised = {
@@ -144,18 +146,39 @@ class Loop:
         optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
         optimiser.zero_grad(set_to_none=True)
         (self._generator if phase.net == "generator" else self._critic)(phase, batch)
-        if self.across.size > 1:
-            self.watch.look(progress)  # who finds something says so before it waits for the others
-        self.across.gradients(parameter for _, parameter in self.named[phase.net])
+        self._sum_gradients(phase.net)
         self._check_gradients(phase.net, numbers)
         optimiser.param_groups[0]["lr"] = optimisers.learning_rate(numbers, progress)
         optimiser.step()
         for layer in self.normalised[phase.net]:
             layer.normalise_weight()
 
+    def _last(self, name: str, last: bool) -> contextlib.AbstractContextManager:
+        """Around a backward pass. last: nothing is added to the gradients of this network in this phase after it."""
+        return self.reductions[name].last_pass() if last and self.reductions else contextlib.nullcontext()
+
+    def _sum_gradients(self, name: str) -> None:
+        """Sum the gradients of all processes. Raises NonFinite for what this process has computed itself."""
+        if not self.reductions:
+            return
+        # All sums come before an error: no process waits for one that has stopped.
+        self.watch.ask([self.reductions[name].finish()], self.reductions[name].settle)
+        self.watch.look(self.progress)
+
+    def _look_together(self) -> None:
+        """Look, where another process may have found a bad value of its own and has ended: its sentence is the better one."""
+        try:
+            self.watch.look(self.progress)
+        except NonFinite:
+            self.across.barrier()
+            raise
+
     def _set(self, name: str, training: bool, gradient: bool) -> None:
-        # What train() and requires_grad_() do, without walking the module tree or asking it what kind of attribute that is:
-        # they cost a tenth of a small step.
+        if self.job.device != "cpu":
+            self.job.nets[name].train(training).requires_grad_(gradient)
+            return
+        # The same without a walk through the module tree, and without asking which kind of attribute is set: on a CPU that
+        # costs a tenth of a small step.
         for module in self.modules[name]:
             module.__dict__["training"] = training
         for _, parameter in self.named[name]:
@@ -194,7 +217,8 @@ class Loop:
             for name, value in terms.items():
                 self.watch.finite(f"{phase.net}.{name}", value)
                 self.watch.count(f"{phase.net}.{name}", value, share)
-            (sum(terms.values()) * share).backward()
+            with self._last(phase.net, part.stop == batch.size):
+                (sum(terms.values()) * share).backward()
         if made:
             self._images = torch.cat(made)
 
@@ -228,15 +252,19 @@ class Loop:
                 elif term.gradient is not None:
                     self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
                     gradients[index] = gradients.get(index, 0) + term.gradient * share
+            # The last pass, if nothing is pulled through the images afterwards.
+            ends = index == len(parts) - 1 and not gradients and not self.at_images
             if direct:
-                (sum(direct) * share).backward()
+                with self._last("generator", ends and not self.direct):
+                    (sum(direct) * share).backward()
             for each in self.direct:
-                self._direct(each, batch[part], share)
+                self._direct(each, batch[part], share, ends and each is self.direct[-1])
 
         def pull(gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
             for index, part in enumerate(parts):
                 graph = made[index] if len(parts) == 1 else self._generate(batch, part)
-                graph.backward(gradient_of(index), retain_graph=again)
+                with self._last("generator", index == len(parts) - 1 and not again):
+                    graph.backward(gradient_of(index), retain_graph=again)
 
         if self.at_images:
             images = torch.cat([images_of(index) for index in range(len(parts))])
@@ -252,13 +280,14 @@ class Loop:
         if made:
             self._images = torch.cat([made[index].detach() for index in range(len(parts))])
 
-    def _direct(self, each: Supplement, batch: Batch, share: float) -> None:
+    def _direct(self, each: Supplement, batch: Batch, share: float, last: bool) -> None:
         with noise.masks(batch.draw, each.name):
             terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
         for name, value in terms.items():
             self.watch.finite(f"{each.name}.{name}", value)
             self.watch.count(f"{each.name}.{name}", value, share)
-        (sum(terms.values()) * (share * each.numbers.weight)).backward()
+        with self._last("generator", last):
+            (sum(terms.values()) * (share * each.numbers.weight)).backward()
 
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
@@ -353,6 +382,8 @@ class Loop:
         parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
         self.watch.finite(f"gradient norm of {name}", norm, parts)
         self.watch.count(f"{name}.gradient_norm", norm)
+        if self.across.size > 1:
+            self._look_together()
         if numbers.clip:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
         if numbers.clip_value:

@@ -96,10 +96,10 @@ def prepare(site, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) 
 
 
 def compiled(nets: Iterable[torch.nn.Module]) -> None:
-    """Whole passes through these denoisers are compiled for their shapes; a copy of one is not. The same up to rounding.
+    """Compile whole passes through these denoisers for their shapes; a copy of one is not compiled. Equal up to rounding.
 
-    Passes that ask for the encoder's features too (heads of DMD2 and SiDA) stay as they are. Raises Problem without a
-    C++ compiler, by the name that torch looks for.
+    That includes the passes of SiDA's and DMD2's discriminators, which ask for the encoder's features. DMD2's head itself,
+    a few layers in float32, stays as it is. Raises Problem without a C++ compiler, by the name that torch looks for.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
@@ -109,8 +109,8 @@ def compiled(nets: Iterable[torch.nn.Module]) -> None:
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for net in nets:
-        if hasattr(net, "network"):
-            net.network.compile(dynamic=False)
+        if hasattr(net, "compile_passes"):
+            net.compile_passes(dynamic=False)
 
 
 def eager(was_compiled: bool) -> AbstractContextManager:

@@ -43,6 +43,7 @@ class EDMPrecond(nn.Module):
         self.boundary = 0.0
         self.precision = torch.float32
         self.copies = half.Copies()
+        self._compiled: dict = {}  # of the functions that `_run` runs
         self.img_resolution: int = model.img_resolution
         self.img_channels: int = model.img_channels
         self.label_dim: int = model.label_dim
@@ -86,20 +87,30 @@ class EDMPrecond(nn.Module):
         """The last output of F's encoder, [n, *features_shape], without running the decoder; arguments as above."""
         skipped, _, inputs = self._scale(x, sigma, labels, augment_labels)
         with self._cast():
-            return self.network.encode(*inputs)[0].to(skipped.dtype)
+            return self._run(_features, inputs).to(skipped.dtype)
 
     def both(self, x, sigma, labels=None, augment_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` and `encode` give, from one pass."""
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
         with self._cast():
-            features, skips, embedding = self.network.encode(*inputs)
-            found = self.network.decode(features, skips, embedding)
+            found, features = self._run(_output_and_features, inputs)
         return skipped + c_out * found.to(skipped.dtype), features.to(skipped.dtype)
 
     def ready(self) -> None:
         """Bring the half precision copies of the weights up to date now, if there are any, and not in the next pass."""
         if self.precision != torch.float32:
             self.copies.refresh(self.network, self.precision)
+
+    def compile_passes(self, **options) -> None:
+        """From now on `forward`, `encode` and `both` run F compiled. options: of torch.compile."""
+        self.network.compile(**options)
+        self._compiled = {each: torch.compile(each, **options) for each in (_features, _output_and_features)}
+
+    def _run(self, run, inputs: tuple):
+        return self._compiled.get(run, run)(self.network, *inputs)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_compiled": {}}  # a copy is not compiled, as torch has it for Module.compile
 
     def _cast(self) -> AbstractContextManager:
         if self.precision == torch.float32:
@@ -131,3 +142,12 @@ class EDMPrecond(nn.Module):
         if not width or rows.shape[-1] != width or rows.numel() not in (width, width * len(x)):
             raise ValueError(f"{name} has the shape {list(rows.shape)}, expected [{len(x)}, {width}].")
         return rows.to(x).reshape(-1, width)
+
+
+def _features(network: nn.Module, *inputs) -> torch.Tensor:
+    return network.encode(*inputs)[0]
+
+
+def _output_and_features(network: nn.Module, *inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    features, skips, embedding = network.encode(*inputs)
+    return network.decode(features, skips, embedding), features
