@@ -17,7 +17,12 @@ from eldistill.networks import edm2, half, layers
 
 COMMON = {"img_resolution": 8, "img_channels": 2, "num_blocks": 1, "attn_resolutions": [4], "channel_mult": [1, 2]}
 EDM = {**COMMON, "label_dim": 3, "augment_dim": 9, "dropout": 0.2}
-NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1], "channel_mult_noise": 2}
+NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+    "channel_mult_noise": 2,
+}
 DIFFUSERS = {
     "network": "ddpm", "img_resolution": 8, "img_channels": 2, "block_out_channels": [16, 32], "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
@@ -78,7 +83,11 @@ def step(net: torch.nn.Module, precision=HALF, passes: int = 1) -> tuple[torch.T
     images = sum(denoise(net, x, sigma, labels) for _ in range(passes)) / passes
     (images * normal(*images.shape, seed=2)).sum().backward()
     assert {each.grad.dtype for each in net.parameters() if each.grad is not None} == {torch.float32}
-    return images.detach(), x.grad, torch.cat([each.grad.flatten() for each in net.parameters() if each.grad is not None])
+    return (
+        images.detach(),
+        x.grad,
+        torch.cat([each.grad.flatten() for each in net.parameters() if each.grad is not None]),
+    )
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -176,7 +185,9 @@ def test_a_training_casts_once_a_step_of_a_network(bench, method):
     speed.precision("bfloat16", nets.values())
     loop.Loop(job).run()
     for name, net in nets.items():
-        assert net.copies.made == {"teacher": 1, "fake_score": 5, "generator": 4, "target": 4}[name] * weights(net), name
+        assert net.copies.made == {"teacher": 1, "fake_score": 5, "generator": 4, "target": 4}[name] * weights(net), (
+            name
+        )
 
 
 def fused(net, make=torch.optim.Adam):
@@ -228,7 +239,9 @@ def test_weights_are_back_after_an_error(net):
     def fail(*_):
         raise KeyError("here")
 
-    hook = next(each for each in net.network.modules() if isinstance(each, layers.Conv2d | edm2.MPConv | torch.nn.Conv2d))
+    hook = next(
+        each for each in net.network.modules() if isinstance(each, layers.Conv2d | edm2.MPConv | torch.nn.Conv2d)
+    )
     handle = hook.register_forward_hook(fail)
     with pytest.raises(KeyError, match="here"):
         denoise(net, *inputs(net))
