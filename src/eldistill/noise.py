@@ -332,7 +332,8 @@ def _fused(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             _failed.append(reason)
             warnings.warn(
-                f"dropout is computed without compiled code, which is slower and equal otherwise: {reason}", stacklevel=2
+                f"dropout is computed without compiled code, which is slower and equal otherwise: {reason}",
+                stacklevel=2,
             )
     return _apply(x, _keep(x, keys, layer, limit), p)
 
