@@ -413,10 +413,10 @@ def test_every_named_method_continues(bench, name):
     section = params.load(ROOT / "params.yaml").section("method", name, "digits")
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
     module = contract.module("methods", section["file"])
-    declared = {
+    changes = {
         key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
     }
-    numbers = contract.numbers(module, {**section, **declared})
+    numbers = contract.numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
         def job() -> loop.Job:
