@@ -716,9 +716,11 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports hide who imports whom"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name.removeprefix("eldistill.") for name in found if name.startswith("eldistill.")}
-    return {name for name in ours if name in modules or f"{name}.__init__" in modules}
+    known = modules | {name.removesuffix(".__init__") for name in modules}
+    # `from package import module` asks for the module; any other name, for what holds it.
+    return {each for name in ours if (each := name if name in known else name.rpartition(".")[0]) in known}
 
 
 def parts(name: str) -> set[str]:
