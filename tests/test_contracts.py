@@ -764,6 +764,12 @@ def test_no_module_imports_upward(path):
     assert not above, f"{own} stands in line {LINE[own]} of ORDER"
 
 
+def test_the_page_shows_the_order_of_packages():
+    text = source(ROOT / "docs/architecture.md")
+    cells = [re.findall(r"`([\w/.]+)`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
+    assert [{name.removesuffix(".py").strip("/") for name in cell} for cell in cells] == list(ORDER[:-1])
+
+
 def test_imports_have_no_circle():
     """No module imports itself by way of others, not even inside a function."""
     graph = {}
