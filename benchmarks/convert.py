@@ -46,7 +46,8 @@ def once(path: Path, output: Path) -> dict[str, float]:
     import torch
 
     from eldistill import networks
-    from eldistill.teacher import convert, pickles
+    from eldistill.external import pickles
+    from eldistill.teacher import convert
 
     torch.set_num_threads(1)
     networks.outline({"network": "song", "img_resolution": 32, "img_channels": 3, "label_dim": 0})

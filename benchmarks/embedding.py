@@ -32,10 +32,14 @@ from typing import NamedTuple
 
 import torch
 
-from eldistill import contract, data, loop, mmd, networks, params
+from eldistill import contract, networks
+from eldistill.data import dataset as data
 from eldistill.ensemble import seed as ensembles
+from eldistill.losses import mmd
 from eldistill.methods import diff_instruct
+from eldistill.plan import params
 from eldistill.supplements import embedding
+from eldistill.training import loop
 
 KERNEL = "rbf"  # of the two ratios
 

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 
-from eldistill import evaluate, features, sampling
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import features
+from eldistill.sampling import generators as sampling
 
 RUN = "digits/di/el/0"
 SLOW = "efficientnet-lite0-96"

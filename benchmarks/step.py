@@ -36,8 +36,15 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import augment, contract, data, loop, networks, noise, params, sampling, score, speed
+from eldistill import contract, networks
+from eldistill.data import dataset as data
+from eldistill.diffusion import augment, noise
 from eldistill.ensemble import seed as ensembles
+from eldistill.losses import score
+from eldistill.plan import params
+from eldistill.sampling import generators as sampling
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")

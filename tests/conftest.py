@@ -16,8 +16,11 @@ import pytest
 import torch
 import yaml
 
-from eldistill import contract, data, loop, networks, params
+from eldistill import contract, networks
+from eldistill.data import dataset as data
 from eldistill.ensemble import seed as ensembles
+from eldistill.plan import params
+from eldistill.training import loop
 
 OPTIMISER = {
     "kind": "adam", "lr": 1e-3, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,

@@ -29,14 +29,15 @@ PRELOADED = (
     "dvc_data.index.build", "dvc_data.hashfile.build", "dvc_data.hashfile.state", "dvc_data.hashfile.checkout",
     "dvc_data.hashfile.transfer", "scmrepo.git", "pygit2", "dulwich.repo", "dvc_objects.fs.local", "shortuuid", "networkx",
     "snakemake.cli", "snakemake.api", "snakemake.workflow", "snakemake.executors.local", "snakemake.scheduling.job_scheduler",
-    "snakemake_executor_plugin_slurm", "eldistill.__main__", "eldistill.driver", "eldistill.steps",
+    "snakemake_executor_plugin_slurm", "eldistill.__main__", "eldistill.plan.driver", "eldistill.steps.run",
 )  # fmt: skip
 
 # What the real makers need besides.
 WHOLE = (
     "torch", "torch._dynamo", "numpy", "scipy.linalg", "sklearn.datasets", "pandas", "PIL.Image", "matplotlib.pyplot",
-    "matplotlib.backends.backend_agg", "eldistill.distil", "eldistill.evaluate", "eldistill.features", "eldistill.judges",
-    "eldistill.loop", "eldistill.packing", "eldistill.report", "eldistill.sampling", "eldistill.sheets", "eldistill.tables",
+    "matplotlib.backends.backend_agg", "eldistill.distil.run", "eldistill.evaluate.evaluator",
+    "eldistill.evaluate.features", "eldistill.evaluate.judges", "eldistill.training.loop", "eldistill.data.packing",
+    "eldistill.tables.report", "eldistill.sampling.generators", "eldistill.tables.sheet", "eldistill.tables.suite",
     "eldistill.ensemble.seed", "eldistill.ensemble.conv", "eldistill.methods.diff_instruct", "eldistill.networks.song",
     "eldistill.supplements.embedding", "eldistill.teacher.check", "eldistill.teacher.train",
 )  # fmt: skip
@@ -101,7 +102,8 @@ def run(name: str, arguments: list[str], whole: bool = False) -> int:
         return main(arguments)
     from types import SimpleNamespace
 
-    from eldistill import __main__, steps
+    from eldistill import __main__
+    from eldistill.steps import run as steps
 
     if whole:
         return __main__.main(arguments[2:])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eldistill.recipes import Step
+from eldistill.plan.recipes import Step
 
 
 class Ancient(str):

@@ -12,10 +12,13 @@ from test_methods import Gaussian
 from torch import nn
 from toys import Images, batch_of
 
-from eldistill import adversarial, balance, contract, head, loop, noise
-from eldistill.files import Problem
+from eldistill import contract
+from eldistill.diffusion import noise
+from eldistill.errors import Problem
+from eldistill.losses import adversarial, balance, head
 from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan
+from eldistill.training import loop
 
 # Generated and real images occur at four places, so often.
 FAKE, REAL = torch.tensor([5, 2, 2, 1]), torch.tensor([1, 3, 2, 4])

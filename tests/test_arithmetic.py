@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from eldistill import params, recipes, speed
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.plan import params, recipes
+from eldistill.training import compute as speed
 
 ROOT = Path(__file__).parents[1]
 PROJECT = params.load(ROOT / "params.yaml")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import augment, mmd, noise
-from eldistill.files import Problem
+from eldistill.diffusion import augment, noise
+from eldistill.errors import Problem
+from eldistill.losses import mmd
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "edm_augment.npz"
 # Filter and bilinear weights are rounded at coordinates of up to about 100 fine pixels; images are about 1.
@@ -403,6 +404,6 @@ def test_a_device_is_sent_three_tensors_and_asked_nothing():
 
 def test_callers_draw_parameters_on_the_cpu():
     """Wherever the images are, so that their bits are the CPU's."""
-    for name in ("score", "teacher/train"):
-        text = (Path(augment.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    for name in ("losses/score", "teacher/train"):
+        text = (Path(augment.__file__).parents[1] / f"{name}.py").read_text(encoding="utf-8")
         assert text.count("edm_parameters(") == text.count('.on("cpu"), ') == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import conftest
 import pytest
 
-from eldistill import params
+from eldistill.plan import params
 
 ROOT = Path(__file__).parent.parent
 AUTHORS = conftest.read_yaml((Path(__file__).parent / "data/authors.yaml").read_text(encoding="utf-8"))["blocks"]

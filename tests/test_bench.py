@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eldistill import params, results, tables
+from eldistill.plan import params
+from eldistill.tables import results
+from eldistill.tables import suite as tables
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/tables/bench"

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eldistill import mmd, noise, params
+from eldistill.diffusion import noise
+from eldistill.losses import mmd
+from eldistill.plan import params
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["conv4", "mix8-8", "identity", "conv8"]

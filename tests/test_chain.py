@@ -8,7 +8,8 @@ from pathlib import Path
 
 from project import digests, tracked
 
-from eldistill import __main__, freshness, params, recipes
+from eldistill import __main__
+from eldistill.plan import freshness, params, recipes
 
 
 def stale() -> set[str]:

@@ -17,8 +17,13 @@ import test_latents
 import torch
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import __main__, data, features, latents, metrics, params, recipes, sampling
-from eldistill.files import Problem
+from eldistill import __main__
+from eldistill.data import dataset as data
+from eldistill.data import latents
+from eldistill.errors import Problem
+from eldistill.evaluate import features, metrics
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception
 from eldistill.teacher import check, train
 

@@ -19,9 +19,15 @@ import yaml
 from PIL import Image
 from test_sampling import Plain, about
 
-from eldistill import __main__, classes, data, evaluate, metrics, packing, params, recipes, sampling
-from eldistill.files import Problem
-from eldistill.noise import Draw
+from eldistill import __main__
+from eldistill.data import classes, packing
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import metrics
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,9 +18,15 @@ from project import tracked
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from toys import OneOfTwo
 
-from eldistill import __main__, clean, evaluate, features, fid, files, metrics, params, recipes, results, sampling
-from eldistill.files import Problem, save_tensors
+from eldistill import __main__, files
+from eldistill.errors import Problem
+from eldistill.evaluate import clean, features, fid, metrics
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception_clean
+from eldistill.tables import results
+from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -314,7 +320,7 @@ def test_asking_for_it_is_part_of_the_recipe():
 
 
 def test_the_reference_is_a_step_that_fetches_inception_and_asks_for_a_gpu():
-    from eldistill import steps
+    from eldistill.steps import run as steps
 
     here = plan("cifar10", clean=True)
     step = here.find("data", "cifar10/moments-clean")

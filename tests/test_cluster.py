@@ -15,11 +15,16 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, cluster, distil, doctor, export, files, params, recipes, sampling, state
-from eldistill.files import Problem
+from eldistill import __main__, files
+from eldistill.commands import doctor, export
+from eldistill.distil import run as distil
+from eldistill.errors import Problem
+from eldistill.plan import cluster, params, recipes
+from eldistill.sampling import generators as sampling
+from eldistill.training import state
 
 made = test_distil.made  # the fixture
-SOURCE = Path(state.__file__).parents[1]
+SOURCE = Path(state.__file__).parents[2]
 RUN = "digits-smoke/di/el/0"
 
 
@@ -134,7 +139,7 @@ def test_what_git_does_not_say_is_not_known(tmp_path, monkeypatch):
     assert distil.origin("0" * 64)["git_dirty"] is True
 
 
-HOLD = "from eldistill import cluster; print(cluster.driver_lock()[0], flush=True); input()"
+HOLD = "from eldistill.plan import cluster; print(cluster.driver_lock()[0], flush=True); input()"
 
 
 def driver(folder: Path) -> tuple[subprocess.Popen, str]:
@@ -297,7 +302,7 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
     z = torch.randn(5, *generator.shape, generator=torch.Generator().manual_seed(0))
     sigma = generator.about["sampler"]["steps"]["1"][0]
-    from eldistill import data
+    from eldistill.data import dataset as data
 
     wanted = data.decode(generator.network(sigma * z, torch.full((5,), sigma), None), generator.about["codec"])
     assert torch.equal(torch.load(folder / "out.pt", weights_only=True), wanted)

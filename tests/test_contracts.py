@@ -18,9 +18,13 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import contract, loop, networks, noise, params, schema, state
+from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.files import Problem
+from eldistill.diffusion import noise
+from eldistill.errors import Problem
+from eldistill.numbers import declared, number
+from eldistill.plan import params, schema, versions
+from eldistill.training import loop, state
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
@@ -290,7 +294,7 @@ def test_every_student_starts_at_the_teacher(bench, method):
         assert all(torch.equal(found[key], value) for key, value in teacher.state_dict().items()), name
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in schema.declared("methods", m)])
+@pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in declared("methods", m)])
 def test_uncertainty_is_learned_and_divides(bench, method):
     """With EDM2's own estimate of its loss: its layer learns, accumulation changes nothing, the generator's loss differs."""
     module = contract.module("methods", method)
@@ -409,10 +413,10 @@ def test_every_named_method_continues(bench, name):
     section = params.load(ROOT / "params.yaml").section("method", name, "digits")
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
     module = contract.module("methods", section["file"])
-    declared = {
-        key: value for key, value in warm.items() if key in schema.declared("methods", section["file"]) and section[key]
+    changes = {
+        key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
     }
-    numbers = contract.numbers(module, {**section, **declared})
+    numbers = contract.numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
         def job() -> loop.Job:
@@ -606,29 +610,29 @@ def test_family(family, channels):
 
 @with_every
 def test_numbers_are_declared(kind, file):
-    """Numbers is a frozen dataclass; schema.number made every field, with a sentence and a default."""
+    """Numbers is a frozen dataclass; number made every field, with a sentence and a default."""
     module = contract.module(kind, file)
     assert dataclasses.is_dataclass(module.Numbers)
     numbers = module.Numbers()
     for field in dataclasses.fields(module.Numbers):
-        assert set(field.metadata) == set(schema.number(0, "").metadata), field.name
+        assert set(field.metadata) == set(number(0, "").metadata), field.name
         assert isinstance(field.metadata["description"], str) and len(field.metadata["description"]) > 10
         assert field.default is not dataclasses.MISSING
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(numbers, field.name, field.default)
     with pytest.raises(dataclasses.FrozenInstanceError):
         numbers.another = 1
-    assert isinstance(module.VERSION, int)
+    assert module.RECIPE == (f"{kind}/{file}", versions.version(f"{kind}/{file}"))
 
 
 @with_every
 def test_declared_agrees_with_the_dataclass(kind, file):
-    """What schema reads from the source without importing it is what the class says: names, defaults, limits, types."""
+    """What is read from the source without importing it is what the class says: names, defaults, limits, types."""
     module = contract.module(kind, file)
-    declared, fields = schema.declared(kind, file), dataclasses.fields(module.Numbers)
-    assert list(declared) == [field.name for field in fields]
+    read, fields = declared(kind, file), dataclasses.fields(module.Numbers)
+    assert list(read) == [field.name for field in fields]
     for field in fields:
-        found, limits = dict(declared[field.name]), dict(field.metadata)
+        found, limits = dict(read[field.name]), dict(field.metadata)
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         choices = limits.pop("enum")
         types = found.pop("type")
@@ -637,12 +641,12 @@ def test_declared_agrees_with_the_dataclass(kind, file):
             where = found.pop("items") if types == "array" else found
             assert where.pop("enum") == list(choices)
         assert found == {key: value for key, value in limits.items() if value is not None}
-        schema.check(default, declared[field.name], field.name, {})
+        schema.check(default, read[field.name], field.name, {})
         names = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "tuple": "array"}
         word, *rest = re.split(r"\s*\|\s*", field.type)
         kinds = [names[word.split("[")[0]], *("null" for _ in rest)]
         assert types == (kinds if rest else kinds[0])
-    again = contract.numbers(module, {key: value["default"] for key, value in declared.items()} | {"file": "x"})
+    again = contract.numbers(module, {key: value["default"] for key, value in read.items()} | {"file": "x"})
     assert again == module.Numbers()
 
 
@@ -712,34 +716,58 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports hide who imports whom"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name.removeprefix("eldistill.") for name in found if name.startswith("eldistill.")}
-    return {name for name in ours if name in modules or f"{name}.__init__" in modules}
+    known = modules | {name.removesuffix(".__init__") for name in modules}
+    # `from package import module` asks for the module; any other name, for what holds it.
+    return {each for name in ours if (each := name if name in known else name.rpartition(".")[0]) in known}
 
 
 def parts(name: str) -> set[str]:
     return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.glob(f"{name}/*.py")}
 
 
-BOTTOM = {"mmd", "noise", "philox", "augment", "params", "schema", "recipes", "files", "fetching", "networks", "identity", "hashes",
-          "listing", "sourcelock", "records"} | parts("networks")  # fmt: skip
-ABOVE = {"loop", "distil", "steps", "evaluate", "tables", "state", "__main__", "sampling", "judges", "helptext"}
+# Packages and single modules, from the ground up: each imports only what stands in an earlier line, or itself.
+ORDER = (
+    {"errors", "paths"},
+    {"files", "registry", "diffusion"},
+    {"tensors", "numbers", "networks"},
+    {"contract", "external"},
+    {"plan", "losses"},
+    {"data"},
+    {"training"},
+    {"methods", "ensemble", "sampling", "evaluate"},
+    {"supplements", "spaces", "teacher"},
+    {"distil"},
+    {"tables"},
+    {"steps"},
+    {"commands"},
+    {"__main__"},
+)
+LINE = {name: line for line, names in enumerate(ORDER) for name in names}
 
 
 @pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, file in EVERY if kind != "ensemble"])
 def test_methods_and_supplements_import_downwards(kind, file):
-    """A method or a supplement imports neither the loop, nor what lies above it, nor another of its kind."""
+    """A method or a supplement imports neither the loop and its state, nor another of its kind."""
     found = imports(PACKAGE / kind / f"{file}.py")
     assert found, "at least the contract"
-    assert not found & (ABOVE | {"methods", "supplements"} | parts("methods") | parts("supplements"))
+    assert not found & ({"training.loop", "training.state", kind} | parts("methods") | parts("supplements"))
 
 
-@pytest.mark.parametrize("path", [
-    *sorted(PACKAGE.glob("networks/*.py")), *(PACKAGE / f"{name}.py" for name in sorted(BOTTOM) if (PACKAGE / f"{name}.py").exists()),
-], ids=lambda path: str(path.relative_to(PACKAGE)))  # fmt: skip
-def test_the_bottom_imports_nothing_above_it(path):
-    """mmd, networks, noise, augment, params, schema, recipes, files and fetching import only each other."""
-    assert imports(path) <= BOTTOM
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_imports_upward(path):
+    """Not even inside a function. Only eldistill/__init__.py does: it offers two names from above to others."""
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert own in LINE or own == "__init__", "a new package has a line in ORDER"
+    above = {name for name in imports(path) if (top := name.split(".")[0]) != own and LINE[top] >= LINE.get(own, 99)}
+    assert not above, f"{own} stands in line {LINE[own]} of ORDER"
+
+
+def test_the_page_shows_the_order_of_packages():
+    text = source(ROOT / "docs/architecture.md")
+    cells = [re.findall(r"`([\w/.]+)`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
+    assert [{name.removesuffix(".py").strip("/") for name in cell} for cell in cells] == list(ORDER[:-1])
 
 
 def test_imports_have_no_circle():
@@ -749,7 +777,7 @@ def test_imports_have_no_circle():
         name = str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         graph[name] = imports(path) - {name}
     order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert order.index("contract") < order.index("loop") < order.index("distil") < order.index("steps")
+    assert order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.run")
 
 
 def test_the_loop_knows_no_method(bench):

@@ -10,7 +10,9 @@ import conftest
 import pytest
 import test_distil
 
-from eldistill import __main__, cost, networks, params, recipes
+from eldistill import __main__, networks
+from eldistill.commands import cost
+from eldistill.plan import params, recipes
 
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_distil.project  # the fixtures

@@ -18,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, fetching, files, packing
-from eldistill.files import Problem
+from eldistill.data import dataset as data
+from eldistill.data import packing
+from eldistill.errors import NonFinite, Problem
+from eldistill.external import fetching
 
 ROOT = Path(__file__).parent.parent
 CODECS = {
@@ -62,7 +64,7 @@ def test_half_a_level_is_where_rounding_turns(name):
 def test_what_is_not_finite_is_no_pixel(bad):
     x = torch.zeros(2, 1, 2, 2)
     x[1, 0, 0, 1] = bad
-    with pytest.raises(files.NonFinite, match="not finite in 1 of its values"):
+    with pytest.raises(NonFinite, match="not finite in 1 of its values"):
         data.decode(x, CODECS["edm"])
 
 

@@ -19,10 +19,13 @@ import test_distil
 import torch
 from safetensors.torch import load_file, save_file
 
-from eldistill import __main__, files, listing, networks, sampling
-from eldistill.files import Problem
+from eldistill import __main__, files, networks
+from eldistill.errors import Problem
+from eldistill.external import listing
 from eldistill.networks import ddpm
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import folders, foreign, train
+from eldistill.tensors import load_tensors
 
 diffusers = pytest.importorskip("diffusers")
 made = test_distil.made  # the fixture
@@ -249,7 +252,7 @@ def test_a_folder_there_and_back(tmp_path):
     unet, _ = write(tmp_path / "ddpm")
     net = read(tmp_path / "ddpm", tmp_path / "teacher.safetensors")
     assert all(torch.equal(value, net.state_dict()[f"model.unet.{name}"]) for name, value in unet.state_dict().items())
-    about = files.load_tensors(tmp_path / "teacher.safetensors")[1]
+    about = load_tensors(tmp_path / "teacher.safetensors")[1]
     assert (
         about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
         and about["codec"] == foreign.PIXELS
@@ -388,7 +391,7 @@ def test_a_folder_distils(project, capsys):
         about = json.loads(Path(f"data/runs/theirs/{run}/0/provenance.json").read_text())
         assert about["iterations"] == 5, run
         start, end = (
-            files.load_tensors(f"data/runs/theirs/{run}/0/{name}.safetensors")[0] for name in ("ema-0", "generator_ema")
+            load_tensors(f"data/runs/theirs/{run}/0/{name}.safetensors")[0] for name in ("ema-0", "generator_ema")
         )
         assert any(not torch.equal(start[name], end[name]) for name in start), run
         images = sampling.sample(sampling.load_generator(f"data/runs/theirs/{run}/0/generator_ema.safetensors"), 3)

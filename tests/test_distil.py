@@ -11,7 +11,13 @@ import conftest
 import pytest
 import torch
 
-from eldistill import __main__, distil, files, loop, params, recipes, sampling, speed
+from eldistill import __main__, files
+from eldistill.distil import run as distil
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
+from eldistill.tensors import load_tensors
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
 ROOT = Path(__file__).parents[1]
 DATA = "digits-smoke"
@@ -70,7 +76,7 @@ def run(name: str, *more: str) -> sampling.Generator:
 
 
 def weights(name: str, file: str = "generator_ema") -> dict[str, torch.Tensor]:
-    return files.load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")[0]
+    return load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")[0]
 
 
 def same(a: dict, b: dict) -> bool:
@@ -84,7 +90,7 @@ def test_every_method_makes_a_generator(project, method):
     after, before = weights(f"{method}/none/0"), weights(f"{method}/none/0", "ema-0")
     assert all(value.isfinite().all() for value in after.values()) and not same(after, before)
     assert same(after, weights(f"{method}/none/0", "ema-100"))
-    assert same(before, files.load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
+    assert same(before, load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
     few = generator.about["sampler"]["steps"]
     assert set(few) == ({"1", "2", "4"} if method in ("cd", "ct", "ict", "ect") else {"1"})
     pictures = [sampling.sample(generator, 4, steps=int(steps)) for steps in few]
@@ -266,7 +272,8 @@ def test_a_method_without_numbers_for_the_data_is_one_sentence(project, capsys, 
 
 def test_a_student_of_a_consistency_model_forgets_its_boundary():
     """Another method that starts from it trains, and is sampled, with the plain scalings."""
-    from eldistill import networks, score
+    from eldistill import networks
+    from eldistill.losses import score
     from eldistill.methods import consistency
 
     net = networks.build({"network": "song", "img_resolution": 8, "img_channels": 1, "model_channels": 4,

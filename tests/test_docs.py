@@ -13,7 +13,9 @@ import yaml
 from conftest import read_yaml
 from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
-from eldistill import cost, params, published, recipes, tools
+from eldistill.commands import cost, tools
+from eldistill.plan import params, recipes
+from eldistill.tables import published
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}

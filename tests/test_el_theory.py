@@ -16,12 +16,13 @@ import torch
 from torch import distributed as collectives
 from torch import multiprocessing
 
-from eldistill import distributed, mmd
 from eldistill.contract import Progress
 from eldistill.ensemble import identity
 from eldistill.ensemble.seed import Member
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.losses import mmd
 from eldistill.supplements import embedding
+from eldistill.training import processes as distributed
 
 ESTIMATORS, FORMS = ("unbiased", "biased"), ("marginal", "joint", "per_class")
 each_kernel = pytest.mark.parametrize("kernel", mmd.KERNELS)

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eldistill import augment, balance, data, files, mmd
+from eldistill import files
 from eldistill.contract import Batch, Progress
+from eldistill.data import dataset as data
+from eldistill.diffusion import augment
+from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import conv, identity, seed
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.losses import balance, mmd
 from eldistill.methods import sid
-from eldistill.noise import Draw
 from eldistill.supplements import embedding
 
 SHAPE = (1, 8, 8)

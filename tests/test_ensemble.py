@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import data, files, mmd
+from eldistill import files
+from eldistill.data import dataset as data
 from eldistill.ensemble import conv, identity, seed
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.losses import mmd
 
 SHAPE = (1, 8, 8)
 NORMS = ["none", "group", "instance"]

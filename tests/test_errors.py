@@ -24,8 +24,13 @@ import torch
 from PIL import Image
 
 from eldistill import __main__ as program
-from eldistill import fetching, files, networks, packing, params, recipes, schema
-from eldistill.files import Problem
+from eldistill import files, networks
+from eldistill.data import packing
+from eldistill.errors import Problem
+from eldistill.external import fetching
+from eldistill.paths import PACKAGE
+from eldistill.plan import params, recipes
+from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
@@ -123,7 +128,7 @@ def teacher(codec=None, resolution: int = 8, label_dim: int = 0) -> None:
         "shape": [1, resolution, resolution],
         "label_dim": label_dim,
     }
-    files.save_tensors(TEACHER, net.state_dict(), {**about, "n_images": 0, "recipe": ""})
+    save_tensors(TEACHER, net.state_dict(), {**about, "n_images": 0, "recipe": ""})
     Path(TEACHER).with_name("log.csv").write_text("")
     Path(TEACHER).with_name("provenance.json").write_text("{}")
 
@@ -483,7 +488,7 @@ def calls(path: Path):
 
 
 def test_nothing_is_unpickled_or_executed():
-    sources = sorted(schema.PACKAGE.rglob("*.py"))
+    sources = sorted(PACKAGE.rglob("*.py"))
     assert len(sources) > 20
     seen = 0
     for path in sources:
@@ -544,7 +549,7 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
 
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
-    from eldistill import steps
+    from eldistill.steps import run as steps
 
     step = recipes.Plan(params.load()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")

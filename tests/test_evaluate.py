@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, evaluate, features, judges, metrics, packing
-from eldistill.files import Problem
+from eldistill.data import dataset as data
+from eldistill.data import packing
+from eldistill.errors import Problem
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import features, judges, metrics
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
@@ -383,7 +386,7 @@ def test_processes_take_whole_chunks_in_order(n, batch, size):
 
 
 def shared_rows(batch: int, group: int, rank: int, size: int) -> slice:
-    from eldistill.distributed import Processes
+    from eldistill.training.processes import Processes
 
     return Processes.rows(SimpleNamespace(rank=rank, size=size), batch, group)
 

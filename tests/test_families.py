@@ -18,12 +18,16 @@ from project import project, smoke  # noqa: F401  (the fixtures)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from eldistill import contract, data, files, mmd, params, schema
+from eldistill import contract, files
 from eldistill.contract import Batch, Progress
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed
-from eldistill.files import Problem
-from eldistill.noise import Draw
-from eldistill.recipes import Plan
+from eldistill.errors import Problem
+from eldistill.losses import mmd
+from eldistill.numbers import declared
+from eldistill.plan import params
+from eldistill.plan.recipes import Plan
 from eldistill.supplements import embedding
 
 ROOT = Path(__file__).parents[1]
@@ -522,8 +526,8 @@ def test_neutral_numbers():
     """A neutral number at its default is in no recipe, written or not; another value is, of ensemble and run or of the run."""
     known = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))["$defs"]
     known = {place: known[place]["properties"] for place in ("ensemble", "member")}
-    known |= {family: schema.declared("ensemble", family) for family in ("conv", "identity")}
-    known["supplement"] = schema.declared("supplements", "embedding")
+    known |= {family: declared("ensemble", family) for family in ("conv", "identity")}
+    known["supplement"] = declared("supplements", "embedding")
     neutral = {place: {k: each for k, each in keys.items() if each.get("neutral")} for place, keys in known.items()}
     for place, keys in {
         "supplement": "labels anchored pairs pairs_seed fade stack precision diagnose", "ensemble": "scaled anchor",
@@ -553,9 +557,9 @@ FOURIER = '''"""Random Fourier features: cosines of one linear layer."""
 from dataclasses import dataclass
 import torch
 from eldistill.ensemble import conv
-from eldistill.schema import number
+from eldistill.numbers import number
 
-VERSION = 3
+RECIPE = ("ensemble/fourier", 3)
 
 @dataclass(frozen=True)
 class Numbers:

@@ -13,9 +13,12 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, files, networks, params, recipes, sampling
-from eldistill.files import Problem
+from eldistill import __main__, files, networks
+from eldistill.errors import Problem
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import convert, train
+from eldistill.tensors import load_tensors
 
 ROOT = Path(__file__).parents[1]
 made = test_distil.made  # the fixture
@@ -71,7 +74,7 @@ def test_from_a_published_pickle_to_a_generator(project, capsys):
     assert provenance["source"]["sha256"] == digest and provenance["command"].startswith("python -m eldistill")
     assert __main__.main(["ensemble", "theirs/conv4/0"]) == 0
     assert __main__.main(["distil", RUN]) == 0
-    start = files.load_tensors(f"data/runs/{RUN}/ema-0.safetensors")[0]
+    start = load_tensors(f"data/runs/{RUN}/ema-0.safetensors")[0]
     assert all(torch.equal(start[name], value) for name, value in theirs.state_dict().items())
     assert sampling.sample(sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors"), 3).shape == (
         3,
@@ -86,10 +89,10 @@ def test_from_a_teacher_of_ours(project):
     """A teacher.safetensors of another project is taken over, and remembers where it came from."""
     assert __main__.main(["teacher", "theirs"]) == 0
     shutil.copy("data/teachers/theirs/teacher.safetensors", "other.safetensors")
-    before = files.load_tensors("other.safetensors")
+    before = load_tensors("other.safetensors")
     change(file="other.safetensors", sha256=files.sha256("other.safetensors"))
     assert __main__.main(["teacher", "theirs"]) == 0
-    after = files.load_tensors("data/teachers/theirs/teacher.safetensors")
+    after = load_tensors("data/teachers/theirs/teacher.safetensors")
     assert after[1] == before[1] and all(torch.equal(after[0][key], before[0][key]) for key in before[0])
 
 

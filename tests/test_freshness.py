@@ -26,9 +26,9 @@ import snakemake_rule as rule
 from conftest import read_yaml, write_yaml
 from snakemake.exceptions import WorkflowError
 
-from eldistill import driver, freshness, params, recipes
-from eldistill.files import Problem
-from eldistill.recipes import WORDS, Plan, Step
+from eldistill.errors import Problem
+from eldistill.plan import driver, freshness, params, recipes
+from eldistill.plan.recipes import WORDS, Plan, Step
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"data": "sets", "teacher": "teachers", "ensemble": "ensembles", "distil": "runs", "evaluate": "evaluations",

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eldistill import params
+from eldistill.plan import params
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks/gpu.py"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eldistill import gpus
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.plan import gpus
 
 
 def _job(folder: str, wanted: int, count: int, rows) -> None:

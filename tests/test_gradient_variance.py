@@ -8,9 +8,10 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, variance
-from eldistill.files import Problem
-from eldistill.noise import Draw
+from eldistill import __main__
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem
+from eldistill.tables.studies import variance
 
 made, project = test_distil.made, test_distil.project  # the fixtures
 RUN = f"{test_distil.DATA}/di/none/0"

@@ -17,11 +17,13 @@ import torch
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from torch.nn import functional as F
 
-from eldistill import __main__, features, metrics, networks, sampling
+from eldistill import __main__, networks
+from eldistill.evaluate import features, metrics
+from eldistill.external.pickles import Refused
 from eldistill.networks import guided
+from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception
 from eldistill.teacher import convert, states, train
-from eldistill.teacher.pickles import Refused
 
 ROOT = Path(__file__).parents[1]
 made, project = test_foreign_teachers.made, test_foreign_teachers.project  # the fixtures

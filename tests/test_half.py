@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eldistill import loop, networks, noise, optimisers, speed
+from eldistill import networks
+from eldistill.diffusion import noise
 from eldistill.networks import edm2, half, layers
+from eldistill.training import compute as speed
+from eldistill.training import loop, optimisers
 
 COMMON = {"img_resolution": 8, "img_channels": 2, "num_blocks": 1, "attn_resolutions": [4], "channel_mult": [1, 2]}
 EDM = {**COMMON, "label_dim": 3, "augment_dim": 9, "dropout": 0.2}

@@ -19,9 +19,16 @@ import pytest
 import yaml
 from project import Project
 
-from eldistill import __main__, doctor, freshness, hashes, identity, listing, params, recipes, schema, sourcelock, steps
-from eldistill.files import Problem
-from eldistill.identity import Identities, Source
+from eldistill import __main__
+from eldistill.commands import doctor
+from eldistill.errors import Problem
+from eldistill.external import hashes, listing, sourcelock
+from eldistill.numbers import declared
+from eldistill.paths import PACKAGE
+from eldistill.plan import freshness, identity, params, recipes, schema
+from eldistill.plan.identity import Identities, Source
+from eldistill.registry import available
+from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -368,7 +375,7 @@ def texts() -> dict[str, dict]:
     """Every key of the schema and of the modules that may be any text."""
     owners = {"": SCHEMA, **SCHEMA["$defs"]}
     for kind in ("methods", "supplements", "ensemble"):
-        owners |= {f"{kind}/{file}": {"properties": schema.declared(kind, file)} for file in schema.available(kind)}
+        owners |= {f"{kind}/{file}": {"properties": declared(kind, file)} for file in available(kind)}
     found = {
         f"{owner}/{key}": each for owner, about in owners.items() for key, each in about.get("properties", {}).items()
     }
@@ -396,11 +403,15 @@ def test_a_copy_of_a_value_knows_what_it_is_read_as():
 
 def test_readers_take_the_listing_of_the_identity():
     """No module but listing.py looks through a folder of a source by itself."""
-    for name in ("containers", "folders", "packing", "latents", "teacher/folders"):
-        text = (schema.PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-        assert ("listing." in text or name == "packing") and not {"rglob", "glob", "iterdir", "scandir", "listdir"} & {
-            node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)
-        }
+    for name in ("data/containers", "data/folders", "data/packing", "data/latents", "teacher/folders"):
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        assert ("listing." in text or name == "data/packing") and not {
+            "rglob",
+            "glob",
+            "iterdir",
+            "scandir",
+            "listdir",
+        } & {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
 
 
 # --- recipes --------------------------------------------------------------------------------------------

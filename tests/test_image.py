@@ -17,8 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from eldistill import driver
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.plan import driver
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / driver.DEFINITION).read_text(encoding="utf-8")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill import features
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.evaluate import features
+from eldistill.external.pickles import Refused
 from eldistill.spaces import inception
-from eldistill.teacher.pickles import Refused
 
 BLOCKS = {f"mixed_{i}" if i else "mixed": name for i, name in enumerate(
     ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"))}  # fmt: skip

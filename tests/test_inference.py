@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eldistill.inference import (
+from eldistill.tables.inference import (
     components,
     equivalence_p,
     holm,
@@ -267,8 +267,6 @@ def test_extreme_numbers_are_numbers(deltas):
 
 def test_importing_is_light():
     """Neither inference nor studies loads scipy, matplotlib or torch before it computes."""
-    code = (
-        "import sys, eldistill.studies; print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
-    )
+    code = "import sys, eldistill.tables.studies.page; print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

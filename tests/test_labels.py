@@ -21,8 +21,13 @@ import yaml
 from PIL import Image
 from test_data import build
 
-from eldistill import __main__, archives, containers, data, identity, labels, listing, packing, params, sampling
-from eldistill.files import Problem
+from eldistill import __main__
+from eldistill.data import archives, containers, labels, packing
+from eldistill.data import dataset as data
+from eldistill.errors import Problem
+from eldistill.external import listing
+from eldistill.plan import identity, params
+from eldistill.sampling import generators as sampling
 
 ROOT = Path(__file__).parent.parent
 

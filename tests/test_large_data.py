@@ -16,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import data, files, packing
-from eldistill.files import Problem
+from eldistill.data import dataset as data
+from eldistill.data import packing
+from eldistill.errors import Problem
+from eldistill.tensors import Growing, grow_tensors, load_tensors, map_tensors, save_tensors
 
 CODEC = {"mean": 0.5, "std": 0.25}
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -64,7 +66,7 @@ def test_a_stream_is_packed_as_if_it_were_in_memory(tmp_path, limit):
         "mean": round(float(whole[train].mean(dtype=np.float64)) / 255, 6),
         "std": round(float(whole[train].std(dtype=np.float64)) / 255, 6),
     }  # fmt: skip
-    files.save_tensors(tmp_path / "wanted", {name: torch.from_numpy(each) for name, each in tensors.items()}, about)
+    save_tensors(tmp_path / "wanted", {name: torch.from_numpy(each) for name, each in tensors.items()}, about)
     found, wanted = (tmp_path / "pack").read_bytes(), (tmp_path / "wanted").read_bytes()
     if len(f"{about['mean']}{about['std']}") < 16:  # the numbers do not fill the room that is kept for them
         length = int.from_bytes(found[:8], "little")
@@ -78,8 +80,8 @@ def test_the_digits_are_packed_as_they_always_were(tmp_path):
     about = packing.pack({"source": "digits", "heldout": 360}, tmp_path / "pack")
     assert about["sha256"] == "cd4dbac8ccef8a2790d87bc95546276165e4ef40b0ec554da9ce8d20474a631c"
     assert (about["mean"], about["std"]) == (0.305314, 0.375564)
-    tensors, again = files.load_tensors(tmp_path / "pack")
-    files.save_tensors(tmp_path / "wanted", tensors, about)
+    tensors, again = load_tensors(tmp_path / "pack")
+    save_tensors(tmp_path / "wanted", tensors, about)
     assert again == about and (tmp_path / "pack").read_bytes() == (tmp_path / "wanted").read_bytes()
 
 
@@ -87,12 +89,12 @@ def test_a_short_description_is_followed_by_blanks(tmp_path):
     """Safetensors reads it all the same, and so do we."""
     rows = random(4, 3, 2, 2)
     shapes = {"images": ("U8", rows.shape), "labels": ("I64", (4,))}
-    with files.grow_tensors(tmp_path / "grown", shapes, {"mean": 0.123456, "more": "x" * 50}) as file:
+    with grow_tensors(tmp_path / "grown", shapes, {"mean": 0.123456, "more": "x" * 50}) as file:
         file.append("labels", np.arange(4))
         for row in rows:
             file.append("images", row)
         file.about = {"mean": 0.5}
-    for read in (files.load_tensors, files.map_tensors):
+    for read in (load_tensors, map_tensors):
         tensors, about = read(tmp_path / "grown")
         assert about == {"mean": 0.5} and tensors["labels"].tolist() == [0, 1, 2, 3]
         assert np.array_equal(tensors["images"], rows) and tensors["images"].dtype == torch.uint8
@@ -102,7 +104,7 @@ def test_a_short_description_is_followed_by_blanks(tmp_path):
 def test_a_file_that_lacks_rows_or_gets_too_many_does_not_appear(tmp_path, rows):
     with (
         pytest.raises(ValueError, match="unfinished|more than its shape"),
-        files.grow_tensors(tmp_path / "pack", {"x": ("F32", (2, 2))}, {}) as file,
+        grow_tensors(tmp_path / "pack", {"x": ("F32", (2, 2))}, {}) as file,
     ):
         for _ in range(rows):
             file.append("x", np.zeros(2, np.float32))
@@ -112,7 +114,7 @@ def test_a_file_that_lacks_rows_or_gets_too_many_does_not_appear(tmp_path, rows)
 def test_a_disk_that_is_too_small_is_known_before_the_first_image(tmp_path):
     with (
         pytest.raises(OSError, match="No space left"),
-        files.grow_tensors(tmp_path / "p", {"x": ("U8", (1 << 62,))}, {}),
+        grow_tensors(tmp_path / "p", {"x": ("U8", (1 << 62,))}, {}),
     ):
         raise AssertionError("the block is not entered")
     assert not list(tmp_path.iterdir())
@@ -154,7 +156,8 @@ BOUNDED = """
 import resource, sys, zipfile, io
 import numpy as np, torch
 from PIL import Image
-from eldistill import data, features, packing
+from eldistill.data import dataset as data, packing
+from eldistill.evaluate import features
 
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -209,7 +212,7 @@ def test_a_pack_may_be_larger_than_the_memory(tmp_path):
     count, shape, last = 2 * memory // (3 * 512 * 512), (3, 512, 512), random(3, 512, 512)
     shapes = {"train_images": ("U8", (count, *shape)), "train_labels": ("I64", (count,))}
     with open(tmp_path / "pack", "wb") as file:
-        growing = files.Growing(file, shapes, {"classes": 0})
+        growing = Growing(file, shapes, {"classes": 0})
         first, end = growing.places["train_images"]
         for name, place in growing.places.items():
             place[0] = place[1] - (last.nbytes if name == "train_images" else 8)

@@ -20,24 +20,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eldistill import (
-    __main__,
-    archives,
-    contract,
-    data,
-    files,
-    latents,
-    listing,
-    loop,
-    noise,
-    packing,
-    params,
-    recipes,
-    state,
-)
-from eldistill.files import NonFinite, Problem
+from eldistill import __main__, contract, files
+from eldistill.data import archives, latents, packing
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
+from eldistill.errors import NonFinite, Problem
+from eldistill.external import listing
 from eldistill.networks import build
+from eldistill.plan import params, recipes
 from eldistill.teacher import convert, train
+from eldistill.tensors import load_tensors, save_tensors
+from eldistill.training import loop, state
 
 ROOT = Path(__file__).parents[1]
 EDM2 = latents.EDM2
@@ -110,7 +103,7 @@ def test_their_own_moments_give_latents_sigma_data(tmp_path):
 
 def test_latents_have_no_limits_and_no_lpips():
     assert data.limits(EDM2) == (-float("inf"), float("inf"))
-    from eldistill import perceptual
+    from eldistill.losses import perceptual
 
     with pytest.raises(Problem, match="LPIPS sees pixels, but this data has latents"):
         perceptual.distance({}, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), EDM2)
@@ -469,14 +462,14 @@ def test_a_folder_of_diffusers_is_read_as_it_was_saved(tiny):
             torch.cat([vae.decode(part).sample for part in z.split(latents.CHUNK)]).clamp(0, 1).mul(255).to(torch.uint8)
         )
     assert torch.equal(data.decode(x, EDM2 | {"vae": folder}), wanted)
-    tensors, _ = files.load_tensors(Path(folder) / listing.WEIGHTS, foreign=True)
+    tensors, _ = load_tensors(Path(folder) / listing.WEIGHTS, foreign=True)
     old = {}
     for name, each in tensors.items():
         for before, now in latents.OLD_NAMES.items():
             name = name.replace(f".attentions.0.{now}.", f".attentions.0.{before}.")
         old[name] = each[..., None, None].clone() if name.endswith("query.weight") else each.clone()
     assert sum(".query." in name or ".proj_attn." in name for name in old) == 8, "both halves have attention"
-    files.save_tensors(Path(folder) / listing.WEIGHTS, old, {})
+    save_tensors(Path(folder) / listing.WEIGHTS, old, {})
     latents.load.cache_clear()
     assert torch.equal(data.decode(x, EDM2 | {"vae": folder}), wanted)
 
@@ -495,7 +488,7 @@ def test_the_settings_of_the_published_autoencoder_are_its_own(tiny):
 def test_a_bad_folder_is_one_sentence(tiny, kind):
     folder = Path(tiny[0])
     if kind == "other weights":
-        files.save_tensors(folder / listing.WEIGHTS, {"x": torch.zeros(2)}, {})
+        save_tensors(folder / listing.WEIGHTS, {"x": torch.zeros(2)}, {})
     elif kind == "another network":
         files.write_json(folder / "config.json", {**TINY, "block_out_channels": [8, 8]})
     else:

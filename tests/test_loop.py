@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from eldistill import loop, params, state
 from eldistill.contract import AtImages, Phase, Weight
-from eldistill.loop import NonFinite, Stopped
+from eldistill.errors import NonFinite
+from eldistill.plan import params
+from eldistill.training import loop, state
+from eldistill.training.loop import Stopped
 
 BATCH, SHAPE = 4, (1, 2, 2)
 OPTIMISER = {"kind": "adam", "lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,

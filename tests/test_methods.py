@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from eldistill import contract, loop, noise, optimisers, params
+from eldistill import contract
 from eldistill.contract import Progress
+from eldistill.diffusion import noise
 from eldistill.methods import diff_instruct
+from eldistill.plan import params
+from eldistill.training import loop, optimisers
 
 DATA = Path(__file__).parent / "data" / "methods"
 

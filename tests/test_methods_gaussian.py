@@ -16,9 +16,12 @@ from test_methods import Gaussian, Line, job_of
 from torch import nn
 from toys import Tape, batch_of
 
-from eldistill import contract, loop, noise, sampling
+from eldistill import contract
 from eldistill.contract import Progress
+from eldistill.diffusion import noise
 from eldistill.methods import consistency, dmd, sid, sida
+from eldistill.sampling import generators as sampling
+from eldistill.training import loop
 
 MEAN, DEVIATION = 0.1, 0.8  # of the data
 Z = torch.tensor([[1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]]).double()

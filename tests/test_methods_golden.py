@@ -16,9 +16,13 @@ import torch
 from test_methods import Affine, job_of
 from toys import Scaled, Tape, batch_of, golden, linear, near
 
-from eldistill import adversarial, loop, noise, params, sampling, score
 from eldistill.contract import Progress
+from eldistill.diffusion import noise
+from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, dmd2, sid, sida
+from eldistill.plan import params
+from eldistill.sampling import generators as sampling
+from eldistill.training import loop
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import pytest
 import torch
 from toys import batch_of
 
-from eldistill import adversarial, contract, loop, score
-from eldistill.files import Problem
+from eldistill import contract
+from eldistill.errors import NonFinite, Problem
+from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, sida
 from eldistill.supplements import regression
+from eldistill.training import loop
 
 ECT = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 1.0}
 # A name, the method, changes of its numbers, and the networks and sources that it reads.
@@ -62,7 +64,7 @@ def test_no_method_hides_a_value_that_is_not_finite(bench, run, place, value):
     loop.Loop(bench.job(method, numbers=numbers, folder="healthy")).iterate()
     job = bench.job(method, numbers=numbers)
     poison(job, place, value)
-    with pytest.raises(loop.NonFinite, match="is not finite"):
+    with pytest.raises(NonFinite, match="is not finite"):
         loop.Loop(job).iterate()
 
 
@@ -76,7 +78,7 @@ def test_no_supplement_hides_a_nan(bench, supplement, place):
         job.supplements[0].tools.images[:] = math.nan
     else:
         poison(job, place, math.nan)
-    with pytest.raises(loop.NonFinite, match="is not finite"):
+    with pytest.raises(NonFinite, match="is not finite"):
         loop.Loop(job).iterate()
 
 

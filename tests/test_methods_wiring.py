@@ -7,11 +7,15 @@ import pytest
 import torch
 from toys import batch_of, linear
 
-from eldistill import adversarial, contract, loop, noise, sampling, score
+from eldistill import contract
 from eldistill.contract import Batch, Phase, Progress
-from eldistill.files import Problem
+from eldistill.diffusion import noise
+from eldistill.errors import Problem
+from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, diff_instruct, dmd, dmd2, sid, sida
 from eldistill.networks import precond
+from eldistill.sampling import generators as sampling
+from eldistill.training import loop
 
 START = Progress(0, 0, 10**6)
 FAKE, OWN = Phase("fake_score", generator_mode="eval"), Phase("generator")

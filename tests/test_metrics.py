@@ -10,8 +10,11 @@ import pytest
 import torch
 from test_evaluate import normal, train_judge
 
-from eldistill import data, evaluate, features, metrics, packing
-from eldistill.files import Problem
+from eldistill.data import dataset as data
+from eldistill.data import packing
+from eldistill.errors import Problem
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import features, metrics
 
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 
@@ -65,7 +68,7 @@ def test_its_interval_covers_the_truth(shift, d):
 
 def test_the_paired_interval_covers_the_truth():
     """Differences of five paired seeds without an effect: the nominal 95 % interval holds 0 in 90 to 99 % of trials."""
-    from eldistill.inference import interval
+    from eldistill.tables.inference import interval
 
     random = np.random.default_rng(0)
     ends = [interval(list(random.normal(size=5)), 0.95) for _ in range(1000)]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import mmd
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.losses import mmd
 
 KERNELS = ["linear", "rbf"]
 ESTIMATORS = ["unbiased", "biased"]

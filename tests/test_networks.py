@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import networks, noise
+from eldistill import networks
+from eldistill.diffusion import noise
 from eldistill.networks import adm, edm2, layers, precond, song
 
 DATA = Path(__file__).parent / "data" / "networks"

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import networks, noise, sampling
+from eldistill import networks
+from eldistill.diffusion import noise
 from eldistill.networks import adm, edm2, layers
+from eldistill.sampling import generators as sampling
 
 DATA = Path(__file__).parent / "data"
 COMMON = {"img_resolution": 8, "img_channels": 2, "label_dim": 3, "num_blocks": 1, "attn_resolutions": [4]}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import noise
+from eldistill.diffusion import noise
 
 GOLDEN = Path(__file__).parent / "data" / "methods"
 SIGMAS = torch.logspace(-3, 3, 61, dtype=torch.float64)

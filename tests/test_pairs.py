@@ -10,10 +10,12 @@ import pytest
 import torch
 from toys import batch_of
 
-from eldistill import files, perceptual, sampling
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.losses import perceptual
+from eldistill.sampling import generators as sampling
 from eldistill.supplements import regression
 from eldistill.teacher import pairs
+from eldistill.tensors import save_tensors
 
 RECIPE = {"n": 7, "seed": 3, "steps": 4}
 
@@ -23,7 +25,7 @@ def teacher(request, bench, tmp_path):
     """A teacher's file, the network in it, and its number of classes."""
     net = bench.teacher(request.param)
     path = tmp_path / "teacher.safetensors"
-    files.save_tensors(
+    save_tensors(
         path,
         net.state_dict(),
         {"config": net.config, "codec": {"mean": 0.5, "std": 0.25}, "shape": [1, 8, 8], "label_dim": request.param},

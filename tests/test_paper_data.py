@@ -16,9 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eldistill import __main__, archives, data, files, packing, pictures
-from eldistill.files import Problem
-from eldistill.teacher import pickles
+from eldistill import __main__
+from eldistill.data import archives, packing, pictures
+from eldistill.data import dataset as data
+from eldistill.errors import Problem
+from eldistill.external import pickles
+from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
 FEW = 20  # images in each of the six batches
@@ -250,7 +253,7 @@ def test_a_zip_there_and_back(tmp_path, channels, labelled):
         "heldout_images": images[5:],
         "heldout_labels": labels[5:],
     }
-    files.save_tensors(
+    save_tensors(
         tmp_path / "pack", {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in tensors.items()}, {}
     )
     assert archives.write_zip(tmp_path / "pack", tmp_path / "images.zip") == 7

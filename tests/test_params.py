@@ -12,14 +12,17 @@ import conftest
 import jsonschema
 import pytest
 
-from eldistill import params, schema
-from eldistill.files import Problem, canonical
+from eldistill.errors import Problem
+from eldistill.files import canonical
+from eldistill.numbers import declared
+from eldistill.plan import params, schema
+from eldistill.registry import available
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SCHEMA = conftest.read_yaml((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 NAN, INF = float("nan"), float("inf")
-FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in schema.available(kind)]
+FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in available(kind)]
 
 
 def changed(path: str, value, document: dict = SHIPPED) -> dict:
@@ -229,7 +232,7 @@ def test_a_module_declares_the_defaults_of_its_class_numbers():
 
     for kind, file in FILES:
         numbers = getattr(contract.module(kind, file), "Numbers", None)
-        fields = schema.declared(kind, file)
+        fields = declared(kind, file)
         if numbers is None:
             assert fields == {}
             continue
@@ -366,7 +369,7 @@ def complete_schema() -> dict:
     for kind, file in FILES:
         owner = {"methods": "method", "supplements": "supplement", "ensemble": "member"}[kind]
         known = complete["$defs"][owner]["properties"]
-        for key, each in copy.deepcopy(schema.declared(kind, file)).items():
+        for key, each in copy.deepcopy(declared(kind, file)).items():
             if key in known:  # two modules may give one name two types (`pairs` is optional in one of them)
                 kinds = [
                     each["type"] if isinstance(each["type"], list) else [each["type"]] for each in (known[key], each)
@@ -442,9 +445,7 @@ def leaves(owner: dict, where: str):
 
 
 EVERY = [leaf for owner in (SCHEMA, *SCHEMA["$defs"].values()) for leaf in leaves(owner, owner.get("title", "$defs"))]
-EVERY += [
-    (f"{kind}/{file}.{key}", each, each) for kind, file in FILES for key, each in schema.declared(kind, file).items()
-]
+EVERY += [(f"{kind}/{file}.{key}", each, each) for kind, file in FILES for key, each in declared(kind, file).items()]
 
 
 def test_every_key_says_what_it_is():
@@ -529,7 +530,7 @@ def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
 )
 def test_what_only_snakemake_would_see_is_refused(given, said):
     """The steps read params.yaml: another number on Snakemake's command line would be planned and not computed."""
-    root = Path(params.__file__).parents[2]
+    root = Path(params.__file__).parents[3]
     config = params.merge(params.read_yaml((root / "params.yaml").read_text(encoding="utf-8")), given)
     with pytest.raises(Problem) as caught:
         params.from_snakemake(config, given, root)
@@ -537,7 +538,7 @@ def test_what_only_snakemake_would_see_is_refused(given, said):
 
 
 def test_a_suite_and_numbers_that_params_yaml_has_are_accepted():
-    root = Path(params.__file__).parents[2]
+    root = Path(params.__file__).parents[3]
     values = params.read_yaml((root / "params.yaml").read_text(encoding="utf-8"))
     given = {"suite": "smoke", "threads": values["threads"]}
     assert params.from_snakemake(params.merge(values, given), given, root).values["suite"] == "smoke"

@@ -10,9 +10,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eldistill import contract, loop, noise
+from eldistill import contract
 from eldistill.contract import Batch, Progress
+from eldistill.diffusion import noise
 from eldistill.methods import consistency
+from eldistill.training import loop
 
 BATCH = 4
 

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eldistill import params, perceptual, schema
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.losses import perceptual
 from eldistill.methods import consistency
+from eldistill.numbers import declared
+from eldistill.plan import params
 
 CODEC = {"mean": 0.4, "std": 0.3}
 SMALL = (3, 4, 5, 4, 3)  # channels instead of 64 … 512
@@ -110,7 +112,7 @@ def test_pooling_is_a_choice_of_the_method(weights, tmp_path):
     assert torch.equal(default, perceptual.distance(weights, a, b, CODEC, "max"))
     assert not torch.allclose(default, perceptual.distance(weights, a, b, CODEC, "average"), rtol=1e-3)
     for kind, file in (("methods", "consistency"), ("supplements", "regression")):
-        assert schema.declared(kind, file)["lpips_pooling"]["neutral"]
+        assert declared(kind, file)["lpips_pooling"]["neutral"]
 
 
 def test_pooling_differs_nowhere_on_images_without_a_pattern(weights, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill import noise, philox
+from eldistill.diffusion import noise, philox
 
 MASK = 2**64 - 1
 

@@ -19,9 +19,11 @@ import official
 import pytest
 import torch
 
-from eldistill import files, networks, weights
-from eldistill.teacher import convert, pickles, train
-from eldistill.teacher.pickles import Refused
+from eldistill import files, networks
+from eldistill.external import pickles, weights
+from eldistill.external.pickles import Refused
+from eldistill.teacher import convert, train
+from eldistill.tensors import load_tensors
 
 DATA = Path(__file__).parent / "data" / "networks"
 GOLDEN = sorted(
@@ -106,9 +108,7 @@ def test_half_precision_stays_in_the_file_and_is_raised_on_load(tmp_path):
     network, kwargs = golden("edm2_cond_latent")
     path = official.write(tmp_path / "net.pkl", official.edm2(network.half(), kwargs))
     convert.convert(path, tmp_path / "teacher.safetensors")
-    assert {tensor.dtype for tensor in files.load_tensors(tmp_path / "teacher.safetensors")[0].values()} == {
-        torch.float16
-    }
+    assert {tensor.dtype for tensor in load_tensors(tmp_path / "teacher.safetensors")[0].values()} == {torch.float16}
     loaded, _ = train.load(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.float().state_dict())
 

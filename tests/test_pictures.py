@@ -11,8 +11,11 @@ import pictures as made
 import pytest
 from PIL import Image
 
-from eldistill import data, listing, packing, params, pictures
-from eldistill.files import Problem
+from eldistill.data import dataset as data
+from eldistill.data import packing, pictures
+from eldistill.errors import Problem
+from eldistill.external import listing
+from eldistill.plan import params
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/images.md").read_text(encoding="utf-8")
@@ -139,7 +142,7 @@ def test_a_background_that_is_none_is_one_sentence(value):
 
 
 def test_the_keys_of_pictures_are_for_folders_and_in_their_recipe():
-    from eldistill import recipes
+    from eldistill.plan import recipes
 
     values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
     before = recipes.Plan(params.from_values(values, ROOT)).pack("ffhq64").digest

@@ -13,8 +13,11 @@ from types import SimpleNamespace
 import conftest
 import pytest
 
-from eldistill import __main__, cost, driver, fetching, files, freshness, params, planned, recipes
-from eldistill.files import Problem
+from eldistill import __main__, files
+from eldistill.commands import cost, planned
+from eldistill.errors import Problem
+from eldistill.external import fetching
+from eldistill.plan import driver, freshness, params, recipes
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -110,8 +113,8 @@ def test_every_place_that_fetches_is_planned():
         for path in (ROOT / "src/eldistill").rglob("*.py")
     }
     assert {name for name, count in calls.items() if count} == {
-        "fetching.py", "latents.py", "packing.py", "spaces/inception.py", "spaces/inception_clean.py", "steps.py",
-        "teacher/check.py", "teacher/convert.py",
+        "data/latents.py", "data/packing.py", "external/fetching.py", "spaces/inception.py", "spaces/inception_clean.py",
+        "steps/run.py", "teacher/check.py", "teacher/convert.py",
     }, "tell recipes.Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
 
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
-from eldistill import loop, params, recipes, speed
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.plan import params, recipes
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -92,7 +94,7 @@ def test_tf32_is_switched_on_for_its_run_alone():
     try:
         speed.precision("tf32", [])
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-        from eldistill import steps
+        from eldistill.steps import run as steps
 
         steps._threads(torch.get_num_threads(), "distil")  # what every step begins with
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

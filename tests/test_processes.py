@@ -22,11 +22,15 @@ from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
-from eldistill import __main__, contract, distributed, files, loop, sampling, state
-from eldistill.files import Problem
+from eldistill import __main__, contract, files
+from eldistill.errors import Problem
+from eldistill.sampling import generators as sampling
+from eldistill.tensors import load_tensors
+from eldistill.training import loop, state
+from eldistill.training import processes as distributed
 
 made = test_distil.made  # the fixture
-METHODS = sorted(path.stem for path in (Path(loop.__file__).parent / "methods").glob("[!_]*.py"))
+METHODS = sorted(path.stem for path in (Path(loop.__file__).parents[1] / "methods").glob("[!_]*.py"))
 EL = {"embedding": {"real_ratio": 2, "diagnose": 3}}
 # What is trained beside the plain methods: method, supplements, and what else of Bench.job.
 MORE = {
@@ -210,7 +214,7 @@ RUN = "digits-smoke/di/el/0"
 
 
 def environment() -> dict:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[1])}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[2])}
 
 
 def command(*words: str, **options) -> subprocess.CompletedProcess:
@@ -220,7 +224,7 @@ def command(*words: str, **options) -> subprocess.CompletedProcess:
 
 
 def weights() -> dict:
-    return files.load_tensors(f"data/runs/{RUN}/generator_ema.safetensors")[0]
+    return load_tensors(f"data/runs/{RUN}/generator_ema.safetensors")[0]
 
 
 def near(mine: dict, wanted: dict) -> bool:
@@ -388,6 +392,6 @@ def test_a_run_of_several_that_is_stopped_or_killed_continues(project):
 
 
 def plan_digest() -> str:
-    from eldistill import params, recipes
+    from eldistill.plan import params, recipes
 
     return files.digest(recipes.Plan(params.load()).find("distil", RUN).recipe)

@@ -12,7 +12,7 @@ import check
 import pytest
 import yaml
 
-from eldistill import params
+from eldistill.plan import params
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -195,7 +195,8 @@ def test_no_path_of_a_machine_is_named(word):
 
 def test_the_bill_of_the_paper_is_what_the_command_prints():
     """Jobs, trainings, hours, memory and disk of the suite `paper`."""
-    from eldistill import cost, recipes
+    from eldistill.commands import cost
+    from eldistill.plan import recipes
 
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     plan = recipes.Plan(params.from_values(values, ROOT))

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eldistill import freshness, params, recipes, schema
-from eldistill.files import Problem, canonical, digest
-from eldistill.recipes import Plan
+from eldistill import paths
+from eldistill.errors import Problem
+from eldistill.files import canonical, digest
+from eldistill.paths import PACKAGE
+from eldistill.plan import freshness, params, recipes, versions
+from eldistill.plan.recipes import Plan
+from eldistill.registry import literal
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -346,22 +350,23 @@ USES = {
 
 def test_every_version_has_its_dependents_listed_here():
     plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
-    assert {name for name in recipes.versions() if not name.startswith(plugins)} <= set(USES) <= set(recipes.versions())
+    assert {name for name in versions.table() if not name.startswith(plugins)} <= set(USES) <= set(versions.table())
 
 
 def test_every_module_names_what_it_is_built_on():
     """USES holds at least what a method or a supplement imports; for one that is not listed the imports are read."""
-    for module in recipes.versions():
-        if module.startswith(("methods/", "supplements/")) and module in recipes.USES:
-            named = set(recipes.USES[module])
-            below = named | {each for name in named for each in recipes.USES.get(name, ())} | set(recipes.USES["loop"])
-            assert set(recipes._imported(module)) <= below, module
+    for module in versions.table():
+        if module.startswith(("methods/", "supplements/")) and module in versions.USES:
+            named = set(versions.USES[module])
+            below = named | {each for name in named for each in versions.USES.get(name, ())}
+            below |= {"loop", *versions.USES["loop"]}  # which every run counts
+            assert set(versions._imported(module)) <= below, module
 
 
 @pytest.mark.parametrize("module", USES)
 def test_a_raised_version_retires_exactly_its_dependents(monkeypatch, module):
-    old = recipes.version
-    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    old = versions.version
+    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
     assert differing(digests()) == USES[module]
 
 
@@ -382,35 +387,104 @@ IN_BENCH = {
 
 @pytest.mark.parametrize("module", IN_BENCH)
 def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from_them(monkeypatch, module):
-    old, before = recipes.version, digests(suite="bench")
-    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    old, before = versions.version, digests(suite="bench")
+    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
     changed = {name for name in differing(digests(suite="bench"), before) if name.startswith("distil ")}
     assert {name.split("/")[1] for name in changed} == IN_BENCH[module]
     if module in ("supplements/regression", "teacher/pairs"):
         assert {name.split("/")[2] for name in changed} == {"regression", "regression+el"}
 
 
+# Files that cannot change a result: they name, plan, fetch, store, check or show. All others have a RECIPE or a COVERED_BY.
+WITHOUT_RESULTS = {
+    "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
+    "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources", "files", "numbers", "paths",
+    "plan/cluster", "plan/driver", "plan/freshness", "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records",
+    "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
+}  # fmt: skip
+
+
+def test_every_file_says_who_it_is_in_recipes():
+    """A new file of the package has a RECIPE, or a COVERED_BY, or is named above."""
+    files = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
+    packages = {file for file in files if file.endswith("__init__")} - {
+        "networks/__init__"
+    }  # a docstring; names read late
+    groups = set(versions.named_files()), set(versions.covered()), WITHOUT_RESULTS, packages
+    assert set().union(*groups) == files and sum(map(len, groups)) == len(files)
+    for file in files:  # what the search of the text finds is what the file says
+        name = literal(file, "RECIPE", (None,))[0]
+        assert (name, literal(file, "COVERED_BY")) == (
+            versions.named_files().get(file),
+            versions.covered().get(file),
+        ), file
+    assert set(versions.covered().values()) <= set(versions.table())
+
+
+def package(monkeypatch, tmp_path, texts):
+    """A package of these files in place of the shipped one."""
+    for file, text in texts.items():
+        path = tmp_path / f"{file}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
+
+
+@pytest.mark.parametrize(("texts", "sentence"), [
+    ({"a": 'RECIPE = ("x", 1)\n', "b": 'RECIPE = ("x", 2)\n'}, r"b\.py and src/eldistill/a\.py both have the name 'x'"),
+    ({"methods/b": 'RECIPE = ("methods/a", 1)\n'}, r'expected a name.*such as RECIPE = \("methods/b", 1\); here the name is'),
+    ({"a": 'RECIPE = ("x", "1")\n'}, r'a\.py has RECIPE = \("x", "1"\); expected a name and a whole number'),
+    ({"a": 'RECIPE = ("x", True)\n'}, r"expected a name and a whole number"),
+    ({"a": "RECIPE = (\n    'x', 1)\n"}, r"on one line"),
+    ({"a": 'RECIPE = print("x")\n'}, r"expected a name and a whole number"),
+    ({"a": 'COVERED_BY = "x"\n'}, r"a\.py has COVERED_BY = 'x'; expected the name in the RECIPE of another"),
+    ({"a": 'RECIPE = ("x", 1)\n', "b": 'COVERED_BY = "x"\n', "c": 'COVERED_BY = "b"\n'}, r"c\.py has COVERED_BY = 'b'"),
+    ({"a": 'RECIPE = ("x", 1)\nCOVERED_BY = "x"\n'}, r"no RECIPE beside it"),
+    ({"a": "COVERED_BY = 1\n"}, r"a\.py has COVERED_BY = 1; expected the name"),
+])  # fmt: skip
+def test_a_name_that_is_not_one_is_refused_in_one_sentence(monkeypatch, tmp_path, texts, sentence):
+    package(monkeypatch, tmp_path, texts)
+    with pytest.raises(Problem, match=sentence):
+        versions.table()
+
+
+def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
+    """A new method is retired by the names of the modules it imports, wherever they lie; files without results do not count."""
+    package(monkeypatch, tmp_path, {
+        "losses/score": 'RECIPE = ("score", 4)\n', "mixed": 'COVERED_BY = "loop"\n', "training/loop": 'RECIPE = ("loop", 2)\n',
+        "networks/__init__": 'COVERED_BY = "draws"\n', "draws": 'RECIPE = ("draws", 1)\n', "files": "",
+        "methods/new": "from eldistill import files\nfrom eldistill.losses import score\nfrom eldistill.losses.score import x\n"
+                       "from eldistill.mixed import y\nfrom eldistill.networks import build\n"
+                       'RECIPE = ("methods/new", 1)\n',
+    })  # fmt: skip
+    versions._imported.cache_clear()
+    try:
+        assert versions.uses("methods/new") == ("draws", "loop", "score")
+    finally:
+        versions._imported.cache_clear()
+
+
 def test_every_module_of_a_recipe_has_a_literal_version():
     modules = {module for suite in SHIPPED["suites"] for step in steps(suite=suite).values() for module in step.modules}
-    assert len(modules) > 10 and all(isinstance(recipes.version(module), int) for module in modules)
-    with pytest.raises(LookupError, match="files.py has no literal VERSION"):
-        recipes.version("files")
+    assert len(modules) > 10 and all(isinstance(versions.version(module), int) for module in modules)
+    with pytest.raises(Problem, match=r"no module .* has the name 'files' in its RECIPE; add"):
+        versions.version("files")
 
 
 def test_the_version_table_in_git_is_the_present_one():
-    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == recipes.versions()
+    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == versions.table()
 
 
 def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
     (tmp_path / "workflow").mkdir()
-    recipes.write_versions(tmp_path)
+    versions.write_versions(tmp_path)
     path = tmp_path / "workflow/versions.json"
     os.utime(path, (5, 5))
-    recipes.write_versions(tmp_path)
+    versions.write_versions(tmp_path)
     assert path.stat().st_mtime == 5
     path.write_text("{}")
-    recipes.write_versions(tmp_path)
-    assert json.loads(path.read_text()) == recipes.versions()
+    versions.write_versions(tmp_path)
+    assert json.loads(path.read_text()) == versions.table()
 
 
 # --- packs shared by `like` ---------------------------------------------------------------------------
@@ -517,9 +591,8 @@ def test_a_changed_number_makes_the_dependents_stale_and_changing_it_back_fresh(
 
 
 def test_recipes_import_nothing_heavy():
-    code = (
-        "import sys, eldistill.recipes; print(sorted({'torch', 'numpy', 'scipy', 'PIL', 'sklearn'} & set(sys.modules)))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(schema.PACKAGE.parent)}
+    heavy = {"torch", "numpy", "scipy", "PIL", "sklearn", "tqdm", "urllib.request"}
+    code = f"import sys, eldistill.plan.recipes; print(sorted({heavy} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,8 +15,9 @@ from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
-from eldistill import distributed, loop, reduction
-from eldistill.distributed import Lost
+from eldistill.training import loop, reduction
+from eldistill.training import processes as distributed
+from eldistill.training.processes import Lost
 
 SMALL = 2000  # bytes: the networks of these tests are of several buckets
 # One case for each way in which a phase ends: a critic, images that are pulled, direct terms, gradients that meet at the

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from eldistill import fetching
+from eldistill.external import sources
 
 ROOT = Path(__file__).parent.parent
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
@@ -46,4 +46,4 @@ def test_every_official_teacher_is_there():
 
 def test_a_row_is_found_by_its_name(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert fetching.source("edm-cifar10-32x32-uncond-vp")["url"].endswith("/edm-cifar10-32x32-uncond-vp.pkl")
+    assert sources.source("edm-cifar10-32x32-uncond-vp")["url"].endswith("/edm-cifar10-32x32-uncond-vp.pkl")

@@ -10,8 +10,10 @@ import test_tables
 from PIL import Image
 from test_tables import NAMES, PARAMS, suite  # noqa: F401  (the fixture)
 
-from eldistill import report, sheets, tables
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.tables import report
+from eldistill.tables import sheet as sheets
+from eldistill.tables import suite as tables
 
 ROOT = report.Path(__file__).parent.parent
 

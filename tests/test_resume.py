@@ -19,8 +19,11 @@ import pytest
 import torch
 
 import eldistill
-from eldistill import __main__, files, loop, params, recipes, sampling, state
-from eldistill.files import Problem
+from eldistill import __main__, files
+from eldistill.errors import NonFinite, Problem
+from eldistill.plan import params, recipes
+from eldistill.sampling import generators as sampling
+from eldistill.training import loop, state
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCH, TICKS = 10, 4, 3  # a row every 3 steps: 3, 6, 9 and 10
@@ -249,7 +252,7 @@ def environment() -> dict[str, str]:
 
 def test_the_lock_of_another_process(tmp_path):
     """Another process holds the folder until it ends, even by kill -9."""
-    text = f"from eldistill import state\nwith state.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
+    text = f"from eldistill.training import state\nwith state.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     )
@@ -413,7 +416,7 @@ def test_counting_flop_costs_no_result(inputs, tmp_path, monkeypatch):
 
             def ended(self, run=run):
                 average = run(self)
-                self.iterate = lambda: (_ for _ in ()).throw(loop.NonFinite("after the end"))
+                self.iterate = lambda: (_ for _ in ()).throw(NonFinite("after the end"))
                 return average
 
             monkeypatch.setattr(loop.Loop, "run", ended)

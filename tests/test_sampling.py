@@ -15,11 +15,15 @@ import torch
 from torch import nn
 
 import eldistill
-from eldistill import __main__, data, files, networks, noise, sampling
-from eldistill.files import Problem
+from eldistill import __main__, networks
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
+from eldistill.errors import Problem
+from eldistill.sampling import generators as sampling
+from eldistill.tensors import save_tensors
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
-SOURCE = Path(sampling.__file__).parent.parent
+SOURCE = Path(sampling.__file__).parents[2]
 CODEC = {"mean": 0.5, "std": 0.25}
 SMALL = {
     "network": "song", "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 16,
@@ -204,7 +208,7 @@ def test_a_saved_generator_comes_back(tmp_path, generator):
 
 
 def test_a_file_that_is_no_generator_is_one_sentence(tmp_path):
-    files.save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {"shape": [1]})
+    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {"shape": [1]})
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-3])
     for name, sentence in (("other", "is not a generator"), ("half", "is damaged"), ("no", "is missing")):
         with pytest.raises(Problem, match=sentence) as caught:

@@ -12,8 +12,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from eldistill import features, params, recipes, schema
-from eldistill.files import Problem
+from eldistill import paths
+from eldistill.errors import Problem
+from eldistill.evaluate import features
+from eldistill.paths import PACKAGE
+from eldistill.plan import params, recipes
+from eldistill.registry import spaces
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +99,7 @@ def test_the_recipe_of_a_space_names_its_file():
     here = plan(features=["efficientnet-lite0-96", "judge-a"])
     step = here.evaluation(here.params.run("digits/di/el/0"))
     versions = {each.name: json.loads(each.recipe)["versions"] for each in step.upstream if "/reference-" in each.name}
-    assert versions["digits/reference-efficientnet-lite0-96"]["spaces/efficientnet"] == efficientnet.VERSION
+    assert versions["digits/reference-efficientnet-lite0-96"]["spaces/efficientnet"] == efficientnet.RECIPE[1]
     assert "spaces/efficientnet" not in versions["digits/reference-judge-a"]
     assert here.find("data", "digits/reference-efficientnet-lite0-96").outputs == (
         "data/sets/digits/reference-efficientnet-lite0-96.npz",
@@ -128,28 +132,27 @@ def test_all_spaces_in_curves_is_the_default_and_leaves_recipes_alone():
 
 def test_a_new_space_is_one_file(tmp_path, monkeypatch):
     """A file in spaces/ is known to params.yaml, to recipes and to the evaluation without another edit."""
-    here = Path(schema.__file__).parent / "spaces"
-    monkeypatch.setattr(schema, "PACKAGE", tmp_path)
-    monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
+    here = PACKAGE / "spaces"
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
     for source in here.parent.rglob("*.py"):
         target = tmp_path / source.relative_to(here.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
     (tmp_path / "spaces/mean.py").write_text(
-        "VERSION = 1\nNAMES = ('mean',)\n\ndef load(name, device='cpu'):\n"
+        "RECIPE = ('spaces/mean', 1)\nNAMES = ('mean',)\n\ndef load(name, device='cpu'):\n"
         "    return lambda images: images.float().mean((2, 3))\n"
     )
     import eldistill.spaces
 
     monkeypatch.setattr(eldistill.spaces, "__path__", [*eldistill.spaces.__path__, str(tmp_path / "spaces")])
-    schema.spaces.cache_clear()
+    spaces.cache_clear()
     try:
         here = plan(features=["mean", "pixels"])
         assert json.loads(here.reference("digits", "mean").recipe)["versions"]["spaces/mean"] == 1
         images = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
         assert features.feature_space("mean")(images).tolist() == [[7.0] * 3] * 2
     finally:
-        schema.spaces.cache_clear()
+        spaces.cache_clear()
         monkeypatch.undo()
 
 

@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eldistill import contract, guards, loop, mmd, noise, optimisers, speed, state
-from eldistill.files import NonFinite, Problem
-from eldistill.noise import Draw
+from eldistill import contract
+from eldistill.diffusion import noise
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import NonFinite, Problem
+from eldistill.losses import mmd
+from eldistill.training import compute as speed
+from eldistill.training import loop, optimisers, state
+from eldistill.training import watch as guards
 
 METHODS = ["diff_instruct", "dmd", "dmd2", "sid", "sida", "consistency"]
 
@@ -200,7 +205,7 @@ def test_nothing_bad_is_saved(bench, method):
 
 def test_the_first_bad_tensor_is_named():
     """Of several the first; in place of a norm the part that spoilt it; after the look it is forgotten."""
-    from eldistill import guards
+    from eldistill.training import watch as guards
 
     watch, progress = guards.Watch(1), contract.Progress(12, 3, 100)
     bad = torch.tensor([1.0, math.inf, math.nan])

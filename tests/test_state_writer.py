@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eldistill import files, state
+from eldistill import files
+from eldistill.training import state
 
 
 @pytest.fixture

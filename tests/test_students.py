@@ -18,10 +18,12 @@ import pytest
 import test_guided
 import torch
 
-from eldistill import __main__, networks, sampling
-from eldistill.files import Problem
+from eldistill import __main__, networks
+from eldistill.errors import Problem
+from eldistill.external import pickles
 from eldistill.networks import guided
-from eldistill.teacher import check, convert, pickles, train
+from eldistill.sampling import generators as sampling
+from eldistill.teacher import check, convert, train
 
 ROOT = Path(__file__).parents[1]
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:

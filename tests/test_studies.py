@@ -15,9 +15,13 @@ import pytest
 from scipy import stats
 from test_tables import add_run, metrics, read, write
 
-from eldistill import params, plots, recipes, studies, variance
-from eldistill.files import Problem
-from eldistill.recipes import Plan
+from eldistill.errors import Problem
+from eldistill.paths import STUDY
+from eldistill.plan import params, versions
+from eldistill.plan.recipes import Plan
+from eldistill.tables import curves as plots
+from eldistill.tables.studies import page as studies
+from eldistill.tables.studies import variance
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -955,8 +959,8 @@ def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, w
 def test_a_name_that_only_begins_like_a_table_is_a_study():
     """`runs-of-luck` is fine: for the checker, and for Snakemake, whose pattern says the same."""
     rules = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
-    pattern = params.STUDY
-    assert "    study=params.STUDY,\n" in rules
+    pattern = STUDY
+    assert "    study=STUDY,\n" in rules
     for name, allowed in (("runs-of-luck", True), ("mainly", True), ("central", True), ("main", False), ("report", False)):  # fmt: skip
         values = values_with(f"tables/studies/{name}", {"question": "?"})
         assert bool(re.fullmatch(rf"({pattern})\.csv", f"{name}.csv")) is allowed
@@ -1019,8 +1023,8 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
 )
 def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
     """All that its three files are made by, and no other kind's code."""
-    before, old = BEFORE(), recipes.version
-    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    before, old = BEFORE(), versions.version
+    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
     after = digests()
     assert {name for name in before if before[name] != after[name]} == expected
 

@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 
 import pytest
 
-from eldistill import summary
-from eldistill.summary import Evaluation
+from eldistill.tables import summary
+from eldistill.tables.summary import Evaluation
 
 NAME = "fd5k_judge-a_heldout"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eldistill import params, recipes
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.plan import params, recipes
 
 ROOT = Path(__file__).parents[1]
 METRICS = "data/metrics.json.recipe"

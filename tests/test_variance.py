@@ -17,11 +17,12 @@ from conftest import perturb, teacher
 from test_methods import Gaussian
 from toys import batch_of
 
-from eldistill import data, mmd
 from eldistill.contract import Batch, Progress
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed
+from eldistill.losses import mmd
 from eldistill.methods import diff_instruct
-from eldistill.noise import Draw
 from eldistill.supplements import embedding
 
 NUMBERS = diff_instruct.Numbers()  # ln sigma ~ N(-1.2, 1.2^2), weight sigma^2

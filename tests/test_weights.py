@@ -12,10 +12,17 @@ import torch
 from safetensors.torch import save_file
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
-from eldistill import files, judges, latents, networks, perceptual, sampling, state, weights
-from eldistill.files import Problem
+from eldistill import files, networks
+from eldistill.data import latents
+from eldistill.errors import Problem
+from eldistill.evaluate import judges
+from eldistill.external import weights
+from eldistill.losses import perceptual
+from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception
 from eldistill.teacher import convert, train
+from eldistill.tensors import save_tensors
+from eldistill.training import state
 
 SONG = {"network": "song", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
         "img_resolution": 8, "img_channels": 1}  # fmt: skip
@@ -106,11 +113,11 @@ DAMAGES = {
 def test_what_disagrees_with_its_description_is_one_sentence(tmp_path, kind, damage):
     make, read = KINDS[kind]
     tensors, about = make()
-    files.save_tensors(tmp_path / "net.safetensors", tensors, about)
+    save_tensors(tmp_path / "net.safetensors", tensors, about)
     read(tmp_path / "net.safetensors")
     change, sentence = DAMAGES[damage]
     change(tensors, about)
-    files.save_tensors(tmp_path / "net.safetensors", tensors, about)
+    save_tensors(tmp_path / "net.safetensors", tensors, about)
     (tmp_path / "adopted.safetensors").unlink(missing_ok=True)
     with pytest.raises(Problem, match=sentence) as caught:
         read(tmp_path / "net.safetensors")
@@ -123,14 +130,14 @@ def test_what_disagrees_with_its_description_is_one_sentence(tmp_path, kind, dam
 def test_a_description_that_contradicts_itself_is_one_sentence(tmp_path, kind, key):
     make, read = KINDS[kind]
     tensors, about = make()
-    files.save_tensors(tmp_path / "net.safetensors", tensors, about | {key: {"shape": [3, 8, 8], "label_dim": 7}[key]})
+    save_tensors(tmp_path / "net.safetensors", tensors, about | {key: {"shape": [3, 8, 8], "label_dim": 7}[key]})
     with pytest.raises(Problem, match=f"says that its {key} is"):
         read(tmp_path / "net.safetensors")
 
 
 def test_a_generator_is_no_teacher_and_a_judge_is_none_either(tmp_path):
     for make, sentence in ((generator, "is a one-step generator"), (judge, "its description has no shape")):
-        files.save_tensors(tmp_path / "net.safetensors", *make())
+        save_tensors(tmp_path / "net.safetensors", *make())
         with pytest.raises(Problem, match=sentence):
             train.load(tmp_path / "net.safetensors")
 
@@ -147,7 +154,7 @@ def test_half_precision_is_not_damage(tmp_path):
     tensors, about = teacher()
     half = {name: each.half() for name, each in tensors.items()}
     half[NAME] = torch.full_like(half[NAME], torch.finfo(torch.float16).max)
-    files.save_tensors(tmp_path / "net.safetensors", half, about)
+    save_tensors(tmp_path / "net.safetensors", half, about)
     loaded, _ = train.load(tmp_path / "net.safetensors")
     assert loaded.state_dict()[NAME].dtype == torch.float32 and (loaded.state_dict()[NAME] == 65504).all()
 

@@ -177,6 +177,7 @@ def test_a_new_method_is_one_file_and_one_section(project):  # noqa: F811
     source = (clone.path / "src/eldistill/methods/diff_instruct.py").read_text()
     other = source.replace("difference / len(images))", "difference * 0.5 / len(images))")
     assert other != source
+    other = other.replace('RECIPE = ("methods/diff_instruct"', 'RECIPE = ("methods/another"')
     (clone.path / "src/eldistill/methods/another.py").write_text(other)
     clone.edit("distil", "methods", "another", value={"file": "another", "n_images": 64, "batch": 32})
     clone.edit(
@@ -255,9 +256,9 @@ def test_dvc_stages_are_the_six_words():
 
 def test_versions_file_is_current():
     """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
-    from eldistill import recipes
+    from eldistill.plan import versions
 
-    assert json.loads((ROOT / "workflow/versions.json").read_text()) == recipes.versions()
+    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.table()
 
 
 def test_distil_needs_five_packages_only():
@@ -265,8 +266,8 @@ def test_distil_needs_five_packages_only():
     code = """
 import sys
 from importlib import import_module
-for name in ("steps", "distil", "loop", "teacher.train", "sampling", "ensemble.seed", "supplements.embedding",
-             "methods.diff_instruct", "judges", "data"):
+for name in ("steps.run", "distil.run", "training.loop", "teacher.train", "sampling.generators", "ensemble.seed",
+             "supplements.embedding", "methods.diff_instruct", "evaluate.judges", "data.dataset"):
     import_module("eldistill." + name)
 forbidden = {"snakemake", "diffusers", "dvc", "cleanfid", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "torchvision", "jsonschema"}
 found = forbidden & {name.split(".")[0] for name in sys.modules}

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from eldistill import contract, noise
-from eldistill.distributed import Alone
+from eldistill import contract
+from eldistill.diffusion import noise
+from eldistill.training.processes import Alone
 
 DATA = Path(__file__).parent / "data" / "methods"
 

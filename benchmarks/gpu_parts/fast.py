@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import step
 import torch
 
-from eldistill import steps
+from eldistill.steps import run as steps
 from gpu_parts.items import Item, LeftOut, free, is_memory
 
 SMALLEST = 4  # images at once, below which a network is not tried

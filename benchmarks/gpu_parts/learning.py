@@ -15,10 +15,17 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from eldistill import data, distil, files, loop, metrics, recipes, sampling, steps
+from eldistill.data import dataset as data
+from eldistill.distil import run as distil
 from eldistill.ensemble import seed as ensembles
-from eldistill.features import chunks, embed_all, feature_space
+from eldistill.evaluate import metrics
+from eldistill.evaluate.features import chunks, embed_all, feature_space
+from eldistill.plan import recipes
+from eldistill.sampling import generators as sampling
+from eldistill.steps import run as steps
 from eldistill.teacher import train
+from eldistill.tensors import save_tensors
+from eldistill.training import loop
 from gpu_parts import small
 from gpu_parts.items import Item, LeftOut
 
@@ -173,8 +180,8 @@ def toys(options) -> tuple[Path, Path, None]:
     parts = {"train": slice(0, 96), "heldout": slice(96, None)}
     tensors = {f"{part}_images": reals.images[rows] for part, rows in parts.items()}
     tensors |= {f"{part}_labels": reals.classes[rows] for part, rows in parts.items()}
-    files.save_tensors(images, tensors, {"classes": 3, "shape": [1, 8, 8]})
+    save_tensors(images, tensors, {"classes": 3, "shape": [1, 8, 8]})
     net = small.teacher_of(small.Case("di"))
     about = {"config": net.config, "codec": values["codec"], "shape": [1, 8, 8], "label_dim": 0}
-    files.save_tensors(teacher, net.state_dict(), about)
+    save_tensors(teacher, net.state_dict(), about)
     return images, teacher, None

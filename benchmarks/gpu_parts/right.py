@@ -13,9 +13,9 @@ import step
 import torch
 from torch import distributed as collectives
 
-from eldistill import distributed
 from eldistill.ensemble import seed as ensembles
 from eldistill.supplements import embedding
+from eldistill.training import processes as distributed
 from gpu_parts import small
 from gpu_parts.items import Item, failure, is_memory
 from gpu_parts.small import Case

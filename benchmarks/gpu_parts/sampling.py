@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import step
 
-from eldistill import steps
+from eldistill.steps import run as steps
 from gpu_parts import fast
 from gpu_parts.items import Item
 

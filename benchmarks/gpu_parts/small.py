@@ -12,8 +12,12 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import contract, data, loop, networks, params, speed, state
+from eldistill import contract, networks
+from eldistill.data import dataset as data
 from eldistill.ensemble import seed as ensembles
+from eldistill.plan import params
+from eldistill.training import compute as speed
+from eldistill.training import loop, state
 
 STEPS, BATCH, GROUP = 4, 8, 4
 START = 2048  # images before the first step: beyond the warm-ups of the numbers for digits; a multiple of the batch

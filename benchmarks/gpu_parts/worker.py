@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from eldistill import params, steps
+from eldistill.plan import params
+from eldistill.steps import run as steps
 from gpu_parts import results, supervise
 from gpu_parts.items import Item, attempt, free, poisoned
 

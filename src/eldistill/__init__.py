@@ -17,7 +17,7 @@ __all__ = ["load_generator", "sample"]
 def __getattr__(name: str):
     # Imported on first use: the Snakefile reads this package too, and must not wait for torch.
     if name in __all__:
-        from eldistill import sampling
+        from eldistill.sampling import generators as sampling
 
         return getattr(sampling, name)
     raise AttributeError(f"module 'eldistill' has no attribute {name!r}")

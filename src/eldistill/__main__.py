@@ -17,9 +17,12 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from eldistill import __version__, files, gpus, helptext, identity, params, recipes, steps  # noqa: E402
-from eldistill.files import Problem  # noqa: E402
-from eldistill.tools import TOOLS, say  # noqa: E402
+from eldistill import __version__, files  # noqa: E402
+from eldistill.commands import help as helptext  # noqa: E402
+from eldistill.commands.tools import TOOLS, say  # noqa: E402
+from eldistill.errors import Problem  # noqa: E402
+from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
+from eldistill.steps import run as steps  # noqa: E402
 
 PARTS = 256  # into so many a process cuts its images, where they do not fit into the memory of a device, at most
 ABOUT = {
@@ -113,7 +116,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run(*words, say=say)
         return 0
-    from eldistill import distributed  # torch takes seconds
+    from eldistill.training import processes as distributed  # torch takes seconds
 
     if chosen.processes > 1 and "RANK" not in os.environ:
         values = params.load()

@@ -19,9 +19,9 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
 `start` is the generator of another run, or None. `images` of generator_terms is a function without arguments: it
 makes the images at sigma_init on first call, so that a base loss which does not touch them (consistency) pays nothing.
 A scalar term is backpropagated as it is; an `AtImages` term gives its gradient at the images. A method sees
-micro-batches, so each of its terms is a mean over images. Each module has a literal `VERSION`, raised when a change of
-code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …} and perhaps `boundary`, `renoise`
-and `clip`, which eldistill.sampling explains.
+micro-batches, so each of its terms is a mean over images. Each module has a literal `RECIPE` (its name and its version),
+whose version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
+and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
 
 A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it needs of
 
@@ -60,8 +60,10 @@ from types import ModuleType
 
 import torch
 
-from eldistill.files import Problem
-from eldistill.noise import Draw
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem
+
+COVERED_BY = "loop"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ import conftest
 import official
 import test_paper_data
 
-from eldistill import networks, packing
+from eldistill import networks
+from eldistill.data import packing
 from eldistill.spaces import inception
 
 TEACHER, STUDENT, CIFAR = "edm-cifar10-32x32-uncond-vp", "sid-cifar10-uncond", "cifar-10-python"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Parameters are checked, recipes are written and staleness is decided here (src/eldistill/recipes.py says how).
+# Parameters are checked, recipes are written and staleness is decided here (src/eldistill/plan/recipes.py says how).
 import gc
 import os
 import re
@@ -12,8 +12,10 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill import cluster, driver, freshness, identity, params, recipes
-from eldistill.recipes import WORDS
+from eldistill.plan import cluster, driver, freshness, identity, params, recipes
+from eldistill.paths import STUDY
+from eldistill.errors import Problem
+from eldistill.plan.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
 gc.set_threshold(200_000, 20, 20)
@@ -36,7 +38,7 @@ try:
         )
         PLAN.identities.record()
     INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
-except params.Problem as problem:
+except Problem as problem:
     print(f"eldistill: {problem}", file=sys.stderr)
     sys.exit(2)
 
@@ -81,7 +83,7 @@ def outputs_of(*words):
 
 
 def inputs_of(word, name):
-    """Inputs of a rule: src/eldistill/freshness.py says which, and what they tell Snakemake."""
+    """Inputs of a rule: src/eldistill/plan/freshness.py says which, and what they tell Snakemake."""
 
     def inputs(wildcards):
         wanted = name.format(**wildcards)
@@ -98,7 +100,7 @@ def inputs_of(word, name):
 os.environ.setdefault("ELDISTILL_FETCH", "no")
 
 
-# Jobs of this machine share the GPUs that --resources gpu=N counts: each locks its own (src/eldistill/gpus.py).
+# Jobs of this machine share the GPUs that --resources gpu=N counts: each locks its own (src/eldistill/plan/gpus.py).
 if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
     os.environ.setdefault("ELDISTILL_GPUS", str(workflow.global_resources["gpu"]))
 
@@ -129,4 +131,4 @@ wildcard_constraints:
     features="[^/]+",
     letter="[ab]",
     which="real|teacher",
-    study=params.STUDY,
+    study=STUDY,

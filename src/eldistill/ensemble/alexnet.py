@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.ensemble import conv
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/alexnet", 1)
 LAYERS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))  # channels, kernel, halving
 
 

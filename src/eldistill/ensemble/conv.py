@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/conv", 1)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.ensemble import conv
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/lenet", 1)
 
 
 @dataclass(frozen=True)

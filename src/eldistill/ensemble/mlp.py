@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.ensemble import conv
-from eldistill.schema import number
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/mlp", 1)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from eldistill import contract, mmd
-from eldistill.files import Problem, atomic, read_json, write_json
-from eldistill.noise import Draw
+from eldistill import contract
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem
+from eldistill.files import atomic, read_json, write_json
+from eldistill.losses import mmd
 
-VERSION = 1
+RECIPE = ("ensemble/seed", 1)
 
 
 @dataclass(frozen=True)

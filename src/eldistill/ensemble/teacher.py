@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill.schema import number
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/teacher", 1)
 TEACHER = True  # stages() gets the teacher, and the ensemble is made after it
 
 

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.ensemble import conv
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/vgg", 1)
 BLOCKS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels of each convolution, in widths; a halving after each block
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill.schema import number
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("ensemble/whitened", 1)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ from dataclasses import dataclass
 
 import torch
 
-from eldistill import noise, perceptual, score
 from eldistill.contract import Batch, Phase, Progress
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.diffusion import noise
+from eldistill.errors import Problem
+from eldistill.losses import perceptual, score
+from eldistill.numbers import number
 
-VERSION = 2
+RECIPE = ("methods/consistency", 2)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Numbers:
     )  # fmt: skip
     c: float | None = number(None, "huber: null is 0.00054 sqrt(pixels) (iCT); ECT has 0 (CIFAR-10) or 0.06", low=0)
     lpips: str | None = number(
-        None, "lpips: safetensors file with its weights; eldistill.perceptual says which", outside="weights"
+        None, "lpips: safetensors file with its weights; eldistill.losses.perceptual says which", outside="weights"
     )
     lpips_pooling: str = number(
         "max", "lpips: between VGG's stages: max (LPIPS itself, CM on CIFAR-10) or average (CM's code on ImageNet-64)",

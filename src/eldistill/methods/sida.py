@@ -26,15 +26,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from eldistill import adversarial, noise, score
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.schema import number
-from eldistill.score import generate as generate
-from eldistill.score import generator as generator
-from eldistill.score import networks as networks
-from eldistill.score import sampler as sampler
+from eldistill.diffusion import noise
+from eldistill.losses import adversarial, score
+from eldistill.losses.score import generate as generate
+from eldistill.losses.score import generator as generator
+from eldistill.losses.score import networks as networks
+from eldistill.losses.score import sampler as sampler
+from eldistill.numbers import number
 
-VERSION = 1
+RECIPE = ("methods/sida", 1)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from torch import nn
 
 from eldistill.networks import layers
 
+COVERED_BY = "networks/layers"
+
 
 def build(config: dict, seed: int | None = None) -> nn.Module:
     """The denoiser that `config` describes, in training mode, with weights drawn from `seed` (None: 0).

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from eldistill.networks import layers
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 1
+RECIPE = ("networks/adm", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

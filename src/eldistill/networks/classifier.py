@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from eldistill.networks.layers import Conv2d, Linear
 
-VERSION = 1
+RECIPE = ("networks/classifier", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

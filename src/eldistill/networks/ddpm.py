@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 2
+RECIPE = ("networks/ddpm", 2)
 LABELS = False  # networks with classes are not understood
 TINY = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
         "norm_num_groups": 2, "attention_head_dim": 2}  # fmt: skip

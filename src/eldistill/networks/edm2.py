@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill import noise
+from eldistill.diffusion import noise
 from eldistill.networks import layers
 from eldistill.networks.adm import Place, plan
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 1
+RECIPE = ("networks/edm2", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

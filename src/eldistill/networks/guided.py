@@ -21,7 +21,7 @@ from torch import nn
 from eldistill.networks import adm
 from eldistill.networks.precond import EDMPrecond
 
-VERSION = 2
+RECIPE = ("networks/guided", 2)
 NOISE = 1000.0  # their label of the noise over EDM's
 GROUPS = 32  # of every group normalisation
 TINY = {

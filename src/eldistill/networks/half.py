@@ -9,7 +9,8 @@ give bfloat16; the kernels of products and of norms sum in float32, as in the ha
 
 torch.autocast is not used: it casts frozen weights in every pass, and norms and activations give float32 under it.
 
-A change of results here concerns runs in bfloat16 only. It raises no VERSION, because no recipe of a float32 run may change.
+A change of results here concerns runs in bfloat16 only. It raises no version in a RECIPE, because no recipe of a
+float32 run may change.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+COVERED_BY = "networks/layers"
 # How many passes in half precision, and how many differentiations in forward mode, this process is inside of.
 _depth = {"half": 0, "forward": 0}
 

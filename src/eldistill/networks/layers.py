@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from eldistill import noise
+from eldistill.diffusion import noise
 from eldistill.networks import half
 
-VERSION = 1
+RECIPE = ("networks/layers", 1)
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

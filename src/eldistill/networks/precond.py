@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-from eldistill import noise
+from eldistill.diffusion import noise
 from eldistill.networks import half
 
-VERSION = 1
+RECIPE = ("networks/precond", 1)
 
 
 class EDMPrecond(nn.Module):

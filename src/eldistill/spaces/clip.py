@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from eldistill.files import Problem
+from eldistill.errors import Problem
 
-VERSION = 1
+RECIPE = ("spaces/clip", 1)
 NAMES = ("clip-vit-b-32",)
 MODEL = "ViT-B/32"
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from eldistill.files import Problem, sha256
+from eldistill.errors import Problem
+from eldistill.files import sha256
 
-VERSION = 2  # the scale that the network was trained on, in place of ImageNet's moments
+RECIPE = ("spaces/efficientnet", 2)  # the scale that the network was trained on, in place of ImageNet's moments
 NAMES = ("efficientnet-lite0-96", "efficientnet-lite0-224")  # and the side to which images are resized
 WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 AT_ONCE = 32

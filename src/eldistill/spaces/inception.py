@@ -15,12 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill import fetching, weights
-from eldistill.files import Problem
-from eldistill.metrics import softmax
-from eldistill.teacher import pickles
+from eldistill.errors import Problem
+from eldistill.evaluate.metrics import softmax
+from eldistill.external import fetching, pickles, weights
 
-VERSION = 1
+RECIPE = ("spaces/inception", 1)
 NAMES = ("inception",)
 DOWNLOADS = ("inception-2015-12-05-pkl",)  # rows of data/sources.csv that it reads
 SIDE = 299

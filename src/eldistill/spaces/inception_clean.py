@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import fetching
-from eldistill.files import Problem
+from eldistill.errors import Problem
+from eldistill.external import fetching
 from eldistill.spaces import inception
 
-VERSION = 1
+RECIPE = ("spaces/inception_clean", 1)
 NAMES = ("inception-clean",)
 DOWNLOADS = ("inception-2015-12-05-pkl",)  # rows of data/sources.csv that it reads
 

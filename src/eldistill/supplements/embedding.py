@@ -21,15 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill import augment, balance, distributed, mmd
 from eldistill.contract import AtImages, Batch, Later, Progress, Weight
+from eldistill.diffusion import augment
+from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
-from eldistill.files import Problem
-from eldistill.noise import Draw
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.losses import balance, mmd
+from eldistill.numbers import number
+from eldistill.training import processes as distributed
 
-VERSION = 2
+RECIPE = ("supplements/embedding", 2)
 GROUPS, DIRECTIONS = 8, 32  # of a batch and of the gradients' space, for the diagnostic `optimal`
 
 
@@ -237,7 +239,7 @@ def weight(
 ) -> Weight:
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
-    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.balance has it; fixed: the factor
+    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the factor
     weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise.
     """
     if not numbers.weight:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from eldistill import adversarial, balance
 from eldistill.contract import AtImages, Batch, Progress, Weight
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.losses import adversarial, balance
+from eldistill.numbers import number
 
-VERSION = 2
+RECIPE = ("supplements/gan", 2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def critic_terms(tools: SimpleNamespace, nets: dict, batch: Batch, images: torch
 def weight(
     base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: dict
 ) -> Weight:
-    """The factor of its gradient; balanced: the share `weight` of the base loss's, as eldistill.balance has it."""
+    """The factor of its gradient; balanced: the share `weight` of the base loss's, as eldistill.losses.balance has it."""
     if not numbers.weight or numbers.weighting == "fixed":
         return Weight(numbers.weight)
     return balance.balanced(numbers.weight, base, own, numbers.decay, memory)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill import perceptual
 from eldistill.contract import Batch
-from eldistill.files import Problem
-from eldistill.schema import number
+from eldistill.errors import Problem
+from eldistill.losses import perceptual
+from eldistill.numbers import number
 
-VERSION = 2
+RECIPE = ("supplements/regression", 2)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from eldistill import classes, evaluate, features, fetching, latents, metrics, sampling
-from eldistill.fid import statistics, streamed, whose
-from eldistill.files import Problem
+from eldistill.data import classes, latents
+from eldistill.errors import Problem
+from eldistill.evaluate import evaluator as evaluate
+from eldistill.evaluate import features, metrics
+from eldistill.evaluate.fid import statistics, streamed, whose
+from eldistill.external import fetching, sources
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import convert
 
-VERSION = 1
+RECIPE = ("teacher/check", 1)
 ENOUGH = 50_000  # images of a published figure; fewer give another distance
 
 
@@ -112,7 +116,7 @@ def _codec(name: str, found: dict | None, channels: int) -> dict:
 
 def command(options, say) -> None:
     """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
-    row = fetching.source(options.name)
+    row = sources.source(options.name)
     if row["kind"] not in ("teacher", "student"):
         raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")
     if row.get("form"):  # what is known of the published file

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import fetching, latents, networks, weights
-from eldistill.files import Problem, canonical, load_tensors, save_tensors
-from eldistill.teacher import foreign, pickles, train
+from eldistill import networks
+from eldistill.data import latents
+from eldistill.errors import Problem
+from eldistill.external import fetching, pickles, sources, weights
+from eldistill.external.pickles import Network, Refused
+from eldistill.files import canonical
+from eldistill.teacher import foreign, train
 from eldistill.teacher.folders import convert_folder
 from eldistill.teacher.foreign import PIXELS, among, every, or_none, real, whole
-from eldistill.teacher.pickles import Network, Refused
 from eldistill.teacher.states import convert_state, is_state, state
+from eldistill.tensors import load_tensors, save_tensors
 
-VERSION = 1
+RECIPE = ("teacher/convert", 1)
 
 # --- what may be said of a network -----------------------------------------------------------------------
 
@@ -240,7 +244,7 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     """
     codec, wanted, licence = params["codec"], params.get("sha256"), None
     if params.get("source"):
-        row = fetching.source(params["source"])
+        row = sources.source(params["source"])
         if row["kind"] != "teacher":
             raise Problem(
                 f"{params['source']} of data/sources.csv is of the kind {row['kind']}; expected a teacher, a denoiser of all noise "

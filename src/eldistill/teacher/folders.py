@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from eldistill import latents, listing, networks, weights
-from eldistill.files import load_tensors, save_tensors
+from eldistill import networks
+from eldistill.data import latents
+from eldistill.external import listing, weights
+from eldistill.external.opcodes import Refused
 from eldistill.teacher import foreign
 from eldistill.teacher.foreign import among, every, or_none, real, whole
-from eldistill.teacher.machine import Refused
+from eldistill.tensors import load_tensors, save_tensors
 
-VERSION = 1
+RECIPE = ("teacher/folders", 1)
 CONFIG_BYTES = 4 * 2**20  # of a JSON file, far above what even 100,000 betas need
 ANY = lambda value: True  # noqa: E731  (of keys that concern only how samples are drawn)
 NONE = lambda value: value is None  # noqa: E731

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from eldistill.external.opcodes import Refused
 from eldistill.files import sha256 as sha256_of
-from eldistill.teacher.machine import Refused
 
+COVERED_BY = "teacher/convert"
 PIXELS = {"mean": 0.5, "std": 0.25}  # the codec of EDM's range: u / 127.5 - 1
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import classes, files, sampling
-from eldistill.noise import Draw
+from eldistill import files
+from eldistill.data import classes
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import NonFinite
+from eldistill.sampling import generators as sampling
 from eldistill.teacher import train
 
-VERSION = 1
+RECIPE = ("teacher/pairs", 1)
 
 
 @torch.no_grad()
@@ -40,7 +43,7 @@ def make(
             labels = torch.nn.functional.one_hot(chosen, about["label_dim"]).to(z) if about["label_dim"] else None
             images = sampling.heun(net, z, labels, recipe["steps"]).float()
             if not bool(images.isfinite().all()):
-                raise files.NonFinite(f"the teacher's images {done} to {done + size - 1} are not finite; it is broken")
+                raise NonFinite(f"the teacher's images {done} to {done + size - 1} are not finite; it is broken")
             arrays = {"z": z, "images": images, "labels": chosen}
             with files.atomic(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **{key: value.cpu().numpy() for key, value in arrays.items()})

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from eldistill import networks, weights
-from eldistill.files import save_tensors
+from eldistill import networks
+from eldistill.external import weights
+from eldistill.external.opcodes import Refused
 from eldistill.networks import guided
 from eldistill.teacher import foreign
-from eldistill.teacher.machine import Refused
+from eldistill.tensors import save_tensors
 
-VERSION = 1
+RECIPE = ("teacher/states", 1)
 LOCAL_HEADER = 30  # bytes of a member's header in the zip, before its name and its extra field
 
 

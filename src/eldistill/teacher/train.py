@@ -8,11 +8,18 @@ from types import SimpleNamespace
 
 import torch
 
-from eldistill import augment, data, loop, networks, noise, params, speed, weights
+from eldistill import networks
 from eldistill.contract import Batch, Phase
-from eldistill.files import Problem, load_tensors, save_tensors
+from eldistill.data import dataset as data
+from eldistill.diffusion import augment, noise
+from eldistill.errors import Problem
+from eldistill.external import weights
+from eldistill.plan import params
+from eldistill.tensors import load_tensors, save_tensors
+from eldistill.training import compute as speed
+from eldistill.training import loop
 
-VERSION = 1
+RECIPE = ("teacher/train", 1)
 
 
 def phases(numbers, progress) -> list[Phase]:

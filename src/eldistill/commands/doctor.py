@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people stumble over, looked at before it costs them a night: `make doctor`, and what to prune: `make prune`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from eldistill.errors import Problem
+from eldistill.external import sources
+from eldistill.external.sourcelock import LOCK
+from eldistill.paths import FOLDERS, STATE
+from eldistill.plan import cluster, freshness, identity, params, recipes
+
+GIB = 2**30
+
+# A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
+Finding = tuple[bool | None, str]
+
+
+# --- doctor ---------------------------------------------------------------------------------------------
+
+
+def _answer(*words: str) -> tuple[int, str]:
+    """(exit code, what it printed) of a command; (127, "") if there is none."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return 127, ""
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def _python(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    yield (3, 11) <= sys.version_info[:2] < (3, 14), f"Python {sys.version.split()[0]}; expected 3.11 to 3.13"
+    absent = [name for name in ("snakemake", "dvc") if shutil.which(name, path=_path()) is None]
+    yield (
+        not absent,
+        f"no {' and no '.join(absent)} on the PATH: `source .venv/bin/activate`"
+        if absent
+        else "snakemake and dvc are there",
+    )
+
+
+def _path() -> str:
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    import torch
+
+    wanted, count = plan.params.top("device"), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
+        free = min(torch.cuda.mem_get_info(index)[0] for index in range(count)) / GIB
+        yield (
+            True,
+            f"torch {torch.__version__} sees {count} GPU{'s' * (count > 1)} ({names}), {free:.1f} GiB free at least",
+        )
+    elif wanted == "cuda":
+        yield (
+            False,
+            f"device is cuda in params.yaml, but torch {torch.__version__} sees no GPU here; on a login node that is usual",
+        )
+    else:
+        yield None, f"torch {torch.__version__} sees no GPU here: this machine computes on its CPU"
+
+
+def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    from eldistill.commands import cost
+
+    free = shutil.disk_usage(".").free / 1e9
+    try:
+        bills = cost.bills_left(plan, suite)
+    except Problem as problem:
+        yield None, f"{free:.0f} GB of disk are free; what the suite {suite} needs cannot be said yet ({problem})"
+        return
+    need = sum(each["disk"] for each in bills)
+    word = (
+        "enough"
+        if need < 0.9 * free
+        else "too little: choose another disk, fewer snapshots (distil.snapshots) or a smaller suite"
+    )
+    yield (
+        need < 0.9 * free,
+        f"{free:.0f} GB of disk are free, the {len(bills)} trainings left in the suite {suite} need {need:.3g} GB: {word}",
+    )
+
+
+def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    """Teachers of others, and the data, that are not on this machine yet."""
+    store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
+    offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
+    for name in sorted({plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}):
+        section, step = plan.params.section("teacher", name), plan.teacher(name)
+        if step.fresh(plan.params.root) or not (section["source"] or section["file"]):
+            continue
+        if section["file"]:
+            there = Path(section["file"]).exists()
+            advice = "is there" if there else f"is missing: put it there, or change teacher.{name}.file"
+            yield there, f"teacher {name}: {section['file']} {advice}"
+            continue
+        row = sources.source(section["source"])
+        file_name = row["url"].rsplit("/", 1)[-1]
+        if any(store.glob(f"*-{file_name}")):
+            yield True, f"teacher {name}: {file_name} has been fetched"
+        elif offline:
+            yield (
+                False,
+                f"teacher {name}: ELDISTILL_OFFLINE is 1 and {file_name} is not in {store}; fetch it elsewhere and set teacher.{name}.file",
+            )
+        else:
+            yield None, f"teacher {name}: {row['url']} will be fetched"
+    for name in sorted({run.data for run in plan.params.runs(suite)}):
+        path = plan.params.section("data", name)["path"]
+        if path and not plan.pack(name).fresh(plan.params.root):
+            there = Path(path).exists()
+            yield (
+                there,
+                f"data {name}: {path} is {'there' if there else f'missing: put it there, or change data.{name}.path'}",
+            )
+
+
+def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    """What lies outside git, beside what is recorded of it."""
+    readers: dict[identity.Source, list[str]] = {}
+    for (word, name), step in plan.suite(suite).items():
+        for source in step.sources:
+            readers.setdefault(source, []).append(f"{word} {name}")
+    for source, steps in sorted(readers.items()):
+        row = plan.identities.recorded.get((source.name, source.read_as))
+        if row is None:
+            continue
+        where = f"{steps[0]}{f' and {len(steps) - 1} other steps' if len(steps) > 1 else ''}: {source.name}"
+        try:
+            found, why = identity.measure(source, plan.identities.root, print), "is not here"
+        except OSError as error:
+            found, why = None, f"cannot be read ({error})"
+        if found is None:
+            yield None, f"{where} {why}; what was made of it stays, and cannot be made again"
+        elif found.sha256 == row["sha256"]:
+            yield True, f"{where} is what {LOCK} records ({found.files} files)"
+        else:
+            yield (
+                False,
+                f"{where} changed since {LOCK} recorded it ({row['files']} files then, {found.files} now): what depends on it will "
+                "be made again",
+            )
+
+
+def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    if shutil.which("sbatch") is None:
+        yield None, "no Slurm here (no sbatch on the PATH)"
+        return
+    code, text = _answer("sinfo", "--noheader", "--format", "%R")
+    if code:
+        yield False, f"sinfo says: {text.splitlines()[0] if text else 'nothing'}; ask whoever runs this cluster"
+        return
+    partitions = sorted(set(text.split()))
+    for kind, usual in (("CPU", "cpu"), ("GPU", "gpu")):
+        name = os.environ.get(f"ELDISTILL_SLURM_{kind}_PARTITION", usual)
+        yield (
+            name in partitions,
+            f"partition {name} for {kind}s"
+            + (
+                ""
+                if name in partitions
+                else f" is none of {', '.join(partitions)}: export ELDISTILL_SLURM_{kind}_PARTITION=…"
+            ),
+        )
+    status, wanted = os.environ.get("ELDISTILL_SLURM_STATUS", "sacct"), {}
+    for command in ("sacct", "squeue"):
+        wanted[command] = _answer(command, "--noheader")[0] == 0
+    if status in wanted and not wanted[status]:
+        other = next((command for command, works in wanted.items() if works), None)
+        advice = (
+            f"export ELDISTILL_SLURM_STATUS={other}"
+            if other
+            else "neither it nor its alternative does: ask whoever runs this cluster"
+        )
+        yield False, f"{status}, by which Snakemake sees its jobs end, does not work here: {advice}"
+    else:
+        yield True, f"{status} answers: Snakemake will see its jobs end"
+
+
+def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    try:
+        cluster.locks_work()
+    except OSError as error:
+        yield (
+            False,
+            f"this file system has no locks ({error}): start one snakemake at a time, and no second copy of a run",
+        )
+    else:
+        yield True, "this file system has locks"
+
+
+def _results(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+    """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
+    root = plan.params.root
+    for other, steps in freshness.abandoned(plan, suite, root):
+        yield (
+            None,
+            f"{len(steps)} results of the suite {other} were made by other numbers than params.yaml asks for, and the suite "
+            f"{suite} does not make them again: {freshness.names(steps)}; `snakemake all --config suite={other}` does",
+        )
+    for sentence in freshness.edits(plan.suite(suite).values(), root):
+        yield False, sentence
+
+
+CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _results, _slurm, _locks)
+
+
+def examine(suite: str | None, say: Callable[[str], None]) -> bool:
+    """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
+    values = params.load()
+    plan, suite = recipes.Plan(values), suite or values.top("suite")
+    say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
+    well = True
+    for check in CHECKS:
+        for good, sentence in check(plan, suite):
+            say(f"{ {True: 'ok   ', False: 'LOOK ', None: '-    '}[good] } {sentence}")
+            well = well and good is not False
+    return well
+
+
+# --- prune ----------------------------------------------------------------------------------------------
+
+
+def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
+    """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
+    steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
+    named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
+    found = [
+        path
+        for folder in FOLDERS
+        for path in sorted((root / folder).rglob("*"))
+        if path.is_file() and path not in named
+    ]
+    states = {recipes.digest(step.recipe)[:32] for step in steps}
+    return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
+
+
+def prune(remove: bool, say: Callable[[str], None]) -> int:
+    """List what no suite names, and remove it if asked to; returns how many bytes it has. A state at work is kept."""
+    from eldistill.training import state
+
+    total = 0
+    for path in leftovers(recipes.Plan(params.load())):
+        size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
+        total += size
+        say(f"{size / 1e6:10.1f} MB  {path}")
+        if remove and path.is_dir():
+            try:
+                with state.lock(path):
+                    shutil.rmtree(path)
+            except Problem as problem:
+                say(f"            kept: {problem}")
+        elif remove:
+            path.unlink()
+            for parent in path.parents:
+                if parent.as_posix() in FOLDERS or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+    what = "removed" if remove else "that no suite of params.yaml names; `make prune REMOVE=yes` removes them"
+    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing: every result is named by a suite of params.yaml")
+    return total

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m eldistill plan`: on one page, what of a suite is there, what is stale and why, and what the rest would take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from eldistill.plan import params
+from eldistill.plan.recipes import WORDS, Plan, Step
+
+NAMED = 3  # steps that a line names
+FRESH, STALE, MISSING = "fresh", "stale", "missing"
+
+
+@dataclass(frozen=True)
+class State:
+    """A step, whether it is fresh, stale or missing, and why it is stale: a sentence for each cause, none if it follows from
+    steps upstream alone."""
+
+    step: Step
+    is_: str
+    why: tuple[str, ...] = ()
+
+
+def state_of(step: Step, root: Path) -> State:
+    """Compare a step with the recipe that lies beside its outputs."""
+    if step.fresh(root):
+        return State(step, FRESH)
+    try:
+        before = json.loads((root / step.sidecar).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return State(step, MISSING)
+    now = json.loads(step.recipe)
+    why = [*_changes(before.get("params"), now["params"], "")]
+    why += [f"version of {change}" for change in _changes(before.get("versions"), now["versions"], "")]
+    why += [f"content of {name}" for name in _unlike(before.get("sources"), now.get("sources"))]
+    if not why and before == now:
+        lost = [path for path in step.outputs if not (root / path).exists()]
+        why = [f"{lost[0]} is missing" if lost else f"{', '.join(step.changed(root))} was edited"]
+    return State(step, STALE, tuple(why))
+
+
+def _changes(before, now, where: str) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*before, *now)):
+            yield from _changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+    elif before != now:
+        yield f"{where}: {_said(before)} → {_said(now)}"
+
+
+def _said(value) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 60 else f"{text[:57]}…"
+
+
+def _unlike(before: dict | None, now: dict | None) -> list[str]:
+    before, now = before or {}, now or {}
+    return [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+
+
+def states(plan: Plan, suite: str) -> list[State]:
+    """Of every step of a suite, upstream first; downloads, which no result is, are left out."""
+    return [state_of(step, plan.params.root) for step in plan.suite(suite).values() if not step.on_demand]
+
+
+def downloads(plan: Plan, found: list[State]) -> list[str]:
+    """Rows of data/sources.csv that a step which will run waits for."""
+    waiting = [step for state in found if state.is_ != FRESH for step in state.step.after if step.on_demand]
+    return list(dict.fromkeys(step.name.split("/", 1)[1] for step in waiting if not step.fresh(plan.params.root)))
+
+
+def page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
+    """The lines of the page. bill: what the trainings that are left would take."""
+    found = states(plan, suite)
+    yield f"suite {suite}: {len(found)} steps, " + ", ".join(
+        f"{sum(each.is_ == kind for each in found)} {kind}" for kind in (FRESH, STALE, MISSING)
+    )
+    yield ""
+    yield f"{'':9}" + "".join(f"{kind:>9}" for kind in (FRESH, STALE, MISSING))
+    for word in WORDS:
+        counts = [sum(each.is_ == kind for each in found if each.step.word == word) for kind in (FRESH, STALE, MISSING)]
+        yield f"{word:9}" + "".join(f"{count or '-':>9}" for count in counts)
+    yield from _reasons(found)
+    if names := downloads(plan, found):
+        yield f"\nto download: {', '.join(names)}"
+    yield f"\n{bill}"
+
+
+def _reasons(found: list[State]) -> Iterator[str]:
+    reasons: dict[str, list[Step]] = {}
+    for each in found:
+        for why in each.why:
+            reasons.setdefault(why, []).append(each.step)
+    if reasons:
+        yield "\nstale because of"
+    for why, steps in reasons.items():
+        more = f" and {len(steps) - NAMED} others" if len(steps) > NAMED else ""
+        yield f"  {why}   ({', '.join(f'{step.word} {step.name}' for step in steps[:NAMED])}{more})"
+    follow = sum(each.is_ == STALE and not each.why for each in found)
+    if follow:
+        yield f"  what those steps make   ({follow} steps that follow from them)"
+
+
+def command(options, say: Callable[[str], None]) -> None:
+    """Print the page. Raises Problem for a suite that there is not."""
+    from eldistill.commands import cost  # torch takes seconds
+
+    plan = Plan(params.load())
+    suite = options.suite or plan.params.values["suite"]
+    list(plan.params.runs(suite))
+    for line in page(plan, suite, cost.left(plan, suite, options.tflops)):
+        say(line)

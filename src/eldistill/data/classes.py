@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classes of a conditional generator: how often each occurs, how they are drawn, and a grid with a row for each.
+
+A generator is trained with the labels of real images, so classes occur as often as in the train images. Images that are
+compared with real ones are drawn with the same frequencies (SiD's metric in training takes the labels of random images
+likewise); `evaluate.classes: uniform` draws every class equally often, as EDM's script does. For equal counts both give
+the same classes, image by image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem
+
+RECIPE = ("classes", 1)
+MOST_ROWS = 20  # of a grid: of more classes as many, evenly chosen
+NAME_LETTERS = 14  # of a name beside its row
+
+
+def describe(pack: Path) -> dict:
+    """{class_counts, class_names} of a packed file: train images of each class [classes], and names where it has them.
+
+    Empty where the images have no labels. Raises Problem for a file that is no pack.
+    """
+    _, labels, about = data.load(pack)
+    if not about["classes"]:
+        return {}
+    found = {"class_counts": torch.bincount(labels, minlength=about["classes"]).tolist()}
+    return found | ({"class_names": about["class_names"]} if about.get("class_names") else {})
+
+
+def counts(about: dict) -> list[int] | None:
+    """The `class_counts` of the description of a network; None where it has none, or no labels. Raises Problem if there are
+    not as many as it has labels, or if they are no counts."""
+    found, dim = about.get("class_counts"), about["label_dim"]
+    if found is None or not dim:
+        return None
+    good = isinstance(found, list) and all(type(each) is int and 0 <= each < 2**31 for each in found)
+    if not good or len(found) != dim or not 0 < sum(found) < 2**31:
+        raise Problem(
+            f"class_counts of this network are {str(found)[:60]}; expected {dim} whole numbers, one for each label, not all 0: "
+            "make the network again, or remove them"
+        )
+    return found
+
+
+def drawn(draw: Draw, about: dict) -> torch.Tensor:
+    """Classes [n], int64, of the images of `draw`: by the network's class_counts, uniform where it has none.
+
+    One random number an image chooses a place among all train images sorted by class: an image's class depends on its own
+    number alone, and for equal counts it is the class that a uniform choice gives.
+    """
+    known = counts(about)
+    if known is None:
+        return draw.integers("label", about["label_dim"])
+    ends = torch.tensor(known, dtype=torch.int64, device=draw.device).cumsum(0)
+    return torch.searchsorted(ends, draw.integers("label", sum(known)), right=True)
+
+
+def asked(about: dict, n: int, seed: int) -> torch.Tensor | None:
+    """The classes [n] of the first n images of a seed, as sampling draws them; None without labels."""
+    return drawn(Draw(seed, "sample", 0, n), about) if about["label_dim"] else None
+
+
+def sentence(about: dict) -> str:
+    """How classes are drawn, for a log."""
+    known = counts(about)
+    if known is None:
+        return f"each of {about['label_dim']} classes is drawn equally often"
+    return f"classes are drawn by their frequency: {min(known)} to {max(known)} train images in each of {len(known)}"
+
+
+# --- in an evaluation -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How classes are drawn and shown in an evaluation; without anything where the networks know no labels.
+
+    about: label_dim, class_counts (none: uniform), class_names. asked: int64 [n], the class of each generated image, or of
+    each held-out one; None where it is not known.
+    """
+
+    about: dict = field(default_factory=dict)
+    asked: torch.Tensor | None = None
+
+    @property
+    def label_dim(self) -> int:
+        """How many classes there are; 0 without labels."""
+        return self.about.get("label_dim", 0)
+
+    @property
+    def titles(self) -> list[str] | None:
+        """What stands beside the rows of a grid; None without labels."""
+        return titles(self.about) if self.label_dim else None
+
+    def applied(self, about: dict) -> dict:
+        """The description of a network whose classes are drawn like this, whatever its own file says."""
+        kept = {key: value for key, value in about.items() if key != "class_counts"}
+        return kept | {key: value for key, value in self.about.items() if key == "class_counts"}
+
+
+def of_pack(pack: Path, options: dict, real: bool = False) -> Drawn:
+    """Drawn of a packed file with labels, by the options of `evaluate` (n, seed, classes); real: of its held-out images.
+
+    Raises Problem for a pack without labels."""
+    about = describe(pack)
+    if not about:
+        raise Problem(
+            f"{pack} has no labels, but its data setting has labels: true; set it to false or add dataset.json"
+        )
+    about["label_dim"] = len(about["class_counts"])
+    if options.get("classes") == "uniform":
+        del about["class_counts"]
+    if not real:
+        return Drawn(about, asked(about, options["n"], options["seed"]))
+    labels = data.load(pack, "heldout")[1]
+    return Drawn(about, labels if bool((labels >= 0).all()) else None)
+
+
+def without_asked(drawn: Drawn) -> Drawn:
+    """The same where nobody can tell whether an image shows its class."""
+    return replace(drawn, asked=None)
+
+
+# --- a grid with a row for each class ---------------------------------------------------------------------
+
+
+def rows(label_dim: int) -> list[int]:
+    """The classes of a grid, one for each row: all of them, or MOST_ROWS that are evenly spread."""
+    shown = min(label_dim, MOST_ROWS)
+    return [place * label_dim // shown for place in range(shown)]
+
+
+def row_labels(label_dim: int, columns: int) -> torch.Tensor:
+    """The classes [rows * columns], int64, of the images of such a grid, row by row."""
+    return torch.tensor(rows(label_dim), dtype=torch.int64).repeat_interleave(columns)
+
+
+def first_of_each(images: torch.Tensor, labels: torch.Tensor, label_dim: int, columns: int) -> torch.Tensor:
+    """Of real images [n, c, h, w] the first of each class in the order of `row_labels`; white where a class has too few."""
+    board = torch.full((len(rows(label_dim)), columns, *images.shape[1:]), 255, dtype=torch.uint8)
+    for row, wanted in zip(board, rows(label_dim), strict=True):
+        found = images[(labels == wanted).nonzero().flatten()[:columns]]
+        row[: len(found)] = found
+    return board.flatten(0, 1)
+
+
+def titles(about: dict) -> list[str]:
+    """What stands beside the rows of a grid: the names of its classes, their numbers where there are none."""
+    names = about.get("class_names") or list(range(about["label_dim"]))
+    texts = [str(names[each]) if each < len(names) else str(each) for each in rows(about["label_dim"])]
+    return [text if len(text) <= NAME_LETTERS else text[: NAME_LETTERS - 1] + "…" for text in texts]
+
+
+def beside(picture, texts: list[str]):
+    """A PIL picture of len(texts) equal rows, with a text at the left of each."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, high = ImageFont.load_default(size=12), picture.height / len(texts)
+    margin = 8 + max(int(font.getlength(text)) + 1 for text in texts)
+    board = Image.new("RGB", (margin + picture.width, picture.height), "white")
+    board.paste(picture, (margin, 0))
+    pen = ImageDraw.Draw(board)
+    for row, text in enumerate(texts):
+        pen.text((margin - 4, (row + 0.5) * high), text, fill="black", font=font, anchor="rm")
+    return board

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder or zip of files, read one file at a time, and written: what data sets come in and go out as.
+
+Nothing is unpacked to the disk. Which files count as data is decided by eldistill.external.listing.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from eldistill.errors import Problem
+from eldistill.external import listing
+from eldistill.files import atomic
+
+COVERED_BY = "folders"
+LARGEST = 1 << 30  # bytes of one file: a zip can name more than any memory has
+
+
+@dataclass(frozen=True)
+class Container:
+    """list: from endings to a Listing. open: from a name of it to a context with the file, read as bytes."""
+
+    list: Callable[[tuple[str, ...]], listing.Listing]
+    open: Callable[[str], BinaryIO]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Container]:
+    """A folder or zip. Raises Problem if it is neither, and where a file of it is damaged, encrypted or too large."""
+    if path.is_dir():
+        yield Container(lambda endings: listing.of_folder(path, endings), lambda name: _of_folder(path, name))
+    elif path.is_file() and zipfile.is_zipfile(path):
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise Problem(f"{path} is a damaged zip ({error}); make it again") from None
+        with archive:
+            members = _members(path, archive)
+            yield Container(
+                lambda endings: listing.choose(members, endings),
+                lambda name: _of_zip(path, archive, name, members[name]),
+            )
+    else:
+        tar = path.is_file() and tarfile.is_tarfile(path)
+        raise Problem(
+            f"{path} is neither a folder nor a zip file; "
+            + ("unpack this tar archive and give its folder" if tar else "set `path` of the data setting")
+        )
+
+
+@contextmanager
+def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
+    place = path / name
+    try:
+        file = open(place, "rb")
+    except FileNotFoundError:
+        why = "is a link to a file that is not there" if place.is_symlink() else "was there a moment ago and is gone"
+        raise Problem(f"{place} {why}; restore the file, or remove the link") from None
+    with file:
+        yield file
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    # Files by name; Windows' own program writes backslashes into some zips.
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename.replace("\\", "/").removeprefix("./")
+        if name.endswith("/"):
+            continue
+        if name in members:
+            raise Problem(f"{path} holds two files called {name}; make the zip again")
+        members[name] = member
+    return members
+
+
+@contextmanager
+def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Iterator[BinaryIO]:
+    if member.file_size > LARGEST:
+        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}, remove it")
+    if member.flag_bits & 1:
+        raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
+    try:
+        with archive.open(member) as file:
+            yield file
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+Put = Callable[[str, bytes], None]
+
+
+@contextmanager
+def new_zip(path: str | Path) -> Iterator[Put]:
+    """A function that adds a file (name, content) to a zip, which appears when all is done; nothing is compressed."""
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        yield archive.writestr
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Put]:
+    """The same for a folder, in which each file appears when it is complete."""
+
+    def put(name: str, content: bytes) -> None:
+        with atomic(Path(path) / name) as temporary:
+            temporary.write_bytes(content)
+
+    yield put

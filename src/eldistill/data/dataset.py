@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set becomes one packed file: uint8 images, integer labels, train and held-out apart.
+
+Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. Of latents a pack holds
+float32 means and deviations (see eldistill.data.latents). eldistill.data.packing makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from eldistill.data import latents
+from eldistill.diffusion.noise import Draw, sent
+from eldistill.errors import NonFinite, Problem
+from eldistill.tensors import map_tensors
+
+RECIPE = ("data", 2)
+SIGMA_DATA = 0.5
+
+
+# --- codec --------------------------------------------------------------------------------------------
+
+
+def encode(images: torch.Tensor, codec: dict, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 to x = 0.5 (u/255 - mean) / std. With mean 0.5, std 0.25 this is EDM's u/127.5 - 1."""
+    return (images.to(dtype) / 255 - codec["mean"]) * (SIGMA_DATA / codec["std"])
+
+
+def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
+    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same); of latents the
+    images that their autoencoder makes of them.
+
+    Raises NonFinite for a NaN or an infinity, which a cast would hide as a black or a white pixel.
+    """
+    if not bool(x.isfinite().all()):
+        raise NonFinite(f"an image is not finite in {int((~x.isfinite()).sum())} of its values, shape {tuple(x.shape)}; "
+                        "the network that made it is broken")  # fmt: skip
+    if latents.has(codec):
+        return latents.decode(x, codec)
+    level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
+    return (level + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def limits(codec: dict) -> tuple[float, float]:
+    """The encoded values of uint8 0 and 255; latents have no limits."""
+    if latents.has(codec):
+        return -math.inf, math.inf
+    return -codec["mean"] * SIGMA_DATA / codec["std"], (1 - codec["mean"]) * SIGMA_DATA / codec["std"]
+
+
+class Reals:
+    """The encoded images of one part of a packed file, for a device.
+
+    images: uint8 [n, c, h, w], on the device too if they fill at most a quarter of what is free there; else they stay
+    where they are, and only the rows that are taken are sent. labels: int64 [n], -1 where there is none. label_dim: width
+    of the one-hot labels, 0 for networks that see none.
+    """
+
+    sigma_data = SIGMA_DATA
+
+    def __init__(self, images, labels, codec: dict, label_dim: int, device="cpu", dtype=torch.float32):
+        self.images, self.classes = images.to(device) if _fits(images, device) else images, labels.to(device)
+        self.codec, self.label_dim, self.dtype, self.device = codec, label_dim, dtype, device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return tuple(self.images.shape[1:])
+
+    def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
+        """One-hot labels [len(indices), label_dim], or None. indices on the CPU keep a GPU from being waited for."""
+        if not self.label_dim:
+            return None
+        classes = self.classes[sent(indices, self.classes.device)]
+        return torch.nn.functional.one_hot(classes, self.label_dim).to(self.dtype)
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images as they are packed, on the device."""
+        return sent(self.images[sent(indices, self.images.device)], self.device)
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encoded images [len(indices), c, h, w] and their one-hot labels."""
+        return encode(self.rows(indices), self.codec, self.dtype), self.labels(indices)
+
+
+def _fits(images: torch.Tensor, device) -> bool:
+    device = torch.device(device)
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+
+
+class Latents(Reals):
+    """The same for a pack of latents: images float32 [n, 2c, r, r], means and deviations."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what networks see."""
+        channels, height, width = self.images.shape[1:]
+        return channels // 2, height, width
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents [len(indices), c, r, r] whose noise is that of the image, the same every time: for measurements."""
+        each = [Draw(0, "latents", index, 1, self.device, self.dtype) for index in indices.tolist()]
+        return self.fresh(indices, lambda *shape: torch.cat([draw.normal("encoder", *shape) for draw in each]))
+
+    def fresh(self, indices: torch.Tensor, normal: Callable) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents with noise of the caller's: normal(c, r, r) gives N(0, 1), [len(indices), c, r, r]."""
+        return latents.encode(self.rows(indices), normal(*self.shape), self.codec), self.labels(indices)
+
+
+def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout.
+
+    The tensors stay in the file and can only be read; of latents they are float32 [n, 2c, r, r].
+    """
+    tensors, about = map_tensors(path)
+    if f"{part}_images" not in tensors:
+        raise Problem(f"{path} is not a packed data set; delete it and run `snakemake all`")
+    return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
+
+
+def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch.float32, part: str = "train") -> Reals:
+    """A packed file as Reals; labels: whether networks are conditioned on them. Raises Problem if there are none."""
+    images, classes, about = load(path, part)
+    if labels and not about["classes"]:
+        raise Problem(
+            f"{path} has no labels, but its data setting has labels: true; set it to false, add dataset.json, or sort the images into "
+            "a folder for each class"
+        )
+    if (images.dtype == torch.float32) != latents.has(codec):
+        raise Problem(
+            f"{path} has {'latents' if images.dtype == torch.float32 else 'pixels'}, its codec is {codec}; of latents it has "
+            "a list of means and one of deviations, a number for each channel"
+        )
+    kind = Latents if latents.has(codec) else Reals
+    return kind(images, classes, codec, about["classes"] if labels else 0, device, dtype)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of folders and zips: images, and latents of an encoder. One file is in memory at a time.
+
+All images are looked at before the first one is packed: whether one is coloured, which sizes there are, and whether a rule
+covers each of them (eldistill.data.pictures, docs/images.md).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from eldistill.data import labels, pictures
+from eldistill.data.containers import Container, opened
+from eldistill.data.pictures import Rules
+from eldistill.errors import Problem
+from eldistill.external import listing
+from eldistill.external.listing import Listing
+
+RECIPE = ("folders", 1)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images that are read one by one, each time that they are asked for.
+
+    shape: of one image; kind: U8 or F32. labels: int64 [n], -1 where there is none. read: from indices to arrays of that
+    shape, in their order. names: of the classes. notes: sentences about what was left out or decided.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    labels: np.ndarray
+    read: Callable[[np.ndarray], Iterator[np.ndarray]]
+    names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_folder(section: dict) -> Stream:
+    """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}),
+    or, where there is none, from folders of classes (see eldistill.data.labels).
+
+    With `resolution` images are cropped and resized as `crop` says (see CROPS in pictures.py); without, all must be square and
+    of one size. One colour image makes all of them three channels. Raises Problem.
+    """
+    path, rules = Path(section["path"]), Rules.of(section)
+    with opened(path) as container:
+        files = container.list(listing.PICTURES)
+        if not files.names:
+            raise Problem(
+                "; ".join(
+                    [f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files", *files.left_out()]
+                )
+            )
+        classes = labels.of_listing(path, files, container)
+        seen = _survey(path, files, container, rules)
+    seen.check(path, rules)
+
+    def read(indices: np.ndarray) -> Iterator[np.ndarray]:
+        with opened(path) as container:
+            for index in indices:
+                with pictures.picture(path, files.names[index], container) as picture:
+                    array = pictures.pixels(picture, rules)
+                array = pictures.fitted(array, rules)
+                planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+                yield np.repeat(planes, 3, 0) if seen.colour and len(planes) == 1 else planes
+
+    side = rules.resolution or next(iter(seen.sizes))[0]
+    notes = [*files.left_out(), *seen.notes(rules), *classes.notes]
+    return Stream((3 if seen.colour else 1, side, side), "U8", classes.numbers, read, classes.names, notes)
+
+
+# --- a look at all images -----------------------------------------------------------------------------
+
+
+@dataclass
+class Survey:
+    """What a look at all pictures found. colour: whether one has colour. sizes: (width, height). Lists are names of pictures:
+    hiding: with transparent pixels. turned: with an EXIF orientation. several: with further frames, of which there are
+    `frames`. deep, wide: grey of 16 and of 32 bits, `highest` their largest value. fine: coloured, of 16 bits, `brightest`
+    the largest of their upper eight.
+    """
+
+    colour: bool = False
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    hiding: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+    frames: int = 0
+    deep: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
+    highest: int = 0
+    fine: list[str] = field(default_factory=list)
+    brightest: int = 0
+
+    def notes(self, rules: Rules) -> list[str]:
+        """Sentences about what is not done with the pictures."""
+        found = []
+        if self.turned and rules.orientation == "ignore":
+            found.append(
+                f"{_some(self.turned)} an EXIF orientation, which is ignored, as EDM does; `orientation: exif` turns them"
+            )
+        if self.several:
+            found.append(
+                f"{_some(self.several)} further frames or pages; the first is taken, {self.frames:,} are left out"
+            )
+        return found
+
+    def check(self, path: Path, rules: Rules) -> None:
+        """Raise Problem for sizes that do not fit, or for a key that the pictures need and the rules lack."""
+        if self.hiding and rules.background is None:
+            raise Problem(f"{path}: {_some(self.hiding)} transparent pixels; {pictures.BACKGROUND}")
+        self._check_bits(path, rules)
+        shapes = sorted((height, width) for width, height in self.sizes)
+        if not rules.resolution and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
+            raise Problem(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]}; set `resolution`")
+
+    def _check_bits(self, path: Path, rules: Rules) -> None:
+        bits = max(1, self.highest.bit_length())
+        if rules.bits is None and self.wide:
+            raise Problem(
+                f"{path}: {_some(self.wide)} whole numbers of 32 bits, or with a sign, up to {self.highest:,}; write `bits: {bits}` "
+                f"into the data setting if 2^{bits} - 1 is white, or another number of bits"
+            )
+        if rules.bits is None and self.deep and bits < 16:
+            raise Problem(
+                f"{path}: {_some(self.deep)} 16 bits of grey, but no value is above {self.highest:,}; write `bits: {bits}` into the "
+                f"data setting if 2^{bits} - 1 is white, or `bits: 16` if they are meant to be so dark"
+            )
+        dark = self.fine and rules.bits is None and self.brightest < 128
+        if dark or (self.fine and rules.bits not in (None, 16)):
+            raise Problem(
+                f"{path}: {_some(self.fine)} colours of 16 bits, of which the upper 8 are read, and they reach {self.brightest} of 255; "
+                "save them with 8 bits, or write `bits: 16` into the data setting if they are meant to be so dark"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[0]} has" if len(names) == 1 else f"{len(names):,} pictures, such as {names[0]}, have"
+
+
+def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> Survey:
+    # Mode and size stand at the beginning of a file: few pictures are decoded for them.
+    seen, known = Survey(), set()
+    for name in files.names:
+        with pictures.picture(path, name, container, complete=False) as picture:
+            kind = picture.mode, picture.size
+            _look(name, picture, rules, seen)
+            if not rules.resolution and kind not in known:
+                picture.load()  # a broken picture may have any size: say that, not how many sizes there are
+            known.add(kind)
+            seen.sizes.add(kind[1])
+    return seen
+
+
+def _look(name: str, picture, rules: Rules, seen: Survey) -> None:
+    mode, fine = picture.mode, pictures.fine(picture)
+    if mode not in pictures.KNOWN:
+        kind = "floating-point numbers" if mode == "F" else f"the mode {mode}"
+        raise Problem(f"it has {kind}, for which there is no rule; save it as 8-bit grey or RGB")
+    if mode == "RGB" and fine and "transparency" in picture.info:
+        raise Problem("it has a transparent colour of 16 bits, which 8 bits cannot name; save it as 8-bit RGBA")
+    if pictures.turned(picture):
+        seen.turned.append(name)
+    if getattr(picture, "is_animated", False):
+        seen.several.append(name)
+        seen.frames += picture.n_frames - 1
+    inside = fine or mode in pictures.PALETTE | pictures.ALPHA | pictures.DEEP or "transparency" in picture.info
+    grey = _look_inside(name, picture, rules, seen) if inside else mode in pictures.GREY
+    seen.colour |= not grey
+
+
+def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
+    # What only the pixels tell; returns whether the picture is grey.
+    wide = picture.mode == "I" and picture.format == "TIFF"  # elsewhere Pillow's I holds 16 bits
+    deep, fine = picture.mode in pictures.DEEP, pictures.fine(picture)
+    picture.load()
+    opacity = pictures.alpha(picture)
+    if opacity is not None and opacity.min() < 255:
+        seen.hiding.append(name)
+        if rules.background is None:
+            return True  # it is refused when all have been seen
+    if deep:
+        (seen.wide if wide else seen.deep).append(name)
+        seen.highest = max(seen.highest, int(np.asarray(picture).max()))
+        if wide and rules.bits is None:
+            return True
+    array = pictures.pixels(picture, rules)
+    if fine:
+        seen.fine.append(name)
+        seen.brightest = max(seen.brightest, int(array.max()))
+    return array.ndim == 2
+
+
+# --- latents ------------------------------------------------------------------------------------------
+
+
+def read_latents(section: dict) -> Stream:
+    """A folder or zip of .npy files, float32 [2c, r, r]: what an encoder says of each image, c means and c deviations, in
+    sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
+    path = Path(section["path"])
+    with opened(path) as container:
+        files = container.list(listing.ARRAYS)
+        if not files.names:
+            raise Problem(f"{path} has no latents; expected .npy files, as `python -m eldistill encode` writes them")
+        classes = labels.of_listing(path, files, container, folders=False)
+        shape = _latent(path, files.names[0], container, None).shape
+
+    def read(indices: np.ndarray) -> Iterator[np.ndarray]:
+        with opened(path) as container:
+            for index in indices:
+                yield _latent(path, files.names[index], container, shape)
+
+    return Stream(shape, "F32", classes.numbers, read, classes.names, [*files.left_out(), *classes.notes])
+
+
+def _latent(path: Path, name: str, container: Container, shape: tuple | None) -> np.ndarray:
+    with container.open(name) as file:
+        try:
+            array = np.load(io.BytesIO(file.read()), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise Problem(f"{path}: {name} is no array of numbers ({error}); encode the images again") from None
+    found = f"{array.dtype} {list(array.shape)}"
+    if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
+        raise Problem(
+            f"{path}: {name} is {found}; expected float32, means and deviations of c channels, such as [8, 64, 64]"
+        )
+    if shape not in (None, array.shape):
+        raise Problem(f"{path}: {name} is {found}, the first one {list(shape)}; encode the images again")
+    if not np.isfinite(array).all() or array[len(array) // 2 :].min() < 0:
+        raise Problem(f"{path}: {name} has deviations below 0 or values that are not finite; encode the images again")
+    return array

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures as they lie in a folder or zip become uint8 arrays, each by a stated rule or not at all: docs/images.md is the table.
+
+Nothing is guessed from the values of one picture. What a file does not say (what is behind transparent pixels, how many of 16
+bits are used) is a key of the data setting, and without it a picture that needs it is refused. Only the decoders of FORMATS are
+asked: others of Pillow start programs.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eldistill.data.containers import Container
+from eldistill.errors import Problem
+
+RECIPE = ("pictures", 1)
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+GREY, COLOUR, PALETTE = {"1", "L"}, {"RGB", "RGBX", "CMYK", "YCbCr"}, {"P", "PA"}
+ALPHA = {"LA", "La", "RGBA", "RGBa", "PA"}  # with a plane of opacity
+DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # grey of more than 8 bits
+GREY_ALPHA = "grey with alpha of 16 bits"  # which Pillow opens as RGBA: a mark in its info
+STRETCHED = {"L;2": 85, "L;4": 17}
+KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
+BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+# What Pillow's decoders raise for a file that is damaged.
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How pictures become arrays, as a data section says: its keys of these names.
+
+    background: red, green, blue, 0 … 255, or None. orientation: ignore or exif. bits: of deep grey, None for 16 that must be
+    used. resolution: pixels a side or None; crop: see CROPS.
+    """
+
+    background: tuple[int, int, int] | None = None
+    orientation: str = "ignore"
+    bits: int | None = None
+    resolution: int | None = None
+    crop: str = "square"
+
+    @classmethod
+    def of(cls, section: dict) -> Rules:
+        """Those of a data section; a key that is absent has its default. Raises Problem."""
+        return cls(
+            background(section.get("background")), section.get("orientation", "ignore"), section.get("bits"),
+            section["resolution"], section.get("crop", "square"),
+        )  # fmt: skip
+
+
+def background(value) -> tuple[int, int, int] | None:
+    """The colour that a key `background` names. Raises Problem."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value in BACKGROUNDS:
+        return BACKGROUNDS[value]
+    whole = isinstance(value, list | tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if whole and len(value) == 3 and all(0 <= v <= 255 for v in value):
+        return tuple(value)
+    raise Problem(
+        f"background is {value!r}; expected white, black, or three whole numbers from 0 to 255, such as [255, 255, 255]"
+    )
+
+
+# --- one picture --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def picture(path: Path, name: str, container: Container, complete: bool = True):
+    """An open PIL picture. complete: read to its end. Raises Problem if it is none, breaks off, or has too many pixels."""
+    from PIL import Image
+
+    Image.init()  # Pillow knows five formats before that
+    with container.open(name) as file:
+        try:
+            with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
+                _correct(found)
+                yield found
+        except Image.DecompressionBombError:
+            raise Problem(f"{path}: {name} has more pixels than a picture should ({Image.MAX_IMAGE_PIXELS * 2:,}); make it "
+                          "smaller or remove it") from None  # fmt: skip
+        except Problem as problem:
+            raise Problem(f"{path}: {name}: {problem}") from None
+        except BROKEN as error:
+            raise Problem(f"{path}: {name} is not an image, or is damaged; remove it or put it elsewhere") from error
+
+
+def _correct(found) -> None:
+    # Where Pillow's description of a PNG is not that of the pixels that it gives.
+    raw = str(found.tile[0][3]) if found.tile else ""
+    if found.mode == "RGBA" and raw.startswith("LA;16"):
+        found.info[GREY_ALPHA] = True
+    if raw in STRETCHED and "transparency" in found.info:  # the level as it is stored, of pixels that are stretched
+        found.info["transparency"] *= STRETCHED[raw]
+
+
+def fine(found) -> bool:
+    """Whether an open picture has colours, or grey with opacity, of 16 bits, of which Pillow gives the upper eight."""
+    return bool(found.tile) and found.mode not in DEEP and ";16" in str(found.tile[0][3])
+
+
+def turned(found) -> bool:
+    """Whether an open picture asks, by EXIF, to be turned or mirrored."""
+    if found.format == "TIFF":
+        return False
+    # Pillow would decode all of a PNG to look behind its pixels.
+    if found.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & found.info.keys():
+        return False
+    return found.getexif().get(0x0112, 1) in range(2, 9)
+
+
+def pixels(found, rules: Rules) -> np.ndarray:
+    """uint8 [h, w] of a grey picture, [h, w, 3] of a coloured one, complete, before any crop. Raises Problem."""
+    found = _upright(found, rules)
+    array, opacity = _colours(found, rules), alpha(found)
+    if opacity is not None and opacity.min() < 255:
+        if rules.background is None:
+            raise Problem(f"it has transparent pixels; {BACKGROUND}")
+        array = over(array, opacity, rules.background)
+    if found.mode in PALETTE or GREY_ALPHA in found.info:
+        array = array[..., 0] if (array == array[..., :1]).all() else array
+    return np.ascontiguousarray(array)
+
+
+def _upright(found, rules: Rules):
+    # A TIFF's orientation is a part of the format, which Pillow applies by itself.
+    from PIL import ImageOps
+
+    turned = rules.orientation == "exif" or found.format == "TIFF"
+    found.load()
+    return ImageOps.exif_transpose(found) if turned else found
+
+
+def _colours(found, rules: Rules) -> np.ndarray:
+    # What is there whatever hides it: [h, w] or [h, w, 3].
+    if found.mode in DEEP:
+        return eight_bits(np.asarray(found), rules.bits or 16)
+    if found.mode in PALETTE:
+        return np.asarray(found.convert("RGBA"))[..., :3]
+    if found.mode in ("La", "RGBa"):  # colours that are multiplied by their opacity
+        found = found.convert({"La": "LA", "RGBa": "RGBA"}[found.mode])
+    plain = "L" if found.mode in GREY or found.mode == "LA" else "RGB"
+    return np.asarray(found if found.mode == plain else found.convert(plain))
+
+
+def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 of grey values: 0 … 2^bits - 1 to 0 … 255, rounded. Raises Problem for a value beyond."""
+    white = 2**bits - 1
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > white:
+        raise Problem(
+            f"its values go from {low:,} to {high:,}, those of {bits} bits from 0 to {white:,}; change `bits` of the data setting"
+        )
+    return np.rint(np.asarray(values, np.float64) / (white / 255)).astype(np.uint8)
+
+
+def alpha(found) -> np.ndarray | None:
+    """uint8 [h, w] of opacity, 255 where nothing shines through; None for a picture that has none."""
+    key = found.info.get("transparency")
+    if found.mode in ALPHA:
+        return np.asarray(found.getchannel("A" if found.mode.endswith("A") else "a"))
+    if key is None:
+        return None
+    if found.mode in DEEP:
+        return np.where(np.asarray(found) == key, 0, 255).astype(np.uint8)
+    if found.mode == "1":
+        return np.where(np.asarray(found) == bool(key), 0, 255).astype(np.uint8)
+    return np.asarray(found.convert("LA" if found.mode == "L" else "RGBA").getchannel("A"))
+
+
+def over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """A picture on a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background."""
+    opacity = opacity.astype(np.int64)
+    if planes.ndim == 2 and len(set(colour)) > 1:
+        planes = np.repeat(planes[..., None], 3, 2)
+    below = np.array(colour if planes.ndim == 3 else colour[0])
+    opacity = opacity[..., None] if planes.ndim == 3 else opacity
+    return ((2 * (planes * opacity + below * (255 - opacity)) + 255) // 510).astype(np.uint8)
+
+
+# --- sizes --------------------------------------------------------------------------------------------
+
+
+def _square(found, size: int):
+    """EDM's center-crop: the central square of the short side, then Lanczos."""
+    from PIL import Image
+
+    side = min(found.size)
+    left, top = (found.width - side) // 2, (found.height - side) // 2
+    return found.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _adm(found, size: int):
+    """ADM's center-crop (Dhariwal & Nichol 2021), as EDM2 has it: halved with a box filter while the short side is at
+    least twice too long, bicubic to the right one, then the centre."""
+    from PIL import Image
+
+    while min(found.size) >= 2 * size:
+        found = found.resize((found.width // 2, found.height // 2), Image.Resampling.BOX)
+    scale = size / min(found.size)
+    found = found.resize((round(found.width * scale), round(found.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (found.width - size) // 2, (found.height - size) // 2
+    return found.crop((left, top, left + size, top + size))
+
+
+CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
+
+
+def fitted(array: np.ndarray, rules: Rules) -> np.ndarray:
+    """A picture cropped and resized to the resolution of the rules, if there is one."""
+    from PIL import Image
+
+    return np.asarray(CROPS[rules.crop](Image.fromarray(array), rules.resolution)) if rules.resolution else array

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Philox 4x64-10 (Salmon et al. 2011) in int64 tensors: numpy's bits, computed where they are needed.
+
+A GPU that takes its random numbers from the CPU waits for them longer than for a step of training. torch has neither unsigned
+64-bit products nor their high halves: both come from 32-bit halves, and a mask after every shift to the right makes it logical.
+"""
+
+from __future__ import annotations
+
+import torch
+
+COVERED_BY = "noise"
+LOW = 0xFFFFFFFF
+FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # by which the two words of the key grow from round to round
+ROUNDS, WORDS = 10, 8  # of a block: four words of 64 bits are eight of 32
+
+
+def bits(key: int, first: int, count: int, each: int, device) -> torch.Tensor:
+    """Words of 32 bits as int64 [count, each] on the device; row i belongs to image first + i.
+
+    key: 128 bits, the low word first. Block b of image i has the counter i * blocks + b + 1, as numpy counts; counters are below
+    2^63, which no run reaches.
+    """
+    blocks = max(1, -(-each // WORDS))
+    counter = torch.arange(first * blocks + 1, (first + count) * blocks + 1, dtype=torch.int64, device=device)
+    words = torch.stack(block(counter, key), dim=1)  # [count * blocks, 4]
+    halves = torch.stack((words & LOW, words >> 32 & LOW), dim=2)
+    return halves.reshape(count, blocks * WORDS)[:, : max(each, 1)]
+
+
+def block(counter: torch.Tensor, key: int) -> tuple[torch.Tensor, ...]:
+    """The four 64-bit words of each counter (int64, not negative, the other three words of it 0), as int64 with the same bits."""
+    a, b, c, d = counter, torch.zeros_like(counter), torch.zeros_like(counter), torch.zeros_like(counter)
+    left, right = key & (2**64 - 1), key >> 64
+    for _ in range(ROUNDS):
+        high_a, low_a = product(a, FACTORS[0])
+        high_c, low_c = product(c, FACTORS[1])
+        a, b, c, d = high_c ^ b ^ signed(left), low_c, high_a ^ d ^ signed(right), low_a
+        left, right = left + STEPS[0] & (2**64 - 1), right + STEPS[1] & (2**64 - 1)
+    return a, b, c, d
+
+
+def product(x: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low half of the unsigned product of x, int64 of any shape by its bits, and a factor below 2^64."""
+    x_high, x_low = x >> 32 & LOW, x & LOW
+    f_high, f_low = factor >> 32, factor & LOW
+    # Each partial product is below 2^64: as a signed number it wraps, its bits are right.
+    low, one, other = x_low * f_low, x_low * f_high, x_high * f_low
+    carry = (low >> 32 & LOW) + (one & LOW) + (other & LOW)
+    high = x_high * f_high + (one >> 32 & LOW) + (other >> 32 & LOW) + (carry >> 32)
+    return high, x * signed(factor)
+
+
+def signed(word: int) -> int:
+    """The number in -2^63 … 2^63 - 1 with the bits of a 64-bit word."""
+    return word - 2**64 if word >= 2**63 else word

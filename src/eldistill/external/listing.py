@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files are read of a folder outside the project, by what it is read as.
+
+The readers and the identities of sources (eldistill.plan.identity) take the same functions, so that they cannot differ: a file
+that is not read, such as a README beside the images, changes no identity. This file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COVERED_BY = "folders"
+LABELS = "dataset.json"
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+ARRAYS = (".npy",)
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls them
+CONFIG, SCHEDULE = "config.json", "scheduler_config.json"
+# What systems and programs leave in a folder beside names that begin with a dot; compared in lower case.
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "__pycache__"}
+
+
+@dataclass
+class Listing:
+    """The files of a folder or zip, by their names in it, with slashes.
+
+    names: sorted, those that are read, and of `labels` the table of labels (None if there is none). hidden: files and folders
+    that are left out by their names. others: how many further files are left out, by ending. links: links to a folder that is
+    read already, or to nothing.
+    """
+
+    names: list[str]
+    labels: str | None = None
+    hidden: list[str] = field(default_factory=list)
+    others: Counter = field(default_factory=Counter)
+    links: list[str] = field(default_factory=list)
+
+    def left_out(self) -> list[str]:
+        """A sentence for each kind of thing that is left out, with its number."""
+        sentences = []
+        if self.hidden:
+            sentences.append(f"left out: {_counted(self.hidden, 'hidden file or folder', 'hidden files or folders')}")
+        if self.others:
+            endings = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in sorted(self.others.items()))
+            sentences.append(f"left out: files of other kinds ({endings})")
+        if self.links:
+            number = _counted(self.links, "link", "links")
+            sentences.append(f"left out: {number}; a link is followed if it leads to a folder that is not read already")
+        return sentences
+
+
+def _counted(names: list[str], one: str, several: str) -> str:
+    return f"{len(names):,} {one if len(names) == 1 else several}, such as {min(names)}"
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name (no path) is left out: it begins with a dot, or is a system's own."""
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+def choose(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
+    """The listing of all names of files of a folder or zip."""
+    chosen, tables, hides, others = [], [], set(), Counter()
+    for name in names:
+        parts = name.split("/")
+        if cut := next((i for i, part in enumerate(parts, 1) if hidden(part)), 0):
+            hides.add("/".join(parts[:cut]))
+        elif parts[-1] == LABELS:
+            tables.append(name)
+        elif (ending := os.path.splitext(name)[1].lower()) in endings:
+            chosen.append(name)
+        else:
+            others[ending] += 1
+    chosen.sort()
+    table = next((each for each in (f"{folder}{LABELS}" for folder in outer(chosen)) if each in set(tables)), None)
+    if spare := len(tables) - (table is not None):
+        others[".json"] += spare
+    return Listing(chosen, table, sorted(hides), others)
+
+
+def outer(names: list[str]) -> list[str]:
+    """The folders that hold all of these sorted names, outermost first: "" and, of an archive that was made of one folder,
+    that folder (with a slash at its end), and so on."""
+    if not names:
+        return [""]
+    shared = os.path.commonprefix([names[0], names[-1]])
+    return [""] + [shared[: i + 1] for i, letter in enumerate(shared) if letter == "/"]
+
+
+def of_folder(path: Path, endings: tuple[str, ...]) -> Listing:
+    """The listing of a folder on the disk. Links to folders are followed; each folder is read once, so that a circle of links
+    ends: under its own name before that of a link, then under the first name."""
+    links: list[str] = []
+    found = choose(_walk(path, links), endings)
+    found.links = sorted(links)
+    return found
+
+
+def images(path: Path, endings: tuple[str, ...]) -> list[str]:
+    """The names of all files that are read of a folder of images or arrays: these and the table of labels."""
+    found = of_folder(path, endings)
+    return sorted([*found.names, *filter(None, [found.labels])])
+
+
+def _walk(path: Path, lost: list[str]) -> Iterator[str]:
+    # Names of files, and of what is hidden; `lost` gets the links that are not followed. Links come after all folders that
+    # need none, in sorted order: what is read does not depend on the order in which a file system lists its entries.
+    seen: set[tuple[int, int]] = set()
+    folders, linked = [""], []
+    while folders or linked:
+        if not folders:
+            linked.sort(reverse=True)
+        start = folders.pop() if folders else linked.pop()
+        about = os.stat(path / start)
+        if (about.st_dev, about.st_ino) in seen:
+            lost.append(start.rstrip("/"))
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        with os.scandir(path / start) as entries:
+            for entry in entries:
+                name = start + entry.name
+                if hidden(entry.name) or entry.is_file():
+                    yield name
+                elif entry.is_dir():
+                    (linked if entry.is_symlink() else folders).append(f"{name}/")
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    # With an ending it is a file that is gone: whoever reads it must fail.
+                    if os.path.splitext(name)[1]:
+                        yield name
+                    else:
+                        lost.append(name)
+
+
+def unet(folder: Path) -> tuple[Path, Path | None, Path]:
+    """Configuration, schedule (None if there is none) and weights of a DDPM as diffusers saves it: of a pipeline's folder, or
+    of that of its UNet2DModel with the scheduler's beside it."""
+    inner = folder / "unet" if (folder / "unet").is_dir() else folder
+    places = [folder / "scheduler", folder.parent / "scheduler", folder]
+    schedule = next((each / SCHEDULE for each in places if (each / SCHEDULE).exists()), None)
+    return inner / CONFIG, schedule, inner / WEIGHTS
+
+
+def weights_there(folder: Path) -> list[str]:
+    """Sorted names of the files of weights of diffusers in a folder, in whatever form; none are read but WEIGHTS."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.startswith("diffusion_pytorch_model"))
+
+
+def autoencoder(folder: Path) -> tuple[Path, Path]:
+    """Configuration and weights of an autoencoder as diffusers saves it."""
+    return folder / CONFIG, folder / WEIGHTS
+
+
+def _relative(paths, folder: Path) -> list[str]:
+    return sorted(os.path.relpath(path, folder) for path in paths if path is not None and path.exists())
+
+
+# What a path can be read as: the sources of data settings (the schema says `outside: source` of their path) and the other values
+# of `outside` there. The names of the files that are read of a folder, none where it must be a file. detail: names of IDX files.
+READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
+    "folder": lambda folder, detail: images(folder, PICTURES),
+    "latents": lambda folder, detail: images(folder, ARRAYS),
+    "cifar10": lambda folder, detail: [],
+    "network": lambda folder, detail: _relative(unet(folder), folder),
+    "autoencoder": lambda folder, detail: _relative(autoencoder(folder), folder),
+    "idx": lambda folder, detail: _relative([folder / name for name in detail], folder),
+    "weights": lambda folder, detail: [],
+    "statistics": lambda folder, detail: [],
+}
+
+
+def is_path(read_as: str, value: str) -> bool:
+    """Whether a value names a file outside; statistics may be a row of data/sources.csv, which has no ending."""
+    return read_as != "statistics" or bool(Path(value).suffix)

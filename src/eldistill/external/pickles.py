@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the pickles in which EDM and EDM2 networks are published, without executing anything from them.
+
+machine.py walks over the bytes; here is the table of what a name in them may become, and what a whole file holds: a
+network with its numbers, in the order of its state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+import stat
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eldistill.external.machine import (
+    CODES,
+    DEPTH,
+    STORAGES,
+    STREAMS,
+    VALUES,
+    Array,
+    Dtype,
+    Header,
+    Machine,
+    Record,
+    Storage,
+    Stub,
+    Tensor,
+    whole,
+)
+from eldistill.external.opcodes import Name, Refused
+
+RECIPE = ("teacher/pickles", 1)
+# Of a network, far above what the published have: modules, tensors, characters of a name and of all names together.
+MODULES, TENSORS, PATH, NAMES = 20_000, 20_000, 512, 4 * 2**20
+SETTINGS = [10_000, 2**20]  # of constructor arguments and what is told of the data: values; bytes of texts and arrays
+
+# --- rules: what a name may become -----------------------------------------------------------------------
+
+
+def _persistent(machine: Machine, arguments: tuple, new: bool) -> Record:
+    meta = arguments[0] if len(arguments) == 1 and not new else None
+    keys = {"type": str, "version": int, "module_src": str, "class_name": str, "state": dict}
+    if not isinstance(meta, dict) or {key: type(value) for key, value in meta.items()} != keys:
+        raise Refused("an object whose description has not the five parts that were expected")
+    if meta["type"] != "class" or meta["version"] != 6:
+        raise Refused(f"an object of format {meta['version']}; expected 6")
+    text = meta["module_src"]
+    if id(text) not in machine.sources:
+        machine.sources[id(text)] = text, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return Record(meta["class_name"], meta["state"], machine.sources[id(text)][1])
+
+
+def _blob(machine: Machine, arguments: tuple, new: bool) -> Storage:
+    """A storage in torch's format of before 2020: five pickles, a count, the numbers."""
+    view = arguments[0] if len(arguments) == 1 and not new else None
+    if not isinstance(view, memoryview):
+        raise Refused("a storage that is not bytes")
+    inner = Machine(view)
+    inner.opcodes, inner.memory = machine.opcodes, machine.memory
+    at, found = 0, []
+    classes = {Name("torch", name): _uncallable for name in STORAGES}
+    for place in range(5):
+        value, at = inner.run(at, len(view), classes if place == 3 else {}, storage=place == 3)
+        found.append(value)
+    machine.opcodes, machine.memory = inner.opcodes, inner.memory
+    magic, version, system, header, keys = found
+    if (magic, version) != STREAMS or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Refused("a storage that does not begin as one")
+    if not isinstance(header, Header) or keys != [header.key]:
+        raise Refused("a storage whose two names differ")
+    size = header.numel * header.dtype.itemsize
+    if len(view) - at != 8 + size or struct.unpack_from("<q", view, at)[0] != header.numel:
+        raise Refused(f"a storage of {header.numel} numbers with {len(view) - at - 8} bytes")
+    return Storage(header.dtype, header.numel, view[at + 8 :])
+
+
+def _tensor(machine: Machine, arguments: tuple, new: bool) -> Tensor:
+    if new or not 6 <= len(arguments) <= 7 or any(arguments[6:]):
+        raise Refused("a tensor whose description is not understood")
+    storage, offset, size, stride, _, hooks = arguments[:6]
+    fits = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple) and not hooks
+    if not (fits and len(size) == len(stride) <= 8 and whole(offset, *size, *stride)):
+        raise Refused("a tensor whose description is not understood")
+    if count := math.prod(size):
+        # Every number once and nothing between: no stride of 0 makes much of little, no gap copies more than is there.
+        span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if offset + span > storage.numel or span != count:
+            raise Refused(
+                f"a tensor of shape {list(size)} that does not lie within its {storage.numel} numbers, one by one"
+            )
+    return Tensor(storage, offset, size, stride)
+
+
+def _parameter(machine: Machine, arguments: tuple, new: bool) -> Tensor:
+    if new or len(arguments) != 3 or not isinstance(arguments[0], Tensor) or arguments[2]:
+        raise Refused("a parameter whose description is not understood")
+    found = arguments[0]
+    return Tensor(found.storage, found.offset, found.size, found.stride, True)
+
+
+def _mapping(machine: Machine, arguments: tuple, new: bool) -> dict:
+    if arguments:
+        raise Refused("a mapping that is made from something")
+    return {}
+
+
+def _module(name: str) -> Callable:
+    def make(machine: Machine, arguments: tuple, new: bool) -> Stub:
+        if arguments or not new:
+            raise Refused(f"a {name} that is made from something")
+        return Stub(name)
+
+    return make
+
+
+def _dtype(machine: Machine, arguments: tuple, new: bool) -> Dtype:
+    if new or not 1 <= len(arguments) <= 3 or not isinstance(arguments[0], str) or arguments[0] not in CODES:
+        raise Refused("a dtype that is not one of plain numbers")
+    return Dtype(arguments[0])
+
+
+def _scalar(machine: Machine, arguments: tuple, new: bool) -> int | float | bool:
+    fits = not new and len(arguments) == 2 and isinstance(arguments[0], Dtype) and isinstance(arguments[1], memoryview)
+    if not fits or len(arguments[1]) != arguments[0].numpy.itemsize:
+        raise Refused("a number whose bytes do not fit its dtype")
+    return np.frombuffer(arguments[1], arguments[0].numpy)[0].item()
+
+
+def _array(machine: Machine, arguments: tuple, new: bool) -> Array:
+    first = arguments[0] if len(arguments) == 3 and not new else None
+    if first != Name("numpy", "ndarray") or arguments[1] != (0,):
+        raise Refused("an array whose description is not understood")
+    return Array()
+
+
+def _uncallable(machine: Machine, arguments: tuple, new: bool):
+    raise Refused("a call of a class that is only named in such files")
+
+
+MODULES_OF_TORCH = (("container", "ModuleDict"), ("container", "Sequential"), ("pooling", "MaxPool2d"),
+                    ("pooling", "AvgPool2d"), ("linear", "Linear"))  # fmt: skip
+RULES: dict[Name, Callable] = {
+    Name("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    Name("torch._utils", "_rebuild_parameter"): _parameter,
+    Name("torch.storage", "_load_from_bytes"): _blob,
+    Name("collections", "OrderedDict"): _mapping,
+    Name("dnnlib.util", "EasyDict"): _mapping,
+    Name("numpy", "dtype"): _dtype,
+    Name("numpy", "ndarray"): _uncallable,
+    **{Name(f"numpy.{core}.multiarray", name): rule
+       for core in ("core", "_core") for name, rule in (("scalar", _scalar), ("_reconstruct", _array))},
+    **{Name(f"torch.nn.modules.{place}", place_name): _module(place_name) for place, place_name in MODULES_OF_TORCH},
+}  # fmt: skip
+
+
+# --- a file ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Network:
+    """A network of a file: what it was made with, and its numbers in the order of its state.
+
+    class_name: of the root. classes: {prefix: class name} of every module. kwargs: the root's constructor arguments.
+    attributes: its other plain values. tensors: {name: Tensor}, parameters and buffers as in its state_dict.
+    """
+
+    class_name: str
+    kwargs: dict
+    attributes: dict
+    classes: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    inner_kwargs: dict = field(default_factory=dict)
+    source_sha256: str = ""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of all tensors, in the file's precision."""
+        return {name: each.value() for name, each in self.tensors.items()}
+
+
+@dataclass
+class File:
+    """An open file: its value, its digest and its size. Close it when its tensors have been copied."""
+
+    path: Path
+    value: Any
+    sha256: str
+    bytes: int
+    _map: mmap.mmap | None = None
+
+    def network(self, key: str = "ema") -> Network:
+        """The network under `key` of the root, or the root itself if that is one. Raises Refused."""
+        value = self.value
+        if isinstance(value, dict):
+            if key not in value:
+                there = ", ".join(ascii(name)[:40] for name in list(value)[:8]) or "nothing"
+                raise Refused(f"{self.path}: it has no {key!r}, but {there}; expected a network file of EDM or EDM2")
+            value = value[key]
+        return self._named(lambda: _walk(value, self.bytes))
+
+    def plain(self, value, most: list[int] | None = None) -> Any:
+        """A value of the file as plain Python: texts, numbers, lists, dicts and numpy arrays. Raises Refused.
+
+        most: how many values and bytes it may have, such as SETTINGS; by default as many bytes as the file.
+        """
+        return self._named(lambda: plain(value, list(most or (VALUES, self.bytes))))
+
+    def _named(self, make: Callable):
+        try:
+            return make()
+        except Refused as error:
+            raise Refused(
+                f"{self.path} holds what no network of EDM or EDM2 does ({error}); fetch it again, or give another"
+            ) from None
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.value = None  # the views must go before the map can
+        if self._map is not None:
+            try:
+                self._map.close()
+            except BufferError:  # somebody still holds a Tensor; its bytes live as long as it does
+                pass
+
+
+def read(path: str | os.PathLike, sha256: str | None = None) -> File:
+    """Read a pickle of EDM, EDM2 or NVIDIA's metrics; nothing in it is executed.
+
+    sha256: what its digest must be, if that is known. Raises Refused, one sentence, for every other file.
+    """
+    path = Path(path)
+    try:
+        kind = os.lstat(path).st_mode
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); give the path of a network file") from None
+    if not stat.S_ISREG(kind):
+        what = "a symbolic link" if stat.S_ISLNK(kind) else "a folder" if stat.S_ISDIR(kind) else "no ordinary file"
+        raise Refused(f"{path} is {what}; give the network file itself")
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
+            if sha256 is not None and digest != sha256:
+                raise Refused(f"{path} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: fetch it again")
+            if not size:
+                raise Refused(f"{path} is empty; fetch it again")
+            # Private and writable, for torch warns of read-only buffers; nobody writes.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); give the path of a network file") from None
+    if sys.byteorder != "little":
+        raise Refused(f"{path} is little-endian and this machine is not")
+    view = memoryview(mapped)
+    try:
+        if view[:1] in (b"<", b"v"):
+            raise Refused("it is a text, perhaps a web page or a pointer to a large file")
+        value, end = Machine(view).run(0, size, RULES)
+        if end != size:
+            raise Refused(f"{size - end} bytes follow its end")
+    except Refused as error:
+        raise Refused(f"{path} is no network file of EDM or EDM2 ({error}); fetch it again, or give another") from None
+    return File(path, value, digest, size, mapped)
+
+
+def python2(data: bytes | memoryview) -> Any:
+    """The value of a pickle of protocol 2 by Python 2, as CIFAR-10 has them: texts, numbers, lists, dicts and arrays of
+    numpy. Nothing is executed. Raises Refused."""
+    view = memoryview(data)
+    rules = {name: rule for name, rule in RULES.items() if name.module.startswith("numpy")}
+    value, end = Machine(view).run(0, len(view), rules, old=True)
+    if end != len(view):
+        raise Refused(f"{len(view) - end} bytes follow its end")
+    return plain(value, [VALUES, len(view)])
+
+
+def _attributes(value) -> tuple[str, dict]:
+    if isinstance(value, Record):
+        return value.class_name, value.state
+    if isinstance(value, Stub) and value.state is not None:
+        return value.name, value.state
+    raise Refused(f"a {type(value).__name__.lower()} where a module was expected")
+
+
+def _settings(value, what: str) -> dict:
+    if not isinstance(found := plain(value, list(SETTINGS)), dict):
+        raise Refused(f"{what} that are no mapping")
+    if any(isinstance(each, np.ndarray) for each in found.values()):  # they could not be compared with a setting
+        raise Refused(f"{what} that are arrays")
+    return found
+
+
+def _walk(root, size: int) -> Network:
+    # Depth first like torch: own parameters, own buffers, then the modules, in order.
+    class_name, state = _attributes(root)
+    values = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith("_") and isinstance(value, bool | int | float | str)
+    }
+    found = Network(class_name, _settings(state.get("_init_kwargs", {}), "constructor arguments"), values)
+    found.source_sha256 = getattr(root, "source_sha256", "")
+    total = entries = names = 0
+    for prefix, value in _modules(root):
+        found.classes[prefix], state = _attributes(value)
+        if prefix in ("model", "unet"):
+            found.inner_kwargs = _settings(state.get("_init_kwargs", {}), "constructor arguments")
+        hidden = state.get("_non_persistent_buffers_set", set())
+        for kind in ("_parameters", "_buffers"):
+            own = state.get(kind, {})
+            if not isinstance(own, dict) or not isinstance(hidden, set):
+                raise Refused(f"module {ascii(prefix)[:80]}, whose {kind} are no mapping")
+            if (entries := entries + len(own)) > TENSORS:
+                raise Refused(f"more than {TENSORS:,} tensors")
+            for key, tensor in own.items():
+                if tensor is None or (kind == "_buffers" and key in hidden):
+                    continue
+                full = f"{prefix}.{key}" if prefix else key
+                if (names := names + len(full)) > NAMES:
+                    raise Refused(f"names of more than {NAMES:,} characters")
+                if (
+                    not isinstance(tensor, Tensor)
+                    or tensor.parameter != (kind == "_parameters")
+                    or full in found.tensors
+                ):
+                    raise Refused(f"{ascii(full)[:80]} is not what {kind} hold")
+                if (total := total + tensor.bytes) > size:
+                    raise Refused(f"tensors of more than its {size:,} bytes")
+                found.tensors[full] = tensor
+    return found
+
+
+def _modules(root) -> Iterator[tuple[str, Any]]:
+    waiting, count, names = [("", root, 0)], 1, 0
+    while waiting:
+        prefix, value, depth = waiting.pop()
+        yield prefix, value
+        children = _attributes(value)[1].get("_modules", {})
+        if not isinstance(children, dict):
+            raise Refused(f"module {ascii(prefix)[:80]}, whose _modules are no mapping of modules")
+        count, names = count + len(children), names + sum(len(prefix) + len(key) for key in children)
+        longest = max(map(len, children), default=0) + len(prefix)
+        if count > MODULES or names > NAMES or longest > PATH or (children and depth == DEPTH):
+            raise Refused(
+                f"modules deeper than {DEPTH}, more than {MODULES:,}, or with names of more than {PATH} characters, {NAMES:,} in all"
+            )
+        waiting += [(f"{prefix}.{key}" if prefix else key, child, depth + 1)
+                    for key, child in reversed(children.items()) if child is not None]  # fmt: skip
+
+
+def plain(value, budget: list[int] | None = None, depth: int = 0):
+    """Texts, numbers, None, lists, tuples (as lists), dicts, sets (as sorted lists) and arrays. Raises Refused for more.
+
+    budget: how many values, and how many bytes of texts and arrays, are still allowed: a text that a file names a thousand
+    times is counted a thousand times, for so often it would be written.
+    """
+    budget = [VALUES, 2**26] if budget is None else budget
+    budget[0] -= 1
+    if depth > 16 or budget[0] < 0:
+        raise Refused("settings that are nested too deeply, or too many")
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return _spend(value, budget)
+    if isinstance(value, list | tuple):
+        return [plain(item, budget, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {_spend(key, budget): plain(item, budget, depth + 1) for key, item in value.items()}
+    if isinstance(value, set):
+        budget[0] -= len(value)
+        return sorted(_spend(item, budget) for item in value)
+    if isinstance(value, Array):
+        _spend(value.data or b"", budget)
+        return value.value()
+    raise Refused(f"a {type(value).__name__.lower()} where a setting was expected")
+
+
+def _spend(value, budget: list[int]):
+    budget[1] -= len(value)
+    if budget[1] < 0:
+        raise Refused("texts or arrays of more bytes than it has, or than settings need")
+    return value

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""data/sources.lock.csv: what files from outside have to be, noted when they are first seen. Git keeps it.
+
+A fetched file has a row of four columns under its name in data/sources.csv: what came first must come ever after. A path in
+params.yaml has six: how many files it has, and what they are read as; its row follows its content (eldistill.plan.identity).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import fcntl
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from eldistill.errors import Problem
+from eldistill.files import write_text
+
+LOCK = Path("data/sources.lock.csv")
+GUARD = Path("data/scratch/sources.lock.guard")
+COLUMNS = ("name", "sha256", "bytes", "noted", "files", "read_as")
+FETCHED = ""  # `read_as` of a fetched file
+Key = tuple[str, str]  # name and read_as
+
+
+def rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
+    """All rows; the first one of a name counts, and only whole digests, so that a cut line says nothing. Raises Problem."""
+    found: dict[Key, dict[str, str]] = {}
+    try:
+        with open(root / LOCK, newline="", encoding="utf-8") as file:
+            for line in csv.reader(file):
+                if _whole(line):
+                    row = dict(zip(COLUMNS, line, strict=False))
+                    found.setdefault((row["name"], row.get("read_as", FETCHED)), row)
+    except FileNotFoundError:
+        pass
+    except (UnicodeDecodeError, csv.Error):
+        raise Problem(f"{LOCK} is damaged; restore it from git, or delete it to trust what comes next") from None
+    return found
+
+
+def _whole(line: list[str]) -> bool:
+    counts = line[2:3] if len(line) == 4 else line[2:5:2] if len(line) == 6 else [""]
+    return bool(re.fullmatch("[0-9a-f]{64}", "".join(line[1:2]))) and all(map(str.isdigit, counts))
+
+
+def note(new: Iterable[dict[str, str]], root: Path = Path()) -> None:
+    """Add rows, without `noted`. One of a fetched file never replaces another, one of a path does. One process at a time
+    writes; a file that would not change is not written."""
+    guard = root / GUARD
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    with open(guard, "a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        before = rows(root)
+        after = dict(before)
+        for row in new:
+            key = (row["name"], row.get("read_as", FETCHED))
+            old = after.get(key)
+            if old is None or (key[1] != FETCHED and any(old[name] != value for name, value in row.items())):
+                after[key] = row | {"noted": datetime.date.today().isoformat()}
+        if after != before:
+            write_text(root / LOCK, _text(after))
+
+
+def _text(found: dict[Key, dict[str, str]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for _, row in sorted(found.items()):
+        # Four columns are what earlier versions of this project read.
+        writer.writerow([row[name] for name in COLUMNS if name in row])
+    return out.getvalue()

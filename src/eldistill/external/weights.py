@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a file, checked against the description of their network before they are used.
+
+A file may be damaged, edited or written by other code: a NaN in it would train for a week, whole numbers or another shape would
+end in an error of torch. What is wrong is said in one sentence; nothing of the network's size is allocated before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eldistill import networks
+from eldistill.errors import Problem
+
+COVERED_BY = "networks/layers"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST = 2**20  # of any whole number in a description, far above what networks have
+
+
+def finite(numbers: torch.Tensor) -> bool:
+    """Whether a tensor of floats has neither NaN nor infinity."""
+    # A NaN or an infinity is in the sum too, which takes a tenth of the time; a sum may overflow where none is.
+    total = numbers.sum(dtype=torch.float64 if numbers.dtype == torch.float64 else torch.float32)
+    return bool(total.isfinite()) or bool(numbers.isfinite().all())
+
+
+def fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with `tensors` as the state whose names, shapes and kinds (floats or whole numbers) are those of `wanted`
+    (any device, meta too), as the end of a sentence that begins with the file's name; None if nothing is."""
+    if odd := sorted(wanted.keys() ^ tensors.keys()):
+        return (f"has {len(tensors)} tensors, its description asks for {len(wanted)}; the first other one is "
+                f"{ascii(odd[0])[:80]}")  # fmt: skip
+    for name, tensor in tensors.items():
+        like = wanted[name]
+        kind = tensor.dtype in FLOATS if like.is_floating_point() else tensor.dtype == like.dtype
+        if tensor.shape != like.shape or not kind or (like.is_floating_point() and not finite(tensor)):
+            what = "finite floats" if like.is_floating_point() else str(like.dtype)
+            found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            bad = " with a NaN or an infinity" if kind and tensor.shape == like.shape else ""
+            return f"has a {ascii(name)[:80]} of {found}{bad}; expected {list(like.shape)} of {what}"
+    return None
+
+
+def check(path: str | Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Raise Problem, one sentence, where `fault` finds something."""
+    if (found := fault(tensors, wanted)) is not None:
+        raise Problem(f"{path} {found}: it is damaged or not what it says; make or fetch it again")
+
+
+def restore(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) -> nn.Module:
+    """The network that a file of ours describes, with its weights, in float32, in training mode.
+
+    about: the file's description: `config` of networks.build and, if they are there, `shape` [channels, height, width] and
+    `label_dim`, which must be the network's. Raises Problem if anything disagrees, or a number is not finite.
+    """
+    config = about.get("config") if isinstance(about, dict) else None
+    if not isinstance(config, dict) or not _bounded(config, len(tensors)):
+        raise Problem(
+            f"{path} has no configuration of a network, or one with more layers than it has tensors; make or fetch it again"
+        )
+    try:
+        outline = networks.outline(config)
+    except (ValueError, TypeError) as error:
+        raise Problem(f"{path} describes no network ({error}); make or fetch it again") from None
+    for key, value in _implied(outline).items():
+        if key in about and about[key] != value:
+            raise Problem(
+                f"{path} says that its {key} is {str(about[key])[:60]}, its network's is {value}; make or fetch it again"
+            )
+    check(path, tensors, outline.state_dict())
+    network = networks.build(config)
+    network.load_state_dict(tensors)
+    return network
+
+
+def _implied(network: nn.Module) -> dict:
+    # What a description repeats of its configuration.
+    config = network.config
+    shape = [config["img_channels"], config["img_resolution"], config["img_resolution"]]
+    return {"shape": shape, "label_dim": config["label_dim"]}
+
+
+def _bounded(config: dict, tensors: int) -> bool:
+    # Building takes time and memory by the number of layers: each has a tensor at least.
+    def small(value) -> bool:
+        if isinstance(value, list):
+            return len(value) <= 100_000 and all(not isinstance(each, list | dict) and small(each) for each in value)
+        return not isinstance(value, int | float) or abs(value) <= LARGEST or math.isinf(value)
+
+    depth = [config.get(key, 1) for key in ("num_blocks", "layers_per_block")]
+    depth += [len(config[key]) for key in ("channel_mult", "block_out_channels") if isinstance(config.get(key), list)]
+    return all(map(small, config.values())) and all(isinstance(each, int) and each <= tensors for each in depth)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels and estimators of the squared Maximum Mean Discrepancy (Gretton et al. 2012): pure functions.
+
+x [m, D] are features of generated images, y [n, D] of real ones. All sums are taken in float32 or better.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eldistill.errors import Problem
+
+RECIPE = ("mmd", 1)
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median squared distance
+
+
+def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """|x_i - y_j|^2, [m, n], never negative. Both sides are centred first: differences of large numbers lose digits."""
+    centre = y.detach().mean(dim=0)
+    x, y = x - centre, y - centre
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
+
+
+def linear(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Tensor:
+    """k(x, y) = <x, y>: the MMD is the distance of the means. `bandwidth` has no meaning here."""
+    return x @ y.T
+
+
+def rbf(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """k(x, y) = mean over c in FACTORS of exp(-|x - y|^2 / (2 c bandwidth)).
+
+    bandwidth: the median of |x - y|^2 over pairs of real images, > 0.
+    """
+    scaled = squared_distances(x, y) / (2 * bandwidth)
+    # The factors are powers of two: the widest kernel is computed, the others are its powers.
+    widest = torch.exp(-scaled / FACTORS[-1])
+    total, power = widest, widest
+    for _ in FACTORS[1:]:
+        power = power.square()
+        total = total + power
+    return total / len(FACTORS)
+
+
+def cubic(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Tensor:
+    """k(x, y) = (<x, y> + 1)^3 on scaled features: it sees means, covariances and third moments. No bandwidth."""
+    return (x @ y.T + 1) ** 3
+
+
+def energy(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Tensor:
+    """k(x, y) = -|x - y|: MMD^2 is the energy distance (Székely & Rizzo 2013). No bandwidth.
+
+    1e-12 under the root gives equal features a slope of zero.
+    """
+    return -(squared_distances(x, y) + 1e-12).sqrt()
+
+
+KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy}
+
+
+def mmd2(
+    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased", classes=None,
+    across=None,
+) -> torch.Tensor:  # fmt: skip
+    """Estimate MMD^2 between the rows of x [m, D] and y [n, D]; scalar, differentiable in both.
+
+    unbiased: the U-statistic, may be negative, needs m, n >= 2. biased: the V-statistic, whose expectation has
+    tr Cov_x / m + tr Cov_y / n on top (linear kernel), a reward for shrinking the spread of x.
+    classes: labels of x [m] and of y [n]; the kernel is then k(x, y) 1[label of x = label of y], which compares the
+    joint distributions of features and labels. across: the processes that hold the rest of the rows (see
+    eldistill.training.processes); the value is that of all rows, the gradient that of the own ones.
+    Raises Problem for an unknown kernel or estimator, or too few rows.
+    """
+    if kernel not in KERNELS or estimator not in ("unbiased", "biased"):
+        raise Problem(
+            f"MMD with kernel {kernel!r} and estimator {estimator!r}; expected one of {', '.join(KERNELS)} "
+            "and unbiased or biased"
+        )
+    x, y = (each if each.dtype == torch.float64 else each.float() for each in (x, y))
+    if across is not None and (kernel != "linear" or classes is not None):
+        x, y = across.gather(x), across.gather(y)
+        classes = None if classes is None else tuple(across.gather(each) for each in classes)
+        across = None
+    m, n = (len(x), len(y)) if across is None else (across.count(x), across.count(y))
+    if estimator == "unbiased" and min(m, n) < 2:
+        raise Problem(
+            f"the unbiased MMD of {m} generated and {n} real images; expected at least 2 of each: raise the batch"
+        )
+    if kernel == "linear" and classes is None:
+        return _linear_sums(x, y, m, n, estimator, across)
+    k = KERNELS[kernel]
+    within_x, within_y, between = k(x, x, bandwidth), k(y, y, bandwidth), k(x, y, bandwidth)
+    if classes is not None:
+        of_x, of_y = classes
+        within_x, within_y, between = (
+            gram * (a[:, None] == b)
+            for gram, a, b in ((within_x, of_x, of_x), (within_y, of_y, of_y), (between, of_x, of_y))
+        )
+    if estimator == "biased":
+        if kernel == "energy":  # the distance of a row to itself is 0, not the root of 1e-12
+            within_x, within_y = (gram - gram.diagonal().diag() for gram in (within_x, within_y))
+        return within_x.mean() + within_y.mean() - 2 * between.mean()
+    # k(x, x) = 1 on the diagonal, up to rounding, which must not leak into the sum.
+    off_x = (within_x.sum() - within_x.diagonal().sum()) / (m * (m - 1))
+    off_y = (within_y.sum() - within_y.diagonal().sum()) / (n * (n - 1))
+    return off_x + off_y - 2 * between.mean()
+
+
+def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across) -> torch.Tensor:
+    # O((m + n) D): the same numbers from sums alone. Centring changes no difference of means and saves digits.
+    total = (lambda each: each) if across is None else across.total
+    centre = y.detach().mean(dim=0) if across is None else total(y.detach().sum(dim=0)) / n
+    x, y = x - centre, y - centre
+    sum_x, sum_y = total(x.sum(0)), total(y.sum(0))
+    if estimator == "biased":
+        return (sum_x / m - sum_y / n).square().sum()
+    within_x = (sum_x.square().sum() - total(x.square().sum())) / (m * (m - 1))
+    within_y = (sum_y.square().sum() - total(y.square().sum())) / (n * (n - 1))
+    return within_x + within_y - 2 * (sum_x @ sum_y) / (m * n)
+
+
+def anchored(x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across=None) -> torch.Tensor:
+    """The linear MMD^2 of the rows of x [m, D] to a whole data set whose mean [D] is known: no real row, no real noise.
+
+    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one row.
+    """
+    total = (lambda each: each) if across is None else across.total
+    m = len(x) if across is None else across.count(x)
+    x = (x if x.dtype == torch.float64 else x.float()) - mean
+    sum_x = total(x.sum(0))
+    if estimator == "biased":
+        return (sum_x / m).square().sum()
+    if m < 2:
+        raise Problem("the unbiased MMD of 1 generated image; expected at least 2: raise the batch")
+    return (sum_x.square().sum() - total(x.square().sum())) / (m * (m - 1))
+
+
+def per_class(
+    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float, estimator: str, classes, across=None
+) -> torch.Tensor:  # fmt: skip
+    """Mean over the classes that have enough rows on both sides of the MMD^2 within the class; arguments as in `mmd2`.
+
+    Enough: two (unbiased) or one (biased). Where no class has enough there is nothing to compare: 0, with gradient 0.
+    """
+    if across is not None:
+        x, y = across.gather(x), across.gather(y)
+        classes = tuple(across.gather(each) for each in classes)
+    of_x, of_y = classes
+    least, values = 2 if estimator == "unbiased" else 1, []
+    for label in torch.unique(of_x).tolist():
+        mine, its = of_x == label, of_y == label
+        if min(int(mine.sum()), int(its.sum())) >= least:
+            values.append(mmd2(x[mine], y[its], kernel, bandwidth, estimator))
+    return torch.stack(values).mean() if values else 0 * x.float().sum()
+
+
+def median_squared_distance(x: torch.Tensor) -> float:
+    """Median of |x_i - x_j|^2 over pairs i < j of the rows of x [n, D], n >= 2: the bandwidth of `rbf`."""
+    upper = torch.triu_indices(len(x), len(x), 1)
+    return float(squared_distances(x, x)[upper[0], upper[1]].median())

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a module declares its numbers.
+
+A method, a supplement or a family of embedding networks has a class Numbers, whose fields `number` makes. Their schema is read
+from the source text, so that the Snakefile can check params.yaml without importing torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+
+from eldistill import paths
+from eldistill.errors import Problem, nearest
+from eldistill.registry import available
+
+_LIMITS = {"low": "minimum", "high": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
+_TYPES = {"float": "number", "int": "integer", "bool": "boolean", "str": "string", "tuple": "array"}
+
+
+def number(default, about: str, low=None, high=None, above=None, below=None, choices=None, neutral=False, outside=None):
+    """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range.
+
+    neutral: at its default everything is as it was before the number existed; recipes then leave it out, so that a new
+    option makes no result stale. outside: of a path of files that git does not know, what they are read as: recipes then hold
+    the identity of their content.
+    """
+    limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices,
+              "neutral": neutral or None, "outside": outside}  # fmt: skip
+    return dataclasses.field(default=default, metadata={"description": about, **limits})
+
+
+@functools.cache
+def declared(kind: str, file: str) -> dict[str, dict]:
+    """The schema of each field of class Numbers in src/eldistill/<kind>/<file>.py, without importing it."""
+    if file not in (there := available(kind)):
+        raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}{nearest(file, there)}")
+    tree = ast.parse((paths.PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))
+    numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Numbers")
+    fields = [item for item in numbers.body if isinstance(item, ast.AnnAssign)]
+    return {field.target.id: _field_schema(field) for field in fields}
+
+
+def _field_schema(field: ast.AnnAssign) -> dict:
+    kind = field.annotation
+    optional = isinstance(kind, ast.BinOp)  # int | None
+    kind = kind.left if optional else kind
+    name = _TYPES[(kind.value if isinstance(kind, ast.Subscript) else kind).id]
+    default, about = (ast.literal_eval(argument) for argument in field.value.args[:2])
+    schema = {"type": [name, "null"] if optional else name, "description": about}
+    schema["default"] = list(default) if isinstance(default, tuple) else default
+    for keyword in field.value.keywords:
+        value = ast.literal_eval(keyword.value)
+        if keyword.arg in ("neutral", "outside"):
+            schema[keyword.arg] = value
+        elif keyword.arg == "choices" and name == "array":
+            schema["items"] = {"enum": list(value)}
+        else:
+            schema[_LIMITS.get(keyword.arg, "enum")] = list(value) if keyword.arg == "choices" else value
+    return schema

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver, and a Slurm job, know of others: who else is at work here, and what an earlier one has left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from eldistill.paths import SCRATCH
+
+PATIENCE = 120.0  # seconds that a job has to save itself and end
+
+
+# --- drivers --------------------------------------------------------------------------------------------
+
+
+def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
+    """Whether this is the only living Snakemake of the folder, and the open file that says so to others until it ends.
+
+    Snakemake's own lock outlives a driver that was killed. If none of this machine lives, it is removed here, as `snakemake
+    --unlock` would. On a file system without locks, or where a driver of another machine was the last, nothing is touched.
+    """
+    path = root / SCRATCH / "driver.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return False, None
+    os.set_inheritable(file, False)  # jobs that outlive the driver are no drivers
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False, file
+    here, last = socket.gethostname(), os.read(file, 200).decode(errors="replace").strip()
+    if last in ("", here):
+        for lock in (root / ".snakemake/locks").glob("*"):
+            lock.unlink(missing_ok=True)
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{here}\n".encode(), 0)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return True, file
+
+
+def locks_work(root: Path = Path()) -> None:
+    """Raises OSError where the file system of the results has no locks."""
+    path = root / SCRATCH / "locks.probe"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path.unlink(missing_ok=True)
+
+
+# --- jobs -----------------------------------------------------------------------------------------------
+
+
+def me() -> str:
+    """This process, for the file of a lock: "process 12 on node0, job 345"."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+
+
+def job_of(holder: str) -> str | None:
+    """The Slurm job that such a text names."""
+    found = re.search(r", job (\d+)", holder)
+    return found[1] if found else None
+
+
+def running(job: str) -> bool | None:
+    """Whether Slurm says that a job is at work; False where there is no Slurm to ask, None where it does not answer."""
+    try:
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=60
+        )
+    except FileNotFoundError:
+        return False
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if answer.returncode and "invalid job id" not in answer.stderr.lower():  # the answer for a job that ended long ago
+        return None
+    return answer.stdout.strip() in ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING")
+
+
+def at_work_elsewhere(holder: str) -> bool | None:
+    """Whether a text names a running job that is not this one: where a file system's locks do not reach other nodes. None
+    where Slurm does not answer."""
+    job = job_of(holder)
+    return running(job) if job is not None and job != os.environ.get("SLURM_JOB_ID") else False
+
+
+def jobs_of(folder: Path) -> list[str] | None:
+    """Slurm's jobs, waiting or at work, that a Snakemake in this folder has submitted; none where there is no Slurm, None
+    where it does not answer."""
+    wanted = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%k|%Z"]
+    try:
+        answer = subprocess.run(wanted, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return []
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if answer.returncode:
+        return None
+    rows = [line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2]
+    return [
+        job for job, comment, where in rows if comment.startswith("rule_") and Path(where.strip()) == folder.resolve()
+    ]
+
+
+def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> list[str]:
+    """End the jobs that a driver which was killed has left in the queue: trainings save, and their successors continue.
+
+    One that waits would otherwise begin when its successor has finished, and do it all again. Only for a driver that knows
+    to be the only one here, before it submits anything. Returns the jobs; does not wait longer than `patience` seconds.
+    """
+    found = jobs_of(root)
+    if found is None:
+        say(
+            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still be there; the locks of their runs hold"
+        )
+        return []
+    if found:
+        say(f"eldistill: {len(found)} jobs of an earlier snakemake are still there ({', '.join(found)}); they are told to save and "
+            "to end, and continued")  # fmt: skip
+        subprocess.run(["scancel", *found], capture_output=True, timeout=60)
+    deadline = time.monotonic() + patience
+    while _some_left(found, jobs_of(root)) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
+def _some_left(found: list[str], now: list[str] | None) -> bool:
+    # Of jobs that were told to end; no answer is no sign that they did.
+    return bool(found) and (now is None or bool(set(found) & set(now)))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snakemake's main process: how it is kept to the recipes, and what it is asked at its end."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from eldistill.errors import Problem
+from eldistill.plan import freshness
+from eldistill.plan.recipes import Step
+
+HOURS = "ELDISTILL_MAX_GPU_HOURS"
+IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to
+DEFINITION = "profiles/slurm-apptainer/eldistill.def"
+
+
+def forced(workflow) -> bool:
+    """Whether the user names steps to be made again; then all that follows from them is made again too."""
+    settings = workflow.dag_settings
+    return bool(settings and (settings.forceall or settings.forcerun or settings.forcetargets))
+
+
+def trains(workflow, stale: Iterable[Step]) -> bool:
+    """Whether this call of Snakemake may start trainings of generators."""
+    targets = set(workflow.dag_settings.targets)
+    return any(step.word == "distil" for step in stale) and not (targets and targets <= {"data", "teacher", "ensemble"})
+
+
+def need_image(workflow, image: str = IMAGE) -> None:
+    """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
+    settings = workflow.deployment_settings
+    wanted = {method.name for method in settings.deployment_method} if settings else set()
+    if "APPTAINER" in wanted and "://" not in image and not Path(image).exists():
+        raise Problem(
+            f"the image {image} is missing; build it with `apptainer build {image} {DEFINITION}` on a machine that reaches the "
+            "network, or name another one by ELDISTILL_IMAGE"
+        )
+
+
+def allowed(most: float) -> float:
+    """GPU hours that may be spent: those of ELDISTILL_MAX_GPU_HOURS, or without it `most`. Raises Problem if it is no number."""
+    given = os.environ.get(HOURS)
+    if given is None:
+        return most
+    try:
+        hours = float(given)
+    except ValueError:
+        hours = math.nan
+    if not hours >= 0:  # also nan, which is below nothing and would let everything pass
+        raise Problem(f"{HOURS} is {given!r}; expected a number of hours that is not negative, such as 100, or inf")
+    return hours
+
+
+def bill(suite: str, most: float) -> None:
+    """Print what is ahead. Raises WorkflowError if it is more than what is allowed, or cannot be counted for a fault.
+
+    Counting needs torch, which the driver does not: hence a process of its own.
+    """
+    from snakemake.exceptions import WorkflowError
+
+    try:
+        hours = allowed(most)
+    except Problem as problem:
+        raise WorkflowError(f"eldistill: {problem}; no job was started") from None
+    done = subprocess.run([sys.executable, "-m", "eldistill", "cost", suite, "--allow", str(hours)])
+    if done.returncode == 2:
+        raise WorkflowError("eldistill: no job was started")
+    if done.returncode:
+        raise WorkflowError(
+            f"eldistill: what the suite {suite} takes could not be counted (exit code {done.returncode}, see above), so no job was "
+            f"started; `{sys.executable} -m eldistill cost {suite}` has to work here"
+        )
+
+
+def obey_recipes(workflow, steps: Iterable[Step]) -> None:
+    """Let recipes alone decide what runs, with and without a profile, and let no run end well that leaves a step stale.
+
+    What Snakemake remembers of code, parameters and sets of inputs would make finished steps again. What it remembers of
+    checksums has made it find nothing to do where there was; a DVC stage then records results under the wrong numbers.
+    """
+    from snakemake.exceptions import WorkflowError
+    from snakemake.settings.types import RerunTrigger
+
+    settings, execute, steps = workflow.dag_settings, workflow.execute, list(steps)
+    if not settings:  # nothing will run: --lint
+        return
+    settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
+
+    def execute_and_check(*given, **named) -> None:
+        execute(*given, **named)
+        partly = settings.until or settings.omit_from or settings.batch or workflow.workflow_settings.consider_ancient
+        if workflow.dryrun or workflow.touch or partly:
+            return
+        if left := freshness.unmade(steps, set(settings.targets)):
+            raise WorkflowError(f"eldistill: {freshness.complaint(left)}")
+
+    workflow.execute = execute_and_check

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checking values against a schema: one clear sentence for the first thing that is wrong.
+
+The part of JSON Schema 2020-12 that params.schema.yaml uses, so that a run needs no further package.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+from eldistill.errors import Problem, nearest
+from eldistill.files import canonical
+
+
+class OutsidePath(str):
+    """A value of params.yaml that names files outside the project; read_as: what they are read as (READ_AS in listing.py)."""
+
+    read_as: str
+
+    def __new__(cls, value: str, read_as: str):
+        path = super().__new__(cls, value)
+        path.read_as = read_as
+        return path
+
+    def __getnewargs__(self) -> tuple[str, str]:  # for copies
+        return str(self), self.read_as
+
+
+_PYTHON = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)
+}  # fmt: skip
+
+
+def _is(value, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    return isinstance(value, _PYTHON[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())
+
+
+def expected(schema: dict) -> str:
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    words = {"object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false",
+             "integer": "a whole number", "number": "a number", "null": "null"}  # fmt: skip
+    text = " or ".join(words[kind] for kind in kinds)
+    if "enum" in schema:
+        text = "one of " + ", ".join(map(str, schema["enum"]))
+    for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")):
+        if schema.get(key) is not None:
+            text += f" {sign} {schema[key]}"
+    if schema.get("minItems"):
+        text += f" of at least {schema['minItems']}"
+    return text + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def check(value, schema: dict, where: str, definitions: dict) -> None:
+    """Raise Problem at the first key of `value` that the schema forbids."""
+    schema = follow(schema, definitions)
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    bad = (kinds and not any(_is(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"])
+    if not bad and _is(value, "number"):
+        bad = not math.isfinite(value) or not (
+            value >= schema.get("minimum", value)
+            and value <= schema.get("maximum", value)
+            and (schema.get("exclusiveMinimum") is None or value > schema["exclusiveMinimum"])
+            and (schema.get("exclusiveMaximum") is None or value < schema["exclusiveMaximum"])
+        )
+    if not bad and isinstance(value, list):
+        repeated = schema.get("uniqueItems") and len({canonical(item) for item in value}) < len(value)
+        bad = repeated or not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+    if bad:
+        near = nearest(value, schema["enum"]) if "enum" in schema else ""
+        raise Problem(f"params.yaml: {where} is {value!r}; expected {expected(schema)}{near}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            check(item, schema.get("items", {}), f"{where}[{index}]", definitions)
+    if isinstance(value, dict):
+        _check_keys(value, schema, where, definitions)
+
+
+def _check_keys(value: dict, schema: dict, where: str, definitions: dict) -> None:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    for key, item in value.items():
+        place = f"{where}.{key}" if where else str(key)
+        if key in known:
+            check(item, known[key], place, definitions)
+        elif others is False:
+            raise Problem(
+                f"params.yaml: {place} is not a known key (found {item!r}); "
+                f"expected one of {', '.join(known)}{nearest(key, known)}"
+            )
+        elif isinstance(others, dict):
+            check(item, others, place, definitions)
+    missing = [key for key in schema.get("required", []) if key not in value]
+    if missing:
+        wanted = expected(follow(known[missing[0]], definitions))
+        raise Problem(f"params.yaml: {where + '.' if where else ''}{missing[0]} is missing; expected {wanted}")
+
+
+def follow(schema: dict, definitions: dict) -> dict:
+    if "$ref" in schema:
+        return {
+            **definitions[schema["$ref"].removeprefix("#/$defs/")],
+            **{k: v for k, v in schema.items() if k != "$ref"},
+        }
+    return schema
+
+
+def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
+    """`value` without the keys that only describe a machine (`site`) and without neutral ones, at every depth of mappings
+    whose keys the schema lists. known: the schema of each key; a key is neutral at its default (`neutral: true`), or at the
+    value that `neutral` names."""
+    kept = {}
+    for key, item in value.items():
+        schema = follow(known.get(key, {}), definitions)
+        neutral = schema.get("neutral")
+        if schema.get("site") or (neutral and item == (schema.get("default") if neutral is True else neutral)):
+            continue
+        inner = schema.get("properties")
+        kept[key] = lasting(item, inner, definitions) if inner and isinstance(item, dict) else item
+    return kept
+
+
+def fill(value, schema: dict, definitions: dict):
+    """A copy of `value` with the schema's defaults filled in, at every depth."""
+    schema = follow(schema, definitions)
+    if isinstance(value, list):
+        return [fill(item, schema.get("items", {}), definitions) for item in value]
+    if not isinstance(value, dict):
+        if isinstance(value, str) and "outside" in schema:
+            return OutsidePath(value, schema["outside"])
+        # YAML writes 1 where a number is meant; recipes must not tell 1 from 1.0.
+        if schema.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        return int(value) if schema.get("type") == "integer" else value
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    others = others if isinstance(others, dict) else {}
+    filled = {key: fill(item, known.get(key, others), definitions) for key, item in value.items()}
+    for key, each in known.items():
+        each = follow(each, definitions)
+        if key not in filled and "default" in each:
+            filled[key] = fill(copy.deepcopy(each["default"]), each, definitions)
+    return filled

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules found by listing their folders, and what they say of themselves, read from their text: nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import functools
+
+from eldistill import paths
+
+
+@functools.cache
+def available(kind: str) -> list[str]:
+    """The names in src/eldistill/<kind>/: files with a class Numbers, or for networks with a class Settings."""
+    wanted = "class Settings" if kind == "networks" else "class Numbers"
+    found = (paths.PACKAGE / kind).glob("*.py")
+    return sorted(p.stem for p in found if f"\n{wanted}" in p.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def spaces() -> dict[str, str | None]:
+    """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate/features.py."""
+    found: dict[str, str | None] = {"judge-a": None, "judge-b": None, "pixels": None}
+    for path in sorted((paths.PACKAGE / "spaces").glob("[a-z]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NAMES":
+                found |= dict.fromkeys(ast.literal_eval(node.value), path.stem)
+    return found
+
+
+@functools.cache
+def settings(file: str) -> list[str]:
+    """The keyword arguments of networks/<file>.py: the fields of its class Settings, without importing it."""
+    tree = ast.parse((paths.PACKAGE / "networks" / f"{file}.py").read_text(encoding="utf-8"))
+    fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
+    return [item.target.id for item in fields if isinstance(item, ast.AnnAssign)]
+
+
+@functools.cache
+def literal(file: str, name: str, default=None):
+    """The literal value of `name` in src/eldistill/<file>.py, read without importing it; default if there is none."""
+    for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return ast.literal_eval(node.value)
+    return default

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from teachers (Heun) and from generators (one or a few steps), with a seed for each image.
+
+Image i of a seed is the same whatever the batch, the device or the number of images asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from eldistill.data import classes
+from eldistill.data import dataset as data
+from eldistill.diffusion import noise
+from eldistill.diffusion.noise import Draw
+from eldistill.errors import Problem, nearest
+from eldistill.external import weights
+from eldistill.files import atomic
+from eldistill.tensors import load_tensors, save_tensors
+
+RECIPE = ("sampling", 1)
+
+
+def heun(
+    network, latents: torch.Tensor, labels=None, steps: int = 18, sigma_min: float = noise.SIGMA_MIN,
+    sigma_max: float = noise.SIGMA_MAX, rho: float = noise.RHO, churn: float = 0, s_min: float = 0,
+    s_max: float = float("inf"), s_noise: float = 1, fresh=None,
+) -> torch.Tensor:  # fmt: skip
+    """EDM's sampler, algorithm 2 (deterministic with churn 0): 2 steps - 1 network calls; arithmetic in float64.
+
+    latents: N(0, 1), [n, c, h, w]. fresh: function of the step that gives new noise, needed with churn.
+    Returns images [n, c, h, w] in float64.
+    """
+    if churn and fresh is None:
+        raise ValueError("heun with churn needs `fresh`, which gives the noise")
+    sigmas = torch.cat(
+        [noise.karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)]
+    ).tolist()
+    dtype = next(network.parameters()).dtype
+
+    def slope(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        level = torch.full((len(x),), sigma, dtype=dtype, device=x.device)
+        return (x - network(x.to(dtype), level, labels).double()) / sigma
+
+    x = latents.double() * sigmas[0]
+    for step, (now, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        gamma = min(churn / steps, 2**0.5 - 1) if s_min <= now <= s_max else 0.0
+        raised = now * (1 + gamma)
+        if fresh is not None and churn:
+            x = x + (raised**2 - now**2) ** 0.5 * s_noise * fresh(step).double()
+        d = slope(x, raised)
+        euler = x + (following - raised) * d
+        x = euler if following == 0 else x + (following - raised) * (d + slope(euler, following)) / 2
+    return x
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A finished generator: network, codec, sampler settings and the rest of its description."""
+
+    network: torch.nn.Module
+    about: dict
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        return tuple(self.about["shape"])
+
+
+def save_generator(path: str | Path, network: torch.nn.Module, about: dict) -> None:
+    """Write a generator with what is needed to rebuild and sample it. about: shape, label_dim, codec, sampler, …"""
+    save_tensors(path, network.state_dict(), {**about, "config": network.config})
+
+
+def load_generator(path: str | Path, device: str = "cpu") -> Generator:
+    """Read a generator_ema.safetensors (or a snapshot). Raises Problem for any other file."""
+    tensors, about = load_tensors(path)
+    if "sampler" not in about:
+        raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
+    network = weights.restore(path, tensors, about)
+    network.boundary = about["sampler"].get("boundary", 0.0)
+    return Generator(network.requires_grad_(False).eval().to(device), about)
+
+
+def _labels(draw: Draw, about: dict, wanted) -> torch.Tensor | None:
+    if not about["label_dim"]:
+        return None
+    chosen = classes.drawn(draw, about) if wanted is None else wanted
+    return torch.nn.functional.one_hot(chosen, about["label_dim"]).to(draw.dtype)
+
+
+def _chunks(
+    n: int, seed: int, batch: int, device, wanted=None, start: int = 0
+) -> Iterator[tuple[Draw, torch.Tensor | None]]:
+    wanted = None if wanted is None else torch.as_tensor(wanted, dtype=torch.int64, device=device).expand(n)
+    for first in range(0, n, batch):
+        size = min(batch, n - first)
+        yield (
+            Draw(seed, "sample", start + first, size, device),
+            None if wanted is None else wanted[first : first + size],
+        )
+
+
+def sigmas_of(generator: Generator, steps: int) -> list[float]:
+    """The noise levels of sampling in `steps` steps. Raises Problem if its method does not define them."""
+    known = generator.about["sampler"]["steps"]
+    if str(steps) not in known:
+        raise Problem(f"this generator is sampled in {' or '.join(known)} step(s), not in {steps}")
+    return known[str(steps)]
+
+
+@torch.no_grad()
+def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sigmas: list[float]) -> torch.Tensor:
+    """Encoded images [n, c, h, w]: x = f(sigma_1 z; sigma_1), then for each further level f(x + s n; sigma).
+
+    s = sqrt(sigma^2 - boundary^2) where the sampler says renoise: boundary (CM, algorithm 1), sigma otherwise (ECT);
+    clip: x is first clipped to the range of pixels.
+    """
+    settings, net = generator.about["sampler"], generator.network
+    x = sigmas[0] * draw.normal("z", *generator.shape)
+    for step, sigma in enumerate(sigmas):
+        if step:
+            below = settings["boundary"] if settings.get("renoise") == "boundary" else 0.0
+            if settings.get("clip"):
+                x = x.clamp(*data.limits(generator.about["codec"]))
+            x = x + (sigma**2 - below**2) ** 0.5 * draw.normal(f"renoise/{step}", *generator.shape)
+        x = net(x, x.new_full((len(x),), sigma), labels)
+    return x
+
+
+@torch.no_grad()
+def images_of(
+    generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1, first: int = 0
+) -> Iterator[torch.Tensor]:
+    """Chunks of uint8 images [≤ batch, c, h, w], those from number `first` on; labels: one class for all, or [n]; if None
+    they are drawn as `classes.drawn` says: by the frequency of the train images, where the generator knows it."""
+    device, about = next(generator.network.parameters()).device, generator.about
+    sigmas = sigmas_of(generator, steps)
+    for draw, wanted in _chunks(n, seed, batch, device, labels, first):
+        x = few_steps(generator, draw, _labels(draw, about, wanted), sigmas)
+        yield data.decode(x, about["codec"]).cpu()
+
+
+@torch.no_grad()
+def images_of_teacher(
+    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0,
+    labels=None,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Chunks of uint8 images by Heun's method, from the same latents as a generator's, those from number `first` on.
+
+    labels: as of `images_of`; the description of a teacher has class_counts only if the caller adds them. churn: the numbers
+    of EDM's stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
+    device = next(teacher.parameters()).device
+    for draw, wanted in _chunks(n, seed, batch, device, labels, first):
+        fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None
+        given = _labels(draw, about, wanted)
+        x = heun(teacher, draw.normal("z", *about["shape"]), given, steps, **(churn or {}), fresh=fresh)
+        yield data.decode(x, about["codec"]).cpu()
+
+
+@torch.no_grad()
+def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """uint8 [rows * columns, c, h, w]: in each row one-step images from noise 2r of the seed to noise 2r + 1, on the great
+    circle between them, all of image 2r's class: a generator that has learned images changes by small steps."""
+    device, about = next(generator.network.parameters()).device, generator.about
+    draw = Draw(seed, "sample", 0, 2 * rows, device)
+    ends, labels = draw.normal("z", *generator.shape), _labels(draw, about, None)
+    one, other = (ends[side::2].repeat_interleave(columns, 0) for side in (0, 1))
+    angle = torch.linspace(0, math.pi / 2, columns, dtype=ends.dtype, device=device).repeat(rows).view(-1, 1, 1, 1)
+    (sigma,) = sigmas_of(generator, 1)
+    x = sigma * (torch.cos(angle) * one + torch.sin(angle) * other)
+    labels = None if labels is None else labels[::2].repeat_interleave(columns, 0)
+    return data.decode(generator.network(x, x.new_full((len(x),), sigma), labels), about["codec"]).cpu()
+
+
+def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
+    """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i), its label and steps only.
+
+    labels: a class for all, or one for each image; None draws them by their frequency in the train images, uniformly where
+    the generator's file does not say it. Raises Problem for a number of steps that the generator's method does not define,
+    or for a class that there is not.
+    """
+    dim = generator.about["label_dim"]
+    if n < 1:
+        raise Problem(f"n is {n}; expected 1 or more images")
+    if labels is not None:
+        wanted = torch.as_tensor(labels)
+        if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
+            raise Problem(f"labels are {labels!r}; expected one class, or {n} of them, as whole numbers")
+        if not dim:
+            raise Problem("this generator knows no labels; leave them away")
+        if int(wanted.min()) < 0 or int(wanted.max()) >= dim:
+            raise Problem(f"labels reach from {int(wanted.min())} to {int(wanted.max())}; expected 0 to {dim - 1}")
+    return torch.cat(list(images_of(generator, n, seed, labels, steps=steps)))
+
+
+def class_number(generator: Generator, text: str) -> int:
+    """The class that a name says; or, where no class has that name, a number from 0. Raises Problem."""
+    names, dim = generator.about.get("class_names", []), generator.about["label_dim"]
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < dim:
+        return int(text)
+    few = f"one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}, or " if names else ""
+    whole = (
+        f"{few}a number from 0 to {dim - 1}{nearest(text, names)}" if dim else "none: this generator knows no labels"
+    )
+    raise Problem(f"--label is {text}; expected {whole}")
+
+
+def picture(image: torch.Tensor):
+    """A uint8 image [c, h, w] as a PIL picture: grey for one channel, else the first three."""
+    from PIL import Image
+
+    return Image.fromarray(image[0].numpy() if len(image) == 1 else image[:3].permute(1, 2, 0).contiguous().numpy())
+
+
+def grid(images: torch.Tensor, columns: int, scale: int = 1):
+    """uint8 images [n, c, h, w] as one PIL picture with `columns` a row, each pixel enlarged `scale` times."""
+    from PIL import Image
+
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    board = torch.full((rows * columns, c, h + 1, w + 1), 255, dtype=torch.uint8)
+    board[:n, :, :h, :w] = images
+    board = (
+        board.reshape(rows, columns, c, h + 1, w + 1)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(c, rows * (h + 1), columns * (w + 1))
+    )
+    whole = picture(board)
+    return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.NEAREST)
+
+
+def command(options, say) -> None:
+    """`python -m eldistill sample`: options as the command line gives them. Raises Problem."""
+    if not (options.grid or options.out):
+        raise Problem("nothing to write; give --grid FILE.png, --out FOLDER, or both")
+    if options.n < 1:
+        raise Problem(f"--n is {options.n}; expected 1 or more")
+    if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
+        raise Problem(f"--device is {options.device}, which is not here; use cpu")
+    generator = load_generator(options.generator, options.device)
+    label = None if options.label is None else class_number(generator, options.label)
+    images = sample(generator, options.n, options.seed, label, options.steps)
+    if label is None and generator.about["label_dim"]:
+        say(classes.sentence(generator.about))
+    if options.grid:
+        with atomic(options.grid) as temporary:
+            grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
+        say(f"{options.n} images in {options.grid}")
+    if options.out:
+        for index, image in enumerate(images):
+            with atomic(Path(options.out) / f"{index:06d}.png") as temporary:
+                picture(image).save(temporary, format="PNG")
+        say(f"{options.n} images in {options.out}")

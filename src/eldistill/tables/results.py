@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tables and the pictures are made of: the evaluations of a suite's runs, read and checked."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from eldistill.errors import Problem
+from eldistill.files import read_json
+
+RECIPE = ("results", 2)  # numbers must be finite
+
+PARTS = {"heldout": "held-out", "train": "train"}
+REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"
+YARDSTICKS = {"real": REAL, "teacher": TEACHER}
+NAME = re.compile(r"(?P<metric>[a-z]+)(?P<n>\d+k?)_(?P<space>.+)_(?P<part>heldout|train)")
+ABOUT = ("n_images", "iterations", "milliseconds_per_iteration_cpu", "milliseconds_per_iteration_wall",
+         "recipe", "git_commit", "command")  # fmt: skip
+
+# --- inputs -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that is known of one run. curve: rows as text, by n_images, so that no bit is lost on the way."""
+
+    run: str
+    metrics: dict[str, float]
+    curve: list[dict[str, str]]
+    about: dict
+
+    @property
+    def arm(self) -> tuple[str, str, str]:
+        """(data, method, supplement)."""
+        return tuple(self.run.split("/")[:3])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.run.split("/")[3])
+
+    def iteration(self, point: dict[str, str]) -> int:
+        """The iteration of a point of the curve: its share of the run's images."""
+        return round(int(point["n_images"]) * self.about["iterations"] / self.about["n_images"])
+
+    def distances(self, space: str, part: str) -> list[tuple[int, float]]:
+        """(iteration, Fréchet distance) of each point of the curve, in a feature space and to a part of the data."""
+        column = named(self.curve[0], "fd", space, part)
+        return [(self.iteration(point), float(point[column])) for point in self.curve]
+
+
+def named(names, metric: str, space: str, part: str) -> str | None:
+    """The one of `names` that is this metric, at any n, or None. Raises Problem if there are two."""
+    parts = (metric, space, part)
+    found = [n for n in names if (m := NAME.fullmatch(n)) and m.group("metric", "space", "part") == parts]
+    if len(found) > 1:
+        raise Problem(f"{' and '.join(found)} are the same metric at two sizes; expected one")
+    return found[0] if found else None
+
+
+def alone(names, metric: str, space: str) -> str | None:
+    """The one of `names` that is this metric without a part (copied, is), at any n, or None."""
+    return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
+
+
+def protocols(names) -> list[str]:
+    """Those of `names` that follow somebody's protocol: FIDs by their authors' and by clean-fid's, and clean-fid's KID."""
+    return [name for name in names if name.startswith("fid") or re.fullmatch(r"kid\d+k?_clean", name)]
+
+
+def ended_no_better(curve: list[tuple[float, float]]) -> bool | None:
+    """Whether a curve of (time, distance) ends at or above its first point; None if it has only one point."""
+    return curve[-1][1] >= curve[0][1] if len(curve) > 1 else None
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The metrics of an evaluation. Raises Problem if one is not finite: a mean or a test over it would be none either."""
+    metrics = read_json(path)
+    if odd := [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise Problem(
+            f"{path} has {odd[0]} = {metrics[odd[0]]}, which is not finite; delete it and run `snakemake all`"
+        )
+    return metrics
+
+
+def load(run: str, root: Path) -> Result:
+    """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
+    folder = root / "data/evaluations" / run
+    metrics, about = read_metrics(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
+    if absent := [key for key in ABOUT if key not in about]:
+        raise Problem(f"data/runs/{run}/provenance.json has no {', '.join(absent)}; make the run again")
+    path = folder / "curve.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            curve = sorted(csv.DictReader(file), key=lambda point: int(point["n_images"]))
+        finite = all(math.isfinite(float(value)) for point in curve for value in point.values())
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run `python -m eldistill evaluate {run}`") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+    if not curve or not finite:
+        raise Problem(f"{path} has no points, or some that are not finite; delete it and run `snakemake all`")
+    return Result(run, metrics, curve, about)
+
+
+def check(results: list[Result], primary: str, curves: bool = True) -> None:
+    # Within a data setting every run has the same metrics at the same n, so that names are comparable; only those of
+    # more than one step are its method's own.
+    first: dict[str, Result] = {}
+    for result in results:
+        twin = first.setdefault(result.arm[0], result)
+        names, expected = (
+            {name for name in (*each.metrics, *each.curve[0]) if not name.endswith("steps")} for each in (result, twin)
+        )
+        if odd := ", ".join(sorted(names ^ expected)[:3]):
+            raise Problem(f"{result.run} and {twin.run} differ in metrics ({odd}); evaluate both again")
+        for part, place in itertools.product(PARTS, (result.metrics, *([result.curve[0]] if curves else []))):
+            if not named(place, "fd", primary, part):
+                raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
+
+
+COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration; None where nobody measured it
+    "iterations": lambda result: 1.0,
+    "seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
+    "FLOP": lambda result: result.about.get("flop_per_iteration"),
+}
+
+
+def one_device(results: list[Result]) -> bool:
+    """Whether all runs were made on one kind of device; otherwise their seconds do not compare."""
+    return len({result.about.get("device") for result in results}) < 2
+
+
+def identity(group: list[Result]) -> dict:
+    """Of an arm: its data, method and supplement, and how many runs it has; the first columns of a row."""
+    return dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
+
+
+def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
+    arms: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        arms.setdefault(result.arm, []).append(result)
+    return arms
+
+
+def is_reason(iterations) -> bool:
+    """Whether the cell of a time to the baseline's final value says in words why there is none (`> N` is a bound)."""
+    return isinstance(iterations, str) and not iterations.startswith(">")
+
+
+def short(value) -> str:
+    # Three significant digits without an exponent where that is readable; text and nothing stay as they are.
+    if value is None or isinstance(value, str):
+        return value or ""
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+# --- what a study sees -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a kind of study sees: its results, its section of params.yaml with `confidence`, `tuning` and `beds`, and the
+    training log of each run, {run: rows}. beds: {data setting: [what it shows, the feature space that ranks it]}."""
+
+    results: list[Result]
+    params: dict
+    logs: dict[str, list[dict[str, str]]]
+    root: Path = Path()
+
+    def metric(
+        self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
+    ) -> float | None:
+        """One number of a run; None if it was not measured."""
+        name = named(result.metrics, metric, space or self.primary(result), part)
+        return None if name is None else result.metrics[name]
+
+    def primary(self, result: Result) -> str:
+        """The feature space that ranks a run."""
+        return self.params["beds"][result.arm[0]][1]
+
+    def spaces(self) -> list[str]:
+        """The feature spaces that every run has, those that rank first."""
+        found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
+        every = dict.fromkeys([*map(self.primary, self.results), *(match[1] for match in found if match)])
+        return [
+            space for space in every if all(self.metric(result, space=space) is not None for result in self.results)
+        ]
+
+    def curve(self, result: Result) -> list[tuple[int, float]]:
+        """(iteration, distance that ranks) along a run."""
+        return result.distances(self.primary(result), "heldout")
+
+    def ranking(self, results: list[Result] | None = None) -> list[str]:
+        """The names of the metrics that rank these runs (all of them if None); several if numbers of images differ."""
+        chosen = self.results if results is None else results
+        return list(dict.fromkeys(named(r.metrics, "fd", self.primary(r), "heldout") for r in chosen))
+
+    def split(self) -> list[tuple[str, Study]]:
+        """A study of each bed: data settings that show the same images. Raises Problem if two spaces rank one bed."""
+        beds: dict[str, list[Result]] = {}
+        for result in self.results:
+            beds.setdefault(self.params["beds"][result.arm[0]][0], []).append(result)
+        for name, results in beds.items():
+            if len(first := sorted({self.primary(result) for result in results})) > 1:
+                raise Problem(f"the settings of {name} are ranked by {' and '.join(first)}; in one study they need the same "
+                              "first name in evaluate.features")  # fmt: skip
+        return [(name, Study(results, self.params, self.logs, self.root)) for name, results in beds.items()]
+
+    def logged(self, result: Result, number: str, of: str | None = None) -> list[float]:
+        """A logged number of the run's own supplement, or of `of`, tick by tick in the second half of the run."""
+        rows = self.logs[result.run]
+        ending = f".{number}" if of is None else f"{of}.{number}"
+        names = [name for name in rows[0] if name.endswith(ending)] if rows else []
+        values = [float(row[names[0]]) for row in rows if row.get(names[0])] if names else []
+        return values[len(values) // 2 :]

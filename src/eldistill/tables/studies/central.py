@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kind of study that answers a question: each arm against the baseline, with an equivalence margin that was written
+down before the runs."""
+
+from __future__ import annotations
+
+from statistics import fmean, stdev
+
+from eldistill.errors import Problem
+from eldistill.tables import inference
+from eldistill.tables.results import Result, Study, arms_of, identity, short
+from eldistill.tables.studies.comparisons import compared, paired, summary
+
+RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
+
+
+def central(study: Study) -> tuple[list[dict], list[str]]:
+    """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or
+    undecided. The answers are one row for each arm and bed, in the space that ranks it, over all its teachers (for an
+    arm that cannot be pooled the rows of its settings); their p are one family (Holm). The other rows explore and are
+    not corrected."""
+    answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
+    for name, bed in study.split():
+        whole, more = _pooled(name, bed), _settings(bed)
+        first = bed.primary(bed.results[0])
+        done = {(row["method"], row["supplement"]) for row in whole}
+        answers += whole
+        answers += [row for row in more if row["space"] == first and row.get("p") is not None
+                    and (row["method"], row["supplement"]) not in done]  # fmt: skip
+        pooled, rows = pooled + whole, rows + more
+    for row, p in zip(answers, inference.holm([row["p"] for row in answers]), strict=True):
+        row["p_holm"] = p
+        row["verdict"] = _decide(row, level)
+    rows = pooled + rows
+    blank = dict.fromkeys(key for row in rows for key in row)
+    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in rows if row.get("verdict")]
+
+
+def _settings(study: Study) -> list[dict]:
+    arms, rows = arms_of(study.results), []
+    level, margin = 1 - study.params["confidence"], study.params["margin"]
+    for space in study.spaces():
+        for group in arms.values():
+            values = [study.metric(r, space=space) for r in group]
+            row = identity(group) | {"space": space} | summary(values, "fd")
+            twins = paired(study, group, arms)
+            if twins:
+                ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
+                row |= compared(ours, theirs, study.params["confidence"])
+                deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
+                row |= _equivalence(deltas, bound, level)
+                row["verdict"] = _decide(row, level)
+            rows.append(row | {"runs": " ".join(r.run for r in group)})
+    return rows
+
+
+def _pooled(name: str, study: Study) -> list[dict]:
+    """Each arm over all settings of a bed, in percent of each setting's own baseline: the unit is a training seed, whose
+    differences under all teachers are averaged, for they share images, noise and judge. Only seeds that were paired under
+    every teacher count: a mean over fewer would differ by the teacher too. No row for an arm with one setting, or with
+    fewer than two such seeds, whose own rows then answer. Raises Problem if settings are ranked by different metrics."""
+    rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
+    for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
+        settings = [paired(study, group, arms) for arm, group in arms.items() if arm[1:] == (method, supplement)]
+        settings = [{a.seed: (a, b) for a, b in twins} for twins in settings if twins]
+        common = [seed for seed in settings[0] if all(seed in each for each in settings)] if settings else []
+        if len(settings) < 2 or len(common) < 2:
+            continue
+        if len(names := study.ranking([run for each in settings for pair in each.values() for run in pair])) > 1:
+            raise Problem(f"the settings of {name} are ranked by {' and '.join(names)}; in one study they need the same "
+                          "number of images, evaluate.n")  # fmt: skip
+        shares = [_shares(study, [each[seed] for seed in common]) for each in settings]
+        if None in shares:
+            continue
+        means, deltas = [fmean(each) for each in shares], [fmean(each) for each in zip(*shares, strict=True)]
+        bound = 100 * study.params["margin"]
+        row = {
+            "data": f"{name}, {len(means)} teachers",
+            "method": method,
+            "supplement": supplement,
+            "seeds": len(deltas),
+            "space": study.primary(study.results[0]),
+        }
+        row |= compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
+        row |= _equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
+        rows.append(row)
+    return rows
+
+
+def _shares(study: Study, twins: list[tuple[Result, Result]]) -> list[float] | None:
+    # Differences in percent of the mean of the baseline; None where that is 0.
+    base = fmean(study.metric(b) for _, b in twins)
+    return [100 * (study.metric(a) - study.metric(b)) / base for a, b in twins] if base else None
+
+
+def _equivalence(deltas: list[float], bound: float, level: float) -> dict:
+    # The test of equivalence within ± bound; a baseline at 0 leaves no margin to test.
+    if bound <= 0:
+        return {"margin": None, "p_equivalent": None, "seeds_needed": None}
+    needed = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
+    return {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound), "seeds_needed": needed}
+
+
+def _decide(row: dict, level: float) -> str:
+    if row["p"] is None:
+        return "undecided"
+    if row["p_equivalent"] is not None and row["p_equivalent"] < level:
+        return "equivalent"
+    p = row["p"] if row.get("p_holm") is None else row["p_holm"]
+    return ("lower" if row["difference"] < 0 else "higher") if p < level else "undecided"
+
+
+def _central_sentence(row: dict, params: dict) -> str:
+    who = f"{row['data']}, {row['method']}/{row['supplement']} in {row['space']}"
+    if row["low"] is None:
+        return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
+    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]"
+    span += "" if row["percent"] is None else f", {row['percent']:+.1f} % of {params['against']}"
+    within = f"±{100 * params['margin']:g} %"
+    equal = f"within {within}: p = {short(row['p_equivalent'])}"
+    if row["margin"] is None:
+        equal = "not tested, for the mean of the baseline is 0"
+    tests = (
+        f"p = {short(row['p'])}{'' if row.get('p_holm') is None else ', Holm ' + short(row['p_holm'])}; "
+        f"equivalence {equal}; {row['pairs']} pairs"
+    )
+    needed = (
+        "" if row["seeds_needed"] is None else f"; were they equal, about {row['seeds_needed']} pairs would show it"
+    )
+    text = {
+        "equivalent": f"equivalent to {params['against']} within the margin",
+        "lower": f"lower than {params['against']}, and not shown equivalent",
+        "higher": f"higher than {params['against']}, and not shown equivalent",
+        "undecided": f"undecided against {params['against']}{needed}",
+    }[row["verdict"]]
+    return f"{who}: {text}: {span} ({tests})."

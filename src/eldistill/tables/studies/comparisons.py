@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of studies that compare arms: at the end of training, on the way there, at equal cost, and by what they spread.
+
+Comparisons are paired by seed within a data setting and a method; the tests of one table are one family (Holm).
+"""
+
+from __future__ import annotations
+
+import re
+from statistics import fmean, median, stdev
+
+from eldistill.errors import Problem
+from eldistill.tables import inference
+from eldistill.tables.results import COSTS, Result, Study, arms_of, identity, one_device, short
+
+RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
+
+
+def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
+    """(run, the baseline's run of the same data and seed, and method unless it names one); none for the baseline itself."""
+    data, method, _ = group[0].arm
+    named, _, against = study.params["against"].rpartition("/")
+    baseline = (data, named or method, against)
+    if group[0].arm == baseline:
+        return []
+    bases = {base.seed: base for base in arms.get(baseline, ())}
+    return [(result, bases[result.seed]) for result in group if result.seed in bases]
+
+
+def compared(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
+    """Differences of paired values: mean, interval, percent of the mean of the bases (or of `unit`), p, who is lower.
+    Percent is None where the mean of the bases is 0."""
+    deltas = [a - b for a, b in zip(values, bases, strict=True)]
+    unit = unit or (fmean(bases) if bases else 0.0)
+    low, high = inference.interval(deltas, confidence)
+    return {
+        "pairs": len(deltas) or None, "difference": fmean(deltas) if deltas else None, "low": low, "high": high,
+        "percent": 100 * fmean(deltas) / unit if unit else None,
+        "p": inference.paired_p(deltas), "lower_in": f"{sum(d < 0 for d in deltas)}/{len(deltas)}" if deltas else None,
+    }  # fmt: skip
+
+
+def summary(values: list[float], stem: str) -> dict:
+    """Mean and deviation, as columns that begin with `stem`; of what was not measured (None) there is none."""
+    values = [] if None in values else values
+    return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
+
+
+def contrast(study: Study) -> tuple[list[dict], list[str]]:
+    """Every arm against the baseline of its data setting and method: distances, recall, realised strength, cost."""
+    arms, rows = arms_of(study.results), []
+    others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
+    for group in arms.values():
+        twins = paired(study, group, arms)
+        row = identity(group) | summary([study.metric(r) for r in group], "fd")
+        row |= compared(
+            [study.metric(a) for a, _ in twins], [study.metric(b) for _, b in twins], study.params["confidence"]
+        )
+        row["p_holm"] = None
+        train = compared(*([study.metric(r, part="train") for r in side] for side in (zip(*twins, strict=True) if twins else ((), ()))),
+                          study.params["confidence"])  # fmt: skip
+        row |= summary([study.metric(r, part="train") for r in group], "fd_train")
+        row |= {f"train_{key}": train[key] for key in ("difference", "low", "high")}
+        for space in others:
+            row |= summary([study.metric(r, space=space) for r in group], f"fd_{space}")
+        for metric in ("kid", "precision", "recall"):
+            row |= summary([study.metric(r, metric) for r in group], metric)
+        row |= _realised(study, group)
+        row["step_ms_cpu"] = median(r.about["milliseconds_per_iteration_cpu"] for r in group)
+        rows.append(row | {"runs": " ".join(r.run for r in group)})
+    for row, p in zip(rows, inference.holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+    return rows, [text for row in rows if (text := _verdict(row, study.params))]
+
+
+def _realised(study: Study, group: list[Result]) -> dict:
+    # What the weight came to, and the ratio of the two gradients where they met, in the second half of training.
+    found: dict[str, float | None] = {}
+    weights = [fmean(values) for r in group if (values := study.logged(r, "weight"))]
+    found["weight"] = fmean(weights) if weights else None
+    ratios = []
+    for r in group:
+        parts = [study.logged(r, name) for name in ("weight", "gradient_rms", "base_rms")]
+        ratios += [w * own / base for w, own, base in zip(*parts, strict=False) if base]
+    found["gradient_ratio"] = fmean(ratios) if ratios else None
+    spread = [min(values) for r in group if (values := study.logged(r, "trace_ratio"))]
+    found["trace_ratio_min"] = min(spread) if spread else None
+    return found
+
+
+def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
+    if row["difference"] is None:
+        return None
+    who, against = f"{row['data']}, {row['method']}/{row['supplement']}", params["against"]
+    if row["low"] is None:
+        return f"{who}: one paired seed, {short(row['difference'])} from {against}: no conclusion."
+    share = "" if row["percent"] is None else f", {row['percent']:+.1f} %"
+    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]{share}"
+    tail = f"p = {short(row['p'])}, Holm {short(row['p_holm'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
+    if row["p_holm"] < 1 - params["confidence"]:
+        return f"{who}: {what} is {'lower' if row['difference'] < 0 else 'higher'} than {against}'s: {span} ({tail})."
+    return f"{who}: {what} is not distinguishable from {against}'s: {span} ({tail})."
+
+
+def seeds(study: Study) -> tuple[list[dict], list[str]]:
+    """Supplements called NAME-e0, NAME-e1, … differ in the ensemble's seed alone: variance by training seed and by
+    ensemble seed, from the full table of both."""
+    tables: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}
+    for result in study.results:
+        match = re.fullmatch(r"(.+)-e(\d+)", result.arm[2])
+        if match:
+            tables.setdefault((*result.arm[:2], match[1]), {})[result.seed, int(match[2])] = study.metric(result)
+    rows, said = [], []
+    for (data, method, stem), cells in tables.items():
+        training, ensemble = (sorted({cell[i] for cell in cells}) for i in (0, 1))
+        if len(cells) < len(training) * len(ensemble) or min(len(training), len(ensemble)) < 2:
+            raise Problem(f"{data}/{method}/{stem}-e*: {len(cells)} runs for {len(training)} seeds and {len(ensemble)} ensembles; "
+                          "expected a full table")  # fmt: skip
+        parts = inference.components([[cells[t, e] for e in ensemble] for t in training])
+        names = ("training", "ensemble", "rest")
+        total = sum(max(part, 0.0) for part in parts)
+        row = {
+            "data": data,
+            "method": method,
+            "supplement": stem,
+            "training_seeds": len(training),
+            "ensemble_seeds": len(ensemble),
+        }
+        row |= summary(list(cells.values()), "fd") | {
+            f"variance_{name}": part for name, part in zip(names, parts, strict=True)
+        }
+        row |= {
+            f"share_{name}": max(part, 0.0) / total if total else None for name, part in zip(names, parts, strict=True)
+        }
+        rows.append(row)
+        if not total:
+            said.append(f"{data}, {method}/{stem}: no variance in {len(cells)} runs.")
+            continue
+        shares = ", ".join(f"{100 * row[f'share_{name}']:.0f} % {text}" for name, text in
+                           zip(names, ("training seed", "ensemble seed", "their interaction and noise"), strict=True))  # fmt: skip
+        said.append(f"{data}, {method}/{stem}: of the variance {shares} (sd in all {short(row['fd_sd'])}, "
+                    f"{len(training)} x {len(ensemble)} runs; an estimate below 0 counts as 0).")  # fmt: skip
+    return rows, said
+
+
+def speed(study: Study) -> tuple[list[dict], list[str]]:
+    """Time to a threshold fixed on the tuning seeds: the mean of the baseline's last five points; reached where three
+    points in a row lie below it. Medians by Kaplan and Meier: runs that never reach it are kept as censored.
+
+    Savings compare the seeds that an arm shares with its baseline, and need two of them. Where the baseline's tuning
+    runs do not fall there is no threshold.
+    """
+    arms, rows, said = arms_of(study.results), [], []
+    tuning, against = set(study.params["tuning"]), study.params["against"]
+    times: dict[tuple[str, str, str], dict[int, tuple[float, bool]]] = {}
+    reported: dict[tuple[str, str, str], list[Result]] = {}
+    for arm, group in arms.items():
+        curves = [study.curve(r) for r in arms.get((*arm[:2], against), ()) if r.seed in tuning]
+        group = [r for r in group if r.seed not in tuning]
+        if not curves or not group:
+            continue
+        threshold, start = fmean(value for curve in curves for _, value in curve[-5:]), fmean(c[0][1] for c in curves)
+        row = identity(group) | {"threshold": threshold if threshold < start else None}
+        if threshold < start:
+            times[arm], reported[arm] = {r.seed: _first(study.curve(r), threshold) for r in group}, group
+            middle = inference.median_time(list(times[arm].values()))
+            row |= {
+                "iterations": middle,
+                "never": sum(censored for _, censored in times[arm].values()),
+                "cpu_seconds": None if middle is None else middle * _seconds(group),
+            }
+        rows.append(row | summary([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)})
+    for row in rows:
+        arm, base = (row["data"], row["method"], row["supplement"]), (row["data"], row["method"], against)
+        who = f"{row['data']}, {row['method']}/{row['supplement']}"
+        if row["threshold"] is None:
+            text = f"{row['data']}, {row['method']}: no threshold, for {against}'s tuning runs end no better than they begin."
+            said += [text] if text not in said else []
+            continue
+        row |= _savings(times[arm], times.get(base, {}), reported[arm], reported.get(base, []))
+        if row["iterations"] is None:
+            said.append(f"{who}: more than half of its {row['seeds']} runs never stay below {short(row['threshold'])}.")
+        elif row["supplement"] != against:
+            said.append(f"{who}: below {short(row['threshold'])} after {row['iterations']:.0f} iterations (median of {row['seeds']}, "
+                        f"{row['never']} never){_saved(row, against)}.")  # fmt: skip
+    blank = dict.fromkeys(key for row in rows for key in row)
+    return [blank | row for row in rows], said
+
+
+def _seconds(group: list[Result]) -> float:
+    # CPU seconds of an iteration of an arm.
+    return median(COSTS["seconds"](result) for result in group)
+
+
+def _savings(mine: dict, theirs: dict, group: list[Result], bases: list[Result]) -> dict:
+    # Percent saved to the threshold, over the seeds that both have; None with fewer than two of them.
+    shared = sorted(mine.keys() & theirs.keys())
+    found = {"pairs": len(shared) or None, "saved_iterations_percent": None, "saved_seconds_percent": None}
+    here, there = (inference.median_time([times[seed] for seed in shared]) for times in (mine, theirs))
+    if len(shared) < 2 or here is None or not there:
+        return found
+    found["saved_iterations_percent"] = 100 - 100 * here / there
+    group, bases = ([r for r in side if r.seed in shared] for side in (group, bases))
+    if one_device([*group, *bases]) and _seconds(bases):
+        found["saved_seconds_percent"] = 100 - 100 * here * _seconds(group) / (there * _seconds(bases))
+    return found
+
+
+def _saved(row: dict, against: str) -> str:
+    # The end of a sentence: what was saved, or why that is not said.
+    if row["pairs"] == 1:
+        return f"; one paired seed with {against}: no conclusion"
+    shares = {"iterations": row["saved_iterations_percent"], "CPU time": row["saved_seconds_percent"]}
+    known = [
+        (what, f"{abs(share):.0f} % {'less' if share >= 0 else 'more'}")
+        for what, share in shares.items()
+        if share is not None
+    ]
+    if not known:
+        return ""
+    return "; " + ", ".join(
+        f"{what}: {text}{f' than {against}' if i == 0 else ''}" for i, (what, text) in enumerate(known)
+    )
+
+
+def _first(curve: list[tuple[int, float]], threshold: float) -> tuple[float, bool]:
+    for place in range(len(curve) - 2):
+        if all(value <= threshold for _, value in curve[place : place + 3]):
+            return curve[place][0], False
+    return curve[-1][0], True
+
+
+def budget(study: Study) -> tuple[list[dict], list[str]]:
+    """Every arm against the baseline at equal iterations (and images: the batch is the same), equal CPU seconds and equal
+    FLOP: curves, interpolated where the dearer of the two has spent what the other has at its end."""
+    arms, rows = arms_of(study.results), []
+    for group in arms.values():
+        for kind, cost_of in COSTS.items():
+            if any(cost_of(result) is None for result in study.results):
+                continue
+            twins = paired(study, group, arms)
+            if not twins or (kind == "seconds" and not one_device([result for pair in twins for result in pair])):
+                continue
+            ours, theirs = [], []
+            # One price for an arm: that of a single run depends on what else the machine was doing.
+            prices = [median(cost_of(pair[side]) for pair in twins) for side in (0, 1)]
+            for mine, base in twins:
+                curves = [
+                    [(i * price, v) for i, v in study.curve(r)] for r, price in zip((mine, base), prices, strict=True)
+                ]
+                end = min(curve[-1][0] for curve in curves)
+                if max(curve[0][0] for curve in curves) > end:
+                    raise Problem(f"the curves of {mine.run} and {base.run} share no {kind}; add 0 to distil.snapshots")
+                ours.append(_at(curves[0], end))
+                theirs.append(_at(curves[1], end))
+            row = identity(group) | {"equal": kind} | summary(ours, "fd") | summary(theirs, "baseline")
+            rows.append(
+                row | compared(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
+            )
+    for row, p in zip(rows, inference.holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+    return rows, [
+        text for row in rows if (text := _verdict(row, study.params, f"at equal {row['equal']} the distance"))
+    ]
+
+
+def _at(curve: list[tuple[float, float]], time: float) -> float:
+    for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
+        if before <= time <= after:
+            return low + (high - low) * (time - before) / (after - before)
+    return curve[-1][1]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One question, one table: the studies of a suite, each made from the grids that name it.
+
+A study is a section of `tables.studies` (question, kind, baseline, margin). Every kind is a function from results to
+rows and sentences; all sentences are written from the numbers. To add a kind, write a module in this folder
+with a function of its name and a RECIPE of the module's name, and add it to KINDS.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from eldistill.errors import Problem
+from eldistill.files import write_rows, write_text
+from eldistill.tables import curves as plots
+from eldistill.tables.results import Study, check, load, short
+from eldistill.tables.studies import variance
+
+RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
+# {kind: the module that has it}, a literal: the recipe of a study names that module.
+KINDS = {
+    "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "comparisons", "budget": "comparisons",
+    "stability": "diagnostics", "signal": "diagnostics", "variance": "variance",
+}  # fmt: skip
+CURVED = ("speed", "budget", "stability")  # kinds that read curves
+
+
+# Columns of the Markdown table, of those that a kind has: (title, how to show it).
+SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
+    ("data, method/supplement", lambda row: f"{row['data']}, {row['method']}/{row['supplement']}"),
+    ("space", lambda row: row.get("space")),
+    ("gradient", lambda row: row.get("gradient")),
+    ("at equal", lambda row: row.get("equal")),
+    ("seeds", lambda row: _text(row.get("seeds"))),
+    ("fd held-out", lambda row: _pm(row, "fd")),
+    ("minus baseline", lambda row: _span(row)),
+    ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
+    ("p (Holm)", lambda row: _text(row.get("p_holm"))),
+    ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
+    ("verdict", lambda row: row.get("verdict")),
+    ("fd train", lambda row: _pm(row, "fd_train")),
+    ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
+    ("fd of the other spaces", lambda row: None),  # a column for each of them: `_columns`
+    ("recall", lambda row: _pm(row, "recall")),
+    ("batch", lambda row: _text(row.get("batch"))),
+    ("weight", lambda row: _text(row.get("weight"))),
+    ("gradient ratio", lambda row: _text(row.get("gradient_ratio"))),
+    ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
+    *(
+        (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
+        for batch in variance.REPEATS
+    ),
+    ("floor, % of the variance at the smallest", lambda row: _span(row, "share", "share_low", "share_high")),
+    ("signal over noise", lambda row: _text(row.get("snr"))),
+    ("cosine", lambda row: _text(row.get("cosine"))),
+    ("least-variance share", lambda row: _text(row.get("optimal"))),
+    ("trace ratio", lambda row: _text(row.get("trace_ratio"))),
+    ("no better than the start", lambda row: _text(row.get("diverged"))),
+    ("trace ratio below 0.5", lambda row: _text(row.get("collapsed"))),
+    ("% of ticks with a spike", lambda row: _text(row.get("spikes_percent"))),
+    ("% lost after the best point", lambda row: _text(row.get("lost_percent"))),
+    ("CPU ms an iteration", lambda row: _text(row.get("step_ms_cpu"))),
+    ("iterations to threshold", lambda row: _text(row.get("iterations"))),
+    ("never", lambda row: _text(row.get("never"))),
+    ("% iterations saved", lambda row: _text(row.get("saved_iterations_percent"))),
+    ("% CPU time saved", lambda row: _text(row.get("saved_seconds_percent"))),
+    ("variance: training seed", lambda row: _text(row.get("variance_training"))),
+    ("ensemble seed", lambda row: _text(row.get("variance_ensemble"))),
+    ("rest", lambda row: _text(row.get("variance_rest"))),
+]
+
+
+def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]:
+    # SHOWN with a column for each feature space that does not rank, whatever spaces the suite measures.
+    stems = [m[1] for row in rows for key in row if (m := re.fullmatch(r"(fd_.+)_mean", key)) and m[1] != "fd_train"]
+    others = [(stem.replace("_", " ", 1), lambda row, stem=stem: _pm(row, stem)) for stem in dict.fromkeys(stems)]
+    return [column for each in SHOWN for column in (others if each[0] == "fd of the other spaces" else [each])]
+
+
+def _text(value) -> str | None:
+    return None if value is None else str(value) if isinstance(value, int | str) else short(value)
+
+
+def _pm(row: dict, stem: str) -> str | None:
+    mean, sd = row.get(f"{stem}_mean"), row.get(f"{stem}_sd")
+    return None if mean is None else short(mean) + (f" ± {short(sd)}" if sd is not None else "")
+
+
+def _span(row: dict, *keys: str) -> str | None:
+    delta, low, high = (row.get(key) for key in keys or ("difference", "low", "high"))
+    return None if delta is None else short(delta) + ("" if low is None else f" [{short(low)}, {short(high)}]")
+
+
+def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str) -> str:
+    """The page of a study: its question, its table, one sentence for each comparison."""
+    columns = _columns(rows)
+    table = [[show(row) for row in rows] for _, show in columns]
+    kept = [(title, cells) for (title, _), cells in zip(columns, table, strict=True) if any(cell for cell in cells)]
+    lines = [[title for title, _ in kept], ["---", *["---:"] * (len(kept) - 1)]]
+    lines += [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    tested = [row for row in rows if row.get("p") is not None]
+    corrected = sum(row.get("p_holm") is not None for row in tested)
+    family = "no correction for the number of comparisons"
+    if corrected:
+        family = "Holm's correction over this table"
+    if 0 < corrected < len(tested):
+        family = "Holm's correction over the rows that have one, which answer; the others explore"
+    note = (
+        f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
+        f"{100 * params['confidence']:g} % t-intervals; {family}. "
+    )
+    # Kinds that rank nothing need no such words.
+    note = note if any("fd_mean" in row for row in rows) else ""
+    if any(row.get("share_low") is not None for row in rows):
+        note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
+    note += f"All digits and runs: {name}.csv."
+    return f"# {params['question']}\n\n{text}\n\n" + "\n".join(f"- {each}" for each in said) + f"\n\n{note}\n"
+
+
+def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
+    """Write the study's csv, md and png (outputs, in this order). params: the section with beds, confidence, tuning
+    and runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input."""
+    results = [load(run, root) for run in params["runs"]]
+    for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
+        ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
+        check(ranked, space, curves=params["kind"] in CURVED)
+    study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
+    kind = params["kind"]
+    rows, said = getattr(importlib.import_module(f"eldistill.tables.studies.{KINDS[kind]}"), kind)(study)
+    if not rows:
+        raise Problem(f"the study {name} has nothing to compare; see its grids under `suites` in params.yaml")
+    table, text, picture = outputs
+    write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
+    write_text(text, markdown(name, params, rows, said, _ranking(study)))
+    plots.draw_study(picture, rows, params)
+
+
+def _ranking(study: Study) -> str:
+    # The metric that ranks, or those of each bed; two where its settings differ in the number of images.
+    found = {bed: " and ".join(f"`{name}`" for name in each.ranking()) for bed, each in study.split()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{metrics} ({bed})" for bed, metrics in found.items())
+
+
+def _log(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise Problem(f"{path} cannot be read ({error}); make the run again") from None

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of suite.py as text: Markdown with a sentence for each comparison, written from the numbers, and LaTeX."""
+
+from __future__ import annotations
+
+import itertools
+
+from eldistill.evaluate import metrics
+from eldistill.tables.results import NAME, PARTS, is_reason, short
+
+RECIPE = ("typeset", 2)  # no saving of one seed; why there is no time to a baseline; names follow each data setting
+ALONE = (*metrics.ALONE, *metrics.LABELLED)  # metrics without a part; those of LABELLED only where runs have them
+
+
+def _cell(row: dict, stem: str) -> str:
+    sd = row[f"{stem}_sd"]
+    return short(row[f"{stem}_mean"]) + (f" ± {short(sd)}" if sd is not None else "")
+
+
+def _delta(row: dict, part: str, params: dict) -> tuple:
+    # Empty for a feature space in which this data setting was not measured.
+    return tuple(row.get(f"fd_{params['primary']}_{part}_difference{end}") for end in ("", "_low", "_high"))
+
+
+def sentence(row: dict, part: str, params: dict, space: str | None = None) -> str | None:
+    """What the paired difference of one row says, and no more; None without a baseline. space: not the primary."""
+    name = row[f"metric_{part}"]
+    if space:
+        name, params = row.get(f"metric_{space}_{part}"), {**params, "primary": space}
+    (delta, low, high), base = _delta(row, part, params), params["baseline"]
+    if delta is None:
+        return None
+    who = f"{row['method']}/{row['supplement']}: {name}"
+    if low is None:
+        return f"{who} differs from {base} by {short(delta)} in one paired seed: no interval, no conclusion."
+    stem = f"fd_{params['primary']}_{part}"
+    p, adjusted, lower_in = (row[f"{stem}_{end}"] for end in ("p", "p_holm", "lower_in"))
+    tail = (
+        f"p = {short(p)}, Holm {short(adjusted)}, n = {row['paired_seeds']}, lower in {lower_in.replace('/', ' of ')}"
+    )
+    if low <= 0 <= high:
+        span = f"{short(delta)} [{short(low)}, {short(high)}]"
+        return f"{who} is not distinguishable from {base}: difference {span} ({tail})."
+    near, far = sorted((abs(low), abs(high)))
+    which = "lower" if delta < 0 else "higher"
+    alone_only = "" if adjusted < 1 - params["confidence"] else ": by itself, not after correction"
+    return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
+
+
+NO_GOAL = "—"  # there is no time to the baseline's final value; a line below the table says why
+
+
+def _reach(iterations, saving) -> str:
+    if is_reason(iterations):
+        return NO_GOAL
+    if isinstance(iterations, str):
+        return f"{iterations} (not reached)"
+    return short(iterations) + ("" if saving is None else f" (saves {saving:.0f} %)")
+
+
+def _line(row: dict, params: dict, wanted: list) -> list[str]:
+    values = [_cell(row, "_".join(want)) for want in wanted]
+    if row["seeds"] is None:
+        # A yardstick has another number of images than the arms.
+        n, n_train = (NAME.fullmatch(row[f"metric_{part}"])["n"] for part in PARTS)
+        # Of few images the distance to train ones is no floor for many: it is left out here, not in main.csv.
+        against_train = values[1] if n_train == n else ""
+        return [
+            f"{row['method']}, n = {n}",
+            "",
+            values[0],
+            "",
+            against_train,
+            "",
+            *values[2:],
+            *_alone(row, params),
+            "",
+            "",
+            "",
+        ]
+    deltas = []
+    for part in PARTS:
+        delta, low, high = _delta(row, part, params)
+        deltas.append(short(delta) + (f" [{short(low)}, {short(high)}]" if low is not None else ""))
+    speeds = [_reach(row[f"iterations_to_baseline_{p}"], row[f"saving_percent_{p}"]) for p in PARTS]
+    cost, overhead = short(row["step_ms_cpu"]), row["overhead_percent"]
+    cost += f" ({overhead:+.0f} %)" if overhead is not None else ""
+    label = f"{row['method']}/{row['supplement']}"
+    return [
+        label,
+        str(row["seeds"]),
+        values[0],
+        deltas[0],
+        values[1],
+        deltas[1],
+        *values[2:],
+        *_alone(row, params),
+        *speeds,
+        cost,
+    ]
+
+
+def _alone(row: dict, params: dict) -> list[str]:
+    return [short(row.get(f"{metric}_{params['primary']}_mean")) for metric in ALONE]
+
+
+def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: list[str]) -> str:
+    floor, arms = rows[0], [row for row in rows if row["seeds"]]
+    primary, base, name = params["primary"], params["baseline"], arms[0]["metric_heldout"]
+    stem = f"fd_{primary}_heldout_mean"
+    intro = (
+        f"`{name}` ranks: Fréchet distance of {NAME.fullmatch(name)['n']} generated images to the held-out ones "
+        f"in the features of {primary}; lower is better. Noise floor (`{floor['metric_heldout']}`, train images "
+        f"against held-out ones): {short(floor[stem])}. Cells: mean ± sd over seeds; differences paired by "
+        f"seed, with {100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance, so "
+        "only those of equal n compare strictly."
+    )
+    titles = [f"{metric} {space} {PARTS[part]}" for metric, space, part in wanted]
+    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title}" for title in titles[:2]]
+    solo = [f"{metric} {primary}" for metric in ALONE]
+    head = [
+        "method/supplement",
+        "seeds",
+        titles[0],
+        minus,
+        titles[1],
+        minus,
+        *titles[2:],
+        *solo,
+        *speeds,
+        "CPU ms an iteration",
+    ]
+    cells = [_line(row, params, wanted) for row in rows]
+    kept = [place for place in range(len(head)) if place < 4 or any(line[place] for line in cells)]
+    rule = ["---"] + ["---:"] * (len(kept) - 1)
+    lines = [
+        f"| {' | '.join(line)} |"
+        for line in [[head[i] for i in kept], rule, *([line[i] for i in kept] for line in cells)]
+    ]
+    said = [f"- {text}" for row in arms for part in PARTS if (text := sentence(row, part, params))]
+    others = [space for metric, space, _ in wanted if metric == "fd" and space != primary]
+    said += [f"- {text}" for row in arms for space in others if (text := sentence(row, "heldout", params, space))]
+    said = said or [f"No comparison: no other supplement shares a seed with {base}."]
+    said += [f"- {text}" for text in pairs]
+    goals = {
+        f"- {NO_GOAL} {row['method']}, {PARTS[part]}: {reason}, so that its final value is no goal for a time."
+        for row in arms for part in PARTS if is_reason(reason := row[f"iterations_to_baseline_{part}"])
+    }  # fmt: skip
+    said += ["", *sorted(goals)] if goals else []
+    below = [f"{row['method']}/{row['supplement']}" for row in arms if row[stem] < floor[stem]]
+    if below:
+        said += ["", f"Below the noise floor: {', '.join(below)}. Look for a mistake; it is no success."]
+    said += _alarms({"real images": floor, "its teacher": rows[1]}, arms, primary)
+    return "\n".join([f"## {data}", "", intro, "", *lines, "", *said])
+
+
+def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> list[str]:
+    # What the numbers say is wrong with the images of an arm, whatever its distance.
+    def seen(row: dict) -> dict:
+        parts = {name: row.get(f"{name}_{primary}_heldout_mean") for name in ("precision", "recall", "coverage")}
+        return parts | {name: row.get(f"{name}_{primary}_mean") for name in ALONE}
+
+    floors = {who: seen(row) for who, row in floors.items()}
+    found = {f"{row['method']}/{row['supplement']}": metrics.alarms(seen(row), floors) for row in arms}
+    told = [f"- {who}: {'; '.join(clauses)}." for who, clauses in found.items() if clauses]
+    return ["", "Look at the images of", "", *told] if told else []
+
+
+def markdown(
+    suite: str, rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]], others: list[dict] = ()
+) -> str:
+    """main.md: a section for each data setting; below its table one sentence for each comparison."""
+    groups = itertools.groupby(rows, lambda row: row["data"])
+    sections = [_section(data, list(group), params, wanted, pairs.get(data, [])) for data, group in groups]
+    note = (
+        "Intervals cover training seeds only: all runs share one teacher, one judge and one set of held-out images, whose "
+        "sampling error is not in them (`fdse` has it: the standard error of `fdj`, the distance without the bias of finite "
+        "samples). p: paired t-test; Holm: corrected over the comparisons of a section in the same features and part. "
+        "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
+        "seeds; what they save is said of two paired seeds or more. All digits: main.csv."
+    )
+    return "\n\n".join([f"# Suite {suite}", *sections, note, *_published(others)]) + "\n"
+
+
+def _published(others: list[dict]) -> list[str]:
+    others = [each for each in others if each["data"]]
+    if not others:
+        return []
+    head = ["data, method/supplement", "published FID", "calls", "as", "ours", "source"]
+    lines = [head, ["---", "---:", "---:", "---", "---:", "---"]]
+    for each in others:
+        who = f"{each['data']}, {each['method']}" + (f"/{each['supplement']}" if each["supplement"] else "")
+        ours = f"{short(each['ours'])} (`{each['ours_is']}`)" if each["ours_is"] else ""
+        lines.append([who, each["published_fid"], each["calls"], each["published_as"], ours, each["source"]])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = (
+        "Published figures stand beside ours; they are not ranked with them, nor with each other: teachers, batches, numbers of "
+        "images seen, samplers and which snapshot was reported differ, and most are the best of several."
+    )
+    return [f"## Published, beside ours\n\n{note}\n\n{table}"]
+
+
+def tex(rows: list[dict], params: dict, wanted: list) -> str:
+    """main.tex: the main table's first columns for a paper (booktabs), a table for each data setting."""
+    import pandas
+
+    primary, parts = params["primary"], []
+    for data, rows_of_data in itertools.groupby(rows, lambda row: row["data"]):
+        group = list(rows_of_data)
+        head = ["arm", "seeds"]
+        for _, space, part in wanted[:2]:
+            head += [f"FD {space}, {PARTS[part]}", f"minus {params['baseline']}, {PARTS[part]}"]
+        lines = []
+        for row in group:
+            more = {metric: _cell(row, f"{metric}_{primary}_heldout") for metric in ("recall", "coverage")}
+            first = dict(zip(head, _line(row, params, wanted), strict=False))
+            lines.append(first | {"p (Holm), held-out": short(row.get(f"fd_{primary}_heldout_p_holm"))} | more)
+        frame = pandas.DataFrame(lines).map(lambda cell: cell.replace("±", r"$\pm$") if "±" in cell else cell)
+        frame = frame.rename(columns=lambda title: title.replace("_", r"\_")).map(lambda cell: cell.replace("_", r"\_"))
+        caption = (
+            f"{data}: Fréchet distances of {NAME.fullmatch(group[-1]['metric_heldout'])['n']} images, mean $\\pm$ deviation "
+            f"over seeds; differences paired by seed, {100 * params['confidence']:g}\\,\\% t-intervals"
+        )
+        parts.append(
+            frame.to_latex(
+                index=False,
+                caption=caption.replace("_", r"\_"),
+                label=f"tab:{data}",
+                column_format="l" + "r" * (len(frame.columns) - 1),
+            )
+        )
+    return "% \\usepackage{booktabs}\n" + "\n".join(parts)

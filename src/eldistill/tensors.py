@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of tensors: safetensors with one metadata entry (JSON), so that equal content gives equal bytes; read into memory, mapped,
+or written piece by piece. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import mmap
+import os
+import shutil
+import warnings
+from contextlib import contextmanager
+
+from eldistill.errors import Problem
+from eldistill.files import atomic
+
+# Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.
+_KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
+    """Write tensors and a JSON-able description into one safetensors file, atomically. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        try:
+            # One metadata entry only: the order of several is not fixed, and bytes must be.
+            text = json.dumps(about, separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # order and types kept
+            save_file(flat, temporary, metadata={"eldistill": text})
+        except SafetensorError as error:
+            if "os error 28" in str(error) or "No space left" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from None
+            raise
+
+
+def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, dict]:
+    """Read what `save_tensors` wrote: (tensors on the CPU, description). Nothing in the file is executed.
+
+    foreign: take a file without our description too. Raises Problem if the file is missing, truncated or not ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            about = (file.metadata() or {}).get("eldistill")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except (SafetensorError, OSError) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+    if about is None and not foreign:
+        raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
+    try:
+        described = json.loads(about or "{}")
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{path} is damaged (its description: {error}); delete it and run `snakemake all`") from None
+    if not isinstance(described, dict):
+        raise Problem(f"{path} has a description that is no mapping; expected a file of this project")
+    return tensors, described
+
+
+def map_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
+    """As `load_tensors`, but the tensors stay in the file, whatever its size: a row is read when it is touched, and the
+    system may forget it again. They can be read only: writing into one is a segmentation fault.
+
+    Only I64, F32 and U8. Raises Problem as `load_tensors` does.
+    """
+    import numpy as np
+    import torch
+
+    # safetensors maps files too, but asks the system for as much memory as the file has, which it may refuse.
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+            if not 0 < length <= size - 8:
+                raise ValueError("its header is cut off")
+            header = json.loads(file.read(length))
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        about = header.pop("__metadata__", {}).get("eldistill")
+        tensors, ends = {}, [0]
+        for name, each in header.items():
+            kind, item = _KINDS[each["dtype"]]
+            first, end = each["data_offsets"]
+            count = math.prod(each["shape"])
+            if end - first != count * item or not 0 <= first <= end <= size - 8 - length:
+                raise ValueError(f"{name} does not fit into the file")
+            array = np.frombuffer(whole, kind, count, 8 + length + first).reshape(each["shape"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to is the purpose
+                tensors[name] = torch.from_numpy(array)
+            ends.append(end)
+        if max(ends) != size - 8 - length:
+            raise ValueError("its length is not what its header says")
+        about = None if about is None else json.loads(about)
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+    if about is None:
+        raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
+    return tensors, about
+
+
+class Growing:
+    """A file of tensors that is written piece by piece, as `grow_tensors` opens it. `about`: its description."""
+
+    def __init__(self, file, shapes: dict[str, tuple[str, tuple[int, ...]]], about: dict):
+        self.file, self.about, self.shapes = file, about, {}
+        self.places: dict[str, list[int]] = {}  # of each tensor: where its next byte goes, and where its last one ends
+        offset = 0
+        order = list(_KINDS)
+        for name, (kind, shape) in sorted(shapes.items(), key=lambda each: (order.index(each[1][0]), each[0])):
+            end = offset + math.prod(shape) * _KINDS[kind][1]
+            self.shapes[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+            self.places[name] = [offset, end]
+            offset = end
+        self.size, self.room = offset, len(self._header())
+
+    def _header(self) -> bytes:
+        text = json.dumps(self.about, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        value = {"__metadata__": {"eldistill": text}, **self.shapes}
+        header = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+        return header + b" " * (-len(header) % 8)
+
+    def append(self, name: str, array) -> None:
+        """Write the next rows (a numpy array) of a tensor. Raises ValueError for more than it has."""
+        place, content = self.places[name], array.astype(_KINDS[self.shapes[name]["dtype"]][0], order="C", copy=False)
+        if place[0] + content.nbytes > place[1]:
+            raise ValueError(f"{name} gets more than its shape {self.shapes[name]['shape']}")
+        self.file.seek(8 + self.room + place[0])
+        self.file.write(content.data if content.size else b"")
+        place[0] += content.nbytes
+
+    def finish(self) -> None:
+        """Write the header. Raises ValueError if a tensor lacks rows or the description outgrew its room."""
+        lacking = [name for name, (at, end) in self.places.items() if at != end]
+        header = self._header()
+        if lacking or len(header) > self.room:
+            raise ValueError(f"unfinished: {lacking or 'the description is longer than the room that was kept for it'}")
+        self.file.seek(0)
+        self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
+
+
+@contextmanager
+def grow_tensors(path: str | os.PathLike, shapes: dict[str, tuple[str, tuple[int, ...]]], about: dict):
+    """A `Growing` for tensors {name: (U8, I64 or F32, shape)}: what `save_tensors` writes, for those that memory cannot
+    hold; complete or not at all. about: as long as the final one can be; a shorter one is followed by blanks.
+
+    Raises OSError, at once if the disk has not enough room.
+    """
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        growing = Growing(file, shapes, about)
+        if growing.size > shutil.disk_usage(temporary.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+        yield growing
+        growing.finish()

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the networks of a training compute: their precision, compiled or not, what they keep for the way back,
+and where their memory comes from. The evaluated images are made without any of it but the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from eldistill.errors import Problem
+
+COVERED_BY = "loop"
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)
+VARIANTS = 32  # of one network's code: trained or not, with a gradient of weights or input, with labels or without
+
+
+def keep_memory() -> None:
+    """On a CPU under Linux: memory that a pass has freed is kept for the next one.
+
+    glibc gives it back to the system after every pass and gets it again page by page, thousands of times in an iteration
+    that holds the graphs of several networks. What this process holds at most stays what it was.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**25), (M_TOP_PAD, 2**26)):
+            mallopt(option, size)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a training computed: for its provenance."""
+
+    precision: str  # of the networks: float32 or bfloat16
+    tf32: bool  # products of float32 were rounded to 10 bits
+    deterministic: bool  # equal runs on this device give equal bits
+    benchmark: bool  # convolutions were chosen by a trial
+
+
+def arithmetic(wanted: str, site, nets: Iterable[torch.nn.Module]) -> Arithmetic:
+    """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the machine
+    (site: device, tf32, deterministic, benchmark). A CPU trains in float32 and gives equal bits, whatever they say.
+    """
+    gpu = "cuda" in str(site.device)
+    deterministic = site.deterministic is True or not gpu
+    used = Arithmetic(
+        precision=wanted if gpu else "float32", tf32=gpu and site.tf32, deterministic=deterministic,
+        benchmark=gpu and (site.benchmark is True or (site.benchmark == "auto" and not deterministic)),
+    )  # fmt: skip
+    precision(used.precision, nets)
+    if gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = used.tf32
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = used.benchmark, used.deterministic
+        if used.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+            torch.utils.deterministic.fill_uninitialized_memory = False  # we read nothing that was not written
+            torch.use_deterministic_algorithms(True, warn_only=True)
+    return used
+
+
+def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
+    """float32, tf32 (of a process that began without it: steps/run.py) or bfloat16 (networks/half.py) of these denoisers."""
+    if name == "tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    for net in nets:
+        net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def recompute(nets: Iterable[torch.nn.Module]) -> None:
+    """Their blocks keep their inputs alone and are computed again on the way back (layers.Recomputed)."""
+    for block in (each for net in nets for each in net.modules() if hasattr(each, "recompute")):
+        block.recompute = True
+
+
+def channels_last(nets: Iterable[torch.nn.Module]) -> None:
+    """Their convolutions have the channels of a pixel beside each other in memory. The same up to rounding."""
+    for net in nets:
+        net.to(memory_format=torch.channels_last)
+
+
+def prepare(site, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
+    """What params.yaml says of this machine (site: channels_last, recompute, compile), for networks held and trained."""
+    if site.channels_last:
+        channels_last([*fixed, *trained])
+    if site.recompute:
+        recompute(trained)
+    if site.compile:
+        compiled([*fixed, *trained])
+
+
+def compiled(nets: Iterable[torch.nn.Module]) -> None:
+    """Compile whole passes through these denoisers for their shapes; a copy of one is not compiled. Equal up to rounding.
+
+    That includes the passes of SiDA's and DMD2's discriminators, which ask for the encoder's features. DMD2's head itself,
+    a few layers in float32, stays as it is. Raises Problem without a C++ compiler, by the name that torch looks for.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        raise Problem(
+            f"params.yaml: distil.compile is true, but there is no C++ compiler {compiler} on this machine; install it, name "
+            "another by the environment variable CXX, or set distil.compile to false"
+        )
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    for net in nets:
+        if hasattr(net, "compile_passes"):
+            net.compile_passes(dynamic=False)
+
+
+def eager(was_compiled: bool) -> AbstractContextManager:
+    """A context in which nothing that was compiled is used: operations are counted one by one."""
+    return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimiser of a network, its learning rate, and the weight of the running average.
+
+A change of results here raises the version in the RECIPE of eldistill.training.loop.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+
+from eldistill.contract import Progress
+
+COVERED_BY = "loop"
+
+
+class RAdam(torch.optim.RAdam):
+    """torch's RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors of a network at once, equal to the bit to one at a time.
+
+    torch's own `foreach` computes the same in another order of rounding, and on a CPU is a loop; a fused one it does not
+    have. On a CPU, where many small tensors cost more than one large one, the moments of all of them lie in one.
+    """
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self._whole: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One step; closure is not supported."""
+        for index, group in enumerate(self.param_groups):
+            params, grads, exp_avgs, squares, steps = [], [], [], [], []
+            self._init_group(group, params, grads, exp_avgs, squares, steps)
+            torch._foreach_add_(steps, 1)
+            alike = defaultdict(list)  # of one age: a tensor without a gradient ages later
+            for place, step in enumerate(steps):
+                alike[step.item()].append(place)
+            for step, places in alike.items():
+                chosen = [[each[place] for place in places] for each in (params, grads, exp_avgs, squares)]
+                if len(alike) > 1 or params[0].device.type != "cpu":
+                    torch._foreach_sub_(chosen[0], _update(*chosen, step, group))
+                    continue
+                params, grads, exp_avgs, squares = chosen
+                whole = [torch.cat([each.reshape(-1) for each in grads])]
+                before = [torch.cat([each.reshape(-1) for each in params])] if group["weight_decay"] else None
+                moments = [self._joined(f"{index}/{name}", each) for name, each in (("m", exp_avgs), ("v", squares))]
+                (update,) = _update(before, whole, *moments, step, group)
+                torch._foreach_sub_(params, _apart(update, params))
+
+    def state_dict(self) -> dict:
+        """As of torch's; the moments are copies, each with a memory of its own."""
+        found = super().state_dict()
+        state = {key: {name: each.clone() for name, each in slots.items()} for key, slots in found["state"].items()}
+        return {**found, "state": state}
+
+    def _joined(self, name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        # One tensor with the values of all, which become its parts; kept for as long as they are the same ones.
+        known, whole = self._whole.get(name, ([], None))
+        if len(known) != len(tensors) or any(a is not b for a, b in zip(known, tensors, strict=True)):
+            whole = torch.cat([each.reshape(-1) for each in tensors])
+            for part, each in zip(_apart(whole, tensors), tensors, strict=True):
+                each.data = part
+            self._whole[name] = list(tensors), whole
+        return [whole]
+
+
+def _apart(whole: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
+    parts = whole.split([each.numel() for each in like])
+    return [part.view_as(each) for part, each in zip(parts, like, strict=True)]
+
+
+def _update(params, grads, exp_avgs, squares, step: float, group: dict) -> list[torch.Tensor]:
+    # What is to be subtracted from each parameter; moves the moments. params is read only for the decay of weights.
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    if group["weight_decay"]:
+        grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    correction = 1 - beta2**step
+    longest = 2 / (1 - beta2) - 1
+    # Of the average of squares; up to 5 its variance is too large to divide by.
+    length = longest - 2 * step * beta2**step / correction
+    update = torch._foreach_div(exp_avgs, 1 - beta1**step)
+    torch._foreach_mul_(update, lr)
+    if length > 5:
+        scale = torch._foreach_sqrt(squares)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_reciprocal_(scale)
+        torch._foreach_mul_(scale, correction**0.5)
+        torch._foreach_mul_(update, scale)
+        rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        torch._foreach_mul_(update, rectified**0.5)
+    return update
+
+
+def make(net: torch.nn.Module, numbers) -> torch.optim.Optimizer:
+    """The optimiser by `numbers.kind`: torch's, fused where torch offers it."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RAdam}[numbers.kind]
+    options = {
+        "lr": numbers.lr,
+        "betas": tuple(map(float, numbers.betas)),
+        "eps": numbers.eps,
+        "weight_decay": numbers.weight_decay,
+    }
+    return kind(net.parameters(), **options, **({} if numbers.kind == "radam" else {"fused": True}))
+
+
+def learning_rate(numbers, progress: Progress) -> float:
+    """The rate at this point: linear from 0 over warmup_images, linear to 0 over the last decay_images."""
+    rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
+    left = progress.total - progress.n_images
+    return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)
+
+
+def ema_beta(numbers, progress: Progress, batch: int) -> float:
+    """Weight of the past in the running average; progress before the step is counted.
+
+    ramped: 0.5^(batch / min(half-life, ramp * n_images)), so 0 at the first step (EDM, appendix F.2);
+    constant: beta; power: (1 - batch / t)^(gamma + 1) with t after the step (EDM2, eq. 127).
+    """
+    if numbers.policy == "constant":
+        return numbers.beta
+    if numbers.policy == "power":
+        return (1 - batch / (progress.n_images + batch)) ** (numbers.gamma + 1)
+    return 0.5 ** (batch / max(min(numbers.halflife_images, numbers.ramp * progress.n_images), 1e-8))

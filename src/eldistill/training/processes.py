@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes, each with a part of every batch: what they tell each other, and how they are started.
+
+Each computes the loss of its own rows, as a share of the whole batch's, and the gradients are added: the result is that of
+one process with the whole batch. Random numbers belong to images (see eldistill.diffusion.noise), so no process count changes any.
+EL is a loss of the whole batch: every process computes all of it, and the gradient of the own rows is exact as it stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import distributed
+
+from eldistill.errors import Problem
+from eldistill.training import reduction
+
+COVERED_BY = "loop"
+MEMORY = 76  # exit code of a process whose device has too little memory
+GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
+
+
+class Lost(Exception):
+    """Another process of the run has ended."""
+
+
+class Alone:
+    """One process: what `Processes` offers, with nobody to ask."""
+
+    rank, size = 0, 1
+
+    def rows(self, batch: int, group: int = 1) -> slice:
+        """The own rows of a batch."""
+        return slice(0, batch)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, without a gradient."""
+        return value
+
+    def sum_of(self, value: np.ndarray | float) -> np.ndarray:
+        """The sum over processes of numbers outside torch, in float64."""
+        return np.asarray(value, np.float64)
+
+    def largest(self, *values: float) -> list[float]:
+        """Of each number the largest of any process."""
+        return list(values)
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes."""
+        return own
+
+    def gather_of(self, own: np.ndarray) -> np.ndarray:
+        """The same outside torch."""
+        return own
+
+    def barrier(self) -> None:
+        """Wait until all are here."""
+
+
+class Processes:
+    """The processes of a group (None: all) that share a batch. Parts may differ in size; ranks give the order of rows.
+
+    Every method raises Lost if another process has ended.
+    """
+
+    def __init__(self, group=None):
+        self.group = group
+        self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
+
+    def rows(self, batch: int, group: int = 1) -> slice:
+        """The own rows of a batch whose images belong together in groups. Raises Problem if it has too few."""
+        units = -(-batch // group)
+        if units < self.size:
+            raise Problem(
+                f"a batch of {batch} images"
+                + (f" in groups of {group}" if group > 1 else "")
+                + f" cannot be shared by {self.size} processes; expected at least {self.size * group}, or fewer processes"
+            )
+        return slice(units * self.rank // self.size * group, min(batch, units * (self.rank + 1) // self.size * group))
+
+    def count(self, own: torch.Tensor) -> int:
+        """How many rows like those of `own` all processes hold together."""
+        return int(self.sum(torch.tensor(len(own), device=own.device)))
+
+    def total(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, of any shape; the gradient goes to the own summand."""
+        return own + (self.sum(own.detach()) - own.detach())
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, in the order of their ranks; the gradient goes to the own ones."""
+        sizes = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(self.size)]
+        with _together():
+            distributed.all_gather(sizes, torch.tensor([len(own)], device=own.device), group=self.group)
+        longest = max(int(size) for size in sizes)
+        padded = own.detach().new_zeros(longest, *own.shape[1:])
+        padded[: len(own)] = own.detach()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with _together():
+            distributed.all_gather(parts, padded, group=self.group)
+        parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+        parts[self.rank] = own
+        return torch.cat(parts)
+
+    def gather_of(self, own: np.ndarray) -> np.ndarray:
+        """The same outside torch; a process without rows need not know their width."""
+        width = int(self.largest(own.shape[1])[0])
+        own = own if own.shape[1] == width else np.empty((0, width), own.dtype)
+        return self.gather(torch.as_tensor(own, device=self._device())).cpu().numpy()
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, without a gradient."""
+        value = value.detach().clone()
+        with _together():
+            distributed.all_reduce(value, group=self.group)
+        return value
+
+    def sum_of(self, value: np.ndarray | float) -> np.ndarray:
+        """The sum over processes of numbers outside torch, in float64."""
+        return self.sum(torch.as_tensor(np.asarray(value, np.float64), device=self._device())).cpu().numpy()
+
+    def _device(self) -> str:
+        return "cuda" if distributed.get_backend(self.group) == "nccl" else "cpu"
+
+    def largest(self, *values: float) -> list[float]:
+        """Of each number the largest of any process."""
+        both = torch.tensor(values, dtype=torch.float64, device=self._device())
+        with _together():
+            distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self.group)
+        return both.tolist()
+
+    def begin_sum(self, tensors: list[torch.Tensor]) -> Callable[[], None]:
+        """Begin to sum tensors of one type and device over processes, in place, in one message.
+
+        Returns a function that waits for the result. With NCCL the current stream waits and this process goes on.
+        """
+        options = distributed.AllreduceCoalescedOptions()
+        options.asyncOp = True  # otherwise NCCL adds on the current stream, and nothing overlaps
+        with _together():
+            work = (self.group or distributed.group.WORLD).allreduce_coalesced(tensors, options)
+
+        def wait() -> None:
+            with _together():
+                work.wait()
+
+        return wait
+
+    @property
+    def bucket_bytes(self) -> int:
+        """The most bytes of gradients in one message: BUCKET with NCCL; 0, all of them, with gloo (see eldistill.training.reduction)."""
+        return reduction.BUCKET if distributed.get_backend(self.group) == "nccl" else 0
+
+    def barrier(self) -> None:
+        """Wait until all are here."""
+        self.largest(0.0)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:120]
+        raise Lost(f"another process of this run has ended ({text}); the last saved state is kept") from None
+
+
+def processes() -> Processes | None:
+    """All processes that torch was started with; None where there is one."""
+    ready = distributed.is_available() and distributed.is_initialized()
+    return Processes() if ready and distributed.get_world_size() > 1 else None
+
+
+def others() -> Processes | Alone:
+    """The same, with somebody to ask in either case."""
+    return processes() or Alone()
+
+
+# --- being one of several ------------------------------------------------------------------------------
+
+
+def wanted() -> tuple[int, int]:
+    """(rank, number) of this process as torchrun or `launch` started it; (0, 1) where neither did. Raises Problem."""
+    try:
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        rank, size = 0, 0
+    if not 0 <= rank < size:
+        raise Problem(
+            f"RANK is {os.environ.get('RANK')!r} and WORLD_SIZE {os.environ.get('WORLD_SIZE')!r}; expected numbers as torchrun "
+            "sets them, or neither"
+        )
+    return rank, size
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[int]:
+    """Take part with the others, if this process was started as one of several; gives its rank. NCCL on GPUs, one for each
+    process, gloo on CPUs. Raises Problem."""
+    rank, size = wanted()
+    if size == 1:
+        yield 0
+        return
+    local = int(os.environ.get("LOCAL_RANK", rank))
+    gpus = torch.cuda.device_count()
+    if gpus:
+        if local >= gpus:
+            raise Problem(
+                f"process {local} of this machine has no GPU, there are {gpus}; start as many processes as GPUs"
+            )
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield rank
+        _leave()
+    except Exception as error:
+        if type(error).__name__ == "Stopped":  # all have, at the same step
+            _leave()
+        raise
+    finally:
+        with contextlib.suppress(RuntimeError):
+            distributed.destroy_process_group()
+
+
+def _leave() -> None:
+    # Who closes its connections while another still reads makes that one fail.
+    with contextlib.suppress(Lost):
+        Processes().barrier()
+
+
+# --- starting several ----------------------------------------------------------------------------------
+
+
+def launch(arguments: list[str], count: int, most: int = 1, say=print) -> int:
+    """Run `python -m eldistill` with these arguments in `count` processes of this machine; returns the exit code of the
+    first that ended with one, 0 if all did well.
+
+    most: into how many parts every process may cut its images where a GPU has too little memory: all start again, with
+    twice as many parts, from the last saved state.
+
+    As torchrun, but signals reach every process once, exit codes are kept (75: saved, the same command continues), and what
+    a process says that fails first is what is said. If this process is killed, so are they.
+    """
+    parts = 1
+    while (code := _launch(arguments, count, parts if most > 1 else 0)) == MEMORY and parts < most:
+        parts *= 2
+        say(f"a device has too little memory; going on with the images of each process in {parts} parts")
+    return 1 if code == MEMORY else code
+
+
+def _launch(arguments: list[str], count: int, parts: int) -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started: list[subprocess.Popen] = []
+    said = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(count)]
+    before = {}
+    stopping: list[int] = []
+
+    def forward(number, _frame) -> None:
+        stopping.append(number)
+        for each in started:
+            if each.poll() is None:
+                each.send_signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, forward)
+        for rank in range(count):
+            environment = os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port), "ELDISTILL_PARTS": str(parts),
+            }  # fmt: skip
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "eldistill", *arguments],
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=_mortal,
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=said[rank],
+                )  # fmt: skip
+            )
+        if stopping:
+            forward(stopping.pop(), None)
+        first = _wait(started)
+        said[first].seek(0)
+        sys.stderr.write(said[first].read())
+        return started[first].returncode if started[first].returncode >= 0 else 1
+    finally:
+        for each in started:
+            if each.poll() is None:
+                each.kill()
+                each.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for file in said:
+            file.close()
+
+
+def _mortal() -> None:
+    # Between fork and exec: this process is killed when its parent is (Linux; elsewhere it has to be stopped by hand).
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _wait(started: list[subprocess.Popen]) -> int:
+    """The rank that ended first with a code other than 0, or rank 0; all have ended."""
+    first, ended = None, 0.0
+    while any(each.poll() is None for each in started):
+        for rank, each in enumerate(started):
+            if first is None and each.returncode not in (None, 0):
+                first, ended = rank, time.monotonic()
+        if first is not None and time.monotonic() - ended > GRACE:
+            for each in started:
+                if each.poll() is None:
+                    each.kill()
+        time.sleep(0.05)
+    if first is None:
+        first = next((rank for rank, each in enumerate(started) if each.returncode), 0)
+    return first

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training saves of itself, and how: tensors and numbers, never objects; whole or not at all.
+
+The state lies in data/scratch/state/<digest of the recipe>/, outside of what Snakemake and DVC know: a failed
+job loses no progress, and a changed number never continues an old run.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from eldistill.errors import Problem
+from eldistill.external import weights
+from eldistill.paths import STATE
+from eldistill.plan import cluster
+from eldistill.tensors import load_tensors, save_tensors
+
+COVERED_BY = "loop"
+
+
+def folder(digest: str, root: str | Path = ".") -> Path:
+    """The state folder of a recipe, made if absent."""
+    path = Path(root) / STATE / digest[:32]
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit.
+
+    The file says who holds it. Where locks do not reach other nodes, Slurm is asked whether the job that it names is alive.
+    """
+    name = path / "lock"
+    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise Problem(
+            f"{holder} is already at work on this run; wait for it, or stop it and repeat the command"
+        ) from None
+    except OSError as error:
+        print(f"eldistill: this file system has no locks ({error}); start no second copy of this run", file=sys.stderr)
+    try:
+        before = os.read(file, 200).decode(errors="replace").strip()
+        elsewhere = cluster.at_work_elsewhere(before)
+        if elsewhere is None:
+            raise Problem(
+                f"squeue does not say whether {before} is still at work on this run; repeat the command when it answers"
+            )
+        if elsewhere:
+            raise Problem(f"{before} is already at work on this run; wait for it, or stop it and repeat the command")
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{cluster.me()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """All tensors of networks and optimisers under flat names."""
+    flat = {f"net/{name}/{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
+    for name, optimiser in optimisers.items():
+        for index, slots in optimiser.state_dict()["state"].items():
+            flat |= {f"optimiser/{name}/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    return flat
+
+
+def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Path = Path(STATE)) -> None:
+    """The inverse of `pack`, in place. path: the state's folder, for the message. Raises Problem if a network's tensors are not
+    finite and of its shapes."""
+    for name, net in nets.items():
+        prefix = f"net/{name}/"
+        own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+        if (found := weights.fault(own, net.state_dict())) is not None:
+            raise Problem(f"{path} is damaged: its {name} {found}; delete that folder and run the same command again")
+        net.load_state_dict(own)
+    for name, optimiser in optimisers.items():
+        prefix, state = f"optimiser/{name}/", optimiser.state_dict()
+        state["state"] = {}
+        for key, value in flat.items():
+            if key.startswith(prefix):
+                index, slot = key.removeprefix(prefix).split("/")
+                state["state"].setdefault(int(index), {})[slot] = value
+        optimiser.load_state_dict(state)
+        # A file knows shapes and no layout in memory; fused optimisers walk through parameter and moments side by side.
+        for parameter, slots in optimiser.state.items():
+            for slot, value in slots.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    slots[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+    """Write one state file; the one before is replaced only when the new one is complete."""
+    save_tensors(path / "state.safetensors", tensors, numbers)
+
+
+class Writer:
+    """Writes states while the training goes on, one at a time: the loop waits for a copy of the tensors, not for a disk.
+
+    As a context it waits at its end for what is being written. A process that is killed meanwhile leaves the state before.
+    """
+
+    def __init__(self):
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+        """Copy tensors and numbers as they are now and write them behind the back of the caller. Raises what the write before
+        this one raised."""
+        self.wait()
+        arguments = path, self._copied(tensors), copy.deepcopy(numbers)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="state")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what writing raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+        try:
+            save(path, tensors, numbers)
+        except BaseException as error:
+            self._error = error
+
+    def _copied(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # Into buffers that are kept from one state to the next: pinning memory takes as long as filling it.
+        devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
+        for name, tensor in tensors.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device in devices)
+                self._buffers[name] = buffer
+            buffer.copy_(tensor.detach(), non_blocking=True)
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return {name: self._buffers[name] for name in tensors}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:  # what ended the training is said, not what the disk says besides
+            self._thread.join()
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """The saved state, or None before the first."""
+    if not (path / "state.safetensors").exists():
+        return None
+    return load_tensors(path / "state.safetensors")
+
+
+def remember_failure(path: Path, sentence: str, code: str) -> None:
+    """Note a failure that repeating cannot cure (a NaN), so that a retry says so at once."""
+    (path / "failed.json").write_text(json.dumps({"sentence": sentence, "code": code}))
+
+
+def failure(path: Path, code: str) -> str | None:
+    """The noted sentence, unless the package's source has changed since."""
+    try:
+        noted = json.loads((path / "failed.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return noted["sentence"] if noted.get("code") == code else None

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that tensors are finite, and sums for the log. Values stay on the device and are read back together, once an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from eldistill.contract import Later, Progress
+from eldistill.errors import NonFinite
+
+COVERED_BY = "loop"
+Parts = Iterable[tuple[str, torch.Tensor]]
+
+
+@dataclass
+class Watched:
+    """A tensor that must be finite, and whether it is, which the device knows first."""
+
+    name: str
+    tensor: torch.Tensor
+    good: torch.Tensor
+    parts: Parts  # what it was made of, asked only if it is bad: the first bad one is named in its place
+
+
+class Watch:
+    """Tensors that must be finite and numbers for the log, kept on the device until `look` reads all of them back together.
+
+    Reading a number of a GPU waits for all its work, so the loop looks once an iteration. Networks may have taken a step
+    with a bad gradient by then: nothing of it is saved, because `look` raises before anything else can happen.
+    """
+
+    def __init__(self, processes: int):
+        self.processes = processes
+        self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
+        self._watched: list[Watched] = []
+        self._asked: list[tuple[list[torch.Tensor], Callable[..., None]]] = []  # scalars, and what takes their values
+
+    def finite(self, name: str, tensor: torch.Tensor, parts: Parts = ()) -> None:
+        """`tensor`, of any shape, must be finite, or the next look raises."""
+        tensor = tensor.detach()
+        self._watched.append(Watched(name, tensor, torch.isfinite(tensor).all(), parts))
+
+    def count(self, name: str, value: torch.Tensor | float, share: float | None = None, known=None) -> None:
+        """Add a number (a scalar) to the sums, at the next look.
+
+        share: of the batch; None: every process knows it and adds its part. known: a scalar, false where the device finds
+        that there is no such number.
+        """
+        share = 1 / self.processes if share is None else share
+
+        def add(value: float, there: float = 1.0) -> None:
+            if there:
+                self._add(name, value, share)
+
+        scalars = [value] if known is None else [value, known]
+        if isinstance(value, torch.Tensor):
+            self.ask(scalars, add)
+        else:
+            self.ask([], lambda: add(value))
+
+    def later(self, later: Later, prefix: str) -> None:
+        """Count the numbers that a supplement makes of some scalars once they have been read."""
+
+        def add(*values: float) -> None:
+            for name, value in later.finish(*values).items():
+                self._add(prefix + name, value, 1 / self.processes)
+
+        self.ask(later.scalars, add)
+
+    def ask(self, scalars: list[torch.Tensor], take: Callable[..., None]) -> None:
+        """Have the values of some scalars handed to a function at the next look, if nothing bad is found."""
+        self._asked.append(([each.detach() for each in scalars], take))
+
+    def look(self, progress: Progress) -> None:
+        """Read everything back, and add all numbers to their sums in the order of their counting.
+
+        Raises NonFinite for the first bad tensor since the last look.
+        """
+        watched, asked = self._watched, self._asked
+        self._watched, self._asked = [], []
+        scalars = [*(each.good for each in watched), *(each for some, _ in asked for each in some)]
+        answers = iter(torch.stack([each.double().reshape(()) for each in scalars]).tolist() if scalars else [])
+        for each in watched:
+            if not next(answers):
+                raise NonFinite(_sentence(each, progress))
+        for some, take in asked:
+            take(*(next(answers) for _ in some))
+
+    def _add(self, name: str, value: float, share: float) -> None:
+        total, steps = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = [total + value * share, steps + share]
+
+
+def _sentence(each: Watched, progress: Progress) -> str:
+    bad = lambda tensor: int((~torch.isfinite(tensor)).sum())  # noqa: E731
+    parts = ((name, part.detach()) for name, part in each.parts)
+    name, tensor = next(((name, part) for name, part in parts if bad(part)), (each.name, each.tensor))
+    return (
+        f"step {progress.iteration} ({progress.n_images} images): {name} is not finite "
+        f"({bad(tensor)} of {tensor.numel()} values, shape {tuple(tensor.shape)}); the last good state is kept"
+    )
