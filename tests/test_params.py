@@ -522,9 +522,7 @@ def test_a_method_with_dots_in_its_name_may_start_from_the_one_it_is_like():
     values["distil"]["methods"]["dmd2.1"] = {"like": "dmd2", "start_from": "dmd2/none"}
     assert params.from_values(values, ROOT).section("method", "dmd2.1", "digits")["start_from"] == "dmd2/none"
     values["distil"]["methods"]["dmd2.1"]["start_from"] = "dmd2.1/none"
-    with pytest.raises(
-        Problem, match=r"distil\.methods\.dmd2\.1\.start_from goes in a circle"
-    ):
+    with pytest.raises(Problem, match=r"distil\.methods\.dmd2\.1\.start_from goes in a circle"):
         params.from_values(values, ROOT)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precision of a run: float32 is the reference, bfloat16 stays near it, and only products are made in it."""
+"""Precision of a run: float32 is the reference, bfloat16 stays near it, and only networks compute in it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_bfloat16_stays_near_float32(bench, method, supplements):
     assert [always(row) for row in work.rows] == [always(row) for row in other.rows]
 
 
-def test_products_alone_are_made_in_it(bench):
+def test_networks_alone_compute_in_it(bench):
     """The network's convolutions see bfloat16, the denoised image and its gradient are float32."""
     job = bench.job("diff_instruct", batch=4, steps=1)
     net, seen = job.nets["generator"], []
@@ -86,7 +86,7 @@ def test_it_is_part_of_a_recipe_unless_it_is_the_reference():
         and "precision" not in json.loads(text(plan()))["params"]["method"]
     )
     assert json.loads(text(plan(precision="bfloat16")))["params"]["method"]["precision"] == "bfloat16"
-    with pytest.raises(Problem, match="di.precision is 'fp16'; expected one of float32, tf32, bfloat16"):
+    with pytest.raises(Problem, match="di.precision is 'fp16'; expected one of auto, float32, bfloat16"):
         plan(precision="fp16")
 
 

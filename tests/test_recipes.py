@@ -181,6 +181,9 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("distil/recompute", True),
         ("distil/channels_last", True),
         ("distil/compile", True),
+        ("distil/tf32", True),
+        ("distil/deterministic", True),
+        ("distil/benchmark", False),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.
@@ -208,12 +211,15 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
         "/max_gpu_hours",
         "/mirror",
         "data/folder",
+        "distil/benchmark",
         "distil/channels_last",
         "distil/compile",
+        "distil/deterministic",
         "distil/fit",
         "distil/recompute",
         "distil/micro_batch",
         "distil/save_seconds",
+        "distil/tf32",
         "evaluate/batch",
     }
 
@@ -345,14 +351,12 @@ USES = {
 
 def test_every_version_has_its_dependents_listed_here():
     plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
-    assert (
-        {name for name in versions.versions() if not name.startswith(plugins)} <= set(USES) <= set(versions.versions())
-    )
+    assert {name for name in versions.table() if not name.startswith(plugins)} <= set(USES) <= set(versions.table())
 
 
 def test_every_module_names_what_it_is_built_on():
     """USES holds at least what a method or a supplement imports; for one that is not listed the imports are read."""
-    for module in versions.versions():
+    for module in versions.table():
         if module.startswith(("methods/", "supplements/")) and module in versions.USES:
             named = set(versions.USES[module])
             below = named | {each for name in named for each in versions.USES.get(name, ())}
@@ -416,7 +420,7 @@ def test_every_file_says_who_it_is_in_recipes():
             versions.named_files().get(file),
             versions.covered().get(file),
         ), file
-    assert set(versions.covered().values()) <= set(versions.versions())
+    assert set(versions.covered().values()) <= set(versions.table())
 
 
 def package(monkeypatch, tmp_path, texts):
@@ -443,7 +447,7 @@ def package(monkeypatch, tmp_path, texts):
 def test_a_name_that_is_not_one_is_refused_in_one_sentence(monkeypatch, tmp_path, texts, sentence):
     package(monkeypatch, tmp_path, texts)
     with pytest.raises(Problem, match=sentence):
-        versions.versions()
+        versions.table()
 
 
 def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
@@ -470,7 +474,7 @@ def test_every_module_of_a_recipe_has_a_literal_version():
 
 
 def test_the_version_table_in_git_is_the_present_one():
-    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == versions.versions()
+    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == versions.table()
 
 
 def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
@@ -482,7 +486,7 @@ def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
     assert path.stat().st_mtime == 5
     path.write_text("{}")
     versions.write_versions(tmp_path)
-    assert json.loads(path.read_text()) == versions.versions()
+    assert json.loads(path.read_text()) == versions.table()
 
 
 # --- packs shared by `like` ---------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def test_versions_file_is_current():
     """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
     from eldistill.plan import versions
 
-    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.versions()
+    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.table()
 
 
 def test_distil_needs_five_packages_only():

@@ -154,6 +154,8 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
         raise Wrong(where, f"has {both}; give one of `network`, `source` and `file`")
     if value["state"] is not None and not theirs:
         raise Wrong(f"{where}.state", "is for a source or a file; leave it out of a teacher that is trained")
+    if value["precision"] != "float32" and theirs:
+        raise Wrong(f"{where}.precision", "is of a training; leave it out of a teacher from a source or a file")
     if not theirs:
         _network(f"{where}.network", value["network"])
 

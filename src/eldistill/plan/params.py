@@ -26,6 +26,7 @@ from eldistill.plan import checks, reading
 from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
+HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
 
 
@@ -168,7 +169,17 @@ class Params:
             value = copy.deepcopy(value)  # its members are filled where they lie; `fill` copies all others
         schema = self._schema(kind, value, self.place(kind, name))
         check(value, schema, self.place(kind, name), self.definitions)
-        return fill(value, schema, self.definitions)
+        filled: dict[str, Any] = fill(value, schema, self.definitions)
+        if filled.get("precision") == "auto":
+            filled["precision"] = self._usual_precision(data)
+        return filled
+
+    def _usual_precision(self, data: str | None) -> str:
+        # By the images and never by the device: a plan is the same everywhere.
+        if data is None or data not in self.values["data"]:
+            return "float32"
+        images = self._section("data", data, None, None)
+        return "bfloat16" if images["source"] == "latents" or (images["resolution"] or 0) >= HALF else "float32"
 
     def _schema(self, kind: str, value: dict, where: str) -> dict:
         schema = self._open(kind)

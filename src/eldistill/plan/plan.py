@@ -15,7 +15,7 @@ from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
 from eldistill.plan.recipes import Step
 from eldistill.plan.schema import unknown
-from eldistill.plan.versions import metric_names, said
+from eldistill.plan.versions import literal_of, metric_names
 from eldistill.registry import spaces
 
 
@@ -155,9 +155,9 @@ class Plan(PlanOfModels):
             },
             "runs": list(map(str, runs)),
         }
-        kind = said("studies", "KINDS")[section["studies"][name]["kind"]]
+        kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
-        if said(kind, "NETWORKS", False):  # it runs them again
+        if literal_of(kind, "NETWORKS", False):  # it runs them again
             upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return self._step(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules a recipe counts, and their versions, read from the text of the sources: nothing is imported."""
+"""Who a module is in recipes, and which version it has: read from its text, so that planning imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _modules(package: Path) -> tuple[dict[str, tuple[str, int]], dict[str, str]]
     return recipes, covers
 
 
-def _literal_of(text: str) -> Any:
+def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -112,7 +112,7 @@ def _literal_of(text: str) -> Any:
 
 
 def _covering(file: str, text: str) -> str:
-    found = _literal_of(text)
+    found = _value(text)
     if not isinstance(found, str):
         raise Problem(f"src/eldistill/{file}.py has COVERED_BY = {text[:80]}; expected the name of another module's RECIPE, such as "
                       "'loop'")  # fmt: skip
@@ -121,7 +121,7 @@ def _covering(file: str, text: str) -> str:
 
 def _named(file: str, text: str) -> tuple[str, int]:
     # The name and the version in a RECIPE.
-    found, folder = _literal_of(text), file.rpartition("/")[0]
+    found, folder = _value(text), file.rpartition("/")[0]
     wanted = file if folder in PLUG_INS else "loop"
     kinds = tuple(map(type, found)) if isinstance(found, tuple) else None
     if kinds != (str, int) or (folder in PLUG_INS and found[0] != file):
@@ -142,7 +142,7 @@ def _recipe_of(module: str) -> tuple[str, int]:
     return found[module]
 
 
-def said(module: str, name: str, default: Any = None) -> Any:
+def literal_of(module: str, name: str, default: Any = None) -> Any:
     """As `registry.literal`, of the module whose RECIPE has this name."""
     return literal(_recipe_of(module)[0], name, default)
 
@@ -164,13 +164,13 @@ def metric_names(labelled: bool = False) -> list[str]:
     return [name for table in tables for name in found[table]]
 
 
-def versions() -> dict[str, int]:
+def table() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
     return {name: version for name, (_, version) in sorted(_modules(paths.PACKAGE)[0].items())}
 
 
 def write_versions(root: str | Path = ".") -> None:
     """Write workflow/versions.json, if it differs."""
-    path, text = Path(root) / "workflow/versions.json", json.dumps(versions(), indent=2, sort_keys=True) + "\n"
+    path, text = Path(root) / "workflow/versions.json", json.dumps(table(), indent=2, sort_keys=True) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

@@ -21,6 +21,14 @@ from eldistill.plan.recipes import MEASURED, Step, by_role
 from eldistill.training.machine import Machine
 
 COVERED_BY = "evaluate"
+MACHINE = (
+    "channels_last",
+    "recompute",
+    "compile",
+    "tf32",
+    "deterministic",
+    "benchmark",
+)  # keys of distil, fields of Machine
 
 
 @dataclass
@@ -78,7 +86,7 @@ def machine(values: Params, params: dict[str, Any], step: Step, max_minutes: flo
     return Machine(
         device=_device(values.top("device"), step), micro_batch=_micro_batch(top, params), fit=top["fit"],
         save_seconds=top["save_seconds"], max_seconds=seconds - min(300, seconds / 4), batch=values.top("evaluate")["batch"],
-        **{key: top[key] for key in ("channels_last", "recompute", "compile")},
+        **{key: top[key] for key in MACHINE},
     )  # fmt: skip
 
 
@@ -183,7 +191,7 @@ def train(work: Work, make: Callable[[Path], None]) -> None:
 def _code(machine: Machine) -> str:
     # Of everything that may turn a failure into a success: the sources, torch, and how the machine computes.
     sources = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))))
-    how = f"{machine.device} {machine.micro_batch} {machine.compile} {machine.channels_last}"
+    how = " ".join(str(getattr(machine, key)) for key in ("device", "micro_batch", *MACHINE))
     return files.digest(f"{sources} {how} {metadata.version('torch')}")
 
 
