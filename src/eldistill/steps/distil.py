@@ -9,9 +9,9 @@ from typing import Any
 
 from eldistill import files
 from eldistill.distil import run
-from eldistill.errors import NonFinite
+from eldistill.errors import Lost, NonFinite
 from eldistill.steps.work import Work, overwriting, train
-from eldistill.training import compute, processes
+from eldistill.training import compute
 
 COVERED_BY = "evaluate"
 
@@ -28,7 +28,7 @@ def make(work: Work) -> None:
         # It trains on: the result must not depend on it.
         with (
             compute.eager(work.machine.compile),
-            contextlib.suppress(NonFinite, RuntimeError, MemoryError, processes.Lost),
+            contextlib.suppress(NonFinite, RuntimeError, MemoryError, Lost),
         ):
             flop = done.count_flop()
         if not work.first:
