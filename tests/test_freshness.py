@@ -28,7 +28,7 @@ from conftest import read_yaml, write_yaml
 from snakemake.exceptions import WorkflowError
 
 from eldistill.errors import Problem
-from eldistill.plan import driver, freshness, params, recipes
+from eldistill.plan import driver, freshness, params, reading, recipes
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
 
@@ -540,6 +540,36 @@ def test_there_and_back_and_there_again(base, bins, tmp_path):
     run = "digits-smoke/di/el/0"
     assert set(it.log()[before:]) == {f"distil {run}", f"evaluate {run}", "evaluate suite/smoke", "tables smoke"}
     it.repro(None)
+
+
+def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
+    """`dvc exp run -S` writes a key of workflow/params, its steps alone are made, and `dvc params diff` shows it."""
+    shutil.copytree(base, tmp_path / "project", symlinks=True)
+    it, arm = Real(tmp_path / "project", bins), "digits-smoke/di/el-base/0"
+    grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["none", "el-base"], "seeds": [0]}
+    it.number("suites/smoke", [grid])
+    it.repro(None)
+    it.commit()
+    before, (paper, ablation, _) = len(it.log()), reading.FILES
+    changes = {
+        paper: "distil.methods.sid.per_data.cifar10.batch=128",
+        ablation: "distil.supplements.el-base.weight=0.5",
+    }
+    it.do("dvc", "exp", "run", *(word for file, change in changes.items() for word in ("-S", f"{file}:{change}")))
+    assert set(it.log()[before:]) == {f"distil {arm}", f"evaluate {arm}", "evaluate suite/smoke", "tables smoke"}
+    loaded = params.load(it.path / "params.yaml")
+    assert loaded.section("method", "sid", "cifar10")["batch"] == 128
+    assert (
+        loaded.section("supplement", "el-base")["weight"] == 0.5 == loaded.section("supplement", "pixel-base")["weight"]
+    )
+    told = it.do("dvc", "params", "diff")
+    rows = {tuple(line.split()) for line in told.splitlines()}
+    assert {
+        (paper, changes[paper].split("=")[0], "256", "128"),
+        (ablation, changes[ablation].split("=")[0], "0.7", "0.5"),
+    } <= rows
+    it.lock_is_true()
+    assert it.planned() == set()
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 5))
