@@ -28,6 +28,7 @@ from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import metrics
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
+from eldistill.tables.alarms import alarms
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,8 +138,8 @@ def test_a_network_of_other_classes_is_not_asked():
 
 def test_an_alarm_names_images_of_other_classes():
     floors = {"real images": {"agreement": 0.98}}
-    assert metrics.alarms({"agreement": 0.9}, floors) == []
-    (said,) = metrics.alarms({"agreement": 0.5}, floors)
+    assert alarms({"agreement": 0.9}, floors) == []
+    (said,) = alarms({"agreement": 0.5}, floors)
     assert said.startswith("agreement 0.50, real images 0.98: images of another class")
 
 

@@ -15,6 +15,7 @@ from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
+from eldistill.tables.alarms import alarms
 
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 
@@ -182,7 +183,7 @@ def test_a_planted_collapse_raises_an_alarm(ruler, name):
     measure, floor, images, labels = ruler
     spoil, which = PLANTED[name]
     half = images[::2], labels[::2]
-    said = metrics.alarms(measure(spoil(*half)), {"real images": floor})
+    said = alarms(measure(spoil(*half)), {"real images": floor})
     assert {text.split(" ")[0] for text in said} & which, (said, floor)
     assert all(("copied" in text) or ("real images" in text) for text in said)
 
@@ -190,11 +191,11 @@ def test_a_planted_collapse_raises_an_alarm(ruler, name):
 def test_real_images_raise_no_alarm(ruler):
     """Held-out images that are not in the reference are not to be had here: the floor itself, which is as good."""
     _, floor, _, _ = ruler
-    assert metrics.alarms(floor | {"copied": 0.0}, {"real images": floor}) == []
+    assert alarms(floor | {"copied": 0.0}, {"real images": floor}) == []
 
 
 def test_a_student_is_not_asked_to_beat_its_teacher():
     found = {"precision": 0.6, "coverage": 0.5}
     real, teacher = {"precision": 0.9, "coverage": 0.9}, {"precision": 0.7, "coverage": 0.9}
-    said = metrics.alarms(found, {"real images": real, "its teacher": teacher})
+    said = alarms(found, {"real images": real, "its teacher": teacher})
     assert len(said) == 1 and said[0].startswith("coverage 0.50, real images 0.90: ")

@@ -19,9 +19,8 @@ from eldistill.errors import Problem
 from eldistill.paths import STUDY
 from eldistill.plan import params, recipes
 from eldistill.plan.recipes import Plan
-from eldistill.tables import curves as plots
+from eldistill.tables.studies import forest, variance
 from eldistill.tables.studies import page as studies
-from eldistill.tables.studies import variance
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -29,14 +28,14 @@ ABLATION = SHIPPED["suites"]["ablation"]
 
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,
           "tuning": [100, 101]}  # fmt: skip
-DRAW_STUDY = plots.draw_study
+DRAW_STUDY = forest.draw_study
 BASE = (10.0, 11.0, 9.0, 10.5, 9.5)  # mean 10: the margin of equivalence is 1
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures take most of the time: only the tests of pictures draw them."""
-    monkeypatch.setattr(plots, "draw_study", lambda path, rows, params: path.touch())
+    monkeypatch.setattr(forest, "draw_study", lambda path, rows, params: path.touch())
 
 
 def add(root, run, value=1.0, log=None, flop=None, estimator="unbiased", **others):
@@ -689,7 +688,7 @@ def test_runs_that_fell_are_named_with_their_data_setting(tmp_path):
 @pytest.mark.parametrize("kind", ["contrast", "central", "budget", "stability"])
 def test_a_baseline_at_0_has_no_percent(tmp_path, monkeypatch, kind):
     """Differences, tests and a picture, and no division by it."""
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     runs = add_arm(tmp_path, "none", [0.0] * 3, curve=(0.0,) * 4) + add_arm(
         tmp_path, "el", [1.0, 2.0, 1.5], curve=(2.0, 1.0)
     )
@@ -743,7 +742,7 @@ def test_a_picture_leaves_out_what_has_no_number(tmp_path, monkeypatch):
     """An empty place would look like a signal of 0: the picture is as tall as the rows that have one."""
     from PIL import Image
 
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     runs = add_curves(tmp_path, "el", [FAST], log={"el.snr": [2.0] * 8})
     runs += add_curves(tmp_path, "el-biased", [FAST], log={"el-biased.snr": [9.0] * 8}, estimator="biased")
     assert len(make(tmp_path, runs, kind="signal")[0]) == 2
@@ -812,7 +811,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     """Two calls, six files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
     runs = some_runs(tmp_path, kind)
     rows, text = make(tmp_path, runs, kind=kind)
@@ -839,7 +838,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
 
 def test_a_picture_of_one_seed_has_points_without_bars(tmp_path, monkeypatch):
     """No interval is no failure."""
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     from PIL import Image
 
     runs = add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0])

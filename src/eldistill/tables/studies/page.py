@@ -16,9 +16,9 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
-from eldistill.tables import curves as plots
-from eldistill.tables.results import Study, check, load, short
-from eldistill.tables.studies import variance
+from eldistill.tables.results import check, load, short
+from eldistill.tables.studies import forest, variance
+from eldistill.tables.studies.study import Study
 
 RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
 # {kind: the module that has it}, a literal: the recipe of a study names that module.
@@ -137,7 +137,7 @@ def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     table, text, picture = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     write_text(text, markdown(name, params, rows, said, _ranking(study)))
-    plots.draw_study(picture, rows, params)
+    forest.draw_study(picture, rows, params)
 
 
 def _ranking(study: Study) -> str:
