@@ -14,10 +14,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from eldistill.distil.probe import REPEATS
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
 from eldistill.tables.results import check, load, short
-from eldistill.tables.studies import forest, variance
+from eldistill.tables.studies import forest
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
@@ -52,7 +53,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
     *(
         (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
-        for batch in variance.REPEATS
+        for batch in REPEATS
     ),
     ("floor, % of the variance at the smallest", lambda row: _span(row, "share", "share_low", "share_high")),
     ("signal over noise", lambda row: _text(row.get("snr"))),
