@@ -23,7 +23,7 @@ from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import noise
 from eldistill.errors import Problem
 from eldistill.numbers import declared, number
-from eldistill.plan import params, recipes, schema
+from eldistill.plan import params, schema, versions
 from eldistill.training import loop, state
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
@@ -622,7 +622,7 @@ def test_numbers_are_declared(kind, file):
             setattr(numbers, field.name, field.default)
     with pytest.raises(dataclasses.FrozenInstanceError):
         numbers.another = 1
-    assert module.RECIPE == (f"{kind}/{file}", recipes.version(f"{kind}/{file}"))
+    assert module.RECIPE == (f"{kind}/{file}", versions.version(f"{kind}/{file}"))
 
 
 @with_every
