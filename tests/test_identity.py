@@ -27,12 +27,13 @@ from eldistill.numbers import declared
 from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
-from eldistill.registry import available
+from eldistill.registry import available, readers
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
+IDX_PARTS = [row.removeprefix("{files}-") for row in readers()["idx"].downloads]
 PICTURES = Source("pictures", "folder", "pictures")
 
 
@@ -389,7 +390,7 @@ def test_every_key_that_names_a_path_is_marked():
         "data/path": "source", "codec/vae": "autoencoder", "teacher/file": "network", "fid/reference": "statistics",
         "methods/consistency/lpips": "weights", "supplements/regression/lpips": "weights",
     }  # fmt: skip
-    sources = set(SCHEMA["$defs"]["data"]["properties"]["source"]["enum"])
+    sources = set(readers())
     assert {*marked.values(), *sources} - {"source", "digits"} == set(listing.READ_AS)
     assert set(texts()) - set(marked) - site <= NAMES
 
@@ -452,14 +453,14 @@ def project() -> dict:
         {**grid, "data": ["other"], "supplements": ["far"]},
         {**grid, "data": ["other"], "methods": ["cd-lpips"]},
     ]
-    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in recipes.IDX_PARTS]
+    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in IDX_PARTS]
     with open("data/sources.csv", "a") as table:
         table.write("".join(f"{row}\n" for row in rows))
     put("pictures/a.png", b"1"), put("other.zip", b"1"), put("latents/a.npy", b"1"), put("latents/dataset.json", b"1")
     put("teacher.pkl", b"1"), put("vgg.safetensors", b"1"), put("own.npz", b"1")
     put("vae/config.json", b"1"), put(f"vae/{listing.WEIGHTS}", b"1"), put("vae/README.md", b"1")
     put("ddpm/unet/config.json", b"1"), put(f"ddpm/unet/{listing.WEIGHTS}"), put(f"ddpm/scheduler/{listing.SCHEDULE}")
-    for part in recipes.IDX_PARTS:
+    for part in IDX_PARTS:
         put(f"idx/{part}.gz", b"1")
     return values
 
@@ -693,11 +694,11 @@ def idx(name: str, array: np.ndarray) -> None:
 def test_own_idx_files_that_change_are_packed_again_once_their_digest_is_given_up(pictures, capsys):
     """Without a digest in data/sources.csv: the step is stale, the noted digest refuses, and says which line to remove."""
     with open("data/sources.csv", "a") as table:
-        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in recipes.IDX_PARTS))
+        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in IDX_PARTS))
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["data"]["mine"] |= {"source": "idx", "files": "own", "folder": "idx", "path": None}
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    for name in recipes.IDX_PARTS:
+    for name in IDX_PARTS:
         idx(name, np.arange(512, dtype=np.uint8).reshape(8, 8, 8) if "images" in name else np.zeros(8, np.uint8))
     assert __main__.main(["data", "mine/images"]) == __main__.main(["data", "mine/images"]) == 0
     assert "up to date" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from PIL import Image
 
 from eldistill.data import dataset as data
 from eldistill.data import packing, pictures
+from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
-from eldistill.external import listing
 from eldistill.plan import params
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def test_grey_of_few_bits_is_stretched(bits):
 def test_the_endings_of_the_page_are_those_that_are_read():
     named = re.search(r"The endings\nthat are read are (.*?),", PAGE, re.S)
     sentence = re.search(r"that are read are (.*?), in small", PAGE, re.S)[1]
-    assert named and {f".{each}" for each in re.findall(r"\w+", sentence) if each != "and"} == set(listing.PICTURES)
+    assert named and {f".{each}" for each in re.findall(r"\w+", sentence) if each != "and"} == set(ENDINGS)
 
 
 # --- transparency ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from eldistill.commands import cost, planned
 from eldistill.errors import Problem
 from eldistill.external import fetching
 from eldistill.plan import driver, freshness, params, recipes
+from eldistill.registry import readers
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -61,7 +62,9 @@ def test_every_file_that_a_suite_reads_has_a_download():
 
 def test_the_parts_of_idx_and_the_autoencoder_of_latents():
     found = downloads_of(plan_of(one=grid("fashion-mnist"), two=grid("imagenet512-s")), "one")
-    assert found == {"data fashion-mnist/images": sorted(f"fashion-mnist-{part}" for part in recipes.IDX_PARTS)}
+    assert found == {
+        "data fashion-mnist/images": sorted(row.format(files="fashion-mnist") for row in readers()["idx"].downloads)
+    }
     found = downloads_of(plan_of(two=grid("imagenet512-s")), "two")
     assert "sd-vae-ft-mse" in found["evaluate imagenet512-s/di/none/0"] and "data imagenet512-s/images" not in found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from dataclasses import dataclass
 
 from eldistill import paths
 
@@ -43,3 +44,25 @@ def literal(file: str, name: str, default=None):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             return ast.literal_eval(node.value)
     return default
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What the file of a reader of data sets says of itself in literals: see eldistill/data/readers/__init__.py."""
+
+    options: tuple[str, ...]  # keys of a data setting that it reads, of those that belong to a source
+    needs: tuple[str, ...]  # those of them that must be given
+    modules: tuple[
+        str, ...
+    ]  # names in the RECIPE of modules whose versions count for its packs, beside those of all packs
+    downloads: tuple[str, ...]  # rows of data/sources.csv, with {key} for a value of the data setting
+    endings: tuple[str, ...]  # of the files that it reads in a folder; none where `path` must be a file
+    classes: tuple[str, ...]  # names of the labels 0, 1, …
+
+
+@functools.cache
+def readers() -> dict[str, Reader]:
+    """Every reader of data sets, by the name that `source` of a data setting has: the files of data/readers/."""
+    names = sorted(path.stem for path in (paths.PACKAGE / "data/readers").glob("[a-z]*.py"))
+    return {name: Reader(*(literal(f"data/readers/{name}", key, ()) for key in
+                           ("OPTIONS", "NEEDS", "MODULES", "DOWNLOADS", "ENDINGS", "CLASSES"))) for name in names}  # fmt: skip

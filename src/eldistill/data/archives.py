@@ -14,8 +14,8 @@ import torch
 from eldistill.data import latents
 from eldistill.data.containers import new_folder, new_zip
 from eldistill.data.dataset import load
-from eldistill.data.folders import read_folder
 from eldistill.data.packing import counted
+from eldistill.data.readers import folder
 from eldistill.errors import Problem
 
 COVERED_BY = "latents"
@@ -65,7 +65,7 @@ def _npy_name(index: int) -> str:
 
 
 def write_latents(section: dict, path: str | Path, vae: str | None = None, device: str = "cpu", say=print) -> int:
-    """Encode the images of a section's folder or zip, one at a time, as `read_latents` and EDM2's code read them.
+    """Encode the images of a section's folder or zip, one at a time, as the reader of latents and EDM2's code read them.
 
     path: a zip; or a folder, in which what is there is kept: the same command continues. vae: the folder of an autoencoder;
     None fetches sd-vae-ft-mse. Returns how many images it holds. Raises Problem.
@@ -75,7 +75,7 @@ def write_latents(section: dict, path: str | Path, vae: str | None = None, devic
             f"source is {section['source']}; expected a data setting whose source is a folder or zip of images"
         )
     latents.load(vae, device)  # what is missing is said before the images are looked at
-    stream, path = read_folder(section), Path(path)
+    stream, path = folder.read(section), Path(path)
     for note in stream.notes:
         say(note)
     if stream.shape[0] != 3:

@@ -26,14 +26,10 @@ from eldistill.errors import Problem, nearest
 from eldistill.numbers import declared
 from eldistill.paths import TABLE_NAMES
 from eldistill.plan.schema import check, expected, fill, follow, lasting
-from eldistill.registry import available, settings, spaces
+from eldistill.registry import available, readers, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
-# Options of a source, and which of them it reads (one not named here: all).
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
-OPTIONS = {"files", "path", "crop", "resolution", "pixels", "background", "orientation", "bits"}
-READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": OPTIONS - {"files", "pixels"},
-        "latents": {"path", "pixels"}}  # fmt: skip
 
 
 def merge(below: dict, above: dict) -> dict:
@@ -52,6 +48,13 @@ def freeze(name: str, value):
         kind = dataclasses.make_dataclass(name, fields, frozen=True)
         return kind(**{key: freeze(key, item) for key, item in value.items()})
     return tuple(freeze(name, item) for item in value) if isinstance(value, list) else value
+
+
+def _with_readers(definitions: dict) -> dict:
+    # `source` of a data setting names a file of data/readers.
+    data = definitions["data"]
+    source = data["properties"]["source"] | {"enum": list(readers())}
+    return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
 
 
 # --- params.yaml --------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ class Params:
     def __init__(self, values: dict, root: Path):
         self.root = root
         self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
-        self.definitions = self.schema.pop("$defs")
+        self.definitions = _with_readers(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):
@@ -226,16 +229,16 @@ class Params:
         if kind == "data":
             if value["teacher"] not in self.values["teacher"]:
                 self._unknown(f"{where}.teacher", value["teacher"], self.values["teacher"])
-            for needed in {"idx": ["files"], "folder": ["path"], "latents": ["path", "pixels"]}.get(
-                value["source"], []
-            ):
+            reader = readers()[value["source"]]
+            for needed in reader.needs:
                 if value[needed] is None:
                     raise Problem(f"params.yaml: {where}.{needed} is missing; source: {value['source']} needs it")
             self._check_codec(where, value)
             if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
                 wanted = expected(self.definitions["data"]["properties"]["background"])
                 raise Problem(f"params.yaml: {where}.background is {value['background']!r}; expected {wanted}")
-            for key in sorted(OPTIONS - READ.get(value["source"], OPTIONS)):
+            options = {key for each in readers().values() for key in each.options}
+            for key in sorted(options - set(reader.options)):
                 if value[key] != self.definitions["data"]["properties"][key]["default"]:
                     raise Problem(
                         f"params.yaml: {where}.{key} is {value[key]!r}, but source: {value['source']} does not read it; leave it away"

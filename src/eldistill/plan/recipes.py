@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eldistill import registry
 from eldistill.errors import Problem
 from eldistill.external.sources import AUTOENCODER, TABLE, published, source
 from eldistill.files import canonical, digest
@@ -27,7 +28,6 @@ from eldistill.registry import literal, spaces
 
 # What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.
 READERS = {"pickles": ("adm", "edm2", "song"), "states": ("guided",), "folders": ("ddpm",)}
-IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 PICTURE_KEYS = ("background", "orientation", "bits")  # of a data setting whose source is a folder: see pictures.py
 WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 # Steps that are made again when somebody has edited an output: their numbers are what is read and published. An edit
@@ -183,8 +183,12 @@ class Plan:
         """The packed images of a data setting."""
         name = self._pack_name(data)
         output = f"data/sets/{name}/images.safetensors"
-        more = {"cifar10": ("teacher/pickles",), "latents": ("latents", "folders"), "folder": ("folders", "pictures")}
-        modules = ("data", "labels", *more.get(self.data(name)["source"], ()))
+        source = self.data(name)["source"]
+        modules = tuple(
+            dict.fromkeys(
+                ("data", "labels", versions.recipe_name(f"data/readers/{source}"), *registry.readers()[source].modules)
+            )
+        )
         params = self._pack_params(name)
         wanted = () if self.folder(name) else self._fetched(name)
         return self._step(
@@ -200,9 +204,7 @@ class Plan:
     def _fetched(self, name: str) -> tuple[str, ...]:
         # Rows of data/sources.csv that a pack is made of.
         data = self.data(name)
-        if data["source"] == "idx":
-            return tuple(f"{data['files']}-{part}" for part in IDX_PARTS)
-        return ("cifar-10-python",) if data["source"] == "cifar10" and not data["path"] else ()
+        return () if data["path"] else tuple(row.format(**data) for row in registry.readers()[data["source"]].downloads)
 
     def folder(self, pack: str) -> str | None:
         """Where files lie that `data PACK/images` would fetch. Settings that share a pack may know different folders: any of
@@ -215,7 +217,7 @@ class Plan:
         files = self.data(name)["files"]
         if self.data(name)["source"] != "idx":
             return ()
-        rows = published(tuple(f"{files}-{part}" for part in IDX_PARTS), self.params.root / TABLE)
+        rows = published(self._fetched(name), self.params.root / TABLE)
         if all(row["sha256"] for row in rows):
             return ()
         names = tuple(row["url"].rsplit("/", 1)[-1] for row in rows)
