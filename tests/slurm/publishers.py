@@ -46,9 +46,9 @@ def rows(root: Path) -> dict[str, dict[str, str]]:
 
 def network(seed: int) -> dict:
     """The content of a file as EDM's code writes it; the network is small and random."""
-    from eldistill.teacher import convert
+    from eldistill.teacher import edm
 
-    known = {key: value for key, value in KWARGS.items() if key not in convert.UNUSED}
+    known = {key: value for key, value in KWARGS.items() if key not in edm.UNUSED}
     made = networks.build({"network": "song", **known}, seed).eval().requires_grad_(False)
     return official.edm(made, KWARGS)
 

@@ -106,7 +106,7 @@ class Probe:
         from eldistill.data import dataset as data
         from eldistill.distil import run as distil
         from eldistill.sampling import generators as sampling
-        from eldistill.teacher import train
+        from eldistill.sampling import teachers
 
         try:
             recipe = json.loads(
@@ -121,7 +121,7 @@ class Probe:
         self.numbers = contract.numbers(self.method, values)
         named = (key.split(" ", 1) for key in recipe["upstream"])
         above = {word: name for word, name in named if word == "data" or (word == "teacher" and "/" not in name)}
-        self.teacher, _ = train.load(root / f"data/teachers/{above['teacher']}/teacher.safetensors")
+        self.teacher, _ = teachers.load(root / f"data/teachers/{above['teacher']}/teacher.safetensors")
         self.teacher.requires_grad_(False).eval()
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
         if not snapshot.exists():

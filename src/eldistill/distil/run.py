@@ -29,7 +29,7 @@ from eldistill.diffusion.noise import Draw
 from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import train
+from eldistill.sampling import teachers
 from eldistill.training import compute as speed
 from eldistill.training import loop
 
@@ -47,7 +47,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     values = recipe["method"]
     method = contract.module("methods", values["file"])
     numbers = contract.numbers(method, values)
-    teacher, about = train.load(upstream["teacher"], site.device)
+    teacher, about = teachers.load(upstream["teacher"], site.device)
     if about["codec"] != recipe["data"]["codec"]:
         raise Problem(
             f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"

@@ -349,9 +349,9 @@ def _ensemble(work) -> None:
     section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
     teacher = None
     if taught := _inputs(work, "/teacher.safetensors"):
-        from eldistill.teacher import train
+        from eldistill.sampling import teachers
 
-        teacher, _ = train.load(taught[0])
+        teacher, _ = teachers.load(taught[0])
         teacher.requires_grad_(False).eval()
     seed.make(section, work.params["seed"], reals, *work.outputs, teacher)
 
@@ -466,10 +466,10 @@ def _generator(work, path: Path, drawn):
 
 def _images_of_teacher(work, drawn):
     from eldistill.sampling import generators as sampling
-    from eldistill.teacher import train
+    from eldistill.sampling import teachers
 
     options = work.params
-    teacher, about = train.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
+    teacher, about = teachers.load(_inputs(work, "/teacher.safetensors")[0], work.site.device)
     about = drawn.applied(about)
 
     def images(n, start=0, labels=None):

@@ -18,7 +18,7 @@ from eldistill.evaluate import features, metrics
 from eldistill.evaluate.fid import statistics, streamed, whose
 from eldistill.external import fetching, sources
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import convert
+from eldistill.teacher import agree, convert
 
 RECIPE = ("teacher/check", 1)
 ENOUGH = 50_000  # images of a published figure; fewer give another distance
@@ -61,9 +61,9 @@ def make(
     it is compared with a published figure it is None, and each class is drawn equally often, as its authors did. Raises
     Problem if a published network is not what is published.
     """
-    from eldistill.teacher import train
+    from eldistill.sampling import teachers
 
-    network, about = train.load(teacher, site.device)
+    network, about = teachers.load(teacher, site.device)
     network.requires_grad_(False).eval()
     if about["label_dim"]:
         about |= classes.describe(pack) if pack else {}
@@ -105,7 +105,7 @@ def _measured(images, space, other, params: dict, what: str, say) -> dict:
 
 def _codec(name: str, found: dict | None, channels: int) -> dict:
     # What its images are: pixels in colour, or latents with the constants of the file; students' files have none.
-    known = {3: convert.PIXELS, len(latents.EDM2["mean"]): latents.EDM2}
+    known = {3: agree.PIXELS, len(latents.EDM2["mean"]): latents.EDM2}
     if found is None and channels in known:
         return known[channels]
     if found is None or len(found["scale"]) != channels:

@@ -13,9 +13,8 @@ from eldistill.contract import Batch, Phase
 from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
-from eldistill.external import weights
 from eldistill.plan import params
-from eldistill.tensors import load_tensors, save_tensors
+from eldistill.tensors import save_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
 
@@ -67,19 +66,3 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
              "n_images": work.n_images, "recipe": digest}  # fmt: skip
     save_tensors(output, average.state_dict(), about)
     return work
-
-
-def load(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[torch.nn.Module, dict]:
-    """(frozen teacher, description) from a file of ours, whose tensors are finite floats of the shapes that its description
-    asks for. Raises Problem."""
-    tensors, about = load_tensors(path)
-    if "sampler" in about:
-        raise Problem(
-            f"{path} is a one-step generator, which knows no other noise level; expected a teacher.safetensors"
-        )
-    if lacking := [key for key in ("config", "codec", "shape", "label_dim") if key not in about]:
-        raise Problem(
-            f"{path} is not a teacher of this project: its description has no {lacking[0]}; expected a teacher.safetensors"
-        )
-    net = weights.restore(path, tensors, about)
-    return net.requires_grad_(False).eval().to(device, dtype), about

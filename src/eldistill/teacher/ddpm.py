@@ -15,8 +15,8 @@ from eldistill import networks
 from eldistill.data import latents
 from eldistill.external import listing, weights
 from eldistill.external.opcodes import Refused
-from eldistill.teacher import foreign
-from eldistill.teacher.foreign import among, every, or_none, real, whole
+from eldistill.teacher import agree
+from eldistill.teacher.agree import among, every, or_none, real, whole
 from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("teacher/folders", 1)
@@ -160,11 +160,11 @@ def folder(source: Path) -> tuple[dict, Path]:
     return config, path
 
 
-def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dict:
+def convert(source: Path, output: Path, sha256: str | None = None) -> dict:
     """Write the network of a DDPM folder of diffusers as a teacher; returns its description. Raises Refused; then nothing
     is written. sha256: of its file of weights."""
     config, path = folder(source)
-    digest = foreign.digest(path, sha256)
+    digest = agree.digest(path, sha256)
     try:
         outline = networks.outline(config)
     except ValueError as error:
@@ -178,7 +178,7 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dic
     config = outline.config
     side = config["img_resolution"]
     about = {
-        "config": config, "codec": foreign.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
+        "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
         "source": {"name": source.name, "sha256": digest, "bytes": path.stat().st_size, "class": "UNet2DModel", "licence": None},
     }  # fmt: skip
     save_tensors(output, {name: tensors[name] for name in wanted}, about)
