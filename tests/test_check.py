@@ -18,6 +18,7 @@ import torch
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 from eldistill import __main__
+from eldistill.commands.check import codec_of
 from eldistill.data import dataset as data
 from eldistill.data import latents
 from eldistill.errors import Problem
@@ -26,7 +27,7 @@ from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.spaces import inception
-from eldistill.teacher import check
+from eldistill.teacher import agree, check
 
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_foreign_teachers.project  # the fixtures
@@ -166,7 +167,7 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
     assert "fd4_inception_edmref" in printed and "published sigma_init 2.5; fid 1.923, 1 call" in printed
     generator = sampling.Generator(
         colour[0],
-        {"shape": [3, 8, 8], "label_dim": 0, "codec": check.agree.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
+        {"shape": [3, 8, 8], "label_dim": 0, "codec": agree.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
     )
     rows = features.embed(sampling.images_of(generator, 4), inception.load("inception"))
     wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
@@ -204,12 +205,12 @@ def test_the_constants_of_a_file_are_its_codec():
     """There and back: scale and bias of a codec give that codec; other numbers of channels are one sentence."""
     codec = {"mean": [0.5, -1.0], "std": [2.0, 3.0]}
     scale, bias = (part.flatten().tolist() for part in latents.constants(codec))
-    found = check._codec("net", {"scale": scale, "bias": bias}, 2)
+    found = codec_of("net", {"scale": scale, "bias": bias}, 2)
     assert found["mean"] == pytest.approx(codec["mean"]) and found["std"] == pytest.approx(codec["std"])
-    assert check._codec("net", None, 3) == check.agree.PIXELS
+    assert codec_of("net", None, 3) == agree.PIXELS
     for constants, channels in ((None, 2), ({"scale": scale, "bias": bias}, 4)):
         with pytest.raises(Problem, match=f"makes images of {channels} channels"):
-            check._codec("net", constants, channels)
+            codec_of("net", constants, channels)
 
 
 # --- in the workflow ----------------------------------------------------------------------------------

@@ -116,8 +116,8 @@ def test_every_place_that_fetches_is_planned():
         for path in (ROOT / "src/eldistill").rglob("*.py")
     }
     assert {name for name, count in calls.items() if count} == {
-        "data/latents.py", "data/readers/cifar10.py", "data/readers/idx.py", "external/fetching.py", "spaces/inception.py", "spaces/inception_clean.py",
-        "steps/run.py", "teacher/check.py", "teacher/convert.py",
+        "commands/check.py", "data/latents.py", "data/readers/cifar10.py", "data/readers/idx.py", "external/fetching.py",
+        "spaces/inception.py", "spaces/inception_clean.py", "steps/run.py", "teacher/check.py", "teacher/convert.py",
     }, "tell recipes.Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
 
 

@@ -19,12 +19,13 @@ import test_guided
 import torch
 
 from eldistill import __main__, networks
+from eldistill.commands.check import codec_of
 from eldistill.errors import Problem
 from eldistill.external import pickles
 from eldistill.networks import guided
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
-from eldistill.teacher import agree, check, convert, edm
+from eldistill.teacher import agree, convert, edm
 
 ROOT = Path(__file__).parents[1]
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
@@ -105,7 +106,7 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     x = 2.5 * torch.randn(2, theirs.img_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.eye(5)[:2] if theirs.label_dim else None
     assert torch.equal(ours(x, 2.5, labels), theirs(x, 2.5, labels))
-    codec = check._codec(name, constants, theirs.img_channels)
+    codec = codec_of(name, constants, theirs.img_channels)
     section = {"source": name, "codec": codec, "labels": bool(theirs.label_dim)}
     if row["kind"] == "teacher":
         about = convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
