@@ -27,6 +27,7 @@ from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.spaces import inception
+from eldistill.spaces.pixels import pixels
 from eldistill.teacher import agree, check
 
 ROOT = Path(__file__).parents[1]
@@ -42,12 +43,12 @@ def gaussian(seed: int, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
 def test_moments_do_not_depend_on_the_chunks():
     """Streamed sums equal the moments of all features at once, to rounding, whatever the chunks."""
     images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
-    mean, cov = metrics.moments(features.embed([images], features.pixels))
+    mean, cov = metrics.moments(features.embed([images], pixels))
     for size in (1, 7, 40):
-        count, own_mean, own_cov = check.streamed(images.split(size), features.pixels)
+        count, own_mean, own_cov = check.streamed(images.split(size), pixels)
         assert count == 40 and np.allclose(own_mean, mean, rtol=1e-13) and np.allclose(own_cov, cov, atol=1e-14)
     with pytest.raises(Problem, match="1 images for a covariance"):
-        check.streamed([images[:1]], features.pixels)
+        check.streamed([images[:1]], pixels)
 
 
 def test_both_forms_of_reference_statistics(tmp_path):

@@ -16,6 +16,7 @@ from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, judges, metrics
+from eldistill.spaces.pixels import pixels
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
@@ -276,9 +277,9 @@ def test_features_do_not_depend_on_chunking(spaces, pack, name):
 def test_pixels_are_the_image_in_0_to_1_and_blocks_of_large_ones():
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     small = images[:, :, :8, :8]
-    assert np.allclose(features.pixels(small), small.flatten(1) / 255, rtol=0, atol=1e-7)
+    assert np.allclose(pixels(small), small.flatten(1) / 255, rtol=0, atol=1e-7)
     blocks = images.double().reshape(5, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1) / 255
-    assert np.allclose(features.pixels(images), blocks, rtol=0, atol=1e-6)
+    assert np.allclose(pixels(images), blocks, rtol=0, atol=1e-6)
 
 
 def test_features_that_are_not_finite_are_one_sentence():
@@ -318,11 +319,11 @@ def test_clean_fids_pass_over_png_files_gives_the_same_features(spaces, pack, tm
 
 def test_a_reference_holds_features_and_moments_and_has_equal_bytes(pack, tmp_path):
     for name in ("one", "other"):
-        evaluate.make_reference(features.pixels, pack, tmp_path / f"{name}.npz")
+        evaluate.make_reference(pixels, pack, tmp_path / f"{name}.npz")
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
     loaded = evaluate.load_reference(tmp_path / "one.npz")
     for part in ("train", "heldout"):
-        rows = features.pixels(data.load(pack, part)[0]).double().numpy()
+        rows = pixels(data.load(pack, part)[0]).double().numpy()
         assert np.allclose(loaded[part], rows, rtol=0, atol=1e-7) and loaded[part].dtype == np.float64
         with np.load(tmp_path / "one.npz") as archive:
             assert np.allclose(archive[f"mu_{part}"], rows.mean(0), rtol=0, atol=1e-12)
@@ -349,7 +350,7 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
     evaluate.make_reference(spaces["pixels"], pack, tmp_path / "r.npz")
     known = {"pixels": evaluate.load_reference(tmp_path / "r.npz")}
     images = data.load(pack)[0]
-    ruler = evaluate.Ruler({"pixels": features.pixels}, known, OPTIONS)
+    ruler = evaluate.Ruler({"pixels": pixels}, known, OPTIONS)
     found = ruler.measure(lambda n, first: images[first : first + n].split(100), len(images))
     assert found["fd1437_pixels_train"] == pytest.approx(0, abs=1e-5)
     assert found["precision1437_pixels_train"] == found["recall1437_pixels_train"] == 1
@@ -362,7 +363,7 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
 def test_a_space_may_see_the_first_images_only():
     """In one pass with the others; its metrics carry the number; a process whose images come later gives it none."""
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 1, 2, 2), np.uint8))
-    spaces = {"pixels": features.pixels, "half": lambda chunk: features.pixels(chunk) / 2}
+    spaces = {"pixels": pixels, "half": lambda chunk: pixels(chunk) / 2}
     found = features.embed_all(images.split(20), spaces, {"half": 50})
     assert len(found["pixels"]) == 90 and np.array_equal(found["half"], found["pixels"][:50] / 2)
     known = {name: {"train": normal(60, 4), "heldout": normal(60, 4, seed=1)} for name in spaces}

@@ -15,12 +15,11 @@ from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from eldistill import files, networks
 from eldistill.data import latents
 from eldistill.errors import Problem
-from eldistill.evaluate import judges
 from eldistill.external import weights
 from eldistill.losses import perceptual
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
-from eldistill.spaces import inception
+from eldistill.spaces import inception, judges
 from eldistill.teacher import convert
 from eldistill.tensors import save_tensors
 from eldistill.training import state
@@ -53,7 +52,11 @@ def adopted(path: Path):
     convert.adopt({"file": str(path), "codec": CODEC, "labels": False}, path.with_name("adopted.safetensors"))
 
 
-KINDS = {"teacher": (teacher, teachers.load), "generator": (generator, sampling.load_generator), "judge": (judge, judges.load),
+def loaded(path: Path):
+    return judges.load("judge-a", "cpu", path)
+
+
+KINDS = {"teacher": (teacher, teachers.load), "generator": (generator, sampling.load_generator), "judge": (judge, loaded),
          "adopted": (teacher, adopted)}  # fmt: skip
 
 

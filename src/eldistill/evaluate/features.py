@@ -12,26 +12,17 @@ import numpy as np
 import torch
 
 from eldistill.errors import Problem
-from eldistill.evaluate import judges
 from eldistill.evaluate.metrics import FLOAT
 from eldistill.registry import spaces
 
 COVERED_BY = "evaluate"
 
 
-def pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, c, h, w] to [n, c * h * w] in [0, 1]; above 16x16 averaged to 16x16 (a Fréchet distance needs n >> D)."""
-    x = images.float() / 255
-    if x.shape[-1] > 16:
-        x = torch.nn.functional.adaptive_avg_pool2d(x, 16)
-    return x.flatten(1)
-
-
-def feature_space(name: str, judge: Path | None = None, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from uint8 images to features called `name` in params.yaml; judge: the file of a `judge-…`."""
-    if judge or name == "pixels":
-        return judges.load(judge, device) if judge else pixels
-    return importlib.import_module(f"eldistill.spaces.{spaces()[name]}").load(name, device)
+def feature_space(name: str, file: Path | None = None, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function from uint8 images [n, c, h, w] to features [n, D] called `name` in params.yaml; file: of a space whose network
+    this project trains, a `judge-…`."""
+    module = importlib.import_module(f"eldistill.spaces.{spaces()[name]}")
+    return module.load(name, device) if file is None else module.load(name, device, file)
 
 
 @torch.no_grad()

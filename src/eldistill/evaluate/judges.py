@@ -16,10 +16,8 @@ from eldistill import networks
 from eldistill.contract import Batch, Phase
 from eldistill.data import dataset as data
 from eldistill.diffusion.noise import stream_seed
-from eldistill.evaluate.metrics import softmax
-from eldistill.external import weights
 from eldistill.plan import params
-from eldistill.tensors import load_tensors, save_tensors
+from eldistill.tensors import save_tensors
 from eldistill.training import loop
 
 RECIPE = ("judges", 1)
@@ -79,20 +77,3 @@ def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
     parts = images.split(1000)  # larger images of larger sets do not fit at once
     guesses = torch.cat([net(data.encode(part, codec).to(device)).argmax(1).cpu() for part in parts])
     return round(float((guesses == labels).double().mean()), 6)
-
-
-def load(path: str | Path, device="cpu"):
-    """A judge as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
-    `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
-    tensors, about = load_tensors(path)
-    net = weights.restore(path, tensors, about)
-    net.requires_grad_(False).eval().to(device)
-
-    def space(images: torch.Tensor) -> torch.Tensor:
-        return net.embed(data.encode(images.to(device), about["codec"]))
-
-    if not about["rotations"]:
-        weight, bias = (each.cpu().numpy() for each in (net.head.weight, net.head.bias))
-        space.probabilities = lambda features: softmax(features, weight, bias)
-        space.label_dim = len(weight)
-    return space

@@ -156,7 +156,7 @@ class Plan:
     def _of_spaces(self, *features: str) -> list[str]:
         # What feature spaces say themselves that they read.
         modules = (spaces()[name] for name in features)
-        return [name for module in modules if module for name in literal(f"spaces/{module}", "DOWNLOADS", ())]
+        return [name for module in modules for name in literal(f"spaces/{module}", "DOWNLOADS", ())]
 
     def data(self, name: str) -> dict:
         """A data setting, resolved, without what only describes a machine."""
@@ -243,8 +243,7 @@ class Plan:
         """Features and their moments of the train and the held-out images; of latents those of their pixels."""
         data = self._seen(data)
         judge = (self.judge(data, features[-1]),) if features.startswith("judge-") else ()
-        module = spaces()[features]
-        modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
+        modules = tuple(dict.fromkeys(("evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))))
         output = f"data/sets/{data}/reference-{features}.npz"
         return self._step("data", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
                     self._downloads(*self._of_spaces(features)))  # fmt: skip
@@ -306,8 +305,7 @@ class Plan:
                    "n": params["n"] or (50_000 if reference else 1_000), "threads": self.threads}  # fmt: skip
         measured = () if reference else (self.reference(section["data"], features),)
         judges = tuple(step for each in measured for step in each.upstream if "/judge-" in step.name)
-        space = spaces()[features]
-        modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
+        modules = ("teacher/check", "sampling", "evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))
         more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
         fetched = self._downloads(*self._of_spaces(features), _row_of(reference))
