@@ -6,6 +6,7 @@ Where the images have no labels the task is to tell by how many quarter turns an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,12 +25,20 @@ RECIPE = ("judges", 1)
 BODIES = {"a": "conv", "b": "mlp"}
 
 
-def phases(numbers, progress) -> list[Phase]:
+@dataclass(frozen=True)
+class Numbers:
+    """What the loss of a classifier needs."""
+
+    smoothing: float  # of labels, from 0 to 1
+    rotations: bool  # the task is to name quarter turns, for images without labels
+
+
+def phases(numbers: Numbers, progress) -> list[Phase]:
     """One step of the classifier."""
     return [Phase("judge", images="none")]
 
 
-def critic_terms(nets: dict, batch: Batch, images, numbers) -> dict[str, torch.Tensor]:
+def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, torch.Tensor]:
     """Cross entropy with label smoothing, mean over images."""
     x, labels = batch.real("image")
     if numbers.rotations:
@@ -57,7 +66,7 @@ def train(letter: str, recipe: dict, pack: Path, output: Path, folder: Path, dig
     ema = params.freeze("Ema", {"policy": "constant", "beta": 0.98})
     job = loop.Job(
         method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
-        numbers=SimpleNamespace(smoothing=numbers["smoothing"], rotations=rotations),
+        numbers=Numbers(numbers["smoothing"], rotations),
         training=SimpleNamespace(n_images=total, batch=numbers["batch"], ema=ema),
         nets={"judge": net}, published="judge", reals=reals, shape=reals.shape, seed=seed, folder=folder,
         optimisers={"judge": optimiser}, device=site.device, ticks=10, save_seconds=site.save_seconds, say=say,

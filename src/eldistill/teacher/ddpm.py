@@ -21,8 +21,14 @@ from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("teacher/folders", 1)
 CONFIG_BYTES = 4 * 2**20  # of a JSON file, far above what even 100,000 betas need
-ANY = lambda value: True  # noqa: E731  (of keys that concern only how samples are drawn)
-NONE = lambda value: value is None  # noqa: E731
+
+
+def _any(value) -> bool:
+    # For keys that concern only how samples are drawn.
+    return True
+
+
+NONE = among(None)
 OFF = or_none(among(False))
 
 UNET = {
@@ -41,7 +47,7 @@ UNET_FIXED = {
     "center_input_sample": among(False), "time_embedding_type": among("positional"), "act_fn": among("silu", "swish"),
     "mid_block_type": among("UNetMidBlock2D"), "class_embed_type": NONE, "num_class_embeds": NONE,
     "num_train_timesteps": or_none(whole(1, 100_000)), "dropout": real(0, 1),
-    **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"), ANY),
+    **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"), _any),
 }  # fmt: skip
 # Schedulers of diffusers with the x_t above, whose networks predict epsilon or v of it.
 SCHEDULERS = (
@@ -123,7 +129,7 @@ def _schedule(path: Path) -> dict:
             f"{path} is of {ascii(name)[:60]}, whose noise or whose network's output is not DDPM's; expected one of "
             f"{', '.join(each.removesuffix('Scheduler') for each in SCHEDULERS)} (each with Scheduler behind it)"
         )
-    _understood(path, values, SCHEDULE | SCHEDULE_FIXED | dict.fromkeys(SAMPLING, ANY), "scheduler")
+    _understood(path, values, SCHEDULE | SCHEDULE_FIXED | dict.fromkeys(SAMPLING, _any), "scheduler")
     betas = values.get("trained_betas")
     if lacking := [key for key in NEEDED if key not in values and betas is None]:
         raise Refused(f"{path} has no {lacking[0]}; put the one there that the network was trained with")

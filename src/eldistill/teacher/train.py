@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +22,21 @@ from eldistill.training import loop
 RECIPE = ("teacher/train", 1)
 
 
-def phases(numbers, progress) -> list[Phase]:
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of EDM's loss, of a `teacher` in params.yaml."""
+
+    P_mean: float  # mean of ln sigma
+    P_std: float  # deviation of ln sigma
+    augment: float  # probability of each kind of EDM's augmentation; 0: none
+
+
+def phases(numbers: Numbers, progress) -> list[Phase]:
     """One step of the denoiser."""
     return [Phase("teacher", images="none")]
 
 
-def critic_terms(nets: dict, batch: Batch, images, numbers) -> dict[str, torch.Tensor]:
+def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The denoising loss on real images, summed over pixels, mean over images."""
     x, labels = batch.real("image")
     augment_labels = None
@@ -52,7 +62,7 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
     speed.prepare(site, [], [net])
     job = loop.Job(
         method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
-        numbers=SimpleNamespace(**{key: recipe[key] for key in ("P_mean", "P_std", "augment")}),
+        numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
         training=SimpleNamespace(**{key: recipe[key] for key in ("n_images", "batch")}, ema=params.freeze("Ema", recipe["ema"])),
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={"teacher": params.freeze("Optimiser", recipe["optimiser"])},
