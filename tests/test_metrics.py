@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from test_evaluate import normal, train_judge
 
+from eldistill import paths
 from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
+from eldistill.paths import PACKAGE
+from eldistill.plan import params, recipes, versions
 from eldistill.tables.alarms import alarms
 
+ROOT = Path(__file__).parents[1]
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 
 # --- the jackknife --------------------------------------------------------------------------------------
@@ -199,3 +206,45 @@ def test_a_student_is_not_asked_to_beat_its_teacher():
     real, teacher = {"precision": 0.9, "coverage": 0.9}, {"precision": 0.7, "coverage": 0.9}
     said = alarms(found, {"real images": real, "its teacher": teacher})
     assert len(said) == 1 and said[0].startswith("coverage 0.50, real images 0.90: ")
+
+
+# --- a new metric -------------------------------------------------------------------------------------------
+
+SHIFT = '''
+def shift(fake, real, options):
+    """Distance of the means, over the root of the number of features."""
+    return float(np.linalg.norm(fake.mean(0) - real.mean(0)) / real.shape[1] ** 0.5)
+
+
+Metric = '''
+
+
+def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
+    """metrics.py with one more function in METRICS: it is measured in every space and to both parts, under its name, and every
+    evaluation is stale without it."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    plan = lambda: recipes.Plan(params.from_values(values, ROOT))  # noqa: E731
+    before = plan().yardstick("digits", "real")
+    for source in PACKAGE.rglob("*.py"):
+        target = tmp_path / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    file = tmp_path / "evaluate/metrics.py"
+    text = (
+        file.read_text(encoding="utf-8").replace("\nMetric = ", SHIFT).replace('"fd": fd,', '"fd": fd, "shift": shift,')
+    )
+    file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
+    versions.metric_names.cache_clear()
+    try:
+        after = plan().yardstick("digits", "real")
+    finally:
+        versions.metric_names.cache_clear()
+    assert set(after.params["metrics"]) - set(before.params["metrics"]) == {"shift"} and after.digest != before.digest
+    spec = importlib.util.spec_from_file_location("metrics_with_one_more", file)
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    rows = normal(30, 4) - normal(30, 4).mean(0)
+    found = other.measure({"b": rows + 1.5}, {"b": {"train": rows, "heldout": rows + 2}}, OPTIONS)
+    assert found["shift30_b_heldout"] == pytest.approx(0.5) and found["shift30_b_train"] == pytest.approx(1.5)
+    assert {name for name in found if name.startswith("shift")} == {"shift30_b_heldout", "shift30_b_train"}
