@@ -180,6 +180,9 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("distil/recompute", True),
         ("distil/channels_last", True),
         ("distil/compile", True),
+        ("distil/tf32", True),
+        ("distil/deterministic", True),
+        ("distil/benchmark", False),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.
@@ -207,12 +210,15 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
         "/max_gpu_hours",
         "/mirror",
         "data/folder",
+        "distil/benchmark",
         "distil/channels_last",
         "distil/compile",
+        "distil/deterministic",
         "distil/fit",
         "distil/recompute",
         "distil/micro_batch",
         "distil/save_seconds",
+        "distil/tf32",
         "evaluate/batch",
     }
 

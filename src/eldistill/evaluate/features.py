@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eldistill import registry
 from eldistill.errors import Problem
 from eldistill.evaluate.metrics import FLOAT
-from eldistill.registry import spaces
 
 COVERED_BY = "evaluate"
 
@@ -21,7 +21,7 @@ COVERED_BY = "evaluate"
 def feature_space(name: str, file: Path | None = None, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from uint8 images [n, c, h, w] to features [n, D] called `name` in params.yaml; file: of a space whose network
     this project trains, a `judge-…`."""
-    module = importlib.import_module(f"eldistill.spaces.{spaces()[name]}")
+    module = importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}")
     return module.load(name, device) if file is None else module.load(name, device, file)
 
 
