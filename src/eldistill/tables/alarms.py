@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 COVERED_BY = "metrics"
-ALARMS: tuple[
-    tuple[str, float, str], ...
-] = (  # metric, share of what real images reach below which something is wrong, what
+# (metric, share of what real images or the teacher reach below which something is wrong, what may be wrong)
+ALARMS: tuple[tuple[str, float, str], ...] = (
     ("precision", 0.8, "blurred, noisy or strange images"),
     ("recall", 0.8, "kinds of images that are missing"),
     ("coverage", 0.8, "kinds of images that are missing, or one image many times"),
