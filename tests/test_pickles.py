@@ -21,6 +21,7 @@ import torch
 
 from eldistill import files, networks
 from eldistill.external import pickles, weights
+from eldistill.external.machine import STORAGES
 from eldistill.external.pickles import Refused
 from eldistill.sampling import teachers
 from eldistill.teacher import edm
@@ -163,7 +164,7 @@ def test_tensors_that_are_not_in_order_are_read_in_order(tmp_path):
         "c": torch.empty(0, 3),
         "d": torch.tensor(3.0),
     }
-    tensors |= {f"t{i}": base.reshape(2, 3, 4).to(dtype) for i, dtype in enumerate(pickles.STORAGES.values())}
+    tensors |= {f"t{i}": base.reshape(2, 3, 4).to(dtype) for i, dtype in enumerate(STORAGES.values())}
     tensors["last"] = base.reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     value = {"ema": official.Persistent("Net", {"_parameters": {}, "_buffers": tensors, "_modules": {}})}
     with pickles.read(official.write(tmp_path / "net.pkl", value)) as file:
