@@ -68,7 +68,7 @@ def test_noise_within_does_not_count_as_variance_between():
 
 def test_one_level_for_a_batch_changes_nothing_else():
     draw = Draw(3, "scope", 40, 8)
-    one = probe._one_level(draw)
+    one = probe.OneLevel.of(draw)
     assert torch.equal(one.normal("epsilon", 1, 2, 2), draw.normal("epsilon", 1, 2, 2))
     assert torch.equal(one.integers("label", 10), draw.integers("label", 10))
     for found, own in (

@@ -14,19 +14,33 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
+from eldistill import contract
+from eldistill.contract import Batch, Phase, Progress
+from eldistill.data import dataset as data
+from eldistill.diffusion.noise import Draw, stream_seed
+from eldistill.distil import run as distil
 from eldistill.errors import Problem
+from eldistill.plan import params
+from eldistill.sampling import generators as sampling
+from eldistill.sampling import teachers
+from eldistill.training import loop
 
 COVERED_BY = "variance"
 PERCENT = 20  # of the run: the snapshot that is looked at
 FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
 REPEATS = {8: 32, 32: 24, 128: 16}  # batch: how many gradients of it
+Nets = dict[str, torch.nn.Module]
+Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # (images [n, c, h, w], batch) to a gradient at the images
+Look = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
 OWN, SHARED, ACROSS = "own noise levels", "one noise level a batch", f"own noise levels, across {FAKES} fake_scores"
 
 
@@ -65,27 +79,45 @@ def strength(means: list[Moments]) -> float:
     return fmean(float((each.mean**2).sum()) - each.variance / each.count for each in means)
 
 
-def _one_level(draw):
+class OneLevel(Draw):
     """The same random numbers, but one noise level for all images of the batch."""
-    from eldistill.diffusion.noise import Draw
 
-    class OneLevel(Draw):
-        def _same(self, kind: str, purpose: str, *rest):
-            if not purpose.endswith("sigma"):
-                return getattr(super(), kind)(purpose, *rest)
-            one = Draw(self.seed, self.scope, self.first, 1, self.device, self.dtype)
-            return getattr(one, kind)(purpose, *rest).repeat(self.size, *[1] * (len(rest) - (kind == "integers")))
+    @classmethod
+    def of(cls, draw: Draw) -> OneLevel:
+        """With the streams of another Draw."""
+        return cls(draw.seed, draw.scope, draw.first, draw.size, draw.device, draw.dtype)
 
-        def normal(self, purpose, *shape):
-            return self._same("normal", purpose, *shape)
+    def _first(self) -> Draw:
+        return Draw(self.seed, self.scope, self.first, 1, self.device, self.dtype)
 
-        def uniform(self, purpose, *shape):
-            return self._same("uniform", purpose, *shape)
+    def _of_all(self, one: torch.Tensor) -> torch.Tensor:
+        return one.repeat(self.size, *[1] * (one.ndim - 1))
 
-        def integers(self, purpose, high, *shape):
-            return self._same("integers", purpose, high, *shape)
+    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
+        """As Draw.normal; of a noise level that of the first image, for all."""
+        return (
+            self._of_all(self._first().normal(purpose, *shape))
+            if _is_level(purpose)
+            else super().normal(purpose, *shape)
+        )
 
-    return OneLevel(draw.seed, draw.scope, draw.first, draw.size, draw.device, draw.dtype)
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
+        """As Draw.uniform; of a noise level that of the first image, for all."""
+        return (
+            self._of_all(self._first().uniform(purpose, *shape))
+            if _is_level(purpose)
+            else super().uniform(purpose, *shape)
+        )
+
+    def integers(self, purpose: str, high: int, *shape: int) -> torch.Tensor:
+        """As Draw.integers; of a noise level that of the first image, for all."""
+        if _is_level(purpose):
+            return self._of_all(self._first().integers(purpose, high, *shape))
+        return super().integers(purpose, high, *shape)
+
+
+def _is_level(purpose: str) -> bool:
+    return purpose.endswith("sigma")
 
 
 def _file(step: str) -> tuple[str, str]:
@@ -96,24 +128,19 @@ def _file(step: str) -> tuple[str, str]:
     return ("teachers", f"{name}.npz") if word == "teacher" and "/pairs-" in name else ("", "")
 
 
+def _recipe(run: str, root: Path) -> dict:
+    try:
+        text = (root / f"data/runs/{run}/generator_ema.safetensors.recipe").read_text(encoding="utf-8")
+        return dict(json.loads(text))
+    except (OSError, ValueError) as error:
+        raise Problem(f"the recipe of {run} cannot be read ({error}); make the run again") from None
+
+
 class Probe:
     """The networks of a run at its snapshot, and gradients of the generator's parameters."""
 
-    def __init__(self, run: str, root: Path):
-        import torch
-
-        from eldistill import contract
-        from eldistill.data import dataset as data
-        from eldistill.distil import run as distil
-        from eldistill.sampling import generators as sampling
-        from eldistill.sampling import teachers
-
-        try:
-            recipe = json.loads(
-                (root / f"data/runs/{run}/generator_ema.safetensors.recipe").read_text(encoding="utf-8")
-            )
-        except (OSError, ValueError) as error:
-            raise Problem(f"the recipe of {run} cannot be read ({error}); make the run again") from None
+    def __init__(self, run: str, root: Path) -> None:
+        recipe = _recipe(run, root)
         self.params = recipe["params"]
         torch.set_num_threads(self.params["threads"])
         values = self.params["method"]
@@ -140,13 +167,8 @@ class Probe:
                 raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
                               f"{each.name} is none; take it from the grids of that study")  # fmt: skip
 
-    def fakes(self) -> list[dict]:
+    def fakes(self) -> list[Nets]:
         """Networks with FAKES fake_scores, each trained on the held generator with random numbers of its own."""
-        from eldistill.contract import Phase
-        from eldistill.diffusion.noise import stream_seed
-        from eldistill.plan import params
-        from eldistill.training import loop
-
         made = []
         for index in range(FAKES):
             seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
@@ -174,17 +196,14 @@ class Probe:
             made.append(nets | {"teacher": self.teacher})
         return made
 
-    def gradients(self, scope: str, batch: int, pull, level=lambda draw: draw) -> Moments:
-        """Moments over REPEATS[batch] gradients; pull(images, batch) gives one at the images."""
-        import torch
-
-        from eldistill.contract import Batch, Progress
-        from eldistill.diffusion.noise import Draw
-
+    def gradients(self, scope: str, batch: int, pull: Pull, one_level: bool = False) -> Moments:
+        """Moments over REPEATS[batch] gradients; pull(images, batch) gives one at the images. one_level: all images of a batch
+        have the same noise level."""
         found, nets = [], {"generator": self.generator.requires_grad_(True)}
         parameters = list(self.generator.parameters())
         for repeat in range(REPEATS[batch]):
-            draw = level(Draw(self.params["seed"], f"variance/{scope}/{batch}", repeat * batch, batch))
+            draw = Draw(self.params["seed"], f"variance/{scope}/{batch}", repeat * batch, batch)
+            draw = OneLevel.of(draw) if one_level else draw
             labels = self.reals.labels(draw.integers("label", len(self.reals)))
             here = Batch(draw, labels, self.reals.shape, Progress(0, repeat, 10**9), self.reals)
             images = self.method.generate(nets, here, self.numbers)
@@ -193,28 +212,36 @@ class Probe:
             found.append(torch.cat(flat).double().numpy())
         return moments(np.stack(found))
 
-    def base(self, nets: dict):
+    def base(self, nets: Nets) -> Pull:
         """The base loss's gradient at the images, by its own fake_score."""
 
-        def pull(images, batch):
+        def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:
             terms = self.method.generator_terms(nets, batch, lambda: images, self.numbers)
-            return sum(term.gradient for term in terms.values())
+            return _sum([term.gradient for term in terms.values()])
 
         return pull
 
-    def supplement(self, each):
+    def supplement(self, each: loop.Supplement) -> Pull:
         """A supplement's gradient at the images."""
 
-        def pull(images, batch):
+        def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:
             terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
-            return sum(term.gradient for term in terms.values() if term.gradient is not None)
+            return _sum([term.gradient for term in terms.values() if term.gradient is not None])
 
         return pull
 
 
-def look(run: str, root: Path) -> dict[str, dict]:
+def _sum(gradients: list[torch.Tensor]) -> torch.Tensor:
+    total = torch.zeros_like(gradients[0])
+    for each in gradients:
+        total = total + each
+    return total
+
+
+def look(run: str, root: Path) -> dict[str, Look]:
     """{which gradient: {batch: its variance, "signal": squared norm of its mean, "floor"}} of one run."""
-    probe, found = Probe(run, root), {}
+    probe = Probe(run, root)
+    found: dict[str, Look] = {}
     if probe.supplements:
         for each in probe.supplements:
             per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
@@ -227,7 +254,7 @@ def look(run: str, root: Path) -> dict[str, dict]:
     }
     signal, within = strength(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
     found[OWN] = _found(within, signal)
-    one = {b: probe.gradients("one", b, probe.base(nets[0]), _one_level).variance for b in REPEATS}
+    one = {b: probe.gradients("one", b, probe.base(nets[0]), one_level=True).variance for b in REPEATS}
     found[SHARED] = _found(one, strength([own[max(own)][0]]))
     apart = between(own[max(own)])
     # The mean gradient of a fake_score is the common one and its own deviation: the signal is the former alone.
@@ -235,5 +262,7 @@ def look(run: str, root: Path) -> dict[str, dict]:
     return found
 
 
-def _found(variances: dict[int, float], signal: float, order: int = 1) -> dict:
-    return variances | {"signal": signal, "floor": fit(variances, order)[0]}
+def _found(variances: dict[int, float], signal: float, order: int = 1) -> Look:
+    found: Look = {"signal": signal, "floor": fit(variances, order)[0]}
+    found.update(variances.items())
+    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from eldistill.distil.probe import REPEATS, look
 from eldistill.tables import inference
 from eldistill.tables.results import arms_of, identity, short
 from eldistill.tables.studies.study import Study
@@ -21,6 +20,8 @@ def variance(study: Study) -> tuple[list[dict], list[str]]:
     """Every arm: the variance of its own gradient over the squared norm of its mean, batch by batch (means over runs, then
     their ratio), and the floor in percent of the variance at the smallest batch with its interval over runs. `none`
     shows the base loss's gradient, an arm with a supplement the supplement's."""
+    from eldistill.distil.probe import REPEATS, look  # torch takes seconds
+
     rows, said, confidence = [], [], study.params["confidence"]
     least, most = min(REPEATS), max(REPEATS)
     for group in arms_of(study.results).values():
