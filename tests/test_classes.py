@@ -24,8 +24,8 @@ from eldistill.data import classes, packing
 from eldistill.data import dataset as data
 from eldistill.diffusion.noise import Draw
 from eldistill.errors import Problem
-from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import metrics
+from eldistill.evaluate.references import label_heads
 from eldistill.plan import params, recipes
 from eldistill.sampling import generators as sampling
 from eldistill.tables.alarms import alarms
@@ -133,7 +133,7 @@ def test_a_network_of_other_classes_is_not_asked():
     foreign, judge, pixels = (lambda images: images for _ in range(3))
     foreign.probabilities = judge.probabilities = lambda features: features
     judge.label_dim = 3
-    assert set(evaluate.label_heads({"inception": foreign, "judge-a": judge, "pixels": pixels})) == {"judge-a"}
+    assert set(label_heads({"inception": foreign, "judge-a": judge, "pixels": pixels})) == {"judge-a"}
 
 
 def test_an_alarm_names_images_of_other_classes():

@@ -19,6 +19,7 @@ from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
+from eldistill.evaluate.references import load_reference, make_reference, real_row
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes, versions
 from eldistill.tables.alarms import alarms
@@ -146,8 +147,8 @@ def ruler(tmp_path_factory):
     packing.pack({"source": "digits", "heldout": 360}, folder / "pack")
     train_judge("a", folder / "pack", folder / "judge", 57_600)
     spaces = {"judge-a": features.feature_space("judge-a", folder / "judge")}
-    evaluate.make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
-    known = {"judge-a": evaluate.load_reference(folder / "reference.npz")}
+    make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
+    known = {"judge-a": load_reference(folder / "reference.npz")}
 
     def seen(values: dict) -> dict[str, float]:
         names = {name.split("_judge-a")[0].rstrip("0123456789k"): value for name, value in values.items()
@@ -155,11 +156,11 @@ def ruler(tmp_path_factory):
         return names
 
     def measure(images: torch.Tensor) -> dict[str, float]:
-        return seen(evaluate.Ruler(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
+        return seen(evaluate.Evaluator(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
 
     images, labels, _ = data.load(folder / "pack")
     # The class score of train images is nobody's yardstick but their own: that of held-out ones stands for real images.
-    row = evaluate.real_row(known, OPTIONS, spaces)
+    row = real_row(known, OPTIONS, spaces)
     floor = seen({name: value for name, value in row.items() if not name.startswith("is1437")})
     return measure, floor, images, labels
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from eldistill.data import classes, latents
 from eldistill.errors import Problem
 from eldistill.evaluate import features
-from eldistill.evaluate.fid import statistics, whose
+from eldistill.evaluate.fid import reference_label, statistics
 from eldistill.external import fetching, sources
 from eldistill.sampling import generators as sampling
 from eldistill.teacher import agree, convert
@@ -61,4 +61,4 @@ def command(options, say) -> None:
     space = features.feature_space("inception", None, options.device)
     params = {"n": options.n, "features": "inception", "reference": reference, "steps": steps, "churn": None,
               "seed": options.seed, "limit": float("inf"), "published": row["published"]}  # fmt: skip
-    measured(images, space, other, params, f"inception_{whose(reference)}", say)
+    measured(images, space, other, params, f"inception_{reference_label(reference)}", say)

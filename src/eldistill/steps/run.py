@@ -253,8 +253,8 @@ def _forget() -> None:
 
 def _data(work) -> None:
     from eldistill.data import labels, packing
-    from eldistill.evaluate import evaluator as evaluate
     from eldistill.evaluate import features, judges
+    from eldistill.evaluate.references import make_reference
 
     item = work.step.name.rsplit("/", 1)[1]
     if work.step.on_demand:
@@ -291,7 +291,7 @@ def _data(work) -> None:
     name = item.removeprefix("reference-")
     judge = _inputs(work, f"/{name}.safetensors")
     space = features.feature_space(name, judge[0] if judge else None, work.site.device)
-    evaluate.make_reference(space, pack, work.outputs[0])
+    make_reference(space, pack, work.outputs[0])
 
 
 def _teacher(work) -> None:
@@ -390,6 +390,7 @@ def _evaluate(work) -> None:
     from eldistill.evaluate import evaluator as evaluate
     from eldistill.evaluate import features
     from eldistill.evaluate.metrics import CURVE
+    from eldistill.evaluate.references import load_reference, real_row
     from eldistill.sampling import generators as sampling
     from eldistill.training import processes as distributed
 
@@ -399,14 +400,14 @@ def _evaluate(work) -> None:
     options, batch, device = work.params, work.site.batch, work.site.device
     judge = {path.stem: path for path in _inputs(work, ".safetensors") if path.stem.startswith("judge-")}
     spaces = {name: features.feature_space(name, judge.get(name), device) for name in options["features"]}
-    references = {name: evaluate.load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in spaces}
-    ruler = evaluate.Ruler(spaces, references, options, batch, distributed.processes() or distributed.Alone())
+    references = {name: load_reference(_inputs(work, f"/reference-{name}.npz")[0]) for name in spaces}
+    ruler = evaluate.Evaluator(spaces, references, options, batch, distributed.processes() or distributed.Alone())
     which = work.step.name.split("/")[1:]
     real, generator, rows = which == ["real"], None, []
     drawn = _classes(work, spaces, real)
     asked = None if real else _asked_fid(work, ruler)
     if real:
-        metrics = evaluate.real_row(references, options, spaces, drawn.asked)
+        metrics = real_row(references, options, spaces, drawn.asked)
     else:
         if which == ["teacher"]:
             images = _images_of_teacher(work, drawn)
@@ -564,7 +565,7 @@ def _asked_fid(work, ruler) -> tuple | None:
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
     mean, cov = fid.statistics(path)
-    return _space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.whose(name)}"
+    return _space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.reference_label(name)}"
 
 
 def _space(work, ruler, name: str):

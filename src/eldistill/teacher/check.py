@@ -13,9 +13,9 @@ from pathlib import Path
 
 from eldistill.data import classes
 from eldistill.errors import Problem
-from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
-from eldistill.evaluate.fid import statistics, streamed, whose
+from eldistill.evaluate.fid import reference_label, statistics, streamed
+from eldistill.evaluate.references import load_reference
 from eldistill.external import fetching
 from eldistill.sampling import generators as sampling
 
@@ -69,9 +69,9 @@ def make(
         say(classes.sentence(about))
     space = features.feature_space(params["features"], judge, site.device)
     if params["reference"]:
-        other, label = statistics(fetching.fetch(params["reference"], say=say)), whose(params["reference"])
+        other, label = statistics(fetching.fetch(params["reference"], say=say)), reference_label(params["reference"])
     else:
-        other, label = metrics.moments(evaluate.load_reference(reference)["train"]), "train"
+        other, label = metrics.moments(load_reference(reference)["train"]), "train"
     images = sampling.images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], site.batch, churn=params["churn"]
     )
