@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from eldistill.data import latents
+from eldistill.data.latents import SIGMA_DATA
 from eldistill.diffusion.noise import Draw, sent
 from eldistill.errors import NonFinite, Problem
 from eldistill.tensors import map_tensors
 
 RECIPE = ("data", 2)
-SIGMA_DATA = 0.5
 
 
 # --- codec --------------------------------------------------------------------------------------------

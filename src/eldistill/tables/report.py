@@ -12,11 +12,10 @@ import re
 from pathlib import Path
 
 from eldistill.files import write_text
+from eldistill.plan.recipes import WORDS
 from eldistill.tables.page import STYLE, picture, short_table, to_html
 
 RECIPE = ("report", 3)  # the seeds of each supplement
-
-WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 
 
 def make(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
