@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
+"""Exports a generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
 safetensors alone."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line offers beside the six steps: one entry of TOOLS each, with its options and what it runs."""
+"""The commands beside the six steps: one entry of TOOLS each, with its options and the function that it runs."""
 
 from __future__ import annotations
 

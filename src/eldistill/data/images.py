@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader of a data set gives, as arrays or as a stream, and which of the images are held out."""
+"""Images as readers of data sets return them, in arrays or as a stream, and the choice of those that are held out."""
 
 from __future__ import annotations
 

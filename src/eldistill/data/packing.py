@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a source to a pack: what a reader gives becomes one packed file, one image in memory where they are large."""
+"""Packs a data set: the images that a reader returns are written into one file, large ones one at a time."""
 
 from __future__ import annotations
 

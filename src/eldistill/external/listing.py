@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are read of a folder outside the project, by what it is read as.
+"""Lists the files that are read of a folder outside the project, by what the folder is read as.
 
 The readers and the identities of sources (eldistill.plan.identity) take the same functions, so that they cannot differ: a file
 that is not read, such as a README beside the images, changes no identity. This file imports nothing heavy.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a name in a pickle of others may become: every other name is refused.
+"""The rules for names in pickles of others: what each known name becomes; every other name is refused.
 
 A rule is a function of (machine, arguments, new): the machine that walks over the file, the arguments of the call, and whether
 the pickle calls `__new__` of a class rather than a function. It gives a plain value or one of the records of machine.py, or raises

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a suite: convergence curves and sample grids. Equal input gives equal bytes."""
+"""Pictures of a suite: convergence curves, their costs, and a radar of what each arm takes. Equal input gives equal bytes."""
 
 from __future__ import annotations
 

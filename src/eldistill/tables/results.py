@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tables and the pictures are made of: the evaluations of a suite's runs, read and checked."""
+"""The evaluations of a suite's runs, read and checked: all tables and pictures are made from them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics → tables, intervals, plots. Only arithmetic on files: equal input gives equal bytes.
+"""Makes the tables of a suite from the metrics of its runs. Only arithmetic on files: equal input gives equal bytes.
 
 The unit of evidence is a training seed: intervals are Student's t over differences paired by seed, because
 variation between seeds dominates the noise of sampling images, and the noise of the reference images is common

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the readers of other people's network files share: which values a keyword may have, a file's digest, and whether a
+"""Checks that the readers of other people's network files share: which values a keyword may have, a file's digest, and whether a
 network sees what its data has."""
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a teacher what it claims to be? Its samples are measured before anything is distilled from it.
+"""Measures the samples of a teacher before anything is distilled from it, to see whether it is what it claims to be.
 
 A published network is measured as its authors did: many images by Heun's method, features of Inception, their reference
-statistics, beside their figure. One that was trained here is measured in the features of a judge. The same ruler is laid
-to published students by `python -m eldistill check NAME`.
+statistics, beside their figure. One that was trained here is measured in the features of a judge. The same measure is
+applied to published students by `python -m eldistill check NAME`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network from outside becomes a teacher of ours, whichever of the formats that are understood its file has."""
+"""Converts a network from outside into a teacher of this project, whichever of the understood formats its file has."""
 
 from __future__ import annotations
 

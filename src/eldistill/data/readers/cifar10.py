@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 from its authors' tarball for Python, whose batches are pickles: they are read without executing them."""
+"""The reader of CIFAR-10's tarball for Python, whose batches are pickles; they are read without executing them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scikit-learn's 1,797 real handwritten digits, which need no download."""
+"""The reader of scikit-learn's 1,797 handwritten digits, which need no download."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder or zip of images. One file is in memory at a time.
+"""The reader of a folder or zip of images; one file is in memory at a time.
 
 All images are looked at before the first one is packed: whether one is coloured, which sizes there are, and whether a rule
 covers each of them (eldistill.data.pictures, docs/images.md).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IDX files, the format of MNIST and Fashion-MNIST: images and labels, train and test."""
+"""The reader of IDX files, the format of MNIST and Fashion-MNIST: images and labels, train and test."""
 
 from __future__ import annotations
 

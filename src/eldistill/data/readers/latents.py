@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder or zip of the latents of an autoencoder, one .npy file for each image."""
+"""The reader of a folder or zip of an autoencoder's latents, one .npy file for each image."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of studies that look at the runs themselves, not at who is ahead: did they stay on their feet, and what did the
+"""Kinds of studies that look at the runs themselves, not at their ranking: whether they diverged or collapsed, and what the
 Embedding Loss's gradient have to say?"""
 
 from __future__ import annotations

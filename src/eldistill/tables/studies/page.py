@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question, one table: the studies of a suite, each made from the grids that name it.
+"""Makes the studies of a suite: each has one question and one table, and is made from the grids that name it.
 
 A study is a section of `tables.studies` (question, kind, baseline, margin). Every kind is a function from results to
 rows and sentences; all sentences are written from the numbers. To add a kind, write a module in this folder

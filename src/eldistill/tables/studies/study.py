@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kind of study is given: the results of its runs, its section of params.yaml and the logs of the trainings."""
+"""The input of a kind of study: the results of its runs, its section of params.yaml and the logs of the trainings."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kind of study that says what a larger batch averages out of a gradient, and what it does not.
+"""The kind of study that tabulates how the noise of a gradient falls with the batch, and what no batch averages out.
 
 eldistill.distil.probe measures it, on the networks of finished runs.
 """
