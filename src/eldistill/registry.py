@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
-from dataclasses import dataclass
 
 from eldistill import paths
 
@@ -42,15 +42,13 @@ def literal(file: str, name: str, default=None):
     return default
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Reader:
     """What the file of a reader of data sets says of itself in literals: see eldistill/data/readers/__init__.py."""
 
     options: tuple[str, ...]  # keys of a data setting that it reads, of those that belong to a source
     needs: tuple[str, ...]  # those of them that must be given
-    modules: tuple[
-        str, ...
-    ]  # names in the RECIPE of modules whose versions count for its packs, beside those of all packs
+    modules: tuple[str, ...]  # RECIPE names of modules whose versions count for its packs, beside those of all packs
     downloads: tuple[str, ...]  # rows of data/sources.csv, with {key} for a value of the data setting
     endings: tuple[str, ...]  # of the files that it reads in a folder; none where `path` must be a file
     classes: tuple[str, ...]  # names of the labels 0, 1, …
@@ -60,5 +58,8 @@ class Reader:
 def readers() -> dict[str, Reader]:
     """Every reader of data sets, by the name that `source` of a data setting has: the files of data/readers/."""
     names = sorted(path.stem for path in (paths.PACKAGE / "data/readers").glob("[a-z]*.py"))
-    return {name: Reader(*(literal(f"data/readers/{name}", key, ()) for key in
-                           ("OPTIONS", "NEEDS", "MODULES", "DOWNLOADS", "ENDINGS", "CLASSES"))) for name in names}  # fmt: skip
+    return {name: _reader(f"data/readers/{name}") for name in names}
+
+
+def _reader(file: str) -> Reader:
+    return Reader(**{field.name: literal(file, field.name.upper(), ()) for field in dataclasses.fields(Reader)})
