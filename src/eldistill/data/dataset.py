@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from eldistill.data import latents
-from eldistill.diffusion.noise import Draw, sent
+from eldistill.diffusion.draws import Draw, sent
 from eldistill.errors import NonFinite, Problem
 from eldistill.tensors import map_tensors
 
