@@ -22,7 +22,7 @@ from test_sampling import Plain, about
 from eldistill import __main__
 from eldistill.data import classes, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 from eldistill.evaluate import metrics
 from eldistill.evaluate.references import label_heads

@@ -9,7 +9,7 @@ import test_distil
 import torch
 
 from eldistill import __main__
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.distil import probe
 from eldistill.errors import Problem
 

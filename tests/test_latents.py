@@ -23,7 +23,7 @@ from torch import nn
 from eldistill import __main__, contract, files
 from eldistill.data import archives, latents, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import listing
 from eldistill.networks import build
@@ -183,7 +183,7 @@ def test_a_codec_of_the_other_kind_is_one_sentence(tmp_path):
 
 
 def batch_at(reals, n_images: int, size: int = 6, seed: int = 0, scope: str = "generator") -> contract.Batch:
-    draw = noise.Draw(seed, scope, n_images, size, dtype=reals.dtype)
+    draw = draws.Draw(seed, scope, n_images, size, dtype=reals.dtype)
     return contract.Batch(draw, None, reals.shape, contract.Progress(n_images, 0, 1000), reals)
 
 

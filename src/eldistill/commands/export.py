@@ -58,34 +58,29 @@ if __name__ == "__main__":
     torch.save(sample(int(sys.argv[1])), sys.argv[2])
 '''
 
-NOISE = '''"""What the networks need of the project's random numbers, to be sampled from: nothing is random."""
-import torch
-
-
+DROPOUT = '''"""In the place of the project's dropout, which needs its random numbers: nothing is random here."""
 def dropout(x, p):
     raise RuntimeError("this copy of the network is for sampling: call eval() first")
-
-
 '''
+NOISE = '"""What the networks need of the project\'s noise levels."""\nimport torch\n\n\n'
 
 
 def code(file: str) -> dict[str, str]:
     """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
     room = Path(networks.__file__).parent
-    names = ["__init__", "layers", "precond", file]
+    names = ["__init__", "layers", "precond", "half", file]
     names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
     found = {}
     for name in dict.fromkeys(names):
         text = (room / f"{name}.py").read_text(encoding="utf-8")
-        text = text.replace("from eldistill.networks", "from network").replace(
-            "from eldistill.diffusion import noise", "from network import noise"
-        )
+        for folder in ("networks", "diffusion"):
+            text = text.replace(f"from eldistill.{folder}", "from network")
         if re.search(r"^\s*(from|import) eldistill", text, re.M):
             raise Problem(
                 f"a network of the kind {file} needs more than torch; give its generator_ema.safetensors away as it is"
             )
         found[f"{name}.py"] = text
-    return found | {"noise.py": NOISE + inspect.getsource(noise.precondition)}
+    return found | {"dropout.py": DROPOUT, "noise.py": NOISE + inspect.getsource(noise.precondition)}
 
 
 def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from eldistill.data import latents
 from eldistill.data.latents import SIGMA_DATA
-from eldistill.diffusion.noise import Draw, sent
+from eldistill.diffusion.draws import Draw, sent
 from eldistill.errors import NonFinite, Problem
 from eldistill.tensors import map_tensors
 

@@ -26,7 +26,7 @@ import torch
 from eldistill import contract
 from eldistill.contract import Batch, Phase, Progress
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw, stream_seed
+from eldistill.diffusion.draws import Draw, stream_seed
 from eldistill.distil import run as distil
 from eldistill.errors import Problem
 from eldistill.plan import params

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from eldistill import networks
 from eldistill.contract import Batch, Phase
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import stream_seed
+from eldistill.diffusion.draws import stream_seed
 from eldistill.plan import params
 from eldistill.tensors import save_tensors
 from eldistill.training import loop

@@ -17,7 +17,7 @@ import torch
 from eldistill.data import classes
 from eldistill.data import dataset as data
 from eldistill.diffusion import noise
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem, nearest
 from eldistill.external import weights
 from eldistill.tensors import load_tensors, save_tensors

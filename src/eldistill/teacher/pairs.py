@@ -12,7 +12,7 @@ import torch
 
 from eldistill import files
 from eldistill.data import classes
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
