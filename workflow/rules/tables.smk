@@ -15,19 +15,18 @@ SHOWN = {
 }
 
 
-def table(name):
-    """An output of the suite, marked for the report where it is shown there."""
-    path = f"{TABLES}/{name}"
-    if name not in SHOWN:
-        return path
-    return report(path, category=SHOWN[name], caption=f"../report/{Path(name).stem}.rst")
-
-
 rule make_tables:
     input:
         inputs_of("tables", SUITE),
     output:
-        [table(name) for name in paths.TABLES],
+        [
+            (
+                report(f"{TABLES}/{name}", category=SHOWN[name], caption=f"../report/{Path(name).stem}.rst")
+                if name in SHOWN
+                else f"{TABLES}/{name}"
+            )
+            for name in paths.TABLES
+        ],
         f"{TABLES}/{paths.TABLES[0]}.recipe",
     log:
         f"data/scratch/logs/tables/{SUITE}.log",
