@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+from typing import Any
 
 from eldistill import paths
 
@@ -34,7 +35,7 @@ def settings(file: str) -> list[str]:
 
 
 @functools.cache
-def literal(file: str, name: str, default=None):
+def literal(file: str, name: str, default: Any = None) -> Any:
     """The literal value of `name` in src/eldistill/<file>.py, read without importing it; default if there is none."""
     for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:

@@ -22,7 +22,7 @@ def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
         for path in sorted((root / folder).rglob("*"))
         if path.is_file() and path not in named
     ]
-    states = {recipes.digest(step.recipe)[:32] for step in steps}
+    states = {step.digest[:32] for step in steps}
     return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,23 @@ from eldistill.evaluate.metrics import FLOAT
 COVERED_BY = "evaluate"
 
 
-def feature_space(name: str, file: Path | None = None, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+Space = Callable[[torch.Tensor], torch.Tensor]  # from uint8 images [n, c, h, w] to features [n, D]
+
+
+@dataclass(frozen=True)
+class ClassifierSpace:
+    """A feature space that belongs to a classifier; it is called like every other one."""
+
+    features: Space
+    probabilities: Callable[[np.ndarray], np.ndarray]  # from features [n, D] to those of the classes, [n, classes]
+    label_dim: int = 0  # how many labels of the data set the classifier has learned; 0: classes of its own
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [n, D] of uint8 images [n, c, h, w]."""
+        return self.features(images)
+
+
+def feature_space(name: str, file: Path | None = None, device="cpu") -> Space:
     """The function from uint8 images [n, c, h, w] to features [n, D] called `name` in params.yaml; file: of a space whose network
     this project trains, a `judge-…`."""
     module = importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}")

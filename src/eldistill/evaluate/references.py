@@ -11,16 +11,16 @@ import numpy as np
 
 from eldistill.data import dataset as data
 from eldistill.errors import Problem
-from eldistill.evaluate.features import chunks, embed
+from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
 from eldistill.evaluate.metrics import FLOAT, measure, measure_labelled, moments
 from eldistill.files import atomic
 
 COVERED_BY = "evaluate"
 
 
-def make_reference(space: Callable, pack: Path, output: Path) -> None:
+def make_reference(space: Space, pack: Path, output: Path) -> None:
     """Features and moments of the train and the held-out images in one feature space: an npz."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for part in ("train", "heldout"):
         features = embed(chunks(data.load(pack, part)[0]), space)
         mean, cov = moments(features)
@@ -42,7 +42,8 @@ def real_row(references: dict[str, dict], options: dict, spaces: dict | None = N
     """The noise floor: all train images against the held-out ones, and the other way round. `copied` is omitted: it is defined only for
     images that are in neither part. labels: of the held-out images, int64 [n], for the metrics of LABELLED: the judges have
     been trained on those of the train images."""
-    rows, known = {}, heads(spaces or {})
+    rows: dict[str, float] = {}
+    known = heads(spaces or {})
     for part, other in (("train", "heldout"), ("heldout", "train")):
         features = {space: each[part] for space, each in references.items()}
         rows |= measure(features, references, options, parts=(other,), heads=known)
@@ -52,12 +53,13 @@ def real_row(references: dict[str, dict], options: dict, spaces: dict | None = N
     return {name: value for name, value in rows.items() if not name.startswith("copied")}
 
 
-def heads(spaces: dict) -> dict[str, Callable]:
+def heads(spaces: dict[str, Space]) -> dict[str, Callable]:
     """Of the spaces that belong to a classifier: from features [n, D] to class probabilities [n, classes]."""
-    return {name: space.probabilities for name, space in spaces.items() if getattr(space, "probabilities", None)}
+    return {name: space.probabilities for name, space in spaces.items() if isinstance(space, ClassifierSpace)}
 
 
-def label_heads(spaces: dict) -> dict[str, Callable]:
+def label_heads(spaces: dict[str, Space]) -> dict[str, Callable]:
     """Of the spaces whose classifier has learned the labels of this data: from features to their probabilities. A network of
     others has classes of its own, whatever they are called."""
-    return {name: space.probabilities for name, space in spaces.items() if getattr(space, "label_dim", 0)}
+    known = {name: space for name, space in spaces.items() if isinstance(space, ClassifierSpace)}
+    return {name: space.probabilities for name, space in known.items() if space.label_dim}

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+
+from eldistill.evaluate.features import Space
 
 COVERED_BY = "evaluate"
 NAMES = ("pixels",)
 
 
-def load(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+def load(name: str, device: str = "cpu") -> Space:
     """The function `pixels`; it stays on the device of its images."""
     return pixels
 

@@ -25,7 +25,8 @@ BATCHES = ([f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)], ["cifar
 def read(section: dict) -> Arrays:
     """cifar-10-python.tar.gz (fetched, or `path`): 50,000 train images, in its order; held-out are test images. Its batches
     are pickles, which are read without executing them."""
-    from eldistill.external.pickles import Refused, python2
+    from eldistill.external.opcodes import Refused
+    from eldistill.external.pickles import python2
 
     path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
     if section["path"]:  # what is fetched has the digest of data/sources.csv
