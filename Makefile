@@ -90,10 +90,11 @@ test-slurm: env ## a Slurm of their own, from a clone to tables, and other peopl
 rehearsal: env ## the whole chain on a Slurm of its own, from an address to a FID, then DVC: at most 10 minutes
 	$(BIN)/python tests/slurm/rehearsal.py
 
-lint: env ## ruff and snakefmt, changing nothing
+lint: env ## ruff, snakefmt and Snakemake's own lint, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
 
 lock: ## compile requirements.lock anew (needs uv; delete the file first to take newer releases)
 	uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \

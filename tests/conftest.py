@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import gc
 import importlib
+import shutil
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,7 +20,7 @@ import yaml
 from eldistill import contract, networks
 from eldistill.data import dataset as data
 from eldistill.ensemble import seed as ensembles
-from eldistill.plan import params
+from eldistill.plan import params, reading
 from eldistill.training import loop
 
 OPTIMISER = {
@@ -60,9 +61,26 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@functools.cache
+def _shipped() -> dict:
+    return reading.merged(reading.parts(Path(__file__).parents[1]))
+
+
+def shipped() -> dict:
+    """The parameters of this project, of all its files: a copy that can be changed, and be the params.yaml of another one."""
+    return copy.deepcopy(_shipped())
+
+
+def copy_parameters(folder: Path) -> None:
+    """The parameters of this project in one params.yaml, and their schema, in another folder."""
+    (folder / "workflow/schemas").mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).parents[1] / params.SCHEMA, folder / params.SCHEMA)
+    (folder / "params.yaml").write_text(write_yaml(shipped(), sort_keys=False), encoding="utf-8")
+
+
 def read_yaml(text: str):
     """What YAML says; by libyaml, where there is one, in an eighth of the time."""
-    return params.read_yaml(text)
+    return reading.read_yaml(text)
 
 
 def write_yaml(value, **options) -> str:

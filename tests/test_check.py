@@ -23,7 +23,8 @@ from eldistill.data import dataset as data
 from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.spaces import inception
@@ -217,11 +218,11 @@ def test_the_constants_of_a_file_are_its_codec():
 # --- in the workflow ----------------------------------------------------------------------------------
 
 
-def plan(**check) -> recipes.Plan:
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+def plan(**check) -> Plan:
+    values = conftest.shipped()
     for name in ("digits", "edm-cifar10"):
         values["teacher"][name]["check"] = check
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_it_comes_before_every_run_and_decides_nothing_about_it():

@@ -19,7 +19,8 @@ from eldistill import __main__, files, networks
 from eldistill.commands import doctor, export
 from eldistill.distil import run as distil
 from eldistill.errors import Problem
-from eldistill.plan import cluster, params, recipes
+from eldistill.plan import cluster, params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.training import state
 
@@ -228,7 +229,7 @@ def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
 
 def test_the_doctor_names_what_is_stale_or_edited_and_planned_by_nobody(project, capsys):
     """Results of another suite by other numbers, and a log that somebody has edited."""
-    plan, log = recipes.Plan(params.load()), Path("data/teachers/digits-smoke/log.csv")
+    plan, log = Plan(params.load()), Path("data/teachers/digits-smoke/log.csv")
     log.write_text(log.read_text() + "\n")
     found = examined(capsys)
     assert any(str(log) in line and "it is kept" in line for line in found["LOOK"])
@@ -256,7 +257,7 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
         path.write_bytes(b"x" * 1000)
     old, busy = state.folder("a" * 64), state.folder("b" * 64)
     (old / "state.safetensors").write_bytes(b"x" * 5000)
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     mine = state.folder(files.digest(plan.find("distil", RUN).recipe))
     with state.lock(busy):
         assert __main__.main(["prune"]) == 0

@@ -8,18 +8,19 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
-from conftest import read_yaml
 from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
 from eldistill.commands import cost, tools
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 from eldistill.tables import published
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-PARAMS = params.from_values(read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8")), ROOT)
+PARAMS = params.from_values(conftest.shipped(), ROOT)
 TYPED = [
     line
     for text in PAGES.values()
@@ -108,7 +109,7 @@ def test_lengths_and_figures_of_gpu_day():
     assert PARAMS.section("method", "sid-day", "cifar10")["alpha"] == 1.2
     runs = list(PARAMS.runs("gpu-day"))
     assert f"two seeds: {len(runs)} trainings" in page
-    hours = cost.hours_left([cost.of_run(recipes.Plan(PARAMS), run) for run in runs])
+    hours = cost.hours_left([cost.of_run(Plan(PARAMS), run) for run in runs])
     assert f"{hours:.0f} hours of one GPU that reaches {cost.TFLOPS:g} TFLOP/s" in page
 
 

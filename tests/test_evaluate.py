@@ -18,6 +18,7 @@ from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, judges, metrics
 from eldistill.evaluate.references import load_reference, make_reference, real_row
 from eldistill.spaces.pixels import pixels
+from eldistill.training.machine import Machine
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
@@ -231,7 +232,7 @@ def train_judge(letter: str, pack: Path, output: Path, n_images: int = 1920) -> 
     numbers = {"n_images": n_images, "batch": 64, "lr": 2e-3, "smoothing": 0.05}
     folder = output.with_suffix(".state")
     folder.mkdir(parents=True)
-    site = SimpleNamespace(device="cpu", save_seconds=1e9)
+    site = Machine(save_seconds=1e9)
     recipe = {"judges": numbers, "codec": CODEC}
     return judges.train(letter, recipe, pack, output, folder, "digest", site, lambda text: None)
 

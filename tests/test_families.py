@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,7 @@ from eldistill.errors import Problem
 from eldistill.losses import mmd
 from eldistill.numbers import declared
 from eldistill.plan import params
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.supplements import embedding
 
 ROOT = Path(__file__).parents[1]
@@ -504,7 +505,7 @@ def test_anchors(tmp_path):
 
 # --- recipes ---------------------------------------------------------------------------------------------
 
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SHIPPED["suites"] = {SHIPPED["suite"]: SHIPPED["suites"]["smoke"]}
 SHIPPED["ensemble"]["mine"] = {"members": [{"family": "conv"}, {"family": "identity"}]}
 SHIPPED["distil"]["supplements"]["el"]["ensemble"] = "mine"

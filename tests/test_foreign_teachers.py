@@ -15,7 +15,8 @@ import torch
 
 from eldistill import __main__, files, networks
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.teacher import edm
@@ -155,7 +156,7 @@ def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
 
 
 def test_a_teacher_needs_a_network_or_a_file():
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["teacher"]["empty"] = {"data": "digits"}
     with pytest.raises(
         Problem, match=r"teacher\.empty has neither a network to train nor a source or a file; give one of"
@@ -165,20 +166,18 @@ def test_a_teacher_needs_a_network_or_a_file():
 
 def test_another_file_or_digest_is_another_teacher():
     """The recipe has the path and the digest that was asked for; a trained teacher's recipe knows neither key."""
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     found = []
     for section in ({"file": "a.pkl"}, {"file": "b.pkl"}, {"file": "a.pkl", "sha256": "0" * 64}):
         values["teacher"]["theirs"] = {"data": "cifar10"} | section
-        found.append(recipes.Plan(params.from_values(values, ROOT)).teacher("theirs"))
+        found.append(Plan(params.from_values(values, ROOT)).teacher("theirs"))
     assert len({step.digest for step in found}) == 3
     versions = set(json.loads(found[0].recipe)["versions"])
     assert {"teacher/convert", "teacher/pickles", "networks/song", "networks/adm", "networks/edm2"} <= versions
     values["teacher"]["theirs"] = {"data": "cifar10", "source": "edm-cifar10-32x32-uncond-vp"}
-    recipe = recipes.Plan(params.from_values(values, ROOT)).teacher("theirs").recipe
+    recipe = Plan(params.from_values(values, ROOT)).teacher("theirs").recipe
     versions = set(json.loads(recipe)["versions"])  # a row names its kind: another kind's reader retires nothing of it
     assert {"teacher/pickles", "networks/song"} <= versions and not {"teacher/states", "networks/ddpm"} & versions
     values["teacher"]["theirs"]["file"] = "elsewhere.pkl"
-    assert recipes.Plan(params.from_values(values, ROOT)).teacher("theirs").recipe == recipe
-    assert not {"file", "sha256", "source"} & set(
-        recipes.Plan(params.from_values(values, ROOT)).teacher("digits").params
-    )
+    assert Plan(params.from_values(values, ROOT)).teacher("theirs").recipe == recipe
+    assert not {"file", "sha256", "source"} & set(Plan(params.from_values(values, ROOT)).teacher("digits").params)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import yaml
@@ -27,11 +28,12 @@ from eldistill.numbers import declared
 from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
+from eldistill.plan.plan import Plan
 from eldistill.registry import available, readers
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 IDX_PARTS = [row.removeprefix("{files}-") for row in readers()["idx"].downloads]
 PICTURES = Source("pictures", "folder", "pictures")
@@ -471,7 +473,7 @@ CHECKED: list[params.Params] = []  # checking takes longer than all else, and th
 def suite(measured: bool = True, record: bool = True, values: dict | None = None) -> dict[str, recipes.Step]:
     """The steps of that suite, as a plan in the current folder sees them."""
     found = Identities(measured, say=lambda line: None)
-    plan = recipes.Plan(params.from_values(values, ".") if values else CHECKED[0], found)
+    plan = Plan(params.from_values(values, ".") if values else CHECKED[0], found)
     made = {f"{word} {name}": step for (word, name), step in plan.suite("all").items()}
     assert all(step.recipe for step in made.values())
     if record:
@@ -557,19 +559,19 @@ def test_where_the_folder_of_idx_files_lies_is_not_part_of_a_recipe(before):
 def test_what_is_published_is_known_by_its_row(hashed):
     """No file of Fashion-MNIST in a folder is hashed, nor one beside `source`: they are checked when they are read."""
     values = copy.deepcopy(SHIPPED)
-    plan = recipes.Plan(params.from_values(values, ROOT), Identities())
+    plan = Plan(params.from_values(values, ROOT), Identities())
     wanted = plan.pack("fashion-mnist").recipe, plan.teacher("edm-cifar10").recipe
     values["data"]["fashion-mnist"]["folder"] = "idx"
     values["teacher"]["edm-cifar10"]["file"] = "teacher.pkl"
     put("idx/train-images-idx3-ubyte.gz"), put("teacher.pkl")
-    plan = recipes.Plan(params.from_values(values, ROOT), Identities(measured=True))
+    plan = Plan(params.from_values(values, ROOT), Identities(measured=True))
     assert (plan.pack("fashion-mnist").recipe, plan.teacher("edm-cifar10").recipe) == wanted and not hashed
 
 
 def test_only_what_a_suite_needs_is_hashed(hashed):
     values = project()
     values["suites"]["all"] = [{"data": ["other"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}]
-    plan = recipes.Plan(params.from_values(values, "."), Identities(measured=True, say=lambda line: None))
+    plan = Plan(params.from_values(values, "."), Identities(measured=True, say=lambda line: None))
     assert all(step.recipe for step in plan.suite("all").values()) and hashed == ["other.zip"]
 
 
@@ -622,7 +624,7 @@ def test_by_hand_up_to_date_means_of_this_content(pictures, capsys, hashed):
 def job(name: str = "mine/images") -> str:
     """Plan as the driver does, and give the recipe to a job."""
     found = Identities(measured=True, say=lambda line: None)
-    step = recipes.Plan(params.load(), found).find("data", name)
+    step = Plan(params.load(), found).find("data", name)
     freshness.refresh([step])
     found.record()
     return step.file
@@ -647,13 +649,13 @@ def test_a_job_refuses_what_changed_since_it_was_planned(pictures, capsys):
 
 
 def test_pictures_that_change_while_they_are_packed_make_no_result(pictures, monkeypatch):
-    file, original = job(), steps.MAKERS["data"]
+    file, original = job(), steps.make
 
     def slow(work):
         original(work)
         recolour("0", 200)
 
-    monkeypatch.setitem(steps.MAKERS, "data", slow)
+    monkeypatch.setattr(steps, "make", slow)
     with pytest.raises(Problem, match="pictures changed since"):
         steps.run("data", "mine/images", file)
     assert not Path("data/sets/mine/images.safetensors.recipe").exists()
@@ -673,7 +675,7 @@ def test_pictures_that_appear_make_a_step_stale_that_had_none(pictures):
 
 def test_the_doctor_says_what_is_absent_and_what_changed(pictures):
     def said() -> list[tuple]:
-        return [finding for finding in doctor._sources(recipes.Plan(params.load()), "mine") if "pictures" in finding[1]]
+        return [finding for finding in doctor._sources(Plan(params.load()), "mine") if "pictures" in finding[1]]
 
     assert said() == []
     steps.run("data", "mine/images", job())

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pictures
 import pytest
@@ -27,7 +28,7 @@ from eldistill.data import dataset as data
 from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.plan import identity, params
+from eldistill.plan import identity
 from eldistill.sampling import generators as sampling
 
 ROOT = Path(__file__).parent.parent
@@ -408,11 +409,10 @@ def test_names_survive_a_zip():
 
 def test_names_go_from_folders_to_generator_command_and_card(capsys):
     """Three unbalanced classes of transparent colour images with rubbish among them, from the folder to the card."""
-    Path("workflow/schemas").mkdir(parents=True)
     Path("data").mkdir()
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml", "data/sources.csv"):
-        Path(name).write_bytes((ROOT / name).read_bytes())
-    values = params.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
+    conftest.copy_parameters(Path())
+    Path("data/sources.csv").write_bytes((ROOT / "data/sources.csv").read_bytes())
+    values = conftest.shipped()
     network = {"network": "song", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
     values["data"]["mine"] = {"source": "folder", "path": "source", "heldout": 8, "labels": True, "teacher": "mine",
                               "background": "white", "judges": {"n_images": 64, "batch": 8}}  # fmt: skip

@@ -27,7 +27,8 @@ from eldistill.diffusion import draws
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import listing
 from eldistill.networks import build
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import teachers
 from eldistill.teacher import agree, convert, edm
 from eldistill.tensors import load_tensors, save_tensors
@@ -287,12 +288,12 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
 
 
 def shipped() -> dict:
-    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.shipped()
 
 
 def test_latents_are_judged_by_their_pixels():
     """Judges, references and the images of `real` are those of the pixels; runs train on the latents."""
-    plan = recipes.Plan(params.from_values(shipped(), ROOT))
+    plan = Plan(params.from_values(shipped(), ROOT))
     run = plan.evaluation(params.Run("imagenet512-s", "di", "el", 0))
     names = [step.name for step in run.upstream]
     assert {"imagenet512-rgb/images", "imagenet512-s/images"} <= set(names), "of the latents the labels alone are read"
@@ -310,7 +311,7 @@ def test_latents_are_judged_by_their_pixels():
 
 def test_what_is_no_latent_has_none_of_it_in_its_recipes():
     """Keys that only latents have are in no recipe of pixels."""
-    plan = recipes.Plan(params.from_values(shipped(), ROOT))
+    plan = Plan(params.from_values(shipped(), ROOT))
     for suite in ("demo", "bench", "ablation"):
         for step in plan.suite(suite).values():
             found = json.loads(step.recipe)
@@ -553,7 +554,7 @@ def whole_way(capsys, encode: list[str]) -> None:
     threads = torch.get_num_threads()
     assert __main__.main(["encode", "rgb", "--out", "latents.zip", *encode]) == 0
     assert "latents.zip: latents of 40 images" in capsys.readouterr().out
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     for (word, name), step in plan.suite("demo").items():
         if word != "tables" and not step.on_demand:
             assert __main__.main([word, name]) == 0, (word, name)

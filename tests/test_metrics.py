@@ -21,7 +21,8 @@ from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
 from eldistill.evaluate.references import load_reference, make_reference, real_row
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes, versions
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
 from eldistill.tables.alarms import alarms
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +225,7 @@ def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
     """metrics.py with one more function in METRICS: it is measured in every space and to both parts, under its name, and every
     evaluation is stale without it."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    plan = lambda: recipes.Plan(params.from_values(values, ROOT))  # noqa: E731
+    plan = lambda: Plan(params.from_values(values, ROOT))  # noqa: E731
     before = plan().yardstick("digits", "real")
     for source in PACKAGE.rglob("*.py"):
         target = tmp_path / source.relative_to(PACKAGE)

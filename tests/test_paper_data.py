@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -273,9 +274,7 @@ def test_a_zip_there_and_back(tmp_path, channels, labelled):
 
 def test_a_zip_by_its_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "workflow/schemas").mkdir(parents=True)
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    conftest.copy_parameters(tmp_path)
     assert __main__.main(["zip", "digits", "--out", "digits.zip"]) == 2
     assert (
         "data/sets/digits/images.safetensors is missing" in capsys.readouterr().err and not Path("digits.zip").exists()

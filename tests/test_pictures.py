@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pictures as made
 import pytest
@@ -16,6 +17,7 @@ from eldistill.data import packing, pictures
 from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
 from eldistill.plan import params
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/images.md").read_text(encoding="utf-8")
@@ -135,20 +137,19 @@ def test_how_many_pictures_hide_something_is_said():
 def test_a_background_that_is_none_is_one_sentence(value):
     with pytest.raises(Problem, match="background is .*; expected white, black, or three whole numbers from 0 to 255"):
         pictures.background(value)
-    values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["data"]["ffhq64"]["background"] = value
     with pytest.raises(Problem, match=r"params.yaml: data.ffhq64.background"):
         params.from_values(values, ROOT)
 
 
 def test_the_keys_of_pictures_are_for_folders_and_in_their_recipe():
-    from eldistill.plan import recipes
 
-    values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    before = recipes.Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
+    values = conftest.shipped()
+    before = Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
     for key, value in (("background", [1, 2, 3]), ("orientation", "exif"), ("bits", 12)):
         changed = values | {"data": values["data"] | {"ffhq64": values["data"]["ffhq64"] | {key: value}}}
-        assert recipes.Plan(params.from_values(changed, ROOT)).pack("ffhq64").digest != before
+        assert Plan(params.from_values(changed, ROOT)).pack("ffhq64").digest != before
         changed = values | {"data": values["data"] | {"digits": values["data"]["digits"] | {key: value}}}
         with pytest.raises(Problem, match=f"data.digits.{key} is .*does not read it"):
             params.from_values(changed, ROOT)

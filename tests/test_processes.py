@@ -392,6 +392,7 @@ def test_a_run_of_several_that_is_stopped_or_killed_continues(project):
 
 
 def plan_digest() -> str:
-    from eldistill.plan import params, recipes
+    from eldistill.plan import params
+    from eldistill.plan.plan import Plan
 
-    return files.digest(recipes.Plan(params.load()).find("distil", RUN).recipe)
+    return files.digest(Plan(params.load()).find("distil", RUN).recipe)

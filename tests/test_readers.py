@@ -21,7 +21,8 @@ from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.external.sources import published
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes, versions
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -114,7 +115,7 @@ def test_a_new_reader_is_one_file(package, tmp_path, monkeypatch):
         settings(own=own | {"resolution": None})
     with pytest.raises(Problem, match="data.own.path is 'x', but source: stripes does not read it"):
         settings(own=own | {"path": "x"})
-    step = recipes.Plan(settings(own=own)).pack("own")
+    step = Plan(settings(own=own)).pack("own")
     assert json.loads(step.recipe)["versions"] == {
         "data": 2,
         "labels": versions.version("labels"),
@@ -130,7 +131,7 @@ def test_a_new_reader_is_one_file(package, tmp_path, monkeypatch):
 
 def test_the_planner_imports_no_reader():
     code = (
-        "import sys; from eldistill.plan import params, recipes; p = recipes.Plan(params.load()); "
+        "import sys; from eldistill.plan import params, recipes; p = Plan(params.load()); "
         "[p.pack(name).recipe for name in p.params.values['data']]; "
         "print([m for m in sys.modules if m.startswith('eldistill.data') or m in ('torch', 'numpy')])"
     )

@@ -9,10 +9,12 @@ import subprocess
 from pathlib import Path
 
 import check
+import conftest
 import pytest
 import yaml
 
-from eldistill.plan import params
+from eldistill.plan import params, schema
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -129,7 +131,7 @@ def test_no_number_stands_for_a_table_that_git_has_not():
 
 def test_the_studies_that_are_said_to_be_open_are():
     """Those without a page in git are named, and no other."""
-    asked = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["tables"]["studies"]
+    asked = conftest.shipped()["tables"]["studies"]
     pages = (Path(name) for name in tracked() if name.startswith("data/tables/ablation/") and name.endswith(".md"))
     made = {path.stem for path in pages} - {"main"}
     named = re.search(r"Without a table in git: (.*?)\.\n", TEXT, re.S)
@@ -173,8 +175,8 @@ def test_make_targets_exist():
 def test_the_example_of_own_data_is_valid(tmp_path):
     """The YAML of "To add …", put into params.yaml, passes the check."""
     example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", TEXT, re.S).group(1))
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values = params.merge(values, example)
+    values = conftest.shipped()
+    values = schema.merge(values, example)
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
 
 
@@ -196,10 +198,9 @@ def test_no_path_of_a_machine_is_named(word):
 def test_the_bill_of_the_paper_is_what_the_command_prints():
     """Jobs, trainings, hours, memory and disk of the suite `paper`."""
     from eldistill.commands import cost
-    from eldistill.plan import recipes
 
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    plan = recipes.Plan(params.from_values(values, ROOT))
+    values = conftest.shipped()
+    plan = Plan(params.from_values(values, ROOT))
     jobs = len(plan.suite("paper")) + 1  # and `all`
     assert f"({jobs} jobs, {len(list(plan.params.runs('paper')))} of them trainings" in TEXT
     assert f"prints {jobs} jobs" in TEXT

@@ -21,7 +21,8 @@ import torch
 import eldistill
 from eldistill import __main__, files
 from eldistill.errors import NonFinite, Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop, state
 
@@ -274,11 +275,11 @@ def test_the_lock_of_another_process(tmp_path):
 
 
 def values() -> dict:
-    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.shipped()
 
 
-def plan(values: dict) -> recipes.Plan:
-    return recipes.Plan(params.from_values(values, ROOT))
+def plan(values: dict) -> Plan:
+    return Plan(params.from_values(values, ROOT))
 
 
 def digest(values: dict, run: str = "digits-smoke/di/el/0") -> str:
@@ -286,7 +287,7 @@ def digest(values: dict, run: str = "digits-smoke/di/el/0") -> str:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> recipes.Plan:
+def shipped() -> Plan:
     """That of params.yaml as it is."""
     return plan(values())
 
@@ -451,7 +452,7 @@ def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
     """A second copy of a running command ends with exit code 2 and a sentence."""
     folder = project(inputs, tmp_path / "project", 64)
     monkeypatch.chdir(folder)
-    step = recipes.Plan(params.load()).find("distil", RUN)
+    step = Plan(params.load()).find("distil", RUN)
     with state.lock(state.folder(step.digest)):
         assert __main__.main(["distil", RUN]) == 2
     assert re.search(rf"process {os.getpid()} on .* is already at work on this run", capsys.readouterr().err)

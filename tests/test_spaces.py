@@ -16,13 +16,14 @@ from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.plan.versions import recipe_name
 from eldistill.registry import literal, spaces
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 PALACE, BELL_COTE, DAISY = 698, 442, 985  # of ImageNet's 1,000 classes
 
 
@@ -93,7 +94,7 @@ def test_other_weights_are_refused(monkeypatch):
 def plan(**evaluate_section):
     values = copy.deepcopy(SHIPPED)
     values["evaluate"] = values["evaluate"] | evaluate_section
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_the_recipe_of_a_space_names_its_file():

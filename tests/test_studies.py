@@ -19,12 +19,12 @@ from eldistill.distil import probe
 from eldistill.errors import Problem
 from eldistill.paths import STUDY
 from eldistill.plan import params, versions
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.tables.studies import forest
 from eldistill.tables.studies import page as studies
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 ABLATION = SHIPPED["suites"]["ablation"]
 
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,

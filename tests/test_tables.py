@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 from eldistill.errors import Problem
@@ -469,7 +469,7 @@ def test_the_plots_of_dvc_show_the_points_of_every_suite(tmp_path, undrawn, curv
         rows = [[*row.values()] for row in read(path)]
         lines = [[row[0], *(str(float(cell) + i + place) for i, cell in enumerate(row[1:]))] for row in rows]
         path.write_text("\n".join(",".join(row) for row in [[*read(path)[0]], *lines]) + "\n")
-    suite = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["suite"]
+    suite = conftest.shipped()["suite"]
     assert suite == "demo"  # where `make` writes
     tables = make(tmp_path, runs, "data/tables", primary=primary)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)

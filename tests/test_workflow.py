@@ -18,6 +18,8 @@ import pytest
 import yaml
 from project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
+from eldistill.plan import reading
+
 RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
 COLLECT = {"evaluate suite/smoke", "tables smoke"}
 
@@ -271,8 +273,10 @@ def test_rules_log_and_profile_names_exist():
         for name, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)+)", path.read_text(), re.M):
             names.add(name)
             on_gpu |= {name} if "gpu=1" in body else set()
+            assert ("benchmark:" in body) == ("gpu=1" in body), f"{name}: what costs GPU hours has a record of them"
             assert ("shell:" in body) == ("log:" in body), name
-    named = re.findall(r"^  (\w+):$", YAMLS["slurm"].read_text().split("set-resources:")[1], re.M)
+    named = yaml.safe_load(YAMLS["slurm"].read_text())["set-resources"]
+    assert len({str(block) for block in named.values()}) == 1, "each of them as the first"
     assert set(named) == on_gpu <= names, "what asks for a GPU goes to the partition that has some"
     assert set(words) | {"all"} <= names
     assert {path.stem for path in RULES[1:]} == {"common", *words}
@@ -284,7 +288,12 @@ def test_dvc_stages_are_the_six_words():
     assert list(stages) == ["data", "teacher", "ensemble", "distil", "evaluate", "tables"]
     for word, stage in stages.items():
         assert stage["cmd"] == f"snakemake {word} --config suite=${{suite}}"
-        assert {word, "suite", "suites"} <= set(stage["params"])
+        names = [each for each in stage["params"] if isinstance(each, str)]
+        assert {word, "suite", "suites"} <= set(names)
+        # Of the files below params.yaml, the sections that stand there and that the word reads.
+        for file, values in reading.parts(ROOT).items():
+            listed = [each[file] for each in stage["params"] if isinstance(each, dict) and file in each]
+            assert listed == ([] if file == "params.yaml" else [[name for name in names if name in values]]), file
         assert "workflow/versions.json" in stage["deps"]
         # Recipes of these words hold versions and digests of rows of the table.
         assert ("data/sources.csv" in stage["deps"]) == (word in ("data", "teacher", "evaluate"))

@@ -17,7 +17,7 @@ SHOWN = {
 
 rule make_tables:
     input:
-        inputs_of("tables", SUITE),
+        unpack(inputs_of("tables", SUITE)),
     output:
         [
             (
@@ -32,12 +32,12 @@ rule make_tables:
         f"data/scratch/logs/tables/{SUITE}.log",
     localrule: True
     shell:
-        f"python -m eldistill tables {SUITE} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill tables {SUITE} --recipe {{input.recipe}} {TEE}"
 
 
 rule make_study:
     input:
-        inputs_of("tables", f"{SUITE}/{{study}}"),
+        unpack(inputs_of("tables", f"{SUITE}/{{study}}")),
     output:
         report(f"{TABLES}/{{study}}.csv", category="Studies", caption="../report/main.rst"),
         f"{TABLES}/{{study}}.md",
@@ -47,7 +47,7 @@ rule make_study:
         f"data/scratch/logs/tables/{SUITE}/{{study}}.log",
     localrule: True
     shell:
-        f"python -m eldistill tables {SUITE}/{{wildcards.study}} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill tables {SUITE}/{{wildcards.study}} --recipe {{input.recipe}} {TEE}"
 
 
 rule tables:

@@ -20,7 +20,7 @@ from eldistill import contract, networks
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.plan import params
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.tensors import load_tensors
 
 TFLOPS = 60.0  # of an A100 in bf16, as DMD2's 53 hours on seven of them come to

@@ -13,7 +13,8 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import cluster, freshness, identity, params, recipes
+from eldistill.plan import cluster, freshness, identity, params
+from eldistill.plan.plan import Plan
 
 GIB = 2**30
 
@@ -30,7 +31,7 @@ def _answer(*words: str) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def _python(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _python(plan: Plan, suite: str) -> Iterator[Finding]:
     yield (3, 11) <= sys.version_info[:2] < (3, 14), f"Python {sys.version.split()[0]}; expected 3.11 to 3.13"
     absent = [name for name in ("snakemake", "dvc") if shutil.which(name, path=_path()) is None]
     yield (
@@ -45,7 +46,7 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _device(plan: Plan, suite: str) -> Iterator[Finding]:
     import torch
 
     wanted, count = plan.params.top("device"), torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -65,7 +66,7 @@ def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield None, f"torch {torch.__version__} sees no GPU here: this machine computes on its CPU"
 
 
-def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
     from eldistill.commands import cost
 
     free = shutil.disk_usage(".").free / 1e9
@@ -86,7 +87,7 @@ def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
     )
 
 
-def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     """Teachers of others, and the data, that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
@@ -120,7 +121,7 @@ def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
-def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
     """What lies outside git, beside what is recorded of it."""
     readers: dict[identity.Source, list[str]] = {}
     for (word, name), step in plan.suite(suite).items():
@@ -147,7 +148,7 @@ def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
-def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield None, "no Slurm here (no sbatch on the PATH)"
         return
@@ -182,7 +183,7 @@ def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, f"{status} answers: Snakemake will see its jobs end"
 
 
-def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
         cluster.locks_work()
     except OSError as error:
@@ -194,7 +195,7 @@ def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, "this file system has locks"
 
 
-def _results(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _results(plan: Plan, suite: str) -> Iterator[Finding]:
     """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
     root = plan.params.root
     for other, steps in freshness.abandoned(plan, suite, root):
@@ -213,7 +214,7 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
     """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
     values = params.load()
-    plan, suite = recipes.Plan(values), suite or values.top("suite")
+    plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True
     for check in CHECKS:

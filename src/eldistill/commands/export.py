@@ -14,7 +14,8 @@ from eldistill import files
 from eldistill.data import classes
 from eldistill.errors import Problem
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 
@@ -166,7 +167,7 @@ The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the prec
 
 def make(run: str, out: str | Path | None = None, say=print) -> Path:
     """Write the folder of a finished run (DATA/METHOD/SUPPLEMENT/SEED); returns it. Raises Problem; then nothing is written."""
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     step = plan.find("distil", run)
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
     if not path.exists():

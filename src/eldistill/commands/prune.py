@@ -9,10 +9,11 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.paths import FOLDERS, STATE
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 
 
-def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
+def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
     """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
     steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
     named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
@@ -31,7 +32,7 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
     from eldistill.training import state
 
     total = 0
-    for path in leftovers(recipes.Plan(params.load())):
+    for path in leftovers(Plan(params.load())):
         size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
         total += size
         say(f"{size / 1e6:10.1f} MB  {path}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes, versions
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
 
 
 def say(text: str) -> None:
@@ -45,7 +46,7 @@ def _command(module: str) -> Callable[[Namespace], None]:
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
-    step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
+    step = Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
@@ -60,7 +61,7 @@ def _fetch(chosen: Namespace) -> None:
     from eldistill.commands import planned
     from eldistill.steps import run as steps
 
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     suite = chosen.suite or plan.params.values["suite"]
     names = planned.downloads(plan, planned.states(plan, suite))
     for name in names:

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from eldistill.paths import SCRATCH
@@ -114,7 +115,7 @@ def jobs_of(folder: Path) -> list[str] | None:
     ]
 
 
-def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> list[str]:
+def end_orphans(root: Path = Path(), say: Callable[[str], object] = print, patience: float = PATIENCE) -> list[str]:
     """End the jobs that a driver which was killed has left in the queue: trainings save, and their successors continue.
 
     One that waits would otherwise begin when its successor has finished, and do it all again. Only for a driver that knows

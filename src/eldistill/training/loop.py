@@ -25,7 +25,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import dropout
 from eldistill.diffusion.draws import Draw
-from eldistill.errors import NonFinite as NonFinite
+from eldistill.errors import NonFinite, Stopped
 from eldistill.training import compute as speed
 from eldistill.training import optimisers, reduction, state
 from eldistill.training import processes as distributed
@@ -33,10 +33,6 @@ from eldistill.training import watch as guards
 
 RECIPE = ("loop", 1)
 QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # in log.csv, but not in the status line
-
-
-class Stopped(Exception):
-    """The loop saved its state and ended before the run was complete (a signal, or the time budget)."""
 
 
 @dataclass

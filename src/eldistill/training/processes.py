@@ -23,16 +23,12 @@ import numpy as np
 import torch
 from torch import distributed
 
-from eldistill.errors import Problem
+from eldistill.errors import Lost, Problem, Stopped
 from eldistill.training import reduction
 
 COVERED_BY = "loop"
 MEMORY = 76  # exit code of a process whose device has too little memory
 GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
-
-
-class Lost(Exception):
-    """Another process of the run has ended."""
 
 
 class Alone:
@@ -224,9 +220,8 @@ def joined() -> Iterator[int]:
     try:
         yield rank
         _leave()
-    except Exception as error:
-        if type(error).__name__ == "Stopped":  # all have, at the same step
-            _leave()
+    except Stopped:  # all have, at the same step
+        _leave()
         raise
     finally:
         with contextlib.suppress(RuntimeError):
