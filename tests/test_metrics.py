@@ -7,10 +7,10 @@ import importlib.util
 import math
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-import yaml
 from test_evaluate import normal, train_judge
 
 from eldistill import paths
@@ -224,8 +224,7 @@ Metric = '''
 def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
     """metrics.py with one more function in METRICS: it is measured in every space and to both parts, under its name, and every
     evaluation is stale without it."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    plan = lambda: Plan(params.from_values(values, ROOT))  # noqa: E731
+    plan = lambda: Plan(params.from_values(conftest.shipped(), ROOT))  # noqa: E731
     before = plan().yardstick("digits", "real")
     for source in PACKAGE.rglob("*.py"):
         target = tmp_path / source.relative_to(PACKAGE)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
 
@@ -25,7 +26,7 @@ from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))["$defs"]["data"]["properties"]
 STRIPES = '''"""Grey images whose rows are all alike: image i has the level i."""
 import numpy as np
@@ -131,7 +132,7 @@ def test_a_new_reader_is_one_file(package, tmp_path, monkeypatch):
 
 def test_the_planner_imports_no_reader():
     code = (
-        "import sys; from eldistill.plan import params, recipes; p = Plan(params.load()); "
+        "import sys; from eldistill.plan import params; from eldistill.plan.plan import Plan; p = Plan(params.load()); "
         "[p.pack(name).recipe for name in p.params.values['data']]; "
         "print([m for m in sys.modules if m.startswith('eldistill.data') or m in ('torch', 'numpy')])"
     )
