@@ -23,8 +23,7 @@ from typing import Any
 from eldistill.errors import Problem
 from eldistill.numbers import declared
 from eldistill.plan import checks, reading
-from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown
-from eldistill.registry import readers
+from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown, with_readers
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
@@ -61,20 +60,13 @@ class Run:
         return () if self.supplement == "none" else tuple(self.supplement.split("+"))
 
 
-def _with_readers(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    # `source` of a data setting names a file of data/readers.
-    data = definitions["data"]
-    source = data["properties"]["source"] | {"enum": list(readers())}
-    return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
-
-
 class Params:
     """A checked params.yaml. Sections come back as plain dicts with every value resolved."""
 
     def __init__(self, values: dict, root: Path):
         self.root = root
         self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
-        self.definitions = _with_readers(self.schema.pop("$defs"))
+        self.definitions = with_readers(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):
