@@ -951,7 +951,7 @@ def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, w
     with pytest.raises(Problem) as caught:
         params.from_values(values_with(path, value), ROOT)
     text = str(caught.value)
-    assert text.startswith("params.yaml: ") and "\n" not in text
+    assert re.match(r"(params|workflow/params/[a-z]+)\.yaml: ", text) and "\n" not in text
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
 
