@@ -338,7 +338,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
     values["data"]["imagenet512-s"] |= changes
     with pytest.raises(Problem, match=sentence) as caught:
         params.from_values(values, ROOT)
-    assert str(caught.value).startswith("params.yaml: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("workflow/params/paper.yaml: ") and "\n" not in str(caught.value)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------
