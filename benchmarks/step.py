@@ -38,7 +38,7 @@ import torch
 
 from eldistill import contract, networks
 from eldistill.data import dataset as data
-from eldistill.diffusion import augment, noise
+from eldistill.diffusion import augment, draws, dropout
 from eldistill.ensemble import seed as ensembles
 from eldistill.losses import score
 from eldistill.plan import params
@@ -115,7 +115,7 @@ class Recorder:
                 return call(x, *rest, **named)
             grad = torch.is_grad_enabled()
             seen = Pass(net, lambda x, *rest: call(x, *rest, **named), (x.detach(), *rest), net.training,
-                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad, noise.again()[1])  # fmt: skip
+                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad, dropout.again()[1])  # fmt: skip
             self.passes.append(seen)
             kept, self.passes = self.passes, None  # `both` calls others of its own
             found = call(x, *rest, **named)
@@ -142,7 +142,7 @@ class Clock:
         augments = getattr(work.job.numbers, "augment", 0)
         self.places = data if only_data else [
             *data, *([(score, "augmented", "augmentation")] if augments else []),
-            *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
+            *((draws.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),

@@ -15,7 +15,7 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, files
+from eldistill import __main__, files, networks
 from eldistill.commands import doctor, export
 from eldistill.distil import run as distil
 from eldistill.errors import Problem
@@ -272,17 +272,20 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
 # --- export -------------------------------------------------------------------------------------------------
 
 BARE = """
+import os
 import sys
 
 class Nothing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("eldistill", "numpy", "yaml", "tqdm", "PIL"):
+        if name.split(".")[0] in ("numpy", "yaml", "tqdm", "PIL"):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Nothing())
 sys.argv = ["load.py", "5", "out.pt"]
 import runpy
 runpy.run_path("load.py", run_name="__main__")
+here = os.getcwd() + os.sep
+assert all(module.__file__.startswith(here) for name, module in sys.modules.items() if name.split(".")[0] == "eldistill")
 """
 
 
@@ -295,7 +298,7 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     assert __main__.main(["export", RUN, "--out", str(tmp_path / "out")]) == 0
     folder = tmp_path / "out"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "generator_ema.safetensors", "load.py", "network", "samples.png",
+        "README.md", "config.json", "eldistill", "generator_ema.safetensors", "load.py", "samples.png",
     ]  # fmt: skip
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", BARE], cwd=folder, capture_output=True, text=True,
                           env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})  # fmt: skip
@@ -314,11 +317,31 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     assert json.loads((folder / "config.json").read_text())["lineage"]["params"]
 
 
-def test_every_network_of_ours_can_be_given_away():
-    for name in ("song", "adm", "edm2", "guided"):
-        sources = export.code(name)
-        assert {f"{name}.py", "layers.py", "precond.py", "noise.py", "__init__.py"} <= set(sources)
-        assert not any("import eldistill" in text or "from eldistill" in text for text in sources.values())
+@pytest.mark.parametrize("name", [name for name in networks.available() if name != "ddpm"])
+def test_every_network_of_ours_can_be_given_away(name, tmp_path):
+    """Its files and those that they import, unchanged but for two; a copy in which it is built with torch alone."""
+    sources = export.code(name)
+    kept = {path: text for path, text in sources.items() if path not in export.IN_PLACE}
+    assert f"eldistill/networks/{name}.py" in kept and sources.keys() - kept.keys() <= set(export.IN_PLACE)
+    assert all((SOURCE / path).read_text(encoding="utf-8") == text for path, text in kept.items())
+    for path, text in sources.items():
+        files.write_text(tmp_path / path, text)
+    code = (
+        BARE[: BARE.index("sys.argv")]
+        + f"sys.path.insert(0, '.')\nfrom eldistill.networks import {name}\nprint({name}.__file__)"
+    )
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=bare
+    )
+    assert Path(done.stdout.strip()).resolve() == tmp_path / f"eldistill/networks/{name}.py", done.stderr[-2000:]
+
+
+def test_a_network_of_another_package_cannot_be_given_away():
+    with pytest.raises(
+        Problem, match="of the kind ddpm needs more than torch; give its generator_ema.safetensors away as it is"
+    ):
+        export.code("ddpm")
 
 
 def test_what_cannot_be_given_away_is_one_sentence(project, capsys):

@@ -20,7 +20,7 @@ import torch
 import eldistill
 from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.errors import Problem
 from eldistill.numbers import declared, number
 from eldistill.plan import params, schema, versions
@@ -143,7 +143,7 @@ def test_terms_are_named_and_finite(bench, method, labels):
     job = bench.job(method, labels=labels, batch=5)
     module, shape = job.method, (5, *job.shape)
     batch_labels = job.reals.labels(torch.arange(5))
-    draw = lambda scope: noise.Draw(0, scope, 0, 5)  # noqa: E731
+    draw = lambda scope: draws.Draw(0, scope, 0, 5)  # noqa: E731
     batch = Batch(draw("generator"), batch_labels, job.shape, Progress(0, 0, 100), job.reals)
     nets = {**job.fixed, **job.nets}
     images = module.generate(nets, batch, job.numbers)
@@ -459,14 +459,14 @@ def test_supplement_terms(bench, supplement, labels):
     (each,) = bench.job("diff_instruct", {supplement: {}}, labels=labels, dtype=dtype).supplements
     images = bench.reals(labels, dtype).take(torch.arange(6))[0]
     reals = bench.reals(labels, dtype)
-    batch = Batch(noise.Draw(0, "generator", 0, 6, dtype=dtype), reals.labels(torch.arange(6)), reals.shape,
+    batch = Batch(draws.Draw(0, "generator", 0, 6, dtype=dtype), reals.labels(torch.arange(6)), reals.shape,
                   Progress(0, 0, 100), reals)  # fmt: skip
 
     def terms(x):
         return each.module.generator_terms(each.tools, x, batch, each.numbers)
 
     found = terms(images)
-    direction = noise.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
+    direction = draws.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
     assert found
     for name, term in found.items():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", name) and isinstance(term, AtImages)
@@ -508,7 +508,7 @@ def test_supplement_leaves_networks_alone(bench, supplement):
 def test_redrawn_members_follow_the_step(bench):
     """With redraw 3 the value for the same images and draws stays for three steps, then changes; with 0 it never does."""
     reals = bench.reals(0, torch.float64)
-    images, draw = reals.take(torch.arange(6))[0], noise.Draw(0, "generator", 0, 6, dtype=torch.float64)
+    images, draw = reals.take(torch.arange(6))[0], draws.Draw(0, "generator", 0, 6, dtype=torch.float64)
 
     def values(redraw: int) -> list[float]:
         each, found = bench.supplement("embedding", torch.float64, redraw=redraw), []
@@ -575,10 +575,10 @@ def test_family(family, channels):
     tools = ()
     if getattr(module, "TEACHER", False):
         tools = (conftest.teacher(dtype=torch.float64),)
-    fitted = noise.Draw(1, "images", 0, 80, dtype=torch.float64).normal("x", *shape)
+    fitted = draws.Draw(1, "images", 0, 80, dtype=torch.float64).normal("x", *shape)
 
     def weights(seed, dtype=torch.float64):
-        normal = noise.Draw(seed, "el", 0, 1, dtype=dtype).normal
+        normal = draws.Draw(seed, "el", 0, 1, dtype=dtype).normal
         made = module.draw(numbers, shape, lambda name, *size: normal(name, *size)[0])
         return {
             key: w.double()
@@ -589,7 +589,7 @@ def test_family(family, channels):
     assert same(first, again)
     if not hasattr(module, "fit"):  # what is fitted to the images is not drawn
         assert all(not torch.equal(first[key], other[key]) for key in first)
-    images = noise.Draw(0, "images", 0, 5, dtype=torch.float64).normal("x", *shape).requires_grad_()
+    images = draws.Draw(0, "images", 0, 5, dtype=torch.float64).normal("x", *shape).requires_grad_()
 
     def embedded(weights, images, tools=tools):
         return module.stages(weights, images, numbers, *tools)[-1].flatten(1)

@@ -16,7 +16,7 @@ from eldistill import files
 from eldistill.contract import Batch, Progress
 from eldistill.data import dataset as data
 from eldistill.diffusion import augment
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import conv, identity, seed
 from eldistill.errors import Problem
 from eldistill.losses import balance, mmd

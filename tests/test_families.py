@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eldistill import contract, files
 from eldistill.contract import Batch, Progress
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import seed
 from eldistill.errors import Problem
 from eldistill.losses import mmd

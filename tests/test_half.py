@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eldistill import networks
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, dropout
 from eldistill.networks import edm2, half, layers
 from eldistill.training import compute as speed
 from eldistill.training import loop, optimisers
@@ -73,7 +73,7 @@ def inputs(net: torch.nn.Module, n: int = 8) -> tuple:
 
 
 def denoise(net: torch.nn.Module, x, sigma, labels) -> torch.Tensor:
-    with noise.masks(noise.Draw(3, "scope", 5, len(x)), "a"):
+    with dropout.masks(draws.Draw(3, "scope", 5, len(x)), "a"):
         return net(x, sigma, labels, normal(len(x), 9, seed=7) if net.augment_dim else None)
 
 

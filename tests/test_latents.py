@@ -23,13 +23,14 @@ from torch import nn
 from eldistill import __main__, contract, files
 from eldistill.data import archives, latents, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import listing
 from eldistill.networks import build
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
-from eldistill.teacher import convert, train
+from eldistill.sampling import teachers
+from eldistill.teacher import agree, convert, edm
 from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop, state
 
@@ -183,7 +184,7 @@ def test_a_codec_of_the_other_kind_is_one_sentence(tmp_path):
 
 
 def batch_at(reals, n_images: int, size: int = 6, seed: int = 0, scope: str = "generator") -> contract.Batch:
-    draw = noise.Draw(seed, scope, n_images, size, dtype=reals.dtype)
+    draw = draws.Draw(seed, scope, n_images, size, dtype=reals.dtype)
     return contract.Batch(draw, None, reals.shape, contract.Progress(n_images, 0, 1000), reals)
 
 
@@ -337,7 +338,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
     values["data"]["imagenet512-s"] |= changes
     with pytest.raises(Problem, match=sentence) as caught:
         params.from_values(values, ROOT)
-    assert str(caught.value).startswith("params.yaml: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("workflow/params/paper.yaml: ") and "\n" not in str(caught.value)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
 def golden_edm2():
     with np.load(ROOT / "tests/data/networks/edm2_cond_latent.npz", allow_pickle=False) as arrays:
         kwargs = json.loads(str(arrays["_kwargs_json"]))["init_kwargs"]
-        settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+        settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
         network = build({"network": "edm2", **settings})
         names = network.state_dict()
         network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in names})
@@ -360,11 +361,11 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     codec = {"mean": [-b / s for s, b in zip(scale, bias, strict=True)], "std": [0.5 / s for s in scale]}
     about = convert.adopt({"file": str(path), "codec": codec, "labels": True}, tmp_path / "teacher.safetensors")
     assert about["codec"] == codec and about["shape"][0] == 4
-    assert train.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
+    assert teachers.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
         "sees latents with scale": EDM2,
         "sees 4 channels, the codec of its data has 1": SMALL,
-        "sees latents, its data has pixels": convert.PIXELS,
+        "sees latents, its data has pixels": agree.PIXELS,
     }
     for sentence, other in wrong.items():
         with pytest.raises(Problem, match=sentence):

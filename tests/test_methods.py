@@ -14,7 +14,7 @@ from torch import nn
 
 from eldistill import contract
 from eldistill.contract import Progress
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, noise
 from eldistill.methods import diff_instruct
 from eldistill.plan import params
 from eldistill.training import loop, optimisers
@@ -31,7 +31,7 @@ def progress(n_images: int, total: int = 10**9) -> Progress:
     return Progress(n_images, 0, total)
 
 
-class Told(noise.Draw):
+class Told(draws.Draw):
     """A Draw that returns given normals: `tape` maps a name ("generator/z") to [images of the run, ...]."""
 
     tape: dict[str, torch.Tensor] = {}
@@ -250,7 +250,7 @@ def test_generator_starts_as_the_teacher_at_sigma_init(bench):
     """Before training a generated image is the teacher's denoised sigma_init z, labels included."""
     numbers = diff_instruct.Numbers(sigma_init=1.7)
     job = bench.job("diff_instruct", numbers=numbers, labels=3)
-    draw = noise.Draw(0, "any", 0, 4)
+    draw = draws.Draw(0, "any", 0, 4)
     labels = job.reals.labels(torch.tensor([0, 1, 2, 0]))
     batch = contract.Batch(draw, labels, job.shape, progress(0))
     expected = job.fixed["teacher"](1.7 * draw.normal("z", *job.shape), torch.full((4,), 1.7), labels)

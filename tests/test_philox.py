@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.diffusion import noise, philox
+from eldistill.diffusion import draws, dropout, noise, philox
 
 MASK = 2**64 - 1
 
@@ -34,8 +34,8 @@ def test_products_are_those_of_whole_numbers(seed):
 @pytest.mark.parametrize("each", [1, 2, 7, 8, 9, 35, 3072])
 def test_bits_are_numpys(first, each):
     for seed in (0, 11):
-        wanted = noise._bits(seed, "generator/z", first, 3, each)
-        found = philox.bits(noise.stream_key(seed, "generator/z"), first, 3, each, "cpu")
+        wanted = draws._bits(seed, "generator/z", first, 3, each)
+        found = philox.bits(draws.stream_key(seed, "generator/z"), first, 3, each, "cpu")
         assert found.dtype == torch.int64 and np.array_equal(found.numpy(), wanted)
 
 
@@ -54,9 +54,9 @@ def test_a_device_draws_what_the_cpu_draws(monkeypatch, dtype):
     float32, the keys of dropout too; a slice has the numbers of the whole."""
 
     def drawn() -> dict[str, torch.Tensor]:
-        draw = noise.Draw(5, "generator", 1000, 6, dtype=dtype)
-        with noise.masks(draw, "images"):
-            masks = noise.dropout(torch.ones(6, 40, dtype=torch.float64), 0.3)
+        draw = draws.Draw(5, "generator", 1000, 6, dtype=dtype)
+        with dropout.masks(draw, "images"):
+            masks = dropout.dropout(torch.ones(6, 40, dtype=torch.float64), 0.3)
         return {"u": draw.uniform("u", 3, 5), "i": draw.integers("i", 1_281_167, 4), "z": draw.normal("z", 3, 7, 7),
                 "part": draw[2:4].normal("z", 3, 7, 7), "masks": masks}  # fmt: skip
 
@@ -73,4 +73,4 @@ def test_a_device_draws_what_the_cpu_draws(monkeypatch, dtype):
 
 
 def test_only_the_cpu_has_numpys():
-    assert not noise.computed_on("cpu") and noise.computed_on("cuda") and noise.computed_on("cuda:1")
+    assert not draws.computed_on("cpu") and draws.computed_on("cuda") and draws.computed_on("cuda:1")

@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eldistill import contract
-from eldistill.diffusion import noise
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion import dropout, noise
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite, Problem
 from eldistill.losses import mmd
 from eldistill.training import compute as speed
@@ -257,7 +257,7 @@ def test_blocks_are_computed_twice_and_only_for_a_gradient(bench, network):
     for block in blocks:
         block.register_forward_pre_hook(lambda *_: calls.append(1))
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    with noise.masks(Draw(0, "x", 0, 3), "images"):
+    with dropout.masks(Draw(0, "x", 0, 3), "images"):
         image = net(x, torch.full((3,), 0.7))
         assert len(blocks) > 2 and len(calls) == len(blocks)
         with torch.no_grad():

@@ -60,7 +60,7 @@ from types import ModuleType
 
 import torch
 
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 
 COVERED_BY = "loop"

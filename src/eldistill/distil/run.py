@@ -25,12 +25,12 @@ from eldistill import contract, files
 from eldistill.contract import Batch, Progress
 from eldistill.data import classes
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion import draws
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import train
+from eldistill.sampling import teachers
 from eldistill.training import compute as speed
 from eldistill.training import loop
 
@@ -49,7 +49,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     values = recipe["method"]
     method = contract.module("methods", values["file"])
     numbers = contract.numbers(method, values)
-    teacher, about = train.load(upstream["teacher"], site.device)
+    teacher, about = teachers.load(upstream["teacher"], site.device)
     if about["codec"] != recipe["data"]["codec"]:
         raise Problem(
             f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"
@@ -69,7 +69,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
                 f"{upstream['start']} starts from noise of level {levels[0]}, this method from {levels[1]}; make them equal"
             )
         start, before = begun.network, begun.about["n_images_before"] + begun.about["n_images"]
-    key = noise.stream_seed(recipe["seed"], "initialisation")
+    key = draws.stream_seed(recipe["seed"], "initialisation")
     nets = {"generator": method.generator(teacher, start, numbers), **method.networks(teacher, numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(nets["generator"].state_dict())  # the average of a generator starts at it
@@ -77,7 +77,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
     for each in added:
         if hasattr(each.module, "networks"):
             each.module.networks(
-                nets, each.tools, each.numbers, noise.stream_seed(recipe["seed"], f"initialisation/{each.name}")
+                nets, each.tools, each.numbers, draws.stream_seed(recipe["seed"], f"initialisation/{each.name}")
             )
     if values["dropout"] is not None:
         every = [each for net in nets.values() for each in net.modules()]

@@ -23,7 +23,7 @@ from typing import Any
 from eldistill.errors import Problem
 from eldistill.numbers import declared
 from eldistill.plan import checks, reading
-from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown
+from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown, with_readers
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
@@ -66,7 +66,7 @@ class Params:
     def __init__(self, values: dict, root: Path):
         self.root = root
         self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
-        self.definitions = self.schema.pop("$defs")
+        self.definitions = with_readers(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):

@@ -23,7 +23,7 @@ import torch
 
 from eldistill.contract import AtImages, Batch, Later, Progress, Weight
 from eldistill.diffusion import augment
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem

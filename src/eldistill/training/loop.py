@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.diffusion import noise
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion import dropout
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite, Stopped
 from eldistill.training import compute as speed
 from eldistill.training import optimisers, reduction, state
@@ -192,7 +192,7 @@ class Loop:
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def _generate(self, batch: Batch, part: slice) -> torch.Tensor:
-        with noise.masks(batch.draw[part], "images"):
+        with dropout.masks(batch.draw[part], "images"):
             return self.job.method.generate(self.nets, batch[part], self.job.numbers)
 
     def _critic(self, phase: Phase, batch: Batch) -> None:
@@ -208,10 +208,10 @@ class Loop:
                 self.watch.finite("images", images)
                 made.append(images)
             share = (part.stop - part.start) / job.training.batch
-            with noise.masks(batch.draw[part], "terms"):
+            with dropout.masks(batch.draw[part], "terms"):
                 terms = job.method.critic_terms(self.nets, batch[part], images, job.numbers)
             for each in self.critics if phase.net == "fake_score" else ():
-                with noise.masks(batch.draw[part], each.name):
+                with dropout.masks(batch.draw[part], each.name):
                     more = each.module.critic_terms(each.tools, self.nets, batch[part], images, each.numbers)
                 terms = {**terms, **{f"{each.name}.{name}": value for name, value in more.items()}}
             for name, value in terms.items():
@@ -238,7 +238,7 @@ class Loop:
         gradients: dict[int, torch.Tensor] = {}
         for index, part in enumerate(parts):
             share = (part.stop - part.start) / job.training.batch
-            with noise.masks(batch.draw[part], "terms"):
+            with dropout.masks(batch.draw[part], "terms"):
                 terms = job.method.generator_terms(
                     self.nets, batch[part], lambda index=index: images_of(index), job.numbers
                 )
@@ -281,7 +281,7 @@ class Loop:
             self._images = torch.cat([made[index].detach() for index in range(len(parts))])
 
     def _direct(self, each: Supplement, batch: Batch, share: float, last: bool) -> None:
-        with noise.masks(batch.draw, each.name):
+        with dropout.masks(batch.draw, each.name):
             terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
         for name, value in terms.items():
             self.watch.finite(f"{each.name}.{name}", value)
