@@ -13,7 +13,8 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import cluster, freshness, identity, params, recipes
+from eldistill.plan import freshness, identity, params, recipes
+from eldistill.training import lock
 
 GIB = 2**30
 
@@ -184,7 +185,7 @@ def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
 
 def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
     try:
-        cluster.locks_work()
+        lock.locks_work()
     except OSError as error:
         yield (
             False,

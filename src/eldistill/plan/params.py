@@ -42,15 +42,6 @@ def merge(below: dict, above: dict) -> dict:
     return merged
 
 
-def freeze(name: str, value):
-    """Nested mappings as frozen dataclasses, lists as tuples."""
-    if isinstance(value, dict):
-        fields = [(key, object) for key in value]
-        kind = dataclasses.make_dataclass(name, fields, frozen=True)
-        return kind(**{key: freeze(key, item) for key, item in value.items()})
-    return tuple(freeze(name, item) for item in value) if isinstance(value, list) else value
-
-
 def _with_readers(definitions: dict) -> dict:
     # `source` of a data setting names a file of data/readers.
     data = definitions["data"]

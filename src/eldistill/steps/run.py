@@ -206,14 +206,14 @@ def _train(work, train) -> None:
     """Run a training in its locked state folder; remember a failure that repeating cannot cure."""
     import torch
 
-    from eldistill.training import state
+    from eldistill.training import lock, state
 
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))))
     site = work.site
     machine = " ".join(str(getattr(site, key)) for key in ("device", "micro_batch", *MACHINE))
     code = files.digest(f"{code} {machine} {metadata.version('torch')}")
-    with state.lock(folder) if work.first else contextlib.nullcontext():
+    with lock.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
         while True:
@@ -295,15 +295,15 @@ def _data(work) -> None:
 
 
 def _teacher(work) -> None:
-    from eldistill.distil import run as distil
+    from eldistill.distil import provenance
     from eldistill.teacher import train
 
     if "/pairs-" in work.step.name:
         from eldistill.teacher import pairs
-        from eldistill.training import state
+        from eldistill.training import lock, state
 
         folder = work.state = state.folder(work.digest)
-        with state.lock(folder):
+        with lock.lock(folder):
             (source,) = _inputs(work, "/teacher.safetensors")
             pack = next(iter(_inputs(work, "/images.safetensors")), None)
             pairs.make(work.params, source, work.outputs[0], folder, work.site.batch, work.site.device, work.say, pack)
@@ -326,7 +326,7 @@ def _teacher(work) -> None:
         here = work.plan.params.section("teacher", work.step.name)["file"]
         about = convert.adopt(work.params, work.outputs[0], here, work.say)
         files.write_rows(work.outputs[1], [])
-        files.write_json(work.outputs[2], distil.origin(work.digest) | {"source": about["source"]})
+        files.write_json(work.outputs[2], provenance.origin(work.digest) | {"source": about["source"]})
         work.say(f"{work.step.name}: {about['source']['name']}, sha256 {about['source']['sha256']}, {about['config']['network']} "
                  f"for images of shape {about['shape']} and {about['label_dim']} classes")  # fmt: skip
         return
@@ -337,7 +337,7 @@ def _teacher(work) -> None:
         if not work.first:
             return
         files.write_rows(work.outputs[1], done.rows)
-        files.write_json(work.outputs[2], distil.provenance(done, work.digest, work.site.device))
+        files.write_json(work.outputs[2], provenance.provenance(done, work.digest, work.site.device))
 
     _train(work, make)
 
@@ -359,12 +359,13 @@ def _ensemble(work) -> None:
 
 
 def _distil(work) -> None:
+    from eldistill.distil import prepare, provenance
     from eldistill.distil import run as distil
+    from eldistill.errors import Lost
     from eldistill.training import compute as speed
-    from eldistill.training import processes as distributed
 
     upstream = {"images": _inputs(work, "/images.safetensors")[0], "teacher": _inputs(work, "/teacher.safetensors")[0]}
-    upstream |= distil.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
+    upstream |= prepare.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = next(iter(_inputs(work, "/generator_ema.safetensors")), None)
 
     def make(folder):
@@ -373,12 +374,12 @@ def _distil(work) -> None:
         # It trains on: the result must not depend on it.
         with (
             speed.eager(work.site.compile),
-            contextlib.suppress(NonFinite, RuntimeError, MemoryError, distributed.Lost),
+            contextlib.suppress(NonFinite, RuntimeError, MemoryError, Lost),
         ):
             flop = done.count_flop()
         if not work.first:
             return
-        about = distil.provenance(done, work.digest, work.site.device, flop)
+        about = provenance.provenance(done, work.digest, work.site.device, flop)
         files.write_json(folder / "provenance.json", about)
         with _overwriting(work.step):
             distil.publish(folder, work.step.outputs, Path())
