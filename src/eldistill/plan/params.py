@@ -30,13 +30,6 @@ HALF = 64  # pixels a side from which trainings are in half precision by default
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
 
 
-def freeze(name: str, value: Any) -> Any:
-    """Nested mappings as frozen dataclasses, lists as tuples."""
-    if isinstance(value, dict):
-        fields = [(key, object) for key in value]
-        kind = dataclasses.make_dataclass(name, fields, frozen=True)
-        return kind(**{key: freeze(key, item) for key, item in value.items()})
-    return tuple(freeze(name, item) for item in value) if isinstance(value, list) else value
 
 
 # --- params.yaml --------------------------------------------------------------------------------------

@@ -8,13 +8,8 @@ job loses no progress, and a changed number never continues an old run.
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
-import os
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +17,6 @@ import torch
 from eldistill.errors import Problem
 from eldistill.external import weights
 from eldistill.paths import STATE
-from eldistill.plan import cluster
 from eldistill.tensors import load_tensors, save_tensors
 
 COVERED_BY = "loop"
@@ -33,40 +27,6 @@ def folder(digest: str, root: str | Path = ".") -> Path:
     path = Path(root) / STATE / digest[:32]
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit.
-
-    The file says who holds it. Where locks do not reach other nodes, Slurm is asked whether the job that it names is alive.
-    """
-    name = path / "lock"
-    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
-        os.close(file)
-        raise Problem(
-            f"{holder} is already at work on this run; wait for it, or stop it and repeat the command"
-        ) from None
-    except OSError as error:
-        print(f"eldistill: this file system has no locks ({error}); start no second copy of this run", file=sys.stderr)
-    try:
-        before = os.read(file, 200).decode(errors="replace").strip()
-        elsewhere = cluster.at_work_elsewhere(before)
-        if elsewhere is None:
-            raise Problem(
-                f"squeue does not say whether {before} is still at work on this run; repeat the command when it answers"
-            )
-        if elsewhere:
-            raise Problem(f"{before} is already at work on this run; wait for it, or stop it and repeat the command")
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{cluster.me()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(file)
 
 
 def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
