@@ -68,7 +68,7 @@ NOISE = '"""What the networks need of the project\'s noise levels."""\nimport to
 def code(file: str) -> dict[str, str]:
     """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
     room = Path(networks.__file__).parent
-    names = ["__init__", "layers", "precond", "half", file]
+    names = ["__init__", "half", "layers", "precond", file]
     names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
     found = {}
     for name in dict.fromkeys(names):
