@@ -396,7 +396,6 @@ def test_copies_made_inside_a_transform_outlive_it(net):
     assert net.copies.made == weights(net) and equal(step(net), wanted)
 
 
-
 @pytest.mark.parametrize("precision", [EXACT, HALF])
 def test_gradients_of_weights_come_on_the_way_back(net, precision):
     """Layer by layer, in half precision too: sums over processes begin, and memory is freed, before the pass is over."""
