@@ -30,8 +30,6 @@ HALF = 64  # pixels a side from which trainings are in half precision by default
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
 
 
-
-
 # --- params.yaml --------------------------------------------------------------------------------------
 
 
