@@ -21,13 +21,16 @@ from test_sampling import Plain, about
 from eldistill import __main__
 from eldistill.data import classes, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
-from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import metrics
+from eldistill.evaluate.features import ClassifierSpace
+from eldistill.evaluate.references import heads, label_heads
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.spaces.pixels import pixels
+from eldistill.tables.alarms import alarms
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,16 +132,15 @@ def test_agreement_is_measured_where_a_classifier_of_the_labels_is():
 
 def test_a_network_of_other_classes_is_not_asked():
     """An ImageNet network gives probabilities of its own classes, whatever their numbers are; only judges know the labels."""
-    foreign, judge, pixels = (lambda images: images for _ in range(3))
-    foreign.probabilities = judge.probabilities = lambda features: features
-    judge.label_dim = 3
-    assert set(evaluate.label_heads({"inception": foreign, "judge-a": judge, "pixels": pixels})) == {"judge-a"}
+    foreign, judge = (ClassifierSpace(pixels, lambda features: features, labels) for labels in (0, 3))
+    spaces = {"inception": foreign, "judge-a": judge, "pixels": pixels}
+    assert set(label_heads(spaces)) == {"judge-a"} and set(heads(spaces)) == {"inception", "judge-a"}
 
 
 def test_an_alarm_names_images_of_other_classes():
     floors = {"real images": {"agreement": 0.98}}
-    assert metrics.alarms({"agreement": 0.9}, floors) == []
-    (said,) = metrics.alarms({"agreement": 0.5}, floors)
+    assert alarms({"agreement": 0.9}, floors) == []
+    (said,) = alarms({"agreement": 0.5}, floors)
     assert said.startswith("agreement 0.50, real images 0.98: images of another class")
 
 

@@ -122,7 +122,7 @@ def test_fid_and_kid_are_clean_fids_on_the_same_png_files(ours, theirs, tmp_path
     space = lambda x: ours(x)[:, :FEW]  # noqa: E731
     clean.make_reference(space, packed(tmp_path / "pack", train), tmp_path / "moments.npz")
     reference = clean.load_reference(tmp_path / "moments.npz")
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 8, "blocks": 1, "reference": "x"}}, 3)
+    ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 8, "blocks": 1, "reference": "x"}}, 3)
     found = ruler.fid(stream(made), pixels, STANDARD, "x", (space, reference))
     assert wanted_fid > 1 and abs(found["fid8_clean"] - wanted_fid) < 1e-3
     assert abs(wanted_kid) > 1e-3 and abs(found["kid8_clean"] - wanted_kid) < min(1e-3, 1e-3 * abs(wanted_kid))
@@ -179,7 +179,7 @@ def test_the_first_block_is_made_once_for_both_figures():
     images, made = pictures(90, 5), None
     known = reference_of(features.embed(pictures(50, 6).split(10), pixels))
     made = stream(images)
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 30, "blocks": 3}}, 6)
+    ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 30, "blocks": 3}}, 6)
     found = ruler.fid(made, pixels, STANDARD, "x", (pixels, known))
     assert made.calls == 90
     own = features.embed(images[:30].split(6), pixels)
@@ -212,11 +212,11 @@ def test_two_processes_find_what_one_finds(monkeypatch, most):
     monkeypatch.setattr(clean, "MOST", most)
     images, options, told = pictures(45, 7), {"fid": {"n": 45, "blocks": 1}}, []
     cleanly = pixels, reference_of(features.embed(pictures(40, 8).split(10), pixels))
-    alone = evaluate.Ruler({}, {}, options, 6).fid(stream(images), pixels, STANDARD, "x", cleanly)
-    second = evaluate.Ruler({}, {}, options, 6, Half(1, told))
+    alone = evaluate.Evaluator({}, {}, options, 6).fid(stream(images), pixels, STANDARD, "x", cleanly)
+    second = evaluate.Evaluator({}, {}, options, 6, Half(1, told))
     monkeypatch.setattr(fid, "distance", lambda images, space, *_: len(features.embed(images, space)))
     assert "fid45_clean" not in second.fid(stream(images), pixels, STANDARD, "x", cleanly)
-    both = evaluate.Ruler({}, {}, options, 6, Half(0, told)).fid(stream(images), pixels, STANDARD, "x", cleanly)
+    both = evaluate.Evaluator({}, {}, options, 6, Half(0, told)).fid(stream(images), pixels, STANDARD, "x", cleanly)
     assert not told
     for name in ("fid45_clean", "kid45_clean"):
         assert both[name] == pytest.approx(alone[name], rel=1e-9, abs=1e-12)

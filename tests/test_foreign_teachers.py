@@ -18,7 +18,8 @@ from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import convert, train
+from eldistill.sampling import teachers
+from eldistill.teacher import edm
 from eldistill.tensors import load_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ RUN = "theirs/di/el/0"
 
 def network(seed: int = 0, **changes):
     kwargs = KWARGS | changes
-    settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+    settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
     return networks.build({"network": "song", **settings}, seed).eval().requires_grad_(False), kwargs
 
 
@@ -65,7 +66,7 @@ def test_from_a_published_pickle_to_a_generator(project, capsys):
     assert __main__.main(["teacher", "theirs"]) == 0
     digest = files.sha256("net.pkl")
     assert f"net.pkl, sha256 {digest}, song for images of shape [1, 8, 8] and 0 classes" in capsys.readouterr().out
-    loaded, about = train.load("data/teachers/theirs/teacher.safetensors")
+    loaded, about = teachers.load("data/teachers/theirs/teacher.safetensors")
     theirs, kwargs = network()
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), theirs.state_dict().values(), strict=True)
@@ -108,7 +109,7 @@ def test_a_row_of_the_registry_is_fetched_or_taken_from_its_place(project, capsy
     assert __main__.main(["teacher", "theirs"]) == 0
     digest = files.sha256("mirror/edm-ffhq-64x64-uncond-vp.pkl")
     assert f"sha256 {digest} is trusted from now on" in capsys.readouterr().out
-    _, about = train.load("data/teachers/theirs/teacher.safetensors")
+    _, about = teachers.load("data/teachers/theirs/teacher.safetensors")
     assert about["source"]["licence"] == "CC BY-NC-SA 4.0"
     recipe = Path("data/teachers/theirs/teacher.safetensors.recipe").read_text()
     change(file="mirror/edm-ffhq-64x64-uncond-vp.pkl")

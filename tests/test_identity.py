@@ -26,15 +26,16 @@ from eldistill.errors import Problem
 from eldistill.external import hashes, listing, sourcelock
 from eldistill.numbers import declared
 from eldistill.paths import PACKAGE
-from eldistill.plan import datasets, freshness, identity, params, recipes, schema
+from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
 from eldistill.plan.plan import Plan
-from eldistill.registry import available
+from eldistill.registry import available, readers
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
+IDX_PARTS = [row.removeprefix("{files}-") for row in readers()["idx"].downloads]
 PICTURES = Source("pictures", "folder", "pictures")
 
 
@@ -366,8 +367,8 @@ def test_rows_of_fetched_files_and_of_paths_live_in_one_file():
 
 # Texts that are names, or describe a machine. A new key that names a path is marked `outside`; another is listed here.
 NAMES = {
-    "/suite", "data/like", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data", "teacher/source",
-    "teacher/sha256", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
+    "/suite", "data/like", "data/source", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data",
+    "teacher/source", "teacher/sha256", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
     "method/start_from", "supplement/like", "supplement/file", "tables/baseline", "study/question", "study/against",
     "supplements/embedding/ensemble",
 }  # fmt: skip
@@ -391,7 +392,7 @@ def test_every_key_that_names_a_path_is_marked():
         "data/path": "source", "codec/vae": "autoencoder", "teacher/file": "network", "fid/reference": "statistics",
         "methods/consistency/lpips": "weights", "supplements/regression/lpips": "weights",
     }  # fmt: skip
-    sources = set(SCHEMA["$defs"]["data"]["properties"]["source"]["enum"])
+    sources = set(readers())
     assert {*marked.values(), *sources} - {"source", "digits"} == set(listing.READ_AS)
     assert set(texts()) - set(marked) - site <= NAMES
 
@@ -405,9 +406,9 @@ def test_a_copy_of_a_value_knows_what_it_is_read_as():
 
 def test_readers_take_the_listing_of_the_identity():
     """No module but listing.py looks through a folder of a source by itself."""
-    for name in ("data/containers", "data/folders", "data/packing", "data/latents", "teacher/folders"):
-        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-        assert ("listing." in text or name == "data/packing") and not {
+    for path in [*(PACKAGE / "data").rglob("*.py"), *(PACKAGE / "teacher").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not {
             "rglob",
             "glob",
             "iterdir",
@@ -454,14 +455,14 @@ def project() -> dict:
         {**grid, "data": ["other"], "supplements": ["far"]},
         {**grid, "data": ["other"], "methods": ["cd-lpips"]},
     ]
-    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in datasets.IDX_PARTS]
+    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in IDX_PARTS]
     with open("data/sources.csv", "a") as table:
         table.write("".join(f"{row}\n" for row in rows))
     put("pictures/a.png", b"1"), put("other.zip", b"1"), put("latents/a.npy", b"1"), put("latents/dataset.json", b"1")
     put("teacher.pkl", b"1"), put("vgg.safetensors", b"1"), put("own.npz", b"1")
     put("vae/config.json", b"1"), put(f"vae/{listing.WEIGHTS}", b"1"), put("vae/README.md", b"1")
     put("ddpm/unet/config.json", b"1"), put(f"ddpm/unet/{listing.WEIGHTS}"), put(f"ddpm/scheduler/{listing.SCHEDULE}")
-    for part in datasets.IDX_PARTS:
+    for part in IDX_PARTS:
         put(f"idx/{part}.gz", b"1")
     return values
 
@@ -695,11 +696,11 @@ def idx(name: str, array: np.ndarray) -> None:
 def test_own_idx_files_that_change_are_packed_again_once_their_digest_is_given_up(pictures, capsys):
     """Without a digest in data/sources.csv: the step is stale, the noted digest refuses, and says which line to remove."""
     with open("data/sources.csv", "a") as table:
-        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in datasets.IDX_PARTS))
+        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in IDX_PARTS))
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["data"]["mine"] |= {"source": "idx", "files": "own", "folder": "idx", "path": None}
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    for name in datasets.IDX_PARTS:
+    for name in IDX_PARTS:
         idx(name, np.arange(512, dtype=np.uint8).reshape(8, 8, 8) if "images" in name else np.zeros(8, np.uint8))
     assert __main__.main(["data", "mine/images"]) == __main__.main(["data", "mine/images"]) == 0
     assert "up to date" in capsys.readouterr().out

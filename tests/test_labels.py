@@ -25,6 +25,7 @@ from test_data import build
 from eldistill import __main__
 from eldistill.data import archives, containers, labels, packing
 from eldistill.data import dataset as data
+from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.plan import identity
@@ -114,7 +115,7 @@ def test_without_an_image_what_was_left_out_is_said(kind):
 
 @KINDS
 def test_every_ending_of_the_list_is_read_in_any_letters(kind):
-    names = [f"{i}{end.upper() if i % 2 else end}" for i, end in enumerate(listing.PICTURES)]
+    names = [f"{i}{end.upper() if i % 2 else end}" for i, end in enumerate(ENDINGS)]
     contents = {name: png(0) for name in names}
     path = tree([], kind=kind)
     if kind == "zip":
@@ -147,7 +148,7 @@ def test_what_the_packer_reads_is_what_the_identity_holds():
             else:
                 place.mkdir()
                 folders.append(place)
-        found = listing.of_folder(top, listing.PICTURES)
+        found = listing.of_folder(top, ENDINGS)
         read = sorted([*found.names, *filter(None, [found.labels])])
         assert identity._listed(identity.Source("x", "folder", str(top)), Path()) == read
         inodes = [os.stat(top / name).st_ino for name in found.names]
@@ -165,7 +166,7 @@ def reachable(top: Path) -> set[int]:
                 continue
             if entry.is_dir():
                 waiting |= {entry.resolve()} - seen
-            elif entry.suffix.lower() in listing.PICTURES:
+            elif entry.suffix.lower() in ENDINGS:
                 images.add(entry.stat().st_ino)
     return images
 

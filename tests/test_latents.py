@@ -23,15 +23,17 @@ from torch import nn
 from eldistill import __main__, contract, files
 from eldistill.data import archives, latents, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
-from eldistill.errors import NonFinite, Problem
+from eldistill.diffusion import draws
+from eldistill.errors import NonFinite, Problem, Stopped
 from eldistill.external import listing
 from eldistill.networks import build
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
-from eldistill.teacher import convert, train
+from eldistill.sampling import teachers
+from eldistill.teacher import agree, convert, edm
 from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop, state
+from eldistill.training.job import Job
 
 ROOT = Path(__file__).parents[1]
 EDM2 = latents.EDM2
@@ -183,7 +185,7 @@ def test_a_codec_of_the_other_kind_is_one_sentence(tmp_path):
 
 
 def batch_at(reals, n_images: int, size: int = 6, seed: int = 0, scope: str = "generator") -> contract.Batch:
-    draw = noise.Draw(seed, scope, n_images, size, dtype=reals.dtype)
+    draw = draws.Draw(seed, scope, n_images, size, dtype=reals.dtype)
     return contract.Batch(draw, None, reals.shape, contract.Progress(n_images, 0, 1000), reals)
 
 
@@ -238,7 +240,7 @@ def test_measurements_see_the_same_noise_every_time():
 METHODS = {"diff_instruct": {"embedding": {}}, "dmd2": {}, "consistency": {}}
 
 
-def job_on_latents(bench, method: str, folder: str, **others) -> loop.Job:
+def job_on_latents(bench, method: str, folder: str, **others) -> Job:
     """A training on latents: what it draws of them goes into its critic, its supplement or its own loss."""
     module = contract.module("methods", method)
     numbers = module.Numbers(source="data") if method == "consistency" else None
@@ -246,7 +248,7 @@ def job_on_latents(bench, method: str, folder: str, **others) -> loop.Job:
     return bench.job(method, METHODS[method], numbers=numbers, reals=reals, folder=folder, **others)
 
 
-def trained(job: loop.Job) -> dict[str, torch.Tensor]:
+def trained(job: Job) -> dict[str, torch.Tensor]:
     work = loop.Loop(job)
     work.run()
     return {name: each.clone() for name, each in state.pack({**job.nets, "average": work.average}, {}).items()}
@@ -277,7 +279,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
                 self.stop_reason = "stopped by the test"
 
     whole = trained(job_on_latents(bench, method, "whole", steps=5))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         Ending(job_on_latents(bench, method, "stopped", steps=5)).run()
     again = trained(job_on_latents(bench, method, "stopped", steps=5))
     assert all(torch.equal(each, again[name]) for name, each in whole.items())
@@ -337,7 +339,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
     values["data"]["imagenet512-s"] |= changes
     with pytest.raises(Problem, match=sentence) as caught:
         params.from_values(values, ROOT)
-    assert str(caught.value).startswith("params.yaml: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("workflow/params/paper.yaml: ") and "\n" not in str(caught.value)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------
@@ -346,7 +348,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
 def golden_edm2():
     with np.load(ROOT / "tests/data/networks/edm2_cond_latent.npz", allow_pickle=False) as arrays:
         kwargs = json.loads(str(arrays["_kwargs_json"]))["init_kwargs"]
-        settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+        settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
         network = build({"network": "edm2", **settings})
         names = network.state_dict()
         network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in names})
@@ -360,11 +362,11 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     codec = {"mean": [-b / s for s, b in zip(scale, bias, strict=True)], "std": [0.5 / s for s in scale]}
     about = convert.adopt({"file": str(path), "codec": codec, "labels": True}, tmp_path / "teacher.safetensors")
     assert about["codec"] == codec and about["shape"][0] == 4
-    assert train.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
+    assert teachers.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
         "sees latents with scale": EDM2,
         "sees 4 channels, the codec of its data has 1": SMALL,
-        "sees latents, its data has pixels": convert.PIXELS,
+        "sees latents, its data has pixels": agree.PIXELS,
     }
     for sentence, other in wrong.items():
         with pytest.raises(Problem, match=sentence):

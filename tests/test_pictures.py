@@ -14,8 +14,8 @@ from PIL import Image
 
 from eldistill.data import dataset as data
 from eldistill.data import packing, pictures
+from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
-from eldistill.external import listing
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 
@@ -94,7 +94,7 @@ def test_grey_of_few_bits_is_stretched(bits):
 def test_the_endings_of_the_page_are_those_that_are_read():
     named = re.search(r"The endings\nthat are read are (.*?),", PAGE, re.S)
     sentence = re.search(r"that are read are (.*?), in small", PAGE, re.S)[1]
-    assert named and {f".{each}" for each in re.findall(r"\w+", sentence) if each != "and"} == set(listing.PICTURES)
+    assert named and {f".{each}" for each in re.findall(r"\w+", sentence) if each != "and"} == set(ENDINGS)
 
 
 # --- transparency ---------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_background_that_is_none_is_one_sentence(value):
         pictures.background(value)
     values = conftest.shipped()
     values["data"]["ffhq64"]["background"] = value
-    with pytest.raises(Problem, match=r"data\.ffhq64\.background"):
+    with pytest.raises(Problem, match=r"paper.yaml: data.ffhq64.background"):
         params.from_values(values, ROOT)
 
 

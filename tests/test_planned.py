@@ -17,8 +17,9 @@ from eldistill import __main__, files
 from eldistill.commands import cost, planned
 from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.plan import datasets, driver, freshness, params
+from eldistill.plan import driver, freshness, params
 from eldistill.plan.plan import Plan
+from eldistill.registry import readers
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
@@ -62,7 +63,9 @@ def test_every_file_that_a_suite_reads_has_a_download():
 
 def test_the_parts_of_idx_and_the_autoencoder_of_latents():
     found = downloads_of(plan_of(one=grid("fashion-mnist"), two=grid("imagenet512-s")), "one")
-    assert found == {"data fashion-mnist/images": sorted(f"fashion-mnist-{part}" for part in datasets.IDX_PARTS)}
+    assert found == {
+        "data fashion-mnist/images": sorted(row.format(files="fashion-mnist") for row in readers()["idx"].downloads)
+    }
     found = downloads_of(plan_of(two=grid("imagenet512-s")), "two")
     assert "sd-vae-ft-mse" in found["evaluate imagenet512-s/di/none/0"] and "data imagenet512-s/images" not in found
 
@@ -114,8 +117,9 @@ def test_every_place_that_fetches_is_planned():
         for path in (ROOT / "src/eldistill").rglob("*.py")
     }
     assert {name for name, count in calls.items() if count} == {
-        "data/latents.py", "data/packing.py", "external/fetching.py", "spaces/inception.py", "spaces/inception_clean.py",
-        "steps/data.py", "steps/evaluate.py", "teacher/check.py", "teacher/convert.py",
+        "commands/check.py", "data/latents.py", "data/readers/cifar10.py", "data/readers/idx.py", "external/fetching.py",
+        "spaces/inception.py", "spaces/inception_clean.py", "steps/data.py", "steps/evaluate.py", "teacher/check.py",
+        "teacher/convert.py",
     }, "tell Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
 
 

@@ -77,7 +77,7 @@ REFERENCE = (np.full(4, 0.4), 0.1 * np.eye(4))
 
 
 def test_blocks_follow_each_other_and_the_mean_is_the_figure():
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 100, "blocks": 3, "reference": "fid-refs-cifar10-32x32"}})
+    ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 100, "blocks": 3, "reference": "fid-refs-cifar10-32x32"}})
     found = ruler.fid(images, space, REFERENCE, "inception_edmref")
     each = [
         metrics.frechet(*metrics.moments(features.embed(images(100, 100 * b), space)), *REFERENCE) for b in range(3)
@@ -86,7 +86,7 @@ def test_blocks_follow_each_other_and_the_mean_is_the_figure():
     assert found["fid100_inception_edmref"] == pytest.approx(np.mean(each))
     assert found["fid100_inception_edmref_min"] == pytest.approx(min(each))
     assert found["fid100_inception_edmref_sd"] == pytest.approx(np.std(each, ddof=1))
-    one = evaluate.Ruler({}, {}, {"fid": {"n": 100, "blocks": 1}}).fid(images, space, REFERENCE, "x")
+    one = evaluate.Evaluator({}, {}, {"fid": {"n": 100, "blocks": 1}}).fid(images, space, REFERENCE, "x")
     assert set(one) == {"fid100_x", "fid100_x_min", "fid100_x_block1"}
 
 
@@ -102,9 +102,9 @@ class Half(OneOfTwo):
 
 def test_two_processes_find_what_one_finds():
     options, said = {"fid": {"n": 105, "blocks": 2}}, []
-    alone = evaluate.Ruler({}, {}, options, 7).fid(images, space, REFERENCE, "x")
-    evaluate.Ruler({}, {}, options, 7, Half(0, said)).fid(images, space, REFERENCE, "x")
-    both = evaluate.Ruler({}, {}, options, 7, Half(1, said)).fid(images, space, REFERENCE, "x")
+    alone = evaluate.Evaluator({}, {}, options, 7).fid(images, space, REFERENCE, "x")
+    evaluate.Evaluator({}, {}, options, 7, Half(0, said)).fid(images, space, REFERENCE, "x")
+    both = evaluate.Evaluator({}, {}, options, 7, Half(1, said)).fid(images, space, REFERENCE, "x")
     assert both == pytest.approx(alone, rel=1e-9) and not said
 
 

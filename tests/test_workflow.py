@@ -2,6 +2,7 @@
 """Snakemake and DVC together, in a clone of the tracked files: what runs, what is kept, counted by the run log."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -193,6 +194,45 @@ def test_a_new_method_is_one_file_and_one_section(project):  # noqa: F811
     versions = json.loads((folder / "generator_ema.safetensors.recipe").read_text())["versions"]
     assert {"methods/another", "score", "noise"} <= versions.keys()  # what it imports retires it too
     assert "another/el" in (clone.path / "data/tables/smoke/main.md").read_text()
+
+
+SHRINK = '''"""Pulls images towards 0, at the images and by a pass of its own."""
+from dataclasses import dataclass
+from eldistill.contract import AtImages, Weight
+from eldistill.losses import mmd
+from eldistill.numbers import number
+
+RECIPE = ("supplements/shrink", 4)
+
+@dataclass(frozen=True)
+class Numbers:
+    weight: float = number(0.1, "factor of the mean square", low=0)
+
+def prepare(numbers, setting):
+    return None
+
+def generator_terms(tools, images, batch, numbers):
+    return {"square": AtImages(images.square().mean() / 2, images / images.numel())}
+
+def weight(base, own, batch, numbers, progress, memory):
+    return Weight(numbers.weight)
+'''
+
+
+def test_a_new_supplement_is_one_file_and_one_section(project):  # noqa: F811
+    """A file dropped into supplements/ joins a method and its log by a section in params.yaml; nothing else is made."""
+    clone = project
+    (clone.path / "src/eldistill/supplements/shrink.py").write_text(SHRINK, encoding="utf-8")
+    clone.edit("distil", "supplements", "smaller", value={"file": "shrink", "weight": 0.25})
+    grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["smaller"], "seeds": [0]}
+    clone.edit("suites", "smoke", value=[grid])
+    assert clone.ran("snakemake", "distil", "--cores", "2") == {"distil digits-smoke/di/smaller/0"}
+    folder = clone.path / "data/runs/digits-smoke/di/smaller/0"
+    versions = json.loads((folder / "generator_ema.safetensors.recipe").read_text())["versions"]
+    assert versions["supplements/shrink"] == 4 and "mmd" in versions  # what it imports retires it too
+    with open(folder / "log.csv", encoding="utf-8") as log:
+        rows = list(csv.DictReader(log))
+    assert all(float(row["smaller.weight"]) == 0.25 and float(row["smaller.square"]) > 0 for row in rows)
 
 
 def test_bad_parameters_stop_snakemake_before_anything_runs(project):  # noqa: F811

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people stumble over, looked at before it costs them a night: `make doctor`, and what to prune: `make prune`."""
+"""`python -m eldistill doctor`: what would stop a suite on this machine, looked at before it costs a night."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.paths import FOLDERS, STATE
-from eldistill.plan import cluster, freshness, identity, params
+from eldistill.plan import freshness, identity, params
 from eldistill.plan.plan import Plan
+from eldistill.training import lock
 
 GIB = 2**30
 
 # A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
 Finding = tuple[bool | None, str]
-
-
-# --- doctor ---------------------------------------------------------------------------------------------
 
 
 def _answer(*words: str) -> tuple[int, str]:
@@ -189,7 +186,7 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
 
 def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
-        cluster.locks_work()
+        lock.locks_work()
     except OSError as error:
         yield (
             False,
@@ -226,46 +223,3 @@ def examine(suite: str | None, say: Callable[[str], None]) -> bool:
             say(f"{ {True: 'ok   ', False: 'LOOK ', None: '-    '}[good] } {sentence}")
             well = well and good is not False
     return well
-
-
-# --- prune ----------------------------------------------------------------------------------------------
-
-
-def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
-    """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
-    steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
-    named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
-    found = [
-        path
-        for folder in FOLDERS
-        for path in sorted((root / folder).rglob("*"))
-        if path.is_file() and path not in named
-    ]
-    states = {step.digest[:32] for step in steps}
-    return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
-
-
-def prune(remove: bool, say: Callable[[str], None]) -> int:
-    """List what no suite names, and remove it if asked to; returns how many bytes it has. A state at work is kept."""
-    from eldistill.training import state
-
-    total = 0
-    for path in leftovers(Plan(params.load())):
-        size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
-        total += size
-        say(f"{size / 1e6:10.1f} MB  {path}")
-        if remove and path.is_dir():
-            try:
-                with state.lock(path):
-                    shutil.rmtree(path)
-            except Problem as problem:
-                say(f"            kept: {problem}")
-        elif remove:
-            path.unlink()
-            for parent in path.parents:
-                if parent.as_posix() in FOLDERS or any(parent.iterdir()):
-                    break
-                parent.rmdir()
-    what = "removed" if remove else "that no suite of params.yaml names; `make prune REMOVE=yes` removes them"
-    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing: every result is named by a suite of params.yaml")
-    return total

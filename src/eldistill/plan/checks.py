@@ -12,17 +12,7 @@ from typing import Any, Protocol
 from eldistill.errors import nearest
 from eldistill.paths import TABLE_NAMES
 from eldistill.plan.schema import Wrong, expected, merge, unknown
-from eldistill.registry import available, settings, spaces
-
-# Options of a source, and which of them it reads (one not named here: all).
-OPTIONS = {"files", "path", "crop", "resolution", "pixels", "background", "orientation", "bits"}
-READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": OPTIONS - {"files", "pixels"},
-        "latents": {"path", "pixels"}}  # fmt: skip
-NEEDED = {
-    "idx": ("files",),
-    "folder": ("path",),
-    "latents": ("path", "pixels"),
-}  # options that a source cannot do without
+from eldistill.registry import available, readers, settings, spaces
 
 
 class Sections(Protocol):
@@ -115,13 +105,14 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
     source, known = value["source"], params.definitions["data"]["properties"]
     if value["teacher"] not in params.values["teacher"]:
         unknown(f"{where}.teacher", value["teacher"], params.values["teacher"])
-    for needed in NEEDED.get(source, ()):
+    for needed in readers()[source].needs:
         if value[needed] is None:
             raise Wrong(f"{where}.{needed}", f"is missing; source: {source} needs it")
     _codec(params, where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
         raise Wrong(f"{where}.background", f"is {value['background']!r}; expected {expected(known['background'])}")
-    for key in sorted(OPTIONS - READ.get(source, OPTIONS)):
+    options = {key for each in readers().values() for key in each.options}
+    for key in sorted(options - set(readers()[source].options)):
         if value[key] != known[key]["default"]:
             raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; leave it away")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from eldistill.external.sources import TABLE, published, source
 from eldistill.paths import SCRATCH
+from eldistill.plan import versions
 from eldistill.plan.identity import Identities, Source, named
 from eldistill.plan.params import Params
 from eldistill.plan.recipes import KINDS, Step
-from eldistill.registry import literal, spaces
+from eldistill.registry import literal, readers, spaces
 
-IDX_PARTS = ("train-images", "train-labels", "test-images", "test-labels")  # rows of a data set, behind its `files`
 PICTURE_KEYS = ("background", "orientation", "bits")  # of a data setting whose source is a folder: see pictures.py
 
 
@@ -60,7 +60,7 @@ class PlanOfData:
     def _of_spaces(self, *features: str) -> list[str]:
         # What feature spaces say themselves that they read.
         modules = (spaces()[name] for name in features)
-        return [name for module in modules if module for name in literal(f"spaces/{module}", "DOWNLOADS", ())]
+        return [name for module in modules for name in literal(f"spaces/{module}", "DOWNLOADS", ())]
 
     def data(self, name: str) -> dict:
         """A data setting, resolved, without what only describes a machine."""
@@ -87,14 +87,14 @@ class PlanOfData:
         """The packed images of a data setting."""
         name = self._pack_name(data)
         output = f"data/sets/{name}/images.safetensors"
-        more = {"cifar10": ("teacher/pickles",), "latents": ("latents", "folders"), "folder": ("folders", "pictures")}
-        modules = ("data", "labels", *more.get(self.data(name)["source"], ()))
+        source = self.data(name)["source"]
+        modules = ("data", "labels", versions.recipe_name(f"data/readers/{source}"), *readers()[source].modules)
         params = self._pack_params(name)
         wanted = () if self.folder(name) else self._fetched(name)
         return self._step(
             "images",
             f"{name}/images",
-            modules,
+            tuple(dict.fromkeys(modules)),
             params,
             (output,),
             after=self._downloads(*wanted),
@@ -105,9 +105,7 @@ class PlanOfData:
     def _fetched(self, name: str) -> tuple[str, ...]:
         # Rows of data/sources.csv that a pack is made of.
         data = self.data(name)
-        if data["source"] == "idx":
-            return tuple(f"{data['files']}-{part}" for part in IDX_PARTS)
-        return ("cifar-10-python",) if data["source"] == "cifar10" and not data["path"] else ()
+        return () if data["path"] else tuple(row.format(**data) for row in readers()[data["source"]].downloads)
 
     def folder(self, pack: str) -> str | None:
         """Where files lie that `data PACK/images` would fetch. Settings that share a pack may know different folders: any of
@@ -120,7 +118,7 @@ class PlanOfData:
         files = self.data(name)["files"]
         if self.data(name)["source"] != "idx":
             return ()
-        rows = published(tuple(f"{files}-{part}" for part in IDX_PARTS), self.params.root / TABLE)
+        rows = published(self._fetched(name), self.params.root / TABLE)
         if all(row["sha256"] for row in rows):
             return ()
         names = tuple(row["url"].rsplit("/", 1)[-1] for row in rows)
@@ -147,8 +145,7 @@ class PlanOfData:
         """Features and their moments of the train and the held-out images; of latents those of their pixels."""
         data = self._seen(data)
         judge = (self.judge(data, features[-1]),) if features.startswith("judge-") else ()
-        module = spaces()[features]
-        modules = ("evaluate",) if module is None else ("evaluate", f"spaces/{module}")
+        modules = tuple(dict.fromkeys(("evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))))
         output = f"data/sets/{data}/reference-{features}.npz"
         return self._step("reference", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
                     self._downloads(*self._of_spaces(features)), data=data, item=features)  # fmt: skip

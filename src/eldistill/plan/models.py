@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 
 from eldistill.external.sources import TABLE, source
+from eldistill.plan import versions
 from eldistill.plan.datasets import PlanOfData, row_of
 from eldistill.plan.params import Run
 from eldistill.plan.recipes import Step
@@ -65,8 +66,7 @@ class PlanOfModels(PlanOfData):
                    "n": params["n"] or (50_000 if reference else 1_000), "threads": self.threads}  # fmt: skip
         measured = () if reference else (self.reference(section["data"], features),)
         judges = tuple(step for each in measured for step in each.upstream if step.kind == "judge")
-        space = spaces()[features]
-        modules = ("teacher/check", "sampling", "evaluate", *((f"spaces/{space}",) if space else ()))
+        modules = ("teacher/check", "sampling", "evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))
         more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
         fetched = self._downloads(*self._of_spaces(features), row_of(reference))

@@ -23,20 +23,11 @@ from typing import Any
 from eldistill.errors import Problem
 from eldistill.numbers import declared
 from eldistill.plan import checks, reading
-from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown
+from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown, with_readers
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
-
-
-def freeze(name: str, value: Any) -> Any:
-    """Nested mappings as frozen dataclasses, lists as tuples."""
-    if isinstance(value, dict):
-        fields = [(key, object) for key in value]
-        kind = dataclasses.make_dataclass(name, fields, frozen=True)
-        return kind(**{key: freeze(key, item) for key, item in value.items()})
-    return tuple(freeze(name, item) for item in value) if isinstance(value, list) else value
 
 
 # --- params.yaml --------------------------------------------------------------------------------------
@@ -66,7 +57,7 @@ class Params:
     def __init__(self, values: dict, root: Path):
         self.root = root
         self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
-        self.definitions = self.schema.pop("$defs")
+        self.definitions = with_readers(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):
@@ -253,18 +244,18 @@ class Params:
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self.named(kind):
                 unknown(f"{kind} of the run {text}", name, self.named(kind))
-        if not self._has_numbers(run.method, run.data):
+        if not self.has_numbers(run.method, run.data):
             raise Wrong(
                 f"distil.methods.{run.method}",
                 f"has no numbers for the data {run.data}; give it a block under per_data.{run.data} with n_images, batch and "
-                "rates",
+                f"rates, or type `python -m eldistill suggest {run.data}` for a start",
             )
         if len(set(run.supplements)) < len(run.supplements):
             raise Problem(f"the run {text} names a supplement twice; expected each once")
         return run
 
     @functools.cache  # noqa: B019
-    def _has_numbers(self, method: str, data: str) -> bool:
+    def has_numbers(self, method: str, data: str) -> bool:
         return any("n_images" in each for each in self._layers(self.chain("method", method, "method"), data))
 
     def studies(self, suite: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 
 from eldistill.errors import Problem, nearest
 from eldistill.files import canonical
+from eldistill.registry import readers
 
 
 class Wrong(Problem):
@@ -136,6 +137,13 @@ def follow(schema: dict, definitions: dict) -> dict:
             **{k: v for k, v in schema.items() if k != "$ref"},
         }
     return schema
+
+
+def with_readers(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The definitions of the schema, in which `source` of a data setting may be any file of data/readers."""
+    data = definitions["data"]
+    source = data["properties"]["source"] | {"enum": list(readers())}
+    return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
 
 
 def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:

@@ -81,6 +81,16 @@ def covered() -> dict[str, str]:
     return _modules(paths.PACKAGE)[1]
 
 
+def recipe_name(file: str) -> str:
+    """The name in the RECIPE, or in the COVERED_BY, of a file below src/eldistill/, without its ending. Raises Problem."""
+    named = named_files() | covered()
+    if file not in named:
+        raise Problem(
+            f'src/eldistill/{file}.py has neither a RECIPE nor COVERED_BY; add `RECIPE = ("{file}", 1)` below its imports'
+        )
+    return named[file]
+
+
 @functools.cache
 def _modules(package: Path) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
     # ({name: (file, version)} of every RECIPE, {file: name} of every COVERED_BY). Nothing is imported.

@@ -46,10 +46,10 @@ def _judge(work: Work) -> None:
 
 
 def _reference(work: Work) -> None:
-    from eldistill.evaluate import evaluator, features
+    from eldistill.evaluate import features, references
 
     space = features.feature_space(work.step.item, work.optional(work.step.item), work.machine.device)
-    evaluator.make_reference(space, work.input("images"), work.outputs[0])
+    references.make_reference(space, work.input("images"), work.outputs[0])
 
 
 def _moments(work: Work) -> None:

@@ -16,9 +16,9 @@ def make(work: Work) -> None:
     section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
     teacher = None
     if taught := work.optional("teacher"):
-        from eldistill.teacher import train
+        from eldistill.sampling import teachers
 
-        teacher, _ = train.load(taught)
+        teacher, _ = teachers.load(taught)
         teacher.requires_grad_(False).eval()
     manifest, tensors = work.outputs
     seed.make(section, work.params["seed"], reals, manifest, tensors, teacher)

@@ -13,11 +13,11 @@ import torch
 from eldistill import files
 from eldistill.data import classes, dataset
 from eldistill.evaluate import clean, evaluator, features, fid, metrics
+from eldistill.evaluate.references import load_reference, real_row
 from eldistill.external import fetching
-from eldistill.sampling import generators
+from eldistill.sampling import generators, teachers
 from eldistill.steps.work import Work
 from eldistill.tables import results, sheet, summary
-from eldistill.teacher import train
 from eldistill.training import processes
 
 COVERED_BY = "evaluate"
@@ -83,7 +83,7 @@ def _samples(work: Work) -> None:
 def _reals(work: Work) -> None:
     ruler = _ruler(work)
     drawn = _classes(work, ruler.spaces, real=True)
-    found = evaluator.real_row(ruler.references, work.params, ruler.spaces, drawn.asked)
+    found = real_row(ruler.references, work.params, ruler.spaces, drawn.asked)
     shown = _shown(work, drawn, None)
     if work.first:
         _write(work, found, shown, drawn)
@@ -108,13 +108,13 @@ MAKERS = {"evaluation": _evaluation, "samples": _samples, "reals": _reals, "metr
 # --- their parts ----------------------------------------------------------------------------------------
 
 
-def _ruler(work: Work) -> evaluator.Ruler:
+def _ruler(work: Work) -> evaluator.Evaluator:
     names, device = work.params["features"], work.machine.device
     # A judge is a space by the name that it has as an input.
     spaces = {name: features.feature_space(name, work.optional(name), device) for name in names}
-    references = {name: evaluator.load_reference(work.input(f"reference-{name}")) for name in spaces}
+    references = {name: load_reference(work.input(f"reference-{name}")) for name in spaces}
     across = processes.processes() or processes.Alone()
-    return evaluator.Ruler(spaces, references, work.params, work.machine.batch, across)
+    return evaluator.Evaluator(spaces, references, work.params, work.machine.batch, across)
 
 
 def _classes(work: Work, spaces: dict[str, Any], real: bool) -> classes.Drawn:
@@ -154,7 +154,7 @@ def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> I
 
 def _images_of_teacher(work: Work, drawn: classes.Drawn) -> Images:
     options = work.params
-    teacher, about = train.load(work.input("teacher"), work.machine.device)
+    teacher, about = teachers.load(work.input("teacher"), work.machine.device)
     about = drawn.applied(about)
 
     def images(n: int, start: int = 0, labels: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
@@ -177,7 +177,9 @@ def _shown(work: Work, drawn: classes.Drawn, images: Images | None) -> torch.Ten
     return torch.cat(list(images(len(rows), labels=rows)))
 
 
-def _curve(work: Work, ruler: evaluator.Ruler, drawn: classes.Drawn, asked: Published | None) -> list[dict[str, float]]:
+def _curve(
+    work: Work, ruler: evaluator.Evaluator, drawn: classes.Drawn, asked: Published | None
+) -> list[dict[str, float]]:
     options, rows = work.params, []
     followed = options.get("curve_features") or list(ruler.spaces)
     for path in map(Path, work.inputs["run"][0].outputs):
@@ -194,21 +196,23 @@ def _curve(work: Work, ruler: evaluator.Ruler, drawn: classes.Drawn, asked: Publ
     return rows
 
 
-def _published(work: Work, ruler: evaluator.Ruler) -> Published | None:
+def _published(work: Work, ruler: evaluator.Evaluator) -> Published | None:
     # None if evaluate.fid does not ask for it.
     if not (wanted := work.params.get("fid")):
         return None
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
     mean, cov = fid.statistics(path)
-    return Published(_space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.whose(name)}")
+    return Published(
+        _space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.reference_label(name)}"
+    )
 
 
-def _space(work: Work, ruler: evaluator.Ruler, name: str) -> Any:
+def _space(work: Work, ruler: evaluator.Evaluator, name: str) -> Any:
     return ruler.spaces.get(name) or features.feature_space(name, None, work.machine.device)
 
 
-def _fid(work: Work, ruler: evaluator.Ruler, images: Images, asked: Published) -> dict[str, float]:
+def _fid(work: Work, ruler: evaluator.Evaluator, images: Images, asked: Published) -> dict[str, float]:
     cleanly = None
     if work.params["fid"].get("clean"):
         cleanly = _space(work, ruler, clean.SPACE), clean.load_reference(work.input("moments"))
