@@ -209,4 +209,4 @@ def test_the_bill_of_the_paper_is_what_the_command_prints():
     rows = table_rows(section)[2:]
     assert len(rows) == 7
     for name, *cells in rows:
-        assert cells == [made[name][1], *made[name][4:]], name
+        assert cells == [made[name][1], *made[name][4:7]], name
