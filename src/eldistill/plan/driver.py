@@ -33,7 +33,7 @@ def wake_once(version: str | None = None) -> bool:
     """Let Snakemake's scheduler have one waiting wake-up; whether it has (of no other version than KNOWN: nothing changes).
 
     It asks for one, a second later, each time that it was awake, and whenever a job ends, and the requests add up: the driver
-    of a hundred finished jobs takes a third of a core until its end, and one of a thousand all of it.
+    of a hundred finished jobs spends up to a third of a core on them, and one of a thousand all of it.
     """
     import snakemake
     from snakemake.scheduling.job_scheduler import JobScheduler

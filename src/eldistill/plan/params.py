@@ -337,20 +337,9 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
     not computed. Raises Problem that names it.
     """
     found = reading.parts(Path(root))
-    values = reading.merged(found)
     if set(given) - {"suite"}:
-        for where, there, here in reading.differences(config, values):
-            if where != "suite":
-                file = reading.file_of(found, [where])
-                what = "a section" if isinstance(there, dict) else repr(there)
-                has, also = "has none", ""
-                if here is not None:
-                    key = where if file == reading.FILES[-1] else f"{file}:{where}"
-                    has, also = f"has {here!r}", f" (`dvc exp run -S {key}={there}` does)"
-                raise Problem(
-                    f"--config or --configfile gives {where} as {what}, and {file} {has}; steps and DVC read {file}, "
-                    f"so write it there{also}: only `--config suite=NAME` is obeyed"
-                )
+        reading.refuse(config, found)
+    values = reading.merged(found)
     return from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
 
 

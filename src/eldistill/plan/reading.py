@@ -88,3 +88,20 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, An
             yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
     elif one != other:
         yield where, one, other
+
+
+def refuse(config: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise Problem at the first number but `suite` that Snakemake's config has and the files have not, or have otherwise."""
+    for where, there, here in differences(config, merged(found)):
+        if where == "suite":
+            continue
+        file = file_of(found, [where])
+        what = "a section" if isinstance(there, dict) else repr(there)
+        has, also = "has none", ""
+        if here is not None:
+            key = where if file == FILES[-1] else f"{file}:{where}"
+            has, also = f"has {here!r}", f" (`dvc exp run -S {key}={there}` does)"
+        raise Problem(
+            f"--config or --configfile gives {where} as {what}, and {file} {has}; steps and DVC read {file}, so write it there"
+            f"{also}: only `--config suite=NAME` is obeyed"
+        )
