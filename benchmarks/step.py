@@ -45,6 +45,7 @@ from eldistill.plan import params
 from eldistill.sampling import generators as sampling
 from eldistill.training import compute as speed
 from eldistill.training import loop
+from eldistill.training.job import Job, Supplement
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
@@ -216,7 +217,7 @@ def loop_of(
     added = []
     if supplement != "none":
         added.append(supplement_of(settings, supplement, reals, subject, options, folder))
-    job = loop.Job(
+    job = Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
         training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
         optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device, micro_batch=micro_batch,
@@ -228,7 +229,7 @@ def loop_of(
     return work
 
 
-def supplement_of(settings, name: str, reals, subject: Subject, options, folder: Path) -> loop.Supplement:
+def supplement_of(settings, name: str, reals, subject: Subject, options, folder: Path) -> Supplement:
     """A supplement of params.yaml, with its ensemble."""
     values = settings.section("supplement", name, subject.data)
     path = folder / f"{values['ensemble']}-{'x'.join(map(str, reals.shape))}.json"
@@ -244,7 +245,7 @@ def supplement_of(settings, name: str, reals, subject: Subject, options, folder:
     module = contract.module("supplements", values["file"])
     numbers = contract.numbers(module, values)
     setting = SimpleNamespace(ensemble=path, device=options.device, dtype=torch.float32, sigma_data=0.5, seed=0)
-    return loop.Supplement(name, module, numbers, module.prepare(numbers, setting))
+    return Supplement(name, module, numbers, module.prepare(numbers, setting))
 
 
 def measure(
@@ -304,7 +305,7 @@ def measure(
         "images_per_second": options.batch / step,
         "flop_per_second": flop / step,
         "ceiling_percent": 100 * flop / step / options.ceiling,
-        "memory_gib": loop.memory_gib(options.device),
+        "memory_gib": speed.memory_gib(options.device),
         "micro_batch": micro_batch,
         "turns": len(kept),
         "first_milliseconds": 1000 * turns[0][0],

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from toys import Images, batch_of
 
 from eldistill import contract
+from eldistill.contract import Setting
 from eldistill.diffusion import draws, noise
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, balance, head
@@ -285,7 +285,7 @@ def test_gan_needs_a_fake_score(bench):
 def test_gan_sees_the_batch_in_parts(bench, micro_batch):
     """Value and gradient at the images are means over the whole batch, however many images pass at once."""
     nets = {"fake_score": bench.teacher(dtype=torch.float64)}
-    tools = gan.prepare(gan.Numbers(), SimpleNamespace(micro_batch=micro_batch))
+    tools = gan.prepare(gan.Numbers(), Setting(sigma_data=0.5, seed=0, sigma_init=2.5, micro_batch=micro_batch))
     gan.networks(nets, tools, gan.Numbers(), 0)
     nets["fake_score"].requires_grad_(False)
     draw = draws.Draw(0, "generator", 0, 7, dtype=torch.float64)

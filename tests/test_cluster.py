@@ -17,11 +17,12 @@ import torch
 
 from eldistill import __main__, files, networks
 from eldistill.commands import doctor, export
-from eldistill.distil import run as distil
+from eldistill.distil import provenance
 from eldistill.errors import Problem
 from eldistill.plan import cluster, params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.training import lock as locks
 from eldistill.training import state
 
 made = test_distil.made  # the fixture
@@ -60,11 +61,11 @@ def slurm(tmp_path, monkeypatch) -> Path:
 
 def test_a_lock_names_process_host_and_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "345")
-    with state.lock(tmp_path):
+    with locks.lock(tmp_path):
         text = (tmp_path / "lock").read_text()
-    assert f"process {os.getpid()} on " in text and cluster.job_of(text) == "345"
+    assert f"process {os.getpid()} on " in text and locks.job_of(text) == "345"
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert cluster.job_of(cluster.me()) is None
+    assert locks.job_of(locks.me()) is None
 
 
 def test_where_locks_do_not_reach_slurm_is_asked(tmp_path, slurm, monkeypatch):
@@ -73,14 +74,14 @@ def test_where_locks_do_not_reach_slurm_is_asked(tmp_path, slurm, monkeypatch):
     (slurm / "jobs").write_text("345\n")
     with (
         pytest.raises(Problem, match="process 1 on node7, job 345 is already at work on this run"),
-        state.lock(tmp_path),
+        locks.lock(tmp_path),
     ):
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "345")
-    with state.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
     (tmp_path / "lock").write_text("process 1 on node7, job 344\n")
-    with state.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
 
 
@@ -112,14 +113,14 @@ def test_no_answer_of_slurm_is_no_answer(tmp_path, slurm, monkeypatch):
     (slurm / "squeue").write_text(
         "#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n"
     )
-    assert cluster.running("345") is None and cluster.jobs_of(tmp_path) is None
-    with pytest.raises(Problem, match="squeue does not say whether process 1 on node7, job 345"), state.lock(tmp_path):
+    assert locks.running("345") is None and cluster.jobs_of(tmp_path) is None
+    with pytest.raises(Problem, match="squeue does not say whether process 1 on node7, job 345"), locks.lock(tmp_path):
         pass
     told: list[str] = []
     assert cluster.end_orphans(tmp_path, told.append) == [] and "squeue does not answer" in told[0]
     (slurm / "squeue").write_text("#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2; exit 1\n")
-    assert cluster.running("345") is False
-    with state.lock(tmp_path):
+    assert locks.running("345") is False
+    with locks.lock(tmp_path):
         pass
     answers = iter([["11"], None, None, []])
     monkeypatch.setattr(cluster, "jobs_of", lambda folder: next(answers))
@@ -131,13 +132,13 @@ def test_what_git_does_not_say_is_not_known(tmp_path, monkeypatch):
     """`git_dirty: false` only where git says so."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    about = distil.origin("0" * 64)
+    about = provenance.origin("0" * 64)
     assert about["git_commit"] is None and about["git_dirty"] is None
     subprocess.run(["git", "init", "-q"], check=True)
-    assert distil.origin("0" * 64)["git_dirty"] is False
+    assert provenance.origin("0" * 64)["git_dirty"] is False
     (tmp_path / "file").write_text("")
     subprocess.run(["git", "add", "file"], check=True)
-    assert distil.origin("0" * 64)["git_dirty"] is True
+    assert provenance.origin("0" * 64)["git_dirty"] is True
 
 
 HOLD = "from eldistill.plan import cluster; print(cluster.driver_lock()[0], flush=True); input()"
@@ -259,7 +260,7 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
     (old / "state.safetensors").write_bytes(b"x" * 5000)
     plan = Plan(params.load())
     mine = state.folder(files.digest(plan.find("distil", RUN).recipe))
-    with state.lock(busy):
+    with locks.lock(busy):
         assert __main__.main(["prune"]) == 0
         printed = capsys.readouterr().out
         assert all(str(path) in printed for path in (other, snapshot, old, busy)) and str(mine) not in printed

@@ -21,10 +21,11 @@ import eldistill
 from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import draws
-from eldistill.errors import Problem
+from eldistill.errors import Problem, Stopped
 from eldistill.numbers import declared, number
 from eldistill.plan import params, schema, versions
 from eldistill.training import loop, state
+from eldistill.training.job import Job
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
@@ -85,7 +86,7 @@ class Unsaved(loop.Loop):
         pass
 
 
-def trained(job: loop.Job) -> dict[str, dict]:
+def trained(job: Job) -> dict[str, dict]:
     """The weights of all networks and of the average at the end."""
     average = Unsaved(job).run()
     return {**{name: copied(net) for name, net in job.nets.items()}, "average": copied(average)}
@@ -393,7 +394,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
     for after in (1, 2):
         first = Ending(job("parted"))
         first.after = after
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(Stopped):
             first.run()
         assert first.iteration == after and len(first.rows) == after - 1
     parted, whole = loop.Loop(job("parted")), Unsaved(job("whole"))
@@ -419,13 +420,13 @@ def test_every_named_method_continues(bench, name):
     numbers = contract.numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
-        def job() -> loop.Job:
+        def job() -> Job:
             return bench.job(section["file"], numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder)
 
         if stop:
             first = Ending(job())
             first.after = 2
-            with pytest.raises(loop.Stopped):
+            with pytest.raises(Stopped):
                 first.run()
         work = Unsaved(job())
         work.run()

@@ -8,7 +8,6 @@ import csv
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import conftest
 import numpy as np
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from eldistill import contract, files
-from eldistill.contract import Batch, Progress
+from eldistill.contract import Batch, Progress, Setting
 from eldistill.data import dataset as data
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import seed
@@ -451,7 +450,7 @@ def test_mixed_ensembles(kernel):
 
 def at_work(path: Path, size: int = 32, **changes):
     """EL's term at `size` images as a run computes it in float32; its tools; those images and the real ones."""
-    setting = SimpleNamespace(ensemble=path, device="cpu", dtype=torch.float32, sigma_data=0.5, seed=8)
+    setting = Setting(ensemble=path, device="cpu", dtype=torch.float32, sigma_data=0.5, seed=8, sigma_init=2.5)
     batch = Batch(Draw(0, "generator", 0, size), None, SHAPE, Progress(0, 0, 100), reals())
     x, numbers = 0.35 * standard(size, start=3, dtype=torch.float32) + 0.5, embedding.Numbers(**changes)
     tools = embedding.prepare(numbers, setting)

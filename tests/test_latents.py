@@ -24,7 +24,7 @@ from eldistill import __main__, contract, files
 from eldistill.data import archives, latents, packing
 from eldistill.data import dataset as data
 from eldistill.diffusion import draws
-from eldistill.errors import NonFinite, Problem
+from eldistill.errors import NonFinite, Problem, Stopped
 from eldistill.external import listing
 from eldistill.networks import build
 from eldistill.plan import params
@@ -33,6 +33,7 @@ from eldistill.sampling import teachers
 from eldistill.teacher import agree, convert, edm
 from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop, state
+from eldistill.training.job import Job
 
 ROOT = Path(__file__).parents[1]
 EDM2 = latents.EDM2
@@ -239,7 +240,7 @@ def test_measurements_see_the_same_noise_every_time():
 METHODS = {"diff_instruct": {"embedding": {}}, "dmd2": {}, "consistency": {}}
 
 
-def job_on_latents(bench, method: str, folder: str, **others) -> loop.Job:
+def job_on_latents(bench, method: str, folder: str, **others) -> Job:
     """A training on latents: what it draws of them goes into its critic, its supplement or its own loss."""
     module = contract.module("methods", method)
     numbers = module.Numbers(source="data") if method == "consistency" else None
@@ -247,7 +248,7 @@ def job_on_latents(bench, method: str, folder: str, **others) -> loop.Job:
     return bench.job(method, METHODS[method], numbers=numbers, reals=reals, folder=folder, **others)
 
 
-def trained(job: loop.Job) -> dict[str, torch.Tensor]:
+def trained(job: Job) -> dict[str, torch.Tensor]:
     work = loop.Loop(job)
     work.run()
     return {name: each.clone() for name, each in state.pack({**job.nets, "average": work.average}, {}).items()}
@@ -278,7 +279,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
                 self.stop_reason = "stopped by the test"
 
     whole = trained(job_on_latents(bench, method, "whole", steps=5))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         Ending(job_on_latents(bench, method, "stopped", steps=5)).run()
     again = trained(job_on_latents(bench, method, "stopped", steps=5))
     assert all(torch.equal(each, again[name]) for name, each in whole.items())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.diffusion import draws, dropout, noise
+from eldistill.diffusion import compiled, draws, dropout, noise
 
 GOLDEN = Path(__file__).parent / "data" / "methods"
 SIGMAS = torch.logspace(-3, 3, 61, dtype=torch.float64)
@@ -360,9 +360,15 @@ def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypat
 @pytest.fixture
 def fused(monkeypatch):
     """The CPU takes the path of a GPU, with the plain form of what is compiled."""
-    monkeypatch.setattr(noise, "FUSED", ("cpu",))
-    monkeypatch.setattr(noise, "_compiled", lambda: dropout._expression)
-    monkeypatch.setattr(noise, "_failed", [])
+    monkeypatch.setattr(compiled, "DEVICES", ("cpu",))
+    kernel(monkeypatch, dropout._expression)
+
+
+def kernel(monkeypatch, code=None) -> None:
+    """A kernel of dropout that knows of no failure; code: what its compiler makes."""
+    monkeypatch.setattr(dropout, "KERNEL", compiled.Kernel(dropout._expression, "dropout is computed"))
+    if code is not None:
+        monkeypatch.setattr(dropout.KERNEL, "_compiled", code)
 
 
 def masked(x: torch.Tensor, p: float, layers: int = 2) -> list[torch.Tensor]:
@@ -386,11 +392,11 @@ def test_fused_dropout_is_dropout(fused, monkeypatch, shape, dtype):
     for each in orders:
         found = masked(each, 0.4)
         with monkeypatch.context() as plain:
-            plain.setattr(noise, "FUSED", ())
+            plain.setattr(compiled, "DEVICES", ())
             wanted = masked(each, 0.4)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert all(each.isnan().all() for each in masked(torch.full_like(x, float("nan")), 0.4)[:2])
-    assert not dropout._failed
+    assert dropout.KERNEL.failed is None
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's forward mode uses it
@@ -418,7 +424,7 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
         raise RuntimeError("no compiler here\nmore lines")
 
     x, wanted = torch.ones(4, 3, 2), masked(torch.ones(4, 3, 2), 0.4)
-    monkeypatch.setattr(noise, "_compiled", lambda: broken)
+    kernel(monkeypatch, broken)
     with pytest.warns(UserWarning, match="without compiled code.*no compiler here$") as seen:
         found = masked(x, 0.4)
     assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
@@ -426,17 +432,17 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(noise, "_failed", [])
-    monkeypatch.setattr(noise, "_compiled", lambda: full)
+    kernel(monkeypatch, full)
     with pytest.raises(torch.OutOfMemoryError):
         masked(x, 0.4)
-    assert not dropout._failed
+    assert dropout.KERNEL.failed is None
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler to compile with")
 def test_compiled_dropout_has_the_masks_of_the_plain_one(monkeypatch):
     """Machine code by torch's compiler, for this CPU: equal to the bit, for layers far apart, sizes that change too."""
-    monkeypatch.setattr(noise, "_failed", [])
+    kernel(monkeypatch)
+    torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)
     for n, layer in ((4, 1), (4, 200), (9, 3)):
         x = torch.randn(n, 6, 5, 5, generator=generator)
@@ -444,4 +450,4 @@ def test_compiled_dropout_has_the_masks_of_the_plain_one(monkeypatch):
         limit = round(0.37 * 2**24)
         plain = dropout._apply(x, dropout._keep(x, keys, layer << 40, limit), 0.37)
         assert torch.equal(dropout._fused(x, keys, layer << 40, limit, 0.37), plain)
-    assert not dropout._failed
+    assert dropout.KERNEL.failed is None

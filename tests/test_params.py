@@ -241,16 +241,6 @@ def test_a_module_declares_the_defaults_of_its_class_numbers():
         assert read == defaults
 
 
-def test_freeze_gives_what_cannot_be_changed():
-    section = load(SHIPPED).section("method", "di", "digits")
-    frozen = params.freeze("Method", section)
-    assert frozen.generator.betas == (0.0, 0.999) and frozen.ema.policy == "constant"
-    for owner, field in ((frozen, "batch"), (frozen.generator, "lr")):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(owner, field, 1)
-    assert params.freeze("Method", section) is not frozen and hash(frozen.generator) == hash(frozen.generator)
-
-
 # --- mistakes -----------------------------------------------------------------------------------------
 
 # path, bad value, what its sentence must contain: where, what was found, what was expected, the nearest name.

@@ -17,6 +17,7 @@ from pathlib import Path
 from eldistill.data import dataset as data
 from eldistill.distil import run as distil
 from eldistill.ensemble import seed as ensembles
+from eldistill.errors import Stopped
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed_all, feature_space
 from eldistill.plan.plan import Plan
@@ -24,7 +25,6 @@ from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.steps import work
 from eldistill.tensors import save_tensors
-from eldistill.training import loop
 from eldistill.training.machine import Machine
 from gpu_parts import small
 from gpu_parts.items import Item, LeftOut
@@ -138,7 +138,7 @@ class Bench:
             folder = Path(place)
             try:
                 distil.make(recipe, "gpu", upstream, folder, machine, lambda line: None)
-            except loop.Stopped as reason:
+            except Stopped as reason:
                 stopped = str(reason)
             curve, left = self._curve(folder, values, began + seconds)
         return {"n_images": values["n_images"], "batch": values["batch"], "rates_times": factor, "stopped": stopped,

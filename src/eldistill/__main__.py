@@ -123,6 +123,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run(*words, say=say)
         return 0
+    from eldistill.training import launch
     from eldistill.training import processes as distributed  # torch takes seconds
 
     if chosen.processes > 1 and "RANK" not in os.environ:
@@ -138,7 +139,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         if not chosen.recipe:  # so that the processes need not find out what lies outside
             files.write_text(step.file, step.recipe)
             arguments = [*arguments, "--recipe", step.file]
-        code = distributed.launch(arguments, chosen.processes, most, say)
+        code = launch.launch(arguments, chosen.processes, most, say)
         if code == 0:
             plan.identities.record()
         return code

@@ -15,7 +15,7 @@ class NonFinite(Exception):
 
 
 class Stopped(Exception):
-    """The loop saved its state and ended before the run was complete (a signal, or the time budget)."""
+    """A training saved its state and ended before it was complete (a signal, or the time budget)."""
 
 
 class Lost(Exception):

@@ -13,8 +13,9 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import cluster, freshness, identity, params
+from eldistill.plan import freshness, identity, params
 from eldistill.plan.plan import Plan
+from eldistill.training import lock
 
 GIB = 2**30
 
@@ -185,7 +186,7 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
 
 def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
-        cluster.locks_work()
+        lock.locks_work()
     except OSError as error:
         yield (
             False,

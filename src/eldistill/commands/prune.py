@@ -29,7 +29,7 @@ def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
 
 def prune(remove: bool, say: Callable[[str], None]) -> int:
     """List what no suite names, and remove it if asked to; returns how many bytes it has. A state at work is kept."""
-    from eldistill.training import state
+    from eldistill.training import lock
 
     total = 0
     for path in leftovers(Plan(params.load())):
@@ -38,7 +38,7 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
         say(f"{size / 1e6:10.1f} MB  {path}")
         if remove and path.is_dir():
             try:
-                with state.lock(path):
+                with lock.lock(path):
                     shutil.rmtree(path)
             except Problem as problem:
                 say(f"            kept: {problem}")

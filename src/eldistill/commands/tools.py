@@ -147,6 +147,16 @@ TOOLS = {
             option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
         ), _command("commands.planned"),
     ),
+    "suggest": Tool(
+        "numbers of every method for a data set of your own",
+        "A block of numbers for a data setting that has none, for each method: those of the images nearest in size, with a "
+        "shorter training. Untuned.",
+        (
+            option("name", metavar="DATA", help="a name under `data`"),
+            option("--images", type=int, metavar="N", help="images of a training (default: 512000 above 16 pixels a side)"),
+            option("--write", action="store_true", help="write them into params.yaml (default: print them)"),
+        ), _command("commands.suggest"),
+    ),
     "fetch": Tool(
         "the files of others that a suite will read", "Fetches what the steps of a suite that are still to be made will read of "
         "data/sources.csv: for a cluster on which one machine alone reaches the network.",

@@ -18,6 +18,9 @@ from eldistill.diffusion import philox
 COVERED_BY = "noise"
 
 
+FEW = 2**14  # numbers; so many are drawn on the CPU and sent, which takes less than starting the kernels of a GPU
+
+
 def stream_key(seed: int, purpose: str) -> int:
     """128 bits that name a stream of random numbers; unrelated for any two (seed, purpose)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], "little")
@@ -83,7 +86,7 @@ class Draw:
 
     def _words(self, purpose: str, each: int) -> torch.Tensor:
         # Words of 32 bits, int64 [size, each], on the device.
-        if computed_on(self.device):
+        if computed_on(self.device) and self.size * each > FEW:
             key = stream_key(self.seed, f"{self.scope}/{purpose}")
             return philox.bits(key, self.first, self.size, each, self.device)
         return sent(torch.from_numpy(self._bits(purpose, each).astype(np.int64)), self.device)

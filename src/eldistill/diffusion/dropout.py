@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
 
+from eldistill.diffusion import compiled
 from eldistill.diffusion.draws import Draw
 
 COVERED_BY = "noise"
@@ -78,7 +77,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
         )
     source.calls += 1
     keys, layer, limit = source.keys.to(x.device), source.calls << 40, round(p * 2**24)
-    if x.device.type in FUSED and _fusible():
+    if x.device.type in compiled.DEVICES and _fusible():
         return _Fused.apply(x, keys, layer, limit, p)
     return _apply(x, _keep(x, keys, layer, limit), p)
 
@@ -126,8 +125,6 @@ def _scramble(x: torch.Tensor) -> torch.Tensor:
 
 # --- on a GPU: one kernel ---
 
-FUSED = ("cuda",)  # devices on which dropout is compiled code
-
 
 def _fusible() -> bool:
     # Inside a region that a compiler traces the plain form is fused with its neighbours; derivatives in forward mode
@@ -152,39 +149,19 @@ class _Fused(torch.autograd.Function):
 
 
 def _fused(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
-    """What `dropout` gives, from compiled code; from the plain form, after one warning, where it cannot be compiled.
-
-    The masks are equal to the bit. On a GPU the division may differ from the plain form's in the last place.
-    """
-    if not _failed:
-        try:
-            # As a tensor: a compiler may hold whole numbers in 32 bits.
-            place = torch.full((), layer, dtype=torch.int64, device=x.device)
-            # Flat where that is a view: the code of a compiler depends on which sizes of a tensor are equal.
-            flat = x.view(len(x), x[0].numel()) if x.is_contiguous() else x
-            return _compiled()(flat, keys, place, limit, 1 - p).view(x.shape)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of a compiler: whatever it is, dropout can do without
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            _failed.append(reason)
-            warnings.warn(
-                f"dropout is computed without compiled code, which is slower and equal otherwise: {reason}",
-                stacklevel=2,
-            )
-    return _apply(x, _keep(x, keys, layer, limit), p)
-
-
-_failed: list[str] = []  # why there is no compiled code, once that is known
-
-
-@functools.cache
-def _compiled():
-    # Beyond that many variants torch would go on uncompiled without a word; with fullgraph it says so.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-    return torch.compile(_expression, dynamic=True, fullgraph=True)
+    """What `dropout` gives, from compiled code. The masks are equal to the bit; on a GPU the division may differ from the
+    plain form's in the last place."""
+    # As a tensor: a compiler may hold whole numbers in 32 bits.
+    place = torch.full((), layer, dtype=torch.int64, device=x.device)
+    # Flat where that is a view: the code of a compiler depends on which sizes of a tensor are equal.
+    flat = x.view(len(x), x[0].numel()) if x.is_contiguous() else x
+    plain = lambda: _apply(x, _keep(x, keys, layer, limit), p)  # noqa: E731
+    return KERNEL(flat, keys, place, limit, 1 - p, otherwise=plain).view(x.shape)
 
 
 def _expression(x: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, limit: int, share: float) -> torch.Tensor:
     place = _scramble(torch.arange(x[0].numel(), device=x.device) + layer)
     return x * (_hash(keys, place) >= limit).reshape(x.shape) / share
+
+
+KERNEL = compiled.Kernel(_expression, "dropout is computed")

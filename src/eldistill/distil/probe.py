@@ -18,27 +18,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 
-from eldistill import contract
-from eldistill.contract import Batch, Phase, Progress
-from eldistill.data import dataset as data
+from eldistill.contract import AtImages, Batch, Method, Nets, Phase, Progress
 from eldistill.diffusion.draws import Draw, stream_seed
-from eldistill.distil import run as distil
+from eldistill.distil import prepare
+from eldistill.distil.prepare import Upstream
 from eldistill.errors import Problem
-from eldistill.plan import params
-from eldistill.sampling import generators as sampling
-from eldistill.sampling import teachers
-from eldistill.training import loop
+from eldistill.sampling import generators
+from eldistill.training.job import Job, Supplement, Training
+from eldistill.training.loop import Loop
+from eldistill.training.machine import Machine
+from eldistill.training.optimisers import Ema, Optimiser
 
 COVERED_BY = "variance"
 PERCENT = 20  # of the run: the snapshot that is looked at
 FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
 REPEATS = {8: 32, 32: 24, 128: 16}  # batch: how many gradients of it
-Nets = dict[str, torch.nn.Module]
 Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # (images [n, c, h, w], batch) to a gradient at the images
 Look = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
 OWN, SHARED, ACROSS = "own noise levels", "one noise level a batch", f"own noise levels, across {FAKES} fake_scores"
@@ -136,6 +135,26 @@ def _recipe(run: str, root: Path) -> dict:
         raise Problem(f"the recipe of {run} cannot be read ({error}); make the run again") from None
 
 
+def _upstream(recipe: dict, root: Path) -> Upstream:
+    # Files of the steps upstream that a recipe names.
+    steps = [key.split(" ", 1) for key in recipe["upstream"]]
+    named = {word: name for word, name in steps if word == "data" or (word == "teacher" and "/" not in name)}
+    files = [root / f"data/{folder}/{name}" for folder, name in map(_file, recipe["upstream"]) if folder]
+    return {
+        "images": root / f"data/sets/{named['data']}.safetensors",
+        "teacher": root / f"data/teachers/{named['teacher']}/teacher.safetensors",
+        **prepare.upstream(recipe["params"], files),
+    }
+
+
+def _fake_score_alone(_numbers: Any, _progress: Progress) -> list[Phase]:
+    return [Phase("fake_score", generator_mode="eval")]
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
 class Probe:
     """The networks of a run at its snapshot, and gradients of the generator's parameters."""
 
@@ -143,27 +162,15 @@ class Probe:
         recipe = _recipe(run, root)
         self.params = recipe["params"]
         torch.set_num_threads(self.params["threads"])
-        values = self.params["method"]
-        self.method = contract.module("methods", values["file"])
-        self.numbers = contract.numbers(self.method, values)
-        named = (key.split(" ", 1) for key in recipe["upstream"])
-        above = {word: name for word, name in named if word == "data" or (word == "teacher" and "/" not in name)}
-        self.teacher, _ = teachers.load(root / f"data/teachers/{above['teacher']}/teacher.safetensors")
-        self.teacher.requires_grad_(False).eval()
+        upstream = _upstream(recipe, root)
+        self.parts = prepare.parts(self.params, upstream, "cpu")
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
         if not snapshot.exists():
             raise Problem(f"{snapshot} is missing; a study of variance looks there: add {PERCENT} to distil.snapshots")
-        self.generator = sampling.load_generator(snapshot).network
-        self.reals = data.reals(
-            root / f"data/sets/{above['data']}.safetensors", self.params["data"]["codec"], self.params["data"]["labels"]
-        )
-        site = SimpleNamespace(device="cpu", micro_batch=0)
-        files = [root / f"data/{folder}/{name}" for folder, name in map(_file, recipe["upstream"]) if folder]
-        upstream = distil.upstream(self.params, files)
-        start = self.method.sampler(self.numbers)["steps"]["1"][0]
-        self.supplements = distil.supplements(self.params, upstream, self.reals, self.teacher, site, start)
+        self.generator = generators.load_generator(snapshot).network
+        self.supplements = prepare.supplements(self.params, upstream, self.parts, Machine())
         for each in self.supplements:
-            if hasattr(each.module, "networks") or not hasattr(each.module, "generator_terms"):
+            if each.module.offers("networks") or not each.module.offers("generator_terms"):
                 raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
                               f"{each.name} is none; take it from the grids of that study")  # fmt: skip
 
@@ -172,29 +179,29 @@ class Probe:
         made = []
         for index in range(FAKES):
             seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
-            nets = {
-                "generator": copy.deepcopy(self.generator),
-                **self.method.networks(self.teacher, self.numbers, seed),
-            }
-            if "fake_score" not in nets or not hasattr(self.method, "critic_terms"):
+            others = self.parts.method.networks(self.parts.teacher, self.parts.numbers, seed)
+            nets = {"generator": copy.deepcopy(self.generator), **others}
+            if "fake_score" not in nets or not self.parts.method.offers("critic_terms"):
                 raise Problem(
                     f"the method {self.params['method']['file']} has no fake_score; a study of variance needs one"
                 )
-            critic = params.freeze("Optimiser", self.params["method"]["critic"])
             with tempfile.TemporaryDirectory() as folder:
-                job = loop.Job(
-                    method=SimpleNamespace(phases=lambda numbers, progress: [Phase("fake_score", generator_mode="eval")],
-                                           generate=self.method.generate, critic_terms=self.method.critic_terms),
-                    numbers=self.numbers, nets=nets, published="fake_score", reals=self.reals, shape=self.reals.shape,
-                    training=SimpleNamespace(n_images=FAKE_IMAGES, batch=64, ema=params.freeze("Ema", {"policy": "constant", "beta": 0.0})),
-                    seed=seed, folder=Path(folder), optimisers=dict.fromkeys(nets, critic), fixed={"teacher": self.teacher},
-                    ticks=1, save_seconds=1e9, say=lambda text: None,
-                )  # fmt: skip
-                loop.Loop(job).run()
+                Loop(self._job(nets, seed, Path(folder))).run()
             for net in nets.values():
                 net.requires_grad_(False).eval()
-            made.append(nets | {"teacher": self.teacher})
+            made.append(nets | {"teacher": self.parts.teacher})
         return made
+
+    def _job(self, nets: Nets, seed: int, folder: Path) -> Job:
+        # The training of one fake_score: the method's own, without steps of the generator.
+        critic, reals, method = Optimiser.of(self.params["method"]["critic"]), self.parts.reals, self.parts.method
+        return Job(
+            method=Method(phases=_fake_score_alone, generate=method.generate, critic_terms=method.critic_terms),
+            numbers=self.parts.numbers, nets=nets, published="fake_score", reals=reals, shape=reals.shape,
+            training=Training(FAKE_IMAGES, 64, Ema("constant", beta=0.0)), seed=seed, folder=folder,
+            optimisers=dict.fromkeys(nets, critic), fixed={"teacher": self.parts.teacher}, ticks=1, save_seconds=1e9,
+            say=_nothing,
+        )  # fmt: skip
 
     def gradients(self, scope: str, batch: int, pull: Pull, one_level: bool = False) -> Moments:
         """Moments over REPEATS[batch] gradients; pull(images, batch) gives one at the images. one_level: all images of a batch
@@ -204,9 +211,9 @@ class Probe:
         for repeat in range(REPEATS[batch]):
             draw = Draw(self.params["seed"], f"variance/{scope}/{batch}", repeat * batch, batch)
             draw = OneLevel.of(draw) if one_level else draw
-            labels = self.reals.labels(draw.integers("label", len(self.reals)))
-            here = Batch(draw, labels, self.reals.shape, Progress(0, repeat, 10**9), self.reals)
-            images = self.method.generate(nets, here, self.numbers)
+            labels = self.parts.reals.labels(draw.integers("label", len(self.parts.reals)))
+            here = Batch(draw, labels, self.parts.reals.shape, Progress(0, repeat, 10**9), self.parts.reals)
+            images = self.parts.method.generate(nets, here, self.parts.numbers)
             own = torch.autograd.grad(images, parameters, pull(images.detach(), here), allow_unused=True)
             flat = [each.flatten() for each in own if each is not None]
             found.append(torch.cat(flat).double().numpy())
@@ -216,12 +223,13 @@ class Probe:
         """The base loss's gradient at the images, by its own fake_score."""
 
         def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:
-            terms = self.method.generator_terms(nets, batch, lambda: images, self.numbers)
-            return _sum([term.gradient for term in terms.values()])
+            terms = self.parts.method.generator_terms(nets, batch, lambda: images, self.parts.numbers)
+            found = (term.gradient for term in terms.values() if isinstance(term, AtImages))
+            return _sum([gradient for gradient in found if gradient is not None])
 
         return pull
 
-    def supplement(self, each: loop.Supplement) -> Pull:
+    def supplement(self, each: Supplement) -> Pull:
         """A supplement's gradient at the images."""
 
         def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
 
 from eldistill import networks
-from eldistill.contract import Batch, Phase
+from eldistill.contract import Batch, Method, Phase
 from eldistill.data import dataset as data
 from eldistill.diffusion.draws import stream_seed
-from eldistill.plan import params
 from eldistill.tensors import save_tensors
 from eldistill.training import loop
+from eldistill.training.job import Job, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("judges", 1)
 BODIES = {"a": "conv", "b": "mlp"}
@@ -59,15 +59,14 @@ def train(letter: str, recipe: dict, pack: Path, output: Path, folder: Path, dig
     seed = stream_seed(0, f"judge-{letter}") % 2**31
     net = networks.build(config, seed).to(site.device)
     total = numbers["n_images"] // numbers["batch"] * numbers["batch"]
-    optimiser = params.freeze("Optimiser", {
-        "kind": "adamw", "lr": numbers["lr"], "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
-        "warmup_images": 0, "decay_images": total // 2, "clip": 0, "clip_value": 0,
-    })  # fmt: skip
-    ema = params.freeze("Ema", {"policy": "constant", "beta": 0.98})
-    job = loop.Job(
-        method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
+    optimiser = Optimiser(
+        kind="adamw", lr=numbers["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, warmup_images=0,
+        decay_images=total // 2, clip=0, clip_value=0,
+    )  # fmt: skip
+    job = Job(
+        method=Method(phases=phases, critic_terms=critic_terms),
         numbers=Numbers(numbers["smoothing"], rotations),
-        training=SimpleNamespace(n_images=total, batch=numbers["batch"], ema=ema),
+        training=Training(total, numbers["batch"], Ema("constant", beta=0.98)),
         nets={"judge": net}, published="judge", reals=reals, shape=reals.shape, seed=seed, folder=folder,
         optimisers={"judge": optimiser}, device=site.device, ticks=10, save_seconds=site.save_seconds, say=say,
     )  # fmt: skip

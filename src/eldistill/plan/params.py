@@ -30,15 +30,6 @@ HALF = 64  # pixels a side from which trainings are in half precision by default
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
 
 
-def freeze(name: str, value: Any) -> Any:
-    """Nested mappings as frozen dataclasses, lists as tuples."""
-    if isinstance(value, dict):
-        fields = [(key, object) for key in value]
-        kind = dataclasses.make_dataclass(name, fields, frozen=True)
-        return kind(**{key: freeze(key, item) for key, item in value.items()})
-    return tuple(freeze(name, item) for item in value) if isinstance(value, list) else value
-
-
 # --- params.yaml --------------------------------------------------------------------------------------
 
 
@@ -253,18 +244,18 @@ class Params:
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self.named(kind):
                 unknown(f"{kind} of the run {text}", name, self.named(kind))
-        if not self._has_numbers(run.method, run.data):
+        if not self.has_numbers(run.method, run.data):
             raise Wrong(
                 f"distil.methods.{run.method}",
                 f"has no numbers for the data {run.data}; give it a block under per_data.{run.data} with n_images, batch and "
-                "rates",
+                f"rates, or type `python -m eldistill suggest {run.data}` for a start",
             )
         if len(set(run.supplements)) < len(run.supplements):
             raise Problem(f"the run {text} names a supplement twice; expected each once")
         return run
 
     @functools.cache  # noqa: B019
-    def _has_numbers(self, method: str, data: str) -> bool:
+    def has_numbers(self, method: str, data: str) -> bool:
         return any("n_images" in each for each in self._layers(self.chain("method", method, "method"), data))
 
     def studies(self, suite: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eldistill import files
-from eldistill.distil import run
+from eldistill.distil import prepare, provenance, run
 from eldistill.errors import Lost, NonFinite
 from eldistill.steps.work import Work, overwriting, train
 from eldistill.training import compute
@@ -19,7 +19,7 @@ COVERED_BY = "evaluate"
 def make(work: Work) -> None:
     """Make a step of this word."""
     upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
-    upstream |= run.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
+    upstream |= prepare.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = work.optional("run")
 
     def make(folder: Path) -> None:
@@ -33,7 +33,7 @@ def make(work: Work) -> None:
             flop = done.count_flop()
         if not work.first:
             return
-        about = run.provenance(done, work.digest, work.machine.device, flop)
+        about = provenance.provenance(done, work.digest, work.machine.device, flop)
         files.write_json(folder / "provenance.json", about)
         with overwriting(work.step):
             run.publish(folder, work.step.outputs, Path())

@@ -17,7 +17,7 @@ def make(work: Work) -> None:
 
 
 def _teacher(work: Work) -> None:
-    from eldistill.distil import run as distil
+    from eldistill.distil import provenance
     from eldistill.teacher import train as training
 
     def make(folder: Path) -> None:
@@ -27,19 +27,19 @@ def _teacher(work: Work) -> None:
         if not work.first:
             return
         files.write_rows(work.outputs[1], done.rows)
-        files.write_json(work.outputs[2], distil.provenance(done, work.digest, work.machine.device))
+        files.write_json(work.outputs[2], provenance.provenance(done, work.digest, work.machine.device))
 
     train(work, make)
 
 
 def _conversion(work: Work) -> None:
-    from eldistill.distil import run as distil
+    from eldistill.distil import provenance
     from eldistill.teacher import convert
 
     here = work.plan.params.section("teacher", work.step.name)["file"]
     about = convert.adopt(work.params, work.outputs[0], here, work.say)
     files.write_rows(work.outputs[1], [])
-    files.write_json(work.outputs[2], distil.origin(work.digest) | {"source": about["source"]})
+    files.write_json(work.outputs[2], provenance.origin(work.digest) | {"source": about["source"]})
     work.say(f"{work.step.name}: {about['source']['name']}, sha256 {about['source']['sha256']}, {about['config']['network']} "
              f"for images of shape {about['shape']} and {about['label_dim']} classes")  # fmt: skip
 
@@ -57,10 +57,10 @@ def _check(work: Work) -> None:
 
 def _pairs(work: Work) -> None:
     from eldistill.teacher import pairs
-    from eldistill.training import state
+    from eldistill.training import lock, state
 
     folder = work.state = state.folder(work.digest)
-    with state.lock(folder):
+    with lock.lock(folder):
         machine = work.machine
         pairs.make(
             work.params, work.input("teacher"), work.outputs[0], folder, machine.batch, machine.device, work.say,

@@ -167,11 +167,11 @@ def train(work: Work, make: Callable[[Path], None]) -> None:
     """
     import torch
 
-    from eldistill.training import state
+    from eldistill.training import lock, state
 
     folder = work.state = state.folder(work.digest)
     code = _code(work.machine)
-    with state.lock(folder) if work.first else contextlib.nullcontext():
+    with lock.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
         while True:

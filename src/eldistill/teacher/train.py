@@ -5,19 +5,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from eldistill import networks
-from eldistill.contract import Batch, Phase
+from eldistill.contract import Batch, Method, Phase
 from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
-from eldistill.plan import params
 from eldistill.tensors import save_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
+from eldistill.training.job import Job, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("teacher/train", 1)
 
@@ -61,12 +61,12 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
     arithmetic = speed.arithmetic(recipe.get("precision", "float32"), site, [net])
     speed.prepare(site, [], [net])
-    job = loop.Job(
-        method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
+    job = Job(
+        method=Method(phases=phases, critic_terms=critic_terms),
         numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
-        training=SimpleNamespace(**{key: recipe[key] for key in ("n_images", "batch")}, ema=params.freeze("Ema", recipe["ema"])),
+        training=Training(recipe["n_images"], recipe["batch"], Ema.of(recipe["ema"])),
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
-        optimisers={"teacher": params.freeze("Optimiser", recipe["optimiser"])},
+        optimisers={"teacher": Optimiser.of(recipe["optimiser"])},
         device=site.device, micro_batch=site.micro_batch, save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
         arithmetic=arithmetic,
     )  # fmt: skip

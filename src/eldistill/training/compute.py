@@ -117,3 +117,12 @@ def compiled(nets: Iterable[torch.nn.Module]) -> None:
 def eager(was_compiled: bool) -> AbstractContextManager:
     """A context in which nothing that was compiled is used: operations are counted one by one."""
     return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()
+
+
+def memory_gib(device: str) -> float:
+    """The most memory that this process has held: of the GPU, or on a CPU of the whole process, torch included."""
+    if "cuda" in str(device):
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -22,8 +22,8 @@ class Machine:
     channels_last: bool = False  # memory layout of networks in training
     recompute: bool = False  # blocks are computed again on the way back, for less memory
     compile: bool = False  # networks in training are compiled
-    tf32: bool = False  # products of float32 on a GPU are rounded to 10 bits
-    deterministic: bool | str = "auto"  # equal runs on a GPU give equal bits; auto: no
-    benchmark: bool | str = "auto"  # convolutions on a GPU are chosen by a trial; auto: unless deterministic is true
+    tf32: bool = False  # trainings on a GPU round what enters a product of float32 to 10 bits
+    deterministic: bool | str = "auto"  # trainings on a GPU give equal bits in equal runs; auto: no
+    benchmark: bool | str = "auto"  # trainings on a GPU choose convolutions by a trial; auto: unless deterministic
     save_seconds: float = 120  # seconds between saved states
     max_seconds: float = 0  # seconds after which a training stops with its state saved; 0: never
