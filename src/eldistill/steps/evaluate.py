@@ -64,7 +64,7 @@ def _evaluation(work: Work) -> None:
     files.write_rows(work.output("curve.csv"), sorted(rows, key=lambda row: row["n_images"]))
     strip = generators.between(generator, STRIPS, work.params["grid"], work.params["seed"])
     _save_picture(work.output("interpolation.png"), strip, work.params["grid"])
-    sheet.make(work.step.name, Path(), work.output("sheet.html"))
+    sheet.make_sheet(work.step.name, Path(), work.output("sheet.html"))
 
 
 def _samples(work: Work) -> None:
