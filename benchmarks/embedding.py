@@ -34,6 +34,7 @@ import torch
 
 from eldistill import contract, networks
 from eldistill.data import dataset as data
+from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed as ensembles
 from eldistill.losses import mmd
 from eldistill.methods import diff_instruct
@@ -102,7 +103,7 @@ def supplements(settings: params.Params, names: list[str], options, folder: Path
             ensembles.make(settings.section("ensemble", name), 0, images(options), path, path.with_suffix(".npz"))
         members = ensembles.Ensemble(path).at(0)
         variants = [Variant(name, kernel, own) for kernel in mmd.KERNELS]
-        variants += [Variant(name, KERNEL, other)] if len(ensembles.stacks(members)) < len(members) else []
+        variants += [Variant(name, KERNEL, other)] if len(ensemble_members.stacks(members)) < len(members) else []
         variants += [Variant(name, KERNEL, own, "bfloat16")] if any(member.weights for member in members) else []
         setting = {"ensemble": path, "device": options.device, "dtype": torch.float32, "sigma_data": 0.5, "seed": 0}
         for variant in variants:

@@ -43,6 +43,7 @@ from eldistill.ensemble import seed as ensembles
 from eldistill.losses import score
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
+from eldistill.sampling.teachers import images_of_teacher
 from eldistill.training import compute as speed
 from eldistill.training import loop
 from eldistill.training.job import Job, Supplement
@@ -349,7 +350,7 @@ def throughput(settings: params.Params, options, folder: Path) -> dict:
     }
     routes = {
         "one step": lambda: sampling.images_of(sampling.Generator(net, about), n, batch=options.batch),
-        "Heun, 18 steps": lambda: sampling.images_of_teacher(net, about, n, 18, batch=options.batch),
+        "Heun, 18 steps": lambda: images_of_teacher(net, about, n, 18, batch=options.batch),
     }
     seconds: dict[str, list[float]] = {name: [] for name in routes}
     for turn in range(LEAST + 1):

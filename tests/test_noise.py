@@ -298,7 +298,7 @@ def test_integers_are_uniform(high):
 @pytest.mark.parametrize("word", [0, 2**31, 2**32 - 1])
 def test_extreme_words(monkeypatch, word, dtype):
     """The smallest and largest words give finite normals below 6.7, integers below high and U in [0, 1)."""
-    monkeypatch.setattr(noise, "_bits", lambda seed, name, first, count, each: np.full((count, each), word, np.uint32))
+    monkeypatch.setattr(draws, "_bits", lambda seed, name, first, count, each: np.full((count, each), word, np.uint32))
     draw = draws.Draw(0, "test", 0, 2, dtype=dtype)
     assert draw.normal("x", 3).abs().max() < 6.7
     assert 0 <= int(draw.integers("x", 1437).min()) <= int(draw.integers("x", 1437).max()) < 1437
@@ -336,7 +336,7 @@ def test_dropout_is_a_fair_coin_for_each_image_and_layer():
 @pytest.mark.parametrize("at_once", [1, 50, 10**9])
 def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypatch, at_once):
     """The mask by its definition, in whole numbers."""
-    monkeypatch.setattr(noise, "AT_ONCE", {"cpu": at_once})
+    monkeypatch.setattr(dropout, "AT_ONCE", {"cpu": at_once})
     draw, p = draws.Draw(4, "generator", 10, 5), 0.3
     with dropout.masks(draw, "images"):
         dropout.dropout(torch.ones(5, 2), p)  # the first layer
@@ -360,9 +360,9 @@ def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypat
 @pytest.fixture
 def fused(monkeypatch):
     """The CPU takes the path of a GPU, with the plain form of what is compiled."""
-    monkeypatch.setattr(noise, "FUSED", ("cpu",))
-    monkeypatch.setattr(noise, "_compiled", lambda: dropout._expression)
-    monkeypatch.setattr(noise, "_failed", [])
+    monkeypatch.setattr(dropout, "FUSED", ("cpu",))
+    monkeypatch.setattr(dropout, "_compiled", lambda: dropout._expression)
+    monkeypatch.setattr(dropout, "_failed", [])
 
 
 def masked(x: torch.Tensor, p: float, layers: int = 2) -> list[torch.Tensor]:
@@ -386,7 +386,7 @@ def test_fused_dropout_is_dropout(fused, monkeypatch, shape, dtype):
     for each in orders:
         found = masked(each, 0.4)
         with monkeypatch.context() as plain:
-            plain.setattr(noise, "FUSED", ())
+            plain.setattr(dropout, "FUSED", ())
             wanted = masked(each, 0.4)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert all(each.isnan().all() for each in masked(torch.full_like(x, float("nan")), 0.4)[:2])
@@ -418,7 +418,7 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
         raise RuntimeError("no compiler here\nmore lines")
 
     x, wanted = torch.ones(4, 3, 2), masked(torch.ones(4, 3, 2), 0.4)
-    monkeypatch.setattr(noise, "_compiled", lambda: broken)
+    monkeypatch.setattr(dropout, "_compiled", lambda: broken)
     with pytest.warns(UserWarning, match="without compiled code.*no compiler here$") as seen:
         found = masked(x, 0.4)
     assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
@@ -426,8 +426,8 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(noise, "_failed", [])
-    monkeypatch.setattr(noise, "_compiled", lambda: full)
+    monkeypatch.setattr(dropout, "_failed", [])
+    monkeypatch.setattr(dropout, "_compiled", lambda: full)
     with pytest.raises(torch.OutOfMemoryError):
         masked(x, 0.4)
     assert not dropout._failed
@@ -436,7 +436,7 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler to compile with")
 def test_compiled_dropout_has_the_masks_of_the_plain_one(monkeypatch):
     """Machine code by torch's compiler, for this CPU: equal to the bit, for layers far apart, sizes that change too."""
-    monkeypatch.setattr(noise, "_failed", [])
+    monkeypatch.setattr(dropout, "_failed", [])
     generator = torch.Generator().manual_seed(0)
     for n, layer in ((4, 1), (4, 200), (9, 3)):
         x = torch.randn(n, 6, 5, 5, generator=generator)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.diffusion import draws, dropout, noise, philox
+from eldistill.diffusion import draws, dropout, philox
 
 MASK = 2**64 - 1
 
@@ -61,7 +61,7 @@ def test_a_device_draws_what_the_cpu_draws(monkeypatch, dtype):
                 "part": draw[2:4].normal("z", 3, 7, 7), "masks": masks}  # fmt: skip
 
     wanted = drawn()
-    monkeypatch.setattr(noise, "computed_on", lambda device: True)
+    monkeypatch.setattr(draws, "computed_on", lambda device: True)
     found = drawn()
     for name in ("u", "i", "masks"):
         assert torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype

@@ -468,7 +468,6 @@ def _generator(work, path: Path, drawn):
 
 
 def _images_of_teacher(work, drawn):
-    from eldistill.sampling import generators as sampling
     from eldistill.sampling import teachers
 
     options = work.params
@@ -476,7 +475,7 @@ def _images_of_teacher(work, drawn):
     about = drawn.applied(about)
 
     def images(n, start=0, labels=None):
-        return sampling.images_of_teacher(
+        return teachers.images_of_teacher(
             teacher, about, n, options["steps"], options["seed"], work.site.batch, first=start, labels=labels
         )
 
@@ -587,9 +586,9 @@ def _fid(work, ruler, images, asked: tuple) -> dict[str, float]:
 
 def _save_picture(path: Path, images, columns: int, titles: list[str] | None = None) -> None:
     from eldistill.data import classes
-    from eldistill.sampling import generators as sampling
+    from eldistill.sampling import pictures
 
-    board = sampling.grid(images, columns, max(1, 32 // images.shape[-1]))
+    board = pictures.grid(images, columns, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
         (classes.beside(board, titles) if titles else board).save(temporary, format="PNG")
 

@@ -17,7 +17,7 @@ from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
 from eldistill.evaluate.fid import statistics, streamed, whose
 from eldistill.external import fetching
-from eldistill.sampling import generators as sampling
+from eldistill.sampling.teachers import images_of_teacher
 
 RECIPE = ("teacher/check", 1)
 ENOUGH = 50_000  # images of a published figure; fewer give another distance
@@ -72,7 +72,7 @@ def make(
         other, label = statistics(fetching.fetch(params["reference"], say=say)), whose(params["reference"])
     else:
         other, label = metrics.moments(evaluate.load_reference(reference)["train"]), "train"
-    images = sampling.images_of_teacher(
+    images = images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], site.batch, churn=params["churn"]
     )
     return measured(images, space, other, params, f"{params['features']}_{label}", say)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -81,7 +82,8 @@ class Update:
         chosen = self.job.method.normalised(self.job.numbers)
         if chosen is not None and name not in chosen:
             return []
-        return [module.normalise_weight for module in self.modules[name] if hasattr(module, "normalise_weight")]
+        layers: list[Any] = [each for each in self.modules[name] if hasattr(each, "normalise_weight")]
+        return [layer.normalise_weight for layer in layers]
 
     def _batch(self, phase: Phase, progress: Progress, scope: str) -> Batch:
         job = self.job
@@ -278,10 +280,9 @@ class Update:
         own = own if share in (None, 1) else own * share
         if each.module.offers("diagnose"):
             loss = _sum(term.value for term in terms.values() if term.gradient is not None)
-            both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
-            self.watch.later(
-                each.module.diagnose(loss, *both, batch, each.numbers, each.memory), prefix=f"{each.name}."
-            )
+            gathered = None if base is None else self.across.gather(base)
+            later = each.module.diagnose(loss, gathered, self.across.gather(own), batch, each.numbers, each.memory)
+            self.watch.later(later, prefix=f"{each.name}.")
         return own
 
     def _weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
