@@ -13,7 +13,6 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from eldistill.data import dataset as data
 from eldistill.distil import run as distil
@@ -27,6 +26,7 @@ from eldistill.sampling import teachers
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.steps import run as steps
 from eldistill.tensors import save_tensors
+from eldistill.training.machine import Machine
 from gpu_parts import small
 from gpu_parts.items import Item, LeftOut
 
@@ -130,15 +130,15 @@ class Bench:
         upstream = {"images": self.images, "teacher": self.teacher, "pairs": {}, "ensembles": [
             self._ensemble(each["ensemble"]) for each in recipe["supplements"].values() if each.get("ensemble")
         ]}  # fmt: skip
-        site = SimpleNamespace(
-            device=self.options.device, micro_batch=0, channels_last=False, recompute=False, compile=False,
-            save_seconds=1e9, max_seconds=max(1.0, (1 - EVALUATION) * seconds - (time.monotonic() - began)),
+        machine = Machine(
+            device=self.options.device, save_seconds=1e9,
+            max_seconds=max(1.0, (1 - EVALUATION) * seconds - (time.monotonic() - began)),
         )  # fmt: skip
         stopped = None
         with tempfile.TemporaryDirectory(dir=self.options.folder) as place:
             folder = Path(place)
             try:
-                distil.make(recipe, "gpu", upstream, folder, site, lambda line: None)
+                distil.make(recipe, "gpu", upstream, folder, machine, lambda line: None)
             except Stopped as reason:
                 stopped = str(reason)
             curve, left = self._curve(folder, values, began + seconds)
