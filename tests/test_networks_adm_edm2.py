@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from eldistill import networks
-from eldistill.diffusion import draws
-from eldistill.diffusion.dropout import masks, noise
+from eldistill.diffusion import draws, noise
+from eldistill.diffusion.dropout import masks
 from eldistill.networks import adm, edm2, layers
 from eldistill.sampling.heun import heun
 

@@ -300,7 +300,7 @@ def test_several_processes_start_again_in_parts(monkeypatch):
     """One exit code of a process says so to the launcher; all others end it."""
     answers, seen = [76, 76, 0], []
     monkeypatch.setattr(
-        distributed, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1]
+        launch, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1]
     )
     assert launch.launch([], 2, most=8, say=lambda text: None) == 0 and seen == [1, 2, 4]
     seen.clear()
