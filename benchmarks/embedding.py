@@ -59,13 +59,13 @@ class Clocked(loop.Loop):
     def __init__(self, job: Job):
         super().__init__(job)
         self.seen: dict[str, float] = {}
-        for name in ("_own_gradient", "_weigh"):  # all that is done for a supplement
-            setattr(self.update, name, self._clocked(getattr(self.update, name)))
+        for name in ("own_gradient", "weigh"):  # all that is done for a supplement
+            setattr(self.update.meeting, name, self._clocked(getattr(self.update.meeting, name)))
 
     @property
     def at_images(self) -> list[Supplement]:
         """The supplements, in the order of the next iteration."""
-        return self.update.at_images
+        return self.update.meeting.supplements
 
     def iterate(self) -> None:
         """One iteration; the next one has the supplements in another order."""
@@ -73,7 +73,7 @@ class Clocked(loop.Loop):
         with self._clock("rest"):
             super().iterate()
         self.seen["rest"] -= sum(self.seen[each.name] for each in self.at_images)
-        self.update.at_images = self.at_images[1:] + self.at_images[:1]
+        self.update.meeting.supplements = self.at_images[1:] + self.at_images[:1]
 
     def _clocked(self, call: Callable) -> Callable:
         def clocked(each: Supplement, *arguments):

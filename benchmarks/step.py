@@ -145,7 +145,7 @@ class Clock:
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
             (work.update, "_check_gradients", "checks"), (work.watch, "finite", "checks"), (work.watch, "look", "checks"),
-            (work, "_average", "average"), (work.update, "_own_gradient", "supplement"),
+            (work, "_average", "average"), (work.update.meeting, "own_gradient", "supplement"),
         ]  # fmt: skip
 
     def __enter__(self):
