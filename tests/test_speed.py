@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eldistill import contract
-from eldistill.diffusion import dropout, noise
+from eldistill.diffusion import draws, dropout
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite, Problem
 from eldistill.losses import mmd
@@ -162,7 +162,7 @@ def test_a_device_computes_all_targets(bench, monkeypatch):
     numbers = contract.module("methods", "consistency").Numbers(levels="continuous", k=0.0, q=2.0, P_mean=-4.0)
     found = []
     for there in (False, True):
-        monkeypatch.setattr(noise, "computed_on", lambda device, there=there: there)
+        monkeypatch.setattr(draws, "computed_on", lambda device, there=there: there)
         work = loop.Loop(bench.job("consistency", numbers=numbers, batch=16, dropout=0.2, dtype=torch.float64))
         work.iterate()
         found.append(work.watch.sums["generator.consistency"][0])

@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
 
 from eldistill.errors import Lost, Problem, Stopped
-from eldistill.training import reduction
 
 COVERED_BY = "loop"
+BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cost latency, large ones begin late
 
 
 class Alone:
@@ -61,7 +62,7 @@ class Processes:
     Every method raises Lost if another process has ended.
     """
 
-    def __init__(self, group=None):
+    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
 
@@ -132,9 +133,10 @@ class Processes:
         Returns a function that waits for the result. With NCCL the current stream waits and this process goes on.
         """
         options = distributed.AllreduceCoalescedOptions()
+        group: Any = self.group or distributed.group.WORLD  # torch gives no types for what it offers
         options.asyncOp = True  # otherwise NCCL adds on the current stream, and nothing overlaps
         with _together():
-            work = (self.group or distributed.group.WORLD).allreduce_coalesced(tensors, options)
+            work = group.allreduce_coalesced(tensors, options)
 
         def wait() -> None:
             with _together():
@@ -145,7 +147,7 @@ class Processes:
     @property
     def bucket_bytes(self) -> int:
         """The most bytes of gradients in one message: BUCKET with NCCL; 0, all of them, with gloo (see eldistill.training.reduction)."""
-        return reduction.BUCKET if distributed.get_backend(self.group) == "nccl" else 0
+        return BUCKET if distributed.get_backend(self.group) == "nccl" else 0
 
     def barrier(self) -> None:
         """Wait until all are here."""
