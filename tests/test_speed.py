@@ -484,6 +484,6 @@ def test_a_clipped_step_names_the_parameter_that_is_bad(bench):
     """One gradient is not finite: the others are not spoilt by its norm before it is found."""
     job = bench.job("diff_instruct", optimiser={"clip": 1.0}, steps=2)
     name, parameter = [pair for pair in job.nets["generator"].named_parameters() if pair[1].ndim > 1][-1]
-    parameter.register_hook(lambda gradient: gradient * math.nan)
+    parameter.requires_grad_().register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(NonFinite, match=rf"gradient of generator\.{name} is not finite"):
         loop.Loop(job).run()
