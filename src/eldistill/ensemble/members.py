@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from eldistill import contract
-from eldistill.diffusion.draws import Draw
+from eldistill.diffusion.draws import Draw, sent
 from eldistill.errors import Problem
 from eldistill.losses import mmd
 
@@ -146,7 +146,7 @@ def stacked(members: list[Member]) -> Callable[[torch.Tensor], torch.Tensor]:
     first = members[0]
     weights = {name: torch.stack([member.weights[name] for member in members]) for name in first.weights}
     scales = [member.scale if isinstance(member.scale, tuple) else (member.scale,) for member in members]
-    scale = next(iter(weights.values())).new_tensor(scales, dtype=torch.float64)
+    scale = sent(torch.tensor(scales, dtype=torch.float64), next(iter(weights.values())).device)
 
     def read(images: torch.Tensor) -> torch.Tensor:
         parts = torch.func.vmap(lambda own: tuple(first.raw(own, images)))(weights)

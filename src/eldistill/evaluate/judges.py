@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from eldistill import networks
 from eldistill.contract import Batch, Method, Phase
 from eldistill.data import dataset as data
-from eldistill.diffusion.draws import stream_seed
+from eldistill.diffusion.draws import sent, stream_seed
 from eldistill.tensors import save_tensors
 from eldistill.training import loop
 from eldistill.training.job import Job, Training
@@ -43,9 +43,9 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     """Cross entropy with label smoothing, mean over images."""
     x, labels = batch.real("image")
     if numbers.rotations:
-        turns = batch.draw.integers("turns", 4)
+        turns = batch.draw.on("cpu").integers("turns", 4)
         x = torch.stack([torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(x, turns, strict=True)])
-        labels = F.one_hot(turns, 4).to(x.dtype)
+        labels = sent(F.one_hot(turns, 4), x.device).to(x.dtype)
     return {"cross_entropy": F.cross_entropy(nets["judge"](x), labels, label_smoothing=numbers.smoothing)}
 
 

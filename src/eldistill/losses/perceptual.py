@@ -75,6 +75,12 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()
 
 
+@functools.cache  # sent to a device once: a GPU would be waited for
+def _moments(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(each, device=device, dtype=dtype).reshape(1, 3, 1, 1) for each in (MEAN, STD))
+    return mean, std
+
+
 def _features(
     weights: dict[str, torch.Tensor], x: torch.Tensor, codec: Codec, pool: Callable[[torch.Tensor, int], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
@@ -86,8 +92,8 @@ def _features(
     x = x.expand(-1, 3, -1, -1)
     if min(x.shape[2:]) < SIDE:
         x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-    shape = (1, 3, 1, 1)
-    x = (x - x.new_tensor(MEAN).reshape(shape)) / x.new_tensor(STD).reshape(shape)
+    mean, std = _moments(x.device, x.dtype)
+    x = (x - mean) / std
     for number, stage in enumerate(STAGES):
         x = pool(x, 2) if number else x
         for index in stage:

@@ -23,6 +23,7 @@ import torch
 
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
+from eldistill.diffusion.draws import sent
 from eldistill.ensemble.members import stacked, stacks
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
@@ -161,7 +162,7 @@ def _matched(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers)
     if tools.stored is None:
         return batch.real("el/real", numbers.real_ratio)
     index = batch.draw.on("cpu").integers("el/real", len(tools.stored), numbers.real_ratio).reshape(-1)
-    return tools.stored[index].to(images), None
+    return sent(tools.stored[index], images.device).to(images), None
 
 
 def embedding_loss(

@@ -43,7 +43,7 @@ class Arithmetic:
     """How a training computed: for its provenance."""
 
     precision: str  # of the networks: float32 or bfloat16
-    tf32: bool  # products of float32 were rounded to 10 bits
+    tf32: bool  # convolutions of float32 rounded what enters them to 10 bits
     deterministic: bool  # equal runs on this device give equal bits
     benchmark: bool  # convolutions were chosen by a trial
 
@@ -59,13 +59,15 @@ def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arith
     )  # fmt: skip
     precision(used.precision, nets)
     if gpu:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = used.tf32
+        torch.backends.cudnn.allow_tf32 = (
+            used.tf32
+        )  # of convolutions alone: distances of EL are small differences of products
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = used.benchmark, used.deterministic
         if used.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
             flags: Any = torch.utils.deterministic  # a module that is a class, unknown to a type checker
             flags.fill_uninitialized_memory = False  # we read nothing that was not written
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.use_deterministic_algorithms(True)  # with warn_only torch would take attention that is not
     return used
 
 
@@ -112,6 +114,7 @@ def compiled(nets: Iterable[Denoiser]) -> None:
             "another by the environment variable CXX, or set distil.compile to false"
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    torch._functorch.config.donated_buffer = False  # a graph may be run backwards again: for every supplement
     for net in nets:
         if hasattr(net, "compile_passes"):
             net.compile_passes(dynamic=False)
@@ -129,3 +132,21 @@ def memory_gib(device: str) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory; its libraries say so in words of their own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
+def not_repeatable(error: BaseException) -> str | None:
+    """A sentence, where torch has no form of an operation that gives equal bits in equal runs."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or "deterministic" not in text:
+        return None
+    return (
+        f"params.yaml: distil.deterministic is true, but torch cannot repeat an operation of this run on a GPU ({text[:120]}); "
+        "set it to auto"
+    )

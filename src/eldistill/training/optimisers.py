@@ -96,8 +96,10 @@ class RAdam(torch.optim.RAdam):
         _subtract(params, _apart(update, params))
 
     def state_dict(self) -> dict[str, Any]:
-        """As of torch's; the moments are copies, each with a memory of its own."""
+        """As of torch's; moments that lie in one tensor (on a CPU) are copies, each with a memory of its own."""
         found = super().state_dict()
+        if not self._whole:
+            return found
         state = {key: {name: each.clone() for name, each in slots.items()} for key, slots in found["state"].items()}
         return {**found, "state": state}
 

@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from eldistill.errors import Lost, Problem, Stopped
+from eldistill.training import compute
 
 COVERED_BY = "loop"
 BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cost latency, large ones begin late
@@ -158,9 +159,9 @@ class Processes:
 def _together() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if compute.out_of_memory(error):
+            raise
         text = " ".join(str(error).split())[:120]
         raise Lost(f"another process of this run has ended ({text}); the last saved state is kept") from None
 
@@ -194,15 +195,19 @@ def wanted() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[int]:
+def joined(device: str = "auto") -> Iterator[int]:
     """Take part with the others, if this process was started as one of several; gives its rank. NCCL on GPUs, one for each
-    process, gloo on CPUs. Raises Problem."""
+    process, gloo on CPUs. device: auto, cpu or cuda, as params.yaml has it. Raises Problem.
+
+    After an error on a GPU the group stays as it is: NCCL's farewell waits for the others, which wait for this process. Whoever
+    ends the process then ends it at once (`abandoned`).
+    """
     rank, size = wanted()
     if size == 1:
         yield 0
         return
     local = int(os.environ.get("LOCAL_RANK", rank))
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
     if gpus:
         if local >= gpus:
             raise Problem(
@@ -210,15 +215,24 @@ def joined() -> Iterator[int]:
             )
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if gpus else "gloo")
+    together = False
     try:
         yield rank
         _leave()
+        together = True
     except Stopped:  # all have, at the same step
         _leave()
+        together = True
         raise
     finally:
-        with contextlib.suppress(RuntimeError):
-            distributed.destroy_process_group()
+        if together or not gpus:
+            with contextlib.suppress(RuntimeError):
+                distributed.destroy_process_group()
+
+
+def abandoned() -> bool:
+    """Whether this process has left a group after an error, without a farewell."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _leave() -> None:

@@ -232,7 +232,9 @@ class Update:
         if self.across.size > 1:
             self._look_together(progress)
         if numbers.clip:
-            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
+            # A norm that is no number would spoil every gradient, before the bad one is found and named.
+            usable = norm.nan_to_num(0.0, 0.0)
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, usable)
         if numbers.clip_value:
             torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
 
