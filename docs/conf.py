@@ -30,8 +30,6 @@ nitpicky = True  # a cross-reference in a page that leads nowhere is a warning, 
 # --- pages ------------------------------------------------------------------------------------------------
 
 myst_heading_anchors = 4  # as GitHub names the headings, so that one link serves both
-myst_number_code_blocks = []
-suppress_warnings = ["myst.header"]
 
 
 def site_links(text: str) -> str:

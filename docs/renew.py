@@ -175,7 +175,8 @@ def start_and_end(read: Read) -> str:
     first = [each[0] for each in fresh.values()]
     last = [each[1] for each in ends.values()]
     return (
-        f"{below} of {len(ends)} runs end below where they began, after {min(lengths):,} to {max(lengths):,} generated images. The distance to held-out images (2,000 generated, judge-a) is "
+        f"{below} of {len(ends)} runs end below where they began, after {min(lengths):,} to {max(lengths):,} generated "
+        "images. The distance to held-out images (2,000 generated, judge-a) is "
         f"{min(first):.1f} to {max(first):.1f} before training (`sid2a` starts from trained generators) and {min(last):.2f} to "
         f"{max(last):.2f} after it."
     )

@@ -146,12 +146,13 @@ class Bench:
         seed: int = 0,
         labels: int = 0,
         sigma_init: float = 2.5,
+        device: str = "cpu",
         **changes,
     ) -> loop.Supplement:
         """supplements/<file>.py at work, named after its file; changes: of its numbers."""
         module = contract.module("supplements", file)
         setting = SimpleNamespace(
-            ensemble=self.manifest(redraw), device="cpu", dtype=dtype, sigma_data=0.5, seed=seed, sigma_init=sigma_init,
+            ensemble=self.manifest(redraw), device=device, dtype=dtype, sigma_data=0.5, seed=seed, sigma_init=sigma_init,
             pairs=self.pairs(labels), codec=reals().codec, label_dim=labels, micro_batch=0,
         )  # fmt: skip
         numbers = module.Numbers(**changes)
@@ -160,13 +161,14 @@ class Bench:
     def job(
         self, method="diff_instruct", supplements: dict | None = None, *, numbers=None, labels: int = 0,
         dtype=torch.float32, dropout: float = 0.0, batch: int = 4, steps: int = 4, seed: int = 0, apart: float = 0.1,
-        folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, network: str = "song", **others,
+        folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, network: str = "song",
+        device: str = "cpu", **others,
     ) -> loop.Job:  # fmt: skip
         """A job of `steps` iterations, nets fresh from their seeds.
 
         method: a file of methods/ or a namespace with its functions (then give `numbers`). supplements: {file:
         changes of its numbers, also redraw}. apart: how far the extra networks are moved away from the teacher.
-        optimiser, ema: changes for all. others: fields of Job.
+        optimiser, ema: changes for all. device: where all of it lies. others: fields of Job.
         """
         module = contract.module("methods", method) if isinstance(method, str) else method
         if numbers is None:  # groups small enough for micro-batches to be smaller than a batch
@@ -176,11 +178,16 @@ class Bench:
         for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):
             nets[name] = perturb(net, apart, seed=10 + index)
         added = [
-            self.supplement(file, dtype, seed=seed, labels=labels, **each) for file, each in (supplements or {}).items()
+            self.supplement(file, dtype, seed=seed, labels=labels, device=device, **each)
+            for file, each in (supplements or {}).items()
         ]
         for each in added:
             if hasattr(each.module, "networks"):
                 each.module.networks(nets, each.tools, each.numbers, 6)
+        if device != "cpu":
+            images = data.Reals(images.images, images.classes, images.codec, labels, device, dtype)
+            for net in (frozen, *nets.values()):
+                net.to(device)
         path = self.folder / folder
         path.mkdir(exist_ok=True)
         values = {
@@ -189,7 +196,7 @@ class Bench:
             "nets": nets, "published": "generator", "reals": images, "shape": images.shape, "seed": seed, "folder": path,
             "optimisers": dict.fromkeys(nets, params.freeze("Optimiser", {**OPTIMISER, **(optimiser or {})})),
             "fixed": {"teacher": frozen}, "dtype": dtype, "say": lambda text: None,
-            "supplements": added,
+            "supplements": added, "device": device,
         }  # fmt: skip
         return loop.Job(**{**values, **others})
 

@@ -23,7 +23,7 @@ from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import noise
 from eldistill.errors import Problem
 from eldistill.numbers import declared, number
-from eldistill.plan import params, recipes, schema
+from eldistill.plan import params, schema, versions
 from eldistill.training import loop, state
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
@@ -413,10 +413,10 @@ def test_every_named_method_continues(bench, name):
     section = params.load(ROOT / "params.yaml").section("method", name, "digits")
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
     module = contract.module("methods", section["file"])
-    declared = {
+    changes = {
         key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
     }
-    numbers = contract.numbers(module, {**section, **declared})
+    numbers = contract.numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
         def job() -> loop.Job:
@@ -622,7 +622,7 @@ def test_numbers_are_declared(kind, file):
             setattr(numbers, field.name, field.default)
     with pytest.raises(dataclasses.FrozenInstanceError):
         numbers.another = 1
-    assert module.RECIPE == (f"{kind}/{file}", recipes.version(f"{kind}/{file}"))
+    assert module.RECIPE == (f"{kind}/{file}", versions.version(f"{kind}/{file}"))
 
 
 @with_every
@@ -716,9 +716,11 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports hide who imports whom"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name.removeprefix("eldistill.") for name in found if name.startswith("eldistill.")}
-    return {name for name in ours if name in modules or f"{name}.__init__" in modules}
+    known = modules | {name.removesuffix(".__init__") for name in modules}
+    # `from package import module` asks for the module; any other name, for what holds it.
+    return {each for name in ours if (each := name if name in known else name.rpartition(".")[0]) in known}
 
 
 def parts(name: str) -> set[str]:
@@ -760,6 +762,12 @@ def test_no_module_imports_upward(path):
     assert own in LINE or own == "__init__", "a new package has a line in ORDER"
     above = {name for name in imports(path) if (top := name.split(".")[0]) != own and LINE[top] >= LINE.get(own, 99)}
     assert not above, f"{own} stands in line {LINE[own]} of ORDER"
+
+
+def test_the_page_shows_the_order_of_packages():
+    text = source(ROOT / "docs/architecture.md")
+    cells = [re.findall(r"`([\w/.]+)`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
+    assert [{name.removesuffix(".py").strip("/") for name in cell} for cell in cells] == list(ORDER[:-1])
 
 
 def test_imports_have_no_circle():

@@ -283,6 +283,20 @@ def test_a_student_of_a_consistency_model_forgets_its_boundary():
     assert consistency.generator(net, None, consistency.Numbers()).boundary == 0.002
 
 
+def test_a_cpu_trains_in_float32_and_says_so(project):
+    """Whatever the recipe holds: the same weights, and the provenance says how they were computed."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        change("di", precision=precision)
+        run("di/none/5")
+        found[precision] = weights("di/none/5")
+        provenance = files.read_json(f"data/runs/{DATA}/di/none/5/provenance.json")
+        assert {key: provenance[key] for key in ("precision", "tf32", "deterministic", "benchmark")} == {
+            "precision": "float32", "tf32": False, "deterministic": True, "benchmark": False
+        }  # fmt: skip
+    assert same(*found.values())
+
+
 @pytest.mark.parametrize("key", ["recompute", "compile", "channels_last"])
 def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
     """Student and teacher are changed as the key says, before the loop begins; the recipe and the result are what they were."""

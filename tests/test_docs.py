@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import test_contracts
 import yaml
 from conftest import read_yaml
 from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
@@ -66,12 +67,12 @@ def test_commands_of_the_package_are_understood():
     found = begins("python", "-m", "eldistill")
     assert len(found) > 15
     for words in found:
-        if words[0].isupper() or "NAME" in words[1:2] or "NAME/images" in words:
+        if not words or words[0].isupper() or "NAME" in words[1:2] or "NAME/images" in words:
             continue  # STEP, NAME: a placeholder in a sentence
         if "--help" in words:
             assert words[0] in recipes.WORDS
             continue
-        options = __main__.parser().parse_args([word for word in words])
+        options = __main__.parser().parse_args(list(words))
         if options.word == "distil":
             assert PARAMS.run(options.name)
         if options.word in ("plan", "cost", "fetch") and (suite := getattr(options, "suite", None)) != "mine":
@@ -213,12 +214,11 @@ def test_links_out_of_docs_are_those_of_the_site():
 
 
 def test_the_layers_are_those_of_the_test():
-    """docs/architecture.md lists ORDER of tests/test_contracts.py."""
-    tree = ast.parse((ROOT / "tests/test_contracts.py").read_text(encoding="utf-8"))
-    order = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "ORDER")
-    page = PAGES["architecture.md"].split("<!-- order:")[1].split("<!-- end of order -->")[0]
-    lines = re.findall(r"^\d+\. (.+)$", page, re.M)
-    assert [set(re.findall(r"`(\w+)`", line)) for line in lines] == [set(each) for each in ast.literal_eval(order)]
+    """The table of docs/architecture.md is ORDER of tests/test_contracts.py, from the ground up."""
+    section = PAGES["architecture.md"].split("## Layers")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.M)
+    named = [{name.rstrip("/").removesuffix(".py") for name in re.findall(r"`(\w+(?:/|\.py))`", row)} for row in rows]
+    assert named == [set(line) for line in test_contracts.ORDER]
 
 
 # --- cluster ----------------------------------------------------------------------------------------------

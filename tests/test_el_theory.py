@@ -340,7 +340,11 @@ def said(values, base, own, size: int = 4, every: int = 10, decay: float = 0.9) 
     """What `diagnose` says at the first iterations of a run."""
     numbers, memory = embedding.Numbers(diagnose=every, decay=decay), {}
     batches = [SimpleNamespace(size=size, progress=Progress(i * size, i, 1000)) for i in range(len(values))]
-    return [embedding.diagnose(v, base, own, b, numbers, memory) for v, b in zip(values, batches, strict=True)]
+    later = [
+        embedding.diagnose(torch.tensor(v).double(), base, own, b, numbers, memory)
+        for v, b in zip(values, batches, strict=True)
+    ]
+    return [each.finish(*map(float, each.scalars)) for each in later]
 
 
 @pytest.mark.parametrize("decay, first", [(0.9, 1), (0.99, 5)])

@@ -159,7 +159,7 @@ def test_a_poisoned_supplement_is_named(tmp_path):
     """A NaN of a supplement carries the supplement's name."""
     sick = SimpleNamespace(
         generator_terms=lambda tools, images, batch, numbers: {"far": AtImages(images.sum(), poison(images))},
-        weight=lambda base, own, numbers, progress, memory: Weight(1.0),
+        weight=lambda base, own, batch, numbers, progress, memory: Weight(1.0),
     )
     job = job_of(tmp_path, supplements=[loop.Supplement("extra", sick, None)])
     with pytest.raises(NonFinite, match=r"step 0 \(0 images\): extra.far: gradient at the images is not finite"):
@@ -179,16 +179,18 @@ def test_a_norm_that_overflows_is_no_number_of_a_log(tmp_path):
     assert all(math.isfinite(value) for row in work.rows for value in row.values())
 
 
-def test_failed_step_moves_nothing(tmp_path):
-    """The optimiser does not step on a gradient that is not finite."""
-    job = job_of(tmp_path, with_poison("critic weights"))
+def test_a_failed_step_is_saved_nowhere(tmp_path):
+    """It is found at the end of its iteration: before its images are counted, and anything is written or shown."""
+    shown = []
+    job = job_of(tmp_path, with_poison("critic weights"), save_seconds=-1.0)
+    job.snapshots = {each * job.training.batch: lambda net: shown.append(weights(net)) for each in range(1, 6)}
     work = loop.Loop(job)
-    for _ in range(3):
-        work.iterate()
-    before = weights(job.nets["critic"]) + weights(job.nets["generator"])
     with pytest.raises(NonFinite):
-        work.iterate()
-    assert weights(job.nets["critic"]) + weights(job.nets["generator"]) == before
+        work.run()
+    assert work.iteration == len(shown) == 3 and work.n_images == 3 * job.training.batch
+    tensors, numbers = state.load(job.folder)
+    assert numbers["iteration"] == 3 and all(bool(each.isfinite().all()) for each in tensors.values())
+    assert all(math.isfinite(value) for each in shown for value in each)
 
 
 def test_clip_shortens_and_never_lengthens(tmp_path):

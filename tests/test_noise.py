@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +352,96 @@ def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypat
         key = low << 32 | high
         kept = [scramble(key ^ scramble(place + (2 << 40))) & 0xFFFFFF >= round(p * 2**24) for place in range(48)]
         assert found[row].flatten().tolist() == [keep / (1 - p) for keep in kept]
+
+
+# --- dropout as compiled code, as a GPU has it ---
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The CPU takes the path of a GPU, with the plain form of what is compiled."""
+    monkeypatch.setattr(noise, "FUSED", ("cpu",))
+    monkeypatch.setattr(noise, "_compiled", lambda: noise._expression)
+    monkeypatch.setattr(noise, "_failed", [])
+
+
+def masked(x: torch.Tensor, p: float, layers: int = 2) -> list[torch.Tensor]:
+    """What so many layers give, and the gradient of x under a fixed weighting of it."""
+    x = x.clone().requires_grad_()
+    with noise.masks(noise.Draw(3, "scope", 5, len(x)), "a"):
+        found = [noise.dropout(x, p) for _ in range(layers)]
+    weights = torch.arange(x.numel(), dtype=x.dtype).reshape(x.shape) % 7
+    return [*found, *torch.autograd.grad(sum((weights * each).sum() for each in found), x)]
+
+
+SHAPES = {"images": (4, 6, 5, 5), "vectors": (3, 7), "one": (1, 1), "numbers": (5,)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_fused_dropout_is_dropout(fused, monkeypatch, shape, dtype):
+    """Values and gradients to the bit, whatever the order in memory; a NaN stays one where the mask is zero."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    orders = [x, x.contiguous(memory_format=torch.channels_last)] if len(shape) == 4 else [x]
+    for each in orders:
+        found = masked(each, 0.4)
+        with monkeypatch.context() as plain:
+            plain.setattr(noise, "FUSED", ())
+            wanted = masked(each, 0.4)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert all(each.isnan().all() for each in masked(torch.full_like(x, float("nan")), 0.4)[:2])
+    assert not noise._failed
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's forward mode uses it
+def test_fused_dropout_is_linear(fused):
+    """It has the derivative of a linear map, twice, and in forward mode."""
+    x = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def drop(x):
+        with noise.masks(noise.Draw(3, "scope", 5, 3), "a"):
+            return noise.dropout(x, 0.3)
+
+    with torch.random.fork_rng():
+        assert torch.autograd.gradcheck(drop, x) and torch.autograd.gradgradcheck(drop, x)
+    value, along = torch.func.jvp(drop, (x.detach(),), (2 * x.detach(),))
+    assert torch.equal(along, 2 * value) and torch.equal(value, drop(x))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), 2 * x.detach())
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(drop(dual)).tangent, along)
+
+
+def test_dropout_does_without_a_compiler(fused, monkeypatch):
+    """One warning, and the same masks; but a lack of memory is for the caller to answer."""
+
+    def broken(*_):
+        raise RuntimeError("no compiler here\nmore lines")
+
+    x, wanted = torch.ones(4, 3, 2), masked(torch.ones(4, 3, 2), 0.4)
+    monkeypatch.setattr(noise, "_compiled", lambda: broken)
+    with pytest.warns(UserWarning, match="without compiled code.*no compiler here$") as seen:
+        found = masked(x, 0.4)
+    assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(noise, "_failed", [])
+    monkeypatch.setattr(noise, "_compiled", lambda: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        masked(x, 0.4)
+    assert not noise._failed
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler to compile with")
+def test_compiled_dropout_has_the_masks_of_the_plain_one(monkeypatch):
+    """Machine code by torch's compiler, for this CPU: equal to the bit, for layers far apart, sizes that change too."""
+    monkeypatch.setattr(noise, "_failed", [])
+    generator = torch.Generator().manual_seed(0)
+    for n, layer in ((4, 1), (4, 200), (9, 3)):
+        x = torch.randn(n, 6, 5, 5, generator=generator)
+        keys = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator)
+        limit = round(0.37 * 2**24)
+        plain = noise._apply(x, noise._keep(x, keys, layer << 40, limit), 0.37)
+        assert torch.equal(noise._fused(x, keys, layer << 40, limit, 0.37), plain)
+    assert not noise._failed

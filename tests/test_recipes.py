@@ -18,7 +18,7 @@ from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.files import canonical, digest
 from eldistill.paths import PACKAGE
-from eldistill.plan import freshness, params, recipes
+from eldistill.plan import freshness, params, recipes, versions
 from eldistill.plan.recipes import Plan
 from eldistill.registry import literal
 
@@ -180,6 +180,9 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("distil/recompute", True),
         ("distil/channels_last", True),
         ("distil/compile", True),
+        ("distil/tf32", True),
+        ("distil/deterministic", True),
+        ("distil/benchmark", False),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.
@@ -207,12 +210,15 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
         "/max_gpu_hours",
         "/mirror",
         "data/folder",
+        "distil/benchmark",
         "distil/channels_last",
         "distil/compile",
+        "distil/deterministic",
         "distil/fit",
         "distil/recompute",
         "distil/micro_batch",
         "distil/save_seconds",
+        "distil/tf32",
         "evaluate/batch",
     }
 
@@ -344,23 +350,23 @@ USES = {
 
 def test_every_version_has_its_dependents_listed_here():
     plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
-    assert {name for name in recipes.versions() if not name.startswith(plugins)} <= set(USES) <= set(recipes.versions())
+    assert {name for name in versions.table() if not name.startswith(plugins)} <= set(USES) <= set(versions.table())
 
 
 def test_every_module_names_what_it_is_built_on():
     """USES holds at least what a method or a supplement imports; for one that is not listed the imports are read."""
-    for module in recipes.versions():
-        if module.startswith(("methods/", "supplements/")) and module in recipes.USES:
-            named = set(recipes.USES[module])
-            below = named | {each for name in named for each in recipes.USES.get(name, ())}
-            below |= {"loop", *recipes.USES["loop"]}  # which every run counts
-            assert set(recipes._imported(module)) <= below, module
+    for module in versions.table():
+        if module.startswith(("methods/", "supplements/")) and module in versions.USES:
+            named = set(versions.USES[module])
+            below = named | {each for name in named for each in versions.USES.get(name, ())}
+            below |= {"loop", *versions.USES["loop"]}  # which every run counts
+            assert set(versions._imported(module)) <= below, module
 
 
 @pytest.mark.parametrize("module", USES)
 def test_a_raised_version_retires_exactly_its_dependents(monkeypatch, module):
-    old = recipes.version
-    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    old = versions.version
+    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
     assert differing(digests()) == USES[module]
 
 
@@ -381,8 +387,8 @@ IN_BENCH = {
 
 @pytest.mark.parametrize("module", IN_BENCH)
 def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from_them(monkeypatch, module):
-    old, before = recipes.version, digests(suite="bench")
-    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    old, before = versions.version, digests(suite="bench")
+    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
     changed = {name for name in differing(digests(suite="bench"), before) if name.startswith("distil ")}
     assert {name.split("/")[1] for name in changed} == IN_BENCH[module]
     if module in ("supplements/regression", "teacher/pairs"):
@@ -393,8 +399,8 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
     "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources", "files", "numbers", "paths",
-    "plan/cluster", "plan/driver", "plan/freshness", "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records", "plan/schema",
-    "registry", "tables/sheet", "tensors",
+    "plan/cluster", "plan/driver", "plan/freshness", "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records",
+    "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
 }  # fmt: skip
 
 
@@ -404,15 +410,15 @@ def test_every_file_says_who_it_is_in_recipes():
     packages = {file for file in files if file.endswith("__init__")} - {
         "networks/__init__"
     }  # a docstring; names read late
-    groups = set(recipes.named_files()), set(recipes.covered()), WITHOUT_RESULTS, packages
+    groups = set(versions.named_files()), set(versions.covered()), WITHOUT_RESULTS, packages
     assert set().union(*groups) == files and sum(map(len, groups)) == len(files)
     for file in files:  # what the search of the text finds is what the file says
         name = literal(file, "RECIPE", (None,))[0]
         assert (name, literal(file, "COVERED_BY")) == (
-            recipes.named_files().get(file),
-            recipes.covered().get(file),
+            versions.named_files().get(file),
+            versions.covered().get(file),
         ), file
-    assert set(recipes.covered().values()) <= set(recipes.versions())
+    assert set(versions.covered().values()) <= set(versions.table())
 
 
 def package(monkeypatch, tmp_path, texts):
@@ -439,7 +445,7 @@ def package(monkeypatch, tmp_path, texts):
 def test_a_name_that_is_not_one_is_refused_in_one_sentence(monkeypatch, tmp_path, texts, sentence):
     package(monkeypatch, tmp_path, texts)
     with pytest.raises(Problem, match=sentence):
-        recipes.versions()
+        versions.table()
 
 
 def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
@@ -451,34 +457,34 @@ def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
                        "from eldistill.mixed import y\nfrom eldistill.networks import build\n"
                        'RECIPE = ("methods/new", 1)\n',
     })  # fmt: skip
-    recipes._imported.cache_clear()
+    versions._imported.cache_clear()
     try:
-        assert recipes.uses("methods/new") == ("draws", "loop", "score")
+        assert versions.uses("methods/new") == ("draws", "loop", "score")
     finally:
-        recipes._imported.cache_clear()
+        versions._imported.cache_clear()
 
 
 def test_every_module_of_a_recipe_has_a_literal_version():
     modules = {module for suite in SHIPPED["suites"] for step in steps(suite=suite).values() for module in step.modules}
-    assert len(modules) > 10 and all(isinstance(recipes.version(module), int) for module in modules)
+    assert len(modules) > 10 and all(isinstance(versions.version(module), int) for module in modules)
     with pytest.raises(Problem, match=r"no module .* has the name 'files' in its RECIPE; add"):
-        recipes.version("files")
+        versions.version("files")
 
 
 def test_the_version_table_in_git_is_the_present_one():
-    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == recipes.versions()
+    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == versions.table()
 
 
 def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
     (tmp_path / "workflow").mkdir()
-    recipes.write_versions(tmp_path)
+    versions.write_versions(tmp_path)
     path = tmp_path / "workflow/versions.json"
     os.utime(path, (5, 5))
-    recipes.write_versions(tmp_path)
+    versions.write_versions(tmp_path)
     assert path.stat().st_mtime == 5
     path.write_text("{}")
-    recipes.write_versions(tmp_path)
-    assert json.loads(path.read_text()) == recipes.versions()
+    versions.write_versions(tmp_path)
+    assert json.loads(path.read_text()) == versions.table()
 
 
 # --- packs shared by `like` ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from eldistill import contract
 from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
 from eldistill.errors import NonFinite, Problem
+from eldistill.losses import mmd
 from eldistill.training import compute as speed
 from eldistill.training import loop, optimisers, state
 from eldistill.training import watch as guards
@@ -49,6 +50,31 @@ def test_radam_is_torchs_to_the_bit(dtype, decay):
     assert not any(torch.equal(a, b) for a, b in zip(ours, start, strict=True))
 
 
+# --- the state of a phase ---
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_phase_sets_its_networks_as_train_and_requires_grad_do(bench, device):
+    """Whether each module trains and each parameter has a gradient; elsewhere than on a CPU by the modules' own methods."""
+
+    class Counting(torch.nn.Module):
+        calls = 0
+
+        def train(self, mode: bool = True):
+            Counting.calls += 1
+            return super().train(mode)
+
+    job = bench.job(device=device)
+    job.nets["generator"].extra = Counting()
+    work = loop.Loop(job)
+    net, Counting.calls = job.nets["generator"], 0
+    for training, gradient in ((True, False), (False, True), (True, True), (False, False)):
+        work._set("generator", training, gradient)
+        assert {module.training for module in net.modules()} == {training}
+        assert {parameter.requires_grad for parameter in net.parameters()} == {gradient}
+    assert Counting.calls == (0 if device == "cpu" else 4)
+
+
 # --- waiting for the device ---
 
 
@@ -64,36 +90,117 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("supplements", [None, {"embedding": {"diagnose": 0}}], ids=["alone", "el"])
+ALONE, EL = {}, {"embedding": {"diagnose": 1}}
+
+
+@pytest.mark.parametrize("supplements", [ALONE, EL], ids=["alone", "el"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_iteration_reads_its_numbers_together(bench, method, supplements):
-    """Nothing is asked of the device one by one: `look` asks for all at once (`tolist`), once in a phase; with EL for the
-    base loss and for EL, and where they meet at the weights for EL's strength there."""
+    """Nothing is asked of the device one by one: `look` reads everything at once (`tolist`), once an iteration."""
     work, looks = loop.Loop(bench.job(method, supplements, batch=4)), []
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # its age lies on the CPU
     look = work.watch.look
-    work.watch.look = lambda progress, *wanted: (looks.append(wanted), look(progress, *wanted))[1]
+    work.watch.look = lambda progress: (looks.append(progress), look(progress))[1]
     with Reads() as reads:
         work.iterate()
-    phases = len(work.job.method.phases(work.job.numbers, work.progress))
-    assert (reads.count, len(looks)) == (0, phases + (2 + (method == "consistency") if supplements else 0))
+    assert (reads.count, len(looks)) == (0, 1)
+
+
+BESIDE = {
+    "alone": ALONE, "gan": {"gan": {}}, "el, gan": EL | {"gan": {}}, "regression": {"regression": {}},
+    **{f"el, {kernel}": {"embedding": {"diagnose": 1, "kernel": kernel}} for kernel in mmd.KERNELS},
+    "el, augmented": {"embedding": {"augmentation": ("color", "crop", "flip")}}, "el, stacked": {"embedding": {"stack": "stacked"}},
+}  # fmt: skip
+LEVELS = ("fixed", "growing", "doubling", "continuous")
+
+
+def unreadable(bench, method: str, supplements: dict, **others) -> tuple[loop.Loop, list]:
+    """A training on torch's `meta` device, whose numbers nobody can read; and a list of its looks, one for each."""
+    work, looks = loop.Loop(bench.job(method, supplements, device="meta", **others)), []
+
+    def look(progress) -> None:
+        looks.append(progress)
+        for scalars, take in work.watch._asked:
+            take(*(1.0 for _ in scalars))
+        work.watch._asked, work.watch._watched = [], []
+
+    work.watch.look = look
+    for optimiser in work.optimisers.values():
+        optimiser.step = lambda: None  # torch has no fused one there
+    return work, looks
+
+
+@pytest.mark.parametrize(
+    "method, supplements",
+    [
+        *((each, "alone") for each in METHODS),
+        *((each, "el, rbf") for each in METHODS[1:]),
+        *(("diff_instruct", each) for each in BESIDE),
+    ],
+)
+def test_a_device_is_waited_for_once_an_iteration(bench, method, supplements):
+    """Everything else goes on without knowing one number: on a device that has none to give, nothing fails."""
+    work, looks = unreadable(bench, method, BESIDE[supplements], labels=3, dropout=0.1)
+    for _ in range(2):
+        work.iterate()
+    assert len(looks) == 2 and work.n_images == 8
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_no_schedule_of_levels_asks_the_device(bench, levels):
+    """Grids of CD, CT, iCT and ECT: which images need a target is not known outside the device either."""
+    numbers = contract.module("methods", "consistency").Numbers(levels=levels, choice="lognormal", flip=True)
+    work, looks = unreadable(bench, "consistency", EL, numbers=numbers)
+    work.iterate()
+    assert len(looks) == 1
+
+
+def test_a_device_computes_all_targets(bench, monkeypatch):
+    """Where it is not asked which are needed the loss is the same up to rounding."""
+    numbers = contract.module("methods", "consistency").Numbers(levels="continuous", k=0.0, q=2.0, P_mean=-4.0)
+    found = []
+    for there in (False, True):
+        monkeypatch.setattr(noise, "computed_on", lambda device, there=there: there)
+        work = loop.Loop(bench.job("consistency", numbers=numbers, batch=16, dropout=0.2, dtype=torch.float64))
+        work.iterate()
+        found.append(work.watch.sums["generator.consistency"][0])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_numbers_wait_for_a_look():
-    """Sums, in the order of counting; numbers that are known already are added at once."""
-    watch = guards.Watch(2)
+    """Sums, in the order of counting, of numbers that are known and of those that a device knows."""
+    watch, progress = guards.Watch(2), contract.Progress(0, 0, 1)
     watch.count("a", torch.tensor(3.0), 0.5)
-    watch.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
     watch.count("b", 7.0)
-    assert watch.sums == {"b": [3.5, 0.5]}
-    watch.look(contract.Progress(0, 0, 1))
-    assert watch.sums == {"b": [3.5, 0.5], "a": [4.0, 1.0]}
-    assert watch.look(contract.Progress(0, 0, 1), torch.tensor(2.5), torch.tensor(0.1).double()) == [
-        2.5,
-        float(torch.tensor(0.1)),
-    ]
-    assert watch.sums["a"] == [4.0, 1.0] and watch.look(contract.Progress(0, 0, 1)) == []
+    watch.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
+    watch.count("c", torch.tensor(0.0) / 0, known=torch.tensor(False))  # there is none
+    watch.count("d", torch.tensor(2.0), known=torch.tensor(True))
+    watch.later(contract.Later([torch.tensor(2.0), torch.tensor(5.0)], lambda a, b: {"product": a * b}), "el.")
+    assert watch.sums == {}
+    watch.look(progress)
+    expected = {"a": [4.0, 1.0], "b": [3.5, 0.5], "d": [1.0, 0.5], "el.product": [5.0, 0.5]}
+    assert watch.sums == expected and list(watch.sums) == list(expected)
+    watch.look(progress)
+    assert watch.sums == expected
+
+
+@pytest.mark.parametrize("method", ["diff_instruct", "consistency"])
+def test_nothing_bad_is_saved(bench, method):
+    """A gradient that is not finite has moved weights before it is found: the run ends there, with the state before it."""
+    work = loop.Loop(bench.job(method, steps=6, save_seconds=0))
+    iterate, parameter = work.iterate, next(p for p in work.job.nets["generator"].parameters() if p.ndim > 1)
+
+    def poisoned() -> None:
+        if work.iteration == 3:
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+        iterate()
+
+    work.iterate = poisoned
+    with pytest.raises(NonFinite, match=r"step 3 \(12 images\): gradient of generator\."):
+        work.run()
+    tensors, numbers = state.load(work.job.folder)
+    assert numbers["n_images"] == 12 and all(bool(each.isfinite().all()) for each in tensors.values())
 
 
 def test_the_first_bad_tensor_is_named():
@@ -194,8 +301,8 @@ def test_channels_beside_each_other_agree(bench, method, kind):
 @pytest.fixture
 def tracing(monkeypatch):
     """Networks are traced as for a compiler, whether this machine has one or not; its machine code would take minutes."""
-    compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **options: compile(net, backend="aot_eager", **options))
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda each, **options: compile(each, backend="aot_eager", **options))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     torch._dynamo.reset()
 
@@ -211,7 +318,7 @@ TRACING = "ignore:The .grad attribute of a Tensor that is not a leaf"  # torch's
 
 @pytest.mark.filterwarnings(TRACING)
 @pytest.mark.parametrize(
-    ("method", "dropout"), [("diff_instruct", 0.3), ("dmd2", 0.0), ("sid", 0.3), ("consistency", 0.3)]
+    ("method", "dropout"), [("diff_instruct", 0.3), ("dmd2", 0.3), ("sid", 0.3), ("sida", 0.3), ("consistency", 0.3)]
 )
 def test_compiled_networks_agree(bench, method, dropout, tracing):
     """Traced as a compiler would (without making machine code, which takes minutes): the run up to rounding, dropout masks
@@ -228,11 +335,55 @@ def test_compiled_networks_agree(bench, method, dropout, tracing):
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
+def arguments(labels: int) -> tuple:
+    normal = torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(3, 1, 8, 8, generator=normal, dtype=torch.float64), torch.tensor([0.1, 1.0, 5.0])
+    return x, sigma, torch.eye(labels, dtype=torch.float64)[:3] if labels else None
+
+
+def three_passes(net: torch.nn.Module, labels: int = 0) -> list[torch.Tensor]:
+    """What `forward`, `encode` and `both` give, and the gradients of it at the weights and the images."""
+    x, sigma, classes = arguments(labels)
+    x.requires_grad_()
+    outputs = [net(x, sigma, classes), net.encode(x, sigma, classes), *net.both(x, sigma, classes)]
+    wanted = [p for p in net.parameters() if p.requires_grad]
+    loss = sum((each * (index + 1)).square().sum() for index, each in enumerate(outputs))
+    return [*outputs, *torch.autograd.grad(loss, [x, *wanted], allow_unused=True)]
+
+
+@pytest.mark.filterwarnings(TRACING)
+@pytest.mark.parametrize(("network", "labels"), [("song", 3), ("adm", 0), ("edm2", 0), ("ddpm", 0), ("guided", 0)])
+def test_every_pass_of_a_denoiser_is_compiled(bench, network, labels, tracing):
+    """One graph each for the image, the features and both; none is made again for another call or a network like it."""
+    nets = [bench.teacher(labels, torch.float64, network=network, seed=seed).requires_grad_() for seed in (0, 1)]
+    wanted = [three_passes(net, labels) for net in nets]
+    stats = torch._dynamo.utils.counters
+    stats.clear()
+    speed.compiled(nets)
+    for net, plain in zip(nets, wanted, strict=True):
+        for _ in range(2):
+            for found, each in zip(three_passes(net, labels), plain, strict=True):
+                assert (found is None) == (each is None)
+                if each is not None:
+                    torch.testing.assert_close(found, each, rtol=1e-9, atol=1e-12)
+    assert stats["stats"]["unique_graphs"] == 3 and not stats["graph_break"]
+    stats.clear()
+    with speed.eager(True):
+        three_passes(nets[0], labels)
+    assert not stats["stats"]
+
+
+@pytest.mark.filterwarnings(TRACING)
 def test_a_copy_is_not_compiled(bench, tracing):
-    """Whatever a training copies of its networks is evaluated as it is written."""
-    net = bench.teacher()
+    """Whatever a training copies of its networks is evaluated as it is written, and the original stays compiled."""
+    net = bench.teacher().requires_grad_()
     speed.compiled([net])
-    assert net.network._compiled_call_impl is not None and copy.deepcopy(net).network._compiled_call_impl is None
+    copied, stats = copy.deepcopy(net), torch._dynamo.utils.counters
+    stats.clear()
+    three_passes(copied)
+    assert not stats["stats"]
+    three_passes(net)
+    assert stats["stats"]["unique_graphs"] == 3
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from test_tables import add_run, metrics, read, write
 
 from eldistill.errors import Problem
 from eldistill.paths import STUDY
-from eldistill.plan import params, recipes
+from eldistill.plan import params, versions
 from eldistill.plan.recipes import Plan
 from eldistill.tables import curves as plots
 from eldistill.tables.studies import page as studies
@@ -1023,8 +1023,8 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
 )
 def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
     """All that its three files are made by, and no other kind's code."""
-    before, old = BEFORE(), recipes.version
-    monkeypatch.setattr(recipes, "version", lambda name: old(name) + (name == module))
+    before, old = BEFORE(), versions.version
+    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
     after = digests()
     assert {name for name in before if before[name] != after[name]} == expected
 

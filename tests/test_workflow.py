@@ -256,9 +256,9 @@ def test_dvc_stages_are_the_six_words():
 
 def test_versions_file_is_current():
     """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
-    from eldistill.plan import recipes
+    from eldistill.plan import versions
 
-    assert json.loads((ROOT / "workflow/versions.json").read_text()) == recipes.versions()
+    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.table()
 
 
 def test_distil_needs_five_packages_only():

@@ -30,13 +30,14 @@ A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it
     weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
     direct_terms(tools, nets, batch, numbers) -> {name: scalar}      with a pass of its own; `numbers.weight` is its factor
     critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
-    diagnose(value, base, own, batch, numbers, memory) -> {name: float}   for the log: value and gradients at the images
+    diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
     warning(means) -> sentence or None                               on the means of a tick
 
 generator_terms and weight come together; of its terms, one whose gradient is None is for the log alone. base and own
 are root mean squares of the two gradients where they meet: at the images, or at the generator's last layer if the base
-loss has no gradient at the images; there, and only there, base holds the direct terms of other supplements too.
-`memory` is a dict of floats that is saved with the state. Nothing is drawn from a global generator: `batch.draw` makes
+loss has no gradient at the images; there, and only there, base holds the direct terms of other supplements too. Both are
+scalars of the device, which no supplement may read: that would wait for a GPU. `memory` is a dict of scalars, floats or of
+the device, that is saved with the state as floats. Nothing is drawn from a global generator: `batch.draw` makes
 all random numbers.
 
 A family of embedding networks offers `Numbers` and
@@ -52,6 +53,7 @@ teacher to `stages` as a fourth argument.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -106,10 +108,24 @@ class AtImages:
 
 @dataclass(frozen=True)
 class Weight:
-    """The factor of a supplement's gradient, and whether a bound held it: then it is not the one that was asked for."""
+    """The factor of a supplement's gradient, and whether a bound held it: then it is not the one that was asked for.
 
-    factor: float
-    bounded: bool = False
+    Both may be scalars of the device: the loop does not wait to know them.
+    """
+
+    factor: float | torch.Tensor
+    bounded: bool | torch.Tensor = False
+
+
+@dataclass(frozen=True)
+class Later:
+    """Numbers for the log that are made of some scalars of the device, once these are read back with all others.
+
+    finish: takes their values in order and gives the numbers by name; it may change the supplement's memory.
+    """
+
+    scalars: list[torch.Tensor]
+    finish: Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True)

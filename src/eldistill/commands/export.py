@@ -14,7 +14,7 @@ from eldistill import files, networks
 from eldistill.data import classes
 from eldistill.diffusion import noise
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params, recipes, versions
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 
@@ -73,7 +73,7 @@ def code(file: str) -> dict[str, str]:
     """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
     room = Path(networks.__file__).parent
     names = ["__init__", "layers", "precond", file]
-    names += [used.removeprefix("networks/") for used in recipes.uses(f"networks/{file}")]
+    names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
     found = {}
     for name in dict.fromkeys(names):
         text = (room / f"{name}.py").read_text(encoding="utf-8")

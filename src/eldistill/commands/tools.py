@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params, recipes, versions
 
 
 def say(text: str) -> None:
@@ -184,6 +184,6 @@ TOOLS = {
     ),
     "recipes": Tool(
         "write workflow/versions.json from the RECIPE of every module",
-        "Writes workflow/versions.json from the RECIPE of every module.", (), lambda chosen: recipes.write_versions(),
+        "Writes workflow/versions.json from the RECIPE of every module.", (), lambda chosen: versions.write_versions(),
     ),
 }  # fmt: skip

@@ -9,8 +9,10 @@ change none of them.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -240,20 +242,36 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
             "dropout in training mode needs eldistill.diffusion.noise.masks(draw, purpose) of the same images"
         )
     source.calls += 1
-    each = x[0].numel()
-    place = _scramble(torch.arange(each, device=x.device) + (source.calls << 40))
-    keep = torch.empty(len(x), each, dtype=torch.bool, device=x.device)
-    keys, together = source.keys.to(x.device), AT_ONCE.get(x.device.type, 2**24) // max(each, 1)
-    step = len(x) if torch.compiler.is_compiling() else max(1, together)  # a compiler keeps no numbers in between
-    for start in range(0, len(x), step):
-        bits = _scramble(keys[start : start + step, None] ^ place)
-        keep[start : start + step] = bits.bitwise_and_(0xFFFFFF) >= round(p * 2**24)
-    return x * keep.reshape(x.shape).to(x.dtype) / (1 - p)
+    keys, layer, limit = source.keys.to(x.device), source.calls << 40, round(p * 2**24)
+    if x.device.type in FUSED and _fusible():
+        return _Fused.apply(x, keys, layer, limit, p)
+    return _apply(x, _keep(x, keys, layer, limit), p)
+
+
+def _apply(x: torch.Tensor, keep: torch.Tensor, p: float) -> torch.Tensor:
+    # A product, so that a NaN stays one wherever the mask is zero.
+    return x * keep.reshape(x.shape) / (1 - p)
 
 
 # Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at once), on a
 # GPU so many that their 256 MB do not grow with the layer.
 AT_ONCE = {"cpu": 2**16, "cuda": 2**24}
+
+
+def _keep(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int) -> torch.Tensor:
+    # The mask, bool [n, entries of an image]: a hash of the image's key and of the entry's place in this layer.
+    each = x[0].numel()
+    place = _scramble(torch.arange(each, device=x.device) + layer)
+    keep = torch.empty(len(x), each, dtype=torch.bool, device=x.device)
+    together = AT_ONCE.get(x.device.type, 2**24) // max(each, 1)
+    step = len(x) if torch.compiler.is_compiling() else max(1, together)  # a compiler keeps no numbers in between
+    for start in range(0, len(x), step):
+        keep[start : start + step] = _hash(keys[start : start + step], place) >= limit
+    return keep
+
+
+def _hash(keys: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    return _scramble(keys[:, None] ^ place).bitwise_and_(0xFFFFFF)
 
 
 def _scramble(x: torch.Tensor) -> torch.Tensor:
@@ -269,3 +287,69 @@ def _scramble(x: torch.Tensor) -> torch.Tensor:
         x.mul_(factor)
     fold()
     return x
+
+
+# --- dropout on a GPU: one kernel ---
+
+FUSED = ("cuda",)  # devices on which dropout is compiled code
+
+
+def _fusible() -> bool:
+    # Inside a region that a compiler traces the plain form is fused with its neighbours; derivatives in forward mode
+    # (torch.func.jvp, torch.autograd.forward_ad) go through the plain form too.
+    forward = torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return not (forward or torch.compiler.is_compiling())
+
+
+class _Fused(torch.autograd.Function):
+    # Dropout by the compiled form. It is linear, so the way back is the same with the same mask, which is computed again
+    # instead of being kept.
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
+        ctx.save_for_backward(keys)
+        ctx.numbers = layer, limit, p
+        return _fused(x, keys, layer, limit, p)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        return _Fused.apply(gradient, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
+
+
+def _fused(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
+    """What `dropout` gives, from compiled code; from the plain form, after one warning, where it cannot be compiled.
+
+    The masks are equal to the bit. On a GPU the division may differ from the plain form's in the last place.
+    """
+    if not _failed:
+        try:
+            # As a tensor: a compiler may hold whole numbers in 32 bits.
+            place = torch.full((), layer, dtype=torch.int64, device=x.device)
+            # Flat where that is a view: the code of a compiler depends on which sizes of a tensor are equal.
+            flat = x.view(len(x), x[0].numel()) if x.is_contiguous() else x
+            return _compiled()(flat, keys, place, limit, 1 - p).view(x.shape)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a compiler: whatever it is, dropout can do without
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            _failed.append(reason)
+            warnings.warn(
+                f"dropout is computed without compiled code, which is slower and equal otherwise: {reason}",
+                stacklevel=2,
+            )
+    return _apply(x, _keep(x, keys, layer, limit), p)
+
+
+_failed: list[str] = []  # why there is no compiled code, once that is known
+
+
+@functools.cache
+def _compiled():
+    # Beyond that many variants torch would go on uncompiled without a word; with fullgraph it says so.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    return torch.compile(_expression, dynamic=True, fullgraph=True)
+
+
+def _expression(x: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, limit: int, share: float) -> torch.Tensor:
+    place = _scramble(torch.arange(x[0].numel(), device=x.device) + layer)
+    return x * (_hash(keys, place) >= limit).reshape(x.shape) / share

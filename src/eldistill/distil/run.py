@@ -7,6 +7,7 @@ Everything is first written to the run's state folder; the outputs appear at the
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import os
 import platform
@@ -41,7 +42,8 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
 
     recipe: the `params` of a distil recipe; whole: all of it, for the description of the generator. upstream: paths of
     `images`, `teacher`, `ensembles` (one manifest for each supplement that names an ensemble, in order), `pairs` {(n,
-    seed): path}, `start` (a generator, or None). site: device, micro_batch, channels_last, recompute, compile, save_seconds, max_seconds.
+    seed): path}, `start` (a generator, or None). site: device, micro_batch, channels_last, recompute, compile, tf32,
+    deterministic, benchmark, save_seconds, max_seconds.
     Raises Problem, NonFinite, loop.Stopped.
     """
     values = recipe["method"]
@@ -86,7 +88,8 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
             )
         for layer in layers:
             layer.dropout = values["dropout"]
-    speed.precision(values.get("precision", "float32"), [teacher, *nets.values()])
+    # A recipe leaves float32 out.
+    arithmetic = speed.arithmetic(values.get("precision", "float32"), site, [teacher, *nets.values()])
     settings = [params.freeze("Optimiser", values[name]) for name in ("generator", "critic")]
     job = loop.Job(
         method=method, numbers=numbers,
@@ -94,7 +97,7 @@ def make(recipe: dict, digest: str, upstream: dict, folder: Path, site, say, who
         nets=nets, published="generator", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={name: settings[name != "generator"] for name in nets}, fixed={"teacher": teacher},
         supplements=added, device=site.device, micro_batch=site.micro_batch,
-        ticks=recipe["ticks"], save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
+        ticks=recipe["ticks"], save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say, arithmetic=arithmetic,
     )  # fmt: skip
     if start is None:
         _check_start(job, teacher)
@@ -228,6 +231,7 @@ def provenance(work: loop.Loop, digest: str, device: str, flop: float | None = N
     return {
         **origin(digest),
         "device": torch.cuda.get_device_name() if "cuda" in device else platform.machine(),
+        **(dataclasses.asdict(work.job.arithmetic) if work.job.arithmetic else {}),
         "iterations": work.iteration,
         "n_images": work.n_images,
         "flop_per_iteration": flop,

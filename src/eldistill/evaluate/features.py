@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eldistill import registry
 from eldistill.errors import Problem
 from eldistill.evaluate import judges
 from eldistill.evaluate.metrics import FLOAT
-from eldistill.registry import spaces
 
 COVERED_BY = "evaluate"
 
@@ -31,7 +31,7 @@ def feature_space(name: str, judge: Path | None = None, device="cpu") -> Callabl
     """The function from uint8 images to features called `name` in params.yaml; judge: the file of a `judge-…`."""
     if judge or name == "pixels":
         return judges.load(judge, device) if judge else pixels
-    return importlib.import_module(f"eldistill.spaces.{spaces()[name]}").load(name, device)
+    return importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}").load(name, device)
 
 
 @torch.no_grad()

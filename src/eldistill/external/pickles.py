@@ -32,14 +32,13 @@ from eldistill.external.machine import (
     Dtype,
     Header,
     Machine,
-    Name,
     Record,
-    Refused,
     Storage,
     Stub,
     Tensor,
     whole,
 )
+from eldistill.external.opcodes import Name, Refused
 
 RECIPE = ("teacher/pickles", 1)
 # Of a network, far above what the published have: modules, tensors, characters of a name and of all names together.

@@ -93,7 +93,7 @@ class Numbers:
     )  # fmt: skip
     flip: bool = number(False, "mirror half of the real images (CD and CT on CIFAR-10)")
     targets: str = number(
-        "needed", "needed: no target pass for images with r = 0, whose target is the data; all: the authors' way",
+        "needed", "needed: on a CPU no target pass for images with r = 0, whose target is the data; all: the authors' way",
         choices=("needed", "all"),
     )  # fmt: skip
     sigmas_2: tuple[float, ...] = number((80.0, 0.821), "noise levels of two-step sampling (ECT; CD: 1.3824)")
@@ -179,7 +179,9 @@ def targets(nets: dict, real, noisy, epsilon, sigma, lower, labels, numbers: Num
     if numbers.levels != "continuous":  # on a grid all are above 0; a GPU need not be asked
         return target(below, lower, labels)
     needed = lower > 0
-    if numbers.targets == "all" and needed.any():
+    # A device would be waited for to learn how many are needed; it computes them all.
+    unknown = noise.computed_on(lower.device)
+    if unknown or (numbers.targets == "all" and needed.any()):
         level = torch.where(needed, lower, torch.full_like(lower, noise.SIGMA_MIN))
         return torch.where(column(needed), target(below, level, labels), real)
     found = real.clone()
@@ -218,7 +220,7 @@ SOURCES = {
 
 
 def _neighbours(batch: Batch, numbers: Numbers, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    grid = noise.karras_sigmas(n, numbers.sigma_min, numbers.sigma_max).to(batch.draw.device)
+    grid = noise.sent(noise.karras_sigmas(n, numbers.sigma_min, numbers.sigma_max), batch.draw.device)
     if numbers.choice == "uniform":
         index = batch.draw.integers("sigma", n - 1)
     else:

@@ -216,7 +216,9 @@ class DhariwalUNet(nn.Module):
         return self.decode(*self.encode(x, c_noise, labels, augment_labels))
 
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
-        embedding = self.map_noise(c_noise)
+        embedding, labels, augment_labels = layers.like(
+            self.map_layer0.weight, self.map_noise(c_noise), labels, augment_labels
+        )
         if self.map_augment is not None and augment_labels is not None:
             embedding = embedding + self.map_augment(augment_labels)
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
@@ -229,6 +231,7 @@ class DhariwalUNet(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """features [n, *features_shape], the last output of the encoder; all its outputs; the embedding [n or 1, e]."""
         embedding, skips = self._embed(c_noise, labels, augment_labels), []
+        (x,) = layers.like(embedding, x)
         for layer in self.enc.values():
             x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
             skips.append(x)

@@ -176,8 +176,10 @@ class DDPM(nn.Module):
         whole = (sigma**2 + self.sigma_data**2).sqrt()
         scaled = x * (whole / (1 + sigma**2).sqrt()).reshape(-1, 1, 1, 1)  # x_t
         step = self.step(sigma).expand(len(x))
-        embedding = self.unet.time_embedding(self.unet.time_proj(step).to(x.dtype))
-        h = self.unet.conv_in(scaled)
+        # In half precision what layers see is rounded; x and sigma are not, as F is a difference of two large numbers.
+        narrow = self.unet.conv_in.weight.dtype
+        embedding = self.unet.time_embedding(self.unet.time_proj(step).to(x.dtype).to(narrow))
+        h = self.unet.conv_in(scaled.to(narrow))
         skips = (h,)
         for block in self.unet.down_blocks:
             h, more = block(hidden_states=h, temb=embedding)

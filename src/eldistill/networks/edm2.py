@@ -96,6 +96,9 @@ def normalise(x: torch.Tensor, dim: int | Sequence[int] | None = None, eps: floa
     r is taken in float32 at least; shape and dtype are those of x.
     """
     over = tuple(range(1, x.ndim)) if dim is None else dim
+    if x.dtype.itemsize == 2:  # summed in float32 without a copy of x in float32
+        size = torch.linalg.vector_norm(x, dim=over, keepdim=True, dtype=torch.float32)
+        return x / (size * math.sqrt(size.numel() / x.numel()) + eps).to(x.dtype)
     r = x.to(_precise(x)).square().mean(over, keepdim=True).sqrt()
     return x / (r + eps).to(x.dtype)
 
@@ -152,6 +155,7 @@ class MPConv(nn.Module):
         super().__init__()
         self.weight = layers.undrawn(out_channels, in_channels, *kernel)
         self.fan_in = in_channels * math.prod(kernel)
+        self.prepared = False  # whether `weight` is what `prepared_weight` gave: inside a pass in half precision
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -163,7 +167,22 @@ class MPConv(nn.Module):
         """Write the normalised weight in place, after an optimiser step (eq. 66); what the layer computes stays."""
         self.weight.copy_(normalise(self.weight))
 
+    def prepared_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """What a pass in half precision uses, before rounding: each row with the root mean square 1 / sqrt(fan in)."""
+        return normalise(weight.to(_precise(weight))) / self.fan_in**0.5
+
+    def unprepared_gradient(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of the weight from that of `prepared_weight`, both of the weight's shape."""
+        over = tuple(range(1, weight.ndim))
+        r = weight.square().mean(over, keepdim=True).sqrt()
+        along = (gradient * weight).mean(over, keepdim=True) / (r * (r + 1e-4))
+        return (gradient - weight * along) / ((r + 1e-4) * self.fan_in**0.5)
+
     def forward(self, x: torch.Tensor, gain: torch.Tensor | float = 1.0) -> torch.Tensor:
+        if self.prepared:  # networks/half.py; the gain, in float32, scales the result instead of the weight
+            x = x.to(self.weight.dtype)
+            out = F.conv2d(x, self.weight, padding="same") if x.ndim == 4 else F.linear(x, self.weight)
+            return out * gain if isinstance(gain, torch.Tensor) or gain != 1 else out
         # Unit variance in, unit variance out: a row's entries have the root mean square 1 / sqrt(fan in).
         unit = normalise(self.weight.to(_precise(self.weight)))
         weight = (unit * (gain / self.fan_in**0.5)).to(x.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eldistill.diffusion import noise
+from eldistill.networks import half
 
 RECIPE = ("networks/layers", 1)
 
@@ -58,6 +60,11 @@ def heads(channels: int, width: int) -> int:
 def undrawn(*shape: int) -> nn.Parameter:
     """A parameter of NaN, to be drawn or loaded."""
     return nn.Parameter(torch.full(shape, math.nan))
+
+
+def like(reference: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The tensors in the dtype of `reference`; None stays None. What enters layers in half precision; else nothing changes."""
+    return tuple(None if each is None else each.to(reference.dtype) for each in tensors)
 
 
 class _Weighted(nn.Module):
@@ -135,16 +142,15 @@ class Conv2d(_Weighted):
         x = self._double(x, margin) if self.up else self._halve(x, margin) if self.down else x
         return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding="same")
 
-    def _filters(self, channels: int) -> torch.Tensor:
-        return self.resample_filter.expand(channels, -1, -1, -1)
+    def _filters(self, x: torch.Tensor) -> torch.Tensor:
+        return self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
 
     def _double(self, x: torch.Tensor, padding: int) -> torch.Tensor:
-        channels = x.shape[1]
         # Three of four samples enter as zeros, hence the factor that keeps the mean.
-        return F.conv_transpose2d(x, 4 * self._filters(channels), stride=2, padding=padding, groups=channels)
+        return F.conv_transpose2d(x, 4 * self._filters(x), stride=2, padding=padding, groups=x.shape[1])
 
     def _halve(self, x: torch.Tensor, padding: int) -> torch.Tensor:
-        return F.conv2d(x, self._filters(x.shape[1]), stride=2, padding=padding, groups=x.shape[1])
+        return F.conv2d(x, self._filters(x), stride=2, padding=padding, groups=x.shape[1])
 
 
 class GroupNorm(nn.GroupNorm):
@@ -201,14 +207,33 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     """Self-attention over all pixels. qkv [n, 3 c, h, w] -> [n, c, h, w], c divisible by `heads`.
 
     The channels of qkv lie as [head][channel of the head][q, k, v], those of the result as [head][channel].
-    The softmax runs in float32, or in float64 if that is what comes in.
+    The softmax runs in float32, or in float64 if that is what comes in. In half precision one kernel of torch computes all
+    of it where there is one (`scaled_dot_product_attention`), and no scores are kept.
     """
     n, channels, height, width = qkv.shape
+    if qkv.dtype.itemsize == 2:
+        # Its fast kernels want the channels of a head beside each other.
+        split = qkv.reshape(n, heads, channels // (3 * heads), 3, height * width).permute(3, 0, 1, 4, 2).contiguous()
+        return F.scaled_dot_product_attention(*split).transpose(2, 3).reshape(n, channels // 3, height, width)
     q, k, v = qkv.reshape(n, heads, channels // (3 * heads), 3, height * width).unbind(3)
     precise = torch.promote_types(qkv.dtype, torch.float32)
     scores = torch.einsum("nhcq,nhck->nhqk", q.to(precise), (k / math.sqrt(k.shape[2])).to(precise))
     out = torch.einsum("nhqk,nhck->nhcq", scores.softmax(dim=-1).to(v.dtype), v)
     return out.reshape(n, channels // 3, height, width)
+
+
+class _Both:
+    # Two contexts as one.
+    def __init__(self, first: AbstractContextManager, second: AbstractContextManager):
+        self.first, self.second = first, second
+
+    def __enter__(self):
+        self.first.__enter__()
+        self.second.__enter__()
+
+    def __exit__(self, *error):
+        self.second.__exit__(*error)
+        self.first.__exit__(*error)
 
 
 class Recomputed(nn.Module):
@@ -218,11 +243,16 @@ class Recomputed(nn.Module):
     recompute = False
 
     def __call__(self, *inputs):
-        if not (self.recompute and torch.is_grad_enabled()):
+        if not (self.recompute and torch.is_grad_enabled()) or half.in_forward_mode():
             return super().__call__(*inputs)
         return checkpoint(
-            super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=noise.again
+            super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=self._contexts
         )
+
+    def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        # For the block now, and for the same block computed again: its dropout masks, and the weights of half precision.
+        now, later = noise.again()
+        return now, _Both(later, half.again(self))
 
 
 class UNetBlock(Recomputed):

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
 from eldistill.diffusion import noise
+from eldistill.networks import half
 
 RECIPE = ("networks/precond", 1)
 
@@ -21,7 +23,7 @@ class EDMPrecond(nn.Module):
     `img_channels`, `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images.
     sigma_min, sigma_max: limits that a sampler respects; None means no upper limit.
     boundary: the sigma at which D(x) = x: 0 in EDM; set the attribute to make D a consistency model.
-    precision: of F's products: float32, or bfloat16 with float32 weights, norms and sums (autocast); all else stays as it is.
+    precision: of what F computes: float32, or bfloat16 with float32 weights (networks/half.py); all else stays as it is.
     """
 
     inner = "model"  # what F is called in the state
@@ -40,6 +42,8 @@ class EDMPrecond(nn.Module):
         self.sigma_max = math.inf if sigma_max is None else sigma_max
         self.boundary = 0.0
         self.precision = torch.float32
+        self.copies = half.Copies()
+        self._compiled: dict = {}  # of the functions that `_run` runs
         self.img_resolution: int = model.img_resolution
         self.img_channels: int = model.img_channels
         self.label_dim: int = model.label_dim
@@ -75,29 +79,43 @@ class EDMPrecond(nn.Module):
         zeros. Raises ValueError for a shape that does not fit.
         """
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
-        with self._cast(skipped):
+        with self._cast():
             found = self.network(*inputs)
         return skipped + c_out * found.to(skipped.dtype)
 
     def encode(self, x, sigma, labels=None, augment_labels=None) -> torch.Tensor:
         """The last output of F's encoder, [n, *features_shape], without running the decoder; arguments as above."""
         skipped, _, inputs = self._scale(x, sigma, labels, augment_labels)
-        with self._cast(skipped):
-            return self.network.encode(*inputs)[0].to(skipped.dtype)
+        with self._cast():
+            return self._run(_features, inputs).to(skipped.dtype)
 
     def both(self, x, sigma, labels=None, augment_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` and `encode` give, from one pass."""
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
-        with self._cast(skipped):
-            features, skips, embedding = self.network.encode(*inputs)
-            found = self.network.decode(features, skips, embedding)
+        with self._cast():
+            found, features = self._run(_output_and_features, inputs)
         return skipped + c_out * found.to(skipped.dtype), features.to(skipped.dtype)
 
-    def _cast(self, x: torch.Tensor):
-        # In float32 nothing at all: autocast costs time even where it is off.
+    def ready(self) -> None:
+        """Bring the half precision copies of the weights up to date now, if there are any, and not in the next pass."""
+        if self.precision != torch.float32:
+            self.copies.refresh(self.network, self.precision)
+
+    def compile_passes(self, **options) -> None:
+        """From now on `forward`, `encode` and `both` run F compiled. options: of torch.compile."""
+        self.network.compile(**options)
+        self._compiled = {each: torch.compile(each, **options) for each in (_features, _output_and_features)}
+
+    def _run(self, run, inputs: tuple):
+        return self._compiled.get(run, run)(self.network, *inputs)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_compiled": {}}  # a copy is not compiled, as torch has it for Module.compile
+
+    def _cast(self) -> AbstractContextManager:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(x.device.type, self.precision)
+        return self.copies.inside(self.network, self.precision)
 
     def _scale(self, x, sigma, labels, augment_labels) -> tuple[torch.Tensor, torch.Tensor, tuple]:
         """c_skip x, c_out and the arguments of F."""
@@ -124,3 +142,12 @@ class EDMPrecond(nn.Module):
         if not width or rows.shape[-1] != width or rows.numel() not in (width, width * len(x)):
             raise ValueError(f"{name} has the shape {list(rows.shape)}, expected [{len(x)}, {width}].")
         return rows.to(x).reshape(-1, width)
+
+
+def _features(network: nn.Module, *inputs) -> torch.Tensor:
+    return network.encode(*inputs)[0]
+
+
+def _output_and_features(network: nn.Module, *inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    features, skips, embedding = network.encode(*inputs)
+    return network.decode(features, skips, embedding), features

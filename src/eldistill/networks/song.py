@@ -116,6 +116,7 @@ class SongUNet(nn.Module):
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         cosine, sine = self.map_noise(c_noise).chunk(2, dim=1)
         embedding = torch.cat([sine, cosine], dim=1)  # the order of the published weights
+        embedding, labels, augment_labels = layers.like(self.map_layer0.weight, embedding, labels, augment_labels)
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
@@ -127,6 +128,7 @@ class SongUNet(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """features [n, *features_shape], the last output of the encoder; all its outputs; the embedding [n or 1, e]."""
         embedding = self._embed(c_noise, labels, augment_labels)
+        (x,) = layers.like(embedding, x)
         skips, pyramid = [], x
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):

@@ -30,6 +30,7 @@ from eldistill.registry import available, settings, spaces
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 # Options of a source, and which of them it reads (one not named here: all).
+HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
 OPTIONS = {"files", "path", "crop", "resolution", "pixels", "background", "orientation", "bits"}
 READ = {"digits": set(), "idx": {"files", "resolution"}, "cifar10": {"path"}, "folder": OPTIONS - {"files", "pixels"},
@@ -175,7 +176,17 @@ class Params:
             value = copy.deepcopy(value)  # its members are filled where they lie; `fill` copies all others
         schema = self._schema(kind, value, self._place(kind, name))
         check(value, schema, self._place(kind, name), self.definitions)
-        return fill(value, schema, self.definitions)
+        filled = fill(value, schema, self.definitions)
+        if filled.get("precision") == "auto":
+            filled["precision"] = self._usual_precision(data)
+        return filled
+
+    def _usual_precision(self, data: str | None) -> str:
+        # By the images and never by the device: a plan is the same everywhere.
+        if data is None or data not in self.values["data"]:
+            return "float32"
+        images = self._section("data", data, None, None)
+        return "bfloat16" if images["source"] == "latents" or (images["resolution"] or 0) >= HALF else "float32"
 
     def _schema(self, kind: str, value: dict, where: str) -> dict:
         schema = self._open(kind)
@@ -254,6 +265,10 @@ class Params:
             if value["state"] is not None and not theirs:
                 raise Problem(
                     f"params.yaml: {where}.state is for a source or a file; leave it out of a teacher that is trained"
+                )
+            if value["precision"] != "float32" and theirs:
+                raise Problem(
+                    f"params.yaml: {where}.precision is of a training; leave it out of a teacher from a source or a file"
                 )
             if not theirs:
                 self._check_network(f"{where}.network", value["network"])

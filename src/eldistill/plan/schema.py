@@ -109,12 +109,14 @@ def follow(schema: dict, definitions: dict) -> dict:
 
 
 def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
-    """`value` without the keys that only describe a machine (`site`) and without neutral ones at their default, at every depth
-    of mappings whose keys the schema lists. known: the schema of each key."""
+    """`value` without the keys that only describe a machine (`site`) and without neutral ones, at every depth of mappings
+    whose keys the schema lists. known: the schema of each key; a key is neutral at its default (`neutral: true`), or at the
+    value that `neutral` names."""
     kept = {}
     for key, item in value.items():
         schema = follow(known.get(key, {}), definitions)
-        if schema.get("site") or (schema.get("neutral") and item == schema.get("default")):
+        neutral = schema.get("neutral")
+        if schema.get("site") or (neutral and item == (schema.get("default") if neutral is True else neutral)):
             continue
         inner = schema.get("properties")
         kept[key] = lasting(item, inner, definitions) if inner and isinstance(item, dict) else item

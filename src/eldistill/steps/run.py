@@ -162,6 +162,9 @@ def _threads(threads: int, word: str) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+MACHINE = ("channels_last", "recompute", "compile", "tf32", "deterministic", "benchmark")  # of the section distil
+
+
 def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -> SimpleNamespace:
     top = values.top("distil")
     device = values.top("device")
@@ -176,7 +179,7 @@ def _site(values: params.Params, recipe: dict, step: Step, max_minutes: float) -
     seconds = 60 * max_minutes
     return SimpleNamespace(
         device=device, micro_batch=_at_once(top, recipe), fit=top["fit"], save_seconds=top["save_seconds"],
-        **{key: top[key] for key in ("channels_last", "recompute", "compile")},
+        **{key: top[key] for key in MACHINE},
         max_seconds=seconds - min(300, seconds / 4),
         batch=values.top("evaluate")["batch"],
     )  # fmt: skip
@@ -208,9 +211,8 @@ def _train(work, train) -> None:
     folder = work.state = state.folder(work.digest)
     code = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))))
     site = work.site
-    code = files.digest(
-        f"{code} {site.device} {site.micro_batch} {site.compile} {site.channels_last} {metadata.version('torch')}"
-    )
+    machine = " ".join(str(getattr(site, key)) for key in ("device", "micro_batch", *MACHINE))
+    code = files.digest(f"{code} {machine} {metadata.version('torch')}")
     with state.lock(folder) if work.first else contextlib.nullcontext():
         if not work.force and (sentence := state.failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.contract import AtImages, Batch, Progress, Weight
+from eldistill.contract import AtImages, Batch, Later, Progress, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed as ensembles
@@ -155,7 +155,7 @@ def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: N
     (gradient,) = torch.autograd.grad(value, x)
     terms = {"mmd2": AtImages(value.detach(), gradient)}
     if found:
-        terms["trace_ratio"] = AtImages(value.new_tensor(found["trace_ratio"]), None)
+        terms["trace_ratio"] = AtImages(found["trace_ratio"].to(value), None)
     return terms
 
 
@@ -193,19 +193,19 @@ def embedding_loss(
             if found is not None and (across is not None or min(len(mine), len(target)) > 1):
                 ratios.append(_spread(mine.detach().double(), across) / _spread(target.double(), across))
     if ratios:
-        found["trace_ratio"] = math.fsum(ratios) / len(ratios)
+        found["trace_ratio"] = torch.stack(ratios).mean()
     total = 0
     for value in values:
         total = total + value
     return total / len(members)
 
 
-def _spread(x: torch.Tensor, across) -> float:
+def _spread(x: torch.Tensor, across) -> torch.Tensor:
     # The trace of the covariance of the rows, of all processes.
     if across is None:
-        return float(x.var(0).sum())
+        return x.var(0).sum()
     n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
-    return float((square - total.square().sum() / n) / (n - 1))
+    return (square - total.square().sum() / n) / (n - 1)
 
 
 def _features(members, x, real, stack: bool):
@@ -235,7 +235,7 @@ def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> tor
 
 
 def weight(
-    base: float, own: float, batch: int, numbers: Numbers, progress: Progress, memory: dict[str, float]
+    base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: dict
 ) -> Weight:
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
@@ -257,29 +257,37 @@ def weight(
 
 
 def diagnose(
-    value: float, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: dict[str, float]
-) -> dict[str, float]:
-    """Numbers for the log. value: EL; base, own: gradients [n, c, h, w] of the base loss (None if it has none at the
-    images) and of EL.
+    value: torch.Tensor, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: dict
+) -> Later:
+    """Numbers for the log. value: EL, a scalar; base, own: gradients [n, c, h, w] of the base loss (None if it has none at
+    the images) and of EL.
 
     snr: running mean of EL over its running deviation. Every `diagnose` iterations, `cosine` of the two gradients, and
     `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see `mix`).
     """
+    scalars = [value]
+    if base is not None and numbers.diagnose and batch.progress.iteration % numbers.diagnose == 0:
+        left, right = base.double(), own.double()
+        scalars += [left.norm(), right.norm(), (left * right).sum()]
+        if len(own) >= 2 * GROUPS:
+            scalars += _projected(base, own)
+    return Later(scalars, functools.partial(_diagnosed, numbers.decay, memory))
+
+
+def _diagnosed(decay: float, memory: dict, value: float, *gradients: float) -> dict[str, float]:
+    # The same from the values of those scalars: EL; two norms and their product; what `optimal` needs.
     for name, each in (("value", value), ("square", value * value), ("weight", 1.0)):
-        memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * each
+        memory[name] = decay * memory.get(name, 0.0) + (1 - decay) * each
     mean, square = memory["value"] / memory["weight"], memory["square"] / memory["weight"]
     spread = square - mean * mean  # of one value, or equal ones, it is rounding
     found = {"snr": mean / math.sqrt(spread)} if memory["weight"] > 0.05 and spread > 1e-12 * square else {}
-    if base is None or not numbers.diagnose or batch.progress.iteration % numbers.diagnose:
+    if not gradients:
         return found
-    sizes = float(base.double().norm()), float(own.double().norm())
-    if min(sizes) > 0:
-        found["cosine"] = float((base.double() * own.double()).sum()) / (sizes[0] * sizes[1])
-    if len(own) >= 2 * GROUPS:
-        share = optimal(base, own)
-        if share is not None:
-            found["optimal"] = share
-    return found
+    left, right, product, *projections = gradients
+    if min(left, right) > 0:
+        found["cosine"] = product / (left * right)
+    share = _optimal(*projections) if projections else None
+    return found if share is None else found | {"optimal": share}
 
 
 def mix(s1: float, s2: float, r: float) -> float:
@@ -299,24 +307,31 @@ def optimal(base: torch.Tensor, own: torch.Tensor) -> float | None:
     measurements. The lemma speaks of two estimators of one vector, which the two losses are not: EL is scaled so that
     its mean projections fit the base's best. A diagnostic, never a weight.
     """
+    return _optimal(*map(float, _projected(base, own)))
+
+
+def _optimal(scale: float, s1: float, s2: float, r: float) -> float | None:
+    return mix(s1, s2, r) if scale > 0 else None
+
+
+def _projected(base: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
+    # Scalars: what EL is scaled by, variances of the projections of the base loss and of EL, and their covariance.
     n = len(base) // GROUPS * GROUPS
     size = base[0].numel()
-    directions = _directions(size).to(base.device)
+    directions = _directions(size, base.device)
     a, b = ((each[:n].double().reshape(GROUPS, -1, size).mean(1) @ directions) for each in (base, own))
     mean_a, mean_b = a.mean(0), b.mean(0)
-    length = float(mean_b @ mean_b)
-    scale = float(mean_a @ mean_b) / length if length > 0 else 0.0
-    if scale <= 0:
-        return None
+    length = mean_b @ mean_b
+    scale = torch.where(length > 0, (mean_a @ mean_b) / length, 0.0)
     b = scale * b
     a, b = a - a.mean(0), b - b.mean(0)
-    s1, s2, r = (float((left * right).sum()) / (GROUPS - 1) for left, right in ((a, a), (b, b), (a, b)))
-    return mix(s1, s2, r)
+    return [scale, *((left * right).sum() / (GROUPS - 1) for left, right in ((a, a), (b, b), (a, b)))]
 
 
 @functools.cache
-def _directions(size: int) -> torch.Tensor:
-    return Draw(0, "el/directions", 0, DIRECTIONS, dtype=torch.float64).normal("direction", size).T / math.sqrt(size)
+def _directions(size: int, device: torch.device) -> torch.Tensor:
+    draw = Draw(0, "el/directions", 0, DIRECTIONS, dtype=torch.float64)
+    return (draw.normal("direction", size).T / math.sqrt(size)).to(device)
 
 
 def warning(means: dict[str, float]) -> str | None:

@@ -80,7 +80,7 @@ def critic_terms(tools: SimpleNamespace, nets: dict, batch: Batch, images: torch
 
 
 def weight(
-    base: float, own: float, batch: int, numbers: Numbers, progress: Progress, memory: dict[str, float]
+    base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: dict
 ) -> Weight:
     """The factor of its gradient; balanced: the share `weight` of the base loss's, as eldistill.losses.balance has it."""
     if not numbers.weight or numbers.weighting == "fixed":

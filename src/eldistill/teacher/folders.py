@@ -14,7 +14,7 @@ from pathlib import Path
 from eldistill import networks
 from eldistill.data import latents
 from eldistill.external import listing, weights
-from eldistill.external.machine import Refused
+from eldistill.external.opcodes import Refused
 from eldistill.teacher import foreign
 from eldistill.teacher.foreign import among, every, or_none, real, whole
 from eldistill.tensors import load_tensors, save_tensors

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from eldistill.external.machine import Refused
+from eldistill.external.opcodes import Refused
 from eldistill.files import sha256 as sha256_of
 
 COVERED_BY = "teacher/convert"

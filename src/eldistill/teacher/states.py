@@ -17,7 +17,7 @@ import torch
 
 from eldistill import networks
 from eldistill.external import weights
-from eldistill.external.machine import Refused
+from eldistill.external.opcodes import Refused
 from eldistill.networks import guided
 from eldistill.teacher import foreign
 from eldistill.tensors import save_tensors

@@ -50,6 +50,7 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         net = networks.build(config, recipe["seed"]).to(site.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
+    arithmetic = speed.arithmetic(recipe.get("precision", "float32"), site, [net])
     speed.prepare(site, [], [net])
     job = loop.Job(
         method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
@@ -58,6 +59,7 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={"teacher": params.freeze("Optimiser", recipe["optimiser"])},
         device=site.device, micro_batch=site.micro_batch, save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
+        arithmetic=arithmetic,
     )  # fmt: skip
     work = loop.Loop(job)
     average = work.run()

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
@@ -32,6 +33,37 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**25), (M_TOP_PAD, 2**26)):
             mallopt(option, size)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a training computed: for its provenance."""
+
+    precision: str  # of the networks: float32 or bfloat16
+    tf32: bool  # products of float32 were rounded to 10 bits
+    deterministic: bool  # equal runs on this device give equal bits
+    benchmark: bool  # convolutions were chosen by a trial
+
+
+def arithmetic(wanted: str, site, nets: Iterable[torch.nn.Module]) -> Arithmetic:
+    """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the machine
+    (site: device, tf32, deterministic, benchmark). A CPU trains in float32 and gives equal bits, whatever they say.
+    """
+    gpu = "cuda" in str(site.device)
+    deterministic = site.deterministic is True or not gpu
+    used = Arithmetic(
+        precision=wanted if gpu else "float32", tf32=gpu and site.tf32, deterministic=deterministic,
+        benchmark=gpu and (site.benchmark is True or (site.benchmark == "auto" and not deterministic)),
+    )  # fmt: skip
+    precision(used.precision, nets)
+    if gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = used.tf32
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = used.benchmark, used.deterministic
+        if used.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+            torch.utils.deterministic.fill_uninitialized_memory = False  # we read nothing that was not written
+            torch.use_deterministic_algorithms(True, warn_only=True)
+    return used
 
 
 def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
@@ -65,10 +97,10 @@ def prepare(site, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) 
 
 
 def compiled(nets: Iterable[torch.nn.Module]) -> None:
-    """Whole passes through these denoisers are compiled for their shapes; a copy of one is not. The same up to rounding.
+    """Compile whole passes through these denoisers for their shapes; a copy of one is not compiled. Equal up to rounding.
 
-    Passes that ask for the encoder's features too (heads of DMD2 and SiDA) stay as they are. Raises Problem without a
-    C++ compiler, by the name that torch looks for.
+    That includes the passes of SiDA's and DMD2's discriminators, which ask for the encoder's features. DMD2's head itself,
+    a few layers in float32, stays as it is. Raises Problem without a C++ compiler, by the name that torch looks for.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
@@ -78,8 +110,8 @@ def compiled(nets: Iterable[torch.nn.Module]) -> None:
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for net in nets:
-        if hasattr(net, "network"):
-            net.network.compile(dynamic=False)
+        if hasattr(net, "compile_passes"):
+            net.compile_passes(dynamic=False)
 
 
 def eager(was_compiled: bool) -> AbstractContextManager:

@@ -10,6 +10,7 @@ Several processes (eldistill.training.processes) share every batch: each does it
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import signal
 import time
@@ -25,7 +26,8 @@ from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import noise
 from eldistill.diffusion.noise import Draw
 from eldistill.errors import NonFinite as NonFinite
-from eldistill.training import optimisers, state
+from eldistill.training import compute as speed
+from eldistill.training import optimisers, reduction, state
 from eldistill.training import processes as distributed
 from eldistill.training import watch as guards
 
@@ -45,7 +47,7 @@ class Supplement:
     module: ModuleType
     numbers: Any
     tools: Any = None
-    memory: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float | torch.Tensor] = field(default_factory=dict)  # scalars, perhaps of the device
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Job:
     max_seconds: float = 0
     snapshots: dict[int, Callable[[torch.nn.Module], None]] = field(default_factory=dict)
     say: Callable[[str], None] = print
+    arithmetic: speed.Arithmetic | None = None
 
 
 class Loop:
@@ -92,6 +95,7 @@ class Loop:
         self.buffers = list(zip(self.average.buffers(), job.nets[job.published].buffers(), strict=True))
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named = {name: list(net.named_parameters()) for name, net in job.nets.items()}
+        self.reductions = reduction.reductions(self.across, self.named)
         # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
         forced = job.method.normalised(job.numbers) if hasattr(job.method, "normalised") else job.nets
         self.normalised = {
@@ -129,6 +133,7 @@ class Loop:
         if hasattr(job.method, "after_step"):
             job.method.after_step(self.nets, job.numbers, progress)
         self._average(progress)
+        self.watch.look(progress)  # the one place where a GPU is waited for
         self.n_images += job.training.batch
         self.iteration += 1
         self.steps += 1
@@ -145,18 +150,39 @@ class Loop:
         optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
         optimiser.zero_grad(set_to_none=True)
         (self._generator if phase.net == "generator" else self._critic)(phase, batch)
-        if self.across.size > 1:
-            self.watch.look(progress)  # who finds something says so before it waits for the others
-        self.across.gradients(parameter for _, parameter in self.named[phase.net])
+        self._sum_gradients(phase.net)
         self._check_gradients(phase.net, numbers)
         optimiser.param_groups[0]["lr"] = optimisers.learning_rate(numbers, progress)
         optimiser.step()
         for layer in self.normalised[phase.net]:
             layer.normalise_weight()
 
+    def _last(self, name: str, last: bool) -> contextlib.AbstractContextManager:
+        """Around a backward pass. last: nothing is added to the gradients of this network in this phase after it."""
+        return self.reductions[name].last_pass() if last and self.reductions else contextlib.nullcontext()
+
+    def _sum_gradients(self, name: str) -> None:
+        """Sum the gradients of all processes. Raises NonFinite for what this process has computed itself."""
+        if not self.reductions:
+            return
+        # All sums come before an error: no process waits for one that has stopped.
+        self.watch.ask([self.reductions[name].finish()], self.reductions[name].settle)
+        self.watch.look(self.progress)
+
+    def _look_together(self) -> None:
+        """Look, where another process may have found a bad value of its own and has ended: its sentence is the better one."""
+        try:
+            self.watch.look(self.progress)
+        except NonFinite:
+            self.across.barrier()
+            raise
+
     def _set(self, name: str, training: bool, gradient: bool) -> None:
-        # What train() and requires_grad_() do, without walking the module tree or asking it what kind of attribute that is:
-        # they cost a tenth of a small step.
+        if self.job.device != "cpu":
+            self.job.nets[name].train(training).requires_grad_(gradient)
+            return
+        # The same without a walk through the module tree, and without asking which kind of attribute is set: on a CPU that
+        # costs a tenth of a small step.
         for module in self.modules[name]:
             module.__dict__["training"] = training
         for _, parameter in self.named[name]:
@@ -195,7 +221,8 @@ class Loop:
             for name, value in terms.items():
                 self.watch.finite(f"{phase.net}.{name}", value)
                 self.watch.count(f"{phase.net}.{name}", value, share)
-            (sum(terms.values()) * share).backward()
+            with self._last(phase.net, part.stop == batch.size):
+                (sum(terms.values()) * share).backward()
         if made:
             self._images = torch.cat(made)
 
@@ -229,15 +256,19 @@ class Loop:
                 elif term.gradient is not None:
                     self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
                     gradients[index] = gradients.get(index, 0) + term.gradient * share
+            # The last pass, if nothing is pulled through the images afterwards.
+            ends = index == len(parts) - 1 and not gradients and not self.at_images
             if direct:
-                (sum(direct) * share).backward()
+                with self._last("generator", ends and not self.direct):
+                    (sum(direct) * share).backward()
             for each in self.direct:
-                self._direct(each, batch[part], share)
+                self._direct(each, batch[part], share, ends and each is self.direct[-1])
 
         def pull(gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
             for index, part in enumerate(parts):
                 graph = made[index] if len(parts) == 1 else self._generate(batch, part)
-                graph.backward(gradient_of(index), retain_graph=again)
+                with self._last("generator", index == len(parts) - 1 and not again):
+                    graph.backward(gradient_of(index), retain_graph=again)
 
         if self.at_images:
             images = torch.cat([images_of(index) for index in range(len(parts))])
@@ -253,23 +284,24 @@ class Loop:
         if made:
             self._images = torch.cat([made[index].detach() for index in range(len(parts))])
 
-    def _direct(self, each: Supplement, batch: Batch, share: float) -> None:
+    def _direct(self, each: Supplement, batch: Batch, share: float, last: bool) -> None:
         with noise.masks(batch.draw, each.name):
             terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
         for name, value in terms.items():
             self.watch.finite(f"{each.name}.{name}", value)
             self.watch.count(f"{each.name}.{name}", value, share)
-        (sum(terms.values()) * (share * each.numbers.weight)).backward()
+        with self._last("generator", last):
+            (sum(terms.values()) * (share * each.numbers.weight)).backward()
 
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The base loss's gradient at the images plus that of every supplement."""
         total = base
-        (strength,) = self.watch.look(batch.progress, self._rms(base))
+        strength = self._rms(base)
         self.watch.count("generator.base_rms", strength)
         for each in self.at_images:
-            own, its_strength = self._own_gradient(each, images, batch, base)
-            weight = self._weigh(each, strength, its_strength, batch)
-            if weight:
+            own = self._own_gradient(each, images, batch, base)
+            weight = self._weigh(each, strength, self._rms(own), batch)
+            if _acts(weight):
                 total = total + weight * own
         return total
 
@@ -281,17 +313,16 @@ class Loop:
         weights = [p for _, p in self.named["generator"]]
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
-        (strength,) = self.watch.look(batch.progress, _rms(self.across.sum(base[last])))
+        strength = _rms(self.across.sum(base[last]))
         self.watch.count("generator.base_rms", strength)
         total = base
         for each in self.at_images:
             for p in weights:
                 p.grad = None
-            pull(self._own_gradient(each, images, batch)[0])
+            pull(self._own_gradient(each, images, batch))
             own = [p.grad for p in weights]
-            (its_strength,) = self.watch.look(batch.progress, _rms(self.across.sum(own[last])))
-            weight = self._weigh(each, strength, its_strength, batch)
-            if weight:
+            weight = self._weigh(each, strength, _rms(self.across.sum(own[last])), batch)
+            if _acts(weight):
                 total = [
                     a if b is None else weight * b if a is None else a + weight * b
                     for a, b in zip(total, own, strict=True)
@@ -301,8 +332,8 @@ class Loop:
 
     def _own_gradient(
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, float]:
-        # At the images, and its root mean square.
+    ) -> torch.Tensor:
+        # At the images.
         terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
         # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
         whole = getattr(each.tools, "across", None) is not None
@@ -316,22 +347,22 @@ class Loop:
         own = gradients[0] if len(gradients) == 1 else sum(gradients)
         own = own if share in (None, 1) else own * share
         loss = sum(term.value for term in terms.values() if term.gradient is not None)
-        value, strength = self.watch.look(batch.progress, loss, self._rms(own))
         if hasattr(each.module, "diagnose"):
             both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
-            seen = each.module.diagnose(value, *both, batch, each.numbers, each.memory)
-            for name, found in seen.items():
-                self.watch.count(f"{each.name}.{name}", found)
-        return own, strength
+            self.watch.later(
+                each.module.diagnose(loss, *both, batch, each.numbers, each.memory), prefix=f"{each.name}."
+            )
+        return own
 
-    def _weigh(self, each: Supplement, base: float, own: float, batch: Batch) -> float:
+    def _weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
+        # base, own: root mean squares of the two gradients, scalars of the device.
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
         self.watch.count(f"{each.name}.gradient_rms", own)
         self.watch.count(f"{each.name}.weight", weight.factor)
-        if base:  # the share of the base loss's gradient that it has
-            self.watch.count(f"{each.name}.share", weight.factor * own / base)
-        self.watch.count(f"{each.name}.bounded", float(weight.bounded))
+        # The share of the base loss's gradient that it has, if that has one.
+        self.watch.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
+        self.watch.count(f"{each.name}.bounded", weight.bounded)
         return weight.factor
 
     @torch.no_grad()
@@ -355,7 +386,8 @@ class Loop:
         parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
         self.watch.finite(f"gradient norm of {name}", norm, parts)
         self.watch.count(f"{name}.gradient_norm", norm)
-        self.watch.look(self.progress)
+        if self.across.size > 1:
+            self._look_together()
         if numbers.clip:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
         if numbers.clip_value:
@@ -467,7 +499,8 @@ class Loop:
         nets = {**self.job.nets, "average": self.average}
         numbers = {
             "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.watch.sums, "rows": self.rows,
-            "seconds": self.seconds, "memory": {s.name: s.memory for s in self.job.supplements},
+            "seconds": self.seconds,
+            "memory": {s.name: {key: float(value) for key, value in s.memory.items()} for s in self.job.supplements},
         }  # fmt: skip
         self.writer.write(self.job.folder, state.pack(nets, self.optimisers), numbers)
         if wait:
@@ -492,6 +525,11 @@ class Loop:
 def _rms(tensor: torch.Tensor) -> torch.Tensor:
     """Root of the mean square over all entries, in float64."""
     return tensor.double().square().mean().sqrt()
+
+
+def _acts(weight: float | torch.Tensor) -> bool:
+    """Whether a supplement has a weight; what only the device knows may be 0 and is multiplied."""
+    return isinstance(weight, torch.Tensor) or weight != 0
 
 
 def memory_gib(device: str) -> float:

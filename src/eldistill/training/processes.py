@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import distributed
 
 from eldistill.errors import Problem
+from eldistill.training import reduction
 
 COVERED_BY = "loop"
 MEMORY = 76  # exit code of a process whose device has too little memory
@@ -54,9 +55,6 @@ class Alone:
     def largest(self, *values: float) -> list[float]:
         """Of each number the largest of any process."""
         return list(values)
-
-    def gradients(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Add up the gradients of all processes, in place."""
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
         """The rows of all processes."""
@@ -141,16 +139,26 @@ class Processes:
             distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self.group)
         return both.tolist()
 
-    def gradients(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Add up the gradients of all processes, in place, in one message for each type of number."""
-        kinds: dict[torch.dtype, list[torch.Tensor]] = {}
-        for parameter in parameters:
-            if parameter.grad is not None:
-                kinds.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for each in kinds.values():
-            flat = self.sum(torch.cat([gradient.reshape(-1) for gradient in each]))
-            for gradient, part in zip(each, flat.split([gradient.numel() for gradient in each]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+    def begin_sum(self, tensors: list[torch.Tensor]) -> Callable[[], None]:
+        """Begin to sum tensors of one type and device over processes, in place, in one message.
+
+        Returns a function that waits for the result. With NCCL the current stream waits and this process goes on.
+        """
+        options = distributed.AllreduceCoalescedOptions()
+        options.asyncOp = True  # otherwise NCCL adds on the current stream, and nothing overlaps
+        with _together():
+            work = (self.group or distributed.group.WORLD).allreduce_coalesced(tensors, options)
+
+        def wait() -> None:
+            with _together():
+                work.wait()
+
+        return wait
+
+    @property
+    def bucket_bytes(self) -> int:
+        """The most bytes of gradients in one message: BUCKET with NCCL; 0, all of them, with gloo (see eldistill.training.reduction)."""
+        return reduction.BUCKET if distributed.get_backend(self.group) == "nccl" else 0
 
     def barrier(self) -> None:
         """Wait until all are here."""

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be finite in a training, and what its log counts: asked of the device together, once a step of a network."""
+"""Checks that tensors are finite, and sums for the log. Values stay on the device and are read back together, once an iteration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from eldistill.contract import Progress
+from eldistill.contract import Later, Progress
 from eldistill.errors import NonFinite
 
 COVERED_BY = "loop"
@@ -26,49 +26,68 @@ class Watched:
 
 
 class Watch:
-    """Tensors that must be finite and numbers for the log, kept on the device until `look` asks for all of them.
+    """Tensors that must be finite and numbers for the log, kept on the device until `look` reads all of them back together.
 
-    Reading a number of a GPU waits for all its work. A step of a network reads once; with supplements at the images once
-    more for the base loss and once for each of them, whose weights compare gradients.
+    Reading a number of a GPU waits for all its work, so the loop looks once an iteration. Networks may have taken a step
+    with a bad gradient by then: nothing of it is saved, because `look` raises before anything else can happen.
     """
 
     def __init__(self, processes: int):
         self.processes = processes
         self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
         self._watched: list[Watched] = []
-        self._numbers: list[tuple[str, torch.Tensor, float]] = []
+        self._asked: list[tuple[list[torch.Tensor], Callable[..., None]]] = []  # scalars, and what takes their values
 
     def finite(self, name: str, tensor: torch.Tensor, parts: Parts = ()) -> None:
         """`tensor`, of any shape, must be finite, or the next look raises."""
         tensor = tensor.detach()
         self._watched.append(Watched(name, tensor, torch.isfinite(tensor).all(), parts))
 
-    def count(self, name: str, value: torch.Tensor | float, share: float | None = None) -> None:
-        """Add a number (a scalar) to the sums. share: of the batch; None: every process knows it and adds its part."""
-        share = 1 / self.processes if share is None else share
-        if isinstance(value, torch.Tensor):
-            self._numbers.append((name, value.detach(), share))
-        else:
-            self._add(name, value, share)
+    def count(self, name: str, value: torch.Tensor | float, share: float | None = None, known=None) -> None:
+        """Add a number (a scalar) to the sums, at the next look.
 
-    def look(self, progress: Progress, *wanted: torch.Tensor) -> list[float]:
-        """The values of scalars that are needed now; all numbers are added to their sums.
+        share: of the batch; None: every process knows it and adds its part. known: a scalar, false where the device finds
+        that there is no such number.
+        """
+        share = 1 / self.processes if share is None else share
+
+        def add(value: float, there: float = 1.0) -> None:
+            if there:
+                self._add(name, value, share)
+
+        scalars = [value] if known is None else [value, known]
+        if isinstance(value, torch.Tensor):
+            self.ask(scalars, add)
+        else:
+            self.ask([], lambda: add(value))
+
+    def later(self, later: Later, prefix: str) -> None:
+        """Count the numbers that a supplement makes of some scalars once they have been read."""
+
+        def add(*values: float) -> None:
+            for name, value in later.finish(*values).items():
+                self._add(prefix + name, value, 1 / self.processes)
+
+        self.ask(later.scalars, add)
+
+    def ask(self, scalars: list[torch.Tensor], take: Callable[..., None]) -> None:
+        """Have the values of some scalars handed to a function at the next look, if nothing bad is found."""
+        self._asked.append(([each.detach() for each in scalars], take))
+
+    def look(self, progress: Progress) -> None:
+        """Read everything back, and add all numbers to their sums in the order of their counting.
 
         Raises NonFinite for the first bad tensor since the last look.
         """
-        watched, numbers = self._watched, self._numbers
-        self._watched, self._numbers = [], []
-        asked = [*(each.good for each in watched), *(value for _, value, _ in numbers), *wanted]
-        if not asked:
-            return []
-        answers = torch.stack([each.double().reshape(()) for each in asked]).tolist()
-        for each, good in zip(watched, answers, strict=False):
-            if not good:
+        watched, asked = self._watched, self._asked
+        self._watched, self._asked = [], []
+        scalars = [*(each.good for each in watched), *(each for some, _ in asked for each in some)]
+        answers = iter(torch.stack([each.double().reshape(()) for each in scalars]).tolist() if scalars else [])
+        for each in watched:
+            if not next(answers):
                 raise NonFinite(_sentence(each, progress))
-        answers = answers[len(watched) :]
-        for (name, _, share), value in zip(numbers, answers, strict=False):
-            self._add(name, value, share)
-        return answers[len(numbers) :]
+        for some, take in asked:
+            take(*(next(answers) for _ in some))
 
     def _add(self, name: str, value: float, share: float) -> None:
         total, steps = self.sums.get(name, (0.0, 0.0))

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a module is in recipes, and which version it has: read from its text, so that planning imports nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from pathlib import Path
+
+from eldistill import paths
+from eldistill.errors import Problem
+from eldistill.files import write_text
+from eldistill.registry import literal
+
+# A module says in a literal who it is in recipes: RECIPE = (name, version). The name stays when the file moves, and the version is
+# raised when a change of code changes results. A file without one that can change results names a module whose version is raised
+# for it: COVERED_BY = name.
+SAID = re.compile(r"^(RECIPE|COVERED_BY) = (.*)$", re.MULTILINE)
+PLUG_INS = ("methods", "supplements", "ensemble", "spaces", "networks")  # where a name is folder/file
+# Modules that others are built on, by name: raising their version retires what those made.
+USES = {
+    "loop": ("noise",),
+    "networks/song": ("networks/layers", "networks/precond"),
+    "networks/adm": ("networks/layers", "networks/precond"),
+    "networks/edm2": ("networks/layers", "networks/precond", "networks/adm"),
+    "networks/ddpm": ("networks/precond",),
+    "networks/guided": ("networks/layers", "networks/precond", "networks/adm"),
+    "networks/classifier": ("networks/layers",),
+    "teacher/train": ("augment",),
+    "ensemble/seed": ("noise", "mmd"),
+    "classes": ("noise",),
+    "teacher/pairs": ("sampling", "noise"),
+    "teacher/check": ("noise",),
+    "teacher/pickles": ("teacher/machine",),
+    "methods/diff_instruct": ("score", "augment"),
+    "methods/dmd": ("score",),
+    "methods/dmd2": ("score", "adversarial", "head"),
+    "methods/sid": ("score", "augment"),
+    "methods/sida": ("score", "adversarial", "augment"),
+    "methods/consistency": ("score", "perceptual"),
+    "supplements/embedding": ("ensemble/seed", "mmd", "augment", "balance"),
+    "supplements/gan": ("adversarial", "head", "score", "balance"),
+    "supplements/regression": ("perceptual",),
+    "sampling": ("noise",),
+    "spaces/inception_clean": ("spaces/inception",),
+    "clean": ("fid",),
+    "central": ("comparisons",),
+    "summary": ("results",),
+}
+
+
+def uses(module: str) -> tuple[str, ...]:
+    """What a module is built on: USES, or for one that is not listed there (a new method) what it imports."""
+    return USES[module] if module in USES else _imported(module)
+
+
+@functools.cache
+def _imported(module: str) -> tuple[str, ...]:
+    if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
+        return ()
+    counted, found = {**named_files(), **covered()}, set()
+    for node in ast.walk(ast.parse(source_of(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eldistill":
+            base = "/".join(node.module.split(".")[1:])
+            for file in (base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)):
+                found |= {counted[each] for each in (file, f"{file}/__init__".strip("/")) if each in counted}
+    return tuple(sorted(found - {module}))
+
+
+def named_files() -> dict[str, str]:
+    """{file below src/eldistill/, without its ending: the name in its RECIPE}."""
+    return {file: name for name, (file, _) in _modules(paths.PACKAGE)[0].items()}
+
+
+def covered() -> dict[str, str]:
+    """{file below src/eldistill/, without its ending: the name in its COVERED_BY}."""
+    return _modules(paths.PACKAGE)[1]
+
+
+@functools.cache
+def _modules(package: Path) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
+    # ({name: (file, version)} of every RECIPE, {file: name} of every COVERED_BY). Nothing is imported.
+    recipes, covers = {}, {}
+    for path in sorted(package.rglob("*.py")):
+        file = path.relative_to(package).with_suffix("").as_posix()
+        for key, text in SAID.findall(path.read_text(encoding="utf-8")):
+            if key == "COVERED_BY":
+                covers[file] = _covering(file, text)
+                continue
+            name, version = _named(file, text)
+            if name in recipes:
+                raise Problem(f"src/eldistill/{file}.py and src/eldistill/{recipes[name][0]}.py both have the name {name!r} in "
+                              "their RECIPE; give one of them another name")  # fmt: skip
+            recipes[name] = file, version
+    for file, name in covers.items():
+        if name not in recipes or file in (other for other, _ in recipes.values()):
+            raise Problem(f"src/eldistill/{file}.py has COVERED_BY = {name!r}; expected the name in the RECIPE of another module, "
+                          "and no RECIPE beside it")  # fmt: skip
+    return recipes, covers
+
+
+def _value(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _covering(file: str, text: str) -> str:
+    found = _value(text)
+    if not isinstance(found, str):
+        raise Problem(f"src/eldistill/{file}.py has COVERED_BY = {text[:80]}; expected the name of another module's RECIPE, such as "
+                      "'loop'")  # fmt: skip
+    return found
+
+
+def _named(file: str, text: str) -> tuple[str, int]:
+    # The name and the version in a RECIPE.
+    found, folder = _value(text), file.rpartition("/")[0]
+    wanted = file if folder in PLUG_INS else "loop"
+    kinds = tuple(map(type, found)) if isinstance(found, tuple) else None
+    if kinds != (str, int) or (folder in PLUG_INS and found[0] != file):
+        raise Problem(f'src/eldistill/{file}.py has RECIPE = {text[:80]}; expected a name and a whole number on one line, such as '
+                      f'RECIPE = ("{wanted}", 1){"; here the name is folder/file" if folder in PLUG_INS else ""}')  # fmt: skip
+    return found
+
+
+def source_of(module: str) -> Path:
+    """The file whose RECIPE has this name. Raises Problem if there is none."""
+    return paths.PACKAGE / f"{_recipe_of(module)[0]}.py"
+
+
+def _recipe_of(module: str) -> tuple[str, int]:
+    if module not in (found := _modules(paths.PACKAGE)[0]):
+        raise Problem(f"no module below src/eldistill/ has the name {module!r} in its RECIPE; add "
+                      f'`RECIPE = ("{module}", 1)` below its imports')  # fmt: skip
+    return found[module]
+
+
+def literal_of(module: str, name: str, default=None):
+    """As registry.literal, of the module whose RECIPE has this name."""
+    return literal(_recipe_of(module)[0], name, default)
+
+
+def version(module: str) -> int:
+    """The version in the RECIPE that has this name."""
+    return _recipe_of(module)[1]
+
+
+@functools.cache
+def metric_names(labelled: bool = False) -> list[str]:
+    """The names in METRICS and ALONE of metrics.py, with labels those in LABELLED too, read without importing it: a new one is
+    missing from old evaluations."""
+    found = {}
+    for node in ast.parse(source_of("metrics").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign):
+            found[node.target.id] = node.value
+    tables = ("METRICS", "ALONE", *(("LABELLED",) if labelled else ()))
+    return [key.value for table in tables for key in found[table].keys]
+
+
+def table() -> dict[str, int]:
+    """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
+    return {name: version for name, (_, version) in sorted(_modules(paths.PACKAGE)[0].items())}
+
+
+def write_versions(root: str | Path = ".") -> None:
+    """Write workflow/versions.json, if it differs."""
+    path, text = Path(root) / "workflow/versions.json", json.dumps(table(), indent=2, sort_keys=True) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
