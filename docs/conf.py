@@ -24,7 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["reference/modules.rst"]
 nitpicky = True  # a cross-reference in a page that leads nowhere is a warning, and `make docs` makes it an error
 
 # --- pages ------------------------------------------------------------------------------------------------
