@@ -118,6 +118,15 @@ def test_the_finding_follows_the_numbers_wherever_they_go():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("arm", ["el", "pixel-mmd"])
+@pytest.mark.parametrize("metric", ["fd5k_judge-a_heldout", "fd5k_judge-b_heldout", "fd5k_pixels_heldout"])
+def test_paired_differences_are_those_of_the_tables(arm, metric):
+    """docs/renew.py computes from the runs what main.md prints."""
+    printed = renew.comparison(committed("data/tables/demo/main.md"), f"di/{arm}", metric, "none")
+    made = renew.paired(committed, "demo", metric, f"di/{arm}", "di/none")
+    assert [float(each) for each in made] == pytest.approx([float(each) for each in printed], rel=2e-3)
+
+
 # Numbers in sentences that are no results of ours, each with the reason why it may stand there.
 ALLOWED = {
     r"0\.7\b": "EL's weight, params.yaml",
