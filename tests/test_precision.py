@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which precision a training runs: decided by the images when it is planned, used by the device, and told."""
+"""Precision of a run: float32 is the reference, bfloat16 stays near it, and only networks compute in it."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,84 +14,89 @@ import yaml
 from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.training import compute as speed
+from eldistill.training import loop
 
-ROOT = Path(__file__).parents[1]
-PROJECT = params.load(ROOT / "params.yaml")
-PLAN = recipes.Plan(PROJECT)
-CELLS = sorted({(run.method, run.data) for suite in PROJECT.values["suites"] for run in PROJECT.runs(suite)})
-
-
-@pytest.mark.parametrize("method, data", CELLS)
-def test_the_images_decide(method, data):
-    """bfloat16 for latents and from 64 pixels a side on; below, a recipe says nothing of it, as before there was a choice."""
-    images, raw = PROJECT.section("data", data), PROJECT.values["distil"]["methods"][method]
-    assert "precision" not in json.dumps(raw)  # nobody says otherwise
-    large = images["source"] == "latents" or (images["resolution"] or 0) >= 64
-    assert PROJECT.section("method", method, data)["precision"] == ("bfloat16" if large else "float32")
-    run = next(r for s in PROJECT.values["suites"] for r in PROJECT.runs(s) if (r.method, r.data) == (method, data))
-    assert PLAN.distil(run).params["method"].get("precision") == ("bfloat16" if large else None)
+ROOT = Path(__file__).parent.parent
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+STEPS, BATCH = 50, 16
 
 
-def changed(where: str, value) -> params.Params:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    *path, key = where.split("/")
-    section = values
-    for each in path:
-        section = section[each]
-    section[key] = value
-    return params.from_values(values, ROOT)
-
-
-def test_what_is_written_beats_the_rule():
-    for data, value in (("digits", "bfloat16"), ("ffhq64", "float32")):
-        found = changed("distil/methods/sid/precision", value).section("method", "sid", data)
-        assert found["precision"] == value
-    found = changed("distil/methods/sid/per_data/ffhq64/precision", "float32")
-    assert found.section("method", "sid", "ffhq64")["precision"] == "float32"
-    assert found.section("method", "sid", "afhqv2-64")["precision"] == "bfloat16"
-
-
-def test_it_is_of_trainings():
-    """A teacher that others have trained has none."""
-    with pytest.raises(
-        Problem, match="edm-cifar10.precision is of a training; leave it out of a teacher from a source"
-    ):
-        changed("teacher/edm-cifar10/precision", "bfloat16")
-    assert changed("teacher/digits/precision", "bfloat16").section("teacher", "digits")["precision"] == "bfloat16"
-    with pytest.raises(Problem, match="precision is 'tf32'; expected one of auto, float32, bfloat16"):
-        changed("distil/methods/sid/precision", "tf32")
-
-
-@pytest.fixture
-def flags():
-    """Torch's own switches, put back afterwards."""
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, products.allow_tf32
-    yield lambda: (cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark, cudnn.deterministic)
-    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, products.allow_tf32 = before
-    torch.use_deterministic_algorithms(False)
-
-
-AUTO = "auto"
+def trained(bench, method: str, precision: str, folder: str, supplements=None) -> tuple[torch.Tensor, loop.Loop]:
+    """Images of the running average after fifty steps, and the loop."""
+    job = bench.job(method, supplements, folder=folder, batch=BATCH, steps=STEPS)
+    speed.precision(precision, [*job.fixed.values(), *job.nets.values()])
+    work = loop.Loop(job)
+    work.run()
+    speed.precision("float32", [work.average])
+    z = torch.randn(64, *job.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return work.average(2.5 * z, torch.full((64,), 2.5)), work
 
 
 @pytest.mark.parametrize(
-    "device, tf32, deterministic, benchmark, expected",
-    [
-        ("cuda", False, AUTO, AUTO, (False, False, True)), ("cuda", True, AUTO, AUTO, (True, False, True)),
-        ("cuda", False, True, AUTO, (False, True, False)), ("cuda", False, True, True, (False, True, True)),
-        ("cuda", True, False, False, (True, False, False)), ("cuda:1", False, False, AUTO, (False, False, True)),
-        ("cpu", True, False, True, (False, True, False)), ("cpu", False, AUTO, AUTO, (False, True, False)),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
-def test_what_describes_the_machine(flags, monkeypatch, device, tf32, deterministic, benchmark, expected, wanted):
-    """tf32, deterministic, benchmark: as they are asked for on a GPU; a CPU has float32 and equal bits."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    net, before = SimpleNamespace(precision=None), flags()
-    site = SimpleNamespace(device=device, tf32=tf32, deterministic=deterministic, benchmark=benchmark)
-    found = speed.arithmetic(wanted, site, [net])
-    assert (found.tf32, found.deterministic, found.benchmark) == expected
-    assert found.precision == (wanted if "cuda" in device else "float32") == str(net.precision).removeprefix("torch.")
-    assert flags() == (before if device == "cpu" else (expected[0], expected[0], expected[2], expected[1]))
-    assert torch.are_deterministic_algorithms_enabled() == (expected[1] and device != "cpu")
+    ("method", "supplements"), [("diff_instruct", {"embedding": {}}), ("sid", None), ("consistency", None)]
+)
+def test_bfloat16_stays_near_float32(bench, method, supplements):
+    """After fifty steps the images of the two differ by a small part of what the steps have changed, and not by nothing."""
+    exact, work = trained(bench, method, "float32", "exact", supplements)
+    rounded, other = trained(bench, method, "bfloat16", "rounded", supplements)
+    z = torch.randn(64, *work.job.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        start = bench.job(method, supplements, folder="start", batch=BATCH, steps=STEPS).nets["generator"].eval()
+        before = start(2.5 * z, torch.full((64,), 2.5))
+    moved, apart = ((exact - each).square().mean().sqrt() for each in (before, rounded))
+    assert 0 < apart < 0.3 * moved
+    for net in other.job.nets.values():
+        assert {p.dtype for p in net.parameters()} == {torch.float32}
+    always = lambda row: {name for name in row if not name.endswith(".optimal")}  # logged where the gradients agree  # noqa: E731
+    assert [always(row) for row in work.rows] == [always(row) for row in other.rows]
+
+
+def test_networks_alone_compute_in_it(bench):
+    """The network's convolutions see bfloat16, the denoised image and its gradient are float32."""
+    job = bench.job("diff_instruct", batch=4, steps=1)
+    net, seen = job.nets["generator"], []
+    speed.precision("bfloat16", [net])
+    convolution = torch.nn.functional.conv2d
+
+    def watching(*args, **named):
+        found = convolution(*args, **named)
+        seen.append(found.dtype)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv2d", watching)
+        x = torch.randn(4, *job.shape, requires_grad=True)
+        image = net(x, torch.full((4,), 2.5))
+    assert set(seen) == {torch.bfloat16} and image.dtype == torch.float32
+    assert torch.autograd.grad(image.sum(), x)[0].dtype == torch.float32
+
+
+def plan(**changes) -> recipes.Plan:
+    values = copy.deepcopy(SHIPPED)
+    values["distil"]["methods"]["di"] |= changes
+    return recipes.Plan(params.from_values(values, ROOT))
+
+
+def test_it_is_part_of_a_recipe_unless_it_is_the_reference():
+    text = lambda here: here.distil(here.params.run("digits/di/el/0")).recipe  # noqa: E731
+    assert (
+        text(plan()) == text(plan(precision="float32"))
+        and "precision" not in json.loads(text(plan()))["params"]["method"]
+    )
+    assert json.loads(text(plan(precision="bfloat16")))["params"]["method"]["precision"] == "bfloat16"
+    with pytest.raises(Problem, match="di.precision is 'fp16'; expected one of auto, float32, bfloat16"):
+        plan(precision="fp16")
+
+
+def test_tf32_is_switched_on_for_its_run_alone():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        speed.precision("tf32", [])
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+        from eldistill.steps import run as steps
+
+        steps._threads(torch.get_num_threads(), "distil")  # what every step begins with
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

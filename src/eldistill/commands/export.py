@@ -72,7 +72,7 @@ def dropout(x, p):
 def code(file: str) -> dict[str, str]:
     """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
     room = Path(networks.__file__).parent
-    names = ["__init__", "layers", "precond", file]
+    names = ["__init__", "half", "layers", "precond", file]
     names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
     found = {}
     for name in dict.fromkeys(names):

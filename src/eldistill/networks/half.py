@@ -61,6 +61,7 @@ class _Copy:
     layer: nn.Module | None
     values: torch.Tensor | None = None
     used: torch.Tensor | None = None  # values, linked to the weight if it has a gradient
+    linked: bool | None = None
     seen: tuple = ()
 
     def state(self) -> tuple:
@@ -105,17 +106,15 @@ class Copies:
         if self.dtype != dtype or any(each.place[each.name] is not each.weight for each in self.entries):
             self._find(network, dtype)
         stale = [each for each in self.entries if each.seen != each.state()]
-        unlinked = [
-            each for each in self.entries if each.used is None or each.used.requires_grad != each.weight.requires_grad
-        ]
-        if not (stale or unlinked):
+        turned = [each for each in self.entries if each.linked != each.weight.requires_grad]
+        if not (stale or turned):
             return
         # Neither under the transforms of torch.func nor in inference mode: what is kept outlives both.
         with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
             self._cast(stale)
             with torch.enable_grad():
-                for each in (*stale, *unlinked):
-                    each.used = _linked(each)
+                for each in (*stale, *turned):
+                    _link(each)
 
     def _find(self, network: nn.Module, dtype: torch.dtype) -> None:
         # Scalars (gains) stay as they are: they cost nothing, and their rounding would scale whole layers.
@@ -144,10 +143,9 @@ class Copies:
         self.made += len(stale)
 
 
-def _linked(each: _Copy) -> torch.Tensor:
-    if not each.weight.requires_grad:
-        return each.values.detach()
-    return _Link.apply(each.weight, each.values, each.layer)
+def _link(each: _Copy) -> None:
+    each.linked = each.weight.requires_grad
+    each.used = _Link.apply(each.weight, each.values, each.layer) if each.linked else each.values.detach()
 
 
 @functools.cache

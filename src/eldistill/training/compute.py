@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the networks of a training compute: precision of their products, compiled or not, what they keep for the way back,
+"""How the networks of a training compute: their precision, compiled or not, what they keep for the way back,
 and where their memory comes from. The evaluated images are made without any of it but the last.
 """
 
@@ -67,7 +67,7 @@ def arithmetic(wanted: str, site, nets: Iterable[torch.nn.Module]) -> Arithmetic
 
 
 def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
-    """float32, tf32 (of a process that began without it: steps/run.py) or bfloat16 for the products of these denoisers."""
+    """float32, tf32 (of a process that began without it: steps/run.py) or bfloat16 (networks/half.py) of these denoisers."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for net in nets:
