@@ -10,10 +10,10 @@ import itertools
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import test_contracts
 import yaml
 from conftest import read_yaml
 from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
@@ -202,23 +202,23 @@ def test_plain_docstrings_become_plain_text():
     assert r"    x: images [n, c, h, w], \|x\| <= 1" in made and made.count("::") == 1
 
 
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """What `make docs` types, into another folder."""
+    pytest.importorskip("sphinx")
+    line = re.search(r"-m (sphinx .*)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
+    words = [str(tmp_path / Path(word).name) if word.startswith("data/") else word for word in line.split()]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "docs/index.html").exists() and (tmp_path / "docs/reference/eldistill.contract.html").exists()
+
+
 def test_links_out_of_docs_are_those_of_the_site():
     """A module is the page of its docstrings, another file a copy; pictures and links within docs/ stay."""
     links = "[a](../src/eldistill/methods/dmd.py) [b](../data/sources.csv) ![c](../x.png) [d](dvc.md) [e](../README.md)"
     assert conf().site_links(links) == (
         "[a](#eldistill.methods.dmd) [b](<path:../data/sources.csv>) ![c](../x.png) [d](dvc.md) [e](<path:../README.md>)"
     )
-
-
-# --- architecture -----------------------------------------------------------------------------------------
-
-
-def test_the_layers_are_those_of_the_test():
-    """The table of docs/architecture.md is ORDER of tests/test_contracts.py, from the ground up."""
-    section = PAGES["architecture.md"].split("## Layers")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", section, re.M)
-    named = [{name.rstrip("/").removesuffix(".py") for name in re.findall(r"`(\w+(?:/|\.py))`", row)} for row in rows]
-    assert named == [set(line) for line in test_contracts.ORDER]
 
 
 # --- cluster ----------------------------------------------------------------------------------------------
