@@ -147,6 +147,12 @@ def test_blocks_of_python_and_yaml_can_be_read(name):
         assert isinstance(read_yaml(block), dict)
 
 
+def test_the_entry_of_the_catalog_has_the_catalogs_keys():
+    entry = read_yaml((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
+    assert set(entry) == {"usage"} and set(entry["usage"]["mandatory-flags"]) == {"desc", "flags"}
+    assert set(entry["usage"]) == {"mandatory-flags", "software-stack-deployment", "report"}
+
+
 # --- the site ---------------------------------------------------------------------------------------------
 
 
