@@ -280,6 +280,19 @@ def pairs_of_arms(read: Read) -> list[str]:
     ]
 
 
+def alarms(read: Read) -> str:
+    """How many arms the page asks one to look at, and by which metrics."""
+    text = read("data/tables/bench/main.md")
+    found = re.findall(r"^- (\S+): (\w+) \S+, its teacher ", text, re.M)
+    _, rows = table(text)
+    arms = [name for name in rows if "/" in name.split(" ")[0]]
+    metrics = listed(sorted({metric for _, metric in found}))
+    return (
+        f"For {len({arm for arm, _ in found})} of {len(arms)} arms the page raises an alarm, by {metrics}: images of no class, "
+        "or classes that are missing. See [how alarms are set](measuring.md#alarms)."
+    )
+
+
 def few_steps(read: Read) -> str:
     """Distances of the consistency models in 1, 2 and 4 steps."""
     columns = [f"fd5k_judge-a_heldout{end}" for end in ("", "_2steps", "_4steps")]
@@ -303,6 +316,7 @@ def bench_sentences(read: Read) -> str:
             precision_and_recall(read),
             *pairs_of_arms(read),
             few_steps(read),
+            alarms(read),
             f"The page makes {compared} comparisons at the 95 % level on one teacher and 360 held-out digits. Without a "
             "correction some of them exclude zero by chance; Holm's p in [main.md](../data/tables/bench/main.md) corrects.",
         )
