@@ -90,10 +90,11 @@ test-slurm: env ## a Slurm of their own, from a clone to tables, and other peopl
 rehearsal: env ## the whole chain on a Slurm of its own, from an address to a FID, then DVC: at most 10 minutes
 	$(BIN)/python tests/slurm/rehearsal.py
 
-lint: env ## ruff and snakefmt, changing nothing
+lint: env ## ruff, snakefmt and Snakemake's own lint, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
 
 # Sphinx comes with the environment. Warnings are errors, and every page is read anew. Nothing is fetched.
 docs: env ## the site of docs/ with the API out of the docstrings, in data/scratch/docs

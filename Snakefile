@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+# A later one wins (FILES in src/eldistill/plan/reading.py).
+configfile: "workflow/params/paper.yaml"
+configfile: "workflow/params/ablation.yaml"
 configfile: "params.yaml"
 
 

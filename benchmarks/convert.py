@@ -29,9 +29,9 @@ def write(path: Path) -> None:
     import official
 
     from eldistill import networks
-    from eldistill.teacher import convert
+    from eldistill.teacher import edm
 
-    settings = {key: value for key, value in KWARGS.items() if key not in convert.UNUSED}
+    settings = {key: value for key, value in KWARGS.items() if key not in edm.UNUSED}
     official.write(path, official.edm(networks.build({"network": "song", **settings}).eval(), KWARGS))
 
 
@@ -47,13 +47,13 @@ def once(path: Path, output: Path) -> dict[str, float]:
 
     from eldistill import networks
     from eldistill.external import pickles
-    from eldistill.teacher import convert
+    from eldistill.teacher import edm
 
     torch.set_num_threads(1)
     networks.outline({"network": "song", "img_resolution": 32, "img_channels": 3, "label_dim": 0})
     found, before = {}, grown()
     for name, part in (("hash", lambda: _hash(path)), ("read", lambda: _read(pickles, path)),
-                       ("convert", lambda: convert.convert(path, output))):  # fmt: skip
+                       ("convert", lambda: edm.convert(path, output))):  # fmt: skip
         begun = time.perf_counter()
         part()
         found[name] = time.perf_counter() - begun

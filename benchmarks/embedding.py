@@ -40,6 +40,7 @@ from eldistill.methods import diff_instruct
 from eldistill.plan import params
 from eldistill.supplements import embedding
 from eldistill.training import loop
+from eldistill.training.job import Job, Supplement
 
 KERNEL = "rbf"  # of the two ratios
 
@@ -91,7 +92,7 @@ def images(options, device: str = "cpu", count: int = 2048) -> data.Reals:
     return data.Reals(pixels, torch.zeros(count, dtype=torch.int64), {"mean": 0.5, "std": 0.29}, 0, device)
 
 
-def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, loop.Supplement]:
+def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, Supplement]:
     """Every kernel in the form that a run chooses on this device; the other form and bfloat16, where they differ."""
     own, other = ("stacked", "loop") if options.device == "cuda" else ("loop", "stacked")
     values, made = settings.section("supplement", "el"), {}
@@ -107,11 +108,11 @@ def supplements(settings: params.Params, names: list[str], options, folder: Path
         for variant in variants:
             numbers = contract.numbers(embedding, {**values, **variant._asdict(), "diagnose": 0})
             tools = embedding.prepare(numbers, SimpleNamespace(**setting))
-            made[variant] = loop.Supplement(str(variant), embedding, numbers, tools)
+            made[variant] = Supplement(str(variant), embedding, numbers, tools)
     return made
 
 
-def loop_of(settings: params.Params, added: list[loop.Supplement], batch: int, options, folder: Path) -> Clocked:
+def loop_of(settings: params.Params, added: list[Supplement], batch: int, options, folder: Path) -> Clocked:
     """Diff-Instruct with the numbers of the digits, at a rate so low that nothing moves."""
     reals = images(options, options.device)
     config = {**settings.section("teacher", options.network)["network"], "label_dim": 0,
@@ -122,7 +123,7 @@ def loop_of(settings: params.Params, added: list[loop.Supplement], batch: int, o
     numbers = contract.numbers(diff_instruct, values)
     nets = {"generator": diff_instruct.generator(teacher, None, numbers), **diff_instruct.networks(teacher, numbers, 0)}
     optimiser = params.freeze("Optimiser", {**values["generator"], "lr": 1e-9})
-    return Clocked(loop.Job(
+    return Clocked(Job(
         method=diff_instruct, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
         training=SimpleNamespace(n_images=10**9, batch=batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
         optimisers=dict.fromkeys(nets, optimiser), fixed={"teacher": teacher}, supplements=added, device=options.device,

@@ -21,6 +21,7 @@ import torch
 
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features
+from eldistill.evaluate.references import load_reference, make_reference
 from eldistill.sampling import generators as sampling
 
 RUN = "digits/di/el/0"
@@ -46,11 +47,11 @@ def main() -> None:
         name: features.feature_space(name, SETS / f"{name}.safetensors" if "judge" in name else None) for name in names
     }
     with tempfile.TemporaryDirectory() as folder:
-        evaluate.make_reference(spaces[SLOW], SETS / "images.safetensors", Path(folder) / "slow.npz")
-        known = {name: evaluate.load_reference(SETS / f"reference-{name}.npz") for name in names[:3]}
-        known[SLOW] = evaluate.load_reference(Path(folder) / "slow.npz")
+        make_reference(spaces[SLOW], SETS / "images.safetensors", Path(folder) / "slow.npz")
+        known = {name: load_reference(SETS / f"reference-{name}.npz") for name in names[:3]}
+        known[SLOW] = load_reference(Path(folder) / "slow.npz")
         generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
-        ruler = evaluate.Ruler(spaces, known, {"neighbours": 3, "neighbours_n": 2000, "n_of": {SLOW: options.few}})
+        ruler = evaluate.Evaluator(spaces, known, {"neighbours": 3, "neighbours_n": 2000, "n_of": {SLOW: options.few}})
         parts = {}
         began = time.perf_counter()
         rows = ruler.measure(lambda n, first: sampling.images_of(generator, n, first=first), options.n)

@@ -38,13 +38,14 @@ import torch
 
 from eldistill import contract, networks
 from eldistill.data import dataset as data
-from eldistill.diffusion import augment, noise
+from eldistill.diffusion import augment, draws, dropout
 from eldistill.ensemble import seed as ensembles
 from eldistill.losses import score
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
 from eldistill.training import compute as speed
 from eldistill.training import loop
+from eldistill.training.job import Job, Supplement
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
@@ -115,7 +116,7 @@ class Recorder:
                 return call(x, *rest, **named)
             grad = torch.is_grad_enabled()
             seen = Pass(net, lambda x, *rest: call(x, *rest, **named), (x.detach(), *rest), net.training,
-                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad, noise.again()[1])  # fmt: skip
+                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad, dropout.again()[1])  # fmt: skip
             self.passes.append(seen)
             kept, self.passes = self.passes, None  # `both` calls others of its own
             found = call(x, *rest, **named)
@@ -142,7 +143,7 @@ class Clock:
         augments = getattr(work.job.numbers, "augment", 0)
         self.places = data if only_data else [
             *data, *([(score, "augmented", "augmentation")] if augments else []),
-            *((noise.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
+            *((draws.Draw, name, "noise") for name in ("normal", "uniform", "integers")),
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
@@ -216,7 +217,7 @@ def loop_of(
     added = []
     if supplement != "none":
         added.append(supplement_of(settings, supplement, reals, subject, options, folder))
-    job = loop.Job(
+    job = Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
         training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
         optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device, micro_batch=micro_batch,
@@ -228,7 +229,7 @@ def loop_of(
     return work
 
 
-def supplement_of(settings, name: str, reals, subject: Subject, options, folder: Path) -> loop.Supplement:
+def supplement_of(settings, name: str, reals, subject: Subject, options, folder: Path) -> Supplement:
     """A supplement of params.yaml, with its ensemble."""
     values = settings.section("supplement", name, subject.data)
     path = folder / f"{values['ensemble']}-{'x'.join(map(str, reals.shape))}.json"
@@ -244,7 +245,7 @@ def supplement_of(settings, name: str, reals, subject: Subject, options, folder:
     module = contract.module("supplements", values["file"])
     numbers = contract.numbers(module, values)
     setting = SimpleNamespace(ensemble=path, device=options.device, dtype=torch.float32, sigma_data=0.5, seed=0)
-    return loop.Supplement(name, module, numbers, module.prepare(numbers, setting))
+    return Supplement(name, module, numbers, module.prepare(numbers, setting))
 
 
 def measure(
@@ -304,7 +305,7 @@ def measure(
         "images_per_second": options.batch / step,
         "flop_per_second": flop / step,
         "ceiling_percent": 100 * flop / step / options.ceiling,
-        "memory_gib": loop.memory_gib(options.device),
+        "memory_gib": speed.memory_gib(options.device),
         "micro_batch": micro_batch,
         "turns": len(kept),
         "first_milliseconds": 1000 * turns[0][0],

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import gc
 import importlib
+import shutil
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ import torch
 import yaml
 
 from eldistill import contract, networks
+from eldistill.contract import Method
 from eldistill.data import dataset as data
 from eldistill.ensemble import seed as ensembles
-from eldistill.plan import params
-from eldistill.training import loop
+from eldistill.plan import params, reading
+from eldistill.training.job import Job, Supplement, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 OPTIMISER = {
     "kind": "adam", "lr": 1e-3, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,
@@ -60,9 +63,26 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@functools.cache
+def _shipped() -> dict:
+    return reading.merged(reading.parts(Path(__file__).parents[1]))
+
+
+def shipped() -> dict:
+    """The parameters of this project, of all its files: a copy that can be changed, and be the params.yaml of another one."""
+    return copy.deepcopy(_shipped())
+
+
+def copy_parameters(folder: Path) -> None:
+    """The parameters of this project in one params.yaml, and their schema, in another folder."""
+    (folder / "workflow/schemas").mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).parents[1] / params.SCHEMA, folder / params.SCHEMA)
+    (folder / "params.yaml").write_text(write_yaml(shipped(), sort_keys=False), encoding="utf-8")
+
+
 def read_yaml(text: str):
     """What YAML says; by libyaml, where there is one, in an eighth of the time."""
-    return params.read_yaml(text)
+    return reading.read_yaml(text)
 
 
 def write_yaml(value, **options) -> str:
@@ -148,31 +168,31 @@ class Bench:
         sigma_init: float = 2.5,
         device: str = "cpu",
         **changes,
-    ) -> loop.Supplement:
+    ) -> Supplement:
         """supplements/<file>.py at work, named after its file; changes: of its numbers."""
-        module = contract.module("supplements", file)
-        setting = SimpleNamespace(
+        module = contract.supplement(file)
+        setting = contract.Setting(
             ensemble=self.manifest(redraw), device=device, dtype=dtype, sigma_data=0.5, seed=seed, sigma_init=sigma_init,
             pairs=self.pairs(labels), codec=reals().codec, label_dim=labels, micro_batch=0,
         )  # fmt: skip
         numbers = module.Numbers(**changes)
-        return loop.Supplement(file, module, numbers, module.prepare(numbers, setting))
+        return Supplement(file, module, numbers, module.prepare(numbers, setting))
 
     def job(
         self, method="diff_instruct", supplements: dict | None = None, *, numbers=None, labels: int = 0,
         dtype=torch.float32, dropout: float = 0.0, batch: int = 4, steps: int = 4, seed: int = 0, apart: float = 0.1,
         folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, network: str = "song",
         device: str = "cpu", **others,
-    ) -> loop.Job:  # fmt: skip
+    ) -> Job:  # fmt: skip
         """A job of `steps` iterations, nets fresh from their seeds.
 
         method: a file of methods/ or a namespace with its functions (then give `numbers`). supplements: {file:
         changes of its numbers, also redraw}. apart: how far the extra networks are moved away from the teacher.
         optimiser, ema: changes for all. device: where all of it lies. others: fields of Job.
         """
-        module = contract.module("methods", method) if isinstance(method, str) else method
+        module = contract.method(method) if isinstance(method, str) else Method.of(method)
         if numbers is None:  # groups small enough for micro-batches to be smaller than a batch
-            numbers = module.Numbers(**({"group": 2} if hasattr(module, "group") else {}))
+            numbers = module.Numbers(**({"group": 2} if module.offers("group") else {}))
         frozen, images = teacher(labels, dtype, dropout, network=network), reals(labels, dtype)
         nets = {"generator": module.generator(frozen, None, numbers)}
         for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):
@@ -182,8 +202,7 @@ class Bench:
             for file, each in (supplements or {}).items()
         ]
         for each in added:
-            if hasattr(each.module, "networks"):
-                each.module.networks(nets, each.tools, each.numbers, 6)
+            each.module.networks(nets, each.tools, each.numbers, 6)
         if device != "cpu":
             images = data.Reals(images.images, images.classes, images.codec, labels, device, dtype)
             for net in (frozen, *nets.values()):
@@ -192,19 +211,19 @@ class Bench:
         path.mkdir(exist_ok=True)
         values = {
             "method": module, "numbers": numbers,
-            "training": SimpleNamespace(n_images=steps * batch, batch=batch, ema=params.freeze("Ema", {**EMA, **(ema or {})})),
+            "training": Training(steps * batch, batch, Ema.of({**EMA, **(ema or {})})),
             "nets": nets, "published": "generator", "reals": images, "shape": images.shape, "seed": seed, "folder": path,
-            "optimisers": dict.fromkeys(nets, params.freeze("Optimiser", {**OPTIMISER, **(optimiser or {})})),
+            "optimisers": dict.fromkeys(nets, Optimiser.of({**OPTIMISER, **(optimiser or {})})),
             "fixed": {"teacher": frozen}, "dtype": dtype, "say": lambda text: None,
             "supplements": added, "device": device,
         }  # fmt: skip
-        return loop.Job(**{**values, **others})
+        return Job(**{**values, **others})
 
     @staticmethod
-    def only(method: ModuleType, net: str) -> SimpleNamespace:
+    def only(method: ModuleType, net: str) -> Method:
         """The method with those phases alone that train `net`."""
         chosen = lambda numbers, progress: [p for p in method.phases(numbers, progress) if p.net == net]  # noqa: E731
-        return SimpleNamespace(**{**vars(method), "phases": chosen})
+        return dataclasses.replace(Method.of(method), phases=chosen)
 
 
 @pytest.fixture(scope="session")

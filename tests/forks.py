@@ -100,17 +100,17 @@ def run(name: str, arguments: list[str], whole: bool = False) -> int:
         from dvc.cli import main
 
         return main(arguments)
-    from types import SimpleNamespace
-
     from eldistill import __main__
     from eldistill.steps import run as steps
+    from eldistill.steps import work
+    from eldistill.training.machine import Machine
 
     if whole:
         return __main__.main(arguments[2:])
     if arguments[:3] != ["-m", "eldistill", "cost"]:  # which Snakemake starts when a run begins
-        steps.MAKERS = dict.fromkeys(steps.MAKERS, make)
-        steps._threads = lambda *given: None
-        steps._site = lambda *given: SimpleNamespace()
+        steps.make = make
+        work.set_threads = lambda *given: None
+        work.machine = lambda *given: Machine()
         return __main__.main(arguments[2:])
     return 0
 

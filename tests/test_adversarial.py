@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from torch import nn
 from toys import Images, batch_of
 
 from eldistill import contract
-from eldistill.diffusion import noise
+from eldistill.contract import Setting
+from eldistill.diffusion import draws, noise
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, balance, head
 from eldistill.methods import dmd2, sida
@@ -236,7 +236,7 @@ def test_dmd2_weighs_its_adversarial_terms():
     generator = torch.Generator().manual_seed(0)
     images, reals = (torch.randn(3, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     batch, net = (
-        contract.Batch(noise.Draw(0, "any", 0, 3, dtype=torch.float64), None, (1, 2, 2), None, Images(reals)),
+        contract.Batch(draws.Draw(0, "any", 0, 3, dtype=torch.float64), None, (1, 2, 2), None, Images(reals)),
         Squares(),
     )
     nets, numbers = (
@@ -264,7 +264,7 @@ def test_gan_weighs_its_critic():
     """fake_score and head learn the critic's loss times weight_critic; nothing where the supplement is off."""
     images, reals = torch.ones(3, 1, 2, 2).double(), torch.zeros(3, 1, 2, 2).double()
     batch, net = (
-        contract.Batch(noise.Draw(0, "any", 0, 3, dtype=torch.float64), None, (1, 2, 2), None, Images(reals)),
+        contract.Batch(draws.Draw(0, "any", 0, 3, dtype=torch.float64), None, (1, 2, 2), None, Images(reals)),
         Squares(),
     )
     terms = gan.critic_terms(None, {"fake_score": net}, batch, images, gan.Numbers(weight_critic=0.2))
@@ -285,10 +285,10 @@ def test_gan_needs_a_fake_score(bench):
 def test_gan_sees_the_batch_in_parts(bench, micro_batch):
     """Value and gradient at the images are means over the whole batch, however many images pass at once."""
     nets = {"fake_score": bench.teacher(dtype=torch.float64)}
-    tools = gan.prepare(gan.Numbers(), SimpleNamespace(micro_batch=micro_batch))
+    tools = gan.prepare(gan.Numbers(), Setting(sigma_data=0.5, seed=0, sigma_init=2.5, micro_batch=micro_batch))
     gan.networks(nets, tools, gan.Numbers(), 0)
     nets["fake_score"].requires_grad_(False)
-    draw = noise.Draw(0, "generator", 0, 7, dtype=torch.float64)
+    draw = draws.Draw(0, "generator", 0, 7, dtype=torch.float64)
     batch = contract.Batch(draw, None, (1, 8, 8), None)
     images = draw.normal("images", 1, 8, 8)
     term = gan.generator_terms(tools, images, batch, gan.Numbers())["adversarial"]

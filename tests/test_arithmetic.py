@@ -7,17 +7,18 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import pytest
 import torch
-import yaml
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.training import compute as speed
 
 ROOT = Path(__file__).parents[1]
 PROJECT = params.load(ROOT / "params.yaml")
-PLAN = recipes.Plan(PROJECT)
+PLAN = Plan(PROJECT)
 CELLS = sorted({(run.method, run.data) for suite in PROJECT.values["suites"] for run in PROJECT.runs(suite)})
 
 
@@ -33,7 +34,7 @@ def test_the_images_decide(method, data):
 
 
 def changed(where: str, value) -> params.Params:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     *path, key = where.split("/")
     section = values
     for each in path:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.diffusion import augment, noise
+from eldistill.diffusion import augment, draws
 from eldistill.errors import Problem
 from eldistill.losses import mmd
 
@@ -41,7 +41,7 @@ def parameters(n: int = 1, **values) -> augment.Parameters:
 
 
 def drawn(n: int, p: float, dtype=torch.float64, **multipliers) -> augment.Parameters:
-    return augment.edm_parameters(noise.Draw(0, "test", 0, n, dtype=dtype), p, **multipliers)
+    return augment.edm_parameters(draws.Draw(0, "test", 0, n, dtype=dtype), p, **multipliers)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def untouched_rng():
 
 
 class Sequential:
-    """noise.Draw's interface on torch's global generator, in the original's order of draws."""
+    """draws.Draw's interface on torch's global generator, in the original's order of draws."""
 
     def __init__(self, size: int):
         self.size = size
@@ -184,7 +184,7 @@ def test_micro_batches():
     5e-6 and 1e-14 with p = 0.12.
     """
     images = normal(64, 3, 16, 16).clamp(-1, 1)
-    draw = noise.Draw(0, "test", 0, 64, dtype=torch.float64)
+    draw = draws.Draw(0, "test", 0, 64, dtype=torch.float64)
     for p, ring in ((0.12, 2e-5), (1.0, 3e-4)):
         whole, labels = augment.edm_apply(images, augment.edm_parameters(draw, p))
         for start in range(0, 64, 4):
@@ -265,7 +265,7 @@ def test_color():
     """Against numpy, with the parameters read from the same stream."""
     x = normal(4, 3, 6, 8).numpy()
     for step, transform in enumerate(find("color")):
-        stream = noise.Draw(0, "siamese", step, 1, dtype=torch.float64)
+        stream = draws.Draw(0, "siamese", step, 1, dtype=torch.float64)
         brightness, saturation, contrast = stream.uniform("parameters", 3)[0].numpy()
         expected = np.empty_like(x)
         for i, image in enumerate(x + (brightness - 0.5) * 1.0):
@@ -394,7 +394,7 @@ class Sent(torch.utils._python_dispatch.TorchDispatchMode):
 def test_a_device_is_sent_three_tensors_and_asked_nothing():
     """Mirrors, matrices and labels; the filters once for each size. A number of a device cannot be read on `meta`."""
     images = torch.zeros(5, 3, 32, 32, device="meta")
-    chosen = augment.edm_parameters(noise.Draw(3, "test", 0, 5), 1.0)
+    chosen = augment.edm_parameters(draws.Draw(3, "test", 0, 5), 1.0)
     for wanted in (3 + 3, 3):  # the filters of 32 + 12 once, and of the two padded sides
         with Sent() as sent:
             out, labels = augment.edm_apply(images, chosen)

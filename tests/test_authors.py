@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of every block that is marked O, or P, are those of its authors' scripts, or paper (tests/data/authors.yaml, by hand)."""
+"""The numbers of every block with the status authors, or paper, are those of its authors' scripts, or paper (tests/data/authors.yaml,
+by hand)."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import conftest
@@ -17,16 +17,13 @@ PROJECT = params.load(ROOT / "params.yaml")
 
 
 def marked() -> set[str]:
-    """METHOD/DATA of every block of params.yaml whose comment begins with O or P."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    text = text[text.index("\n  methods:\n") : text.index("\n  supplements:\n")]
-    found, method = set(), None
-    for line in text.splitlines():
-        if name := re.match(r" {4}([A-Za-z0-9-]+):", line):
-            method = name[1]
-        if (name := re.match(r" {8}([a-z0-9-]+):", line)) and re.search(r"# [OP]\b", line):
-            found.add(f"{method}/{name[1]}")
-    return found
+    """METHOD/DATA of every block with the status authors or paper."""
+    blocks = {
+        f"{method}/{data}": block.get("status")
+        for method, section in PROJECT.values["distil"]["methods"].items()
+        for data, block in section.get("per_data", {}).items()
+    }
+    return {name for name, status in blocks.items() if status in ("authors", "paper")}
 
 
 def differences(ours: dict, authors: dict) -> list[str]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.losses import mmd
 from eldistill.plan import params
 
@@ -190,9 +190,9 @@ def test_a_step_is_compared_with_its_twin(step, tmp_path, capsys, monkeypatch):
         "--images",
         "8",
     ]
-    plain = noise.Draw.normal, torch.autograd.grad, torch.Tensor.backward
+    plain = draws.Draw.normal, torch.autograd.grad, torch.Tensor.backward
     step.main([*words, "--out", str(file)])
-    assert plain == (noise.Draw.normal, torch.autograd.grad, torch.Tensor.backward)  # nothing that was clocked stays so
+    assert plain == (draws.Draw.normal, torch.autograd.grad, torch.Tensor.backward)  # nothing that was clocked stays so
     step.main([*words, "--compare", str(file)])
     assert json.loads(file.read_text())["sampling"]["ratio"] > 5
     (row,) = json.loads(file.read_text())["rows"]

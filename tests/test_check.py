@@ -18,14 +18,18 @@ import torch
 from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 from eldistill import __main__
+from eldistill.commands.check import codec_of
 from eldistill.data import dataset as data
 from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.sampling import teachers
 from eldistill.spaces import inception
-from eldistill.teacher import check, train
+from eldistill.spaces.pixels import pixels
+from eldistill.teacher import agree, check
 
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_foreign_teachers.project  # the fixtures
@@ -40,12 +44,12 @@ def gaussian(seed: int, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
 def test_moments_do_not_depend_on_the_chunks():
     """Streamed sums equal the moments of all features at once, to rounding, whatever the chunks."""
     images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
-    mean, cov = metrics.moments(features.embed([images], features.pixels))
+    mean, cov = metrics.moments(features.embed([images], pixels))
     for size in (1, 7, 40):
-        count, own_mean, own_cov = check.streamed(images.split(size), features.pixels)
+        count, own_mean, own_cov = check.streamed(images.split(size), pixels)
         assert count == 40 and np.allclose(own_mean, mean, rtol=1e-13) and np.allclose(own_cov, cov, atol=1e-14)
     with pytest.raises(Problem, match="1 images for a covariance"):
-        check.streamed([images[:1]], features.pixels)
+        check.streamed([images[:1]], pixels)
 
 
 def test_both_forms_of_reference_statistics(tmp_path):
@@ -94,7 +98,7 @@ def test_a_teacher_that_was_trained_here(made, monkeypatch, capsys):
     assert __main__.main(["teacher", "digits-smoke/check"]) == 0
     assert "fd1k_judge-a_train" in capsys.readouterr().out
     found = json.loads(Path("data/teachers/digits-smoke/check.json").read_text())
-    teacher, about = train.load("data/teachers/digits-smoke/teacher.safetensors")
+    teacher, about = teachers.load("data/teachers/digits-smoke/teacher.safetensors")
     images = torch.cat(list(sampling.images_of_teacher(teacher, about, 1000, 3, 0, 333)))
     space = features.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
     reals, _, _ = data.load("data/sets/digits/images.safetensors")
@@ -137,7 +141,7 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     found = json.loads(Path("data/teachers/theirs/check.json").read_text())
     assert (found["published"], found["published_as"], found["agrees"]) == (2.39, "fid 2.39, 79 calls", None)
     assert (found["reference"], found["features"]) == ("fid-refs-ffhq-64x64", "inception")
-    teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
+    teacher, about = teachers.load("data/teachers/theirs/teacher.safetensors")
     images = list(sampling.images_of_teacher(teacher, about, 4, 2))
     rows = features.embed(images, inception.load("inception", path=Path("mirror/inception-2015-12-05.pkl")))
     wanted = metrics.frechet(*metrics.moments(rows), *check.statistics(Path("mirror/ffhq-64x64.npz")))
@@ -165,7 +169,7 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
     assert "fd4_inception_edmref" in printed and "published sigma_init 2.5; fid 1.923, 1 call" in printed
     generator = sampling.Generator(
         colour[0],
-        {"shape": [3, 8, 8], "label_dim": 0, "codec": check.convert.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
+        {"shape": [3, 8, 8], "label_dim": 0, "codec": agree.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
     )
     rows = features.embed(sampling.images_of(generator, 4), inception.load("inception"))
     wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
@@ -203,22 +207,22 @@ def test_the_constants_of_a_file_are_its_codec():
     """There and back: scale and bias of a codec give that codec; other numbers of channels are one sentence."""
     codec = {"mean": [0.5, -1.0], "std": [2.0, 3.0]}
     scale, bias = (part.flatten().tolist() for part in latents.constants(codec))
-    found = check._codec("net", {"scale": scale, "bias": bias}, 2)
+    found = codec_of("net", {"scale": scale, "bias": bias}, 2)
     assert found["mean"] == pytest.approx(codec["mean"]) and found["std"] == pytest.approx(codec["std"])
-    assert check._codec("net", None, 3) == check.convert.PIXELS
+    assert codec_of("net", None, 3) == agree.PIXELS
     for constants, channels in ((None, 2), ({"scale": scale, "bias": bias}, 4)):
         with pytest.raises(Problem, match=f"makes images of {channels} channels"):
-            check._codec("net", constants, channels)
+            codec_of("net", constants, channels)
 
 
 # --- in the workflow ----------------------------------------------------------------------------------
 
 
-def plan(**check) -> recipes.Plan:
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+def plan(**check) -> Plan:
+    values = conftest.shipped()
     for name in ("digits", "edm-cifar10"):
         values["teacher"][name]["check"] = check
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_it_comes_before_every_run_and_decides_nothing_about_it():

@@ -15,19 +15,22 @@ import conftest
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from test_sampling import Plain, about
 
 from eldistill import __main__
 from eldistill.data import classes, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
-from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import metrics
-from eldistill.plan import params, recipes
+from eldistill.evaluate.features import ClassifierSpace
+from eldistill.evaluate.references import heads, label_heads
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.spaces.pixels import pixels
+from eldistill.tables.alarms import alarms
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,16 +132,15 @@ def test_agreement_is_measured_where_a_classifier_of_the_labels_is():
 
 def test_a_network_of_other_classes_is_not_asked():
     """An ImageNet network gives probabilities of its own classes, whatever their numbers are; only judges know the labels."""
-    foreign, judge, pixels = (lambda images: images for _ in range(3))
-    foreign.probabilities = judge.probabilities = lambda features: features
-    judge.label_dim = 3
-    assert set(evaluate.label_heads({"inception": foreign, "judge-a": judge, "pixels": pixels})) == {"judge-a"}
+    foreign, judge = (ClassifierSpace(pixels, lambda features: features, labels) for labels in (0, 3))
+    spaces = {"inception": foreign, "judge-a": judge, "pixels": pixels}
+    assert set(label_heads(spaces)) == {"judge-a"} and set(heads(spaces)) == {"inception", "judge-a"}
 
 
 def test_an_alarm_names_images_of_other_classes():
     floors = {"real images": {"agreement": 0.98}}
-    assert metrics.alarms({"agreement": 0.9}, floors) == []
-    (said,) = metrics.alarms({"agreement": 0.5}, floors)
+    assert alarms({"agreement": 0.9}, floors) == []
+    (said,) = alarms({"agreement": 0.5}, floors)
     assert said.startswith("agreement 0.50, real images 0.98: images of another class")
 
 
@@ -205,7 +207,7 @@ def unbalanced(tmp_path_factory):
         (folder / "pictures" / kind).mkdir(parents=True)
         for index in range(count):
             picture(kind, random).save(folder / "pictures" / kind / f"{index:03d}.png")
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["data"] = {"shapes": {"source": "folder", "path": "pictures", "heldout": 24, "labels": True, "teacher": "shapes",
                                  "codec": {"mean": 0.5, "std": 0.25}, "judges": {"n_images": 6400, "batch": 32}}}  # fmt: skip
     tiny = {
@@ -234,7 +236,7 @@ def unbalanced(tmp_path_factory):
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data/sources.csv", folder / "data")
     patch.chdir(folder)
-    for word, name in recipes.Plan(params.load()).suite("demo"):
+    for word, name in Plan(params.load()).suite("demo"):
         assert __main__.main([word, name]) == 0, (word, name)
     yield values
     patch.undo()
@@ -292,12 +294,12 @@ def test_pairs_have_the_classes_of_the_train_images(unbalanced):
 
 def test_the_key_for_uniform_classes_makes_evaluations_again_and_nothing_else(unbalanced, capsys):
     before = json.loads(Path(f"data/evaluations/{RUN}/metrics.json").read_text())
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     changed = copy.deepcopy(unbalanced)
     changed["evaluate"]["classes"] = "uniform"
     Path("params.yaml").write_text(conftest.write_yaml(changed))
     try:
-        again = recipes.Plan(params.load())
+        again = Plan(params.load())
         differ = {name for name, step in plan.suite("demo").items() if again.suite("demo")[name].digest != step.digest}
         assert {word for word, name in differ} == {"evaluate", "tables"}
         assert __main__.main(["evaluate", RUN]) == 0
@@ -354,7 +356,7 @@ def test_agreement_needs_a_judge_in_the_features(unbalanced, capsys):
 
 def test_unlabelled_data_are_as_before():
     """No step of a suite without labels knows of classes, so that none is stale."""
-    plan = recipes.Plan(params.load(ROOT / "params.yaml"))
+    plan = Plan(params.load(ROOT / "params.yaml"))
     for step in plan.suite("demo").values():
         recipe = json.loads(step.recipe)
         assert "classes" not in recipe["versions"] and "agreement" not in recipe["params"].get("metrics", [])

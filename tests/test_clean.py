@@ -23,13 +23,14 @@ from eldistill.errors import Problem
 from eldistill.evaluate import clean, features, fid, metrics
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception_clean
 from eldistill.tables import results
 from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 CPU = torch.device("cpu")
 FEW = 256  # of the 2,048 features, for clean-fid's root of a matrix, which takes 20 s of all
 
@@ -121,7 +122,7 @@ def test_fid_and_kid_are_clean_fids_on_the_same_png_files(ours, theirs, tmp_path
     space = lambda x: ours(x)[:, :FEW]  # noqa: E731
     clean.make_reference(space, packed(tmp_path / "pack", train), tmp_path / "moments.npz")
     reference = clean.load_reference(tmp_path / "moments.npz")
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 8, "blocks": 1, "reference": "x"}}, 3)
+    ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 8, "blocks": 1, "reference": "x"}}, 3)
     found = ruler.fid(stream(made), pixels, STANDARD, "x", (space, reference))
     assert wanted_fid > 1 and abs(found["fid8_clean"] - wanted_fid) < 1e-3
     assert abs(wanted_kid) > 1e-3 and abs(found["kid8_clean"] - wanted_kid) < min(1e-3, 1e-3 * abs(wanted_kid))
@@ -178,7 +179,7 @@ def test_the_first_block_is_made_once_for_both_figures():
     images, made = pictures(90, 5), None
     known = reference_of(features.embed(pictures(50, 6).split(10), pixels))
     made = stream(images)
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 30, "blocks": 3}}, 6)
+    ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 30, "blocks": 3}}, 6)
     found = ruler.fid(made, pixels, STANDARD, "x", (pixels, known))
     assert made.calls == 90
     own = features.embed(images[:30].split(6), pixels)
@@ -211,11 +212,11 @@ def test_two_processes_find_what_one_finds(monkeypatch, most):
     monkeypatch.setattr(clean, "MOST", most)
     images, options, told = pictures(45, 7), {"fid": {"n": 45, "blocks": 1}}, []
     cleanly = pixels, reference_of(features.embed(pictures(40, 8).split(10), pixels))
-    alone = evaluate.Ruler({}, {}, options, 6).fid(stream(images), pixels, STANDARD, "x", cleanly)
-    second = evaluate.Ruler({}, {}, options, 6, Half(1, told))
+    alone = evaluate.Evaluator({}, {}, options, 6).fid(stream(images), pixels, STANDARD, "x", cleanly)
+    second = evaluate.Evaluator({}, {}, options, 6, Half(1, told))
     monkeypatch.setattr(fid, "distance", lambda images, space, *_: len(features.embed(images, space)))
     assert "fid45_clean" not in second.fid(stream(images), pixels, STANDARD, "x", cleanly)
-    both = evaluate.Ruler({}, {}, options, 6, Half(0, told)).fid(stream(images), pixels, STANDARD, "x", cleanly)
+    both = evaluate.Evaluator({}, {}, options, 6, Half(0, told)).fid(stream(images), pixels, STANDARD, "x", cleanly)
     assert not told
     for name in ("fid45_clean", "kid45_clean"):
         assert both[name] == pytest.approx(alone[name], rel=1e-9, abs=1e-12)
@@ -293,14 +294,14 @@ def test_a_reference_of_other_shapes_is_one_sentence(tmp_path, change):
 # --- plan and parameters --------------------------------------------------------------------------------
 
 
-def plan(data: str = "digits", **asked) -> recipes.Plan:
+def plan(data: str = "digits", **asked) -> Plan:
     values = copy.deepcopy(SHIPPED)
     section = values["evaluate"]["per_data"].setdefault(data, {})
     section["fid"] = {"reference": "fid-refs-cifar10-32x32"} | asked
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
-def evaluation(here: recipes.Plan, run: str = "digits/di/el/0") -> recipes.Step:
+def evaluation(here: Plan, run: str = "digits/di/el/0") -> recipes.Step:
     return here.evaluation(here.params.run(run))
 
 
@@ -320,15 +321,13 @@ def test_asking_for_it_is_part_of_the_recipe():
 
 
 def test_the_reference_is_a_step_that_fetches_inception_and_asks_for_a_gpu():
-    from eldistill.steps import run as steps
-
     here = plan("cifar10", clean=True)
     step = here.find("data", "cifar10/moments-clean")
     assert (
         step.outputs == ("data/sets/cifar10/moments-clean.npz",)
         and step in evaluation(here, "cifar10/di/el/0").upstream
     )
-    assert [each.name for each in step.after] == ["download/inception-2015-12-05-pkl"] and steps.on_gpu(step)
+    assert [each.name for each in step.after] == ["download/inception-2015-12-05-pkl"] and step.kind in recipes.ON_GPU
     assert set(json.loads(step.recipe)["versions"]) == {"clean", "fid", "spaces/inception", "spaces/inception_clean"}
     latents = plan("imagenet512-s", clean=True).moments("imagenet512-s")
     assert latents.name == "imagenet512-rgb/moments-clean"
@@ -348,7 +347,7 @@ def test_other_values_are_one_sentence(asked, sentence):
 
 
 def test_a_day_of_a_gpu_follows_the_fid_of_ten_thousand_images():
-    here = recipes.Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
+    here = Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
     assert {here.params.top("evaluate", run.data)["fid"]["curve_n"] for run in here.params.runs("gpu-day")} == {10_000}
 
 
@@ -371,10 +370,10 @@ def test_every_evaluation_has_the_figures_and_tables_take_them(tmp_path, monkeyp
     monkeypatch.setattr(
         features, "feature_space", lambda name, *rest: pixels if name.startswith("inception") else known(name, *rest)
     )
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     for step in plan.suite("smoke").values():
         assert step.on_demand or __main__.main([step.word, step.name]) == 0, step.name
-    made = recipes.Plan(params.load()).suite("smoke").values()
+    made = Plan(params.load()).suite("smoke").values()
     assert not [each.name for each in made if not (each.on_demand or each.fresh(Path()))]
 
     train = clean.load_reference(Path("data/sets/digits-smoke/moments-clean.npz"))

@@ -15,12 +15,14 @@ import pytest
 import test_distil
 import torch
 
-from eldistill import __main__, files
+from eldistill import __main__, files, networks
 from eldistill.commands import doctor, export
-from eldistill.distil import run as distil
+from eldistill.distil import provenance
 from eldistill.errors import Problem
-from eldistill.plan import cluster, params, recipes
+from eldistill.plan import cluster, params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.training import lock as locks
 from eldistill.training import state
 
 made = test_distil.made  # the fixture
@@ -59,11 +61,11 @@ def slurm(tmp_path, monkeypatch) -> Path:
 
 def test_a_lock_names_process_host_and_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "345")
-    with state.lock(tmp_path):
+    with locks.lock(tmp_path):
         text = (tmp_path / "lock").read_text()
-    assert f"process {os.getpid()} on " in text and cluster.job_of(text) == "345"
+    assert f"process {os.getpid()} on " in text and locks.job_of(text) == "345"
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert cluster.job_of(cluster.me()) is None
+    assert locks.job_of(locks.me()) is None
 
 
 def test_where_locks_do_not_reach_slurm_is_asked(tmp_path, slurm, monkeypatch):
@@ -72,14 +74,14 @@ def test_where_locks_do_not_reach_slurm_is_asked(tmp_path, slurm, monkeypatch):
     (slurm / "jobs").write_text("345\n")
     with (
         pytest.raises(Problem, match="process 1 on node7, job 345 is already at work on this run"),
-        state.lock(tmp_path),
+        locks.lock(tmp_path),
     ):
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "345")
-    with state.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
     (tmp_path / "lock").write_text("process 1 on node7, job 344\n")
-    with state.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
 
 
@@ -111,14 +113,14 @@ def test_no_answer_of_slurm_is_no_answer(tmp_path, slurm, monkeypatch):
     (slurm / "squeue").write_text(
         "#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n"
     )
-    assert cluster.running("345") is None and cluster.jobs_of(tmp_path) is None
-    with pytest.raises(Problem, match="squeue does not say whether process 1 on node7, job 345"), state.lock(tmp_path):
+    assert locks.running("345") is None and cluster.jobs_of(tmp_path) is None
+    with pytest.raises(Problem, match="squeue does not say whether process 1 on node7, job 345"), locks.lock(tmp_path):
         pass
     told: list[str] = []
     assert cluster.end_orphans(tmp_path, told.append) == [] and "squeue does not answer" in told[0]
     (slurm / "squeue").write_text("#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2; exit 1\n")
-    assert cluster.running("345") is False
-    with state.lock(tmp_path):
+    assert locks.running("345") is False
+    with locks.lock(tmp_path):
         pass
     answers = iter([["11"], None, None, []])
     monkeypatch.setattr(cluster, "jobs_of", lambda folder: next(answers))
@@ -130,13 +132,13 @@ def test_what_git_does_not_say_is_not_known(tmp_path, monkeypatch):
     """`git_dirty: false` only where git says so."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    about = distil.origin("0" * 64)
+    about = provenance.origin("0" * 64)
     assert about["git_commit"] is None and about["git_dirty"] is None
     subprocess.run(["git", "init", "-q"], check=True)
-    assert distil.origin("0" * 64)["git_dirty"] is False
+    assert provenance.origin("0" * 64)["git_dirty"] is False
     (tmp_path / "file").write_text("")
     subprocess.run(["git", "add", "file"], check=True)
-    assert distil.origin("0" * 64)["git_dirty"] is True
+    assert provenance.origin("0" * 64)["git_dirty"] is True
 
 
 HOLD = "from eldistill.plan import cluster; print(cluster.driver_lock()[0], flush=True); input()"
@@ -228,7 +230,7 @@ def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
 
 def test_the_doctor_names_what_is_stale_or_edited_and_planned_by_nobody(project, capsys):
     """Results of another suite by other numbers, and a log that somebody has edited."""
-    plan, log = recipes.Plan(params.load()), Path("data/teachers/digits-smoke/log.csv")
+    plan, log = Plan(params.load()), Path("data/teachers/digits-smoke/log.csv")
     log.write_text(log.read_text() + "\n")
     found = examined(capsys)
     assert any(str(log) in line and "it is kept" in line for line in found["LOOK"])
@@ -256,9 +258,9 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
         path.write_bytes(b"x" * 1000)
     old, busy = state.folder("a" * 64), state.folder("b" * 64)
     (old / "state.safetensors").write_bytes(b"x" * 5000)
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     mine = state.folder(files.digest(plan.find("distil", RUN).recipe))
-    with state.lock(busy):
+    with locks.lock(busy):
         assert __main__.main(["prune"]) == 0
         printed = capsys.readouterr().out
         assert all(str(path) in printed for path in (other, snapshot, old, busy)) and str(mine) not in printed
@@ -271,17 +273,20 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
 # --- export -------------------------------------------------------------------------------------------------
 
 BARE = """
+import os
 import sys
 
 class Nothing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("eldistill", "numpy", "yaml", "tqdm", "PIL"):
+        if name.split(".")[0] in ("numpy", "yaml", "tqdm", "PIL"):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Nothing())
 sys.argv = ["load.py", "5", "out.pt"]
 import runpy
 runpy.run_path("load.py", run_name="__main__")
+here = os.getcwd() + os.sep
+assert all(module.__file__.startswith(here) for name, module in sys.modules.items() if name.split(".")[0] == "eldistill")
 """
 
 
@@ -294,7 +299,7 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     assert __main__.main(["export", RUN, "--out", str(tmp_path / "out")]) == 0
     folder = tmp_path / "out"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "generator_ema.safetensors", "load.py", "network", "samples.png",
+        "README.md", "config.json", "eldistill", "generator_ema.safetensors", "load.py", "samples.png",
     ]  # fmt: skip
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", BARE], cwd=folder, capture_output=True, text=True,
                           env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})  # fmt: skip
@@ -313,11 +318,31 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     assert json.loads((folder / "config.json").read_text())["lineage"]["params"]
 
 
-def test_every_network_of_ours_can_be_given_away():
-    for name in ("song", "adm", "edm2", "guided"):
-        sources = export.code(name)
-        assert {f"{name}.py", "layers.py", "precond.py", "noise.py", "__init__.py"} <= set(sources)
-        assert not any("import eldistill" in text or "from eldistill" in text for text in sources.values())
+@pytest.mark.parametrize("name", [name for name in networks.available() if name != "ddpm"])
+def test_every_network_of_ours_can_be_given_away(name, tmp_path):
+    """Its files and those that they import, unchanged but for two; a copy in which it is built with torch alone."""
+    sources = export.code(name)
+    kept = {path: text for path, text in sources.items() if path not in export.IN_PLACE}
+    assert f"eldistill/networks/{name}.py" in kept and sources.keys() - kept.keys() <= set(export.IN_PLACE)
+    assert all((SOURCE / path).read_text(encoding="utf-8") == text for path, text in kept.items())
+    for path, text in sources.items():
+        files.write_text(tmp_path / path, text)
+    code = (
+        BARE[: BARE.index("sys.argv")]
+        + f"sys.path.insert(0, '.')\nfrom eldistill.networks import {name}\nprint({name}.__file__)"
+    )
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=bare
+    )
+    assert Path(done.stdout.strip()).resolve() == tmp_path / f"eldistill/networks/{name}.py", done.stderr[-2000:]
+
+
+def test_a_network_of_another_package_cannot_be_given_away():
+    with pytest.raises(
+        Problem, match="of the kind ddpm needs more than torch; give its generator_ema.safetensors away as it is"
+    ):
+        export.code("ddpm")
 
 
 def test_what_cannot_be_given_away_is_one_sentence(project, capsys):

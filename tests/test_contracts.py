@@ -20,11 +20,12 @@ import torch
 import eldistill
 from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.diffusion import noise
-from eldistill.errors import Problem
+from eldistill.diffusion import draws
+from eldistill.errors import Problem, Stopped
 from eldistill.numbers import declared, number
 from eldistill.plan import params, schema, versions
 from eldistill.training import loop, state
+from eldistill.training.job import Job
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
@@ -85,7 +86,7 @@ class Unsaved(loop.Loop):
         pass
 
 
-def trained(job: loop.Job) -> dict[str, dict]:
+def trained(job: Job) -> dict[str, dict]:
     """The weights of all networks and of the average at the end."""
     average = Unsaved(job).run()
     return {**{name: copied(net) for name, net in job.nets.items()}, "average": copied(average)}
@@ -143,7 +144,7 @@ def test_terms_are_named_and_finite(bench, method, labels):
     job = bench.job(method, labels=labels, batch=5)
     module, shape = job.method, (5, *job.shape)
     batch_labels = job.reals.labels(torch.arange(5))
-    draw = lambda scope: noise.Draw(0, scope, 0, 5)  # noqa: E731
+    draw = lambda scope: draws.Draw(0, scope, 0, 5)  # noqa: E731
     batch = Batch(draw("generator"), batch_labels, job.shape, Progress(0, 0, 100), job.reals)
     nets = {**job.fixed, **job.nets}
     images = module.generate(nets, batch, job.numbers)
@@ -393,7 +394,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
     for after in (1, 2):
         first = Ending(job("parted"))
         first.after = after
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(Stopped):
             first.run()
         assert first.iteration == after and len(first.rows) == after - 1
     parted, whole = loop.Loop(job("parted")), Unsaved(job("whole"))
@@ -419,13 +420,13 @@ def test_every_named_method_continues(bench, name):
     numbers = contract.numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
-        def job() -> loop.Job:
+        def job() -> Job:
             return bench.job(section["file"], numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder)
 
         if stop:
             first = Ending(job())
             first.after = 2
-            with pytest.raises(loop.Stopped):
+            with pytest.raises(Stopped):
                 first.run()
         work = Unsaved(job())
         work.run()
@@ -459,14 +460,14 @@ def test_supplement_terms(bench, supplement, labels):
     (each,) = bench.job("diff_instruct", {supplement: {}}, labels=labels, dtype=dtype).supplements
     images = bench.reals(labels, dtype).take(torch.arange(6))[0]
     reals = bench.reals(labels, dtype)
-    batch = Batch(noise.Draw(0, "generator", 0, 6, dtype=dtype), reals.labels(torch.arange(6)), reals.shape,
+    batch = Batch(draws.Draw(0, "generator", 0, 6, dtype=dtype), reals.labels(torch.arange(6)), reals.shape,
                   Progress(0, 0, 100), reals)  # fmt: skip
 
     def terms(x):
         return each.module.generator_terms(each.tools, x, batch, each.numbers)
 
     found = terms(images)
-    direction = noise.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
+    direction = draws.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
     assert found
     for name, term in found.items():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", name) and isinstance(term, AtImages)
@@ -508,7 +509,7 @@ def test_supplement_leaves_networks_alone(bench, supplement):
 def test_redrawn_members_follow_the_step(bench):
     """With redraw 3 the value for the same images and draws stays for three steps, then changes; with 0 it never does."""
     reals = bench.reals(0, torch.float64)
-    images, draw = reals.take(torch.arange(6))[0], noise.Draw(0, "generator", 0, 6, dtype=torch.float64)
+    images, draw = reals.take(torch.arange(6))[0], draws.Draw(0, "generator", 0, 6, dtype=torch.float64)
 
     def values(redraw: int) -> list[float]:
         each, found = bench.supplement("embedding", torch.float64, redraw=redraw), []
@@ -575,10 +576,10 @@ def test_family(family, channels):
     tools = ()
     if getattr(module, "TEACHER", False):
         tools = (conftest.teacher(dtype=torch.float64),)
-    fitted = noise.Draw(1, "images", 0, 80, dtype=torch.float64).normal("x", *shape)
+    fitted = draws.Draw(1, "images", 0, 80, dtype=torch.float64).normal("x", *shape)
 
     def weights(seed, dtype=torch.float64):
-        normal = noise.Draw(seed, "el", 0, 1, dtype=dtype).normal
+        normal = draws.Draw(seed, "el", 0, 1, dtype=dtype).normal
         made = module.draw(numbers, shape, lambda name, *size: normal(name, *size)[0])
         return {
             key: w.double()
@@ -589,7 +590,7 @@ def test_family(family, channels):
     assert same(first, again)
     if not hasattr(module, "fit"):  # what is fitted to the images is not drawn
         assert all(not torch.equal(first[key], other[key]) for key in first)
-    images = noise.Draw(0, "images", 0, 5, dtype=torch.float64).normal("x", *shape).requires_grad_()
+    images = draws.Draw(0, "images", 0, 5, dtype=torch.float64).normal("x", *shape).requires_grad_()
 
     def embedded(weights, images, tools=tools):
         return module.stages(weights, images, numbers, *tools)[-1].flatten(1)
@@ -777,7 +778,9 @@ def test_imports_have_no_circle():
         name = str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         graph[name] = imports(path) - {name}
     order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.run")
+    assert (
+        order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.distil")
+    )
 
 
 def test_the_loop_knows_no_method(bench):

@@ -12,12 +12,13 @@ import test_distil
 
 from eldistill import __main__, networks
 from eldistill.commands import cost
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_distil.project  # the fixtures
 OFFICIAL = json.loads((Path(__file__).parent / "data/networks/official_state_shapes.json").read_text())
-PLAN = recipes.Plan(params.from_values(conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8")), ROOT))
+PLAN = Plan(params.from_values(conftest.shipped(), ROOT))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_passes_are_what_the_loop_counts(project, run):
         assert __main__.main(["teacher", "digits-smoke/pairs-40-0"]) == 0
     assert __main__.main(["distil", f"digits-smoke/{run}/0"]) == 0
     about = json.loads(Path(f"data/runs/digits-smoke/{run}/0/provenance.json").read_text())
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     found = cost.of_run(plan, plan.params.run(f"digits-smoke/{run}/0"))
     assert found["images"] == about["n_images"]
     counted = about["flop_per_iteration"] * about["iterations"]
@@ -89,7 +90,7 @@ def test_a_suite_by_one_command(project, capsys):
     lines = capsys.readouterr().out.splitlines()
     names = [["| digits, di", "9"], ["| digits, sid", "1"], ["| digits, all", "10"], ["| all", "10"]]
     assert [line.split(" | ")[:2] for line in lines[2:6]] == names
-    whole = cost.of_run(plan := recipes.Plan(params.load()), plan.params.run("digits/di/none/0"))
+    whole = cost.of_run(plan := Plan(params.load()), plan.params.run("digits/di/none/0"))
     hours = float(lines[2].split(" | ")[4])
     assert hours == pytest.approx(9 * whole["flop"] / 60e12 / 3600, rel=0.01)
     assert __main__.main(["cost", "demo", "--tflops", "6"]) == 0

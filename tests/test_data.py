@@ -117,7 +117,7 @@ def test_packed_digits_are_scikit_learns_in_that_split(digits):
 
 
 def test_the_shipped_codec_gives_the_digits_sigma_data(digits):
-    codec = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["data"]["digits"]["codec"]
+    codec = conftest.shipped()["data"]["digits"]["codec"]
     x = data.encode(data.load(digits[0])[0], codec)
     assert abs(float(x.mean())) < 1e-3 and abs(float(x.std()) - data.SIGMA_DATA) < 1e-3
     assert codec == pytest.approx({"mean": digits[1]["mean"], "std": digits[1]["std"]}, abs=1e-4)
@@ -339,7 +339,7 @@ def test_fashion_mnist_is_read_from_a_folder(here):
         Path(name).write_bytes(header + plain.encode() + b"\0" + packed[10:])
     Path("data").mkdir()
     Path("data/sources.csv").write_bytes((ROOT / "data/sources.csv").read_bytes())
-    setting = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))["data"]["fashion-mnist"]
+    setting = conftest.shipped()["data"]["fashion-mnist"]
     about = packing.pack(setting, "pack", ".")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (60000, 10000, [1, 32, 32], 10)
     assert setting["codec"] == pytest.approx({"mean": about["mean"], "std": about["std"]}, abs=1e-4)

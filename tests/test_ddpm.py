@@ -24,7 +24,9 @@ from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.networks import ddpm
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import folders, foreign, train
+from eldistill.sampling import teachers
+from eldistill.teacher import agree
+from eldistill.teacher import ddpm as folders
 from eldistill.tensors import load_tensors
 
 diffusers = pytest.importorskip("diffusers")
@@ -46,8 +48,8 @@ def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
 
 def read(folder: Path, output: Path) -> torch.nn.Module:
     """Converted, and read as a teacher."""
-    folders.convert_folder(folder, output)
-    return train.load(output)[0].requires_grad_(False).eval()
+    folders.convert(folder, output)
+    return teachers.load(output)[0].requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"])
@@ -255,7 +257,7 @@ def test_a_folder_there_and_back(tmp_path):
     about = load_tensors(tmp_path / "teacher.safetensors")[1]
     assert (
         about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
-        and about["codec"] == foreign.PIXELS
+        and about["codec"] == agree.PIXELS
     )
     assert folders.folder(tmp_path / "ddpm/unet")[0] == folders.folder(tmp_path / "ddpm")[0]
 
@@ -356,7 +358,7 @@ def test_what_is_not_understood_is_refused(tmp_path, kind):
     write(tmp_path / "ddpm")
     change(tmp_path / "ddpm")
     with pytest.raises(Problem, match=sentence) as caught:
-        folders.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
+        folders.convert(tmp_path / "ddpm", tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 

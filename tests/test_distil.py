@@ -13,7 +13,8 @@ import torch
 
 from eldistill import __main__, files
 from eldistill.distil import run as distil
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 from eldistill.training import compute as speed
@@ -33,9 +34,7 @@ def made(tmp_path_factory, small_project) -> Path:
 
 def make(folder: Path) -> Path:
     """The one that is copied; conftest.py makes it once for all files."""
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+    conftest.copy_parameters(folder)
     values = conftest.read_yaml((folder / "params.yaml").read_text(encoding="utf-8"))
     values["teacher"][DATA] |= {"n_images": 320, "steps": 3}
     values["distil"] |= {"snapshots": [0, 50, 100], "ticks": 2}
@@ -110,10 +109,10 @@ def test_sid2a_starts_where_sid_ended(project, capsys):
     assert not same(weights("sid2a/el/3"), weights("sid/none/3"))
     assert second.about["n_images_before"] == 64 and second.about["n_images"] == 64
     assert f"distil {DATA}/sid/none/3" in second.about["lineage"]["upstream"]
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     old = plan.find("distil", f"{DATA}/sid2a/none/3").digest
     change("sid", alpha=0.5)
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     assert plan.find("distil", f"{DATA}/sid2a/none/3").digest != old  # another SiD is another SiD²A
     assert __main__.main(["distil", f"{DATA}/sid2a/el/3"]) == 2
     assert "was not made by the numbers" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
 from conftest import read_yaml
@@ -22,12 +23,13 @@ import eldistill
 from eldistill import __main__
 from eldistill.commands import cost
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 from eldistill.tables import published
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 EVERY = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
-PARAMS = params.load(ROOT / "params.yaml")
+PARAMS = params.from_values(conftest.shipped(), ROOT)
 BLOCKS = [block for text in EVERY.values() for block in re.findall(r"```sh\n(.*?)```", text, re.S)]
 TYPED = sorted({line for block in BLOCKS for line in block.splitlines() if line.strip()})
 INLINE = {
@@ -240,7 +242,7 @@ def test_settings_that_describe_a_machine_are_marked_so():
 
 def test_the_bill_of_the_paper_is_what_the_command_prints():
     """Jobs, trainings, hours, memory and disk of the suite `paper`."""
-    plan = recipes.Plan(PARAMS)
+    plan = Plan(PARAMS)
     jobs = len(plan.suite("paper")) + 1  # and `all`
     trainings = len(list(PARAMS.runs("paper")))
     page = PAGES["paper.md"]
@@ -307,7 +309,7 @@ def test_lengths_and_figures_of_gpu_day():
     assert PARAMS.section("method", "sid-day", "cifar10")["alpha"] == 1.2
     runs = list(PARAMS.runs("gpu-day"))
     assert f"two seeds: {len(runs)} trainings" in page
-    hours = cost.hours_left([cost.of_run(recipes.Plan(PARAMS), run) for run in runs])
+    hours = cost.hours_left([cost.of_run(Plan(PARAMS), run) for run in runs])
     assert f"{hours:.0f} hours of one GPU that reaches {cost.TFLOPS:g} TFLOP/s" in page
 
 

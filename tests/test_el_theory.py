@@ -20,7 +20,7 @@ from eldistill.contract import Progress
 from eldistill.ensemble import identity
 from eldistill.ensemble.seed import Member
 from eldistill.errors import Problem
-from eldistill.losses import mmd
+from eldistill.losses import mixing, mmd
 from eldistill.supplements import embedding
 from eldistill.training import processes as distributed
 
@@ -286,7 +286,7 @@ def variance(share, s1: float, s2: float, r: float):
 def test_best_mix(b1, b2, share, least):
     """c.5 and, with bias and second moments, c.7: variances 1 and 2.5, covariance 0.3; a grid finds the same minimum."""
     m1, m2, m12 = moments = 1 + b1 * b1, 2.5 + b2 * b2, 0.3 + b1 * b2
-    found, values = embedding.mix(*moments), variance(GRID, *moments)
+    found, values = mixing.mix(*moments), variance(GRID, *moments)
     assert found == pytest.approx(share, abs=5e-5) and found == pytest.approx(GRID[values.argmin()], abs=1e-5)
     error = variance(found, 1, 2.5, 0.3) + ((1 - found) * b1 + found * b2) ** 2  # variance and squared bias
     assert error == pytest.approx((m1 * m2 - m12**2) / (m1 + m2 - 2 * m12)) == pytest.approx(values.min(), rel=1e-9)
@@ -298,13 +298,13 @@ def test_when_a_mix_helps():
     helped = 0
     for root in normal(2000, 2, 2, seed=8).numpy():
         (s1, r), (_, s2) = root @ root.T
-        share = embedding.mix(s1, s2, r)
+        share = mixing.mix(s1, s2, r)
         assert variance(share, s1, s2, r) <= variance(GRID[::100], s1, s2, r).min() + 1e-12
         helps = variance(share, s1, s2, r) < min(s1, s2)
         assert helps == (r < min(s1, s2)) == (0 < share < 1) and (helps or share == (0 if s1 < s2 else 1))
         helped += helps
     assert 500 < helped < 1900
-    assert embedding.mix(1, 1, 1) == embedding.mix(0, 0, 0) == 0  # one estimator twice
+    assert mixing.mix(1, 1, 1) == mixing.mix(0, 0, 0) == 0  # one estimator twice
 
 
 @pytest.mark.parametrize("s1, s2, r", [(1, 2.5, 0.3), (2, 1, 0), (1, 4, 1.5)])
@@ -314,10 +314,10 @@ def test_optimal_share_from_one_batch(s1, s2, r):
     for seed in range(30):
         noise = torch.einsum("ij,jnchw->inchw", root, normal(2, 35, 1, 16, 16, seed=10 + seed))
         base, own = 3 * normal(1, 16, 16, seed=9) + noise
-        shares.append(embedding.optimal(base, own))
-        assert embedding.optimal(base, 1e-3 * own) == pytest.approx(shares[-1], rel=1e-9)
-    assert np.mean(shares) == pytest.approx(embedding.mix(s1, s2, r), abs=0.03)
-    assert embedding.optimal(base, -own) is None and embedding.optimal(base, 0 * own) is None
+        shares.append(mixing.optimal(base, own))
+        assert mixing.optimal(base, 1e-3 * own) == pytest.approx(shares[-1], rel=1e-9)
+    assert np.mean(shares) == pytest.approx(mixing.mix(s1, s2, r), abs=0.03)
+    assert mixing.optimal(base, -own) is None and mixing.optimal(base, 0 * own) is None
 
 
 # --- what a run does with it, and says -------------------------------------------------------------------
@@ -371,7 +371,7 @@ def test_angle_of_the_gradients():
     for left, right, every in ((None, own, 1), (0 * base, own, 1), (base, 0 * own, 1), (base, own, 0)):
         assert "cosine" not in said([0.1], left, right, every=every)[0]
     base, own = 1 + normal(2, 16, 1, 4, 4)
-    assert said([0.1], base, own, 16)[0]["optimal"] == embedding.optimal(base, own)
+    assert said([0.1], base, own, 16)[0]["optimal"] == mixing.optimal(base, own)
     assert "optimal" not in said([0.1], base[:15], own[:15], 15)[0] and "optimal" not in said([0.1], base, -own, 16)[0]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from eldistill import files
-from eldistill.contract import Batch, Progress
+from eldistill.contract import Batch, Progress, Setting
 from eldistill.data import dataset as data
 from eldistill.diffusion import augment
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import conv, identity, seed
 from eldistill.errors import Problem
 from eldistill.losses import balance, mmd
@@ -56,7 +55,7 @@ def tools(folder, members=MEMBERS, redraw: int = 0, dtype=torch.float64) -> embe
     """As a run gets them: a recorded ensemble, read by `prepare`."""
     section = {"members": members, "redraw": redraw, "calibration": 40, "draws": 2}
     seed.make(section, 5, reals(dtype=torch.float32), folder / "e.json", folder / "e.npz")
-    setting = SimpleNamespace(ensemble=folder / "e.json", device="cpu", dtype=dtype, sigma_data=0.5, seed=8)
+    setting = Setting(ensemble=folder / "e.json", device="cpu", dtype=dtype, sigma_data=0.5, seed=8, sigma_init=2.5)
     return embedding.prepare(embedding.Numbers(), setting)
 
 

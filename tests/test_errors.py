@@ -30,6 +30,7 @@ from eldistill.errors import Problem
 from eldistill.external import fetching
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 from eldistill.tensors import save_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -49,9 +50,7 @@ def packed(tmp_path_factory) -> bytes:
 @pytest.fixture
 def project(tmp_path, monkeypatch, packed):
     """A project in the current folder: params.yaml, schema, sources, the packed digits; no proxies, no waiting."""
-    (tmp_path / "workflow").mkdir()
-    shutil.copytree(ROOT / "workflow/schemas", tmp_path / "workflow/schemas")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    conftest.copy_parameters(tmp_path)
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data/sources.csv", tmp_path / "data")
     files.write_text(tmp_path / PACK, "")
@@ -64,7 +63,7 @@ def project(tmp_path, monkeypatch, packed):
     torch.set_num_threads(threads)
 
 
-DIGITS_CODEC = conftest.read_yaml((ROOT / "params.yaml").read_text())["data"]["digits"]["codec"]
+DIGITS_CODEC = conftest.shipped()["data"]["digits"]["codec"]
 
 
 def change(path: str, value) -> None:
@@ -96,7 +95,7 @@ def vouched(text: str) -> list[recipes.Step]:
     """The packs and teachers of a params.yaml, as far as it can be read."""
     found = []
     with contextlib.suppress(Problem):
-        plan = recipes.Plan(params.from_values(conftest.read_yaml(text)))
+        plan = Plan(params.from_values(conftest.read_yaml(text)))
         found += [plan.pack(name) for name in plan.params.values["data"]]
         found += [plan.teacher(name) for name in plan.params.values["teacher"]]
     return found
@@ -191,7 +190,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(project, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     change("device", "cuda")
     for word, name in (("teacher", "digits"), ("evaluate", "digits/real")):
-        upstream = recipes.Plan(params.load()).find(word, name).upstream
+        upstream = Plan(params.load()).find(word, name).upstream
         for step in upstream:
             Path(step.outputs[0]).touch()
             Path(step.sidecar).write_text(step.recipe, encoding="utf-8")
@@ -549,15 +548,15 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
 
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
-    from eldistill.steps import run as steps
+    from eldistill.steps import work
 
-    step = recipes.Plan(params.load()).find("data", "digits/images")
+    step = Plan(params.load()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt), steps._overwriting(step):
+    with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         assert not Path(step.sidecar).exists()
         raise KeyboardInterrupt
     assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
-    with pytest.raises(KeyboardInterrupt), steps._overwriting(step):
+    with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         files.write_text(step.outputs[0], "new")
         raise KeyboardInterrupt
     assert not Path(step.sidecar).exists()

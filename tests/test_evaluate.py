@@ -16,6 +16,9 @@ from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, judges, metrics
+from eldistill.evaluate.references import load_reference, make_reference, real_row
+from eldistill.spaces.pixels import pixels
+from eldistill.training.machine import Machine
 
 GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
@@ -199,7 +202,7 @@ def test_a_function_put_into_metrics_is_measured(monkeypatch):
 
 
 def test_the_real_row_is_symmetric_in_train_and_heldout():
-    row = evaluate.real_row(references(), OPTIONS)
+    row = real_row(references(), OPTIONS)
     for space in ("judge-a", "pixels"):
         assert row[f"fd60_{space}_heldout"] == pytest.approx(row[f"fd40_{space}_train"], rel=1e-10)
         assert row[f"fdj60_{space}_heldout"] == pytest.approx(row[f"fdj40_{space}_train"], rel=1e-10)
@@ -229,7 +232,7 @@ def train_judge(letter: str, pack: Path, output: Path, n_images: int = 1920) -> 
     numbers = {"n_images": n_images, "batch": 64, "lr": 2e-3, "smoothing": 0.05}
     folder = output.with_suffix(".state")
     folder.mkdir(parents=True)
-    site = SimpleNamespace(device="cpu", save_seconds=1e9)
+    site = Machine(save_seconds=1e9)
     recipe = {"judges": numbers, "codec": CODEC}
     return judges.train(letter, recipe, pack, output, folder, "digest", site, lambda text: None)
 
@@ -276,9 +279,9 @@ def test_features_do_not_depend_on_chunking(spaces, pack, name):
 def test_pixels_are_the_image_in_0_to_1_and_blocks_of_large_ones():
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     small = images[:, :, :8, :8]
-    assert np.allclose(features.pixels(small), small.flatten(1) / 255, rtol=0, atol=1e-7)
+    assert np.allclose(pixels(small), small.flatten(1) / 255, rtol=0, atol=1e-7)
     blocks = images.double().reshape(5, 3, 16, 2, 16, 2).mean((3, 5)).flatten(1) / 255
-    assert np.allclose(features.pixels(images), blocks, rtol=0, atol=1e-6)
+    assert np.allclose(pixels(images), blocks, rtol=0, atol=1e-6)
 
 
 def test_features_that_are_not_finite_are_one_sentence():
@@ -318,11 +321,11 @@ def test_clean_fids_pass_over_png_files_gives_the_same_features(spaces, pack, tm
 
 def test_a_reference_holds_features_and_moments_and_has_equal_bytes(pack, tmp_path):
     for name in ("one", "other"):
-        evaluate.make_reference(features.pixels, pack, tmp_path / f"{name}.npz")
+        make_reference(pixels, pack, tmp_path / f"{name}.npz")
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
-    loaded = evaluate.load_reference(tmp_path / "one.npz")
+    loaded = load_reference(tmp_path / "one.npz")
     for part in ("train", "heldout"):
-        rows = features.pixels(data.load(pack, part)[0]).double().numpy()
+        rows = pixels(data.load(pack, part)[0]).double().numpy()
         assert np.allclose(loaded[part], rows, rtol=0, atol=1e-7) and loaded[part].dtype == np.float64
         with np.load(tmp_path / "one.npz") as archive:
             assert np.allclose(archive[f"mu_{part}"], rows.mean(0), rtol=0, atol=1e-12)
@@ -335,25 +338,25 @@ def test_a_damaged_reference_is_one_sentence(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Problem, match="reference.npz is missing or damaged") as caught:
-        evaluate.load_reference(path)
+        load_reference(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_reference_is_never_unpickled(tmp_path):
     np.savez(tmp_path / "reference.npz", train=np.array([{}], dtype=object), heldout=np.zeros(2))
     with pytest.raises(Problem, match="missing or damaged"):
-        evaluate.load_reference(tmp_path / "reference.npz")
+        load_reference(tmp_path / "reference.npz")
 
 
 def test_images_in_metrics_out(pack, spaces, tmp_path):
-    evaluate.make_reference(spaces["pixels"], pack, tmp_path / "r.npz")
-    known = {"pixels": evaluate.load_reference(tmp_path / "r.npz")}
+    make_reference(spaces["pixels"], pack, tmp_path / "r.npz")
+    known = {"pixels": load_reference(tmp_path / "r.npz")}
     images = data.load(pack)[0]
-    ruler = evaluate.Ruler({"pixels": features.pixels}, known, OPTIONS)
+    ruler = evaluate.Evaluator({"pixels": pixels}, known, OPTIONS)
     found = ruler.measure(lambda n, first: images[first : first + n].split(100), len(images))
     assert found["fd1437_pixels_train"] == pytest.approx(0, abs=1e-5)
     assert found["precision1437_pixels_train"] == found["recall1437_pixels_train"] == 1
-    row = evaluate.real_row(known, OPTIONS)
+    row = real_row(known, OPTIONS)
     assert found["fd1437_pixels_heldout"] == pytest.approx(row["fd1437_pixels_heldout"], rel=1e-5)
     curve = ruler.measure(lambda n, first: [images], len(images), metrics.CURVE)
     assert {name.split("1437")[0] for name in curve} == set(metrics.CURVE)
@@ -362,11 +365,11 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
 def test_a_space_may_see_the_first_images_only():
     """In one pass with the others; its metrics carry the number; a process whose images come later gives it none."""
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 1, 2, 2), np.uint8))
-    spaces = {"pixels": features.pixels, "half": lambda chunk: features.pixels(chunk) / 2}
+    spaces = {"pixels": pixels, "half": lambda chunk: pixels(chunk) / 2}
     found = features.embed_all(images.split(20), spaces, {"half": 50})
     assert len(found["pixels"]) == 90 and np.array_equal(found["half"], found["pixels"][:50] / 2)
     known = {name: {"train": normal(60, 4), "heldout": normal(60, 4, seed=1)} for name in spaces}
-    ruler = evaluate.Ruler(spaces, known, {**OPTIONS, "n_of": {"half": 50}})
+    ruler = evaluate.Evaluator(spaces, known, {**OPTIONS, "n_of": {"half": 50}})
     names = ruler.measure(lambda n, first: images[first : first + n].split(20), 90)
     assert {"fd90_pixels_heldout", "fd50_half_heldout"} <= set(names)
     assert features.embed_all(images.split(20), spaces, {"half": -5})["half"].shape == (0, 0)
@@ -379,7 +382,7 @@ def test_processes_take_whole_chunks_in_order(n, batch, size):
     images, shares = torch.arange(n), []
     for rank in range(size):
         team = SimpleNamespace(rank=rank, size=size, rows=lambda b, group, rank=rank: shared_rows(b, group, rank, size))
-        shares.append(evaluate.Ruler({}, {}, {}, batch, team).share(n))
+        shares.append(evaluate.Evaluator({}, {}, {}, batch, team).share(n))
     assert torch.equal(torch.cat([images[first : first + count] for count, first in shares]), images)
     if n >= batch * size:
         assert all(first % batch == 0 for _, first in shares)

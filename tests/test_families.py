@@ -8,8 +8,8 @@ import csv
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -19,15 +19,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from eldistill import contract, files
-from eldistill.contract import Batch, Progress
+from eldistill.contract import Batch, Progress, Setting
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import seed
 from eldistill.errors import Problem
 from eldistill.losses import mmd
 from eldistill.numbers import declared
 from eldistill.plan import params
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.supplements import embedding
 
 ROOT = Path(__file__).parents[1]
@@ -450,7 +450,7 @@ def test_mixed_ensembles(kernel):
 
 def at_work(path: Path, size: int = 32, **changes):
     """EL's term at `size` images as a run computes it in float32; its tools; those images and the real ones."""
-    setting = SimpleNamespace(ensemble=path, device="cpu", dtype=torch.float32, sigma_data=0.5, seed=8)
+    setting = Setting(ensemble=path, device="cpu", dtype=torch.float32, sigma_data=0.5, seed=8, sigma_init=2.5)
     batch = Batch(Draw(0, "generator", 0, size), None, SHAPE, Progress(0, 0, 100), reals())
     x, numbers = 0.35 * standard(size, start=3, dtype=torch.float32) + 0.5, embedding.Numbers(**changes)
     tools = embedding.prepare(numbers, setting)
@@ -504,7 +504,7 @@ def test_anchors(tmp_path):
 
 # --- recipes ---------------------------------------------------------------------------------------------
 
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SHIPPED["suites"] = {SHIPPED["suite"]: SHIPPED["suites"]["smoke"]}
 SHIPPED["ensemble"]["mine"] = {"members": [{"family": "conv"}, {"family": "identity"}]}
 SHIPPED["distil"]["supplements"]["el"]["ensemble"] = "mine"

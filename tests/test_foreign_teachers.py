@@ -15,9 +15,11 @@ import torch
 
 from eldistill import __main__, files, networks
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import convert, train
+from eldistill.sampling import teachers
+from eldistill.teacher import edm
 from eldistill.tensors import load_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ RUN = "theirs/di/el/0"
 
 def network(seed: int = 0, **changes):
     kwargs = KWARGS | changes
-    settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+    settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
     return networks.build({"network": "song", **settings}, seed).eval().requires_grad_(False), kwargs
 
 
@@ -64,7 +66,7 @@ def test_from_a_published_pickle_to_a_generator(project, capsys):
     assert __main__.main(["teacher", "theirs"]) == 0
     digest = files.sha256("net.pkl")
     assert f"net.pkl, sha256 {digest}, song for images of shape [1, 8, 8] and 0 classes" in capsys.readouterr().out
-    loaded, about = train.load("data/teachers/theirs/teacher.safetensors")
+    loaded, about = teachers.load("data/teachers/theirs/teacher.safetensors")
     theirs, kwargs = network()
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), theirs.state_dict().values(), strict=True)
@@ -107,7 +109,7 @@ def test_a_row_of_the_registry_is_fetched_or_taken_from_its_place(project, capsy
     assert __main__.main(["teacher", "theirs"]) == 0
     digest = files.sha256("mirror/edm-ffhq-64x64-uncond-vp.pkl")
     assert f"sha256 {digest} is trusted from now on" in capsys.readouterr().out
-    _, about = train.load("data/teachers/theirs/teacher.safetensors")
+    _, about = teachers.load("data/teachers/theirs/teacher.safetensors")
     assert about["source"]["licence"] == "CC BY-NC-SA 4.0"
     recipe = Path("data/teachers/theirs/teacher.safetensors.recipe").read_text()
     change(file="mirror/edm-ffhq-64x64-uncond-vp.pkl")
@@ -154,7 +156,7 @@ def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
 
 
 def test_a_teacher_needs_a_network_or_a_file():
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["teacher"]["empty"] = {"data": "digits"}
     with pytest.raises(
         Problem, match=r"teacher\.empty has neither a network to train nor a source or a file; give one of"
@@ -164,20 +166,18 @@ def test_a_teacher_needs_a_network_or_a_file():
 
 def test_another_file_or_digest_is_another_teacher():
     """The recipe has the path and the digest that was asked for; a trained teacher's recipe knows neither key."""
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     found = []
     for section in ({"file": "a.pkl"}, {"file": "b.pkl"}, {"file": "a.pkl", "sha256": "0" * 64}):
         values["teacher"]["theirs"] = {"data": "cifar10"} | section
-        found.append(recipes.Plan(params.from_values(values, ROOT)).teacher("theirs"))
+        found.append(Plan(params.from_values(values, ROOT)).teacher("theirs"))
     assert len({step.digest for step in found}) == 3
     versions = set(json.loads(found[0].recipe)["versions"])
     assert {"teacher/convert", "teacher/pickles", "networks/song", "networks/adm", "networks/edm2"} <= versions
     values["teacher"]["theirs"] = {"data": "cifar10", "source": "edm-cifar10-32x32-uncond-vp"}
-    recipe = recipes.Plan(params.from_values(values, ROOT)).teacher("theirs").recipe
+    recipe = Plan(params.from_values(values, ROOT)).teacher("theirs").recipe
     versions = set(json.loads(recipe)["versions"])  # a row names its kind: another kind's reader retires nothing of it
     assert {"teacher/pickles", "networks/song"} <= versions and not {"teacher/states", "networks/ddpm"} & versions
     values["teacher"]["theirs"]["file"] = "elsewhere.pkl"
-    assert recipes.Plan(params.from_values(values, ROOT)).teacher("theirs").recipe == recipe
-    assert not {"file", "sha256", "source"} & set(
-        recipes.Plan(params.from_values(values, ROOT)).teacher("digits").params
-    )
+    assert Plan(params.from_values(values, ROOT)).teacher("theirs").recipe == recipe
+    assert not {"file", "sha256", "source"} & set(Plan(params.from_values(values, ROOT)).teacher("digits").params)

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import forks
 import pytest
 import snakemake_rule as rule
@@ -27,8 +28,9 @@ from conftest import read_yaml, write_yaml
 from snakemake.exceptions import WorkflowError
 
 from eldistill.errors import Problem
-from eldistill.plan import driver, freshness, params, recipes
-from eldistill.plan.recipes import WORDS, Plan, Step
+from eldistill.plan import driver, freshness, params, reading, recipes
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import WORDS, Step
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"data": "sets", "teacher": "teachers", "ensemble": "ensembles", "distil": "runs", "evaluate": "evaluations",
@@ -301,7 +303,7 @@ def test_a_run_that_leaves_a_step_stale_does_not_end_well(tmp_path, monkeypatch)
 )  # fmt: skip
 def test_the_dvc_stage_of_what_a_number_changes_depends_on_it(where, value, suite):
     """Else its word is skipped by `dvc repro`, a later one makes its steps, and dvc.lock has the old results of it."""
-    shipped = read_yaml((ROOT / "params.yaml").read_text())
+    shipped = conftest.shipped()
     values = copy.deepcopy(shipped)
     *above, last = where.split("/")
     functools.reduce(lambda place, key: place.setdefault(key, {}), above, values)[last] = value
@@ -359,7 +361,7 @@ class Real:
         (self.path / "params.yaml").write_text(write_yaml(values, sort_keys=False))
 
     def steps(self) -> list[Step]:
-        return list(Plan(params.from_values(self.values(), self.path)).suite("smoke").values())
+        return list(Plan(params.load(self.path / "params.yaml")).suite("smoke").values())
 
     def expected(self, word: str) -> tuple[dict[str, rule.Job], set[str]]:
         """What the model says that `snakemake WORD` runs, by name."""
@@ -538,6 +540,36 @@ def test_there_and_back_and_there_again(base, bins, tmp_path):
     run = "digits-smoke/di/el/0"
     assert set(it.log()[before:]) == {f"distil {run}", f"evaluate {run}", "evaluate suite/smoke", "tables smoke"}
     it.repro(None)
+
+
+def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
+    """`dvc exp run -S` writes a key of workflow/params, its steps alone are made, and `dvc params diff` shows it."""
+    shutil.copytree(base, tmp_path / "project", symlinks=True)
+    it, arm = Real(tmp_path / "project", bins), "digits-smoke/di/el-base/0"
+    grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["none", "el-base"], "seeds": [0]}
+    it.number("suites/smoke", [grid])
+    it.repro(None)
+    it.commit()
+    before, (paper, ablation, _) = len(it.log()), reading.FILES
+    changes = {
+        paper: "distil.methods.sid.per_data.cifar10.batch=128",
+        ablation: "distil.supplements.el-base.weight=0.5",
+    }
+    it.do("dvc", "exp", "run", *(word for file, change in changes.items() for word in ("-S", f"{file}:{change}")))
+    assert set(it.log()[before:]) == {f"distil {arm}", f"evaluate {arm}", "evaluate suite/smoke", "tables smoke"}
+    loaded = params.load(it.path / "params.yaml")
+    assert loaded.section("method", "sid", "cifar10")["batch"] == 128
+    assert (
+        loaded.section("supplement", "el-base")["weight"] == 0.5 == loaded.section("supplement", "pixel-base")["weight"]
+    )
+    told = it.do("dvc", "params", "diff")
+    rows = {tuple(line.split()) for line in told.splitlines()}
+    assert {
+        (paper, changes[paper].split("=")[0], "256", "128"),
+        (ablation, changes[ablation].split("=")[0], "0.7", "0.5"),
+    } <= rows
+    it.lock_is_true()
+    assert it.planned() == set()
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 5))

@@ -22,8 +22,10 @@ from eldistill.evaluate import features, metrics
 from eldistill.external.pickles import Refused
 from eldistill.networks import guided
 from eldistill.sampling import generators as sampling
+from eldistill.sampling import teachers
 from eldistill.spaces import inception
-from eldistill.teacher import convert, states, train
+from eldistill.teacher import agree, convert
+from eldistill.teacher import guided as guided_states
 
 ROOT = Path(__file__).parents[1]
 made, project = test_foreign_teachers.made, test_foreign_teachers.project  # the fixtures
@@ -190,7 +192,7 @@ def test_the_denoiser_is_theirs(tmp_path, sizes):
     """D of our network on their tensors equals theirs, computed independently, in float64: of a teacher, whose boundary is
     0, and of a consistency model."""
     theirs = state(dtype=torch.float64, **sizes)
-    config, tensors, _ = states.state(save(theirs, tmp_path / "net.pt"), given=SMALL)
+    config, tensors, _ = guided_states.state(save(theirs, tmp_path / "net.pt"), given=SMALL)
     network = networks.build(config).double().eval()
     network.load_state_dict(tensors)
     x = torch.randn(3, config["img_channels"], *[config["img_resolution"]] * 2, dtype=torch.float64)
@@ -215,7 +217,7 @@ def test_every_width_and_split_of_attention_is_theirs(tmp_path, width, heads):
     """F at widths where their 32 groups and EDM's min(32, channels // 4) differ (below 128) and where they do not."""
     theirs = state(width=width, dtype=torch.float64, classes=0, channels=1)
     given = {"img_resolution": 8, **heads}
-    config, tensors, _ = states.state(save(theirs, tmp_path / "net.pt"), given=given)
+    config, tensors, _ = guided_states.state(save(theirs, tmp_path / "net.pt"), given=given)
     network = networks.build(config).double().eval()
     network.load_state_dict(tensors)
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
@@ -230,11 +232,11 @@ def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
     """The second of three levels attends: of 32 pixels that is 16, of 64 pixels 32; the state alone does not say which."""
     path = save(state(mult=(1, 2, 2), attend=(1,)), tmp_path / "net.pt")
     for side in (32, 64):
-        config, tensors, _ = states.state(path, given={"img_resolution": side, "num_head_channels": 64})
+        config, tensors, _ = guided_states.state(path, given={"img_resolution": side, "num_head_channels": 64})
         assert (config["img_resolution"], config["attn_resolutions"]) == (side, [side // 2])
         networks.build(config).load_state_dict(tensors)
-    about = states.convert_state(path, tmp_path / "out.safetensors", given={"img_resolution": 32, "num_heads": 4})
-    assert about["shape"] == [3, 32, 32] and train.load(tmp_path / "out.safetensors")[1] == about
+    about = guided_states.convert(path, tmp_path / "out.safetensors", given={"img_resolution": 32, "num_heads": 4})
+    assert about["shape"] == [3, 32, 32] and teachers.load(tmp_path / "out.safetensors")[1] == about
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
 def test_what_shapes_do_not_say_is_asked_for(tmp_path, sizes, given, sentence):
     save(state(**sizes), tmp_path / "net.pt")
     with pytest.raises(Refused, match=sentence) as caught:
-        states.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors", given=given)
+        guided_states.convert(tmp_path / "net.pt", tmp_path / "out.safetensors", given=given)
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 
@@ -324,7 +326,7 @@ def damaged(kind: str, path: Path) -> None:
 def test_what_is_no_state_of_theirs_is_one_sentence(tmp_path, kind):
     damaged(kind, tmp_path / "net.pt")
     with pytest.raises(Refused, match="net.pt is no network of OpenAI's consistency models") as caught:
-        states.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors", given=SMALL)
+        guided_states.convert(tmp_path / "net.pt", tmp_path / "out.safetensors", given=SMALL)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert os.listdir(tmp_path) == ["net.pt"]
 
@@ -340,13 +342,13 @@ def rewritten(source: Path, path: Path, change) -> Path:
 def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path):
     """In the numbers of a weight too, where torch itself sees nothing."""
     path = save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt")
-    whole, random, records = path.read_bytes(), np.random.default_rng(0), states._records(path)
+    whole, random, records = path.read_bytes(), np.random.default_rng(0), guided_states._records(path)
     for at, size in records[:: len(records) // 20]:
         damaged = bytearray(whole)
         damaged[at + random.integers(0, size)] ^= 1 << random.integers(0, 8)
         path.write_bytes(damaged)
         with pytest.raises(Refused, match="the checksum of its part"):
-            states.state(path, given={"img_resolution": 8, "num_head_channels": 32})
+            guided_states.state(path, given={"img_resolution": 8, "num_head_channels": 32})
 
 
 @pytest.mark.parametrize("change", [-4, -64, 4, 64])
@@ -361,10 +363,10 @@ def test_a_record_of_another_length_than_its_numbers_is_refused(tmp_path, change
         return content[:change] if change < 0 else content + bytes(change)
 
     same = rewritten(source, tmp_path / "same.pt", lambda name, content: content)
-    assert all(torch.equal(a, b) for a, b in zip(states.state(source, given=given)[1].values(),
-                                                 states.state(same, given=given)[1].values(), strict=True))  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(guided_states.state(source, given=given)[1].values(),
+                                                 guided_states.state(same, given=given)[1].values(), strict=True))  # fmt: skip
     with pytest.raises(Refused, match="a record of it is not as long as its numbers"):
-        states.state(rewritten(source, tmp_path / "cut.pt", cut), given=given)
+        guided_states.state(rewritten(source, tmp_path / "cut.pt", cut), given=given)
 
 
 def test_a_state_executes_nothing(tmp_path, monkeypatch):
@@ -377,7 +379,7 @@ def test_a_state_executes_nothing(tmp_path, monkeypatch):
 
     torch.save({"input_blocks.0.0.weight": Evil()}, "net.pt")
     with pytest.raises(Refused):
-        states.state(Path("net.pt"))
+        guided_states.state(Path("net.pt"))
     assert not Path("canary").exists()
 
 
@@ -393,7 +395,7 @@ def test_mutations_are_read_or_refused(tmp_path):
             mutated[at] = random.integers(0, 256)
         (tmp_path / "net.pt").write_bytes(mutated)
         try:
-            states.state(tmp_path / "net.pt", given=SMALL | {"num_head_channels": 32})
+            guided_states.state(tmp_path / "net.pt", given=SMALL | {"num_head_channels": 32})
         except Refused as error:
             assert "\n" not in str(error)
 
@@ -409,7 +411,7 @@ def test_from_their_teacher_to_a_generator(project, capsys):
     assert "set teacher.NAME.state to {img_resolution: …, num_head_channels: …}" in capsys.readouterr().err
     test_foreign_teachers.change(state={"img_resolution": 8, "num_head_channels": 64})
     assert __main__.main(["teacher", "theirs", "--processes", "4"]) == 0  # as the rule says for a job of four GPUs
-    teacher, about = train.load("data/teachers/theirs/teacher.safetensors")
+    teacher, about = teachers.load("data/teachers/theirs/teacher.safetensors")
     assert about["config"]["network"] == "guided" and about["source"]["class"] == "UNetModel"
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -454,7 +456,7 @@ def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, cap
     assert "published sigma_init 80, boundary 0.002; fid 6.20, 1 call" in printed
     network, _ = convert.published(Path("cd.pt"))
     network.boundary = 0.002
-    about = {"shape": [3, 8, 8], "label_dim": 5, "codec": convert.PIXELS, "sampler": {"steps": {"1": [80.0]}}}
+    about = {"shape": [3, 8, 8], "label_dim": 5, "codec": agree.PIXELS, "sampler": {"steps": {"1": [80.0]}}}
     rows = features.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load("inception"))
     wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_admref {wanted:.4g} " in printed

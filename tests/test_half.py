@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eldistill import networks
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, dropout
 from eldistill.networks import edm2, half, layers
 from eldistill.training import compute as speed
 from eldistill.training import loop, optimisers
@@ -73,7 +73,7 @@ def inputs(net: torch.nn.Module, n: int = 8) -> tuple:
 
 
 def denoise(net: torch.nn.Module, x, sigma, labels) -> torch.Tensor:
-    with noise.masks(noise.Draw(3, "scope", 5, len(x)), "a"):
+    with dropout.masks(draws.Draw(3, "scope", 5, len(x)), "a"):
         return net(x, sigma, labels, normal(len(x), 9, seed=7) if net.augment_dim else None)
 
 
@@ -394,3 +394,17 @@ def test_copies_made_inside_a_transform_outlive_it(net):
     wanted = step(copy.deepcopy(net))
     along(net, torch.float32, HALF, ready=False)
     assert net.copies.made == weights(net) and equal(step(net), wanted)
+
+
+@pytest.mark.parametrize("precision", [EXACT, HALF])
+def test_gradients_of_weights_come_on_the_way_back(net, precision):
+    """Layer by layer, in half precision too: sums over processes begin, and memory is freed, before the pass is over."""
+    net.precision = precision
+    weights = [each for each in net.parameters() if each.ndim]
+    order = []
+    for each in weights:
+        each.requires_grad_().register_post_accumulate_grad_hook(lambda _: order.append("weight"))
+    x, sigma, labels = inputs(net)
+    x.requires_grad_().register_hook(lambda _: order.append("images"))
+    denoise(net, x, sigma, labels).sum().backward()
+    assert order.index("images") > 0.8 * order.count("weight") > 0

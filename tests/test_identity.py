@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import yaml
@@ -27,12 +28,14 @@ from eldistill.numbers import declared
 from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
-from eldistill.registry import available
+from eldistill.plan.plan import Plan
+from eldistill.registry import available, readers
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
+IDX_PARTS = [row.removeprefix("{files}-") for row in readers()["idx"].downloads]
 PICTURES = Source("pictures", "folder", "pictures")
 
 
@@ -364,8 +367,8 @@ def test_rows_of_fetched_files_and_of_paths_live_in_one_file():
 
 # Texts that are names, or describe a machine. A new key that names a path is marked `outside`; another is listed here.
 NAMES = {
-    "/suite", "data/like", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data", "teacher/source",
-    "teacher/sha256", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
+    "/suite", "data/like", "data/source", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data",
+    "teacher/source", "teacher/sha256", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
     "method/start_from", "supplement/like", "supplement/file", "tables/baseline", "study/question", "study/against",
     "supplements/embedding/ensemble",
 }  # fmt: skip
@@ -389,7 +392,7 @@ def test_every_key_that_names_a_path_is_marked():
         "data/path": "source", "codec/vae": "autoencoder", "teacher/file": "network", "fid/reference": "statistics",
         "methods/consistency/lpips": "weights", "supplements/regression/lpips": "weights",
     }  # fmt: skip
-    sources = set(SCHEMA["$defs"]["data"]["properties"]["source"]["enum"])
+    sources = set(readers())
     assert {*marked.values(), *sources} - {"source", "digits"} == set(listing.READ_AS)
     assert set(texts()) - set(marked) - site <= NAMES
 
@@ -403,9 +406,9 @@ def test_a_copy_of_a_value_knows_what_it_is_read_as():
 
 def test_readers_take_the_listing_of_the_identity():
     """No module but listing.py looks through a folder of a source by itself."""
-    for name in ("data/containers", "data/folders", "data/packing", "data/latents", "teacher/folders"):
-        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-        assert ("listing." in text or name == "data/packing") and not {
+    for path in [*(PACKAGE / "data").rglob("*.py"), *(PACKAGE / "teacher").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not {
             "rglob",
             "glob",
             "iterdir",
@@ -452,14 +455,14 @@ def project() -> dict:
         {**grid, "data": ["other"], "supplements": ["far"]},
         {**grid, "data": ["other"], "methods": ["cd-lpips"]},
     ]
-    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in recipes.IDX_PARTS]
+    rows = [f"own-{part},1,https://example.org/{part}.gz,,,,,data,," for part in IDX_PARTS]
     with open("data/sources.csv", "a") as table:
         table.write("".join(f"{row}\n" for row in rows))
     put("pictures/a.png", b"1"), put("other.zip", b"1"), put("latents/a.npy", b"1"), put("latents/dataset.json", b"1")
     put("teacher.pkl", b"1"), put("vgg.safetensors", b"1"), put("own.npz", b"1")
     put("vae/config.json", b"1"), put(f"vae/{listing.WEIGHTS}", b"1"), put("vae/README.md", b"1")
     put("ddpm/unet/config.json", b"1"), put(f"ddpm/unet/{listing.WEIGHTS}"), put(f"ddpm/scheduler/{listing.SCHEDULE}")
-    for part in recipes.IDX_PARTS:
+    for part in IDX_PARTS:
         put(f"idx/{part}.gz", b"1")
     return values
 
@@ -470,7 +473,7 @@ CHECKED: list[params.Params] = []  # checking takes longer than all else, and th
 def suite(measured: bool = True, record: bool = True, values: dict | None = None) -> dict[str, recipes.Step]:
     """The steps of that suite, as a plan in the current folder sees them."""
     found = Identities(measured, say=lambda line: None)
-    plan = recipes.Plan(params.from_values(values, ".") if values else CHECKED[0], found)
+    plan = Plan(params.from_values(values, ".") if values else CHECKED[0], found)
     made = {f"{word} {name}": step for (word, name), step in plan.suite("all").items()}
     assert all(step.recipe for step in made.values())
     if record:
@@ -556,19 +559,19 @@ def test_where_the_folder_of_idx_files_lies_is_not_part_of_a_recipe(before):
 def test_what_is_published_is_known_by_its_row(hashed):
     """No file of Fashion-MNIST in a folder is hashed, nor one beside `source`: they are checked when they are read."""
     values = copy.deepcopy(SHIPPED)
-    plan = recipes.Plan(params.from_values(values, ROOT), Identities())
+    plan = Plan(params.from_values(values, ROOT), Identities())
     wanted = plan.pack("fashion-mnist").recipe, plan.teacher("edm-cifar10").recipe
     values["data"]["fashion-mnist"]["folder"] = "idx"
     values["teacher"]["edm-cifar10"]["file"] = "teacher.pkl"
     put("idx/train-images-idx3-ubyte.gz"), put("teacher.pkl")
-    plan = recipes.Plan(params.from_values(values, ROOT), Identities(measured=True))
+    plan = Plan(params.from_values(values, ROOT), Identities(measured=True))
     assert (plan.pack("fashion-mnist").recipe, plan.teacher("edm-cifar10").recipe) == wanted and not hashed
 
 
 def test_only_what_a_suite_needs_is_hashed(hashed):
     values = project()
     values["suites"]["all"] = [{"data": ["other"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}]
-    plan = recipes.Plan(params.from_values(values, "."), Identities(measured=True, say=lambda line: None))
+    plan = Plan(params.from_values(values, "."), Identities(measured=True, say=lambda line: None))
     assert all(step.recipe for step in plan.suite("all").values()) and hashed == ["other.zip"]
 
 
@@ -621,7 +624,7 @@ def test_by_hand_up_to_date_means_of_this_content(pictures, capsys, hashed):
 def job(name: str = "mine/images") -> str:
     """Plan as the driver does, and give the recipe to a job."""
     found = Identities(measured=True, say=lambda line: None)
-    step = recipes.Plan(params.load(), found).find("data", name)
+    step = Plan(params.load(), found).find("data", name)
     freshness.refresh([step])
     found.record()
     return step.file
@@ -646,13 +649,13 @@ def test_a_job_refuses_what_changed_since_it_was_planned(pictures, capsys):
 
 
 def test_pictures_that_change_while_they_are_packed_make_no_result(pictures, monkeypatch):
-    file, original = job(), steps.MAKERS["data"]
+    file, original = job(), steps.make
 
     def slow(work):
         original(work)
         recolour("0", 200)
 
-    monkeypatch.setitem(steps.MAKERS, "data", slow)
+    monkeypatch.setattr(steps, "make", slow)
     with pytest.raises(Problem, match="pictures changed since"):
         steps.run("data", "mine/images", file)
     assert not Path("data/sets/mine/images.safetensors.recipe").exists()
@@ -672,7 +675,7 @@ def test_pictures_that_appear_make_a_step_stale_that_had_none(pictures):
 
 def test_the_doctor_says_what_is_absent_and_what_changed(pictures):
     def said() -> list[tuple]:
-        return [finding for finding in doctor._sources(recipes.Plan(params.load()), "mine") if "pictures" in finding[1]]
+        return [finding for finding in doctor._sources(Plan(params.load()), "mine") if "pictures" in finding[1]]
 
     assert said() == []
     steps.run("data", "mine/images", job())
@@ -693,11 +696,11 @@ def idx(name: str, array: np.ndarray) -> None:
 def test_own_idx_files_that_change_are_packed_again_once_their_digest_is_given_up(pictures, capsys):
     """Without a digest in data/sources.csv: the step is stale, the noted digest refuses, and says which line to remove."""
     with open("data/sources.csv", "a") as table:
-        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in recipes.IDX_PARTS))
+        table.write("".join(f"own-{part},1,https://example.org/{part}.gz,,,,,data,,\n" for part in IDX_PARTS))
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["data"]["mine"] |= {"source": "idx", "files": "own", "folder": "idx", "path": None}
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    for name in recipes.IDX_PARTS:
+    for name in IDX_PARTS:
         idx(name, np.arange(512, dtype=np.uint8).reshape(8, 8, 8) if "images" in name else np.zeros(8, np.uint8))
     assert __main__.main(["data", "mine/images"]) == __main__.main(["data", "mine/images"]) == 0
     assert "up to date" in capsys.readouterr().out

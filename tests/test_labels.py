@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pictures
 import pytest
@@ -24,9 +25,10 @@ from test_data import build
 from eldistill import __main__
 from eldistill.data import archives, containers, labels, packing
 from eldistill.data import dataset as data
+from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.plan import identity, params
+from eldistill.plan import identity
 from eldistill.sampling import generators as sampling
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +115,7 @@ def test_without_an_image_what_was_left_out_is_said(kind):
 
 @KINDS
 def test_every_ending_of_the_list_is_read_in_any_letters(kind):
-    names = [f"{i}{end.upper() if i % 2 else end}" for i, end in enumerate(listing.PICTURES)]
+    names = [f"{i}{end.upper() if i % 2 else end}" for i, end in enumerate(ENDINGS)]
     contents = {name: png(0) for name in names}
     path = tree([], kind=kind)
     if kind == "zip":
@@ -146,7 +148,7 @@ def test_what_the_packer_reads_is_what_the_identity_holds():
             else:
                 place.mkdir()
                 folders.append(place)
-        found = listing.of_folder(top, listing.PICTURES)
+        found = listing.of_folder(top, ENDINGS)
         read = sorted([*found.names, *filter(None, [found.labels])])
         assert identity._listed(identity.Source("x", "folder", str(top)), Path()) == read
         inodes = [os.stat(top / name).st_ino for name in found.names]
@@ -164,7 +166,7 @@ def reachable(top: Path) -> set[int]:
                 continue
             if entry.is_dir():
                 waiting |= {entry.resolve()} - seen
-            elif entry.suffix.lower() in listing.PICTURES:
+            elif entry.suffix.lower() in ENDINGS:
                 images.add(entry.stat().st_ino)
     return images
 
@@ -407,11 +409,10 @@ def test_names_survive_a_zip():
 
 def test_names_go_from_folders_to_generator_command_and_card(capsys):
     """Three unbalanced classes of transparent colour images with rubbish among them, from the folder to the card."""
-    Path("workflow/schemas").mkdir(parents=True)
     Path("data").mkdir()
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml", "data/sources.csv"):
-        Path(name).write_bytes((ROOT / name).read_bytes())
-    values = params.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
+    conftest.copy_parameters(Path())
+    Path("data/sources.csv").write_bytes((ROOT / "data/sources.csv").read_bytes())
+    values = conftest.shipped()
     network = {"network": "song", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
     values["data"]["mine"] = {"source": "folder", "path": "source", "heldout": 8, "labels": True, "teacher": "mine",
                               "background": "white", "judges": {"n_images": 64, "batch": 8}}  # fmt: skip

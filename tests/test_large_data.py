@@ -158,6 +158,7 @@ import numpy as np, torch
 from PIL import Image
 from eldistill.data import dataset as data, packing
 from eldistill.evaluate import features
+from eldistill.spaces.pixels import pixels
 
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -181,7 +182,7 @@ assert kilobytes("VmData") - (before >> 10) < 4096, "packing itself needs next t
 reals = data.reals("pack", {"mean": 0.5, "std": 0.25}, False)
 for index in range(0, 3000, 8):
     images, _ = reals.take(torch.arange(index, index + 8))
-rows = features.embed(features.chunks(data.load("pack")[0][:600], 8), features.pixels)
+rows = features.embed(features.chunks(data.load("pack")[0][:600], 8), pixels)
 print(whole, room, rows.shape[0])
 try:
     torch.zeros(whole, dtype=torch.uint8)

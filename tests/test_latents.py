@@ -23,14 +23,17 @@ from torch import nn
 from eldistill import __main__, contract, files
 from eldistill.data import archives, latents, packing
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
-from eldistill.errors import NonFinite, Problem
+from eldistill.diffusion import draws
+from eldistill.errors import NonFinite, Problem, Stopped
 from eldistill.external import listing
 from eldistill.networks import build
-from eldistill.plan import params, recipes
-from eldistill.teacher import convert, train
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
+from eldistill.sampling import teachers
+from eldistill.teacher import agree, convert, edm
 from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop, state
+from eldistill.training.job import Job
 
 ROOT = Path(__file__).parents[1]
 EDM2 = latents.EDM2
@@ -182,7 +185,7 @@ def test_a_codec_of_the_other_kind_is_one_sentence(tmp_path):
 
 
 def batch_at(reals, n_images: int, size: int = 6, seed: int = 0, scope: str = "generator") -> contract.Batch:
-    draw = noise.Draw(seed, scope, n_images, size, dtype=reals.dtype)
+    draw = draws.Draw(seed, scope, n_images, size, dtype=reals.dtype)
     return contract.Batch(draw, None, reals.shape, contract.Progress(n_images, 0, 1000), reals)
 
 
@@ -237,7 +240,7 @@ def test_measurements_see_the_same_noise_every_time():
 METHODS = {"diff_instruct": {"embedding": {}}, "dmd2": {}, "consistency": {}}
 
 
-def job_on_latents(bench, method: str, folder: str, **others) -> loop.Job:
+def job_on_latents(bench, method: str, folder: str, **others) -> Job:
     """A training on latents: what it draws of them goes into its critic, its supplement or its own loss."""
     module = contract.module("methods", method)
     numbers = module.Numbers(source="data") if method == "consistency" else None
@@ -245,7 +248,7 @@ def job_on_latents(bench, method: str, folder: str, **others) -> loop.Job:
     return bench.job(method, METHODS[method], numbers=numbers, reals=reals, folder=folder, **others)
 
 
-def trained(job: loop.Job) -> dict[str, torch.Tensor]:
+def trained(job: Job) -> dict[str, torch.Tensor]:
     work = loop.Loop(job)
     work.run()
     return {name: each.clone() for name, each in state.pack({**job.nets, "average": work.average}, {}).items()}
@@ -276,7 +279,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
                 self.stop_reason = "stopped by the test"
 
     whole = trained(job_on_latents(bench, method, "whole", steps=5))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         Ending(job_on_latents(bench, method, "stopped", steps=5)).run()
     again = trained(job_on_latents(bench, method, "stopped", steps=5))
     assert all(torch.equal(each, again[name]) for name, each in whole.items())
@@ -286,12 +289,12 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method):
 
 
 def shipped() -> dict:
-    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.shipped()
 
 
 def test_latents_are_judged_by_their_pixels():
     """Judges, references and the images of `real` are those of the pixels; runs train on the latents."""
-    plan = recipes.Plan(params.from_values(shipped(), ROOT))
+    plan = Plan(params.from_values(shipped(), ROOT))
     run = plan.evaluation(params.Run("imagenet512-s", "di", "el", 0))
     names = [step.name for step in run.upstream]
     assert {"imagenet512-rgb/images", "imagenet512-s/images"} <= set(names), "of the latents the labels alone are read"
@@ -309,7 +312,7 @@ def test_latents_are_judged_by_their_pixels():
 
 def test_what_is_no_latent_has_none_of_it_in_its_recipes():
     """Keys that only latents have are in no recipe of pixels."""
-    plan = recipes.Plan(params.from_values(shipped(), ROOT))
+    plan = Plan(params.from_values(shipped(), ROOT))
     for suite in ("demo", "bench", "ablation"):
         for step in plan.suite(suite).values():
             found = json.loads(step.recipe)
@@ -336,7 +339,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
     values["data"]["imagenet512-s"] |= changes
     with pytest.raises(Problem, match=sentence) as caught:
         params.from_values(values, ROOT)
-    assert str(caught.value).startswith("params.yaml: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("workflow/params/paper.yaml: ") and "\n" not in str(caught.value)
 
 
 # --- teachers ---------------------------------------------------------------------------------------------
@@ -345,7 +348,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
 def golden_edm2():
     with np.load(ROOT / "tests/data/networks/edm2_cond_latent.npz", allow_pickle=False) as arrays:
         kwargs = json.loads(str(arrays["_kwargs_json"]))["init_kwargs"]
-        settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+        settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
         network = build({"network": "edm2", **settings})
         names = network.state_dict()
         network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in names})
@@ -359,11 +362,11 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     codec = {"mean": [-b / s for s, b in zip(scale, bias, strict=True)], "std": [0.5 / s for s in scale]}
     about = convert.adopt({"file": str(path), "codec": codec, "labels": True}, tmp_path / "teacher.safetensors")
     assert about["codec"] == codec and about["shape"][0] == 4
-    assert train.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
+    assert teachers.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
         "sees latents with scale": EDM2,
         "sees 4 channels, the codec of its data has 1": SMALL,
-        "sees latents, its data has pixels": convert.PIXELS,
+        "sees latents, its data has pixels": agree.PIXELS,
     }
     for sentence, other in wrong.items():
         with pytest.raises(Problem, match=sentence):
@@ -552,7 +555,7 @@ def whole_way(capsys, encode: list[str]) -> None:
     threads = torch.get_num_threads()
     assert __main__.main(["encode", "rgb", "--out", "latents.zip", *encode]) == 0
     assert "latents.zip: latents of 40 images" in capsys.readouterr().out
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     for (word, name), step in plan.suite("demo").items():
         if word != "tables" and not step.on_demand:
             assert __main__.main([word, name]) == 0, (word, name)

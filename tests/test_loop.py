@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from eldistill.contract import AtImages, Phase, Weight
-from eldistill.errors import NonFinite
-from eldistill.plan import params
+from eldistill.contract import AtImages, Method, Phase, SupplementModule, Weight
+from eldistill.errors import NonFinite, Stopped
 from eldistill.training import loop, state
-from eldistill.training.loop import Stopped
+from eldistill.training.job import Job, Supplement, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 BATCH, SHAPE = 4, (1, 2, 2)
 OPTIMISER = {"kind": "adam", "lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
@@ -69,18 +69,18 @@ def toy(**changes) -> SimpleNamespace:
         return {"pull": AtImages(x.square().mean() / 2, x / x.numel())}
 
     made = {"phases": phases, "generate": generate, "critic_terms": critic_terms, "generator_terms": generator_terms}
-    return SimpleNamespace(**{**made, "calls": calls, **changes})
+    return SimpleNamespace(**{**made, "calls": calls, **changes})  # more than a Method has: what tests look at
 
 
-def job_of(folder, method=None, steps=5, optimiser=None, **others) -> loop.Job:
+def job_of(folder, method=None, steps=5, optimiser=None, **others) -> Job:
     nets = {"generator": Line(0.5, 1.0), "critic": Line(0.3, -1.0)}
     values = {
-        "method": method or toy(), "numbers": None, "nets": nets, "published": "generator", "reals": Unlabelled(),
-        "training": SimpleNamespace(n_images=steps * BATCH, batch=BATCH, ema=SimpleNamespace(policy="constant", beta=0.5)),
+        "method": Method.of(method or toy()), "numbers": None, "nets": nets, "published": "generator", "reals": Unlabelled(),
+        "training": Training(steps * BATCH, BATCH, Ema("constant", beta=0.5)),
         "shape": SHAPE, "seed": 0, "folder": folder, "dtype": torch.float64, "say": lambda text: None,
-        "optimisers": dict.fromkeys(nets, params.freeze("Optimiser", {**OPTIMISER, **(optimiser or {})})),
+        "optimisers": dict.fromkeys(nets, Optimiser.of({**OPTIMISER, **(optimiser or {})})),
     }  # fmt: skip
-    return loop.Job(**{**values, **others})
+    return Job(**{**values, **others})
 
 
 def weights(net: nn.Module) -> list[float]:
@@ -161,7 +161,7 @@ def test_a_poisoned_supplement_is_named(tmp_path):
         generator_terms=lambda tools, images, batch, numbers: {"far": AtImages(images.sum(), poison(images))},
         weight=lambda base, own, batch, numbers, progress, memory: Weight(1.0),
     )
-    job = job_of(tmp_path, supplements=[loop.Supplement("extra", sick, None)])
+    job = job_of(tmp_path, supplements=[Supplement("extra", SupplementModule.of(sick), None)])
     with pytest.raises(NonFinite, match=r"step 0 \(0 images\): extra.far: gradient at the images is not finite"):
         loop.Loop(job).run()
 
@@ -447,7 +447,7 @@ def test_supplement_joins_a_direct_term(tmp_path, micro_batch):
     method, extra = toy(), additional()
     method = toy(**direct([]), generate=method.generate, calls=method.calls)
     job = job_of(tmp_path, method, steps=1, micro_batch=micro_batch,
-                 supplements=[loop.Supplement("extra", extra, None)])  # fmt: skip
+                 supplements=[Supplement("extra", SupplementModule.of(extra), None)])  # fmt: skip
     expected = copy.deepcopy(job.nets["generator"])
     loop.Loop(job).run()
     draw = loop.Draw(0, "generator", 0, BATCH, dtype=torch.float64)
@@ -470,7 +470,7 @@ def test_supplement_joins_the_gradient_at_the_images(tmp_path, micro_batch):
     extra = additional()
     method = toy(phases=lambda numbers, progress: [Phase("generator")])
     job = job_of(tmp_path, method, steps=1, micro_batch=micro_batch, ticks=1,
-                 supplements=[loop.Supplement("extra", extra, None)])  # fmt: skip
+                 supplements=[Supplement("extra", SupplementModule.of(extra), None)])  # fmt: skip
     expected = copy.deepcopy(job.nets["generator"])
     work = loop.Loop(job)
     work.run()
@@ -493,7 +493,7 @@ def test_a_weight_that_reaches_a_bound_is_said(tmp_path):
     """In every tick, with the share that was reached."""
     said = []
     method = toy(phases=lambda numbers, progress: [Phase("generator")])
-    job = job_of(tmp_path, method, steps=4, ticks=2, supplements=[loop.Supplement("extra", additional(bounded=True), None)],
+    job = job_of(tmp_path, method, steps=4, ticks=2, supplements=[Supplement("extra", SupplementModule.of(additional(bounded=True)), None)],
                  say=said.append)  # fmt: skip
     loop.Loop(job).run()
     assert [text for text in said if "extra: its weight reached a bound in 100 % of the iterations" in text][1:]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import torch
 from torch import nn
 
 from eldistill import contract
-from eldistill.contract import Progress
-from eldistill.diffusion import noise
+from eldistill.contract import Method, Progress
+from eldistill.diffusion import draws, noise
 from eldistill.methods import diff_instruct
-from eldistill.plan import params
 from eldistill.training import loop, optimisers
+from eldistill.training.job import Job, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 DATA = Path(__file__).parent / "data" / "methods"
 
@@ -31,7 +33,7 @@ def progress(n_images: int, total: int = 10**9) -> Progress:
     return Progress(n_images, 0, total)
 
 
-class Told(noise.Draw):
+class Told(draws.Draw):
     """A Draw that returns given normals: `tape` maps a name ("generator/z") to [images of the run, ...]."""
 
     tape: dict[str, torch.Tensor] = {}
@@ -70,11 +72,13 @@ class Affine(nn.Module):
         return np.array([self.p0.item(), self.p1.item()])
 
 
+OPTIMISER = {"kind": "adam", "lr": 1e-2, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,
+             "warmup_images": 0, "decay_images": 0, "clip": 0.0, "clip_value": 0.0}  # fmt: skip
+
+
 def job_of(nets: dict, teacher: nn.Module, shape, numbers, folder, batch=4, steps=1, method=diff_instruct, **others):
     """A job of Diff-Instruct on nets that are no networks of ours: no labels, Adam as the authors set it."""
-    optimiser = {"kind": "adam", "lr": 1e-2, "betas": [0.0, 0.999], "eps": 1e-8, "weight_decay": 0.0,
-                 "warmup_images": 0, "decay_images": 0, "clip": 0.0, "clip_value": 0.0}  # fmt: skip
-    ema = params.freeze("Ema", {"policy": "ramped", "halflife_images": 500_000, "ramp": 0.05})
+    ema = Ema("ramped", halflife_images=500_000, ramp=0.05)
 
     class Unlabelled:
         def __len__(self):
@@ -83,10 +87,10 @@ def job_of(nets: dict, teacher: nn.Module, shape, numbers, folder, batch=4, step
         def labels(self, indices):
             return None
 
-    return loop.Job(
-        method=method, numbers=numbers, training=SimpleNamespace(n_images=steps * batch, batch=batch, ema=ema), nets=nets,
+    return Job(
+        method=Method.of(method), numbers=numbers, training=Training(steps * batch, batch, ema), nets=nets,
         published="generator", reals=Unlabelled(), shape=shape, seed=0, folder=folder, fixed={"teacher": teacher},
-        optimisers=dict.fromkeys(nets, params.freeze("Optimiser", optimiser)), dtype=torch.float64,
+        optimisers=dict.fromkeys(nets, Optimiser.of(OPTIMISER)), dtype=torch.float64,
         say=lambda text: None, **others,
     )  # fmt: skip
 
@@ -250,7 +254,7 @@ def test_generator_starts_as_the_teacher_at_sigma_init(bench):
     """Before training a generated image is the teacher's denoised sigma_init z, labels included."""
     numbers = diff_instruct.Numbers(sigma_init=1.7)
     job = bench.job("diff_instruct", numbers=numbers, labels=3)
-    draw = noise.Draw(0, "any", 0, 4)
+    draw = draws.Draw(0, "any", 0, 4)
     labels = job.reals.labels(torch.tensor([0, 1, 2, 0]))
     batch = contract.Batch(draw, labels, job.shape, progress(0))
     expected = job.fixed["teacher"](1.7 * draw.normal("z", *job.shape), torch.full((4,), 1.7), labels)
@@ -261,24 +265,20 @@ def test_generator_starts_as_the_teacher_at_sigma_init(bench):
 # --- running averages and learning rates ---
 
 
-def ema(**values):
-    return SimpleNamespace(**values)
-
-
 def test_ramped_average_equals_golden():
     """The weight of the past follows the original code, half-life and ramp included."""
     arrays = golden("ema_beta")
     for key, batch, halflife in (("beta_b256_hl500k_r005", 256, 5e5), ("beta_b8192_hl2M_r005", 8192, 2e6)):
-        numbers = ema(policy="ramped", halflife_images=halflife, ramp=0.05)
+        numbers = Ema(policy="ramped", halflife_images=halflife, ramp=0.05)
         betas = [optimisers.ema_beta(numbers, progress(n), batch) for n in arrays["cur_nimg_before_step"].tolist()]
         np.testing.assert_allclose(betas, arrays[key], rtol=1e-12, atol=0)
-    numbers = ema(policy="constant", beta=float(arrays["beta_b128_fixed"]))
+    numbers = Ema(policy="constant", beta=float(arrays["beta_b128_fixed"]))
     assert optimisers.ema_beta(numbers, progress(12345), 128) == 0.9999
 
 
 def test_halflife_halves():
     """After half-life images, in steps of any batch, the past counts a half."""
-    numbers = ema(policy="ramped", halflife_images=1200, ramp=1.0)
+    numbers = Ema(policy="ramped", halflife_images=1200, ramp=1.0)
     for batch in (1, 8, 400):
         past = math.prod(optimisers.ema_beta(numbers, progress(10**6 + n), batch) for n in range(0, 1200, batch))
         assert math.isclose(past, 0.5, rel_tol=1e-12)
@@ -288,7 +288,7 @@ def test_halflife_halves():
 @pytest.mark.parametrize("batch", [1, 8])
 def test_power_average_weighs_by_a_power_of_time(gamma, batch):
     """The weight of step t among N is t^(g+1) - (t-1)^(g+1) over N^(g+1): the integral of t^g (EDM2, eq. 123)."""
-    numbers, weights = ema(policy="power", gamma=gamma), []
+    numbers, weights = Ema(policy="power", gamma=gamma), []
     for step in range(20):
         beta = optimisers.ema_beta(numbers, progress(step * batch), batch)
         weights = [beta * weight for weight in weights] + [1 - beta]
@@ -297,12 +297,12 @@ def test_power_average_weighs_by_a_power_of_time(gamma, batch):
 
 
 @pytest.mark.parametrize("numbers", [
-    ema(policy="constant", beta=0.7), ema(policy="power", gamma=3.0), ema(policy="ramped", halflife_images=20, ramp=0.5),
+    Ema(policy="constant", beta=0.7), Ema(policy="power", gamma=3.0), Ema(policy="ramped", halflife_images=20, ramp=0.5),
 ], ids=lambda numbers: numbers.policy)  # fmt: skip
 def test_average_is_the_weighted_sum_of_the_weights(bench, numbers):
     """The published network is sum_t w_t theta_t, w from the betas, over the generator after every step."""
     job = bench.job("diff_instruct", dtype=torch.float64, steps=6)
-    job.training.ema = numbers
+    job.training = dataclasses.replace(job.training, ema=numbers)
     work, history = loop.Loop(job), []
     expected = [value.clone() for value in work.average.state_dict().values()]
     for _ in range(6):
@@ -318,7 +318,7 @@ def test_average_is_the_weighted_sum_of_the_weights(bench, numbers):
 
 def test_learning_rate_rises_and_falls_linearly():
     """lr n / warmup, then lr, then lr (total - n) / decay; without either it is constant."""
-    numbers = SimpleNamespace(lr=0.3, warmup_images=1000, decay_images=2000)
+    numbers = Optimiser.of({**OPTIMISER, "lr": 0.3, "warmup_images": 1000, "decay_images": 2000})
     rate = lambda n: optimisers.learning_rate(numbers, progress(n, total=10_000))  # noqa: E731
     for n in (0, 250, 500, 999):
         assert math.isclose(rate(n), 0.3 * n / 1000, abs_tol=0.3 / 1000 + 1e-12)
@@ -326,7 +326,7 @@ def test_learning_rate_rises_and_falls_linearly():
     assert rate(1000) == rate(5000) == rate(8000) == 0.3
     for n in (8500, 9000, 9999):
         assert math.isclose(rate(n), 0.3 * (10_000 - n) / 2000, rel_tol=1e-12)
-    plain = SimpleNamespace(lr=0.3, warmup_images=0, decay_images=0)
+    plain = Optimiser.of({**OPTIMISER, "lr": 0.3})
     assert {optimisers.learning_rate(plain, progress(n, total=10)) for n in range(10)} == {0.3}
 
 

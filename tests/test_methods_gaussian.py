@@ -18,7 +18,7 @@ from toys import Tape, batch_of
 
 from eldistill import contract
 from eldistill.contract import Progress
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, noise
 from eldistill.methods import consistency, dmd, sid, sida
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop
@@ -179,7 +179,7 @@ def test_one_graph_at_a_time_gives_the_same_gradient(bench, method, changes, lab
         numbers = module.Numbers(sequential=sequential, **changes)
         job = bench.job(method, numbers=numbers, labels=labels, dtype=torch.float64, folder=f"state-{sequential}")
         job.nets["fake_score"].requires_grad_(False)
-        draw = noise.Draw(0, "generator", 0, 5, dtype=torch.float64)
+        draw = draws.Draw(0, "generator", 0, 5, dtype=torch.float64)
         batch = contract.Batch(draw, job.reals.labels(torch.arange(5)), job.shape, Progress(0, 0, 100), job.reals)
         nets = {**job.fixed, **job.nets}
         x = module.generate(nets, batch, numbers).detach()
@@ -200,7 +200,7 @@ def test_sida_adds_its_adversarial_gradient(bench):
     }.items():  # fmt: skip
         numbers = sida.Numbers(**changes)
         job = bench.job("sida", numbers=numbers, dtype=torch.float64, folder=f"state-{name}")
-        draw = noise.Draw(0, "generator", 0, 5, dtype=torch.float64)
+        draw = draws.Draw(0, "generator", 0, 5, dtype=torch.float64)
         batch = contract.Batch(draw, None, job.shape, Progress(0, 0, 100), job.reals)
         nets = {**job.fixed, **job.nets}
         x = sida.generate(nets, batch, numbers).detach()
@@ -427,7 +427,7 @@ def test_flip_mirrors_half():
 @pytest.mark.parametrize("n", [2, 3, 18])
 def test_every_interval_is_drawn_equally_often(n):
     """uniform: each of the n - 1 intervals of the grid, and nothing outside it."""
-    draw = noise.Draw(0, "any", 0, 20_000, dtype=torch.float64)
+    draw = draws.Draw(0, "any", 0, 20_000, dtype=torch.float64)
     batch = contract.Batch(draw, None, (1, 1, 1), Progress(0, 0, 100))
     sigma, lower = consistency.LEVELS["fixed"](batch, consistency.Numbers(n=n))
     levels, counts = sigma.unique(return_counts=True)

@@ -20,9 +20,9 @@ from eldistill.contract import Progress
 from eldistill.diffusion import noise
 from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, dmd2, sid, sida
-from eldistill.plan import params
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop
+from eldistill.training.optimisers import Optimiser
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_trajectory_of_dmd2(tape, tmp_path, micro_batch):
     job = job_of(nets, teacher, (3, 4, 4), numbers, tmp_path, steps=7, ticks=7, micro_batch=micro_batch, method=dmd2)
     settings = {"kind": "adamw", "lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
                 "warmup_images": 0, "decay_images": 0, "clip": 10.0, "clip_value": 0.0}  # fmt: skip
-    job.optimisers = dict.fromkeys(nets, params.freeze("Optimiser", settings))
+    job.optimisers = dict.fromkeys(nets, Optimiser.of(settings))
     work = loop.Loop(job)
     found = replayed(work, 7)
     near(found["fake"], arrays["fake"], 1e-6)

@@ -15,6 +15,7 @@ from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, sida
 from eldistill.supplements import regression
 from eldistill.training import loop
+from eldistill.training.job import Job
 
 ECT = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 1.0}
 # A name, the method, changes of its numbers, and the networks and sources that it reads.
@@ -37,7 +38,7 @@ RUNS = {
 CASES = [(run, place) for run, (_, _, places) in RUNS.items() for place in places]
 
 
-def poison(job: loop.Job, place: str, value: float) -> None:
+def poison(job: Job, place: str, value: float) -> None:
     """One value of one image, wherever the place gives images, features or logits."""
 
     def sick(tensor: torch.Tensor) -> torch.Tensor:

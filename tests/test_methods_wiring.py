@@ -9,7 +9,7 @@ from toys import batch_of, linear
 
 from eldistill import contract
 from eldistill.contract import Batch, Phase, Progress
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, noise
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, diff_instruct, dmd, dmd2, sid, sida
@@ -132,7 +132,7 @@ def test_discriminators_give_real_images_their_own_labels(bench, loss):
     """The generated images have the labels of the phase, the real ones those of the data."""
     reals, net = bench.reals(3), Noted()
     given = torch.nn.functional.one_hot(torch.tensor([2, 2, 2, 2, 2]), 3).float()
-    batch = Batch(noise.Draw(0, "fake_score", 0, 5), given, (1, 8, 8), START, reals)
+    batch = Batch(draws.Draw(0, "fake_score", 0, 5), given, (1, 8, 8), START, reals)
     images = batch.draw.normal("images", 1, 8, 8)
     if loss == "head":
         adversarial.critic(net, batch, images, 1000, "any")
@@ -164,7 +164,7 @@ def test_fresh_labels_are_those_of_the_real_images(bench):
 def test_fake_score_learns_from_augmented_images(bench, method):
     """The pipe and its labels go to fake_score, for SiDA's real images too, and the loss is that of augmented images."""
     net, reals = Noted(), bench.reals()
-    batch = Batch(noise.Draw(0, "fake_score", 0, 5), None, (1, 8, 8), START, reals)
+    batch = Batch(draws.Draw(0, "fake_score", 0, 5), None, (1, 8, 8), START, reals)
     images = batch.draw.normal("images", 1, 8, 8)
     terms = method.critic_terms({"fake_score": net}, batch, images, method.Numbers(augment=1.0))
     turned, its = score.augmented(batch, images, 1.0)
@@ -229,7 +229,7 @@ def test_images_are_the_students_at_sigma_init(bench, method):
     """Before training: the teacher's denoised sigma_init z with its labels; sampled from there, too."""
     numbers = method.Numbers(sigma_init=1.7)
     job = bench.job(method, numbers=numbers, labels=3)
-    draw, labels = noise.Draw(0, "any", 0, 4), job.reals.labels(torch.tensor([0, 1, 2, 0]))
+    draw, labels = draws.Draw(0, "any", 0, 4), job.reals.labels(torch.tensor([0, 1, 2, 0]))
     wanted = job.fixed["teacher"](1.7 * draw.normal("z", *job.shape), torch.full((4,), 1.7), labels)
     assert torch.equal(method.generate(job.nets, Batch(draw, labels, job.shape, START), numbers), wanted)
     assert method.sampler(numbers) == {"steps": {"1": [1.7]}}

@@ -3,19 +3,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
 from test_evaluate import normal, train_judge
 
+from eldistill import paths
 from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
+from eldistill.evaluate.references import load_reference, make_reference, real_row
+from eldistill.paths import PACKAGE
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
+from eldistill.tables.alarms import alarms
 
+ROOT = Path(__file__).parents[1]
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 
 # --- the jackknife --------------------------------------------------------------------------------------
@@ -138,8 +148,8 @@ def ruler(tmp_path_factory):
     packing.pack({"source": "digits", "heldout": 360}, folder / "pack")
     train_judge("a", folder / "pack", folder / "judge", 57_600)
     spaces = {"judge-a": features.feature_space("judge-a", folder / "judge")}
-    evaluate.make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
-    known = {"judge-a": evaluate.load_reference(folder / "reference.npz")}
+    make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
+    known = {"judge-a": load_reference(folder / "reference.npz")}
 
     def seen(values: dict) -> dict[str, float]:
         names = {name.split("_judge-a")[0].rstrip("0123456789k"): value for name, value in values.items()
@@ -147,11 +157,11 @@ def ruler(tmp_path_factory):
         return names
 
     def measure(images: torch.Tensor) -> dict[str, float]:
-        return seen(evaluate.Ruler(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
+        return seen(evaluate.Evaluator(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
 
     images, labels, _ = data.load(folder / "pack")
     # The class score of train images is nobody's yardstick but their own: that of held-out ones stands for real images.
-    row = evaluate.real_row(known, OPTIONS, spaces)
+    row = real_row(known, OPTIONS, spaces)
     floor = seen({name: value for name, value in row.items() if not name.startswith("is1437")})
     return measure, floor, images, labels
 
@@ -182,7 +192,7 @@ def test_a_planted_collapse_raises_an_alarm(ruler, name):
     measure, floor, images, labels = ruler
     spoil, which = PLANTED[name]
     half = images[::2], labels[::2]
-    said = metrics.alarms(measure(spoil(*half)), {"real images": floor})
+    said = alarms(measure(spoil(*half)), {"real images": floor})
     assert {text.split(" ")[0] for text in said} & which, (said, floor)
     assert all(("copied" in text) or ("real images" in text) for text in said)
 
@@ -190,11 +200,52 @@ def test_a_planted_collapse_raises_an_alarm(ruler, name):
 def test_real_images_raise_no_alarm(ruler):
     """Held-out images that are not in the reference are not to be had here: the floor itself, which is as good."""
     _, floor, _, _ = ruler
-    assert metrics.alarms(floor | {"copied": 0.0}, {"real images": floor}) == []
+    assert alarms(floor | {"copied": 0.0}, {"real images": floor}) == []
 
 
 def test_a_student_is_not_asked_to_beat_its_teacher():
     found = {"precision": 0.6, "coverage": 0.5}
     real, teacher = {"precision": 0.9, "coverage": 0.9}, {"precision": 0.7, "coverage": 0.9}
-    said = metrics.alarms(found, {"real images": real, "its teacher": teacher})
+    said = alarms(found, {"real images": real, "its teacher": teacher})
     assert len(said) == 1 and said[0].startswith("coverage 0.50, real images 0.90: ")
+
+
+# --- a new metric -------------------------------------------------------------------------------------------
+
+SHIFT = '''
+def shift(fake, real, options):
+    """Distance of the means, over the root of the number of features."""
+    return float(np.linalg.norm(fake.mean(0) - real.mean(0)) / real.shape[1] ** 0.5)
+
+
+Metric = '''
+
+
+def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
+    """metrics.py with one more function in METRICS: it is measured in every space and to both parts, under its name, and every
+    evaluation is stale without it."""
+    plan = lambda: Plan(params.from_values(conftest.shipped(), ROOT))  # noqa: E731
+    before = plan().yardstick("digits", "real")
+    for source in PACKAGE.rglob("*.py"):
+        target = tmp_path / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    file = tmp_path / "evaluate/metrics.py"
+    text = (
+        file.read_text(encoding="utf-8").replace("\nMetric = ", SHIFT).replace('"fd": fd,', '"fd": fd, "shift": shift,')
+    )
+    file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
+    versions.metric_names.cache_clear()
+    try:
+        after = plan().yardstick("digits", "real")
+    finally:
+        versions.metric_names.cache_clear()
+    assert set(after.params["metrics"]) - set(before.params["metrics"]) == {"shift"} and after.digest != before.digest
+    spec = importlib.util.spec_from_file_location("metrics_with_one_more", file)
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    rows = normal(30, 4) - normal(30, 4).mean(0)
+    found = other.measure({"b": rows + 1.5}, {"b": {"train": rows, "heldout": rows + 2}}, OPTIONS)
+    assert found["shift30_b_heldout"] == pytest.approx(0.5) and found["shift30_b_train"] == pytest.approx(1.5)
+    assert {name for name in found if name.startswith("shift")} == {"shift30_b_heldout", "shift30_b_train"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from eldistill import networks
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, dropout, noise
 from eldistill.networks import adm, edm2, layers, precond, song
 
 DATA = Path(__file__).parent / "data" / "networks"
@@ -446,7 +446,7 @@ def test_dropout_acts_in_training_only():
     before = torch.get_rng_state()
 
     def masked(purpose, part=slice(None)):
-        with noise.masks(noise.Draw(0, "test", 0, len(x))[part], purpose):
+        with dropout.masks(draws.Draw(0, "test", 0, len(x))[part], purpose):
             return network(x[part], 0.7)
 
     noisy, other = masked("a"), masked("b")

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from eldistill import networks
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
+from eldistill.diffusion.dropout import masks, noise
 from eldistill.networks import adm, edm2, layers
 from eldistill.sampling import generators as sampling
 
@@ -130,10 +131,10 @@ def test_a_copy_runs_twice_in_one_graph(name, dropout):
     before = [parameter._version for parameter in parameters]
 
     def terms():
-        draw = noise.Draw(0, "test", 0, 3)
-        with noise.masks(draw, "generated"):
+        draw = draws.Draw(0, "test", 0, 3)
+        with masks(draw, "generated"):
             denoised, features = copied.both(x, sigma, labels)
-        with noise.masks(draw, "real"):
+        with masks(draw, "real"):
             of_real = copied.encode(real, sigma, labels)
         return denoised.square().mean() + features.square().mean(), of_real.pow(3).mean()
 
@@ -212,7 +213,7 @@ def test_dropout_acts_in_training_only(name):
     before = torch.get_rng_state()
 
     def masked(purpose: str, part=slice(None)):
-        with noise.masks(noise.Draw(0, "test", 0, 3)[part], purpose):
+        with masks(draws.Draw(0, "test", 0, 3)[part], purpose):
             return network(x[part], sigma[part], labels[part])
 
     network.train()

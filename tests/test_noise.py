@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.diffusion import noise
+from eldistill.diffusion import compiled, draws, dropout, noise
 
 GOLDEN = Path(__file__).parent / "data" / "methods"
 SIGMAS = torch.logspace(-3, 3, 61, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_denoising_loss_golden():
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 20.0])
 def test_denoising_loss_of_the_perfect_denoiser_is_one(sigma):
     """Data N(0, sigma_data^2): D = c_skip x leaves the posterior variance c_out^2 = 1 / lambda."""
-    draw = noise.Draw(0, "test", 0, 40_000, dtype=torch.float64)
+    draw = draws.Draw(0, "test", 0, 40_000, dtype=torch.float64)
     images, level = 0.5 * draw.normal("x", 1, 1, 1), torch.full((draw.size,), sigma, dtype=torch.float64)
 
     def network(x, sigma, labels, augment):
@@ -167,7 +167,7 @@ def test_philox_known_answers():
 @pytest.mark.parametrize("each", [1, 2, 7, 8, 9, 16, 35])
 def test_draw_follows_its_definition(first, each):
     """Uniforms, normals and integers of every image, computed anew with whole numbers and math alone."""
-    draw = noise.Draw(11, "generator", first, 3, dtype=torch.float64)
+    draw = draws.Draw(11, "generator", first, 3, dtype=torch.float64)
     uniform, normal = draw.uniform("u", each), draw.normal("n", each)
     integers = draw.integers("i", 1797)
     pairs = (each + 1) // 2
@@ -191,11 +191,11 @@ STREAM_SEED = 4380272978847225564
 
 def test_draw_never_changes():
     """Numbers written down on the day the streams were fixed."""
-    draw = noise.Draw(0, "generator", 0, 2, dtype=torch.float64)
+    draw = draws.Draw(0, "generator", 0, 2, dtype=torch.float64)
     assert draw.uniform("u", 2).flatten().tolist() == UNIFORM
     assert draw.normal("z", 2).flatten().tolist() == pytest.approx(NORMAL, abs=1e-14)
     assert draw.integers("label", 1437).tolist() == INTEGERS
-    assert noise.stream_seed(0, "dropout") == STREAM_SEED
+    assert draws.stream_seed(0, "dropout") == STREAM_SEED
 
 
 KINDS = {
@@ -211,12 +211,12 @@ KINDS = {
 @pytest.mark.parametrize("first", [0, 5, 2**40])
 def test_slices_equal_the_whole(kind, first):
     """Any split into micro-batches, by slicing or by a new Draw, gives the same numbers, bit for bit."""
-    whole = noise.Draw(3, "test", first, 12)
+    whole = draws.Draw(3, "test", first, 12)
     values = KINDS[kind](whole)
     for cuts in ([0, 12], [0, 1, 12], [0, 4, 8, 12], [0, 5, 5, 11, 12], list(range(13))):
         parts = [slice(*pair) for pair in zip(cuts[:-1], cuts[1:], strict=True)]
         assert torch.equal(torch.cat([KINDS[kind](whole[part]) for part in parts]), values)
-        sizes = [noise.Draw(3, "test", first + part.start, part.stop - part.start) for part in parts]
+        sizes = [draws.Draw(3, "test", first + part.start, part.stop - part.start) for part in parts]
         assert torch.equal(torch.cat([KINDS[kind](each) for each in sizes]), values)
     assert torch.equal(KINDS[kind](whole[2:10][3:-2]), values[5:8])
     assert whole[2:10][3:-2].size == 3
@@ -225,8 +225,8 @@ def test_slices_equal_the_whole(kind, first):
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_precision_is_the_rounded_double(kind):
     """float32 numbers are the float64 numbers, rounded."""
-    double = KINDS[kind](noise.Draw(3, "test", 0, 1000, dtype=torch.float64))
-    single = KINDS[kind](noise.Draw(3, "test", 0, 1000))
+    double = KINDS[kind](draws.Draw(3, "test", 0, 1000, dtype=torch.float64))
+    single = KINDS[kind](draws.Draw(3, "test", 0, 1000))
     assert single.dtype == (torch.int64 if kind == "integers" else torch.float32)
     assert torch.equal(single, double.to(single.dtype))
 
@@ -236,7 +236,7 @@ N = 20_000
 
 def streams() -> dict[str, torch.Tensor]:
     def draw(seed=0, scope="a", first=0):
-        return noise.Draw(seed, scope, first, N, dtype=torch.float64)
+        return draws.Draw(seed, scope, first, N, dtype=torch.float64)
 
     pair = draw().normal("pair", 2)
     return {
@@ -268,7 +268,7 @@ def kolmogorov(values: torch.Tensor, distribution) -> float:
 @pytest.mark.parametrize("each", [1, 3, 16])
 def test_normal_distribution(each):
     """Kolmogorov-Smirnov at 0.1 %, and four moments within 4 standard errors."""
-    values = noise.Draw(1, "test", 0, 48_000 // each, dtype=torch.float64).normal("x", each).flatten()
+    values = draws.Draw(1, "test", 0, 48_000 // each, dtype=torch.float64).normal("x", each).flatten()
     assert kolmogorov(values, torch.special.ndtr) < 1.95
     for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         error = abs(float((values**power).mean()) - expected)
@@ -278,7 +278,7 @@ def test_normal_distribution(each):
 @pytest.mark.parametrize("each", [1, 5])
 def test_uniform_distribution(each):
     """Kolmogorov-Smirnov at 0.1 %, mean 1/2, variance 1/12, inside [0, 1)."""
-    values = noise.Draw(1, "test", 0, 48_000 // each, dtype=torch.float64).uniform("x", each).flatten()
+    values = draws.Draw(1, "test", 0, 48_000 // each, dtype=torch.float64).uniform("x", each).flatten()
     assert kolmogorov(values, lambda sorted_values: sorted_values) < 1.95
     assert 0 <= values.min() and values.max() < 1
     assert abs(float(values.mean()) - 1 / 2) < 4 * math.sqrt(1 / 12 / len(values))
@@ -288,7 +288,7 @@ def test_uniform_distribution(each):
 @pytest.mark.parametrize("high", [1, 2, 10, 97])
 def test_integers_are_uniform(high):
     """chi^2 over all values within 4 standard deviations of high - 1; nothing beyond 0 and high - 1."""
-    counts = torch.bincount(noise.Draw(1, "test", 0, N).integers("x", high), minlength=high)
+    counts = torch.bincount(draws.Draw(1, "test", 0, N).integers("x", high), minlength=high)
     assert len(counts) == high
     chi2 = float(((counts - N / high) ** 2 / (N / high)).sum())
     assert abs(chi2 - (high - 1)) <= 4 * math.sqrt(2 * (high - 1))
@@ -299,7 +299,7 @@ def test_integers_are_uniform(high):
 def test_extreme_words(monkeypatch, word, dtype):
     """The smallest and largest words give finite normals below 6.7, integers below high and U in [0, 1)."""
     monkeypatch.setattr(noise, "_bits", lambda seed, name, first, count, each: np.full((count, each), word, np.uint32))
-    draw = noise.Draw(0, "test", 0, 2, dtype=dtype)
+    draw = draws.Draw(0, "test", 0, 2, dtype=dtype)
     assert draw.normal("x", 3).abs().max() < 6.7
     assert 0 <= int(draw.integers("x", 1437).min()) <= int(draw.integers("x", 1437).max()) < 1437
     assert 0 <= draw.uniform("x", 3).min() and draw.uniform("x", 3).max() < 1
@@ -308,16 +308,16 @@ def test_extreme_words(monkeypatch, word, dtype):
 def test_names_do_not_collide():
     """Seed and purpose name the stream together; keys of 128 bits, seeds of 63."""
     names = [(seed, purpose) for seed in (0, 1, 11) for purpose in ("a", "1/a", "a/b", "b", "")]
-    assert len({noise.stream_key(*name) for name in names}) == len(names)
-    assert all(0 <= noise.stream_key(*name) < 2**128 for name in names)
-    assert all(noise.stream_seed(*name) == noise.stream_key(*name) % 2**63 for name in names)
+    assert len({draws.stream_key(*name) for name in names}) == len(names)
+    assert all(0 <= draws.stream_key(*name) < 2**128 for name in names)
+    assert all(draws.stream_seed(*name) == draws.stream_key(*name) % 2**63 for name in names)
 
 
 def test_dropout_is_a_fair_coin_for_each_image_and_layer():
     """A share p of the entries is zero, the rest is scaled to keep the mean; masks belong to images, layers, purposes."""
-    draw, x = noise.Draw(3, "scope", 5, 64), torch.ones(64, 8, 16, 16)
-    with noise.masks(draw, "a"):
-        first, second = noise.dropout(x, 0.3), noise.dropout(x, 0.3)
+    draw, x = draws.Draw(3, "scope", 5, 64), torch.ones(64, 8, 16, 16)
+    with dropout.masks(draw, "a"):
+        first, second = dropout.dropout(x, 0.3), dropout.dropout(x, 0.3)
     for y in (first, second):
         zeros = (y == 0).double()
         assert abs(zeros.mean() - 0.3) < 4 * (0.21 / zeros.numel()) ** 0.5
@@ -325,22 +325,22 @@ def test_dropout_is_a_fair_coin_for_each_image_and_layer():
         assert zeros.mean(dim=0).std() < 1.5 * (0.21 / 64) ** 0.5 and zeros.flatten(1).mean(1).std() < 0.02
     together = ((first == 0) & (second == 0)).double().mean()
     assert abs(together - 0.09) < 0.005
-    with noise.masks(draw[10:20], "a"):
-        assert torch.equal(noise.dropout(x[10:20], 0.3), first[10:20])
-    with noise.masks(draw, "b"):
-        assert not torch.equal(noise.dropout(x, 0.3), first)
-    with noise.masks(draw, "a"), pytest.raises(RuntimeError, match="masks"):
-        noise.dropout(x[:3], 0.3)
+    with dropout.masks(draw[10:20], "a"):
+        assert torch.equal(dropout.dropout(x[10:20], 0.3), first[10:20])
+    with dropout.masks(draw, "b"):
+        assert not torch.equal(dropout.dropout(x, 0.3), first)
+    with dropout.masks(draw, "a"), pytest.raises(RuntimeError, match="masks"):
+        dropout.dropout(x[:3], 0.3)
 
 
 @pytest.mark.parametrize("at_once", [1, 50, 10**9])
 def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypatch, at_once):
     """The mask by its definition, in whole numbers."""
     monkeypatch.setattr(noise, "AT_ONCE", {"cpu": at_once})
-    draw, p = noise.Draw(4, "generator", 10, 5), 0.3
-    with noise.masks(draw, "images"):
-        noise.dropout(torch.ones(5, 2), p)  # the first layer
-        found = noise.dropout(torch.ones(5, 3, 4, 4, dtype=torch.float64), p)
+    draw, p = draws.Draw(4, "generator", 10, 5), 0.3
+    with dropout.masks(draw, "images"):
+        dropout.dropout(torch.ones(5, 2), p)  # the first layer
+        found = dropout.dropout(torch.ones(5, 3, 4, 4, dtype=torch.float64), p)
 
     def scramble(x: int) -> int:
         for factor in (-49064778989728563, -4265267296055464877):
@@ -360,16 +360,22 @@ def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypat
 @pytest.fixture
 def fused(monkeypatch):
     """The CPU takes the path of a GPU, with the plain form of what is compiled."""
-    monkeypatch.setattr(noise, "FUSED", ("cpu",))
-    monkeypatch.setattr(noise, "_compiled", lambda: noise._expression)
-    monkeypatch.setattr(noise, "_failed", [])
+    monkeypatch.setattr(compiled, "DEVICES", ("cpu",))
+    kernel(monkeypatch, dropout._expression)
+
+
+def kernel(monkeypatch, code=None) -> None:
+    """A kernel of dropout that knows of no failure; code: what its compiler makes."""
+    monkeypatch.setattr(dropout, "KERNEL", compiled.Kernel(dropout._expression, "dropout is computed"))
+    if code is not None:
+        monkeypatch.setattr(dropout.KERNEL, "_compiled", code)
 
 
 def masked(x: torch.Tensor, p: float, layers: int = 2) -> list[torch.Tensor]:
     """What so many layers give, and the gradient of x under a fixed weighting of it."""
     x = x.clone().requires_grad_()
-    with noise.masks(noise.Draw(3, "scope", 5, len(x)), "a"):
-        found = [noise.dropout(x, p) for _ in range(layers)]
+    with dropout.masks(draws.Draw(3, "scope", 5, len(x)), "a"):
+        found = [dropout.dropout(x, p) for _ in range(layers)]
     weights = torch.arange(x.numel(), dtype=x.dtype).reshape(x.shape) % 7
     return [*found, *torch.autograd.grad(sum((weights * each).sum() for each in found), x)]
 
@@ -386,11 +392,11 @@ def test_fused_dropout_is_dropout(fused, monkeypatch, shape, dtype):
     for each in orders:
         found = masked(each, 0.4)
         with monkeypatch.context() as plain:
-            plain.setattr(noise, "FUSED", ())
+            plain.setattr(compiled, "DEVICES", ())
             wanted = masked(each, 0.4)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert all(each.isnan().all() for each in masked(torch.full_like(x, float("nan")), 0.4)[:2])
-    assert not noise._failed
+    assert dropout.KERNEL.failed is None
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's forward mode uses it
@@ -399,8 +405,8 @@ def test_fused_dropout_is_linear(fused):
     x = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
     def drop(x):
-        with noise.masks(noise.Draw(3, "scope", 5, 3), "a"):
-            return noise.dropout(x, 0.3)
+        with dropout.masks(draws.Draw(3, "scope", 5, 3), "a"):
+            return dropout.dropout(x, 0.3)
 
     with torch.random.fork_rng():
         assert torch.autograd.gradcheck(drop, x) and torch.autograd.gradgradcheck(drop, x)
@@ -418,7 +424,7 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
         raise RuntimeError("no compiler here\nmore lines")
 
     x, wanted = torch.ones(4, 3, 2), masked(torch.ones(4, 3, 2), 0.4)
-    monkeypatch.setattr(noise, "_compiled", lambda: broken)
+    kernel(monkeypatch, broken)
     with pytest.warns(UserWarning, match="without compiled code.*no compiler here$") as seen:
         found = masked(x, 0.4)
     assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
@@ -426,22 +432,22 @@ def test_dropout_does_without_a_compiler(fused, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(noise, "_failed", [])
-    monkeypatch.setattr(noise, "_compiled", lambda: full)
+    kernel(monkeypatch, full)
     with pytest.raises(torch.OutOfMemoryError):
         masked(x, 0.4)
-    assert not noise._failed
+    assert dropout.KERNEL.failed is None
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler to compile with")
 def test_compiled_dropout_has_the_masks_of_the_plain_one(monkeypatch):
     """Machine code by torch's compiler, for this CPU: equal to the bit, for layers far apart, sizes that change too."""
-    monkeypatch.setattr(noise, "_failed", [])
+    kernel(monkeypatch)
+    torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)
     for n, layer in ((4, 1), (4, 200), (9, 3)):
         x = torch.randn(n, 6, 5, 5, generator=generator)
         keys = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator)
         limit = round(0.37 * 2**24)
-        plain = noise._apply(x, noise._keep(x, keys, layer << 40, limit), 0.37)
-        assert torch.equal(noise._fused(x, keys, layer << 40, limit, 0.37), plain)
-    assert not noise._failed
+        plain = dropout._apply(x, dropout._keep(x, keys, layer << 40, limit), 0.37)
+        assert torch.equal(dropout._fused(x, keys, layer << 40, limit, 0.37), plain)
+    assert dropout.KERNEL.failed is None

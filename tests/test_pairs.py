@@ -10,6 +10,7 @@ import pytest
 import torch
 from toys import batch_of
 
+from eldistill.contract import Setting
 from eldistill.errors import Problem
 from eldistill.losses import perceptual
 from eldistill.sampling import generators as sampling
@@ -117,10 +118,10 @@ def test_chunks_are_closed(teacher, tmp_path, monkeypatch):
 # --- the loss on pairs ---
 
 
-def prepared(teacher, folder, label_dim: int, **changes) -> SimpleNamespace:
+def prepared(teacher, folder, label_dim: int, **changes) -> regression.Tools:
     made(teacher, folder)
-    setting = SimpleNamespace(pairs=folder / "pairs.npz", sigma_init=2.5, device="cpu", dtype=torch.float64,
-                              codec={"mean": 0.5, "std": 0.25}, label_dim=label_dim)  # fmt: skip
+    setting = Setting(sigma_data=0.5, seed=0, sigma_init=2.5, pairs=folder / "pairs.npz", dtype=torch.float64,
+                      codec={"mean": 0.5, "std": 0.25}, label_dim=label_dim)  # fmt: skip
     return regression.prepare(regression.Numbers(**changes), setting)
 
 

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 from eldistill import __main__
 from eldistill.data import archives, packing, pictures
 from eldistill.data import dataset as data
+from eldistill.data.readers import cifar10
 from eldistill.errors import Problem
 from eldistill.external import pickles
 from eldistill.tensors import save_tensors
@@ -68,7 +70,7 @@ def images_of(name: str) -> tuple[np.ndarray, list[int]]:
 def tarball(path: Path, change=lambda name, content: content) -> dict:
     """A tarball of six small batches; returns a data section that reads it."""
     with tarfile.open(path, "w:gz") as archive:
-        for name in [each for names in packing.CIFAR10 for each in names]:
+        for name in [each for names in cifar10.BATCHES for each in names]:
             content = change(name, batch(*images_of(name)))
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -96,7 +98,7 @@ def test_cifar_is_packed_in_its_order(tmp_path):
     """Five batches of train images, then held-out ones from the test batch; red, green, blue planes; labels as filed."""
     about = packing.pack(tarball(tmp_path / "cifar-10-python.tar.gz"), tmp_path / "pack")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (5 * FEW, 15, [3, 32, 32], 10)
-    for part, names, count in (("train", packing.CIFAR10[0], 5 * FEW), ("heldout", packing.CIFAR10[1], 15)):
+    for part, names, count in (("train", cifar10.BATCHES[0], 5 * FEW), ("heldout", cifar10.BATCHES[1], 15)):
         images, labels, _ = data.load(tmp_path / "pack", part)
         wanted = [images_of(name) for name in names]
         assert np.array_equal(images, np.concatenate([each for each, _ in wanted])[:count])
@@ -272,9 +274,7 @@ def test_a_zip_there_and_back(tmp_path, channels, labelled):
 
 def test_a_zip_by_its_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "workflow/schemas").mkdir(parents=True)
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    conftest.copy_parameters(tmp_path)
     assert __main__.main(["zip", "digits", "--out", "digits.zip"]) == 2
     assert (
         "data/sets/digits/images.safetensors is missing" in capsys.readouterr().err and not Path("digits.zip").exists()

@@ -19,7 +19,7 @@ from eldistill.plan import params, schema
 from eldistill.registry import available
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 SCHEMA = conftest.read_yaml((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 NAN, INF = float("nan"), float("inf")
 FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in available(kind)]
@@ -167,7 +167,7 @@ def test_numbers_follow_a_data_setting_to_the_same_images_alone(change, reaches)
 
 def test_which_of_the_shipped_settings_share_their_numbers():
     project = load(SHIPPED)
-    shared = {name: project._ancestry(name)[:-1] for name in SHIPPED["data"]}
+    shared = {name: project.ancestry(name)[:-1] for name in SHIPPED["data"]}
     assert {name: found for name, found in shared.items() if found} == {
         "digits-long": ["digits"], "digits-smoke": ["digits"], "digits-t1": ["digits"], "digits-t2": ["digits"],
         "fashion-32": ["fashion-mnist"], "cifar10-cond": ["cifar10"],
@@ -212,9 +212,9 @@ def test_like_passes_through_several_sections_of_every_kind():
 def test_merge_mixes_mappings_and_replaces_the_rest():
     below = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
     above = {"a": {"c": [3]}, "d": {"e": 2}}
-    assert params.merge(below, above) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+    assert schema.merge(below, above) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
     assert below == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
-    assert params.merge(below, {}) == below and params.merge({}, above) == above
+    assert schema.merge(below, {}) == below and schema.merge({}, above) == above
 
 
 def test_resolving_leaves_the_file_as_it_was():
@@ -239,16 +239,6 @@ def test_a_module_declares_the_defaults_of_its_class_numbers():
         defaults = {field.name: field.default for field in dataclasses.fields(numbers)}
         read = {key: tuple(v) if isinstance(v := each["default"], list) else v for key, each in fields.items()}
         assert read == defaults
-
-
-def test_freeze_gives_what_cannot_be_changed():
-    section = load(SHIPPED).section("method", "di", "digits")
-    frozen = params.freeze("Method", section)
-    assert frozen.generator.betas == (0.0, 0.999) and frozen.ema.policy == "constant"
-    for owner, field in ((frozen, "batch"), (frozen.generator, "lr")):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(owner, field, 1)
-    assert params.freeze("Method", section) is not frozen and hash(frozen.generator) == hash(frozen.generator)
 
 
 # --- mistakes -----------------------------------------------------------------------------------------
@@ -510,9 +500,28 @@ def test_fill_makes_equal_numbers_equal_text():
      ("fashion-mnist", "crop", "adm")],
 )  # fmt: skip
 def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
-    values = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["data"][data][key] = value
     with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; leave it away"):
+        params.from_values(values, ROOT)
+
+
+def test_a_method_with_dots_in_its_name_may_start_from_the_one_it_is_like():
+    """The name of a method is not read out of a sentence: `dmd2.1` is not `dmd2`."""
+    values = conftest.shipped()
+    values["distil"]["methods"]["dmd2.1"] = {"like": "dmd2", "start_from": "dmd2/none"}
+    assert params.from_values(values, ROOT).section("method", "dmd2.1", "digits")["start_from"] == "dmd2/none"
+    values["distil"]["methods"]["dmd2.1"]["start_from"] = "dmd2.1/none"
+    with pytest.raises(Problem, match=r"distil\.methods\.dmd2\.1\.start_from goes in a circle"):
+        params.from_values(values, ROOT)
+
+
+@pytest.mark.parametrize("against", ["none", "di/none"])
+def test_a_study_with_a_dot_in_its_name_is_one_sentence(against):
+    """Whatever it is compared with, and nothing else of it is looked at before."""
+    values = conftest.shipped()
+    values["tables"]["studies"]["a.b"] = {"question": "?", "against": against}
+    with pytest.raises(Problem, match=r"tables\.studies\.a\.b cannot be a name; expected letters, digits, _ -"):
         params.from_values(values, ROOT)
 
 
@@ -531,7 +540,7 @@ def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
 def test_what_only_snakemake_would_see_is_refused(given, said):
     """The steps read params.yaml: another number on Snakemake's command line would be planned and not computed."""
     root = Path(params.__file__).parents[3]
-    config = params.merge(params.read_yaml((root / "params.yaml").read_text(encoding="utf-8")), given)
+    config = schema.merge(conftest.shipped(), given)
     with pytest.raises(Problem) as caught:
         params.from_snakemake(config, given, root)
     assert all(each in str(caught.value) for each in said) and "\n" not in str(caught.value)
@@ -539,7 +548,7 @@ def test_what_only_snakemake_would_see_is_refused(given, said):
 
 def test_a_suite_and_numbers_that_params_yaml_has_are_accepted():
     root = Path(params.__file__).parents[3]
-    values = params.read_yaml((root / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     given = {"suite": "smoke", "threads": values["threads"]}
-    assert params.from_snakemake(params.merge(values, given), given, root).values["suite"] == "smoke"
-    assert params.from_snakemake(params.merge(values, {"suite": "smoke"}), {"suite": "smoke"}, root)
+    assert params.from_snakemake(schema.merge(values, given), given, root).values["suite"] == "smoke"
+    assert params.from_snakemake(schema.merge(values, {"suite": "smoke"}), {"suite": "smoke"}, root)

@@ -12,7 +12,7 @@ import torch
 
 from eldistill import contract
 from eldistill.contract import Batch, Progress
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.methods import consistency
 from eldistill.training import loop
 
@@ -155,7 +155,7 @@ def test_ect(bench, seed):
     """4 with every target; 3 and the share of images with r > 0 where only those are computed."""
     ect = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 0.5}
     whole = numbers_of("consistency", **ect, targets="all")
-    draw = noise.Draw(seed, "generator", 0, BATCH)
+    draw = draws.Draw(seed, "generator", 0, BATCH)
     _, lower = consistency.LEVELS["continuous"](Batch(draw, None, (1, 8, 8), Progress(0, 0, 400)), whole)
     share = float((lower > 0).double().mean())
     assert measured(bench, "consistency", numbers=whole, seed=seed).total() == (4 if share else 3, 0)

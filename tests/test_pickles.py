@@ -21,8 +21,10 @@ import torch
 
 from eldistill import files, networks
 from eldistill.external import pickles, weights
+from eldistill.external.machine import STORAGES
 from eldistill.external.pickles import Refused
-from eldistill.teacher import convert, train
+from eldistill.sampling import teachers
+from eldistill.teacher import edm
 from eldistill.tensors import load_tensors
 
 DATA = Path(__file__).parent / "data" / "networks"
@@ -38,7 +40,7 @@ def golden(name: str) -> tuple[torch.nn.Module, dict]:
     with np.load(DATA / f"{name}.npz") as arrays:
         kwargs = json.loads(str(arrays["_kwargs_json"]))["init_kwargs"]
         state = {key: torch.from_numpy(arrays[key]) for key in arrays.files if not key.startswith("_")}
-    settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+    settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
     kind = {"SongUNet": "song", "DhariwalUNet": "adm", None: "edm2"}[kwargs.get("model_type")]
     network = networks.build({"network": kind, **settings}).eval().requires_grad_(False)
     network.load_state_dict(state)
@@ -49,7 +51,7 @@ def small(seed: int = 0) -> tuple[torch.nn.Module, dict]:
     """A network of a few thousand numbers and its keywords."""
     kwargs = {"model_type": "SongUNet", "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [],
               "dropout": 0.1, "use_fp16": False, "img_resolution": 4, "img_channels": 1, "label_dim": 0}  # fmt: skip
-    settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+    settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
     return networks.build({"network": "song", **settings}, seed).eval().requires_grad_(False), kwargs
 
 
@@ -76,8 +78,8 @@ def test_a_network_comes_back_bit_for_bit(tmp_path, name, old):
         found = file.network()
         assert same(found.state(), network.state_dict())
         assert found.kwargs == kwargs and found.inner_kwargs == kwargs
-        loaded = convert.build(found)
-        latents = convert.codec_of(file)
+        loaded = edm.build(found)
+        latents = edm.codec_of(file)
         assert (latents is not None) is latent
         if latent:
             assert latents["scale"] == pytest.approx([0.12, 0.11, 0.13, 0.15])
@@ -92,24 +94,24 @@ def test_a_converted_teacher_is_a_teacher(tmp_path):
     """convert writes one safetensors file which the other steps load; it says where it comes from."""
     network, kwargs = golden("song_ddpmpp_cond")
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs))
-    about = convert.convert(path, tmp_path / "teacher.safetensors", licence="CC BY-NC-SA 4.0")
-    loaded, description = train.load(tmp_path / "teacher.safetensors")
+    about = edm.convert(path, tmp_path / "teacher.safetensors", licence="CC BY-NC-SA 4.0")
+    loaded, description = teachers.load(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.state_dict()) and description == json.loads(json.dumps(about))
     source = about["source"]
     assert source["sha256"] == files.sha256(path) and source["licence"] == "CC BY-NC-SA 4.0"
     assert source["dataset_kwargs"]["max_size"] == 50000 and source["class"] == "EDMPrecond"
     assert about["codec"] == {"mean": 0.5, "std": 0.25} and about["label_dim"] == 10
     with pytest.raises(Refused, match="has the sha256 .*; expected 0000000000000000"):
-        convert.convert(path, tmp_path / "other.safetensors", sha256="0" * 64)
+        edm.convert(path, tmp_path / "other.safetensors", sha256="0" * 64)
     assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_half_precision_stays_in_the_file_and_is_raised_on_load(tmp_path):
     network, kwargs = golden("edm2_cond_latent")
     path = official.write(tmp_path / "net.pkl", official.edm2(network.half(), kwargs))
-    convert.convert(path, tmp_path / "teacher.safetensors")
+    edm.convert(path, tmp_path / "teacher.safetensors")
     assert {tensor.dtype for tensor in load_tensors(tmp_path / "teacher.safetensors")[0].values()} == {torch.float16}
-    loaded, _ = train.load(tmp_path / "teacher.safetensors")
+    loaded, _ = teachers.load(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.float().state_dict())
 
 
@@ -162,7 +164,7 @@ def test_tensors_that_are_not_in_order_are_read_in_order(tmp_path):
         "c": torch.empty(0, 3),
         "d": torch.tensor(3.0),
     }
-    tensors |= {f"t{i}": base.reshape(2, 3, 4).to(dtype) for i, dtype in enumerate(pickles.STORAGES.values())}
+    tensors |= {f"t{i}": base.reshape(2, 3, 4).to(dtype) for i, dtype in enumerate(STORAGES.values())}
     tensors["last"] = base.reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     value = {"ema": official.Persistent("Net", {"_parameters": {}, "_buffers": tensors, "_modules": {}})}
     with pickles.read(official.write(tmp_path / "net.pkl", value)) as file:
@@ -393,7 +395,7 @@ def refused(path: Path) -> str:
     """The one sentence with which a file is refused."""
     with pytest.raises(Refused) as caught:
         with pickles.read(path) as file:
-            convert.build(file.network())
+            edm.build(file.network())
     text = str(caught.value)
     assert "\n" not in text and len(text) < 600 and "Traceback" not in text
     return text
@@ -469,13 +471,13 @@ def shares(kind: str):
 def test_what_a_file_shares_is_counted_as_often_as_it_is_named(tmp_path, kind):
     """Memory grows by less than twice the file and 64 MB; nothing is written."""
     network, kwargs = small()
-    convert.convert(official.write(tmp_path / "good.pkl", official.edm(network, kwargs)), tmp_path / "good.safetensors")
+    edm.convert(official.write(tmp_path / "good.pkl", official.edm(network, kwargs)), tmp_path / "good.safetensors")
     os.remove(tmp_path / "good.pkl"), os.remove(tmp_path / "good.safetensors")  # what is imported for it is not counted
     path = official.write(tmp_path / "net.pkl", shares(kind))
     tracemalloc.start()
     try:
         with pytest.raises(Refused, match="names of more than|than settings need|or too many"):
-            convert.convert(path, tmp_path / "out.safetensors")
+            edm.convert(path, tmp_path / "out.safetensors")
         assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + 64e6
     finally:
         tracemalloc.stop()
@@ -519,7 +521,7 @@ def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):
     network, kwargs = small()
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs | changes))
     with pytest.raises(Refused, match=sentence):
-        convert.convert(path, tmp_path / "out.safetensors")
+        edm.convert(path, tmp_path / "out.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
 
 
@@ -534,7 +536,7 @@ def test_what_is_told_of_the_data_must_be_plain(tmp_path, told):
     network, kwargs = small()
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, dataset_kwargs=told))
     with pytest.raises(Refused, match="net.pkl"):
-        convert.convert(path, tmp_path / "out.safetensors")
+        edm.convert(path, tmp_path / "out.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
 
 
@@ -545,7 +547,7 @@ def test_constants_of_latents_are_a_few_numbers(tmp_path, bias):
     encoder = official.Persistent("StabilityVAEEncoder", {"scale": official.Array(np.ones(4), "core"), "bias": value})
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
     with pytest.raises(Refused, match="bias of its latents"):
-        convert.convert(path, tmp_path / "out.safetensors")
+        edm.convert(path, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("scale", [np.zeros(4), np.ones(3), -np.ones(4)], ids=str)
@@ -555,7 +557,7 @@ def test_scales_of_latents_can_be_divided_by(tmp_path, scale):
     encoder = official.Persistent("StabilityVAEEncoder", state)
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
     with pytest.raises(Refused, match="scales of its latents"):
-        convert.convert(path, tmp_path / "out.safetensors")
+        edm.convert(path, tmp_path / "out.safetensors")
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
@@ -563,7 +565,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     next(network.parameters()).data.view(-1)[0] = math.nan
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs))
     with pytest.raises(Refused, match="is not finite"):
-        convert.convert(path, tmp_path / "out.safetensors")
+        edm.convert(path, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -614,7 +616,7 @@ def fuzz(path: Path, whole: bytes, count: int, seed: int) -> int:
         try:
             with pickles.read(path) as file:
                 file.network()
-            convert.convert(path, path.with_suffix(".safetensors"))
+            edm.convert(path, path.with_suffix(".safetensors"))
         except Refused as error:
             bad += 1
             assert "\n" not in str(error) and len(str(error)) < 600

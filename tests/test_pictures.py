@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pictures as made
 import pytest
@@ -13,9 +14,10 @@ from PIL import Image
 
 from eldistill.data import dataset as data
 from eldistill.data import packing, pictures
+from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
-from eldistill.external import listing
 from eldistill.plan import params
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/images.md").read_text(encoding="utf-8")
@@ -92,7 +94,7 @@ def test_grey_of_few_bits_is_stretched(bits):
 def test_the_endings_of_the_page_are_those_that_are_read():
     named = re.search(r"The endings\nthat are read are (.*?),", PAGE, re.S)
     sentence = re.search(r"that are read are (.*?), in small", PAGE, re.S)[1]
-    assert named and {f".{each}" for each in re.findall(r"\w+", sentence) if each != "and"} == set(listing.PICTURES)
+    assert named and {f".{each}" for each in re.findall(r"\w+", sentence) if each != "and"} == set(ENDINGS)
 
 
 # --- transparency ---------------------------------------------------------------------------------------
@@ -135,20 +137,19 @@ def test_how_many_pictures_hide_something_is_said():
 def test_a_background_that_is_none_is_one_sentence(value):
     with pytest.raises(Problem, match="background is .*; expected white, black, or three whole numbers from 0 to 255"):
         pictures.background(value)
-    values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values = conftest.shipped()
     values["data"]["ffhq64"]["background"] = value
-    with pytest.raises(Problem, match=r"params.yaml: data.ffhq64.background"):
+    with pytest.raises(Problem, match=r"paper.yaml: data.ffhq64.background"):
         params.from_values(values, ROOT)
 
 
 def test_the_keys_of_pictures_are_for_folders_and_in_their_recipe():
-    from eldistill.plan import recipes
 
-    values = params.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    before = recipes.Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
+    values = conftest.shipped()
+    before = Plan(params.from_values(values, ROOT)).pack("ffhq64").digest
     for key, value in (("background", [1, 2, 3]), ("orientation", "exif"), ("bits", 12)):
         changed = values | {"data": values["data"] | {"ffhq64": values["data"]["ffhq64"] | {key: value}}}
-        assert recipes.Plan(params.from_values(changed, ROOT)).pack("ffhq64").digest != before
+        assert Plan(params.from_values(changed, ROOT)).pack("ffhq64").digest != before
         changed = values | {"data": values["data"] | {"digits": values["data"]["digits"] | {key: value}}}
         with pytest.raises(Problem, match=f"data.digits.{key} is .*does not read it"):
             params.from_values(changed, ROOT)

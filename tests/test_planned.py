@@ -17,23 +17,25 @@ from eldistill import __main__, files
 from eldistill.commands import cost, planned
 from eldistill.errors import Problem
 from eldistill.external import fetching
-from eldistill.plan import driver, freshness, params, recipes
+from eldistill.plan import driver, freshness, params
+from eldistill.plan.plan import Plan
+from eldistill.registry import readers
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 
 
-def plan_of(root: Path = ROOT, **suites) -> recipes.Plan:
+def plan_of(root: Path = ROOT, **suites) -> Plan:
     values = copy.deepcopy(SHIPPED)
     values["suites"] |= suites
-    return recipes.Plan(params.from_values(values, root))
+    return Plan(params.from_values(values, root))
 
 
 def grid(data: str, method: str = "di", supplement: str = "none") -> list[dict]:
     return [{"data": [data], "methods": [method], "supplements": [supplement], "seeds": [0]}]
 
 
-def downloads_of(plan: recipes.Plan, suite: str) -> dict[str, list[str]]:
+def downloads_of(plan: Plan, suite: str) -> dict[str, list[str]]:
     """Names of downloads by the step that waits for them."""
     found = {}
     for step in plan.suite(suite).values():
@@ -61,7 +63,9 @@ def test_every_file_that_a_suite_reads_has_a_download():
 
 def test_the_parts_of_idx_and_the_autoencoder_of_latents():
     found = downloads_of(plan_of(one=grid("fashion-mnist"), two=grid("imagenet512-s")), "one")
-    assert found == {"data fashion-mnist/images": sorted(f"fashion-mnist-{part}" for part in recipes.IDX_PARTS)}
+    assert found == {
+        "data fashion-mnist/images": sorted(row.format(files="fashion-mnist") for row in readers()["idx"].downloads)
+    }
     found = downloads_of(plan_of(two=grid("imagenet512-s")), "two")
     assert "sd-vae-ft-mse" in found["evaluate imagenet512-s/di/none/0"] and "data imagenet512-s/images" not in found
 
@@ -70,7 +74,7 @@ def test_clean_fids_figures_need_inception_and_no_other_file():
     values = copy.deepcopy(SHIPPED)
     values["evaluate"]["per_data"]["cifar10"]["fid"]["clean"] = True
     values["suites"]["one"] = grid("cifar10")
-    found = downloads_of(recipes.Plan(params.from_values(values, ROOT)), "one")
+    found = downloads_of(Plan(params.from_values(values, ROOT)), "one")
     before = downloads_of(plan_of(one=grid("cifar10")), "one")
     assert found == before | {"data cifar10/moments-clean": ["inception-2015-12-05-pkl"]}
 
@@ -88,7 +92,7 @@ def test_what_the_user_has_is_not_fetched(section, change, gone):
     for name, keys in change.items():
         values[section][name] |= keys
     values["suites"]["one"] = grid("cifar10")
-    assert gone not in downloads_of(recipes.Plan(params.from_values(values, ROOT)), "one")
+    assert gone not in downloads_of(Plan(params.from_values(values, ROOT)), "one")
 
 
 def test_a_download_decides_nothing():
@@ -113,18 +117,19 @@ def test_every_place_that_fetches_is_planned():
         for path in (ROOT / "src/eldistill").rglob("*.py")
     }
     assert {name for name, count in calls.items() if count} == {
-        "data/latents.py", "data/packing.py", "external/fetching.py", "spaces/inception.py", "spaces/inception_clean.py",
-        "steps/run.py", "teacher/check.py", "teacher/convert.py",
-    }, "tell recipes.Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
+        "commands/check.py", "data/latents.py", "data/readers/cifar10.py", "data/readers/idx.py", "external/fetching.py",
+        "spaces/inception.py", "spaces/inception_clean.py", "steps/data.py", "steps/evaluate.py", "teacher/check.py",
+        "teacher/convert.py",
+    }, "tell Plan what the new place reads (`_downloads`), then add it here"  # fmt: skip
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with the table of sources, one row of it in a local mirror, and params.yaml."""
     monkeypatch.chdir(tmp_path)
-    for name in ("params.yaml", "workflow/schemas/params.schema.yaml", "data/sources.csv"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, name)
+    conftest.copy_parameters(Path())
+    Path("data").mkdir()
+    shutil.copy(ROOT / "data/sources.csv", "data")
     Path("mirror").mkdir()
     Path("mirror/cifar10-32x32.npz").write_bytes(b"statistics")
     for name in ("ELDISTILL_STORE", "ELDISTILL_FETCH"):
@@ -139,7 +144,7 @@ def test_a_download_is_a_link_into_the_store(project):
     assert __main__.main(["data", "download/fid-refs-cifar10-32x32"]) == 0
     link = Path("data/scratch/downloads/fid-refs-cifar10-32x32/file")
     assert link.is_symlink() and link.read_bytes() == b"statistics"
-    step = recipes.Plan(params.load()).download("fid-refs-cifar10-32x32")
+    step = Plan(params.load()).download("fid-refs-cifar10-32x32")
     assert step.fresh(project)
     link.resolve().unlink()
     assert not step.fresh(project)
@@ -165,7 +170,7 @@ def test_an_unknown_download_is_one_sentence(project, capsys):
 # --- the page -------------------------------------------------------------------------------------------
 
 
-def made(plan: recipes.Plan, suite: str) -> None:
+def made(plan: Plan, suite: str) -> None:
     """Every output of a suite and its recipe, as a finished project has them."""
     for step in plan.suite(suite).values():
         for output in () if step.on_demand else step.outputs:
@@ -174,14 +179,14 @@ def made(plan: recipes.Plan, suite: str) -> None:
 
 
 def test_the_page_says_what_is_stale_and_why(project):
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     states = planned.states(plan, "smoke")
     assert {each.is_ for each in states} == {"missing"}
     made(plan, "smoke")
     assert {each.is_ for each in planned.states(plan, "smoke")} == {"fresh"}
     values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     values["distil"]["supplements"]["el"]["weight"] = 1.4
-    changed = recipes.Plan(params.from_values(values, project))
+    changed = Plan(params.from_values(values, project))
     Path("data/tables/smoke/main.tex").unlink()
     states = {f"{each.step.word} {each.step.name}": each for each in planned.states(changed, "smoke")}
     assert states["distil digits-smoke/di/el/0"].why == ("supplements.el.weight: 0.7 → 1.4",)
@@ -226,7 +231,7 @@ def test_what_cannot_be_counted_stops_nothing(project):
     values["teacher"]["mine"] = {"data": "cifar10", "file": "net.pkl"}
     values["data"]["cifar10"]["teacher"] = "mine"
     values["suites"]["one"] = grid("cifar10")
-    assert "is not known yet" in cost.allow(recipes.Plan(params.from_values(values, project)), "one", 1e-9)
+    assert "is not known yet" in cost.allow(Plan(params.from_values(values, project)), "one", 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,18 @@ import copy
 import json
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-import yaml
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.training import compute as speed
 from eldistill.training import loop
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 STEPS, BATCH = 50, 16
 
 
@@ -72,10 +73,10 @@ def test_networks_alone_compute_in_it(bench):
     assert torch.autograd.grad(image.sum(), x)[0].dtype == torch.float32
 
 
-def plan(**changes) -> recipes.Plan:
+def plan(**changes) -> Plan:
     values = copy.deepcopy(SHIPPED)
     values["distil"]["methods"]["di"] |= changes
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_it_is_part_of_a_recipe_unless_it_is_the_reference():
@@ -94,9 +95,9 @@ def test_tf32_is_switched_on_for_its_run_alone():
     try:
         speed.precision("tf32", [])
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-        from eldistill.steps import run as steps
+        from eldistill.steps import work
 
-        steps._threads(torch.get_num_threads(), "distil")  # what every step begins with
+        work.set_threads(torch.get_num_threads(), "distil")  # what every step begins with
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -23,10 +23,10 @@ from torch import distributed as collectives
 from torch import multiprocessing
 
 from eldistill import __main__, contract, files
-from eldistill.errors import Problem
+from eldistill.errors import Problem, Stopped
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
-from eldistill.training import loop, state
+from eldistill.training import launch, loop, state, update
 from eldistill.training import processes as distributed
 
 made = test_distil.made  # the fixture
@@ -69,7 +69,7 @@ def trained(bench: Bench, case: str, dtype, steps: int = STEPS, folder: str = "s
     work = Ending(job)
     try:
         work.run()
-    except loop.Stopped:
+    except Stopped:
         assert work.iteration == stop
     return work
 
@@ -275,7 +275,7 @@ def test_an_evaluation_is_shared(project):
 def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
     """Halved until it fits, from the last saved state, with the same result; not at all if `fit` is false."""
     assert __main__.main(["distil", RUN, "--force"]) == 0
-    alone, whole = weights(), loop.Loop._generate
+    alone, whole = weights(), update.Update._generate
     tried = []
 
     def small(self, batch, part):
@@ -284,7 +284,7 @@ def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
             raise torch.OutOfMemoryError("out of memory")
         return whole(self, batch, part)
 
-    monkeypatch.setattr(loop.Loop, "_generate", small)
+    monkeypatch.setattr(update.Update, "_generate", small)
     capsys.readouterr()
     assert __main__.main(["distil", RUN, "--force"]) == 0
     assert tried == [16] and "going on with 8 images at once" in capsys.readouterr().out
@@ -302,12 +302,12 @@ def test_several_processes_start_again_in_parts(monkeypatch):
     monkeypatch.setattr(
         distributed, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1]
     )
-    assert distributed.launch([], 2, most=8, say=lambda text: None) == 0 and seen == [1, 2, 4]
+    assert launch.launch([], 2, most=8, say=lambda text: None) == 0 and seen == [1, 2, 4]
     seen.clear()
-    assert distributed.launch([], 2, most=2, say=lambda text: None) == 1 and seen == [1, 2]
+    assert launch.launch([], 2, most=2, say=lambda text: None) == 1 and seen == [1, 2]
     for code in (75, 2):
         answers, seen[:] = [code], []
-        assert distributed.launch([], 2, most=8) == code and seen == [1]
+        assert launch.launch([], 2, most=8) == code and seen == [1]
 
 
 def test_what_is_no_training_or_no_number_is_one_sentence(project, capsys):
@@ -392,6 +392,7 @@ def test_a_run_of_several_that_is_stopped_or_killed_continues(project):
 
 
 def plan_digest() -> str:
-    from eldistill.plan import params, recipes
+    from eldistill.plan import params
+    from eldistill.plan.plan import Plan
 
-    return files.digest(recipes.Plan(params.load()).find("distil", RUN).recipe)
+    return files.digest(Plan(params.load()).find("distil", RUN).recipe)

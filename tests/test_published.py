@@ -19,11 +19,13 @@ from eldistill.data import dataset as data
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, fid, metrics
-from eldistill.plan import params, recipes
+from eldistill.external import sources
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.tables import published
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 
 
 def test_every_row_has_a_source_and_a_figure():
@@ -75,7 +77,7 @@ REFERENCE = (np.full(4, 0.4), 0.1 * np.eye(4))
 
 
 def test_blocks_follow_each_other_and_the_mean_is_the_figure():
-    ruler = evaluate.Ruler({}, {}, {"fid": {"n": 100, "blocks": 3, "reference": "fid-refs-cifar10-32x32"}})
+    ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 100, "blocks": 3, "reference": "fid-refs-cifar10-32x32"}})
     found = ruler.fid(images, space, REFERENCE, "inception_edmref")
     each = [
         metrics.frechet(*metrics.moments(features.embed(images(100, 100 * b), space)), *REFERENCE) for b in range(3)
@@ -84,7 +86,7 @@ def test_blocks_follow_each_other_and_the_mean_is_the_figure():
     assert found["fid100_inception_edmref"] == pytest.approx(np.mean(each))
     assert found["fid100_inception_edmref_min"] == pytest.approx(min(each))
     assert found["fid100_inception_edmref_sd"] == pytest.approx(np.std(each, ddof=1))
-    one = evaluate.Ruler({}, {}, {"fid": {"n": 100, "blocks": 1}}).fid(images, space, REFERENCE, "x")
+    one = evaluate.Evaluator({}, {}, {"fid": {"n": 100, "blocks": 1}}).fid(images, space, REFERENCE, "x")
     assert set(one) == {"fid100_x", "fid100_x_min", "fid100_x_block1"}
 
 
@@ -100,9 +102,9 @@ class Half(OneOfTwo):
 
 def test_two_processes_find_what_one_finds():
     options, said = {"fid": {"n": 105, "blocks": 2}}, []
-    alone = evaluate.Ruler({}, {}, options, 7).fid(images, space, REFERENCE, "x")
-    evaluate.Ruler({}, {}, options, 7, Half(0, said)).fid(images, space, REFERENCE, "x")
-    both = evaluate.Ruler({}, {}, options, 7, Half(1, said)).fid(images, space, REFERENCE, "x")
+    alone = evaluate.Evaluator({}, {}, options, 7).fid(images, space, REFERENCE, "x")
+    evaluate.Evaluator({}, {}, options, 7, Half(0, said)).fid(images, space, REFERENCE, "x")
+    both = evaluate.Evaluator({}, {}, options, 7, Half(1, said)).fid(images, space, REFERENCE, "x")
     assert both == pytest.approx(alone, rel=1e-9) and not said
 
 
@@ -118,10 +120,10 @@ def test_images_become_levels_as_edm_rounds_them():
     assert torch.equal(data.decode(x, {"mean": 0.5, "std": 0.25}), wanted)
 
 
-def plan(**changes) -> recipes.Plan:
+def plan(**changes) -> Plan:
     values = copy.deepcopy(SHIPPED)
     values["evaluate"]["per_data"].setdefault("digits", {}).update(changes)
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_asking_for_it_is_part_of_the_recipe_and_not_asking_is_not():
@@ -138,8 +140,8 @@ def test_asking_for_it_is_part_of_the_recipe_and_not_asking_is_not():
 
 @pytest.mark.parametrize("name", published.SETS)
 def test_the_data_sets_of_the_papers_ask_for_it(name):
-    here = recipes.Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
+    here = Plan(params.from_values(copy.deepcopy(SHIPPED), ROOT))
     wanted = here.params.top("evaluate", name)["fid"]
     assert (wanted["n"], wanted["blocks"]) == (50_000, 3)
     teacher = here.params.section("teacher", here.params.section("data", name)["teacher"])
-    assert wanted["reference"] == recipes.source(teacher["source"], ROOT / recipes.TABLE)["reference"]
+    assert wanted["reference"] == sources.source(teacher["source"], ROOT / sources.TABLE)["reference"]

@@ -12,10 +12,11 @@ import subprocess
 from pathlib import Path
 
 import check
+import conftest
 import pytest
 import yaml
 
-from eldistill.plan import params
+from eldistill.plan import params, schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -23,7 +24,7 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 TEXT = PAGES["README.md"]
-PARAMS = params.load(ROOT / "params.yaml").values
+PARAMS = conftest.shipped()
 NUMBERS = {12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen"}
 with_pages = pytest.mark.parametrize("name", PAGES)
 
@@ -303,7 +304,7 @@ def test_make_check_finds_the_test_of_a_promise(promise):
 def test_the_example_of_own_data_is_valid(name):
     """The YAML of "Your own images", merged into params.yaml, passes the check; README and docs show the same."""
     example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", PAGES[name], re.S).group(1))
-    values = params.merge(PARAMS, example)
+    values = schema.merge(PARAMS, example)
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
 
 

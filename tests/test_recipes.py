@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
 
@@ -19,11 +20,11 @@ from eldistill.errors import Problem
 from eldistill.files import canonical, digest
 from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, params, recipes, versions
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.registry import literal
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 
 SHIPPED["suites"]["demo"] = SHIPPED["suites"]["demo"][:1]  # the cases below count this grid
 
@@ -397,10 +398,11 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 
 # Files that cannot change a result: they name, plan, fetch, store, check or show. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
-    "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/tools",
-    "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources", "files", "numbers", "paths",
-    "plan/cluster", "plan/driver", "plan/freshness", "plan/gpus", "plan/identity", "plan/params", "plan/recipes", "plan/records",
-    "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
+    "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/prune",
+    "commands/tools", "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources", "files", "numbers",
+    "paths", "plan/checks", "plan/cluster", "plan/datasets", "plan/driver", "plan/freshness", "plan/gpus", "plan/identity",
+    "plan/models", "plan/params", "plan/plan", "plan/reading", "plan/recipes", "plan/records", "plan/schema", "plan/versions",
+    "registry", "tables/sheet", "tensors",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import multiprocessing as forking
 from pathlib import Path
@@ -15,9 +16,9 @@ from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
+from eldistill.errors import Lost, NonFinite
 from eldistill.training import loop, reduction
 from eldistill.training import processes as distributed
-from eldistill.training.processes import Lost
 
 SMALL = 2000  # bytes: the networks of these tests are of several buckets
 # One case for each way in which a phase ends: a critic, images that are pulled, direct terms, gradients that meet at the
@@ -122,7 +123,7 @@ def test_a_network_is_not_kept_by_its_hooks():
 
 
 def test_one_process_sums_nothing(bench):
-    assert loop.Loop(bench.job()).reductions == {}
+    assert loop.Loop(bench.job()).update.reductions == {}
 
 
 # --- in several processes ---
@@ -193,10 +194,10 @@ def bad(bench: Bench, rank: int, limit: int, where: str) -> str:
             next(iter(found.values())).register_hook(lambda gradient: gradient * float("inf"))
         return found
 
-    job.method = SimpleNamespace(**{**vars(job.method), "critic_terms": terms})
+    job.method = dataclasses.replace(job.method, critic_terms=terms)
     try:
         loop.Loop(job).run()
-    except (loop.NonFinite, Lost) as error:
+    except (NonFinite, Lost) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 

@@ -14,6 +14,7 @@ from eldistill.errors import Problem
 from eldistill.tables import report
 from eldistill.tables import sheet as sheets
 from eldistill.tables import suite as tables
+from eldistill.tables.page import picture, to_html
 
 ROOT = report.Path(__file__).parent.parent
 
@@ -21,11 +22,11 @@ ROOT = report.Path(__file__).parent.parent
 def test_markdown_becomes_html():
     """Headings, tables, lists, code and paragraphs; text is escaped."""
     text = "# A <b>\n\n## B\n\n`fd` ranks.\nMore & more.\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n| 3 | 4 |\n\n- one\n- two\n"
-    page = report.to_html(text)
-    assert "<h1>A &lt;b&gt;</h1>" in page and "<h3>B</h3>" in page
-    assert "<p><code>fd</code> ranks. More &amp; more.</p>" in page
-    assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr><tr><td>3</td><td>4</td></tr>" in page
-    assert "<ul><li>one</li><li>two</li></ul>" in page
+    made = to_html(text)
+    assert "<h1>A &lt;b&gt;</h1>" in made and "<h3>B</h3>" in made
+    assert "<p><code>fd</code> ranks. More &amp; more.</p>" in made
+    assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr><tr><td>3</td><td>4</td></tr>" in made
+    assert "<ul><li>one</li><li>two</li></ul>" in made
 
 
 def add_pictures(root, runs):
@@ -88,9 +89,9 @@ def test_what_was_published_elsewhere_is_folded_away(page):
 def test_a_large_picture_is_stored_smaller(tmp_path):
     noise = Image.effect_noise((500, 500), 80).convert("RGB")
     noise.save(tmp_path / "large.png")
-    assert "data:image/jpeg" in report.picture("x", tmp_path / "large.png")
+    assert "data:image/jpeg" in picture("x", tmp_path / "large.png")
     Image.new("RGB", (500, 500)).save(tmp_path / "small.png")
-    assert "data:image/png" in report.picture("x", tmp_path / "small.png")
+    assert "data:image/png" in picture("x", tmp_path / "small.png")
 
 
 def test_the_sheet_of_a_run(suite, page):  # noqa: F811

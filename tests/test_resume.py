@@ -20,10 +20,12 @@ import torch
 
 import eldistill
 from eldistill import __main__, files
-from eldistill.errors import NonFinite, Problem
-from eldistill.plan import params, recipes
+from eldistill.errors import NonFinite, Problem, Stopped
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
-from eldistill.training import loop, state
+from eldistill.training import lock, loop, state
+from eldistill.training.job import Job
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCH, TICKS = 10, 4, 3  # a row every 3 steps: 3, 6, 9 and 10
@@ -39,7 +41,7 @@ class Interrupted(Exception):
 class Ending(loop.Loop):
     """A loop that ends after some steps: politely, or as if killed, its last state then being older."""
 
-    def __init__(self, job: loop.Job, after: int, saved_at: int | None = None):
+    def __init__(self, job: Job, after: int, saved_at: int | None = None):
         super().__init__(job)
         self.after, self.saved_at = after, saved_at
 
@@ -55,7 +57,7 @@ class Ending(loop.Loop):
             super().save(wait)
 
 
-def job_of(bench, folder: str, supplements: dict, **others) -> loop.Job:
+def job_of(bench, folder: str, supplements: dict, **others) -> Job:
     """Ten steps of Diff-Instruct with snapshots, a warm-up, a ramped average and dropout."""
     job = bench.job("diff_instruct", supplements, folder=folder, steps=STEPS, batch=BATCH, ticks=TICKS, dropout=0.2,
                     optimiser={"warmup_images": 16, "decay_images": 12, "betas": [0.5, 0.99], "lr": 0.01},
@@ -102,7 +104,7 @@ def whole(tmp_path_factory) -> dict[str, loop.Loop]:
 @pytest.mark.parametrize("after", [3, 4])
 def test_stop_and_resume_is_the_uninterrupted_run(bench, whole, el, after):
     """Stopped politely once, at a row of the log and between two of them: weights, optimisers, rows, snapshots agree."""
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         Ending(job_of(bench, "parted", EL[el]), after).run()
     assert_equal(finished(bench, "parted", EL[el]), whole[el])
 
@@ -111,7 +113,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(bench, whole, el, after):
 def test_stopped_after_every_step(bench, whole, el):
     """After any step, the first and the last among them: nine stops in one run change nothing either."""
     for after in range(1, STEPS):
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(Stopped):
             Ending(job_of(bench, "parted", EL[el]), after).run()
     assert_equal(finished(bench, "parted", EL[el]), whole[el])
 
@@ -128,7 +130,7 @@ def test_killed_after_a_save_is_the_uninterrupted_run(bench, whole, el, saved_at
 def test_the_log_is_the_same_file_after_a_resume(bench, whole):
     """log.csv has the same bytes, the order of its columns included, however often a run was stopped."""
     for after in (2, 5):
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(Stopped):
             Ending(job_of(bench, "parted", EL["el"]), after).run()
     for name, work in (("parted", finished(bench, "parted", EL["el"])), ("whole", whole["el"])):
         files.write_rows(bench.folder / f"{name}.csv", work.rows)
@@ -141,7 +143,7 @@ def test_the_log_is_the_same_file_after_a_resume(bench, whole):
 def test_every_optimiser_continues(bench, optimiser):
     """AdamW and RAdam resume as Adam does."""
     make = lambda folder: bench.job("diff_instruct", {}, folder=folder, steps=8, optimiser=optimiser)  # noqa: E731
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         Ending(make("parted"), 3).run()
     parted, whole = loop.Loop(make("parted")), loop.Loop(make("whole"))
     parted.run()
@@ -153,11 +155,11 @@ def test_every_optimiser_continues(bench, optimiser):
 def test_micro_batch_may_change_between_stop_and_resume(bench):
     """micro_batch describes a machine: a run continued on a smaller one agrees to rounding."""
 
-    def make(folder: str, size: int) -> loop.Job:
+    def make(folder: str, size: int) -> Job:
         return bench.job("diff_instruct", {"embedding": {}}, folder=folder, steps=6, micro_batch=size,
                          dtype=torch.float64, optimiser={"eps": 1e-2})  # fmt: skip
 
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         Ending(make("parted", 0), 3).run()
     parted, whole = loop.Loop(make("parted", 1)).run(), loop.Loop(make("whole", 0)).run()
     for a, b in zip(parted.parameters(), whole.parameters(), strict=True):
@@ -237,11 +239,11 @@ def test_failure_is_remembered_until_the_source_changes(tmp_path):
 
 def test_second_lock_is_a_problem(tmp_path):
     """Who holds the folder is named; the lock ends with the block."""
-    with state.lock(tmp_path):
+    with lock.lock(tmp_path):
         with pytest.raises(Problem, match=f"process {os.getpid()} on .* is already at work on this run"):
-            with state.lock(tmp_path):
+            with lock.lock(tmp_path):
                 pass
-    with state.lock(tmp_path):
+    with lock.lock(tmp_path):
         pass
 
 
@@ -252,21 +254,21 @@ def environment() -> dict[str, str]:
 
 def test_the_lock_of_another_process(tmp_path):
     """Another process holds the folder until it ends, even by kill -9."""
-    text = f"from eldistill.training import state\nwith state.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
+    text = f"from eldistill.training import state\nwith lock.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     )
     try:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(Problem, match=f"process {holder.pid} on .* is already at work"):
-            with state.lock(tmp_path):
+            with lock.lock(tmp_path):
                 pass
     finally:
         holder.kill()
         holder.wait()
         holder.stdin.close()
         holder.stdout.close()
-    with state.lock(tmp_path):
+    with lock.lock(tmp_path):
         pass
 
 
@@ -274,11 +276,11 @@ def test_the_lock_of_another_process(tmp_path):
 
 
 def values() -> dict:
-    return conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return conftest.shipped()
 
 
-def plan(values: dict) -> recipes.Plan:
-    return recipes.Plan(params.from_values(values, ROOT))
+def plan(values: dict) -> Plan:
+    return Plan(params.from_values(values, ROOT))
 
 
 def digest(values: dict, run: str = "digits-smoke/di/el/0") -> str:
@@ -286,7 +288,7 @@ def digest(values: dict, run: str = "digits-smoke/di/el/0") -> str:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> recipes.Plan:
+def shipped() -> Plan:
     """That of params.yaml as it is."""
     return plan(values())
 
@@ -451,8 +453,8 @@ def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
     """A second copy of a running command ends with exit code 2 and a sentence."""
     folder = project(inputs, tmp_path / "project", 64)
     monkeypatch.chdir(folder)
-    step = recipes.Plan(params.load()).find("distil", RUN)
-    with state.lock(state.folder(step.digest)):
+    step = Plan(params.load()).find("distil", RUN)
+    with lock.lock(state.folder(step.digest)):
         assert __main__.main(["distil", RUN]) == 2
     assert re.search(rf"process {os.getpid()} on .* is already at work on this run", capsys.readouterr().err)
     assert __main__.main(["distil", RUN]) == 0

@@ -17,7 +17,7 @@ from torch import nn
 import eldistill
 from eldistill import __main__, networks
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.errors import Problem
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import save_tensors
@@ -168,7 +168,7 @@ def test_sampling_touches_no_global_generator(generator):
 def test_samples_are_the_decoded_denoised_latents(generator):
     images = sampling.sample(generator, 5, seed=1, labels=2)
     assert images.dtype == torch.uint8 and images.shape == (5, 1, 8, 8) and images.device.type == "cpu"
-    z = noise.Draw(1, "sample", 0, 5).normal("z", 1, 8, 8)
+    z = draws.Draw(1, "sample", 0, 5).normal("z", 1, 8, 8)
     labels = torch.tensor([[0.0, 0.0, 1.0]]).expand(5, 3)
     x = generator.network(2.5 * z, torch.full((5,), 2.5), labels)
     assert torch.equal(images, data.decode(x, CODEC)) and images.float().std() > 1
@@ -182,14 +182,14 @@ def test_labels_are_one_for_all_or_one_each_or_drawn():
     wanted = torch.stack([by_class[label][index] for index, label in enumerate(mixed)])
     assert torch.equal(sampling.sample(plain, 12, labels=mixed), wanted)
     assert torch.equal(torch.cat(list(sampling.images_of(plain, 12, labels=torch.tensor(mixed), batch=5))), wanted)
-    drawn = noise.Draw(0, "sample", 0, 12).integers("label", 3)
+    drawn = draws.Draw(0, "sample", 0, 12).integers("label", 3)
     assert set(drawn.tolist()) == {0, 1, 2}
     assert torch.equal(sampling.sample(plain, 12), torch.stack([by_class[c][i] for i, c in enumerate(drawn)]))
 
 
 def test_a_generator_without_labels_ignores_none():
     plain = sampling.Generator(Plain(), about(label_dim=0))
-    z = noise.Draw(0, "sample", 0, 6).normal("z", 1, 8, 8)
+    z = draws.Draw(0, "sample", 0, 6).normal("z", 1, 8, 8)
     assert torch.equal(sampling.sample(plain, 6), data.decode(Plain()(2.5 * z, None), CODEC))
 
 
@@ -238,7 +238,7 @@ class Shrink(nn.Module):
 def test_few_steps_noise_the_last_image_to_the_next_level(steps, renoise, clip):
     """x <- f(x + s n; sigma), s^2 = sigma^2 - boundary^2 or sigma^2, x clipped to the pixels' range first or not."""
     net = sampling.Generator(Shrink(), about(label_dim=0, sampler={**FEW, "renoise": renoise, "clip": clip}))
-    draw = noise.Draw(7, "sample", 0, 6)
+    draw = draws.Draw(7, "sample", 0, 6)
     sigmas = FEW["steps"][str(steps)]
     x = sigmas[0] * draw.normal("z", 1, 8, 8) / (1 + sigmas[0])
     for step, sigma in enumerate(sigmas[1:], 1):
@@ -368,7 +368,7 @@ def test_before_training_a_generator_shows_what_the_teacher_denoises(tmp_path):
 def test_a_teachers_images_are_heuns_from_a_generators_latents():
     teacher = lively()
     found = torch.cat(list(sampling.images_of_teacher(teacher, about(label_dim=3), 6, steps=4, seed=5)))
-    draw = noise.Draw(5, "sample", 0, 6)
+    draw = draws.Draw(5, "sample", 0, 6)
     one_hot = nn.functional.one_hot(draw.integers("label", 3), 3).float()
     x = sampling.heun(teacher, draw.normal("z", 1, 8, 8), one_hot, 4)
     assert torch.equal(found, data.decode(x, CODEC)) and found.shape == (6, 1, 8, 8)

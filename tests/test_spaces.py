@@ -16,12 +16,14 @@ from eldistill import paths
 from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.paths import PACKAGE
-from eldistill.plan import params, recipes
-from eldistill.registry import spaces
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
+from eldistill.plan.versions import recipe_name
+from eldistill.registry import literal, spaces
 from eldistill.spaces import efficientnet
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 PALACE, BELL_COTE, DAISY = 698, 442, 985  # of ImageNet's 1,000 classes
 
 
@@ -92,7 +94,7 @@ def test_other_weights_are_refused(monkeypatch):
 def plan(**evaluate_section):
     values = copy.deepcopy(SHIPPED)
     values["evaluate"] = values["evaluate"] | evaluate_section
-    return recipes.Plan(params.from_values(values, ROOT))
+    return Plan(params.from_values(values, ROOT))
 
 
 def test_the_recipe_of_a_space_names_its_file():
@@ -128,6 +130,15 @@ def test_all_spaces_in_curves_is_the_default_and_leaves_recipes_alone():
     recipe = lambda here: here.evaluation(here.params.run(run)).recipe  # noqa: E731
     assert recipe(plan()) == recipe(plan(curve_features=[])) != recipe(plan(curve_features=["judge-a"]))
     assert "curve_features" not in json.loads(recipe(plan()))["params"]
+
+
+@pytest.mark.parametrize("name", spaces())
+def test_the_module_of_every_space_counts_for_its_reference(name):
+    """Judges and pixels too: nothing but the folder says which spaces there are, and no two files have the same one."""
+    files = sorted(path.stem for path in (PACKAGE / "spaces").glob("[a-z]*.py"))
+    assert sum(len(literal(f"spaces/{file}", "NAMES")) for file in files) == len(spaces())
+    counted = json.loads(plan().reference("digits", name).recipe)["versions"]
+    assert counted.keys() >= {"evaluate", recipe_name(f"spaces/{spaces()[name]}")}
 
 
 def test_a_new_space_is_one_file(tmp_path, monkeypatch):

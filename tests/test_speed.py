@@ -12,13 +12,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eldistill import contract
-from eldistill.diffusion import noise
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion import dropout, noise
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite, Problem
 from eldistill.losses import mmd
 from eldistill.training import compute as speed
 from eldistill.training import loop, optimisers, state
 from eldistill.training import watch as guards
+from eldistill.training.job import Job
 
 METHODS = ["diff_instruct", "dmd", "dmd2", "sid", "sida", "consistency"]
 
@@ -69,7 +70,7 @@ def test_a_phase_sets_its_networks_as_train_and_requires_grad_do(bench, device):
     work = loop.Loop(job)
     net, Counting.calls = job.nets["generator"], 0
     for training, gradient in ((True, False), (False, True), (True, True), (False, False)):
-        work._set("generator", training, gradient)
+        work.update._set("generator", training, gradient)
         assert {module.training for module in net.modules()} == {training}
         assert {parameter.requires_grad for parameter in net.parameters()} == {gradient}
     assert Counting.calls == (0 if device == "cpu" else 4)
@@ -228,7 +229,7 @@ def test_indices_lie_where_they_are_used():
 # --- blocks computed again ---
 
 
-def trained(job: loop.Job, change) -> dict[str, torch.Tensor]:
+def trained(job: Job, change) -> dict[str, torch.Tensor]:
     """All tensors after the run of a job whose networks were changed."""
     change([*job.fixed.values(), *job.nets.values()])
     work = loop.Loop(job)
@@ -257,7 +258,7 @@ def test_blocks_are_computed_twice_and_only_for_a_gradient(bench, network):
     for block in blocks:
         block.register_forward_pre_hook(lambda *_: calls.append(1))
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    with noise.masks(Draw(0, "x", 0, 3), "images"):
+    with dropout.masks(Draw(0, "x", 0, 3), "images"):
         image = net(x, torch.full((3,), 0.7))
         assert len(blocks) > 2 and len(calls) == len(blocks)
         with torch.no_grad():

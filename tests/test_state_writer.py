@@ -105,3 +105,23 @@ def test_a_kill_while_a_state_is_written_keeps_the_one_before(tmp_path):
     process.join(30)
     tensors, numbers = state.load(tmp_path)
     assert numbers == {"n": 1} and torch.equal(tensors["w"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("piece", [1, 100, 2**28])
+def test_buffers_hold_every_tensor_apart(tmp_path, monkeypatch, piece):
+    """Of any type and shape, whatever fits into one piece of memory; a file of them is that of tensors of their own."""
+    monkeypatch.setattr(state, "PIECE", piece)
+    tensors = {
+        "image": torch.randn(3, 2, 5, 7).contiguous(memory_format=torch.channels_last), "half": torch.randn(9).bfloat16(),
+        "step": torch.tensor(3.0, dtype=torch.float64), "none": torch.empty(0, 4), "index": torch.arange(5),
+    }  # fmt: skip
+    layout = {name: (each.shape, each.dtype) for name, each in tensors.items()}
+    made = state.buffers(layout, pinned=False)
+    assert {name: (each.shape, each.dtype) for name, each in made.items()} == layout and list(made) == list(tensors)
+    for name, each in tensors.items():
+        made[name].copy_(each)
+    assert all(torch.equal(made[name], each) for name, each in tensors.items())
+    for name, each in (("own", tensors), ("packed", made)):
+        (tmp_path / name).mkdir()
+        state.save(tmp_path / name, each, {})
+    assert (tmp_path / "own/state.safetensors").read_bytes() == (tmp_path / "packed/state.safetensors").read_bytes()

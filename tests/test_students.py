@@ -19,11 +19,13 @@ import test_guided
 import torch
 
 from eldistill import __main__, networks
+from eldistill.commands.check import codec_of
 from eldistill.errors import Problem
 from eldistill.external import pickles
 from eldistill.networks import guided
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import check, convert, train
+from eldistill.sampling import teachers
+from eldistill.teacher import agree, convert, edm
 
 ROOT = Path(__file__).parents[1]
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
@@ -57,7 +59,7 @@ def classes(row: dict) -> tuple[str, str]:
 
 
 def network(kind: str, kwargs: dict, seed: int = 1, **more) -> torch.nn.Module:
-    settings = {key: value for key, value in kwargs.items() if key not in convert.UNUSED}
+    settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
     net = networks.build({"network": kind, **settings, **more}, seed).eval().requires_grad_(False)
     for parameter in net.parameters():  # those that start at zero too
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)), alpha=0.1)
@@ -104,11 +106,11 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     x = 2.5 * torch.randn(2, theirs.img_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.eye(5)[:2] if theirs.label_dim else None
     assert torch.equal(ours(x, 2.5, labels), theirs(x, 2.5, labels))
-    codec = check._codec(name, constants, theirs.img_channels)
+    codec = codec_of(name, constants, theirs.img_channels)
     section = {"source": name, "codec": codec, "labels": bool(theirs.label_dim)}
     if row["kind"] == "teacher":
         about = convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
-        adopted, _ = train.load(tmp_path / "teacher.safetensors")
+        adopted, _ = teachers.load(tmp_path / "teacher.safetensors")
         assert (
             torch.equal(adopted(x, 2.5, labels), theirs(x, 2.5, labels))
             and about["source"]["licence"] == row["licence"]
@@ -117,9 +119,9 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     with pytest.raises(Problem, match=f"{name} of data/sources.csv is of the kind student; expected a teacher"):
         convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
     about = {"shape": [*x.shape[1:]], "label_dim": theirs.label_dim, "codec": codec, "sampler": {"steps": {"1": [2.5]}}}
-    images = sampling.sample(sampling.Generator(ours, about | {"codec": convert.PIXELS}), 2)
+    images = sampling.sample(sampling.Generator(ours, about | {"codec": agree.PIXELS}), 2)
     assert images.shape == x.shape and images.dtype == torch.uint8
-    if classes(row)[0] in convert.STUDENTS:
+    if classes(row)[0] in edm.STUDENTS:
         with pytest.raises(Problem, match="a one-step generator of SiDA or SiD2A; expected a denoiser"):
             convert.adopt({**section, "source": None, "file": str(path)}, tmp_path / "teacher.safetensors")
     assert not (tmp_path / "teacher.safetensors").exists()
@@ -137,7 +139,7 @@ def test_a_student_has_the_tensors_of_the_network_it_started_from(name):
         inner = f"{kwargs['model_type']}_EncoderDecoder"
         kwargs = {key: math.inf if value == "Infinity" else value for key, value in kwargs.items()}
         found = pickles.Network("EDMPrecond_EncoderDecoder", kwargs | {"model_type": inner}, {}, {"model": inner})
-    outline = networks.outline(convert.configuration(found))
+    outline = networks.outline(edm.configuration(found))
     wanted = [(key, tuple(shape)) for key, shape, *_ in about["tensors"] if not key.startswith("logvar")]
     assert [(key, tuple(each.shape)) for key, each in outline.state_dict().items()] == wanted
     assert not hasattr(outline, "logvar")
@@ -170,7 +172,7 @@ def test_what_is_neither_is_refused(tmp_path, kind, changes, sentence):
         value["ema"].meta["state"]["_init_kwargs"].update(changes["kwargs"])
     with pytest.raises(Problem, match=re.escape(sentence)) as caught:
         with pickles.read(official.write(tmp_path / "net.pkl", value)) as opened:
-            convert.check(opened.network())
+            edm.check(opened.network())
     assert "\n" not in str(caught.value)
 
 

@@ -15,28 +15,28 @@ import pytest
 from scipy import stats
 from test_tables import add_run, metrics, read, write
 
+from eldistill.distil import probe
 from eldistill.errors import Problem
 from eldistill.paths import STUDY
 from eldistill.plan import params, versions
-from eldistill.plan.recipes import Plan
-from eldistill.tables import curves as plots
+from eldistill.plan.plan import Plan
+from eldistill.tables.studies import forest
 from eldistill.tables.studies import page as studies
-from eldistill.tables.studies import variance
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = conftest.read_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SHIPPED = conftest.shipped()
 ABLATION = SHIPPED["suites"]["ablation"]
 
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,
           "tuning": [100, 101]}  # fmt: skip
-DRAW_STUDY = plots.draw_study
+DRAW_STUDY = forest.draw_study
 BASE = (10.0, 11.0, 9.0, 10.5, 9.5)  # mean 10: the margin of equivalence is 1
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures take most of the time: only the tests of pictures draw them."""
-    monkeypatch.setattr(plots, "draw_study", lambda path, rows, params: path.touch())
+    monkeypatch.setattr(forest, "draw_study", lambda path, rows, params: path.touch())
 
 
 def add(root, run, value=1.0, log=None, flop=None, estimator="unbiased", **others):
@@ -689,7 +689,7 @@ def test_runs_that_fell_are_named_with_their_data_setting(tmp_path):
 @pytest.mark.parametrize("kind", ["contrast", "central", "budget", "stability"])
 def test_a_baseline_at_0_has_no_percent(tmp_path, monkeypatch, kind):
     """Differences, tests and a picture, and no division by it."""
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     runs = add_arm(tmp_path, "none", [0.0] * 3, curve=(0.0,) * 4) + add_arm(
         tmp_path, "el", [1.0, 2.0, 1.5], curve=(2.0, 1.0)
     )
@@ -743,7 +743,7 @@ def test_a_picture_leaves_out_what_has_no_number(tmp_path, monkeypatch):
     """An empty place would look like a signal of 0: the picture is as tall as the rows that have one."""
     from PIL import Image
 
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     runs = add_curves(tmp_path, "el", [FAST], log={"el.snr": [2.0] * 8})
     runs += add_curves(tmp_path, "el-biased", [FAST], log={"el-biased.snr": [9.0] * 8}, estimator="biased")
     assert len(make(tmp_path, runs, kind="signal")[0]) == 2
@@ -780,7 +780,7 @@ LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "signal": 1.0}
 def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, verdict):
     """Mean and t-interval of the floor's share over runs; a row for each gradient of an arm."""
     monkeypatch.setattr(
-        variance, "look", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
+        probe, "look", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
     )
     runs = add_arm(tmp_path, "none", BASE[: len(shares)])
     rows, text = make(tmp_path, runs, kind="variance")
@@ -793,7 +793,7 @@ def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, v
 def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
     """All gradients alike: nothing to take a share of."""
     still = dict.fromkeys(LOOK, 0.0) | {"signal": 1.0}
-    monkeypatch.setattr(variance, "look", lambda run, root: {"own": still})
+    monkeypatch.setattr(probe, "look", lambda run, root: {"own": still})
     rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:2]), kind="variance")
     assert rows[0]["share"] == "" and "- toy, di/none, own: no variance at batch 8; noise over signal 0 at 8" in text
 
@@ -802,7 +802,7 @@ def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
                                                    ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs)")])  # fmt: skip
 def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, sentence):
     """One run whose signal is next to nothing does not decide; a mean that is not above 0 has no ratio."""
-    monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
+    monkeypatch.setattr(probe, "look", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
     rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:3]), kind="variance")
     assert sentence in text and bool(rows[0]["noise_8"]) is (sum(signals) > 0)
 
@@ -812,8 +812,8 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     """Two calls, six files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
-    monkeypatch.setattr(variance, "look", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(probe, "look", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
     runs = some_runs(tmp_path, kind)
     rows, text = make(tmp_path, runs, kind=kind)
     make(tmp_path, runs, "again", kind=kind)
@@ -839,7 +839,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
 
 def test_a_picture_of_one_seed_has_points_without_bars(tmp_path, monkeypatch):
     """No interval is no failure."""
-    monkeypatch.setattr(plots, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
     from PIL import Image
 
     runs = add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0])
@@ -951,7 +951,7 @@ def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, w
     with pytest.raises(Problem) as caught:
         params.from_values(values_with(path, value), ROOT)
     text = str(caught.value)
-    assert text.startswith("params.yaml: ") and "\n" not in text
+    assert re.match(r"(params|workflow/params/[a-z]+)\.yaml: ", text) and "\n" not in text
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
 

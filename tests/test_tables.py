@@ -11,17 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 from eldistill.errors import Problem
+from eldistill.paths import TABLES
 from eldistill.tables import results, typeset
 from eldistill.tables import suite as tables
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
-         "samples.png")  # fmt: skip
+NAMES = TABLES[:-1]  # without the report
 PARAMS = {"confidence": 0.95, "baseline": "none", "grid": 4, "primary": "judge-a"}
 SPACES, PARTS = ("judge-a", "judge-b", "pixels"), ("heldout", "train")
 T_975_2 = 0.95 / math.sqrt(2 * 0.975 * 0.025)  # closed form of Student's quantile with 2 degrees of freedom
@@ -103,7 +103,9 @@ def known(tmp_path_factory):
 def undrawn(monkeypatch):
     """No pictures, where numbers alone are asked for."""
     for name in ("draw_curves", "draw_costs", "draw_radar", "draw_samples"):
-        monkeypatch.setattr(tables.plots, name, lambda path, *_: path.touch())
+        monkeypatch.setattr(
+            tables.grids if name == "draw_samples" else tables.curves, name, lambda path, *_: path.touch()
+        )
 
 
 def add_suite(tmp_path):
@@ -467,7 +469,7 @@ def test_the_plots_of_dvc_show_the_points_of_every_suite(tmp_path, undrawn, curv
         rows = [[*row.values()] for row in read(path)]
         lines = [[row[0], *(str(float(cell) + i + place) for i, cell in enumerate(row[1:]))] for row in rows]
         path.write_text("\n".join(",".join(row) for row in [[*read(path)[0]], *lines]) + "\n")
-    suite = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["suite"]
+    suite = conftest.shipped()["suite"]
     assert suite == "demo"  # where `make` writes
     tables = make(tmp_path, runs, "data/tables", primary=primary)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
@@ -748,3 +750,14 @@ def test_importing_is_light():
     code = "import sys, eldistill.tables.suite; print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_the_files_of_a_suite_are_listed_once(known):
+    """paths.TABLES: what a suite writes, and nothing else; of them Snakemake's report shows those that have a caption."""
+    written = {path.name for path in known[2]["main.csv"].parent.iterdir()}
+    assert written == set(TABLES) - {"report.html"}
+    rules = (ROOT / "workflow/rules/tables.smk").read_text(encoding="utf-8")
+    shown = set(re.findall(r'^    "([a-z.]+)": "[A-Z]', rules, re.MULTILINE))
+    captions = {path.stem for path in (ROOT / "workflow/report").glob("*.rst")} - {"workflow"}
+    assert shown <= set(TABLES) and {name.split(".")[0] for name in shown} == captions
+    assert not [name for name in TABLES if f"/{name}" in rules]

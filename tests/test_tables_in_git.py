@@ -12,6 +12,7 @@ import pytest
 
 from eldistill.errors import Problem
 from eldistill.plan import params, recipes
+from eldistill.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 METRICS = "data/metrics.json.recipe"
@@ -31,9 +32,9 @@ SIDECARS = [name for name in tracked() if name.endswith(".recipe")]
 
 
 @functools.cache
-def plan() -> recipes.Plan:
+def plan() -> Plan:
     """What the present params.yaml asks for."""
-    return recipes.Plan(params.load(ROOT / "params.yaml"))
+    return Plan(params.load(ROOT / "params.yaml"))
 
 
 def asked(name: str, text: str) -> recipes.Step:

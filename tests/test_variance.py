@@ -19,7 +19,7 @@ from toys import batch_of
 
 from eldistill.contract import Batch, Progress
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import seed
 from eldistill.losses import mmd
 from eldistill.methods import diff_instruct

@@ -15,12 +15,12 @@ from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from eldistill import files, networks
 from eldistill.data import latents
 from eldistill.errors import Problem
-from eldistill.evaluate import judges
 from eldistill.external import weights
 from eldistill.losses import perceptual
 from eldistill.sampling import generators as sampling
-from eldistill.spaces import inception
-from eldistill.teacher import convert, train
+from eldistill.sampling import teachers
+from eldistill.spaces import inception, judges
+from eldistill.teacher import convert
 from eldistill.tensors import save_tensors
 from eldistill.training import state
 
@@ -52,7 +52,11 @@ def adopted(path: Path):
     convert.adopt({"file": str(path), "codec": CODEC, "labels": False}, path.with_name("adopted.safetensors"))
 
 
-KINDS = {"teacher": (teacher, train.load), "generator": (generator, sampling.load_generator), "judge": (judge, judges.load),
+def loaded(path: Path):
+    return judges.load("judge-a", "cpu", path)
+
+
+KINDS = {"teacher": (teacher, teachers.load), "generator": (generator, sampling.load_generator), "judge": (judge, loaded),
          "adopted": (teacher, adopted)}  # fmt: skip
 
 
@@ -139,14 +143,14 @@ def test_a_generator_is_no_teacher_and_a_judge_is_none_either(tmp_path):
     for make, sentence in ((generator, "is a one-step generator"), (judge, "its description has no shape")):
         save_tensors(tmp_path / "net.safetensors", *make())
         with pytest.raises(Problem, match=sentence):
-            train.load(tmp_path / "net.safetensors")
+            teachers.load(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "1", "[" * 100_000])
 def test_a_description_that_is_no_mapping_is_one_sentence(tmp_path, text):
     save_file(teacher()[0], tmp_path / "net.safetensors", metadata={"eldistill": text})
     with pytest.raises(Problem, match=r"net\.safetensors (is damaged|has a description that is no mapping)"):
-        train.load(tmp_path / "net.safetensors")
+        teachers.load(tmp_path / "net.safetensors")
 
 
 def test_half_precision_is_not_damage(tmp_path):
@@ -155,7 +159,7 @@ def test_half_precision_is_not_damage(tmp_path):
     half = {name: each.half() for name, each in tensors.items()}
     half[NAME] = torch.full_like(half[NAME], torch.finfo(torch.float16).max)
     save_tensors(tmp_path / "net.safetensors", half, about)
-    loaded, _ = train.load(tmp_path / "net.safetensors")
+    loaded, _ = teachers.load(tmp_path / "net.safetensors")
     assert loaded.state_dict()[NAME].dtype == torch.float32 and (loaded.state_dict()[NAME] == 65504).all()
 
 

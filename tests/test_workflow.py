@@ -2,6 +2,7 @@
 """Snakemake and DVC together, in a clone of the tracked files: what runs, what is kept, counted by the run log."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import yaml
 from project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
+
+from eldistill.plan import reading
 
 RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
 COLLECT = {"evaluate suite/smoke", "tables smoke"}
@@ -193,6 +196,45 @@ def test_a_new_method_is_one_file_and_one_section(project):  # noqa: F811
     assert "another/el" in (clone.path / "data/tables/smoke/main.md").read_text()
 
 
+SHRINK = '''"""Pulls images towards 0, at the images and by a pass of its own."""
+from dataclasses import dataclass
+from eldistill.contract import AtImages, Weight
+from eldistill.losses import mmd
+from eldistill.numbers import number
+
+RECIPE = ("supplements/shrink", 4)
+
+@dataclass(frozen=True)
+class Numbers:
+    weight: float = number(0.1, "factor of the mean square", low=0)
+
+def prepare(numbers, setting):
+    return None
+
+def generator_terms(tools, images, batch, numbers):
+    return {"square": AtImages(images.square().mean() / 2, images / images.numel())}
+
+def weight(base, own, batch, numbers, progress, memory):
+    return Weight(numbers.weight)
+'''
+
+
+def test_a_new_supplement_is_one_file_and_one_section(project):  # noqa: F811
+    """A file dropped into supplements/ joins a method and its log by a section in params.yaml; nothing else is made."""
+    clone = project
+    (clone.path / "src/eldistill/supplements/shrink.py").write_text(SHRINK, encoding="utf-8")
+    clone.edit("distil", "supplements", "smaller", value={"file": "shrink", "weight": 0.25})
+    grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["smaller"], "seeds": [0]}
+    clone.edit("suites", "smoke", value=[grid])
+    assert clone.ran("snakemake", "distil", "--cores", "2") == {"distil digits-smoke/di/smaller/0"}
+    folder = clone.path / "data/runs/digits-smoke/di/smaller/0"
+    versions = json.loads((folder / "generator_ema.safetensors.recipe").read_text())["versions"]
+    assert versions["supplements/shrink"] == 4 and "mmd" in versions  # what it imports retires it too
+    with open(folder / "log.csv", encoding="utf-8") as log:
+        rows = list(csv.DictReader(log))
+    assert all(float(row["smaller.weight"]) == 0.25 and float(row["smaller.square"]) > 0 for row in rows)
+
+
 def test_bad_parameters_stop_snakemake_before_anything_runs(project):  # noqa: F811
     """One sentence, and no job."""
     before = project.log()
@@ -231,8 +273,10 @@ def test_rules_log_and_profile_names_exist():
         for name, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)+)", path.read_text(), re.M):
             names.add(name)
             on_gpu |= {name} if "gpu=1" in body else set()
+            assert ("benchmark:" in body) == ("gpu=1" in body), f"{name}: what costs GPU hours has a record of them"
             assert ("shell:" in body) == ("log:" in body), name
-    named = re.findall(r"^  (\w+):$", YAMLS["slurm"].read_text().split("set-resources:")[1], re.M)
+    named = yaml.safe_load(YAMLS["slurm"].read_text())["set-resources"]
+    assert len({str(block) for block in named.values()}) == 1, "each of them as the first"
     assert set(named) == on_gpu <= names, "what asks for a GPU goes to the partition that has some"
     assert set(words) | {"all"} <= names
     assert {path.stem for path in RULES[1:]} == {"common", *words}
@@ -244,7 +288,12 @@ def test_dvc_stages_are_the_six_words():
     assert list(stages) == ["data", "teacher", "ensemble", "distil", "evaluate", "tables"]
     for word, stage in stages.items():
         assert stage["cmd"] == f"snakemake {word} --config suite=${{suite}}"
-        assert {word, "suite", "suites"} <= set(stage["params"])
+        names = [each for each in stage["params"] if isinstance(each, str)]
+        assert {word, "suite", "suites"} <= set(names)
+        # Of the files below params.yaml, the sections that stand there and that the word reads.
+        for file, values in reading.parts(ROOT).items():
+            listed = [each[file] for each in stage["params"] if isinstance(each, dict) and file in each]
+            assert listed == ([] if file == "params.yaml" else [[name for name in names if name in values]]), file
         assert "workflow/versions.json" in stage["deps"]
         # Recipes of these words hold versions and digests of rows of the table.
         assert ("data/sources.csv" in stage["deps"]) == (word in ("data", "teacher", "evaluate"))

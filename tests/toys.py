@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eldistill import contract
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, noise
 from eldistill.training.processes import Alone
 
 DATA = Path(__file__).parent / "data" / "methods"
@@ -31,7 +31,7 @@ def near(found, wanted, tolerance: float, entries: bool = False) -> None:
     assert error < tolerance, f"error {error:.2e}, tolerance {tolerance:.0e}"
 
 
-class Tape(noise.Draw):
+class Tape(draws.Draw):
     """A Draw that returns what it is told: `tape` maps "scope/purpose" to [images of the run, …].
 
     Only the labels of a loop, which no test here has, may be drawn.

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import step
 import torch
 
-from eldistill.steps import run as steps
+from eldistill.steps import work
 from gpu_parts.items import Item, LeftOut, free, is_memory
 
 SMALLEST = 4  # images at once, below which a network is not tried
@@ -80,7 +80,7 @@ def measured(setting: Setting, options, seconds: float) -> dict:
         raise LeftOut("tf32 is a format of GPUs")
     if setting.compile and options.toy and not options.compile:
         raise LeftOut("toy networks are not compiled unless --compile asks for it")
-    steps._threads(options.threads, "distil")  # what every step begins with; also ends tf32 of the item before
+    work.set_threads(options.threads, "distil")  # what every step begins with; also ends tf32 of the item before
     asked = SimpleNamespace(
         device=options.device, network=setting.network, batch=setting.batch, precision=setting.precision,
         compile=setting.compile, channels_last=False, recompute=False, warmup=1, repeats=3 if options.toy else 20,

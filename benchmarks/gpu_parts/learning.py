@@ -13,19 +13,19 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from eldistill.data import dataset as data
 from eldistill.distil import run as distil
 from eldistill.ensemble import seed as ensembles
+from eldistill.errors import Stopped
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed_all, feature_space
-from eldistill.plan import recipes
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
-from eldistill.steps import run as steps
-from eldistill.teacher import train
+from eldistill.sampling import teachers
+from eldistill.steps import work
 from eldistill.tensors import save_tensors
-from eldistill.training import loop
+from eldistill.training.machine import Machine
 from gpu_parts import small
 from gpu_parts.items import Item, LeftOut
 
@@ -68,7 +68,7 @@ class Bench:
     """The files that are carried in, and the spaces in which images are compared."""
 
     def __init__(self, options):
-        self.options, self.plan = options, recipes.Plan(options.settings)
+        self.options, self.plan = options, Plan(options.settings)
         self.images, self.teacher, self.judge = toys(options) if options.toy else self._carried()
         values = options.settings.section("data", options.data)
         self.codec, self.labels = values["codec"], values["labels"]
@@ -108,7 +108,7 @@ class Bench:
 
     def teacher_row(self) -> dict:
         """Distances of the teacher's own images (Heun, 18 steps), and of train images to held-out ones."""
-        net, about = train.load(self.teacher, self.options.device)
+        net, about = teachers.load(self.teacher, self.options.device)
         found = self.quality(sampling.images_of_teacher(net, about, self.n, 18))
         floor = self.quality(chunks(data.load(self.images, "train")[0]))
         return {"data": self.options.data, "judge": self.judge is not None, "images": self.n, "quality": found,
@@ -117,7 +117,7 @@ class Bench:
     def run(self, method: str, supplement: str, factor: float, seconds: float) -> dict:
         """One distillation and its curve: rows of images generated, seconds of training, distances."""
         began = time.monotonic()
-        steps._threads(self.options.threads, "distil")
+        work.set_threads(self.options.threads, "distil")
         run = self.options.settings.run(f"{self.options.data}/{method}/{supplement}/0")
         recipe = copy.deepcopy(json.loads(self.plan.distil(run).recipe)["params"])
         values = recipe["method"]
@@ -129,16 +129,16 @@ class Bench:
         upstream = {"images": self.images, "teacher": self.teacher, "pairs": {}, "ensembles": [
             self._ensemble(each["ensemble"]) for each in recipe["supplements"].values() if each.get("ensemble")
         ]}  # fmt: skip
-        site = SimpleNamespace(
-            device=self.options.device, micro_batch=0, channels_last=False, recompute=False, compile=False,
+        machine = Machine(
+            device=self.options.device,
             save_seconds=1e9, max_seconds=max(1.0, (1 - EVALUATION) * seconds - (time.monotonic() - began)),
         )  # fmt: skip
         stopped = None
         with tempfile.TemporaryDirectory(dir=self.options.folder) as place:
             folder = Path(place)
             try:
-                distil.make(recipe, "gpu", upstream, folder, site, lambda line: None)
-            except loop.Stopped as reason:
+                distil.make(recipe, "gpu", upstream, folder, machine, lambda line: None)
+            except Stopped as reason:
                 stopped = str(reason)
             curve, left = self._curve(folder, values, began + seconds)
         return {"n_images": values["n_images"], "batch": values["batch"], "rates_times": factor, "stopped": stopped,

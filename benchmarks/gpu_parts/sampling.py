@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import step
 
-from eldistill.steps import run as steps
+from eldistill.steps import work
 from gpu_parts import fast
 from gpu_parts.items import Item
 
@@ -24,7 +24,7 @@ def items(options) -> list[Item]:
 
 def rates(precision: str, n: int, options) -> dict:
     """Images a second of both, and their ratio, for n images at once."""
-    steps._threads(options.threads, "distil")
+    work.set_threads(options.threads, "distil")
     asked = SimpleNamespace(
         device=options.device, network="ddpmpp-cifar10", batch=n, images=n, precision=precision, compile=False,
         channels_last=False, recompute=False,

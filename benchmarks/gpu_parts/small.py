@@ -15,9 +15,11 @@ import torch
 from eldistill import contract, networks
 from eldistill.data import dataset as data
 from eldistill.ensemble import seed as ensembles
+from eldistill.errors import Stopped
 from eldistill.plan import params
 from eldistill.training import compute as speed
 from eldistill.training import loop, state
+from eldistill.training.job import Job, Supplement
 
 STEPS, BATCH, GROUP = 4, 8, 4
 START = 2048  # images before the first step: beyond the warm-ups of the numbers for digits; a multiple of the batch
@@ -88,7 +90,7 @@ def reals_of(case: Case, count: int = 128) -> data.Reals:
     return data.Reals(images, classes, {"mean": 0.33, "std": 0.23}, case.labels, case.device, case.dtype)
 
 
-def supplement_of(settings: params.Params, case: Case, folder: Path) -> loop.Supplement:
+def supplement_of(settings: params.Params, case: Case, folder: Path) -> Supplement:
     """A supplement of params.yaml at work, its ensemble made once in `folder`."""
     values = settings.section("supplement", case.supplement)
     path = folder / f"small-{values['ensemble']}.json"
@@ -98,10 +100,10 @@ def supplement_of(settings: params.Params, case: Case, folder: Path) -> loop.Sup
     module = contract.module("supplements", values["file"])
     numbers = contract.numbers(module, values)
     setting = SimpleNamespace(ensemble=path, device=case.device, dtype=case.dtype, sigma_data=0.5, seed=case.seed)
-    return loop.Supplement(case.supplement, module, numbers, module.prepare(numbers, setting))
+    return Supplement(case.supplement, module, numbers, module.prepare(numbers, setting))
 
 
-def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path) -> loop.Job:
+def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path) -> Job:
     """The job of a case: the method's optimisers and averages for digits, at a rate that moves weights in a few steps."""
     values = settings.section("method", case.method, "digits")
     module = contract.module("methods", values["file"])
@@ -122,7 +124,7 @@ def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path
     }
     speed.precision(case.precision, [teacher, *nets.values()])
     total = START + STEPS * BATCH
-    return loop.Job(
+    return Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals_of(case), shape=(1, 8, 8), seed=case.seed,
         training=SimpleNamespace(n_images=total, batch=BATCH, ema=params.freeze("Ema", values["ema"])),
         optimisers=optimisers, fixed={"teacher": teacher}, device=case.device, dtype=case.dtype,
@@ -160,7 +162,7 @@ def trained(settings: params.Params, case: Case, folder: Path, stop: int = 0, ch
             change(work)
         try:
             work.run()
-        except loop.Stopped:
+        except Stopped:
             work = loop_of(settings, case, folder, place)
             work.run()
         return outcome(work, case)

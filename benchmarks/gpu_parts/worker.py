@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from eldistill.plan import params
-from eldistill.steps import run as steps
+from eldistill.steps import work
 from gpu_parts import results, supervise
 from gpu_parts.items import Item, attempt, free, poisoned
 
@@ -38,7 +38,7 @@ def run(options) -> int:
             file.write(json.dumps(results.plain({"event": event, **values}), allow_nan=False) + "\n")
             file.flush()
 
-        steps._threads(options.threads, "distil")  # as every step of the package begins
+        work.set_threads(options.threads, "distil")  # as every step of the package begins
         tell("device", **device(options.device))
         warm(options.device)
         options.folder, options.ceilings = Path(folder), {}

@@ -20,11 +20,12 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
-from eldistill.errors import Problem  # noqa: E402
+from eldistill.errors import Lost, NonFinite, Problem, Stopped  # noqa: E402
 from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
+from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
 
-PARTS = 256  # into so many a process cuts its images, where they do not fit into the memory of a device, at most
+MAX_MICRO_BATCHES = 256  # upper limit when a device runs out of memory and a process halves its micro-batch
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",
              "NAME/images, NAME/judge-a, NAME/judge-b, NAME/reference-judge-a, NAME/reference-pixels"),
@@ -85,24 +86,30 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except (NonFinite, Lost) as error:
+        print(f"eldistill: {error}", file=sys.stderr)
+        return 1
+    except Stopped as error:
+        print(f"eldistill: {error}", file=sys.stderr)
+        return 75
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" and int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
+        if not _out_of_memory(error):
+            raise
+        if int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
             print("eldistill: the device has too little memory", file=sys.stderr)
             return 76  # to the launcher, which tries again
-        if type(error).__name__ == "OutOfMemoryError":
-            print(
-                "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
-                "(or evaluate.batch lower) and repeat the command, which continues from the last saved state",
-                file=sys.stderr,
-            )
-            return 1
-        if type(error).__name__ in ("NonFinite", "Lost"):
-            print(f"eldistill: {error}", file=sys.stderr)
-            return 1
-        if type(error).__name__ == "Stopped":
-            print(f"eldistill: {error}", file=sys.stderr)
-            return 75
-        raise
+        print(
+            "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
+            "(or evaluate.batch lower) and repeat the command, which continues from the last saved state",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # Of a device. Whoever raises it has imported torch, which takes seconds.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
@@ -111,27 +118,28 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
     if chosen.processes < 1:
         raise Problem(f"--processes {chosen.processes}; expected 1 or more")
     if gpus.COUNT in os.environ:
-        step = recipes.Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
-        gpus.take(chosen.processes if steps.on_gpu(step) else 0)
+        step = Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
+        gpus.take(chosen.processes if step.kind in recipes.ON_GPU else 0)
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run(*words, say=say)
         return 0
+    from eldistill.training import launch
     from eldistill.training import processes as distributed  # torch takes seconds
 
     if chosen.processes > 1 and "RANK" not in os.environ:
         values = params.load()
-        plan = recipes.Plan(values, identity.Identities(measured=not chosen.recipe))
+        plan = Plan(values, identity.Identities(measured=not chosen.recipe))
         step = plan.find(chosen.word, chosen.name)
         # The rule of a teacher does not know whether it is trained here.
-        if steps.takes_over(step) or not (chosen.force or chosen.recipe or not step.fresh(Path())):
+        if step.kind == "conversion" or not (chosen.force or chosen.recipe or not step.fresh(Path())):
             steps.run(*words, say=say)
             return 0
         top = values.top("distil")
-        most = PARTS if top["fit"] and not top["micro_batch"] else 1
+        most = MAX_MICRO_BATCHES if top["fit"] and not top["micro_batch"] else 1
         if not chosen.recipe:  # so that the processes need not find out what lies outside
             files.write_text(step.file, step.recipe)
             arguments = [*arguments, "--recipe", step.file]
-        code = distributed.launch(arguments, chosen.processes, most, say)
+        code = launch.launch(arguments, chosen.processes, most, say)
         if code == 0:
             plan.identities.record()
         return code

@@ -57,13 +57,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Protocol, Self
 
 import torch
 
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
+from eldistill.registry import available
 
 COVERED_BY = "loop"
+Nets = dict[str, torch.nn.Module]  # networks by name: generator, teacher, fake_score, …
+Codec = dict[str, Any]  # how pixels or latents are encoded: mean, std
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Phase:
     generator_mode: str = "train"
     labels: str = "fresh"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images == "reuse" and self.labels != "same":
             raise ValueError("a phase that reuses images must reuse their labels: labels='same'")
 
@@ -128,6 +132,32 @@ class Later:
     finish: Callable[..., dict[str, float]]
 
 
+Terms = dict[
+    str, AtImages | torch.Tensor
+]  # by name: terms at the images, and scalars that are backpropagated as they are
+AtAll = dict[str, AtImages]  # terms at the images of the whole batch
+Scalars = dict[str, torch.Tensor]
+Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of the device
+
+
+class RealImages(Protocol):
+    """Encoded real images, as eldistill.data.dataset.Reals holds them.
+
+    One of latents has `fresh(indices, normal)` too, which gives them new noise of their encoder.
+    """
+
+    codec: Codec
+    sigma_data: float  # standard deviation of the encoded images
+
+    def __len__(self) -> int: ...
+
+    def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
+        """One-hot labels [n, L] of rows [n], or None."""
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [n, c, h, w] and labels [n, L], or None, of rows [n]."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one phase sees: random numbers, labels [n, L] (one-hot) or None, image shape (c, h, w), real images."""
@@ -136,7 +166,7 @@ class Batch:
     labels: torch.Tensor | None
     shape: tuple[int, int, int]
     progress: Progress
-    reals: object = field(repr=False, default=None)
+    reals: RealImages | None = field(repr=False, default=None)
 
     @property
     def size(self) -> int:
@@ -151,31 +181,135 @@ class Batch:
         """`each` real images for every image of the batch, drawn independently with replacement; of latents each time with
         fresh noise of their encoder, which is the draw's as all random numbers are.
 
-        Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None.
+        Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None. Raises ValueError where the batch
+        has none.
         """
+        if self.reals is None:
+            raise ValueError(f"{purpose!r} asks for real images, and this batch has none")
         indices = self.draw.on("cpu").integers(purpose, len(self.reals), each).reshape(-1)
         if not hasattr(self.reals, "fresh"):
             return self.reals.take(indices)
-        return self.reals.fresh(
-            indices, lambda *size: self.draw.normal(f"{purpose}/encoder", each, *size).flatten(0, 1)
-        )
+
+        def normal(*size: int) -> torch.Tensor:
+            return self.draw.normal(f"{purpose}/encoder", each, *size).flatten(0, 1)
+
+        images: tuple[torch.Tensor, torch.Tensor | None] = self.reals.fresh(indices, normal)
+        return images
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What `prepare` of a supplement is given: facts of the run, files, and where to compute."""
+
+    sigma_data: float  # standard deviation of the encoded images
+    seed: int  # of the run
+    sigma_init: float  # noise level that the generator starts from
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32  # of what it computes
+    ensemble: Path | None = None  # manifest of the ensemble that its numbers name
+    pairs: Path | None = None  # .npz with pairs of noise and the teacher's image
+    codec: Codec = field(default_factory=dict)  # of the data
+    label_dim: int = 0  # width of one-hot labels; 0: there are none
+    micro_batch: int = 0  # images on the device at once; 0: the whole batch
+    teacher: torch.nn.Module | None = None  # frozen
+
+
+# --- loaded modules -------------------------------------------------------------------------------------
+
+
+def _unoffered(*_: Any) -> Any:
+    raise TypeError(
+        "a function that this method or supplement does not offer is needed; eldistill.contract lists all of them"
+    )
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _no_terms(*_: Any) -> dict[str, Any]:
+    return {}
+
+
+def _one(_numbers: Any) -> int:
+    return 1
+
+
+class Functions:
+    """The functions of a module by name, with a default for each that its file leaves out."""
+
+    @classmethod
+    def of(cls, module: Any) -> Self:
+        """From a module, or from anything else that has them as attributes."""
+        there = vars(module)
+        names = (name for name in cls.__annotations__ if name in there)
+        return cls(**{name: there[name] for name in names})
+
+    def offers(self, function: str) -> bool:
+        """Whether the module has a function of this name, and no default stands for it."""
+        return getattr(self, function) is not getattr(type(self), function, None)
+
+
+@dataclass(frozen=True)
+class Method(Functions):
+    """A method at work. The head of this file says what each function takes and gives."""
+
+    phases: Callable[[Any, Progress], list[Phase]]
+    Numbers: Callable[..., Any] = _unoffered
+    generator: Callable[[torch.nn.Module, torch.nn.Module | None, Any], torch.nn.Module] = _unoffered
+    networks: Callable[[torch.nn.Module, Any, int], Nets] = _unoffered
+    generate: Callable[[Nets, Batch, Any], torch.Tensor] = _unoffered
+    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = _unoffered
+    critic_terms: Callable[[Nets, Batch, Any, Any], Scalars] = _unoffered
+    after_step: Callable[[Nets, Any, Progress], None] = _nothing
+    normalised: Callable[[Any], tuple[str, ...] | None] = _nothing  # None: all networks
+    group: Callable[[Any], int] = _one
+    passes: Callable[[Any, float], float] = _unoffered
+    sampler: Callable[[Any], dict[str, Any]] = _unoffered
+
+
+@dataclass(frozen=True)
+class SupplementModule(Functions):
+    """A supplement as its file has it. The head of this file says what each function takes and gives."""
+
+    Numbers: Callable[..., Any] = _unoffered
+    prepare: Callable[[Any, Setting], Any] = _nothing
+    networks: Callable[[Nets, Any, Any, int], None] = _nothing
+    generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = _no_terms
+    weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = _unoffered
+    direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = _no_terms
+    critic_terms: Callable[[Any, Nets, Batch, Any, Any], Scalars] = _no_terms
+    diagnose: Callable[[torch.Tensor, Any, torch.Tensor, Batch, Any, Memory], Later] = _unoffered
+    warning: Callable[[dict[str, float]], str | None] = _nothing
+    passes: Callable[[Any, float], float] = _unoffered
+
+
+def method(file: str) -> Method:
+    """The functions of methods/<file>.py. Raises Problem."""
+    return Method.of(module("methods", file))
+
+
+def supplement(file: str) -> SupplementModule:
+    """The functions of supplements/<file>.py. Raises Problem."""
+    return SupplementModule.of(module("supplements", file))
 
 
 def module(kind: str, file: str) -> ModuleType:
     """The module methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Name is module. Raises Problem."""
-    path = Path(__file__).parent / kind
-    there = sorted(p.stem for p in path.glob("*.py") if not p.stem.startswith("_"))
-    if file not in there:
+    if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")
 
 
-def numbers(kind: ModuleType, values: dict):
-    """The module's Numbers from a resolved section; keys that are not its own are left to others."""
+def numbers(kind: Any, values: dict[str, Any]) -> Any:
+    """The Numbers of a module (or of its loaded functions) from a resolved section; keys that are not its own are left to
+    others."""
     fields = kind.Numbers.__dataclass_fields__
+    return kind.Numbers(**{key: _cast(fields[key].type, value) for key, value in values.items() if key in fields})
+
+
+def _cast(kind: str, value: Any) -> Any:
     # A recipe writes 1.0 as 1 and a tuple as a list.
-    casts = {"float": float, "int": int}
-    return kind.Numbers(**{
-        key: tuple(value) if isinstance(value, list) else casts.get(fields[key].type, lambda same: same)(value)
-        for key, value in values.items() if key in fields
-    })  # fmt: skip
+    if isinstance(value, list):
+        return tuple(value)
+    return {"float": float, "int": int}[kind](value) if kind in ("float", "int") else value

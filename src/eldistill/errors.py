@@ -14,6 +14,14 @@ class NonFinite(Exception):
     """A NaN or an infinity: says where, in which term, in which tensor."""
 
 
+class Stopped(Exception):
+    """A training saved its state and ended before it was complete (a signal, or the time budget)."""
+
+
+class Lost(Exception):
+    """Another process of the run has ended."""
+
+
 def nearest(word: str, words) -> str:
     """The end of a sentence: "; did you mean …?" with the closest of `words`, or nothing."""
     close = difflib.get_close_matches(str(word), [str(w) for w in words], 1, 0.5)

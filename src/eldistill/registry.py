@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
+from typing import Any
 
 from eldistill import paths
 
@@ -18,14 +20,10 @@ def available(kind: str) -> list[str]:
 
 
 @functools.cache
-def spaces() -> dict[str, str | None]:
-    """Every feature space: its name and the file in spaces/ that defines it, None for those of evaluate/features.py."""
-    found: dict[str, str | None] = {"judge-a": None, "judge-b": None, "pixels": None}
-    for path in sorted((paths.PACKAGE / "spaces").glob("[a-z]*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NAMES":
-                found |= dict.fromkeys(ast.literal_eval(node.value), path.stem)
-    return found
+def spaces() -> dict[str, str]:
+    """Every feature space: its name and the file in spaces/ that defines it."""
+    files = sorted(path.stem for path in (paths.PACKAGE / "spaces").glob("[a-z]*.py"))
+    return {name: file for file in files for name in literal(f"spaces/{file}", "NAMES", ())}
 
 
 @functools.cache
@@ -37,9 +35,32 @@ def settings(file: str) -> list[str]:
 
 
 @functools.cache
-def literal(file: str, name: str, default=None):
+def literal(file: str, name: str, default: Any = None) -> Any:
     """The literal value of `name` in src/eldistill/<file>.py, read without importing it; default if there is none."""
     for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             return ast.literal_eval(node.value)
     return default
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """What the file of a reader of data sets says of itself in literals: see eldistill/data/readers/__init__.py."""
+
+    options: tuple[str, ...]  # keys of a data setting that it reads, of those that belong to a source
+    needs: tuple[str, ...]  # those of them that must be given
+    modules: tuple[str, ...]  # RECIPE names of modules whose versions count for its packs, beside those of all packs
+    downloads: tuple[str, ...]  # rows of data/sources.csv, with {key} for a value of the data setting
+    endings: tuple[str, ...]  # of the files that it reads in a folder; none where `path` must be a file
+    classes: tuple[str, ...]  # names of the labels 0, 1, …
+
+
+@functools.cache
+def readers() -> dict[str, Reader]:
+    """Every reader of data sets, by the name that `source` of a data setting has: the files of data/readers/."""
+    names = sorted(path.stem for path in (paths.PACKAGE / "data/readers").glob("[a-z]*.py"))
+    return {name: _reader(f"data/readers/{name}") for name in names}
+
+
+def _reader(file: str) -> Reader:
+    return Reader(**{field.name: literal(file, field.name.upper(), ()) for field in dataclasses.fields(Reader)})

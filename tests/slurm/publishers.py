@@ -29,7 +29,7 @@ import official
 import test_paper_data
 
 from eldistill import networks
-from eldistill.data import packing
+from eldistill.data.readers import cifar10
 from eldistill.spaces import inception
 
 TEACHER, STUDENT, CIFAR = "edm-cifar10-32x32-uncond-vp", "sid-cifar10-uncond", "cifar-10-python"
@@ -46,9 +46,9 @@ def rows(root: Path) -> dict[str, dict[str, str]]:
 
 def network(seed: int) -> dict:
     """The content of a file as EDM's code writes it; the network is small and random."""
-    from eldistill.teacher import convert
+    from eldistill.teacher import edm
 
-    known = {key: value for key, value in KWARGS.items() if key not in convert.UNUSED}
+    known = {key: value for key, value in KWARGS.items() if key not in edm.UNUSED}
     made = networks.build({"network": "song", **known}, seed).eval().requires_grad_(False)
     return official.edm(made, KWARGS)
 
@@ -66,7 +66,7 @@ def pictures(seed: int, n: int) -> np.ndarray:
 def tarball(path: Path) -> None:
     """Six batches as Python 2 wrote those of CIFAR-10, ten classes in each."""
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        for seed, name in enumerate(each for names in packing.CIFAR10 for each in names):
+        for seed, name in enumerate(each for names in cifar10.BATCHES for each in names):
             content = test_paper_data.batch(pictures(seed, IMAGES), [i % 10 for i in range(IMAGES)])
             info = tarfile.TarInfo(name)
             info.size = len(content)

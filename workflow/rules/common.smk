@@ -4,17 +4,16 @@ import gc
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.exceptions import WorkflowError
-from snakemake.scheduling.job_scheduler import JobScheduler
 
-from eldistill.plan import cluster, driver, freshness, identity, params, recipes
+from eldistill.plan import cluster, driver, freshness, identity, params
 from eldistill.paths import STUDY
 from eldistill.errors import Problem
+from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
 
 # Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
@@ -26,7 +25,7 @@ try:
     PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
     # The driver looks at what lies outside git; a job takes what the driver recorded.
-    PLAN = recipes.Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
+    PLAN = Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
     STEPS = PLAN.suite(SUITE)
     stale = None
     if workflow.is_main_process:
@@ -47,21 +46,7 @@ except Problem as problem:
 container: driver.IMAGE
 
 
-# Snakemake (9.27) wakes its scheduler a second after each time that it was awake, and whenever a job ends: the wake-ups
-# add up, to a third of a core after a hundred jobs. One that waits is enough.
-def wake_once(scheduler, delay):
-    def wake():
-        scheduler._waking = False
-        scheduler._open_jobs.release()
-
-    if not getattr(scheduler, "_waking", False):
-        scheduler._waking = True
-        threading.Timer(delay, wake).start()
-
-
-if hasattr(JobScheduler, "_schedule_reevalutation"):
-    JobScheduler._schedule_reevalutation = wake_once
-
+driver.wake_once()
 if workflow.is_main_process:
     driver.obey_recipes(workflow, STEPS.values())
 
@@ -83,7 +68,7 @@ def outputs_of(*words):
 
 
 def inputs_of(word, name):
-    """Inputs of a rule: src/eldistill/plan/freshness.py says which, and what they tell Snakemake."""
+    """Inputs of a rule, the recipe by its name: src/eldistill/plan/freshness.py says which, and what they tell Snakemake."""
 
     def inputs(wildcards):
         wanted = name.format(**wildcards)
@@ -91,7 +76,8 @@ def inputs_of(word, name):
             raise WorkflowError(
                 f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
-        return INPUTS(STEPS[word, wanted])
+        recipe, *others = INPUTS(STEPS[word, wanted])
+        return {"recipe": recipe, "others": others}
 
     return inputs
 
@@ -109,6 +95,8 @@ if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global
 THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
 
+# What a command prints is shown and kept. Ctrl-C and Slurm's signals are for the command: `tee` reads to its end.
+TEE = "2>&1 | (trap '' INT TERM; exec tee {log})"
 # Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
 # A training shares its batches, an evaluation its images, among the GPUs of its job (`gpu: 4` under set-resources).

@@ -5,7 +5,7 @@
 # A row of data/sources.csv, for whichever step is about to read it.
 rule download:
     input:
-        inputs_of("data", "download/{source}"),
+        unpack(inputs_of("data", "download/{source}")),
     output:
         "data/scratch/downloads/{source}/file",
         "data/scratch/downloads/{source}/file.recipe",
@@ -13,12 +13,12 @@ rule download:
         "data/scratch/logs/data/download/{source}.log",
     localrule: True  # compute nodes often have no internet
     shell:
-        "ELDISTILL_FETCH= python -m eldistill data download/{wildcards.source} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"ELDISTILL_FETCH= python -m eldistill data download/{{wildcards.source}} --recipe {{input.recipe}} {TEE}"
 
 
 rule pack:
     input:
-        inputs_of("data", "{data}/images"),
+        unpack(inputs_of("data", "{data}/images")),
     output:
         "data/sets/{data}/images.safetensors",
         "data/sets/{data}/images.safetensors.recipe",
@@ -28,12 +28,12 @@ rule pack:
         mem_mb=at_most_thrice(8000),
         runtime=720,
     shell:
-        "python -m eldistill data {wildcards.data}/images --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill data {{wildcards.data}}/images --recipe {{input.recipe}} {TEE}"
 
 
 rule judge:
     input:
-        inputs_of("data", "{data}/judge-{letter}"),
+        unpack(inputs_of("data", "{data}/judge-{letter}")),
     output:
         "data/sets/{data}/judge-{letter}.safetensors",
         "data/sets/{data}/judge-{letter}.safetensors.recipe",
@@ -43,12 +43,12 @@ rule judge:
         mem_mb=at_most_thrice(4000),
         runtime=60,
     shell:
-        "python -m eldistill data {wildcards.data}/judge-{wildcards.letter} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill data {{wildcards.data}}/judge-{{wildcards.letter}} --recipe {{input.recipe}} {TEE}"
 
 
 rule reference:
     input:
-        inputs_of("data", "{data}/reference-{features}"),
+        unpack(inputs_of("data", "{data}/reference-{features}")),
     output:
         "data/sets/{data}/reference-{features}.npz",
         "data/sets/{data}/reference-{features}.npz.recipe",
@@ -58,24 +58,26 @@ rule reference:
         mem_mb=at_most_thrice(4000),
         runtime=60,
     shell:
-        "python -m eldistill data {wildcards.data}/reference-{wildcards.features} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill data {{wildcards.data}}/reference-{{wildcards.features}} --recipe {{input.recipe}} {TEE}"
 
 
 # What clean-fid's figures compare with: all train images through Inception.
 rule moments_clean:
     input:
-        inputs_of("data", "{data}/moments-clean"),
+        unpack(inputs_of("data", "{data}/moments-clean")),
     output:
         "data/sets/{data}/moments-clean.npz",
         "data/sets/{data}/moments-clean.npz.recipe",
     log:
         "data/scratch/logs/data/{data}/moments-clean.log",
+    benchmark:
+        "data/scratch/benchmarks/data/{data}/moments-clean.jsonl"
     resources:
         gpu=1,
         mem_mb=at_most_thrice(8000),
         runtime=720,
     shell:
-        "python -m eldistill data {wildcards.data}/moments-clean --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill data {{wildcards.data}}/moments-clean --recipe {{input.recipe}} {TEE}"
 
 
 rule data:

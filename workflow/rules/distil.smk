@@ -6,7 +6,7 @@ RUN_NAME = "{wildcards.data}/{wildcards.method}/{wildcards.supplement}/{wildcard
 
 rule distil_run:
     input:
-        inputs_of("distil", RUN),
+        unpack(inputs_of("distil", RUN)),
     output:
         PLAN.run_outputs(f"data/runs/{RUN}"),
         f"data/runs/{RUN}/generator_ema.safetensors.recipe",
@@ -19,7 +19,7 @@ rule distil_run:
         mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
-        f"python -m eldistill distil {RUN_NAME} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill distil {RUN_NAME} --recipe {{input.recipe}} {BUDGET} {SHARED} {TEE}"
 
 
 rule distil:

@@ -4,7 +4,7 @@
 
 rule seed_ensemble:
     input:
-        inputs_of("ensemble", "{data}/{ensemble}/{seed}"),
+        unpack(inputs_of("ensemble", "{data}/{ensemble}/{seed}")),
     output:
         "data/ensembles/{data}/{ensemble}/{seed}.json",
         "data/ensembles/{data}/{ensemble}/{seed}.npz",
@@ -15,7 +15,7 @@ rule seed_ensemble:
         mem_mb=at_most_thrice(4000),
         runtime=30,
     shell:
-        "python -m eldistill ensemble {wildcards.data}/{wildcards.ensemble}/{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill ensemble {{wildcards.data}}/{{wildcards.ensemble}}/{{wildcards.seed}} --recipe {{input.recipe}} {TEE}"
 
 
 rule ensemble:

@@ -4,7 +4,7 @@
 
 rule evaluate_run:
     input:
-        inputs_of("evaluate", RUN),
+        unpack(inputs_of("evaluate", RUN)),
     output:
         f"data/evaluations/{RUN}/metrics.json",
         f"data/evaluations/{RUN}/curve.csv",
@@ -14,17 +14,19 @@ rule evaluate_run:
         f"data/evaluations/{RUN}/metrics.json.recipe",
     log:
         f"data/scratch/logs/evaluate/{RUN}.log",
+    benchmark:
+        f"data/scratch/benchmarks/evaluate/{RUN}.jsonl"
     resources:
         gpu=1,
         mem_mb=at_most_thrice(8000),
         runtime=120,
     shell:
-        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input[0]}} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill evaluate {RUN_NAME} --recipe {{input.recipe}} {SHARED} {TEE}"
 
 
 rule evaluate_yardstick:
     input:
-        inputs_of("evaluate", "{data}/{which}"),
+        unpack(inputs_of("evaluate", "{data}/{which}")),
     output:
         "data/evaluations/{data}/{which}/metrics.json",
         report(
@@ -35,18 +37,20 @@ rule evaluate_yardstick:
         "data/evaluations/{data}/{which}/metrics.json.recipe",
     log:
         "data/scratch/logs/evaluate/{data}/{which}.log",
+    benchmark:
+        "data/scratch/benchmarks/evaluate/{data}/{which}.jsonl"
     priority: 5
     resources:
         gpu=1,
         mem_mb=at_most_thrice(8000),
         runtime=120,
     shell:
-        f"python -m eldistill evaluate {{wildcards.data}}/{{wildcards.which}} --recipe {{input[0]}} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill evaluate {{wildcards.data}}/{{wildcards.which}} --recipe {{input.recipe}} {SHARED} {TEE}"
 
 
 rule metrics:
     input:
-        inputs_of("evaluate", f"suite/{SUITE}"),
+        unpack(inputs_of("evaluate", f"suite/{SUITE}")),
     output:
         "data/metrics.json",
         "data/metrics-all.json",
@@ -55,7 +59,7 @@ rule metrics:
         "data/scratch/logs/evaluate/metrics.log",
     localrule: True
     shell:
-        f"python -m eldistill evaluate suite/{SUITE} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill evaluate suite/{SUITE} --recipe {{input.recipe}} {TEE}"
 
 
 rule evaluate:

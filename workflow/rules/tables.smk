@@ -1,34 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 # Metrics → tables and plots of the suite.
+from eldistill import paths
+
 TABLES = f"data/tables/{SUITE}"
+# The files that `snakemake --report` shows: their category. The caption of NAME.… is workflow/report/NAME.rst.
+SHOWN = {
+    "main.csv": "Tables",
+    "runs.csv": "Tables",
+    "published.csv": "Tables",
+    "curves.png": "Curves",
+    "costs.png": "Curves",
+    "radar.png": "Curves",
+    "samples.png": "Samples",
+}
 
 
 rule make_tables:
     input:
-        inputs_of("tables", SUITE),
+        unpack(inputs_of("tables", SUITE)),
     output:
-        report(f"{TABLES}/main.csv", category="Tables", caption="../report/main.rst"),
-        f"{TABLES}/main.md",
-        f"{TABLES}/main.tex",
-        report(f"{TABLES}/runs.csv", category="Tables", caption="../report/runs.rst"),
-        f"{TABLES}/curves.csv",
-        report(f"{TABLES}/published.csv", category="Tables", caption="../report/published.rst"),
-        report(f"{TABLES}/curves.png", category="Curves", caption="../report/curves.rst"),
-        report(f"{TABLES}/costs.png", category="Curves", caption="../report/costs.rst"),
-        report(f"{TABLES}/radar.png", category="Curves", caption="../report/radar.rst"),
-        report(f"{TABLES}/samples.png", category="Samples", caption="../report/samples.rst"),
-        f"{TABLES}/report.html",
-        f"{TABLES}/main.csv.recipe",
+        [
+            (
+                report(f"{TABLES}/{name}", category=SHOWN[name], caption=f"../report/{Path(name).stem}.rst")
+                if name in SHOWN
+                else f"{TABLES}/{name}"
+            )
+            for name in paths.TABLES
+        ],
+        f"{TABLES}/{paths.TABLES[0]}.recipe",
     log:
         f"data/scratch/logs/tables/{SUITE}.log",
     localrule: True
     shell:
-        f"python -m eldistill tables {SUITE} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill tables {SUITE} --recipe {{input.recipe}} {TEE}"
 
 
 rule make_study:
     input:
-        inputs_of("tables", f"{SUITE}/{{study}}"),
+        unpack(inputs_of("tables", f"{SUITE}/{{study}}")),
     output:
         report(f"{TABLES}/{{study}}.csv", category="Studies", caption="../report/main.rst"),
         f"{TABLES}/{{study}}.md",
@@ -38,7 +47,7 @@ rule make_study:
         f"data/scratch/logs/tables/{SUITE}/{{study}}.log",
     localrule: True
     shell:
-        f"python -m eldistill tables {SUITE}/{{wildcards.study}} --recipe {{input[0]}} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill tables {SUITE}/{{wildcards.study}} --recipe {{input.recipe}} {TEE}"
 
 
 rule tables:

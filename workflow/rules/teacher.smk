@@ -4,7 +4,7 @@
 
 rule train_teacher:
     input:
-        inputs_of("teacher", "{teacher}"),
+        unpack(inputs_of("teacher", "{teacher}")),
     output:
         "data/teachers/{teacher}/teacher.safetensors",
         "data/teachers/{teacher}/log.csv",
@@ -22,13 +22,13 @@ rule train_teacher:
         mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
-        f"python -m eldistill teacher {{wildcards.teacher}} --recipe {{input[0]}} {BUDGET} {SHARED} 2>&1 | (trap '' INT TERM; exec tee {{log}})"
+        f"python -m eldistill teacher {{wildcards.teacher}} --recipe {{input.recipe}} {BUDGET} {SHARED} {TEE}"
 
 
 # The network of others, in our form; no GPU is needed.
 rule convert_teacher:
     input:
-        inputs_of("teacher", "{teacher}"),
+        unpack(inputs_of("teacher", "{teacher}")),
     output:
         "data/teachers/{teacher}/teacher.safetensors",
         "data/teachers/{teacher}/log.csv",
@@ -43,40 +43,44 @@ rule convert_teacher:
         mem_mb=at_most_thrice(16000),
         runtime=120,
     shell:
-        "python -m eldistill teacher {wildcards.teacher} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill teacher {{wildcards.teacher}} --recipe {{input.recipe}} {TEE}"
 
 
 # Before anything is distilled: is it what it claims to be?
 rule check_teacher:
     input:
-        inputs_of("teacher", "{teacher}/check"),
+        unpack(inputs_of("teacher", "{teacher}/check")),
     output:
         "data/teachers/{teacher}/check.json",
         "data/teachers/{teacher}/check.json.recipe",
     log:
         "data/scratch/logs/teacher/{teacher}/check.log",
+    benchmark:
+        "data/scratch/benchmarks/teacher/{teacher}/check.jsonl"
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
         runtime=720,
     shell:
-        "python -m eldistill teacher {wildcards.teacher}/check --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill teacher {{wildcards.teacher}}/check --recipe {{input.recipe}} {TEE}"
 
 
 rule make_pairs:
     input:
-        inputs_of("teacher", "{teacher}/pairs-{n}-{seed}"),
+        unpack(inputs_of("teacher", "{teacher}/pairs-{n}-{seed}")),
     output:
         "data/teachers/{teacher}/pairs-{n}-{seed}.npz",
         "data/teachers/{teacher}/pairs-{n}-{seed}.npz.recipe",
     log:
         "data/scratch/logs/teacher/{teacher}/pairs-{n}-{seed}.log",
+    benchmark:
+        "data/scratch/benchmarks/teacher/{teacher}/pairs-{n}-{seed}.jsonl"
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
         runtime=1440,
     shell:
-        "python -m eldistill teacher {wildcards.teacher}/pairs-{wildcards.n}-{wildcards.seed} --recipe {input[0]} 2>&1 | (trap '' INT TERM; exec tee {log})"
+        f"python -m eldistill teacher {{wildcards.teacher}}/pairs-{{wildcards.n}}-{{wildcards.seed}} --recipe {{input.recipe}} {TEE}"
 
 
 rule teacher:

@@ -20,7 +20,7 @@ from eldistill import contract, networks
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.plan import params
-from eldistill.plan.recipes import Plan
+from eldistill.plan.plan import Plan
 from eldistill.tensors import load_tensors
 
 TFLOPS = 60.0  # of an A100 in bf16, as DMD2's 53 hours on seven of them come to
@@ -86,13 +86,13 @@ def network_of(plan: Plan, name: str) -> dict:
 def of_run(plan: Plan, run: params.Run) -> dict:
     """images, flop, gigabytes of weights and of disk of one run. flop is None where the method names no passes."""
     step, values = plan.distil(run), plan.params.section("method", run.method, run.data)
-    method = contract.module("methods", values["file"])
+    method = contract.method(values["file"])
     forward, encoder, parameters = operations(network_of(plan, plan.params.section("data", run.data)["teacher"]))
-    passes = method.passes(contract.numbers(method, values), encoder) if hasattr(method, "passes") else None
+    passes = method.passes(contract.numbers(method, values), encoder) if method.offers("passes") else None
     for name in run.supplements:
         section = plan.params.section("supplement", name, run.data)
-        module = contract.module("supplements", section["file"])
-        if passes is not None and hasattr(module, "passes"):
+        module = contract.supplement(section["file"])
+        if passes is not None and module.offers("passes"):
             passes += module.passes(contract.numbers(module, section), encoder)
     files = sum(output.endswith(".safetensors") for output in step.outputs)
     return {

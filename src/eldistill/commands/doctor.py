@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people stumble over, looked at before it costs them a night: `make doctor`, and what to prune: `make prune`."""
+"""`python -m eldistill doctor`: what would stop a suite on this machine, looked at before it costs a night."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.paths import FOLDERS, STATE
-from eldistill.plan import cluster, freshness, identity, params, recipes
+from eldistill.plan import freshness, identity, params
+from eldistill.plan.plan import Plan
+from eldistill.training import lock
 
 GIB = 2**30
 
 # A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
 Finding = tuple[bool | None, str]
-
-
-# --- doctor ---------------------------------------------------------------------------------------------
 
 
 def _answer(*words: str) -> tuple[int, str]:
@@ -34,7 +32,7 @@ def _answer(*words: str) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def _python(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _python(plan: Plan, suite: str) -> Iterator[Finding]:
     yield (3, 11) <= sys.version_info[:2] < (3, 14), f"Python {sys.version.split()[0]}; expected 3.11 to 3.13"
     absent = [name for name in ("snakemake", "dvc") if shutil.which(name, path=_path()) is None]
     yield (
@@ -49,7 +47,7 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _device(plan: Plan, suite: str) -> Iterator[Finding]:
     import torch
 
     wanted, count = plan.params.top("device"), torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -69,7 +67,7 @@ def _device(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield None, f"torch {torch.__version__} sees no GPU here: this machine computes on its CPU"
 
 
-def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
     from eldistill.commands import cost
 
     free = shutil.disk_usage(".").free / 1e9
@@ -90,7 +88,7 @@ def _disk(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
     )
 
 
-def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     """Teachers of others, and the data, that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
@@ -124,7 +122,7 @@ def _files(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
-def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
     """What lies outside git, beside what is recorded of it."""
     readers: dict[identity.Source, list[str]] = {}
     for (word, name), step in plan.suite(suite).items():
@@ -151,7 +149,7 @@ def _sources(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
             )
 
 
-def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield None, "no Slurm here (no sbatch on the PATH)"
         return
@@ -186,9 +184,9 @@ def _slurm(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, f"{status} answers: Snakemake will see its jobs end"
 
 
-def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
-        cluster.locks_work()
+        lock.locks_work()
     except OSError as error:
         yield (
             False,
@@ -198,7 +196,7 @@ def _locks(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
         yield True, "this file system has locks"
 
 
-def _results(plan: recipes.Plan, suite: str) -> Iterator[Finding]:
+def _results(plan: Plan, suite: str) -> Iterator[Finding]:
     """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
     root = plan.params.root
     for other, steps in freshness.abandoned(plan, suite, root):
@@ -217,7 +215,7 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
     """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
     values = params.load()
-    plan, suite = recipes.Plan(values), suite or values.top("suite")
+    plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True
     for check in CHECKS:
@@ -225,46 +223,3 @@ def examine(suite: str | None, say: Callable[[str], None]) -> bool:
             say(f"{ {True: 'ok   ', False: 'LOOK ', None: '-    '}[good] } {sentence}")
             well = well and good is not False
     return well
-
-
-# --- prune ----------------------------------------------------------------------------------------------
-
-
-def leftovers(plan: recipes.Plan, root: Path = Path()) -> list[Path]:
-    """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
-    steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
-    named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
-    found = [
-        path
-        for folder in FOLDERS
-        for path in sorted((root / folder).rglob("*"))
-        if path.is_file() and path not in named
-    ]
-    states = {recipes.digest(step.recipe)[:32] for step in steps}
-    return found + [path for path in sorted((root / STATE).glob("*")) if path.is_dir() and path.name not in states]
-
-
-def prune(remove: bool, say: Callable[[str], None]) -> int:
-    """List what no suite names, and remove it if asked to; returns how many bytes it has. A state at work is kept."""
-    from eldistill.training import state
-
-    total = 0
-    for path in leftovers(recipes.Plan(params.load())):
-        size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
-        total += size
-        say(f"{size / 1e6:10.1f} MB  {path}")
-        if remove and path.is_dir():
-            try:
-                with state.lock(path):
-                    shutil.rmtree(path)
-            except Problem as problem:
-                say(f"            kept: {problem}")
-        elif remove:
-            path.unlink()
-            for parent in path.parents:
-                if parent.as_posix() in FOLDERS or any(parent.iterdir()):
-                    break
-                parent.rmdir()
-    what = "removed" if remove else "that no suite of params.yaml names; `make prune REMOVE=yes` removes them"
-    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing: every result is named by a suite of params.yaml")
-    return total

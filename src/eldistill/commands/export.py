@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
+"""Exports a generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
 safetensors alone."""
 
 from __future__ import annotations
 
-import inspect
+import ast
 import json
-import re
 import shutil
-from pathlib import Path
+import sys
+from pathlib import Path, PurePosixPath
 
-from eldistill import files, networks
+from eldistill import files
 from eldistill.data import classes
-from eldistill.diffusion import noise
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes, versions
+from eldistill.paths import PACKAGE
+from eldistill.plan import params
+from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 
@@ -28,10 +29,10 @@ from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-import network  # noqa: E402  (the folder beside this file)
+from eldistill import networks  # noqa: E402  (the folder beside this file)
 
 about = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
-net = network.build(about["config"]).eval().requires_grad_(False)
+net = networks.build(about["config"]).eval().requires_grad_(False)
 net.load_state_dict(load_file(HERE / "generator_ema.safetensors"))
 net.boundary = about["sampler"].get("boundary", 0.0)
 
@@ -58,34 +59,53 @@ if __name__ == "__main__":
     torch.save(sample(int(sys.argv[1])), sys.argv[2])
 '''
 
-NOISE = '''"""What the networks need of the project's random numbers, to be sampled from: nothing is random."""
-import torch
+# Files of the copy that differ from ours, which need random numbers of the project and with them more than torch.
+IN_PLACE = {
+    "eldistill/__init__.py": '"""The networks of the project eldistill, as far as sampling from one needs them."""\n',
+    "eldistill/diffusion/dropout.py": '''"""In place of the project's dropout, which needs its random numbers: nothing is random here."""
 
 
 def dropout(x, p):
     raise RuntimeError("this copy of the network is for sampling: call eval() first")
-
-
-'''
+''',
+}
 
 
 def code(file: str) -> dict[str, str]:
-    """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
-    room = Path(networks.__file__).parent
-    names = ["__init__", "half", "layers", "precond", file]
-    names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
-    found = {}
-    for name in dict.fromkeys(names):
-        text = (room / f"{name}.py").read_text(encoding="utf-8")
-        text = text.replace("from eldistill.networks", "from network").replace(
-            "from eldistill.diffusion import noise", "from network import noise"
-        )
-        if re.search(r"^\s*(from|import) eldistill", text, re.M):
+    """The source of networks/<file>.py and of all that it imports of this project, {path: text}: unchanged, but for IN_PLACE.
+
+    Raises Problem if one of them imports a package beside torch.
+    """
+    found: dict[str, str] = {}
+    waiting = ["networks/__init__", f"networks/{file}"]
+    while waiting:
+        name = waiting.pop()
+        path = f"eldistill/{name}.py"
+        if path in found:
+            continue
+        found[path] = IN_PLACE.get(path) or (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        ours, others = _imports(found[path])
+        if others - {"torch"}:
             raise Problem(
                 f"a network of the kind {file} needs more than torch; give its generator_ema.safetensors away as it is"
             )
-        found[f"{name}.py"] = text
-    return found | {"noise.py": NOISE + inspect.getsource(noise.precondition)}
+        waiting += [*ours, *(f"{parent}/__init__".removeprefix("./") for parent in PurePosixPath(name).parents)]
+    return found
+
+
+def _imports(text: str) -> tuple[list[str], set[str]]:
+    # What a file imports: files below src/eldistill/, without their ending, and the packages of others.
+    ours, others = [], set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.module.startswith("eldistill."):
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module.removeprefix("eldistill.").replace(".", "/")
+            places = [base, *(f"{base}/{alias.name}" for alias in node.names)]
+            ours += [place for place in places if (PACKAGE / f"{place}.py").exists()]
+    return ours, others - set(sys.stdlib_module_names)
 
 
 def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
@@ -147,7 +167,7 @@ The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the prec
 
 def make(run: str, out: str | Path | None = None, say=print) -> Path:
     """Write the folder of a finished run (DATA/METHOD/SUPPLEMENT/SEED); returns it. Raises Problem; then nothing is written."""
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     step = plan.find("distil", run)
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
     if not path.exists():
@@ -160,7 +180,7 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
     _, teacher = load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
     images = _picture(sampling.load_generator(path), folder / "samples.png")
     for name, text in sources.items():
-        files.write_text(folder / "network" / name, text)
+        files.write_text(folder / name, text)
     files.write_json(folder / "config.json", about)
     files.write_text(folder / "load.py", LOADER)
     files.write_text(folder / "README.md", card(run, about, metrics, teacher))

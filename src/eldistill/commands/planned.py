@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.plan import params
-from eldistill.plan.recipes import WORDS, Plan, Step
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import WORDS, Step
 
 NAMED = 3  # steps that a line names
 FRESH, STALE, MISSING = "fresh", "stale", "missing"
@@ -69,7 +70,7 @@ def states(plan: Plan, suite: str) -> list[State]:
 def downloads(plan: Plan, found: list[State]) -> list[str]:
     """Rows of data/sources.csv that a step which will run waits for."""
     waiting = [step for state in found if state.is_ != FRESH for step in state.step.after if step.on_demand]
-    return list(dict.fromkeys(step.name.split("/", 1)[1] for step in waiting if not step.fresh(plan.params.root)))
+    return list(dict.fromkeys(step.item for step in waiting if not step.fresh(plan.params.root)))
 
 
 def page(plan: Plan, suite: str, bill: str) -> Iterator[str]:

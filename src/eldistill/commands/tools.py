@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line offers beside the six steps: one entry of TOOLS each, with its options and what it runs."""
+"""The commands beside the six steps: one entry of TOOLS each, with its options and the function that it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes, versions
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
 
 
 def say(text: str) -> None:
@@ -45,7 +46,7 @@ def _command(module: str) -> Callable[[Namespace], None]:
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
-    step = recipes.Plan(params.load()).find("data", f"{chosen.name}/images")
+    step = Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
@@ -56,19 +57,11 @@ def _zip(chosen: Namespace) -> None:
     say(f"{chosen.out}: {count} images")
 
 
-def _encode(chosen: Namespace) -> None:
-    from eldistill.data import archives
-
-    section = params.load().section("data", chosen.name, where="data on the command line")
-    count = archives.write_latents(section, chosen.out, chosen.vae, chosen.device, say)
-    say(f"{chosen.out}: latents of {count} images")
-
-
 def _fetch(chosen: Namespace) -> None:
     from eldistill.commands import planned
     from eldistill.steps import run as steps
 
-    plan = recipes.Plan(params.load())
+    plan = Plan(params.load())
     suite = chosen.suite or plan.params.values["suite"]
     names = planned.downloads(plan, planned.states(plan, suite))
     for name in names:
@@ -80,12 +73,6 @@ def _doctor(chosen: Namespace) -> int:
     from eldistill.commands import doctor
 
     return 0 if doctor.examine(chosen.suite, say) else 1
-
-
-def _prune(chosen: Namespace) -> None:
-    from eldistill.commands import doctor
-
-    doctor.prune(chosen.remove, say)
 
 
 def _export(chosen: Namespace) -> None:
@@ -107,7 +94,7 @@ TOOLS = {
             option("--grid", metavar="FILE.png", help="one picture of all images"),
             option("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on"),
             DEVICE,
-        ), _command("sampling.generators"),
+        ), _command("commands.sample"),
     ),
     "zip": Tool(
         "a packed data set as a zip that EDM's code reads",
@@ -126,7 +113,7 @@ TOOLS = {
             option("--out", required=True, metavar="PATH", help="FILE.zip, or a folder: there the same command continues"),
             option("--vae", metavar="FOLDER", help="an autoencoder as diffusers saves it (default: sd-vae-ft-mse, which is fetched)"),
             DEVICE,
-        ), _encode,
+        ), _command("commands.encode"),
     ),
     "check": Tool(
         "measure a published teacher or student of data/sources.csv",
@@ -140,7 +127,7 @@ TOOLS = {
             option("--batch", type=int, default=250, metavar="N", help="images at once (default: 250)"),
             option("--reference", metavar="NAME", help="row with reference statistics, or a file (default: its own row's)"),
             DEVICE,
-        ), _command("teacher.check"),
+        ), _command("commands.check"),
     ),
     "cost": Tool(
         "what a suite would take, before it runs",
@@ -160,6 +147,16 @@ TOOLS = {
             option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
         ), _command("commands.planned"),
     ),
+    "suggest": Tool(
+        "numbers of every method for a data set of your own",
+        "A block of numbers for a data setting that has none, for each method: those of the images nearest in size, with a "
+        "shorter training. Untuned.",
+        (
+            option("name", metavar="DATA", help="a name under `data`"),
+            option("--images", type=int, metavar="N", help="images of a training (default: 512000 above 16 pixels a side)"),
+            option("--write", action="store_true", help="write them into params.yaml (default: print them)"),
+        ), _command("commands.suggest"),
+    ),
     "fetch": Tool(
         "the files of others that a suite will read", "Fetches what the steps of a suite that are still to be made will read of "
         "data/sources.csv: for a cluster on which one machine alone reaches the network.",
@@ -172,7 +169,7 @@ TOOLS = {
     ),
     "prune": Tool(
         "results that no suite names", "Lists results and states that no suite of params.yaml names, with their sizes.",
-        (option("--remove", action="store_true", help="remove them (default: list them)"),), _prune,
+        (option("--remove", action="store_true", help="remove them (default: list them)"),), _command("commands.prune"),
     ),
     "export": Tool(
         "a generator as a folder to give away",

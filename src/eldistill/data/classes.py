@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 
 RECIPE = ("classes", 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder or zip of files, read one file at a time, and written: what data sets come in and go out as.
+"""Folders and zips of files, read and written one file at a time.
 
 Nothing is unpacked to the disk. Which files count as data is decided by eldistill.external.listing.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set becomes one packed file: uint8 images, integer labels, train and held-out apart.
+"""Packed data sets: uint8 images and integer labels in one file, train and held-out apart, and their encoding for networks.
 
 Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. Of latents a pack holds
 float32 means and deviations (see eldistill.data.latents). eldistill.data.packing makes it.
@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from eldistill.data import latents
-from eldistill.diffusion.noise import Draw, sent
+from eldistill.data.latents import SIGMA_DATA
+from eldistill.diffusion.draws import Draw, sent
 from eldistill.errors import NonFinite, Problem
 from eldistill.tensors import map_tensors
 
 RECIPE = ("data", 2)
-SIGMA_DATA = 0.5
 
 
 # --- codec --------------------------------------------------------------------------------------------

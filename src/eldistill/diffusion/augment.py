@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 import torch
 from torch.nn import functional as F
 
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws
 from eldistill.errors import Problem
 
 RECIPE = ("augment", 1)
@@ -57,7 +57,7 @@ class Parameters:
 
 
 def edm_parameters(
-    draw: noise.Draw,
+    draw: draws.Draw,
     p: float,
     *,
     xflip: float = 1e8,
@@ -117,10 +117,10 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     matrix = to_units @ matrix @ _affine(here, columns / 2, 0, 0, 0, rows / 2, 0)
 
     # All that the device gets: what is mirrored, the matrices, and what the network is told.
-    mirrored = noise.sent(
+    mirrored = draws.sent(
         torch.stack((parameters.xflip, parameters.yflip)).bool().reshape(2, -1, 1, 1, 1), images.device
     )
-    matrix, labels = (noise.sent(each, images.device) for each in (matrix, parameters.labels().to(images.dtype)))
+    matrix, labels = (draws.sent(each, images.device) for each in (matrix, parameters.labels().to(images.dtype)))
     for flips, axis in zip(mirrored, (3, 2), strict=True):
         images = torch.where(flips, images.flip(axis), images)
     padded = F.pad(images, (left, right, top, bottom), mode="reflect")
@@ -192,7 +192,7 @@ def siamese(draw_seed: int, step: int, strategy: Sequence[str]) -> Callable[[tor
     enabled = [name for name in OPERATIONS if name in strategy]
     if not enabled:
         return lambda images: images
-    draw = noise.Draw(draw_seed, "siamese", step, 1, dtype=torch.float64)
+    draw = draws.Draw(draw_seed, "siamese", step, 1, dtype=torch.float64)
     name = enabled[int(draw.integers("operation", len(enabled)))]
     return partial(_transform, name, draw.uniform("parameters", 3)[0].tolist())
 

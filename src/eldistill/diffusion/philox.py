@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from eldistill.diffusion import compiled
+
 COVERED_BY = "noise"
 LOW = 0xFFFFFFFF
 FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -24,20 +26,37 @@ def bits(key: int, first: int, count: int, each: int, device) -> torch.Tensor:
     """
     blocks = max(1, -(-each // WORDS))
     counter = torch.arange(first * blocks + 1, (first + count) * blocks + 1, dtype=torch.int64, device=device)
-    words = torch.stack(block(counter, key), dim=1)  # [count * blocks, 4]
-    halves = torch.stack((words & LOW, words >> 32 & LOW), dim=2)
-    return halves.reshape(count, blocks * WORDS)[:, : max(each, 1)]
+    # As tensors: a compiler takes numbers as part of its code, and there is a key for every stream.
+    left, right = (torch.full((), signed(word), dtype=torch.int64, device=device) for word in words_of(key))
+    if counter.device.type in compiled.DEVICES:
+        found = KERNEL(counter, left, right, otherwise=lambda: halves(counter, left, right))
+    else:
+        found = halves(counter, left, right)
+    return found.reshape(count, blocks * WORDS)[:, : max(each, 1)]
 
 
-def block(counter: torch.Tensor, key: int) -> tuple[torch.Tensor, ...]:
-    """The four 64-bit words of each counter (int64, not negative, the other three words of it 0), as int64 with the same bits."""
+def words_of(key: int) -> tuple[int, int]:
+    """The two words of a key of 128 bits, the low one first."""
+    return key & (2**64 - 1), key >> 64
+
+
+def halves(counter: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The blocks of some counters as words of 32 bits, int64 [counters, 8]; left, right: the words of the key, int64."""
+    words = torch.stack(block(counter, left, right), dim=1)  # [counters, 4]
+    return torch.stack((words & LOW, words >> 32 & LOW), dim=2).reshape(len(counter), WORDS)
+
+
+def block(counter: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The four 64-bit words of each counter (int64, not negative, the other three words of it 0), as int64 with the same bits.
+
+    left, right: the low and the high word of the key, int64 scalars with its bits.
+    """
     a, b, c, d = counter, torch.zeros_like(counter), torch.zeros_like(counter), torch.zeros_like(counter)
-    left, right = key & (2**64 - 1), key >> 64
     for _ in range(ROUNDS):
         high_a, low_a = product(a, FACTORS[0])
         high_c, low_c = product(c, FACTORS[1])
-        a, b, c, d = high_c ^ b ^ signed(left), low_c, high_a ^ d ^ signed(right), low_a
-        left, right = left + STEPS[0] & (2**64 - 1), right + STEPS[1] & (2**64 - 1)
+        a, b, c, d = high_c ^ b ^ left, low_c, high_a ^ d ^ right, low_a
+        left, right = left + signed(STEPS[0]), right + signed(STEPS[1])  # they wrap as unsigned words do
     return a, b, c, d
 
 
@@ -55,3 +74,6 @@ def product(x: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
 def signed(word: int) -> int:
     """The number in -2^63 … 2^63 - 1 with the bits of a 64-bit word."""
     return word - 2**64 if word >= 2**63 else word
+
+
+KERNEL = compiled.Kernel(halves, "random numbers are computed")

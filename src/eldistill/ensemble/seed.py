@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from eldistill import contract
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 from eldistill.files import atomic, read_json, write_json
 from eldistill.losses import mmd

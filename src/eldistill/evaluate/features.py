@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +14,32 @@ import torch
 
 from eldistill import registry
 from eldistill.errors import Problem
-from eldistill.evaluate import judges
 from eldistill.evaluate.metrics import FLOAT
 
 COVERED_BY = "evaluate"
 
 
-def pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, c, h, w] to [n, c * h * w] in [0, 1]; above 16x16 averaged to 16x16 (a Fréchet distance needs n >> D)."""
-    x = images.float() / 255
-    if x.shape[-1] > 16:
-        x = torch.nn.functional.adaptive_avg_pool2d(x, 16)
-    return x.flatten(1)
+Space = Callable[[torch.Tensor], torch.Tensor]  # from uint8 images [n, c, h, w] to features [n, D]
 
 
-def feature_space(name: str, judge: Path | None = None, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from uint8 images to features called `name` in params.yaml; judge: the file of a `judge-…`."""
-    if judge or name == "pixels":
-        return judges.load(judge, device) if judge else pixels
-    return importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}").load(name, device)
+@dataclass(frozen=True)
+class ClassifierSpace:
+    """A feature space that belongs to a classifier; it is called like every other one."""
+
+    features: Space
+    probabilities: Callable[[np.ndarray], np.ndarray]  # from features [n, D] to those of the classes, [n, classes]
+    label_dim: int = 0  # how many labels of the data set the classifier has learned; 0: classes of its own
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [n, D] of uint8 images [n, c, h, w]."""
+        return self.features(images)
+
+
+def feature_space(name: str, file: Path | None = None, device="cpu") -> Space:
+    """The function from uint8 images [n, c, h, w] to features [n, D] called `name` in params.yaml; file: of a space whose network
+    this project trains, a `judge-…`."""
+    module = importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}")
+    return module.load(name, device) if file is None else module.load(name, device, file)
 
 
 @torch.no_grad()

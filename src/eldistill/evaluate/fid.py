@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FID that published ones may stand beside: Inception's features, the statistics of others, 50,000 images, in blocks of
-seeds."""
+"""FID that is comparable with published values: features of Inception-v3 (2015-12-05), the authors' reference statistics, blocks of
+50,000 generated images."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def distance(images: Iterable, space: Callable, reference: tuple, team=None) -> 
     return metrics.frechet(mean, cov, *reference)
 
 
-def whose(reference: str) -> str:
-    """The end of a metric's name: ADM's statistics of ImageNet are of other crops than EDM's, another ruler."""
+def reference_label(reference: str) -> str:
+    """The end of a metric's name: ADM's statistics of ImageNet are of other crops than EDM's, so that the figures do not compare."""
     return "admref" if reference.startswith("adm-refs") else "edmref"
 
 

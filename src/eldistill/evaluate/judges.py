@@ -6,32 +6,39 @@ Where the images have no labels the task is to tell by how many quarter turns an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
 
 from eldistill import networks
-from eldistill.contract import Batch, Phase
+from eldistill.contract import Batch, Method, Phase
 from eldistill.data import dataset as data
-from eldistill.diffusion.noise import stream_seed
-from eldistill.evaluate.metrics import softmax
-from eldistill.external import weights
-from eldistill.plan import params
-from eldistill.tensors import load_tensors, save_tensors
+from eldistill.diffusion.draws import stream_seed
+from eldistill.tensors import save_tensors
 from eldistill.training import loop
+from eldistill.training.job import Job, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("judges", 1)
 BODIES = {"a": "conv", "b": "mlp"}
 
 
-def phases(numbers, progress) -> list[Phase]:
+@dataclass(frozen=True)
+class Numbers:
+    """What the loss of a classifier needs."""
+
+    smoothing: float  # of labels, from 0 to 1
+    rotations: bool  # the task is to name quarter turns, for images without labels
+
+
+def phases(numbers: Numbers, progress) -> list[Phase]:
     """One step of the classifier."""
     return [Phase("judge", images="none")]
 
 
-def critic_terms(nets: dict, batch: Batch, images, numbers) -> dict[str, torch.Tensor]:
+def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, torch.Tensor]:
     """Cross entropy with label smoothing, mean over images."""
     x, labels = batch.real("image")
     if numbers.rotations:
@@ -52,15 +59,14 @@ def train(letter: str, recipe: dict, pack: Path, output: Path, folder: Path, dig
     seed = stream_seed(0, f"judge-{letter}") % 2**31
     net = networks.build(config, seed).to(site.device)
     total = numbers["n_images"] // numbers["batch"] * numbers["batch"]
-    optimiser = params.freeze("Optimiser", {
-        "kind": "adamw", "lr": numbers["lr"], "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
-        "warmup_images": 0, "decay_images": total // 2, "clip": 0, "clip_value": 0,
-    })  # fmt: skip
-    ema = params.freeze("Ema", {"policy": "constant", "beta": 0.98})
-    job = loop.Job(
-        method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
-        numbers=SimpleNamespace(smoothing=numbers["smoothing"], rotations=rotations),
-        training=SimpleNamespace(n_images=total, batch=numbers["batch"], ema=ema),
+    optimiser = Optimiser(
+        kind="adamw", lr=numbers["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, warmup_images=0,
+        decay_images=total // 2, clip=0, clip_value=0,
+    )  # fmt: skip
+    job = Job(
+        method=Method(phases=phases, critic_terms=critic_terms),
+        numbers=Numbers(numbers["smoothing"], rotations),
+        training=Training(total, numbers["batch"], Ema("constant", beta=0.98)),
         nets={"judge": net}, published="judge", reals=reals, shape=reals.shape, seed=seed, folder=folder,
         optimisers={"judge": optimiser}, device=site.device, ticks=10, save_seconds=site.save_seconds, say=say,
     )  # fmt: skip
@@ -79,20 +85,3 @@ def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
     parts = images.split(1000)  # larger images of larger sets do not fit at once
     guesses = torch.cat([net(data.encode(part, codec).to(device)).argmax(1).cpu() for part in parts])
     return round(float((guesses == labels).double().mean()), 6)
-
-
-def load(path: str | Path, device="cpu"):
-    """A judge as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
-    `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
-    tensors, about = load_tensors(path)
-    net = weights.restore(path, tensors, about)
-    net.requires_grad_(False).eval().to(device)
-
-    def space(images: torch.Tensor) -> torch.Tensor:
-        return net.embed(data.encode(images.to(device), about["codec"]))
-
-    if not about["rotations"]:
-        weight, bias = (each.cpu().numpy() for each in (net.head.weight, net.head.bias))
-        space.probabilities = lambda features: softmax(features, weight, bias)
-        space.label_dim = len(weight)
-    return space

@@ -298,34 +298,3 @@ def measure_labelled(
 def _named(name: str, stem: str, value) -> dict[str, float]:
     each = value if isinstance(value, dict) else {name: value}
     return {f"{key}{stem}": number for key, number in each.items() if number is not None}
-
-
-# --- alarms -----------------------------------------------------------------------------------------------
-
-ALARMS: tuple[
-    tuple[str, float, str], ...
-] = (  # metric, share of what real images reach below which something is wrong, what
-    ("precision", 0.8, "blurred, noisy or strange images"),
-    ("recall", 0.8, "kinds of images that are missing"),
-    ("coverage", 0.8, "kinds of images that are missing, or one image many times"),
-    ("is", 0.9, "classes that are missing, or images of no class"),
-    ("agreement", 0.8, "images of another class than the one that was asked for"),
-)
-COPIES = 0.2  # share of copies of train images beyond chance
-
-
-def alarms(found: dict[str, float], floors: dict[str, dict[str, float]]) -> list[str]:
-    """What is wrong with generated images, by {metric: value}, beside the same of what they cannot be expected to beat, by
-    name: real images, the teacher; the lowest counts. A clause each, none where nothing is wrong. Limits are far from what
-    sampling does, so that an alarm is a reason to look."""
-    said = []
-    for name, share, what in ALARMS:
-        known = {who: each[name] for who, each in floors.items() if each.get(name) is not None}
-        if not known or found.get(name) is None:
-            continue
-        lowest = min(known, key=lambda who: known[who])
-        if found[name] < share * known[lowest]:
-            said.append(f"{name} {found[name]:.2f}, {lowest} {known[lowest]:.2f}: {what}")
-    if (found.get("copied") or 0.0) > COPIES:
-        said.append(f"copied {found['copied']:.2f}: copies of train images")
-    return said

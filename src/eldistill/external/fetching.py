@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of others, by their row in data/sources.csv: once, whole, checked, whatever the line does.
+"""Fetches files of others by their row in data/sources.csv: each once, complete and checked, over an unreliable connection too.
 
 A download that breaks is continued where it broke, also by the next call; what arrives counts only when its digest is
 right. Where no digest is known, that of the first download is noted in data/sources.lock.csv and must be met ever after.

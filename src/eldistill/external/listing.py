@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are read of a folder outside the project, by what it is read as.
+"""Lists the files that are read of a folder outside the project, by what the folder is read as.
 
 The readers and the identities of sources (eldistill.plan.identity) take the same functions, so that they cannot differ: a file
 that is not read, such as a README beside the images, changes no identity. This file imports nothing heavy.
@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eldistill.registry import Reader, readers
+
 COVERED_BY = "folders"
 LABELS = "dataset.json"
-PICTURES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
-ARRAYS = (".npy",)
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls them
 CONFIG, SCHEDULE = "config.json", "scheduler_config.json"
 # What systems and programs leave in a folder beside names that begin with a dot; compared in lower case.
@@ -162,12 +160,14 @@ def _relative(paths, folder: Path) -> list[str]:
     return sorted(os.path.relpath(path, folder) for path in paths if path is not None and path.exists())
 
 
+def _of_reader(reader: Reader) -> Callable[[Path, tuple[str, ...]], list[str]]:
+    return lambda folder, detail: images(folder, reader.endings) if reader.endings else []
+
+
 # What a path can be read as: the sources of data settings (the schema says `outside: source` of their path) and the other values
 # of `outside` there. The names of the files that are read of a folder, none where it must be a file. detail: names of IDX files.
 READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
-    "folder": lambda folder, detail: images(folder, PICTURES),
-    "latents": lambda folder, detail: images(folder, ARRAYS),
-    "cifar10": lambda folder, detail: [],
+    **{name: _of_reader(each) for name, each in readers().items() if "path" in each.options},
     "network": lambda folder, detail: _relative(unet(folder), folder),
     "autoencoder": lambda folder, detail: _relative(autoencoder(folder), folder),
     "idx": lambda folder, detail: _relative([folder / name for name in detail], folder),

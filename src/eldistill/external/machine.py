@@ -2,7 +2,7 @@
 """An interpreter of pickles that executes nothing.
 
 Python's unpickler is made to call what a file names. This one walks over the bytes: it knows the few opcodes that the
-published files use, a name in the file is a pair of words that is looked up in a table of rules (pickles.py has them), and a
+published files use, a name in the file is a pair of words that is looked up in a table of rules (rules.py has them), and a
 rule can only make one of the records below. There is no way from a file to an import, a call or an attribute. Work and
 memory are bounded by the file's size, whatever the file says: tensors are views of its bytes until they are asked for.
 

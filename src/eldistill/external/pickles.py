@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the pickles in which EDM and EDM2 networks are published, without executing anything from them.
 
-machine.py walks over the bytes; here is the table of what a name in them may become, and what a whole file holds: a
-network with its numbers, in the order of its state.
+machine.py walks over the bytes, and rules.py says what a name in them may become. Here is what a complete file holds: a network
+with its numbers, in the order of its state.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import mmap
 import os
 import stat
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,150 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.external.machine import (
-    CODES,
-    DEPTH,
-    STORAGES,
-    STREAMS,
-    VALUES,
-    Array,
-    Dtype,
-    Header,
-    Machine,
-    Record,
-    Storage,
-    Stub,
-    Tensor,
-    whole,
-)
-from eldistill.external.opcodes import Name, Refused
+from eldistill.external.machine import DEPTH, VALUES, Array, Machine, Record, Stub, Tensor
+from eldistill.external.opcodes import Refused
+from eldistill.external.rules import RULES
 
 RECIPE = ("teacher/pickles", 1)
 # Of a network, far above what the published have: modules, tensors, characters of a name and of all names together.
 MODULES, TENSORS, PATH, NAMES = 20_000, 20_000, 512, 4 * 2**20
 SETTINGS = [10_000, 2**20]  # of constructor arguments and what is told of the data: values; bytes of texts and arrays
-
-# --- rules: what a name may become -----------------------------------------------------------------------
-
-
-def _persistent(machine: Machine, arguments: tuple, new: bool) -> Record:
-    meta = arguments[0] if len(arguments) == 1 and not new else None
-    keys = {"type": str, "version": int, "module_src": str, "class_name": str, "state": dict}
-    if not isinstance(meta, dict) or {key: type(value) for key, value in meta.items()} != keys:
-        raise Refused("an object whose description has not the five parts that were expected")
-    if meta["type"] != "class" or meta["version"] != 6:
-        raise Refused(f"an object of format {meta['version']}; expected 6")
-    text = meta["module_src"]
-    if id(text) not in machine.sources:
-        machine.sources[id(text)] = text, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return Record(meta["class_name"], meta["state"], machine.sources[id(text)][1])
-
-
-def _blob(machine: Machine, arguments: tuple, new: bool) -> Storage:
-    """A storage in torch's format of before 2020: five pickles, a count, the numbers."""
-    view = arguments[0] if len(arguments) == 1 and not new else None
-    if not isinstance(view, memoryview):
-        raise Refused("a storage that is not bytes")
-    inner = Machine(view)
-    inner.opcodes, inner.memory = machine.opcodes, machine.memory
-    at, found = 0, []
-    classes = {Name("torch", name): _uncallable for name in STORAGES}
-    for place in range(5):
-        value, at = inner.run(at, len(view), classes if place == 3 else {}, storage=place == 3)
-        found.append(value)
-    machine.opcodes, machine.memory = inner.opcodes, inner.memory
-    magic, version, system, header, keys = found
-    if (magic, version) != STREAMS or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise Refused("a storage that does not begin as one")
-    if not isinstance(header, Header) or keys != [header.key]:
-        raise Refused("a storage whose two names differ")
-    size = header.numel * header.dtype.itemsize
-    if len(view) - at != 8 + size or struct.unpack_from("<q", view, at)[0] != header.numel:
-        raise Refused(f"a storage of {header.numel} numbers with {len(view) - at - 8} bytes")
-    return Storage(header.dtype, header.numel, view[at + 8 :])
-
-
-def _tensor(machine: Machine, arguments: tuple, new: bool) -> Tensor:
-    if new or not 6 <= len(arguments) <= 7 or any(arguments[6:]):
-        raise Refused("a tensor whose description is not understood")
-    storage, offset, size, stride, _, hooks = arguments[:6]
-    fits = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple) and not hooks
-    if not (fits and len(size) == len(stride) <= 8 and whole(offset, *size, *stride)):
-        raise Refused("a tensor whose description is not understood")
-    if count := math.prod(size):
-        # Every number once and nothing between: no stride of 0 makes much of little, no gap copies more than is there.
-        span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if offset + span > storage.numel or span != count:
-            raise Refused(
-                f"a tensor of shape {list(size)} that does not lie within its {storage.numel} numbers, one by one"
-            )
-    return Tensor(storage, offset, size, stride)
-
-
-def _parameter(machine: Machine, arguments: tuple, new: bool) -> Tensor:
-    if new or len(arguments) != 3 or not isinstance(arguments[0], Tensor) or arguments[2]:
-        raise Refused("a parameter whose description is not understood")
-    found = arguments[0]
-    return Tensor(found.storage, found.offset, found.size, found.stride, True)
-
-
-def _mapping(machine: Machine, arguments: tuple, new: bool) -> dict:
-    if arguments:
-        raise Refused("a mapping that is made from something")
-    return {}
-
-
-def _module(name: str) -> Callable:
-    def make(machine: Machine, arguments: tuple, new: bool) -> Stub:
-        if arguments or not new:
-            raise Refused(f"a {name} that is made from something")
-        return Stub(name)
-
-    return make
-
-
-def _dtype(machine: Machine, arguments: tuple, new: bool) -> Dtype:
-    if new or not 1 <= len(arguments) <= 3 or not isinstance(arguments[0], str) or arguments[0] not in CODES:
-        raise Refused("a dtype that is not one of plain numbers")
-    return Dtype(arguments[0])
-
-
-def _scalar(machine: Machine, arguments: tuple, new: bool) -> int | float | bool:
-    fits = not new and len(arguments) == 2 and isinstance(arguments[0], Dtype) and isinstance(arguments[1], memoryview)
-    if not fits or len(arguments[1]) != arguments[0].numpy.itemsize:
-        raise Refused("a number whose bytes do not fit its dtype")
-    return np.frombuffer(arguments[1], arguments[0].numpy)[0].item()
-
-
-def _array(machine: Machine, arguments: tuple, new: bool) -> Array:
-    first = arguments[0] if len(arguments) == 3 and not new else None
-    if first != Name("numpy", "ndarray") or arguments[1] != (0,):
-        raise Refused("an array whose description is not understood")
-    return Array()
-
-
-def _uncallable(machine: Machine, arguments: tuple, new: bool):
-    raise Refused("a call of a class that is only named in such files")
-
-
-MODULES_OF_TORCH = (("container", "ModuleDict"), ("container", "Sequential"), ("pooling", "MaxPool2d"),
-                    ("pooling", "AvgPool2d"), ("linear", "Linear"))  # fmt: skip
-RULES: dict[Name, Callable] = {
-    Name("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    Name("torch._utils", "_rebuild_parameter"): _parameter,
-    Name("torch.storage", "_load_from_bytes"): _blob,
-    Name("collections", "OrderedDict"): _mapping,
-    Name("dnnlib.util", "EasyDict"): _mapping,
-    Name("numpy", "dtype"): _dtype,
-    Name("numpy", "ndarray"): _uncallable,
-    **{Name(f"numpy.{core}.multiarray", name): rule
-       for core in ("core", "_core") for name, rule in (("scalar", _scalar), ("_reconstruct", _array))},
-    **{Name(f"torch.nn.modules.{place}", place_name): _module(place_name) for place, place_name in MODULES_OF_TORCH},
-}  # fmt: skip
-
-
-# --- a file ---------------------------------------------------------------------------------------------
 
 
 @dataclass

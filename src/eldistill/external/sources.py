@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of data/sources.csv: what can be fetched, from where, and which digest it must have. Reads tables, fetches nothing."""
+"""The rows of data/sources.csv: which files can be fetched, from where, and which digest each must have. Nothing is fetched here."""
 
 from __future__ import annotations
 

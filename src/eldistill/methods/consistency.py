@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 
 from eldistill.contract import Batch, Phase, Progress
-from eldistill.diffusion import noise
+from eldistill.diffusion import draws, dropout, noise
 from eldistill.errors import Problem
 from eldistill.losses import perceptual, score
 from eldistill.numbers import number
@@ -160,11 +160,11 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
     epsilon = batch.draw.normal("epsilon", *batch.shape)
     sigma, lower = LEVELS[numbers.levels](batch, numbers)
     noisy = real + column(sigma) * epsilon
-    with noise.masks(batch.draw, "consistency"):
+    with dropout.masks(batch.draw, "consistency"):
         ours = nets["generator"](noisy, sigma, labels)
     with torch.no_grad():
         # A new block: the target draws the student's dropout masks.
-        with noise.masks(batch.draw, "consistency"):
+        with dropout.masks(batch.draw, "consistency"):
             theirs = targets(nets, real, noisy, epsilon, sigma, lower, labels, numbers)
     loss = distance(ours, theirs, numbers, batch.reals.codec) * WEIGHTS[numbers.weighting](
         sigma, lower, nets["generator"].sigma_data
@@ -180,14 +180,14 @@ def targets(nets: dict, real, noisy, epsilon, sigma, lower, labels, numbers: Num
         return target(below, lower, labels)
     needed = lower > 0
     # A device would be waited for to learn how many are needed; it computes them all.
-    unknown = noise.computed_on(lower.device)
+    unknown = draws.computed_on(lower.device)
     if unknown or (numbers.targets == "all" and needed.any()):
         level = torch.where(needed, lower, torch.full_like(lower, noise.SIGMA_MIN))
         return torch.where(column(needed), target(below, level, labels), real)
     found = real.clone()
     if needed.any():
         rows = None if labels is None else labels[needed]
-        with noise.rows(needed):
+        with dropout.rows(needed):
             found[needed] = target(below[needed], lower[needed], rows)
     return found
 
@@ -220,7 +220,7 @@ SOURCES = {
 
 
 def _neighbours(batch: Batch, numbers: Numbers, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    grid = noise.sent(noise.karras_sigmas(n, numbers.sigma_min, numbers.sigma_max), batch.draw.device)
+    grid = draws.sent(noise.karras_sigmas(n, numbers.sigma_min, numbers.sigma_max), batch.draw.device)
     if numbers.choice == "uniform":
         index = batch.draw.integers("sigma", n - 1)
     else:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eldistill.diffusion import noise
+from eldistill.diffusion import dropout
 from eldistill.networks import layers
 from eldistill.networks.adm import Place, plan
 from eldistill.networks.precond import EDMPrecond
@@ -238,7 +238,7 @@ class Block(layers.Recomputed):
         h = self.conv_res0(mp_silu(x))
         h = mp_silu(h * (1 + self.emb_linear(embedding, self.emb_gain))[:, :, None, None])
         if self.training and self.dropout:
-            h = noise.dropout(h, self.dropout)
+            h = dropout.dropout(h, self.dropout)
         h = self.conv_res1(h)
         x = mp_sum(self.conv_skip(x) if self.decoder else x, h, self.res_balance)
         if self.heads:

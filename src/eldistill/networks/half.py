@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 COVERED_BY = "networks/layers"
+LAST = 2**63  # above all numbers that autograd gives to nodes in the order of their making
 # How many passes in half precision, and how many differentiations in forward mode, this process is inside of.
 _depth = {"half": 0, "forward": 0}
 
@@ -60,8 +61,7 @@ class _Copy:
     weight: nn.Parameter
     layer: nn.Module | None
     values: torch.Tensor | None = None
-    used: torch.Tensor | None = None  # values, linked to the weight if it has a gradient
-    linked: bool | None = None
+    link: torch.Tensor | None = None  # values as a function of the weight; until the weight changes
     seen: tuple = ()
 
     def state(self) -> tuple:
@@ -93,7 +93,7 @@ class Copies:
     def inside(self, network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         """Inside, the modules of `network` hold the copies in `dtype` in place of their weights."""
         self.refresh(network, dtype)
-        entries = [(each.place, each.name, each.used) for each in self.entries]
+        entries = [(each.place, each.name, _used(each)) for each in self.entries]
         with _Placed([*entries, *((place, "prepared", True) for place in self.switches)]):
             _depth["half"] += 1
             try:
@@ -106,15 +106,14 @@ class Copies:
         if self.dtype != dtype or any(each.place[each.name] is not each.weight for each in self.entries):
             self._find(network, dtype)
         stale = [each for each in self.entries if each.seen != each.state()]
-        turned = [each for each in self.entries if each.linked != each.weight.requires_grad]
-        if not (stale or turned):
-            return
-        # Neither under the transforms of torch.func nor in inference mode: what is kept outlives both.
-        with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
-            self._cast(stale)
-            with torch.enable_grad():
-                for each in (*stale, *turned):
-                    _link(each)
+        if stale:
+            with _outside_transforms():
+                self._cast(stale)
+        unlinked = [each for each in self.entries if each.link is None and each.weight.requires_grad]
+        if unlinked:
+            with _outside_transforms(), torch.enable_grad():
+                for each in unlinked:
+                    each.link = _linked(each)
 
     def _find(self, network: nn.Module, dtype: torch.dtype) -> None:
         # Scalars (gains) stay as they are: they cost nothing, and their rounding would scale whole layers.
@@ -134,6 +133,7 @@ class Copies:
             state = each.state()
             if each.values is None or state[1:] != each.seen[1:]:
                 each.values = torch.empty_like(each.weight, dtype=self.dtype, requires_grad=False)
+            each.link = None
             if each.layer is not None:
                 each.values.copy_(each.layer.prepared_weight(each.weight))
             each.seen = state
@@ -143,9 +143,24 @@ class Copies:
         self.made += len(stale)
 
 
-def _link(each: _Copy) -> None:
-    each.linked = each.weight.requires_grad
-    each.used = _Link.apply(each.weight, each.values, each.layer) if each.linked else each.values.detach()
+def _linked(each: _Copy) -> torch.Tensor:
+    link: torch.Tensor = _Link.apply(each.weight, each.values, each.layer)
+    # Of the nodes that are ready autograd takes the one that was made last. A link is older than every pass: without this all
+    # gradients of weights would wait for the end of the backward pass, in memory, and no sum over processes could begin before.
+    link.grad_fn._set_sequence_nr(LAST)
+    return link
+
+
+def _used(each: _Copy) -> torch.Tensor | None:
+    # What a pass is given: without a gradient of the weight a plain tensor.
+    return each.link if each.weight.requires_grad else each.values
+
+
+@contextlib.contextmanager
+def _outside_transforms() -> Iterator[None]:
+    # Neither under the transforms of torch.func nor in inference mode: what is kept outlives both.
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        yield
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from eldistill.diffusion import noise
+from eldistill.diffusion import dropout
 from eldistill.networks import half
 
 RECIPE = ("networks/layers", 1)
@@ -251,7 +251,7 @@ class Recomputed(nn.Module):
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         # For the block now, and for the same block computed again: its dropout masks, and the weights of half precision.
-        now, later = noise.again()
+        now, later = dropout.again()
         return now, _Both(later, half.again(self))
 
 
@@ -260,7 +260,7 @@ class UNetBlock(Recomputed):
 
     x [n, in_channels, h, w], embedding [n or 1, embedding_channels] -> [n, out_channels, h', w'], where h'
     is h, 2h (`up`) or h/2 (`down`). heads = 0 means no attention. dropout acts in training mode only and
-    then needs `noise.masks` around the call, which gives it random numbers by image, unless it is 0.
+    then needs `dropout.masks` around the call, which gives it random numbers by image, unless it is 0.
     Another flavour of block overrides `eps`, `scale`, `affine_factor`, `modulate`, what `_skip` builds and the
     classes of its layers, which draw the weights.
     """
@@ -308,7 +308,7 @@ class UNetBlock(Recomputed):
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.modulate(h, self.affine(embedding)[:, :, None, None]))
         if self.training and self.dropout:
-            h = noise.dropout(h, self.dropout)
+            h = dropout.dropout(h, self.dropout)
         x = (self.conv1(h) + self.skip(x)) * self.scale
         if self.heads:
             x = (self.proj(attention(self.qkv(self.norm2(x)), self.heads)) + x) * self.scale

@@ -7,10 +7,10 @@ import contextlib
 import fcntl
 import getpass
 import os
-import re
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from eldistill.paths import SCRATCH
@@ -50,50 +50,7 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
     return True, file
 
 
-def locks_work(root: Path = Path()) -> None:
-    """Raises OSError where the file system of the results has no locks."""
-    path = root / SCRATCH / "locks.probe"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    path.unlink(missing_ok=True)
-
-
 # --- jobs -----------------------------------------------------------------------------------------------
-
-
-def me() -> str:
-    """This process, for the file of a lock: "process 12 on node0, job 345"."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
-
-
-def job_of(holder: str) -> str | None:
-    """The Slurm job that such a text names."""
-    found = re.search(r", job (\d+)", holder)
-    return found[1] if found else None
-
-
-def running(job: str) -> bool | None:
-    """Whether Slurm says that a job is at work; False where there is no Slurm to ask, None where it does not answer."""
-    try:
-        answer = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=60
-        )
-    except FileNotFoundError:
-        return False
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if answer.returncode and "invalid job id" not in answer.stderr.lower():  # the answer for a job that ended long ago
-        return None
-    return answer.stdout.strip() in ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING")
-
-
-def at_work_elsewhere(holder: str) -> bool | None:
-    """Whether a text names a running job that is not this one: where a file system's locks do not reach other nodes. None
-    where Slurm does not answer."""
-    job = job_of(holder)
-    return running(job) if job is not None and job != os.environ.get("SLURM_JOB_ID") else False
 
 
 def jobs_of(folder: Path) -> list[str] | None:
@@ -114,7 +71,7 @@ def jobs_of(folder: Path) -> list[str] | None:
     ]
 
 
-def end_orphans(root: Path = Path(), say=print, patience: float = PATIENCE) -> list[str]:
+def end_orphans(root: Path = Path(), say: Callable[[str], object] = print, patience: float = PATIENCE) -> list[str]:
     """End the jobs that a driver which was killed has left in the queue: trainings save, and their successors continue.
 
     One that waits would otherwise begin when its successor has finished, and do it all again. Only for a driver that knows

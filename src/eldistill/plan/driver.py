@@ -7,31 +7,67 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eldistill.errors import Problem
 from eldistill.plan import freshness
 from eldistill.plan.recipes import Step
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
 
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
 IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to
 DEFINITION = "profiles/slurm-apptainer/eldistill.def"
 
 
-def forced(workflow) -> bool:
+# The Snakemake whose scheduler `wake_once` knows: that of requirements.lock.
+KNOWN = "9.27.1"
+
+
+def wake_once(version: str | None = None) -> bool:
+    """Let Snakemake's scheduler have one waiting wake-up; whether it has (of no other version than KNOWN: nothing changes).
+
+    It asks for one, a second later, each time that it was awake, and whenever a job ends, and the requests add up: the driver
+    of a hundred finished jobs spends up to a third of a core on them, and one of a thousand all of it.
+    """
+    import snakemake
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    if (version or snakemake.__version__) != KNOWN:
+        return False
+    waiting: weakref.WeakSet[JobScheduler] = weakref.WeakSet()
+
+    def schedule(scheduler: JobScheduler, delay: float) -> None:
+        def wake() -> None:
+            waiting.discard(scheduler)
+            scheduler._open_jobs.release()
+
+        if scheduler not in waiting:
+            waiting.add(scheduler)
+            threading.Timer(delay, wake).start()
+
+    JobScheduler._schedule_reevalutation = schedule
+    return True
+
+
+def forced(workflow: Workflow) -> bool:
     """Whether the user names steps to be made again; then all that follows from them is made again too."""
     settings = workflow.dag_settings
     return bool(settings and (settings.forceall or settings.forcerun or settings.forcetargets))
 
 
-def trains(workflow, stale: Iterable[Step]) -> bool:
+def trains(workflow: Workflow, stale: Iterable[Step]) -> bool:
     """Whether this call of Snakemake may start trainings of generators."""
     targets = set(workflow.dag_settings.targets)
     return any(step.word == "distil" for step in stale) and not (targets and targets <= {"data", "teacher", "ensemble"})
 
 
-def need_image(workflow, image: str = IMAGE) -> None:
+def need_image(workflow: Workflow, image: str = IMAGE) -> None:
     """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
     settings = workflow.deployment_settings
     wanted = {method.name for method in settings.deployment_method} if settings else set()
@@ -77,7 +113,7 @@ def bill(suite: str, most: float) -> None:
         )
 
 
-def obey_recipes(workflow, steps: Iterable[Step]) -> None:
+def obey_recipes(workflow: Workflow, steps: Iterable[Step]) -> None:
     """Let recipes alone decide what runs, with and without a profile, and let no run end well that leaves a step stale.
 
     What Snakemake remembers of code, parameters and sets of inputs would make finished steps again. What it remembers of
@@ -91,7 +127,7 @@ def obey_recipes(workflow, steps: Iterable[Step]) -> None:
         return
     settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
 
-    def execute_and_check(*given, **named) -> None:
+    def execute_and_check(*given: Any, **named: Any) -> None:
         execute(*given, **named)
         partly = settings.until or settings.omit_from or settings.batch or workflow.workflow_settings.consider_ancient
         if workflow.dryrun or workflow.touch or partly:

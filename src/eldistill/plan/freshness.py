@@ -20,7 +20,8 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.files import replace_text
 from eldistill.plan import records
-from eldistill.plan.recipes import WORDS, Plan, Step
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import WORDS, Step
 
 QUIET = 1.0  # the mtime of whatever must not make a step run
 

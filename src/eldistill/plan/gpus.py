@@ -62,9 +62,9 @@ def take(wanted: int, folder: Path = FOLDER) -> list[str]:
 
 def _lock(names: list[str], wanted: int, folder: Path) -> list[str]:
     # All or none: two jobs that each wait for the other's second GPU would wait for ever.
-    got: list[tuple[str, IO]] = []
+    got: list[tuple[str, IO[str]]] = []
     for name in names:
-        file = open(folder / f"{name}.lock", "a")
+        file: IO[str] = open(folder / f"{name}.lock", "a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,9 +14,10 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eldistill.errors import Problem
 from eldistill.external import sourcelock
@@ -41,7 +42,7 @@ class Source:
     detail: tuple[str, ...] = ()
 
 
-def named(params) -> Iterator[Source]:
+def named(params: Any) -> Iterator[Source]:
     """Every source that resolved parameters name, at any depth."""
     values = params.items() if isinstance(params, dict) else enumerate(params if isinstance(params, list) else ())
     for _, value in values:
@@ -78,7 +79,9 @@ def _file(folder: Path, name: str) -> File:
 # --- measuring ------------------------------------------------------------------------------------------
 
 
-def measure(source: Source, root: Path = Path(), say=None, unsettled: int | None = None) -> Identity | None:
+def measure(
+    source: Source, root: Path = Path(), say: Callable[[str], object] | None = None, unsettled: int | None = None
+) -> Identity | None:
     """The identity of what lies there now, None if nothing does. Only files that changed since the last call are read.
     Raises OSError if it cannot be read. unsettled: nanoseconds, UNSETTLED_NS unless given."""
     unsettled = UNSETTLED_NS if unsettled is None else unsettled
@@ -132,7 +135,7 @@ class Identities:
     measured: whether what lies there is measured. Otherwise, in jobs and tools, what data/sources.lock.csv says counts.
     """
 
-    def __init__(self, measured: bool = False, root: Path = Path(), say=_warn):
+    def __init__(self, measured: bool = False, root: Path = Path(), say: Callable[[str], object] = _warn):
         self.measured, self.root, self.say = measured, root, say
         self.recorded = sourcelock.rows(root)
         self.found: dict[Source, str | None] = {}

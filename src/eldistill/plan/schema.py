@@ -8,9 +8,41 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
+from typing import Any, NoReturn, Self
 
 from eldistill.errors import Problem, nearest
 from eldistill.files import canonical
+from eldistill.registry import readers
+
+
+class Wrong(Problem):
+    """A value that the parameters of a project must not have: the place of its key, and what is wrong with it.
+
+    places: where its key may stand, the likeliest first. file: which of the files holds it; who has read them finds out.
+    """
+
+    def __init__(self, where: str, text: str):
+        super().__init__(where, text)
+        self.where, self.text, self.places, self.file = where, text, [where], "params.yaml"
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.where} {self.text}"
+
+
+def unknown(where: str, name: object, known: Iterable[object]) -> NoReturn:
+    """Raise Wrong: `name` is none of those that can stand there."""
+    known = list(known)
+    raise Wrong(where, f"is {name!r}; expected one of {', '.join(map(str, known))}{nearest(str(name), known)}")
+
+
+def merge(below: dict, above: dict) -> dict:
+    """`above` over `below`; mappings are merged, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 class OutsidePath(str):
@@ -18,21 +50,21 @@ class OutsidePath(str):
 
     read_as: str
 
-    def __new__(cls, value: str, read_as: str):
+    def __new__(cls, value: str, read_as: str) -> Self:
         path = super().__new__(cls, value)
         path.read_as = read_as
         return path
 
-    def __getnewargs__(self) -> tuple[str, str]:  # for copies
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # for copies: this class takes two
         return str(self), self.read_as
 
 
-_PYTHON = {
+_PYTHON: dict[str, type | tuple[type, ...]] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float), "null": type(None)
 }  # fmt: skip
 
 
-def _is(value, kind: str) -> bool:
+def _is(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
     return isinstance(value, _PYTHON[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())
@@ -54,7 +86,7 @@ def expected(schema: dict) -> str:
     return text + (f" ({schema['description']})" if "description" in schema else "")
 
 
-def check(value, schema: dict, where: str, definitions: dict) -> None:
+def check(value: Any, schema: dict, where: str, definitions: dict) -> None:
     """Raise Problem at the first key of `value` that the schema forbids."""
     schema = follow(schema, definitions)
     kinds = schema.get("type", [])
@@ -72,7 +104,7 @@ def check(value, schema: dict, where: str, definitions: dict) -> None:
         bad = repeated or not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
     if bad:
         near = nearest(value, schema["enum"]) if "enum" in schema else ""
-        raise Problem(f"params.yaml: {where} is {value!r}; expected {expected(schema)}{near}")
+        raise Wrong(where, f"is {value!r}; expected {expected(schema)}{near}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             check(item, schema.get("items", {}), f"{where}[{index}]", definitions)
@@ -87,16 +119,15 @@ def _check_keys(value: dict, schema: dict, where: str, definitions: dict) -> Non
         if key in known:
             check(item, known[key], place, definitions)
         elif others is False:
-            raise Problem(
-                f"params.yaml: {place} is not a known key (found {item!r}); "
-                f"expected one of {', '.join(known)}{nearest(key, known)}"
+            raise Wrong(
+                place, f"is not a known key (found {item!r}); expected one of {', '.join(known)}{nearest(key, known)}"
             )
         elif isinstance(others, dict):
             check(item, others, place, definitions)
     missing = [key for key in schema.get("required", []) if key not in value]
     if missing:
         wanted = expected(follow(known[missing[0]], definitions))
-        raise Problem(f"params.yaml: {where + '.' if where else ''}{missing[0]} is missing; expected {wanted}")
+        raise Wrong(f"{where + '.' if where else ''}{missing[0]}", f"is missing; expected {wanted}")
 
 
 def follow(schema: dict, definitions: dict) -> dict:
@@ -106,6 +137,13 @@ def follow(schema: dict, definitions: dict) -> dict:
             **{k: v for k, v in schema.items() if k != "$ref"},
         }
     return schema
+
+
+def with_readers(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The definitions of the schema, in which `source` of a data setting may be any file of data/readers."""
+    data = definitions["data"]
+    source = data["properties"]["source"] | {"enum": list(readers())}
+    return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
 
 
 def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
@@ -123,7 +161,7 @@ def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
     return kept
 
 
-def fill(value, schema: dict, definitions: dict):
+def fill(value: Any, schema: dict, definitions: dict) -> Any:
     """A copy of `value` with the schema's defaults filled in, at every depth."""
     schema = follow(schema, definitions)
     if isinstance(value, list):

@@ -8,6 +8,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from eldistill import paths
 from eldistill.errors import Problem
@@ -60,10 +61,11 @@ def uses(module: str) -> tuple[str, ...]:
 def _imported(module: str) -> tuple[str, ...]:
     if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
         return ()
-    counted, found = {**named_files(), **covered()}, set()
+    counted, found = {**named_files(), **covered()}, set[str]()
     for node in ast.walk(ast.parse(source_of(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eldistill":
-            base = "/".join(node.module.split(".")[1:])
+        top, *below = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else [""]
+        if isinstance(node, ast.ImportFrom) and top == "eldistill":
+            base = "/".join(below)
             for file in (base, *(f"{base}/{alias.name}".strip("/") for alias in node.names)):
                 found |= {counted[each] for each in (file, f"{file}/__init__".strip("/")) if each in counted}
     return tuple(sorted(found - {module}))
@@ -79,10 +81,21 @@ def covered() -> dict[str, str]:
     return _modules(paths.PACKAGE)[1]
 
 
+def recipe_name(file: str) -> str:
+    """The name in the RECIPE, or in the COVERED_BY, of a file below src/eldistill/, without its ending. Raises Problem."""
+    named = named_files() | covered()
+    if file not in named:
+        raise Problem(
+            f'src/eldistill/{file}.py has neither a RECIPE nor COVERED_BY; add `RECIPE = ("{file}", 1)` below its imports'
+        )
+    return named[file]
+
+
 @functools.cache
 def _modules(package: Path) -> tuple[dict[str, tuple[str, int]], dict[str, str]]:
     # ({name: (file, version)} of every RECIPE, {file: name} of every COVERED_BY). Nothing is imported.
-    recipes, covers = {}, {}
+    recipes: dict[str, tuple[str, int]] = {}
+    covers: dict[str, str] = {}
     for path in sorted(package.rglob("*.py")):
         file = path.relative_to(package).with_suffix("").as_posix()
         for key, text in SAID.findall(path.read_text(encoding="utf-8")):
@@ -101,7 +114,7 @@ def _modules(package: Path) -> tuple[dict[str, tuple[str, int]], dict[str, str]]
     return recipes, covers
 
 
-def _value(text: str):
+def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -139,8 +152,8 @@ def _recipe_of(module: str) -> tuple[str, int]:
     return found[module]
 
 
-def literal_of(module: str, name: str, default=None):
-    """As registry.literal, of the module whose RECIPE has this name."""
+def literal_of(module: str, name: str, default: Any = None) -> Any:
+    """As `registry.literal`, of the module whose RECIPE has this name."""
     return literal(_recipe_of(module)[0], name, default)
 
 
@@ -153,12 +166,12 @@ def version(module: str) -> int:
 def metric_names(labelled: bool = False) -> list[str]:
     """The names in METRICS and ALONE of metrics.py, with labels those in LABELLED too, read without importing it: a new one is
     missing from old evaluations."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for node in ast.parse(source_of("metrics").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign):
-            found[node.target.id] = node.value
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Dict):
+            found[node.target.id] = [str(ast.literal_eval(key)) for key in node.value.keys if key]
     tables = ("METRICS", "ALONE", *(("LABELLED",) if labelled else ()))
-    return [key.value for table in tables for key in found[table].keys]
+    return [name for table in tables for name in found[table]]
 
 
 def table() -> dict[str, int]:

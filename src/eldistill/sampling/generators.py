@@ -17,10 +17,9 @@ import torch
 from eldistill.data import classes
 from eldistill.data import dataset as data
 from eldistill.diffusion import noise
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem, nearest
 from eldistill.external import weights
-from eldistill.files import atomic
 from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("sampling", 1)
@@ -235,27 +234,3 @@ def grid(images: torch.Tensor, columns: int, scale: int = 1):
     )
     whole = picture(board)
     return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.NEAREST)
-
-
-def command(options, say) -> None:
-    """`python -m eldistill sample`: options as the command line gives them. Raises Problem."""
-    if not (options.grid or options.out):
-        raise Problem("nothing to write; give --grid FILE.png, --out FOLDER, or both")
-    if options.n < 1:
-        raise Problem(f"--n is {options.n}; expected 1 or more")
-    if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
-        raise Problem(f"--device is {options.device}, which is not here; use cpu")
-    generator = load_generator(options.generator, options.device)
-    label = None if options.label is None else class_number(generator, options.label)
-    images = sample(generator, options.n, options.seed, label, options.steps)
-    if label is None and generator.about["label_dim"]:
-        say(classes.sentence(generator.about))
-    if options.grid:
-        with atomic(options.grid) as temporary:
-            grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")
-        say(f"{options.n} images in {options.grid}")
-    if options.out:
-        for index, image in enumerate(images):
-            with atomic(Path(options.out) / f"{index:06d}.png") as temporary:
-                picture(image).save(temporary, format="PNG")
-        say(f"{options.n} images in {options.out}")

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from eldistill.errors import Problem
+from eldistill.evaluate.features import ClassifierSpace, Space
 from eldistill.evaluate.metrics import softmax
 from eldistill.external import fetching, pickles, weights
 
@@ -180,7 +181,7 @@ def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
     return net.requires_grad_(False).eval().to(device)
 
 
-def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def load(name: str, device="cpu", path: Path | None = None) -> Space:
     """The function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle, if it is not to be fetched.
     Raises Problem for another number of channels than 1 (repeated) or 3, or if the file cannot be had."""
     path = path or fetching.fetch(DOWNLOADS[0])
@@ -189,8 +190,7 @@ def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.T
     def features(images: torch.Tensor) -> torch.Tensor:
         return net(coloured(images, name).to(device))
 
-    features.probabilities = probabilities(net)
-    return features
+    return ClassifierSpace(features, probabilities(net))
 
 
 def coloured(images: torch.Tensor, name: str) -> torch.Tensor:

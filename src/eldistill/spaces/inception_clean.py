@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from eldistill.errors import Problem
+from eldistill.evaluate.features import ClassifierSpace, Space
 from eldistill.external import fetching
 from eldistill.spaces import inception
 
@@ -38,7 +39,7 @@ def resizer() -> Callable[[np.ndarray], np.ndarray]:
     return build_resizer("clean")
 
 
-def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def load(name: str, device="cpu", path: Path | None = None) -> Space:
     """The function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle, if it is not to be fetched.
     Raises Problem for another number of channels than 1 (repeated) or 3, or if the file or clean-fid cannot be had."""
     resize = resizer()
@@ -49,5 +50,4 @@ def load(name: str, device="cpu", path: Path | None = None) -> Callable[[torch.T
         resized = torch.from_numpy(np.stack([resize(picture) for picture in pictures]))
         return net.pooled(resized.permute(0, 3, 1, 2).to(device))
 
-    features.probabilities = inception.probabilities(net)
-    return features
+    return ClassifierSpace(features, inception.probabilities(net))

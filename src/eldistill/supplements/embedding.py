@@ -21,18 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.contract import AtImages, Batch, Later, Progress, Weight
+from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
-from eldistill.diffusion.noise import Draw
 from eldistill.ensemble import seed as ensembles
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
-from eldistill.losses import balance, mmd
+from eldistill.losses import balance, mixing, mmd
 from eldistill.numbers import number
 from eldistill.training import processes as distributed
 
 RECIPE = ("supplements/embedding", 2)
-GROUPS, DIRECTIONS = 8, 32  # of a batch and of the gradients' space, for the diagnostic `optimal`
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,12 @@ class Tools:
     across: distributed.Processes | None = None
 
 
-def prepare(numbers: Numbers, setting: Any) -> Tools:
-    """setting: .ensemble (path of the manifest), .device, .dtype, .sigma_data, .seed (the run's), and where they are
-    needed .teacher (network), .label_dim and .pairs (path of an .npz). Raises Problem for numbers that do not go together.
-    """
+def prepare(numbers: Numbers, setting: Setting) -> Tools:
+    """The members of the setting's ensemble, and what else the numbers ask for. Raises Problem for numbers that do not go
+    together."""
     dtype = torch.bfloat16 if numbers.precision == "bfloat16" else setting.dtype
-    ensemble = Ensemble(setting.ensemble, setting.device, dtype, getattr(setting, "teacher", None))
-    if numbers.labels != "marginal" and not getattr(setting, "label_dim", 0):
+    ensemble = Ensemble(setting.ensemble, setting.device, dtype, setting.teacher)
+    if numbers.labels != "marginal" and not setting.label_dim:
         raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss, but its data has no labels; "
                       "set it to marginal, or labels: true in the data setting")  # fmt: skip
     if numbers.anchored and (
@@ -235,7 +232,7 @@ def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> tor
 
 
 def weight(
-    base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: dict
+    base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: Memory
 ) -> Weight:
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
@@ -257,24 +254,24 @@ def weight(
 
 
 def diagnose(
-    value: torch.Tensor, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: dict
+    value: torch.Tensor, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: Memory
 ) -> Later:
     """Numbers for the log. value: EL, a scalar; base, own: gradients [n, c, h, w] of the base loss (None if it has none at
     the images) and of EL.
 
     snr: running mean of EL over its running deviation. Every `diagnose` iterations, `cosine` of the two gradients, and
-    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see `mix`).
+    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see losses/mixing.py).
     """
     scalars = [value]
     if base is not None and numbers.diagnose and batch.progress.iteration % numbers.diagnose == 0:
         left, right = base.double(), own.double()
         scalars += [left.norm(), right.norm(), (left * right).sum()]
-        if len(own) >= 2 * GROUPS:
-            scalars += _projected(base, own)
+        if len(own) >= 2 * mixing.GROUPS:
+            scalars += mixing.projections(base, own)
     return Later(scalars, functools.partial(_diagnosed, numbers.decay, memory))
 
 
-def _diagnosed(decay: float, memory: dict, value: float, *gradients: float) -> dict[str, float]:
+def _diagnosed(decay: float, memory: Memory, value: float, *gradients: float) -> dict[str, float]:
     # The same from the values of those scalars: EL; two norms and their product; what `optimal` needs.
     for name, each in (("value", value), ("square", value * value), ("weight", 1.0)):
         memory[name] = decay * memory.get(name, 0.0) + (1 - decay) * each
@@ -286,52 +283,8 @@ def _diagnosed(decay: float, memory: dict, value: float, *gradients: float) -> d
     left, right, product, *projections = gradients
     if min(left, right) > 0:
         found["cosine"] = product / (left * right)
-    share = _optimal(*projections) if projections else None
+    share = mixing.share_of(*projections) if projections else None
     return found if share is None else found | {"optimal": share}
-
-
-def mix(s1: float, s2: float, r: float) -> float:
-    """The share of the second of two unbiased estimators of one quantity that gives the mix the least variance.
-
-    s1, s2: their variances, r: their covariance. (s1 - r) / (s1 + s2 - 2 r), clipped to [0, 1]: outside it mixing does
-    not help (the paper's appendix C.6; r < min(s1, s2) is the condition). With biased estimators give second moments.
-    """
-    total = s1 + s2 - 2 * r
-    return 0.0 if total <= 0 else min(max((s1 - r) / total, 0.0), 1.0)
-
-
-def optimal(base: torch.Tensor, own: torch.Tensor) -> float | None:
-    """The share of EL in the mix of least variance, from one batch; None if the two do not point the same way at all.
-
-    The batch is cut into GROUPS; the mean gradients of a group, projected on DIRECTIONS fixed random ones, are repeated
-    measurements. The lemma speaks of two estimators of one vector, which the two losses are not: EL is scaled so that
-    its mean projections fit the base's best. A diagnostic, never a weight.
-    """
-    return _optimal(*map(float, _projected(base, own)))
-
-
-def _optimal(scale: float, s1: float, s2: float, r: float) -> float | None:
-    return mix(s1, s2, r) if scale > 0 else None
-
-
-def _projected(base: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
-    # Scalars: what EL is scaled by, variances of the projections of the base loss and of EL, and their covariance.
-    n = len(base) // GROUPS * GROUPS
-    size = base[0].numel()
-    directions = _directions(size, base.device)
-    a, b = ((each[:n].double().reshape(GROUPS, -1, size).mean(1) @ directions) for each in (base, own))
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    length = mean_b @ mean_b
-    scale = torch.where(length > 0, (mean_a @ mean_b) / length, 0.0)
-    b = scale * b
-    a, b = a - a.mean(0), b - b.mean(0)
-    return [scale, *((left * right).sum() / (GROUPS - 1) for left, right in ((a, a), (b, b), (a, b)))]
-
-
-@functools.cache
-def _directions(size: int, device: torch.device) -> torch.Tensor:
-    draw = Draw(0, "el/directions", 0, DIRECTIONS, dtype=torch.float64)
-    return (draw.normal("direction", size).T / math.sqrt(size)).to(device)
 
 
 def warning(means: dict[str, float]) -> str | None:

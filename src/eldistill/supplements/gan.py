@@ -7,13 +7,11 @@ fake_score; the generator gets the gradient of its loss at the images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
-from eldistill.contract import AtImages, Batch, Progress, Weight
+from eldistill.contract import AtImages, Batch, Memory, Nets, Progress, Setting, Weight
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, balance
 from eldistill.numbers import number
@@ -37,12 +35,20 @@ class Numbers:
     weight_critic: float = number(1e-2, "factor of the loss of head and fake_score (DMD2, authors' recipe)", low=0)
 
 
-def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:
-    """Tools: .nets, filled by `networks`, and .micro_batch, images at once."""
-    return SimpleNamespace(nets=None, micro_batch=setting.micro_batch)
+@dataclass
+class Tools:
+    """What a run needs beside the numbers."""
+
+    micro_batch: int  # images at once; 0: the whole batch
+    nets: Nets = field(default_factory=dict)  # of the run, once `networks` has seen them
 
 
-def networks(nets: dict, tools: SimpleNamespace, numbers: Numbers, seed: int) -> None:
+def prepare(numbers: Numbers, setting: Setting) -> Tools:
+    """Of the setting only the micro-batch counts."""
+    return Tools(setting.micro_batch)
+
+
+def networks(nets: Nets, tools: Tools, numbers: Numbers, seed: int) -> None:
     """Put a head on fake_score. Raises Problem if the method has no fake_score, or one with a head."""
     if "fake_score" not in nets:
         raise Problem("the supplement gan needs a method with a fake_score; this one has none")
@@ -51,9 +57,7 @@ def networks(nets: dict, tools: SimpleNamespace, numbers: Numbers, seed: int) ->
     tools.nets = nets
 
 
-def generator_terms(
-    tools: SimpleNamespace, images: torch.Tensor, batch: Batch, numbers: Numbers
-) -> dict[str, AtImages]:
+def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
     """The non-saturating loss of the head, mean over images, and its gradient."""
     if not numbers.weight:
         return {"adversarial": AtImages(images.new_zeros(()), torch.zeros_like(images))}
@@ -69,7 +73,7 @@ def generator_terms(
     return {"adversarial": AtImages(torch.stack(values).sum(), torch.cat(gradients))}
 
 
-def critic_terms(tools: SimpleNamespace, nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict:
+def critic_terms(tools: Tools, nets: Nets, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict:
     """The head's loss on generated and real images, whose labels are their own."""
     if not numbers.weight:
         return {}
@@ -80,7 +84,7 @@ def critic_terms(tools: SimpleNamespace, nets: dict, batch: Batch, images: torch
 
 
 def weight(
-    base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: dict
+    base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: Memory
 ) -> Weight:
     """The factor of its gradient; balanced: the share `weight` of the base loss's, as eldistill.losses.balance has it."""
     if not numbers.weight or numbers.weighting == "fixed":

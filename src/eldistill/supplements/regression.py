@@ -12,13 +12,12 @@ generator sees the same unit noise at its own sigma_init.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from eldistill.contract import Batch
+from eldistill.contract import Batch, Nets, Setting
 from eldistill.errors import Problem
 from eldistill.losses import perceptual
 from eldistill.numbers import number
@@ -47,28 +46,41 @@ class Numbers:
     )  # fmt: skip
 
 
-def prepare(numbers: Numbers, setting: Any) -> SimpleNamespace:
-    """setting: .pairs (path of an .npz), .sigma_init, .device, .dtype, .codec, .label_dim. Raises Problem."""
-    with np.load(setting.pairs, allow_pickle=False) as arrays:
+@dataclass(frozen=True)
+class Tools:
+    """The pairs, and what it takes to use them."""
+
+    z: torch.Tensor  # unit noise [n, c, h, w], on the CPU
+    images: torch.Tensor  # the teacher's images of it [n, c, h, w], on the CPU
+    labels: torch.Tensor  # [n], -1 where there are none
+    setting: Setting
+    measure: dict[str, torch.Tensor] | None  # weights of LPIPS
+
+
+def prepare(numbers: Numbers, setting: Setting) -> Tools:
+    """Read the pairs of the setting. Raises Problem."""
+    path = setting.pairs or Path()  # a run with this supplement has pairs
+    with np.load(path, allow_pickle=False) as arrays:
         # They stay on the CPU: half a million pairs would fill a GPU.
         z, images, labels = (torch.from_numpy(arrays[key]) for key in ("z", "images", "labels"))
     if setting.label_dim and int(labels.max()) >= setting.label_dim:
-        raise Problem(f"{setting.pairs} has labels beyond the {setting.label_dim} of the data; make the pairs again")
+        raise Problem(f"{path} has labels beyond the {setting.label_dim} of the data; make the pairs again")
     measure = perceptual.load(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
-    return SimpleNamespace(z=z, images=images, labels=labels, measure=measure, dtype=setting.dtype, device=setting.device,
-                           label_dim=setting.label_dim, sigma_init=setting.sigma_init, codec=setting.codec)  # fmt: skip
+    return Tools(z, images, labels, setting, measure)
 
 
-def direct_terms(tools: SimpleNamespace, nets: dict, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
+def direct_terms(tools: Tools, nets: Nets, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
+    setting = tools.setting
     index = batch.draw.on("cpu").integers("pair", len(tools.z))
-    z, wanted = (each[index].to(tools.device, tools.dtype) for each in (tools.z, tools.images))
+    z, wanted = (each[index].to(setting.device, setting.dtype) for each in (tools.z, tools.images))
     labels = None
-    if tools.label_dim:
-        labels = torch.nn.functional.one_hot(tools.labels[index], tools.label_dim).to(z)
-    made = nets["generator"](tools.sigma_init * z, z.new_full((len(z),), tools.sigma_init), labels)
+    if setting.label_dim:
+        labels = torch.nn.functional.one_hot(tools.labels[index], setting.label_dim).to(z)
+    made = nets["generator"](setting.sigma_init * z, z.new_full((len(z),), setting.sigma_init), labels)
     if tools.measure is not None:
-        return {"lpips": perceptual.distance(tools.measure, made, wanted, tools.codec, numbers.lpips_pooling).mean()}
+        distance = perceptual.distance(tools.measure, made, wanted, setting.codec, numbers.lpips_pooling)
+        return {"lpips": distance.mean()}
     return {"huber": (((made - wanted).square().mean(dim=(1, 2, 3)) + numbers.c**2).sqrt() - numbers.c).mean()}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a suite: convergence curves and sample grids. Equal input gives equal bytes."""
+"""Pictures of a suite: convergence curves, their costs, and a radar of what each arm takes. Equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import itertools
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from eldistill.errors import Problem
 from eldistill.files import atomic
-from eldistill.tables.results import COSTS, PARTS, TEACHER, Result, arms_of, is_reason, named, one_device, short
+from eldistill.tables.results import COSTS, PARTS, Result, arms_of, is_reason, named, one_device, short
 
 RECIPE = ("plots", 4)  # colours and labels of one seed; names follow each data setting; legends are whole
 
-SAMPLE_ROWS = 4
 # Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
@@ -236,137 +234,3 @@ def _spokes(group: list[Result], row: dict, params: dict) -> dict[str, float | N
         SECONDS: row["step_ms_cpu"], "memory": median(memory) if all(memory) else None,
         "images to the\nbaseline's end": images, **ends,
     }  # fmt: skip
-
-
-def _picture(path: Path, columns: int, width: int):
-    # The first rows of a grid of square images, enlarged by a whole number.
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except OSError as error:
-        raise Problem(f"{path} is no picture ({error}); delete it and run `snakemake all`") from None
-    picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * picture.width // columns)))
-    scale = max(1, width // picture.width)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-
-
-def draw_samples(path: Path, results: list[Result], params: dict, root: Path) -> None:
-    """samples.png: the teacher's and each arm's first images (lowest seed), labelled, two panels a row."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    places: dict[str, list[tuple[str, str]]] = {}
-    for (data, method, supplement), group in arms_of(results).items():
-        run = min(group, key=lambda result: result.seed)
-        panels = places.setdefault(data, [(f"{data}: {TEACHER}", f"{data}/teacher")])
-        panels.append((f"{data}: {method}, {supplement}, seed {run.seed}", run.run))
-    panels = [(text, _picture(root / f"data/evaluations/{folder}/samples.png", params["grid"], 576))
-              for group in places.values() for text, folder in group]  # fmt: skip
-    label, gap = 36, 24
-    width, height = (max(getattr(picture, side) for _, picture in panels) for side in ("width", "height"))
-    rows = -(-len(panels) // 2)
-    board = Image.new("RGB", (2 * width + 3 * gap, rows * (height + label + gap) + gap // 2), "white")
-    pen, font = ImageDraw.Draw(board), ImageFont.load_default(size=22)
-    for i, (text, picture) in enumerate(panels):
-        x, y = gap + i % 2 * (width + gap), gap // 2 + i // 2 * (height + label + gap)
-        pen.text((x, y), text, fill="black", font=font)
-        board.paste(picture, (x, y + label))
-    with atomic(path) as temporary:
-        board.save(temporary, format="PNG")
-
-
-def _cut(axes, ends: list[tuple]) -> None:
-    # A few wide intervals must not make points of all the others: they are cut, and say where they would end.
-    wide = sorted(max(abs(low), abs(high)) for _, _, low, high, _ in ends)
-    reach = 1.25 * wide[int(0.75 * (len(wide) - 1))]
-    if not reach or wide[-1] < 4 * reach:
-        return
-    axes.set_xlim(-reach, reach)
-    for place, middle, low, high, colour in ends:
-        if max(abs(low), abs(high)) > reach:
-            side = 1 if high > reach else -1
-            text = f"{middle:+.0f} [{low:.0f}, {high:.0f}]"
-            axes.annotate(text, (side * reach, place), (-4 * side, 4), textcoords="offset points", fontsize=8, color=colour,
-                          ha="right" if side > 0 else "left", va="bottom")  # fmt: skip
-
-
-DRAWN = {
-    "part": "percent of the variance of the Fréchet distance",
-    "iterations": "iterations until the distance stays below the threshold, median over seeds",
-    "fd_mean": "Fréchet distance, mean ± sd",
-    "snr": "signal of the supplement over its noise",
-    "share": "floor: percent of the variance at the smallest batch that no batch averages out",
-    "lost_percent": "percent lost after the best point of the curve, median",
-}
-
-
-BARS = ("part", "iterations", "lost_percent", "snr")
-
-
-def draw_study(path: Path, rows: list[dict], params: dict) -> None:
-    """A picture of a study: where there are differences a forest of them, else each arm's mean with its deviation."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    if "share_training" in rows[0]:  # one bar for each part of the variance
-        names = {"training": "training seed", "ensemble": "ensemble seed", "rest": "interaction and noise"}
-        rows = [
-            {**row, "supplement": f"{row['supplement']}, {text}", "part": None if (share := row[f"share_{key}"]) is None else 100 * share}
-            for row in rows for key, text in names.items()
-        ]  # fmt: skip
-    # Without a percent, which a baseline of 0 has not, there is no place on the common axis.
-    compared = [row for row in rows if row.get("difference") is not None and row.get("percent") is not None]
-    shown = compared or rows
-    # A table without distances is drawn by the first of these that it has.
-    value, title = next((key, text) for key, text in DRAWN.items() if key in shown[0])
-    shown = compared or [row for row in shown if row[value] is not None] or shown  # an empty place would look like a 0
-    labels = [
-        ", ".join(str(row[key]) for key in ("data", "space", "equal", "gradient") if row.get(key))
-        + f": {row['method']}/{row['supplement']}"
-        for row in shown
-    ]
-    with matplotlib.style.context("default"), atomic(path) as temporary:
-        figure = Figure(figsize=(10, 1.4 + 0.32 * len(shown)), dpi=100, layout="constrained")
-        axes = figure.subplots()
-        ends = []
-        for place, row in enumerate(shown):
-            # Differences in percent of the baseline: one axis for all data settings and feature spaces.
-            unit = row["percent"] / row["difference"] if compared and row["difference"] else 1.0
-            middle = row["difference"] * unit if compared else row[value]
-            if middle is None:
-                continue
-            reach = row.get("fd_sd") or 0.0 if value == "fd_mean" else 0.0
-            low, high = (row["low"], row["high"]) if compared else (middle - reach, middle + reach)
-            if value in BARS and not compared:
-                axes.barh(place, middle, height=0.6, color=COLOURS[1])
-                continue
-            if not compared and row.get(f"{value}_low") is not None:
-                low, high = row[f"{value}_low"], row[f"{value}_high"]
-            if compared:
-                low, high = (middle, middle) if low is None else (low * unit, high * unit)
-            sure = compared and row["low"] is not None and (low > 0 or high < 0)  # one seed is never sure
-            colour = COLOURS[1] if sure else "#777777"
-            ends.append((place, middle, low, high, colour))
-            axes.plot([low, high], [place, place], color=colour, linewidth=2.5)
-            axes.plot(middle, place, "o", color=colour)
-            if row.get("margin"):
-                axes.plot(
-                    [-100 * params["margin"], 100 * params["margin"]], [place + 0.25] * 2, color=COLOURS[2], linewidth=1
-                )
-        if compared:
-            axes.axvline(0, color="black", linewidth=1)
-            _cut(axes, ends)
-        axes.set_yticks(range(len(shown)), labels, fontsize=9)
-        axes.invert_yaxis()
-        what = (
-            f"Fréchet distance minus {params['against']}'s in percent of it, with its interval" if compared else title
-        )
-        if any(row.get("margin") for row in shown):
-            what += "\nthin line: the margin of equivalence"
-        axes.set(xlabel=what, title=params["question"])
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What others have published: the figures of published.csv, and beside which arm each of them may stand."""
+"""Figures that others have published (published.csv), and which of them may be shown next to which arm."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tables and the pictures are made of: the evaluations of a suite's runs, read and checked."""
+"""The evaluations of a suite's runs, read and checked: all tables and pictures are made from them."""
 
 from __future__ import annotations
 
@@ -161,64 +161,3 @@ def short(value) -> str:
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.2e}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
-
-
-# --- what a study sees -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a kind of study sees: its results, its section of params.yaml with `confidence`, `tuning` and `beds`, and the
-    training log of each run, {run: rows}. beds: {data setting: [what it shows, the feature space that ranks it]}."""
-
-    results: list[Result]
-    params: dict
-    logs: dict[str, list[dict[str, str]]]
-    root: Path = Path()
-
-    def metric(
-        self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
-    ) -> float | None:
-        """One number of a run; None if it was not measured."""
-        name = named(result.metrics, metric, space or self.primary(result), part)
-        return None if name is None else result.metrics[name]
-
-    def primary(self, result: Result) -> str:
-        """The feature space that ranks a run."""
-        return self.params["beds"][result.arm[0]][1]
-
-    def spaces(self) -> list[str]:
-        """The feature spaces that every run has, those that rank first."""
-        found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
-        every = dict.fromkeys([*map(self.primary, self.results), *(match[1] for match in found if match)])
-        return [
-            space for space in every if all(self.metric(result, space=space) is not None for result in self.results)
-        ]
-
-    def curve(self, result: Result) -> list[tuple[int, float]]:
-        """(iteration, distance that ranks) along a run."""
-        return result.distances(self.primary(result), "heldout")
-
-    def ranking(self, results: list[Result] | None = None) -> list[str]:
-        """The names of the metrics that rank these runs (all of them if None); several if numbers of images differ."""
-        chosen = self.results if results is None else results
-        return list(dict.fromkeys(named(r.metrics, "fd", self.primary(r), "heldout") for r in chosen))
-
-    def split(self) -> list[tuple[str, Study]]:
-        """A study of each bed: data settings that show the same images. Raises Problem if two spaces rank one bed."""
-        beds: dict[str, list[Result]] = {}
-        for result in self.results:
-            beds.setdefault(self.params["beds"][result.arm[0]][0], []).append(result)
-        for name, results in beds.items():
-            if len(first := sorted({self.primary(result) for result in results})) > 1:
-                raise Problem(f"the settings of {name} are ranked by {' and '.join(first)}; in one study they need the same "
-                              "first name in evaluate.features")  # fmt: skip
-        return [(name, Study(results, self.params, self.logs, self.root)) for name, results in beds.items()]
-
-    def logged(self, result: Result, number: str, of: str | None = None) -> list[float]:
-        """A logged number of the run's own supplement, or of `of`, tick by tick in the second half of the run."""
-        rows = self.logs[result.run]
-        ending = f".{number}" if of is None else f"{of}.{number}"
-        names = [name for name in rows[0] if name.endswith(ending)] if rows else []
-        values = [float(row[names[0]]) for row in rows if row.get(names[0])] if names else []
-        return values[len(values) // 2 :]

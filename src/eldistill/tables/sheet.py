@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import read_json, write_text
-from eldistill.tables.report import BLUE, STYLE, picture, short_table
+from eldistill.tables.page import BLUE, STYLE, picture, short_table
 from eldistill.tables.results import NAME, PARTS, short
 
 GROUPS = {  # heading: endings of the logged names that belong to it; what is left over are loss terms

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics → tables, intervals, plots. Only arithmetic on files: equal input gives equal bytes.
+"""Makes the tables of a suite from the metrics of its runs. Only arithmetic on files: equal input gives equal bytes.
 
 The unit of evidence is a training seed: intervals are Student's t over differences paired by seed, because
 variation between seeds dominates the noise of sampling images, and the noise of the reference images is common
@@ -17,8 +17,7 @@ from statistics import fmean, median, stdev
 from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import write_rows, write_text
-from eldistill.tables import curves as plots
-from eldistill.tables import published, typeset
+from eldistill.tables import curves, grids, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
     ABOUT,
@@ -300,7 +299,7 @@ def published_rows(rows: list[dict]) -> list[dict]:
 
 
 def make(params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write OUTPUTS (in this order).
+    """Write paths.TABLES but for the report; outputs are their paths.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space
     that ranks), runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input.
@@ -310,16 +309,18 @@ def make(params: dict, root: Path, outputs: list[Path]) -> None:
         raise Problem("the suite has no runs; see `suites` in params.yaml")
     check(results, params["primary"])
     rows = main_rows(results, params, root)
-    main, text, latex, runs, curves, theirs, curves_picture, costs, radar, samples = outputs
-    write_rows(main, rows)
-    pairs = contrasts(arms_of(results), params)
+    path = {output.name: output for output in outputs}
+    write_rows(path["main.csv"], rows)
+    suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    write_text(text, typeset.markdown(main.parent.name, rows, params, wanted, pairs, others))
-    write_text(latex, typeset.tex(rows, params, wanted))
-    write_rows(theirs, others or [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))])
-    write_rows(runs, run_rows(results, params))
-    write_rows(curves, curve_rows(results, params["primary"]))
-    plots.draw_curves(curves_picture, results, rows, params)
-    plots.draw_costs(costs, results, params)
-    plots.draw_radar(radar, results, rows, params)
-    plots.draw_samples(samples, results, params, root)
+    write_text(path["main.md"], typeset.markdown(suite, rows, params, wanted, pairs, others))
+    write_text(path["main.tex"], typeset.tex(rows, params, wanted))
+    write_rows(
+        path["published.csv"], others or [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))]
+    )
+    write_rows(path["runs.csv"], run_rows(results, params))
+    write_rows(path["curves.csv"], curve_rows(results, params["primary"]))
+    curves.draw_curves(path["curves.png"], results, rows, params)
+    curves.draw_costs(path["costs.png"], results, params)
+    curves.draw_radar(path["radar.png"], results, rows, params)
+    grids.draw_samples(path["samples.png"], results, params, root)

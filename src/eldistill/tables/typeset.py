@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 
 from eldistill.evaluate import metrics
+from eldistill.tables.alarms import alarms
 from eldistill.tables.results import NAME, PARTS, is_reason, short
 
 RECIPE = ("typeset", 2)  # no saving of one seed; why there is no time to a baseline; names follow each data setting
@@ -161,7 +162,7 @@ def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> list[str
         return parts | {name: row.get(f"{name}_{primary}_mean") for name in ALONE}
 
     floors = {who: seen(row) for who, row in floors.items()}
-    found = {f"{row['method']}/{row['supplement']}": metrics.alarms(seen(row), floors) for row in arms}
+    found = {f"{row['method']}/{row['supplement']}": alarms(seen(row), floors) for row in arms}
     told = [f"- {who}: {'; '.join(clauses)}." for who, clauses in found.items() if clauses]
     return ["", "Look at the images of", "", *told] if told else []
 

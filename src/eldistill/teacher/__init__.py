@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrained denoisers: trained by us (train)."""
+"""Teachers, the denoisers that are distilled: trained here, or read from files of others, and checked before they are used."""

@@ -12,10 +12,10 @@ import torch
 
 from eldistill import files
 from eldistill.data import classes
-from eldistill.diffusion.noise import Draw
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
 from eldistill.sampling import generators as sampling
-from eldistill.teacher import train
+from eldistill.sampling import teachers
 
 RECIPE = ("teacher/pairs", 1)
 
@@ -29,7 +29,7 @@ def make(
     pack: the images of a conditional teacher, whose classes are drawn by their frequency there; None: uniformly. Chunks are
     kept in `folder`: the same command continues after the last whole one.
     """
-    net, about = train.load(teacher, device)
+    net, about = teachers.load(teacher, device)
     about |= classes.describe(pack) if pack and about["label_dim"] else {}
     n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []

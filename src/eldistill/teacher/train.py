@@ -3,31 +3,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from eldistill import networks
-from eldistill.contract import Batch, Phase
+from eldistill.contract import Batch, Method, Phase
 from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
-from eldistill.external import weights
-from eldistill.plan import params
-from eldistill.tensors import load_tensors, save_tensors
+from eldistill.tensors import save_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
+from eldistill.training.job import Job, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("teacher/train", 1)
 
 
-def phases(numbers, progress) -> list[Phase]:
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of EDM's loss, of a `teacher` in params.yaml."""
+
+    P_mean: float  # mean of ln sigma
+    P_std: float  # deviation of ln sigma
+    augment: float  # probability of each kind of EDM's augmentation; 0: none
+
+
+def phases(numbers: Numbers, progress) -> list[Phase]:
     """One step of the denoiser."""
     return [Phase("teacher", images="none")]
 
 
-def critic_terms(nets: dict, batch: Batch, images, numbers) -> dict[str, torch.Tensor]:
+def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The denoising loss on real images, summed over pixels, mean over images."""
     x, labels = batch.real("image")
     augment_labels = None
@@ -52,12 +61,12 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
     arithmetic = speed.arithmetic(recipe.get("precision", "float32"), site, [net])
     speed.prepare(site, [], [net])
-    job = loop.Job(
-        method=SimpleNamespace(phases=phases, critic_terms=critic_terms),
-        numbers=SimpleNamespace(**{key: recipe[key] for key in ("P_mean", "P_std", "augment")}),
-        training=SimpleNamespace(**{key: recipe[key] for key in ("n_images", "batch")}, ema=params.freeze("Ema", recipe["ema"])),
+    job = Job(
+        method=Method(phases=phases, critic_terms=critic_terms),
+        numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
+        training=Training(recipe["n_images"], recipe["batch"], Ema.of(recipe["ema"])),
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
-        optimisers={"teacher": params.freeze("Optimiser", recipe["optimiser"])},
+        optimisers={"teacher": Optimiser.of(recipe["optimiser"])},
         device=site.device, micro_batch=site.micro_batch, save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
         arithmetic=arithmetic,
     )  # fmt: skip
@@ -69,19 +78,3 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
              "n_images": work.n_images, "recipe": digest}  # fmt: skip
     save_tensors(output, average.state_dict(), about)
     return work
-
-
-def load(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[torch.nn.Module, dict]:
-    """(frozen teacher, description) from a file of ours, whose tensors are finite floats of the shapes that its description
-    asks for. Raises Problem."""
-    tensors, about = load_tensors(path)
-    if "sampler" in about:
-        raise Problem(
-            f"{path} is a one-step generator, which knows no other noise level; expected a teacher.safetensors"
-        )
-    if lacking := [key for key in ("config", "codec", "shape", "label_dim") if key not in about]:
-        raise Problem(
-            f"{path} is not a teacher of this project: its description has no {lacking[0]}; expected a teacher.safetensors"
-        )
-    net = weights.restore(path, tensors, about)
-    return net.requires_grad_(False).eval().to(device, dtype), about

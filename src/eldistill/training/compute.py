@@ -67,7 +67,7 @@ def arithmetic(wanted: str, site, nets: Iterable[torch.nn.Module]) -> Arithmetic
 
 
 def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
-    """float32, tf32 (of a process that began without it: steps/run.py) or bfloat16 (networks/half.py) of these denoisers."""
+    """float32, tf32 (of a process that began without it: steps/work.py) or bfloat16 (networks/half.py) of these denoisers."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for net in nets:
@@ -117,3 +117,12 @@ def compiled(nets: Iterable[torch.nn.Module]) -> None:
 def eager(was_compiled: bool) -> AbstractContextManager:
     """A context in which nothing that was compiled is used: operations are counted one by one."""
     return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()
+
+
+def memory_gib(device: str) -> float:
+    """The most memory that this process has held: of the GPU, or on a CPU of the whole process, torch included."""
+    if "cuda" in str(device):
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

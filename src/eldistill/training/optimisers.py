@@ -7,12 +7,50 @@ A change of results here raises the version in the RECIPE of eldistill.training.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
 from eldistill.contract import Progress
 
 COVERED_BY = "loop"
+
+
+class Section:
+    """A dataclass whose fields are keys of a resolved section of params.yaml."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From such a section; lists become tuples."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Optimiser(Section):
+    """How a network is trained."""
+
+    kind: str  # adam, adamw or radam
+    lr: float  # learning rate, before warm-up and decay
+    betas: tuple[float, float]  # decay of the two moments
+    eps: float  # added to the root of the second moment
+    weight_decay: float
+    warmup_images: int  # images over which the rate rises linearly from 0
+    decay_images: int  # images at the end over which it falls linearly to 0
+    clip: float  # largest norm of the gradient of the whole network; 0: any
+    clip_value: float  # largest entry of a gradient; 0: any
+
+
+@dataclass(frozen=True)
+class Ema(Section):
+    """The running average of a network's weights; `ema_beta` has the formulas."""
+
+    policy: str  # ramped, constant or power
+    beta: float = 0.0  # constant: weight of the past
+    halflife_images: float = 0.0  # ramped: images after which an old weight counts half
+    ramp: float = 0.0  # ramped: the half-life is at most this share of the images so far
+    gamma: float = 0.0  # power: exponent less 1
 
 
 class RAdam(torch.optim.RAdam):

@@ -8,13 +8,8 @@ job loses no progress, and a changed number never continues an old run.
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
-import os
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +17,6 @@ import torch
 from eldistill.errors import Problem
 from eldistill.external import weights
 from eldistill.paths import STATE
-from eldistill.plan import cluster
 from eldistill.tensors import load_tensors, save_tensors
 
 COVERED_BY = "loop"
@@ -33,40 +27,6 @@ def folder(digest: str, root: str | Path = ".") -> Path:
     path = Path(root) / STATE / digest[:32]
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit.
-
-    The file says who holds it. Where locks do not reach other nodes, Slurm is asked whether the job that it names is alive.
-    """
-    name = path / "lock"
-    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
-        os.close(file)
-        raise Problem(
-            f"{holder} is already at work on this run; wait for it, or stop it and repeat the command"
-        ) from None
-    except OSError as error:
-        print(f"eldistill: this file system has no locks ({error}); start no second copy of this run", file=sys.stderr)
-    try:
-        before = os.read(file, 200).decode(errors="replace").strip()
-        elsewhere = cluster.at_work_elsewhere(before)
-        if elsewhere is None:
-            raise Problem(
-                f"squeue does not say whether {before} is still at work on this run; repeat the command when it answers"
-            )
-        if elsewhere:
-            raise Problem(f"{before} is already at work on this run; wait for it, or stop it and repeat the command")
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{cluster.me()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(file)
 
 
 def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
@@ -102,9 +62,39 @@ def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Pa
                     slots[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+PIECE, ALIGNED = 2**28, 64  # bytes
+
+
 def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
     """Write one state file; the one before is replaced only when the new one is complete."""
     save_tensors(path / "state.safetensors", tensors, numbers)
+
+
+def buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> dict[str, torch.Tensor]:
+    """Empty tensors on the CPU of the given shapes and types, packed into pieces of PIECE bytes.
+
+    torch rounds each pinned allocation up to a power of two; thousands of small ones would take half as much again.
+    """
+    found: dict[str, torch.Tensor] = {}
+    waiting: list[tuple[str, int, int]] = []  # name, place in the piece, bytes
+    filled = 0
+
+    def finish() -> None:
+        piece = torch.empty(filled, dtype=torch.uint8, pin_memory=pinned)
+        for name, start, size in waiting:
+            shape, dtype = layout[name]
+            found[name] = piece[start : start + size].view(dtype).reshape(shape)
+        waiting.clear()
+
+    for name, (shape, dtype) in layout.items():
+        size = shape.numel() * dtype.itemsize
+        if filled + size > PIECE:
+            finish()
+            filled = 0
+        waiting.append((name, filled, size))
+        filled += -(-size // ALIGNED) * ALIGNED
+    finish()
+    return {name: found[name] for name in layout}
 
 
 class Writer:
@@ -144,15 +134,15 @@ class Writer:
     def _copied(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Into buffers that are kept from one state to the next: pinning memory takes as long as filling it.
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if layout != {name: (buffer.shape, buffer.dtype) for name, buffer in self._buffers.items()}:
+            self._buffers = {}  # freed before others are made
+            self._buffers = buffers(layout, pinned=bool(devices))
         for name, tensor in tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device in devices)
-                self._buffers[name] = buffer
-            buffer.copy_(tensor.detach(), non_blocking=True)
+            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
         for device in devices:
             torch.cuda.synchronize(device)
-        return {name: self._buffers[name] for name in tensors}
+        return dict(self._buffers)
 
     def __enter__(self) -> Writer:
         return self

@@ -8,8 +8,9 @@ from statistics import fmean, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import Result, Study, arms_of, identity, short
+from eldistill.tables.results import Result, arms_of, identity, short
 from eldistill.tables.studies.comparisons import compared, paired, summary
+from eldistill.tables.studies.study import Study
 
 RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
 

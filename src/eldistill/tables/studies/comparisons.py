@@ -11,7 +11,8 @@ from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, Study, arms_of, identity, one_device, short
+from eldistill.tables.results import COSTS, Result, arms_of, identity, one_device, short
+from eldistill.tables.studies.study import Study
 
 RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of studies that look at the runs themselves, not at who is ahead: did they stay on their feet, and what did the
+"""Kinds of studies that look at the runs themselves, not at their ranking: whether they diverged or collapsed, and what the
 Embedding Loss's gradient have to say?"""
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def stability(study) -> tuple[list[dict], list[str]]:
         }
         rows.append(row | {"runs": " ".join(result.run for result in group)})
     said, several = [], len({row["data"] for row in rows}) > 1
-    name = lambda row: f"{row['data']}, " * several + f"{row['method']}/{row['supplement']}"  # noqa: E731
+
+    def name(row: dict) -> str:
+        return f"{row['data']}, " * several + f"{row['method']}/{row['supplement']}"
+
     for key, what in (
         ("diverged", "ended no better than they started"),
         ("collapsed", f"fell below a trace ratio of {COLLAPSE}"),

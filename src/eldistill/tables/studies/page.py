@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One question, one table: the studies of a suite, each made from the grids that name it.
+"""Makes the studies of a suite: each has one question and one table, and is made from the grids that name it.
 
 A study is a section of `tables.studies` (question, kind, baseline, margin). Every kind is a function from results to
 rows and sentences; all sentences are written from the numbers. To add a kind, write a module in this folder
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
-from eldistill.tables import curves as plots
-from eldistill.tables.results import Study, check, load, short
-from eldistill.tables.studies import variance
+from eldistill.tables.results import check, load, short
+from eldistill.tables.studies import forest
+from eldistill.tables.studies.study import Study
 
 RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
 # {kind: the module that has it}, a literal: the recipe of a study names that module.
@@ -50,10 +50,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("weight", lambda row: _text(row.get("weight"))),
     ("gradient ratio", lambda row: _text(row.get("gradient_ratio"))),
     ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
-    *(
-        (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
-        for batch in variance.REPEATS
-    ),
+    ("noise over signal", lambda row: None),  # a column for each batch: `_columns`
     ("floor, % of the variance at the smallest", lambda row: _span(row, "share", "share_low", "share_high")),
     ("signal over noise", lambda row: _text(row.get("snr"))),
     ("cosine", lambda row: _text(row.get("cosine"))),
@@ -75,10 +72,23 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
 
 
 def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]:
-    # SHOWN with a column for each feature space that does not rank, whatever spaces the suite measures.
-    stems = [m[1] for row in rows for key in row if (m := re.fullmatch(r"(fd_.+)_mean", key)) and m[1] != "fd_train"]
-    others = [(stem.replace("_", " ", 1), lambda row, stem=stem: _pm(row, stem)) for stem in dict.fromkeys(stems)]
-    return [column for each in SHOWN for column in (others if each[0] == "fd of the other spaces" else [each])]
+    # SHOWN with a column for each feature space that does not rank, and for each batch, whatever the study measured.
+    stems = [stem for stem in _found(rows, r"(fd_.+)_mean") if stem != "fd_train"]
+    several = {
+        "fd of the other spaces": [
+            (stem.replace("_", " ", 1), lambda row, stem=stem: _pm(row, stem)) for stem in stems
+        ],
+        "noise over signal": [
+            (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
+            for batch in _found(rows, r"noise_(\d+)")
+        ],
+    }
+    return [column for each in SHOWN for column in several.get(each[0], [each])]
+
+
+def _found(rows: list[dict], pattern: str) -> list[str]:
+    # What the group of the pattern matches in the names of columns, each once, in the order of the rows.
+    return list(dict.fromkeys(match[1] for row in rows for key in row if (match := re.fullmatch(pattern, key))))
 
 
 def _text(value) -> str | None:
@@ -137,7 +147,7 @@ def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     table, text, picture = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     write_text(text, markdown(name, params, rows, said, _ranking(study)))
-    plots.draw_study(picture, rows, params)
+    forest.draw_study(picture, rows, params)
 
 
 def _ranking(study: Study) -> str:

@@ -1,261 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a larger batch averages out of a gradient, and what it does not: measured on the networks of finished runs.
+"""The kind of study that tabulates how the noise of a gradient falls with the batch, and what no batch averages out.
 
-At a snapshot of a run the generator is held; some fake_scores are trained on it from the teacher, each with random
-numbers of its own; then the gradient of its parameters is drawn again and again at several batches. Its variance (the
-trace of its covariance) is fitted by floor + slope / batch; that of a supplement, whose images meet in pairs, has a part
-in 1 / batch^2 as well (the variance of a U-statistic). With a noise level of its own for every image and one given
-fake_score the draws of a batch are independent, and there can be no floor; one level for a whole batch leaves one, and
-so do different fake_scores.
+eldistill.distil.probe measures it, on the networks of finished runs.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 
-import numpy as np
-
-from eldistill.errors import Problem
 from eldistill.tables import inference
 from eldistill.tables.results import arms_of, identity, short
+from eldistill.tables.studies.study import Study
 
 RECIPE = ("variance", 2)
 NETWORKS = True  # the study runs the networks of its runs again
-PERCENT = 20  # of the run: the snapshot that is looked at
-FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
-REPEATS = {8: 32, 32: 24, 128: 16}  # batch: how many gradients of it
-
-OWN, SHARED, ACROSS = "own noise levels", "one noise level a batch", f"own noise levels, across {FAKES} fake_scores"
 
 
-# --- arithmetic -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of repeated gradients at one batch: their mean [P], the trace of their covariance, how many they are."""
-
-    mean: np.ndarray
-    variance: float
-    count: int
-
-
-def moments(gradients: np.ndarray) -> Moments:
-    """gradients: [repeats, P]."""
-    mean = gradients.mean(0, dtype=np.float64)
-    return Moments(mean, float(((gradients - mean) ** 2).sum() / (len(gradients) - 1)), len(gradients))
-
-
-def fit(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
-    """(floor, slope, …) of variance = floor + slope / batch + … up to 1 / batch^order, each point weighed by its own size
-    (errors are relative)."""
-    batches, values = np.array(list(found), float), np.array(list(found.values()))
-    design = batches[:, None] ** -np.arange(order + 1) / values[:, None]
-    return tuple(map(float, np.linalg.lstsq(design, np.ones_like(values), rcond=None)[0]))
-
-
-def between(means: list[Moments]) -> float:
-    """Variance of the mean gradient from one fake_score to the next, without what is left of the noise within."""
-    stack = np.stack([each.mean for each in means])
-    spread = ((stack - stack.mean(0)) ** 2).sum() / (len(means) - 1)
-    return float(spread - fmean(each.variance / each.count for each in means))
-
-
-def strength(means: list[Moments]) -> float:
-    """Squared norm of the mean gradient, without what is left of the noise."""
-    return fmean(float((each.mean**2).sum()) - each.variance / each.count for each in means)
-
-
-# --- one run --------------------------------------------------------------------------------------------
-
-
-def _one_level(draw):
-    """The same random numbers, but one noise level for all images of the batch."""
-    from eldistill.diffusion.noise import Draw
-
-    class OneLevel(Draw):
-        def _same(self, kind: str, purpose: str, *rest):
-            if not purpose.endswith("sigma"):
-                return getattr(super(), kind)(purpose, *rest)
-            one = Draw(self.seed, self.scope, self.first, 1, self.device, self.dtype)
-            return getattr(one, kind)(purpose, *rest).repeat(self.size, *[1] * (len(rest) - (kind == "integers")))
-
-        def normal(self, purpose, *shape):
-            return self._same("normal", purpose, *shape)
-
-        def uniform(self, purpose, *shape):
-            return self._same("uniform", purpose, *shape)
-
-        def integers(self, purpose, high, *shape):
-            return self._same("integers", purpose, high, *shape)
-
-    return OneLevel(draw.seed, draw.scope, draw.first, draw.size, draw.device, draw.dtype)
-
-
-def _file(step: str) -> tuple[str, str]:
-    # (folder, file) of an upstream step of a run that its supplements read.
-    word, name = step.split(" ", 1)
-    if word == "ensemble":
-        return "ensembles", f"{name}.json"
-    return ("teachers", f"{name}.npz") if word == "teacher" and "/pairs-" in name else ("", "")
-
-
-class Probe:
-    """The networks of a run at its snapshot, and gradients of the generator's parameters."""
-
-    def __init__(self, run: str, root: Path):
-        import torch
-
-        from eldistill import contract
-        from eldistill.data import dataset as data
-        from eldistill.distil import run as distil
-        from eldistill.sampling import generators as sampling
-        from eldistill.teacher import train
-
-        try:
-            recipe = json.loads(
-                (root / f"data/runs/{run}/generator_ema.safetensors.recipe").read_text(encoding="utf-8")
-            )
-        except (OSError, ValueError) as error:
-            raise Problem(f"the recipe of {run} cannot be read ({error}); make the run again") from None
-        self.params = recipe["params"]
-        torch.set_num_threads(self.params["threads"])
-        values = self.params["method"]
-        self.method = contract.module("methods", values["file"])
-        self.numbers = contract.numbers(self.method, values)
-        named = (key.split(" ", 1) for key in recipe["upstream"])
-        above = {word: name for word, name in named if word == "data" or (word == "teacher" and "/" not in name)}
-        self.teacher, _ = train.load(root / f"data/teachers/{above['teacher']}/teacher.safetensors")
-        self.teacher.requires_grad_(False).eval()
-        snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
-        if not snapshot.exists():
-            raise Problem(f"{snapshot} is missing; a study of variance looks there: add {PERCENT} to distil.snapshots")
-        self.generator = sampling.load_generator(snapshot).network
-        self.reals = data.reals(
-            root / f"data/sets/{above['data']}.safetensors", self.params["data"]["codec"], self.params["data"]["labels"]
-        )
-        site = SimpleNamespace(device="cpu", micro_batch=0)
-        files = [root / f"data/{folder}/{name}" for folder, name in map(_file, recipe["upstream"]) if folder]
-        upstream = distil.upstream(self.params, files)
-        start = self.method.sampler(self.numbers)["steps"]["1"][0]
-        self.supplements = distil.supplements(self.params, upstream, self.reals, self.teacher, site, start)
-        for each in self.supplements:
-            if hasattr(each.module, "networks") or not hasattr(each.module, "generator_terms"):
-                raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
-                              f"{each.name} is none; take it from the grids of that study")  # fmt: skip
-
-    def fakes(self) -> list[dict]:
-        """Networks with FAKES fake_scores, each trained on the held generator with random numbers of its own."""
-        from eldistill.contract import Phase
-        from eldistill.diffusion.noise import stream_seed
-        from eldistill.plan import params
-        from eldistill.training import loop
-
-        made = []
-        for index in range(FAKES):
-            seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
-            nets = {
-                "generator": copy.deepcopy(self.generator),
-                **self.method.networks(self.teacher, self.numbers, seed),
-            }
-            if "fake_score" not in nets or not hasattr(self.method, "critic_terms"):
-                raise Problem(
-                    f"the method {self.params['method']['file']} has no fake_score; a study of variance needs one"
-                )
-            critic = params.freeze("Optimiser", self.params["method"]["critic"])
-            with tempfile.TemporaryDirectory() as folder:
-                job = loop.Job(
-                    method=SimpleNamespace(phases=lambda numbers, progress: [Phase("fake_score", generator_mode="eval")],
-                                           generate=self.method.generate, critic_terms=self.method.critic_terms),
-                    numbers=self.numbers, nets=nets, published="fake_score", reals=self.reals, shape=self.reals.shape,
-                    training=SimpleNamespace(n_images=FAKE_IMAGES, batch=64, ema=params.freeze("Ema", {"policy": "constant", "beta": 0.0})),
-                    seed=seed, folder=Path(folder), optimisers=dict.fromkeys(nets, critic), fixed={"teacher": self.teacher},
-                    ticks=1, save_seconds=1e9, say=lambda text: None,
-                )  # fmt: skip
-                loop.Loop(job).run()
-            for net in nets.values():
-                net.requires_grad_(False).eval()
-            made.append(nets | {"teacher": self.teacher})
-        return made
-
-    def gradients(self, scope: str, batch: int, pull, level=lambda draw: draw) -> Moments:
-        """Moments over REPEATS[batch] gradients; pull(images, batch) gives one at the images."""
-        import torch
-
-        from eldistill.contract import Batch, Progress
-        from eldistill.diffusion.noise import Draw
-
-        found, nets = [], {"generator": self.generator.requires_grad_(True)}
-        parameters = list(self.generator.parameters())
-        for repeat in range(REPEATS[batch]):
-            draw = level(Draw(self.params["seed"], f"variance/{scope}/{batch}", repeat * batch, batch))
-            labels = self.reals.labels(draw.integers("label", len(self.reals)))
-            here = Batch(draw, labels, self.reals.shape, Progress(0, repeat, 10**9), self.reals)
-            images = self.method.generate(nets, here, self.numbers)
-            own = torch.autograd.grad(images, parameters, pull(images.detach(), here), allow_unused=True)
-            flat = [each.flatten() for each in own if each is not None]
-            found.append(torch.cat(flat).double().numpy())
-        return moments(np.stack(found))
-
-    def base(self, nets: dict):
-        """The base loss's gradient at the images, by its own fake_score."""
-
-        def pull(images, batch):
-            terms = self.method.generator_terms(nets, batch, lambda: images, self.numbers)
-            return sum(term.gradient for term in terms.values())
-
-        return pull
-
-    def supplement(self, each):
-        """A supplement's gradient at the images."""
-
-        def pull(images, batch):
-            terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
-            return sum(term.gradient for term in terms.values() if term.gradient is not None)
-
-        return pull
-
-
-def look(run: str, root: Path) -> dict[str, dict]:
-    """{which gradient: {batch: its variance, "signal": squared norm of its mean, "floor"}} of one run."""
-    probe, found = Probe(run, root), {}
-    if probe.supplements:
-        for each in probe.supplements:
-            per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
-            found[each.name] = _found({b: m.variance for b, m in per.items()}, strength([per[max(per)]]), 2)
-        return found
-    nets = probe.fakes()
-    own = {
-        batch: [probe.gradients(f"own/{k}", batch, probe.base(each)) for k, each in enumerate(nets)]
-        for batch in REPEATS
-    }
-    signal, within = strength(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
-    found[OWN] = _found(within, signal)
-    one = {b: probe.gradients("one", b, probe.base(nets[0]), _one_level).variance for b in REPEATS}
-    found[SHARED] = _found(one, strength([own[max(own)][0]]))
-    apart = between(own[max(own)])
-    # The mean gradient of a fake_score is the common one and its own deviation: the signal is the former alone.
-    found[ACROSS] = _found({b: value + apart for b, value in within.items()}, signal - apart)
-    return found
-
-
-def _found(variances: dict[int, float], signal: float, order: int = 1) -> dict:
-    return variances | {"signal": signal, "floor": fit(variances, order)[0]}
-
-
-# --- the study ------------------------------------------------------------------------------------------
-
-
-def variance(study) -> tuple[list[dict], list[str]]:
+def variance(study: Study) -> tuple[list[dict], list[str]]:
     """Every arm: the variance of its own gradient over the squared norm of its mean, batch by batch (means over runs, then
     their ratio), and the floor in percent of the variance at the smallest batch with its interval over runs. `none`
     shows the base loss's gradient, an arm with a supplement the supplement's."""
+    from eldistill.distil.probe import REPEATS, look  # torch takes seconds
+
     rows, said, confidence = [], [], study.params["confidence"]
     least, most = min(REPEATS), max(REPEATS)
     for group in arms_of(study.results).values():

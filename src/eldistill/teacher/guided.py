@@ -19,7 +19,7 @@ from eldistill import networks
 from eldistill.external import weights
 from eldistill.external.opcodes import Refused
 from eldistill.networks import guided
-from eldistill.teacher import foreign
+from eldistill.teacher import agree
 from eldistill.tensors import save_tensors
 
 RECIPE = ("teacher/states", 1)
@@ -42,7 +42,7 @@ def state(
 
     given: what shapes do not say (see `guided.settings`). Raises Refused, one sentence, for every other or damaged file.
     """
-    digest = foreign.digest(source, sha256)
+    digest = agree.digest(source, sha256)
     try:
         theirs = _load(source)
         settings = guided.settings(theirs, given)
@@ -107,18 +107,18 @@ def _whole(tensors: Iterable[torch.Tensor], records: list[tuple[int, int]]) -> N
         raise ValueError("its numbers do not lie where its records do")
 
 
-def convert_state(
+def convert(
     source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
     given: dict | None = None,
 ) -> dict:  # fmt: skip
     """Write such a network as a teacher; returns its description. Raises Refused; then nothing is written.
 
-    licence, labels: as in `convert.convert`. given: as in `state`.
+    licence, labels: as in `edm.convert`. given: as in `state`.
     """
     config, tensors, digest = state(source, sha256, given)
-    foreign.agree(source, config["label_dim"], labels)
+    agree.agree_labels(source, config["label_dim"], labels)
     about = {
-        "config": config, "codec": foreign.PIXELS, "shape": [config["img_channels"], *[config["img_resolution"]] * 2],
+        "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], *[config["img_resolution"]] * 2],
         "label_dim": config["label_dim"],
         "source": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size, "class": "UNetModel", "licence": licence},
     }  # fmt: skip

@@ -15,14 +15,20 @@ from eldistill import networks
 from eldistill.data import latents
 from eldistill.external import listing, weights
 from eldistill.external.opcodes import Refused
-from eldistill.teacher import foreign
-from eldistill.teacher.foreign import among, every, or_none, real, whole
+from eldistill.teacher import agree
+from eldistill.teacher.agree import among, every, or_none, real, whole
 from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("teacher/folders", 1)
 CONFIG_BYTES = 4 * 2**20  # of a JSON file, far above what even 100,000 betas need
-ANY = lambda value: True  # noqa: E731  (of keys that concern only how samples are drawn)
-NONE = lambda value: value is None  # noqa: E731
+
+
+def _any(value) -> bool:
+    # For keys that concern only how samples are drawn.
+    return True
+
+
+NONE = among(None)
 OFF = or_none(among(False))
 
 UNET = {
@@ -41,7 +47,7 @@ UNET_FIXED = {
     "center_input_sample": among(False), "time_embedding_type": among("positional"), "act_fn": among("silu", "swish"),
     "mid_block_type": among("UNetMidBlock2D"), "class_embed_type": NONE, "num_class_embeds": NONE,
     "num_train_timesteps": or_none(whole(1, 100_000)), "dropout": real(0, 1),
-    **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"), ANY),
+    **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"), _any),
 }  # fmt: skip
 # Schedulers of diffusers with the x_t above, whose networks predict epsilon or v of it.
 SCHEDULERS = (
@@ -123,7 +129,7 @@ def _schedule(path: Path) -> dict:
             f"{path} is of {ascii(name)[:60]}, whose noise or whose network's output is not DDPM's; expected one of "
             f"{', '.join(each.removesuffix('Scheduler') for each in SCHEDULERS)} (each with Scheduler behind it)"
         )
-    _understood(path, values, SCHEDULE | SCHEDULE_FIXED | dict.fromkeys(SAMPLING, ANY), "scheduler")
+    _understood(path, values, SCHEDULE | SCHEDULE_FIXED | dict.fromkeys(SAMPLING, _any), "scheduler")
     betas = values.get("trained_betas")
     if lacking := [key for key in NEEDED if key not in values and betas is None]:
         raise Refused(f"{path} has no {lacking[0]}; put the one there that the network was trained with")
@@ -160,11 +166,11 @@ def folder(source: Path) -> tuple[dict, Path]:
     return config, path
 
 
-def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dict:
+def convert(source: Path, output: Path, sha256: str | None = None) -> dict:
     """Write the network of a DDPM folder of diffusers as a teacher; returns its description. Raises Refused; then nothing
     is written. sha256: of its file of weights."""
     config, path = folder(source)
-    digest = foreign.digest(path, sha256)
+    digest = agree.digest(path, sha256)
     try:
         outline = networks.outline(config)
     except ValueError as error:
@@ -178,7 +184,7 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dic
     config = outline.config
     side = config["img_resolution"]
     about = {
-        "config": config, "codec": foreign.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
+        "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
         "source": {"name": source.name, "sha256": digest, "bytes": path.stat().st_size, "class": "UNet2DModel", "licence": None},
     }  # fmt: skip
     save_tensors(output, {name: tensors[name] for name in wanted}, about)

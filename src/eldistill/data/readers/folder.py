@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of folders and zips: images, and latents of an encoder. One file is in memory at a time.
+"""The reader of a folder or zip of images; one file is in memory at a time.
 
 All images are looked at before the first one is packed: whether one is coloured, which sizes there are, and whether a rule
 covers each of them (eldistill.data.pictures, docs/images.md).
@@ -7,8 +7,7 @@ covers each of them (eldistill.data.pictures, docs/images.md).
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,31 +15,21 @@ import numpy as np
 
 from eldistill.data import labels, pictures
 from eldistill.data.containers import Container, opened
+from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
 from eldistill.errors import Problem
-from eldistill.external import listing
 from eldistill.external.listing import Listing
 
 RECIPE = ("folders", 1)
+OPTIONS = ("path", "crop", "resolution", "background", "orientation", "bits")
+NEEDS = ("path",)
+MODULES = ("pictures",)
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Images that are read one by one, each time that they are asked for.
-
-    shape: of one image; kind: U8 or F32. labels: int64 [n], -1 where there is none. read: from indices to arrays of that
-    shape, in their order. names: of the classes. notes: sentences about what was left out or decided.
-    """
-
-    shape: tuple[int, ...]
-    kind: str
-    labels: np.ndarray
-    read: Callable[[np.ndarray], Iterator[np.ndarray]]
-    names: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def read_folder(section: dict) -> Stream:
+def read(section: dict) -> Stream:
     """A folder or zip of images, in sorted order of their names; labels from dataset.json ({"labels": [[name, int], …]}),
     or, where there is none, from folders of classes (see eldistill.data.labels).
 
@@ -49,7 +38,7 @@ def read_folder(section: dict) -> Stream:
     """
     path, rules = Path(section["path"]), Rules.of(section)
     with opened(path) as container:
-        files = container.list(listing.PICTURES)
+        files = container.list(ENDINGS)
         if not files.names:
             raise Problem(
                 "; ".join(
@@ -60,7 +49,7 @@ def read_folder(section: dict) -> Stream:
         seen = _survey(path, files, container, rules)
     seen.check(path, rules)
 
-    def read(indices: np.ndarray) -> Iterator[np.ndarray]:
+    def read_these(indices: np.ndarray) -> Iterator[np.ndarray]:
         with opened(path) as container:
             for index in indices:
                 with pictures.picture(path, files.names[index], container) as picture:
@@ -71,7 +60,7 @@ def read_folder(section: dict) -> Stream:
 
     side = rules.resolution or next(iter(seen.sizes))[0]
     notes = [*files.left_out(), *seen.notes(rules), *classes.notes]
-    return Stream((3 if seen.colour else 1, side, side), "U8", classes.numbers, read, classes.names, notes)
+    return Stream((3 if seen.colour else 1, side, side), "U8", classes.numbers, read_these, classes.names, notes)
 
 
 # --- a look at all images -----------------------------------------------------------------------------
@@ -194,43 +183,3 @@ def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
         seen.fine.append(name)
         seen.brightest = max(seen.brightest, int(array.max()))
     return array.ndim == 2
-
-
-# --- latents ------------------------------------------------------------------------------------------
-
-
-def read_latents(section: dict) -> Stream:
-    """A folder or zip of .npy files, float32 [2c, r, r]: what an encoder says of each image, c means and c deviations, in
-    sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
-    path = Path(section["path"])
-    with opened(path) as container:
-        files = container.list(listing.ARRAYS)
-        if not files.names:
-            raise Problem(f"{path} has no latents; expected .npy files, as `python -m eldistill encode` writes them")
-        classes = labels.of_listing(path, files, container, folders=False)
-        shape = _latent(path, files.names[0], container, None).shape
-
-    def read(indices: np.ndarray) -> Iterator[np.ndarray]:
-        with opened(path) as container:
-            for index in indices:
-                yield _latent(path, files.names[index], container, shape)
-
-    return Stream(shape, "F32", classes.numbers, read, classes.names, [*files.left_out(), *classes.notes])
-
-
-def _latent(path: Path, name: str, container: Container, shape: tuple | None) -> np.ndarray:
-    with container.open(name) as file:
-        try:
-            array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise Problem(f"{path}: {name} is no array of numbers ({error}); encode the images again") from None
-    found = f"{array.dtype} {list(array.shape)}"
-    if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
-        raise Problem(
-            f"{path}: {name} is {found}; expected float32, means and deviations of c channels, such as [8, 64, 64]"
-        )
-    if shape not in (None, array.shape):
-        raise Problem(f"{path}: {name} is {found}, the first one {list(shape)}; encode the images again")
-    if not np.isfinite(array).all() or array[len(array) // 2 :].min() < 0:
-        raise Problem(f"{path}: {name} has deviations below 0 or values that are not finite; encode the images again")
-    return array

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random numbers of images: pure functions of (seed, purpose, index of the image in the run).
+
+Micro-batches, processes, restarts and the device change none of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+
+import numpy as np
+import torch
+
+from eldistill.diffusion import philox
+
+COVERED_BY = "noise"
+
+
+FEW = 2**14  # numbers; so many are drawn on the CPU and sent, which takes less than starting the kernels of a GPU
+
+
+def stream_key(seed: int, purpose: str) -> int:
+    """128 bits that name a stream of random numbers; unrelated for any two (seed, purpose)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], "little")
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed for torch.Generator, from the same hash."""
+    return stream_key(seed, purpose) % 2**63
+
+
+def _bits(seed: int, purpose: str, first: int, count: int, each: int) -> np.ndarray:
+    """uint32 [count, each]: row i belongs to image first + i, whatever first and count are."""
+    blocks = max(1, math.ceil(each / 8))  # Philox gives 4 x 64 bits a block
+    generator = np.random.Philox(key=stream_key(seed, purpose)).advance(first * blocks)
+    raw = generator.random_raw(count * blocks * 4).reshape(count, blocks * 4)
+    return raw.astype("<u8", copy=False).view("<u4")[:, : max(each, 1)]
+
+
+def sent(tensor: torch.Tensor, device) -> torch.Tensor:
+    """A tensor on the device. From the CPU to a GPU through pinned memory: the GPU's work before it is not waited for."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def computed_on(device) -> bool:
+    """Whether a device computes its own random bits; the CPU has numpy's."""
+    return torch.device(device).type != "cpu"
+
+
+class Draw:
+    """The random numbers of images `first` … `first + size - 1` of a run.
+
+    seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
+    Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
+    are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
+    of float32, which is how far logarithm and cosine of two devices differ.
+    """
+
+    def __init__(self, seed: int, scope: str, first: int, size: int, device="cpu", dtype=torch.float32):
+        self.seed, self.scope, self.first, self.size = seed, scope, first, size
+        self.device, self.dtype = device, dtype
+
+    def __getitem__(self, part: slice) -> Draw:
+        """The same numbers for a slice of the images (of step 1)."""
+        start, stop, step = part.indices(self.size)
+        if step != 1 or stop < start:
+            raise ValueError(f"{part} of {self.size} images; expected start ≤ stop and step 1")
+        return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
+
+    def on(self, device) -> Draw:
+        """The same numbers on another device: indices of rows that lie on the CPU must not be fetched back from a GPU."""
+        there = copy.copy(self)
+        there.device = device
+        return there
+
+    def under(self, purpose: str) -> Draw:
+        """The same images, other streams: for a part that draws under names of its own."""
+        return type(self)(self.seed, f"{self.scope}/{purpose}", self.first, self.size, self.device, self.dtype)
+
+    def _bits(self, purpose: str, each: int) -> np.ndarray:
+        return _bits(self.seed, f"{self.scope}/{purpose}", self.first, self.size, each)
+
+    def _words(self, purpose: str, each: int) -> torch.Tensor:
+        # Words of 32 bits, int64 [size, each], on the device.
+        if computed_on(self.device) and self.size * each > FEW:
+            key = stream_key(self.seed, f"{self.scope}/{purpose}")
+            return philox.bits(key, self.first, self.size, each, self.device)
+        return sent(torch.from_numpy(self._bits(purpose, each).astype(np.int64)), self.device)
+
+    def _tensor(self, values: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(self.size, *shape)
+        return sent(tensor.to(self.dtype), self.device)
+
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
+        """U[0, 1), [size, *shape]."""
+        below = 1 - torch.finfo(self.dtype).eps / 2  # rounding to fewer bits must not reach 1
+        if computed_on(self.device):
+            words = self._words(purpose, math.prod(shape)).reshape(self.size, *shape)
+            return (words.double() / 2**32).to(self.dtype).clamp_(max=below)
+        bits = self._bits(purpose, math.prod(shape))
+        return self._tensor(bits.astype(np.float64) / 2**32, shape).clamp_(max=below)
+
+    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
+        """N(0, 1), [size, *shape], by Box-Muller; |value| < 6.7 (32-bit uniforms)."""
+        each = math.prod(shape)
+        pairs = (each + 1) // 2
+        if computed_on(self.device):
+            words = self._words(purpose, 2 * pairs).double()
+            radius = (-2 * ((words[:, :pairs] + 1) / 2**32).log()).sqrt()
+            angle = words[:, pairs:] * (2 * math.pi / 2**32)
+            both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+            return both[:, :each].to(self.dtype).reshape(self.size, *shape)
+        bits = self._bits(purpose, 2 * pairs).astype(np.float64)
+        radius = np.sqrt(-2 * np.log((bits[:, :pairs] + 1) / 2**32))
+        angle = bits[:, pairs:] * (2 * np.pi / 2**32)
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return self._tensor(both[:, :each], shape)
+
+    def integers(self, purpose: str, high: int, *shape: int) -> torch.Tensor:
+        """Uniform on 0 … high - 1, int64 [size, *shape]; the bias of the reduction is below high / 2^32."""
+        # A word times high is below 2^63 for any number of images.
+        return (self._words(purpose, math.prod(shape)) * high >> 32).reshape(self.size, *shape)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks, data and supplements of a run, from its recipe and files: for the run itself, and for a probe of a finished one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eldistill import contract
+from eldistill.contract import Batch, Method, Nets, Progress, Setting
+from eldistill.data import dataset
+from eldistill.diffusion.draws import Draw, stream_seed
+from eldistill.errors import Problem
+from eldistill.sampling import generators, teachers
+from eldistill.training.job import Job, Supplement
+from eldistill.training.machine import Machine
+
+COVERED_BY = "distil"
+Recipe = dict[str, Any]  # the `params` of a distil recipe
+Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.make` explains
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made from, loaded."""
+
+    method: Method
+    numbers: Any  # of the method
+    teacher: torch.nn.Module  # frozen
+    about: dict[str, Any]  # description of the teacher
+    reals: dataset.Reals  # train images
+
+    @property
+    def sigma_init(self) -> float:
+        """The noise level that the generator starts from."""
+        return float(self.method.sampler(self.numbers)["steps"]["1"][0])
+
+
+def parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
+    """Method, teacher and data of a recipe. Raises Problem if they do not fit together."""
+    method = contract.method(recipe["method"]["file"])
+    numbers = contract.numbers(method, recipe["method"])
+    teacher, about = teachers.load(upstream["teacher"], device)
+    if about["codec"] != recipe["data"]["codec"]:
+        raise Problem(
+            f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"
+        )
+    reals = dataset.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
+    if reals.label_dim != about["label_dim"] or list(reals.shape) != about["shape"]:
+        raise Problem(
+            f"{upstream['teacher']} makes images of shape {about['shape']} with {about['label_dim']} labels, "
+            f"the data has {list(reals.shape)} and {reals.label_dim}; choose a teacher that fits"
+        )
+    return Parts(method, numbers, teacher, about, reals)
+
+
+def upstream(recipe: Recipe, files: Iterable[Path]) -> Upstream:
+    """Which of the files upstream the supplements of a run read: `ensembles`, manifests in the order of its supplements,
+    and `pairs`, {(n, seed): file}."""
+    files = list(files)
+    manifests = {
+        (path.parent.name, path.stem): path for path in files if path.suffix == ".json" and "ensembles" in path.parts
+    }
+    ensembles = []
+    for each in recipe["supplements"].values():
+        if each.get("ensemble"):
+            seed = recipe["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
+            ensembles.append(manifests[each["ensemble"], str(seed)])
+    pairs = [path for path in files if path.suffix == ".npz" and path.stem.startswith("pairs-")]
+    return {"ensembles": ensembles, "pairs": {tuple(map(int, path.stem.split("-")[1:])): path for path in pairs}}
+
+
+# --- networks -------------------------------------------------------------------------------------------
+
+
+def start_of(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Module | None, int]:
+    """The generator that a run starts from, and the images it has generated; (None, 0) without one. Raises Problem."""
+    if not path:
+        return None, 0
+    begun = generators.load_generator(path, device)
+    level = begun.about["sampler"]["steps"]["1"][0]
+    if level != made.sigma_init:
+        raise Problem(f"{path} starts from noise of level {level}, this method from {made.sigma_init}; make them equal")
+    return begun.network, begun.about["n_images_before"] + begun.about["n_images"]
+
+
+def networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
+    """The networks that a run trains: the generator, and the method's others."""
+    key = stream_seed(seed, "initialisation")
+    generator = made.method.generator(made.teacher, start, made.numbers)
+    nets = {"generator": generator, **made.method.networks(made.teacher, made.numbers, key)}
+    if start is not None and "target" in nets:
+        nets["target"].load_state_dict(generator.state_dict())  # the average of a generator starts at it
+    return nets
+
+
+def set_dropout(nets: Nets, probability: float | None) -> None:
+    """Give all layers with dropout this probability; None leaves them as they are. Raises Problem if there is no such layer."""
+    if probability is None:
+        return
+    every = [each for net in nets.values() for each in net.modules()]
+    layers: list[Any] = [
+        each for each in every if type(each).__module__.startswith("eldistill.") and hasattr(each, "dropout")
+    ]
+    if probability and not layers:
+        raise Problem(f"params.yaml: dropout is {probability}, but the teacher's network has none; set it to 0 or null")
+    for layer in layers:
+        layer.dropout = probability
+
+
+@torch.no_grad()
+def check_start(job: Job, teacher: torch.nn.Module) -> None:
+    """Before any update a generator that is a copy of the teacher must give the teacher's image. Raises Problem."""
+    net = job.nets["generator"]
+    mine, its = net.state_dict(), teacher.state_dict()
+    if mine.keys() != its.keys() or any(not torch.equal(mine[key], its[key]) for key in its):
+        return
+    draw = Draw(job.seed, "check", 0, 4, job.device)
+    labels = job.reals.labels(draw.integers("label", len(job.reals)))
+    batch = Batch(draw, labels, job.shape, Progress(0, 0, job.training.n_images), job.reals)
+    net.eval()
+    image = job.method.generate(job.nets, batch, job.numbers)
+    sigma = job.method.sampler(job.numbers)["steps"]["1"][0]
+    teacher = copy.deepcopy(teacher)
+    teacher.boundary = net.boundary  # a consistency model's scalings differ by design
+    expected = teacher(sigma * draw.normal("z", *job.shape), torch.full((4,), sigma, device=job.device), labels)
+    if not torch.allclose(image, expected, atol=1e-5):
+        raise Problem(
+            "the generator does not start at the teacher's denoised image; the method's `generate` and `sampler` disagree"
+        )
+
+
+# --- supplements ----------------------------------------------------------------------------------------
+
+
+def supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
+    """The supplements of a run, prepared; their networks are not added yet. upstream: as the function of that name gives it."""
+    waiting, found = list(upstream["ensembles"]), []
+    for name, values in recipe["supplements"].items():
+        module = contract.supplement(values["file"])
+        numbers = contract.numbers(module, values)
+        pairs = (values["pairs"], values.get("pairs_seed", 0)) if values.get("pairs") else None
+        setting = Setting(
+            sigma_data=made.reals.sigma_data, seed=recipe["seed"], sigma_init=made.sigma_init, device=machine.device,
+            ensemble=waiting.pop(0) if values.get("ensemble") else None,
+            pairs=upstream["pairs"][pairs] if pairs else None, codec=recipe["data"]["codec"],
+            label_dim=made.reals.label_dim, micro_batch=machine.micro_batch, teacher=made.teacher,
+        )  # fmt: skip
+        found.append(Supplement(name, module, numbers, module.prepare(numbers, setting)))
+    return found
+
+
+def add_networks(nets: Nets, added: Iterable[Supplement], seed: int) -> None:
+    """Let each supplement add its weights to the networks."""
+    for each in added:
+        each.module.networks(nets, each.tools, each.numbers, stream_seed(seed, f"initialisation/{each.name}"))

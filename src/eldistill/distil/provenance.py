@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who made a result, when, by which command, from what, at what cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from eldistill.training import compute
+from eldistill.training.loop import Loop
+
+COVERED_BY = "distil"
+
+
+def origin(digest: str) -> dict[str, Any]:
+    """Who made something, when, by which command, from which recipe and commit."""
+    return {
+        "command": " ".join(["python -m eldistill", *sys.argv[1:]]),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := git("status", "--porcelain", "--untracked-files=no")) is None else bool(status),
+        "recipe": digest,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def provenance(work: Loop, digest: str, device: str, flop: float | None = None) -> dict[str, Any]:
+    """Who made it, when, from what, at what cost: the one file of a run that differs between equal runs."""
+    iterations = max(1, work.iteration)
+    return {
+        **origin(digest),
+        "device": torch.cuda.get_device_name() if "cuda" in device else platform.machine(),
+        **(dataclasses.asdict(work.job.arithmetic) if work.job.arithmetic else {}),
+        "iterations": work.iteration,
+        "n_images": work.n_images,
+        "flop_per_iteration": flop,
+        "memory_gib": round(compute.memory_gib(device), 3),
+        "seconds_wall": round(work.seconds["wall"], 3),
+        "seconds_cpu": round(work.seconds["cpu"], 3),
+        "milliseconds_per_iteration_cpu": round(1000 * work.seconds["cpu"] / iterations, 3),
+        "milliseconds_per_iteration_wall": round(1000 * work.seconds["wall"] / iterations, 3),
+    }
+
+
+def git(*words: str) -> str | None:
+    """What git answers to these words here; None where it does not know."""
+    try:
+        answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plan: every step of a project by its name, of a suite, and of the words `evaluate` and `tables`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+from eldistill.errors import Problem
+from eldistill.external.sources import AUTOENCODER, TABLE, source
+from eldistill.paths import TABLES
+from eldistill.plan.datasets import row_of
+from eldistill.plan.models import PlanOfModels
+from eldistill.plan.params import Run
+from eldistill.plan.recipes import Step
+from eldistill.plan.schema import unknown
+from eldistill.plan.versions import literal_of, metric_names
+from eldistill.registry import spaces
+
+
+class Plan(PlanOfModels):
+    """Every step of a project, made on demand from its Params.
+
+    identities: of what lies outside git; those that data/sources.lock.csv records unless others are given.
+    """
+
+    # --- evaluate, tables ---
+
+    def _evaluation(
+        self, kind: str, name: str, data: str, extra: dict, upstream: tuple[Step, ...], outputs: tuple[str, ...]
+    ) -> Step:
+        section = self.params.without_site("evaluate", self.params.top("evaluate", data))
+        params = {
+            **section,
+            **extra,
+            "codec": self.data(data)["codec"],
+            "threads": self.threads,
+            "metrics": metric_names(self.data(data)["labels"]),
+        }
+        references = tuple(self.reference(data, features) for features in section["features"])
+        judges = tuple(step for each in references for step in each.upstream if step.kind == "judge")
+        folder, seen = f"data/evaluations/{name}", self._seen(data)
+        modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
+        more, packs = self._labelled(data)
+        if not packs:
+            params.pop("classes", None)  # there are none to draw
+        else:
+            params["labels"] = True
+            if seen != data and kind != "reals":
+                upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
+        modules += more
+        fetched: list[str | None] = [*self._of_spaces(*section["features"])]
+        if seen != data and not self.data(data)["codec"].get("vae"):
+            fetched.append(AUTOENCODER)
+        if wanted := section.get("fid"):
+            fetched += [*self._of_spaces("inception"), row_of(wanted["reference"])]
+            modules += ("fid", "spaces/inception")
+            if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
+                params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
+            if wanted.get("clean"):
+                fetched += self._of_spaces("inception-clean")
+                modules += ("clean", "spaces/inception_clean")
+                references += (self.moments(data),)
+        return self._step(kind, name, modules, params,
+                    tuple(f"{folder}/{output}" for output in outputs), (*upstream, self.pack(seen), *judges, *references),
+                    self._downloads(*fetched), data=data)  # fmt: skip
+
+    @functools.cache  # noqa: B019
+    def evaluation(self, run: Run) -> Step:
+        """The metrics, the curve and the samples of a run."""
+        outputs = ("metrics.json", "curve.csv", "samples.png", "interpolation.png", "sheet.html")
+        grid = {"grid": self.params.top("tables")["grid"]}
+        return self._evaluation("evaluation", str(run), run.data, grid, (self.distil(run),), outputs)
+
+    @functools.cache  # noqa: B019
+    def yardstick(self, data: str, which: str) -> Step:
+        """The same metrics of real held-out images (`real`) or of the teacher's samples (`teacher`)."""
+        section = self.data(data)
+        if which == "real":
+            return self._evaluation(
+                "reals",
+                f"{data}/real",
+                data,
+                {"grid": self.params.top("tables")["grid"]},
+                (),
+                ("metrics.json", "samples.png"),
+            )
+        teacher = self.params.section("teacher", section["teacher"])
+        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
+        return self._evaluation(
+            "samples",
+            f"{data}/teacher",
+            data,
+            extra,
+            (self.teacher(section["teacher"]),),
+            ("metrics.json", "samples.png"),
+        )
+
+    def evaluations(self, suite: str) -> tuple[Step, ...]:
+        """All evaluations of a suite, the yardsticks of its data settings first."""
+        runs = list(self.params.runs(suite))
+        yardsticks = [
+            self.yardstick(data, which)
+            for data in dict.fromkeys(run.data for run in runs)
+            for which in ("real", "teacher")
+        ]
+        return (*yardsticks, *(self.evaluation(run) for run in runs))
+
+    @functools.cache  # noqa: B019
+    def metrics(self, suite: str) -> Step:
+        """data/metrics.json: what `dvc metrics` shows of the suite; and data/metrics-all.json: every metric, nested."""
+        datas = dict.fromkeys(run.data for run in self.params.runs(suite))
+        params = {
+            "suite": suite,
+            "primary": {data: self.params.top("evaluate", data)["features"][0] for data in datas},
+            "baseline": self.params.top("tables")["baseline"],
+        }
+        outputs = ("data/metrics.json", "data/metrics-all.json")
+        return self._step(
+            "metrics", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
+        )
+
+    @functools.cache  # noqa: B019
+    def tables(self, suite: str) -> Step:
+        """Tables and plots of a suite."""
+        folder = f"data/tables/{suite}"
+        runs = tuple(self.distil(run) for run in self.params.runs(suite))
+        section = self.params.top("tables")
+        params = {
+            **{key: section[key] for key in ("confidence", "baseline", "grid")},
+            "primary": self.params.top("evaluate")["features"][0],
+            "runs": list(map(str, self.params.runs(suite))),
+        }
+        return self._step(
+            "tables",
+            suite,
+            ("tables", "typeset", "plots", "results", "inference", "metrics", "published", "report"),
+            params,
+            tuple(f"{folder}/{output}" for output in TABLES),
+            (*self.evaluations(suite), *runs),
+        )
+
+    @functools.cache  # noqa: B019
+    def study(self, suite: str, name: str) -> Step:
+        """The table of one question, from the grids of the suite that name it."""
+        runs, section = list(self.params.runs(suite, name)), self.params.top("tables")
+        params = {
+            **section["studies"][name],
+            **{key: section[key] for key in ("confidence", "tuning")},
+            # What a data setting shows (settings of one bed differ in their teacher) and the space that ranks it.
+            "beds": {
+                data: [self._pack_name(data), self.params.top("evaluate", data)["features"][0]]
+                for data in dict.fromkeys(run.data for run in runs)
+            },
+            "runs": list(map(str, runs)),
+        }
+        kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
+        upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
+        if literal_of(kind, "NETWORKS", False):  # it runs them again
+            upstream += [each for run in runs for each in self.distil(run).upstream]
+        outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
+        return self._step(
+            "study",
+            f"{suite}/{name}",
+            ("studies", kind, "inference", "plots", "results"),
+            params,
+            outputs,
+            tuple({(step.word, step.name): step for step in upstream}.values()),
+            item=name,
+        )
+
+    def studies(self, suite: str) -> tuple[Step, ...]:
+        """The studies of a suite, in the order in which its grids name them."""
+        return tuple(self.study(suite, name) for name in self.params.studies(suite))
+
+    # --- lookup ---
+
+    def suite(self, suite: str) -> dict[tuple[str, str], Step]:
+        """Every step that a suite needs, by (word, name), upstream first."""
+        lasts = (self.metrics(suite), self.tables(suite), *self.studies(suite))
+        return {(step.word, step.name): step for last in lasts for step in last.walk()}
+
+    def find(self, word: str, name: str) -> Step:
+        """The step that the command line calls `word name`. Raises Problem with what there is."""
+        parts = name.strip("/").split("/")
+        data = self.params.values["data"]
+        if word == "tables":
+            list(self.params.runs(parts[0]))
+            if len(parts) == 2:
+                if parts[1] not in (there := self.params.studies(parts[0])):
+                    unknown(f"study of {name}", parts[1], there)
+                return self.study(parts[0], parts[1])
+            return self.tables(parts[0])
+        if word == "teacher":
+            if len(parts) == 2 and (found := re.fullmatch(r"pairs-(\d+)-(\d+)", parts[1])):
+                self.params.section("teacher", parts[0], where="teacher on the command line")
+                return self.pairs(parts[0], int(found[1]), int(found[2]))
+            if len(parts) == 2 and parts[1] == "check":
+                self.params.section("teacher", parts[0], where="teacher on the command line")
+                return self.check(parts[0])
+            self.params.section("teacher", parts[0], where="teacher on the command line")
+            return self.teacher(parts[0])
+        if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:
+            list(self.params.runs(parts[1]))
+            return self.metrics(parts[1])
+        if word == "distil" or (word == "evaluate" and len(parts) == 4):
+            run = self.params.run(name)
+            return self.distil(run) if word == "distil" else self.evaluation(run)
+        if word == "data" and parts[0] == "download" and len(parts) == 2:
+            return self.download(parts[1])
+        if parts[0] not in data:
+            unknown(f"data of {name}", parts[0], data)
+        if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
+            return self.yardstick(parts[0], parts[1])
+        if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
+            self.params.section("ensemble", parts[1], where="ensemble on the command line")
+            return self.ensemble(parts[0], parts[1], int(parts[2]))
+        if word == "data" and len(parts) == 2:
+            if parts[1] == "images":
+                return self.pack(parts[0])
+            if parts[1] == "moments-clean":
+                return self.moments(parts[0])
+            if parts[1] in ("judge-a", "judge-b"):
+                return self.judge(parts[0], parts[1][-1])
+            if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
+                return self.reference(parts[0], parts[1].removeprefix("reference-"))
+        raise Problem(f"{name!r} is nothing that `{word}` makes; see `python -m eldistill {word} --help`")

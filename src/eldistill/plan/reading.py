@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that together are the parameters of a project: read, merged, and which of them holds a key."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eldistill.errors import Problem
+from eldistill.plan.schema import Wrong, merge
+
+# A later file wins. Only the last one is meant to be edited; the Snakefile and dvc.yaml name them too.
+FILES = ("workflow/params/paper.yaml", "workflow/params/ablation.yaml", "params.yaml")
+
+
+def read_yaml(text: str) -> Any:
+    """What YAML says, by libyaml where PyYAML was built with it: a quarter of a second less in every step. Raises Problem for
+    a key that stands twice, of which YAML would take the second without a word."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        node = loader.get_single_node()
+        if twice := _twice(node, ""):
+            raise Problem(twice)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def composed(text: str) -> yaml.Node | None:
+    """The same as nodes, which know their lines."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+        return node
+    finally:
+        loader.dispose()
+
+
+def _twice(node: yaml.Node | None, where: str) -> str | None:
+    # A sentence about the first key that stands twice in one mapping.
+    if isinstance(node, yaml.SequenceNode):
+        return next(filter(None, (_twice(each, f"{where}[{index}]") for index, each in enumerate(node.value))), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        place = f"{where}.{key.value}" if where else str(key.value)
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in lines:
+            return (
+                f"{place} stands twice, at line {lines[key.value]} and at line {line}; "
+                "put what is below the second into the first, and remove the second"
+            )
+        lines[str(key.value)] = line
+        if found := _twice(value, place):
+            return found
+    return None
+
+
+def read(path: Path) -> Any:
+    """One file. Raises Problem if it is missing or not YAML."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except Problem as problem:
+        raise Problem(f"{path.name}: {problem}") from None
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing; run this command in the folder that holds {path.name}") from None
+    except yaml.YAMLError as error:
+        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+
+
+def parts(root: Path, last: Path | None = None) -> dict[str, Any]:
+    """What each file below `root` says, by its name in FILES. last: read in place of params.yaml. A file of workflow/params
+    that is missing says nothing."""
+    found = {name: read(root / name) for name in FILES[:-1] if (root / name).exists()}
+    return found | {FILES[-1]: read(last or root / FILES[-1])}
+
+
+def merged(found: dict[str, Any]) -> dict[str, Any]:
+    """One mapping of them all, the sections of params.yaml before others. Raises Problem if one of them is none."""
+    for name, each in found.items():
+        if not isinstance(each, dict):
+            raise Problem(f"{name} holds {type(each).__name__}; expected a mapping of sections")
+    *below, last = found.values()
+    # Its keys come first, so that sentences and lists begin with what a user wrote; its values come last, so that they win.
+    return functools.reduce(merge, [*below, last], last)
+
+
+# --- where a key stands ---------------------------------------------------------------------------------
+
+
+def file_of(found: dict[str, Any], places: list[str]) -> str:
+    """The file that holds a key, or most of the way to it; of several the one that wins."""
+    depth = {name: max(_depth(values, place) for place in places) for name, values in found.items()}
+    return max(reversed(depth), key=depth.__getitem__)
+
+
+def _depth(values: Any, place: str) -> int:
+    # How many characters of a dotted place there are keys for. A name may have dots of its own; behind a list there is no key.
+    best = 0
+    if isinstance(values, dict):
+        for key, item in values.items():
+            if (rest := place.removeprefix(str(key))) != place and (not rest or rest[0] in ".[: "):
+                best = max(best, len(str(key)) + 1 + _depth(item, rest[1:]))
+    return best
+
+
+def named(wrong: Wrong, root: Path) -> Wrong:
+    """The same complaint with the file that holds the key, where the files can be read."""
+    try:
+        wrong.file = file_of(parts(root), wrong.places)
+    except (Problem, OSError):
+        pass  # there is no file: parameters of a test, or of Snakemake alone
+    return wrong
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(place, value here, value there) of every key in which two mappings differ; None where one of them has no such key."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys((*one, *other)):
+            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
+    elif one != other:
+        yield where, one, other
+
+
+def refuse(config: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise Problem at the first number but `suite` that Snakemake's config has and the files have not, or have otherwise."""
+    for where, there, here in differences(config, merged(found)):
+        if where == "suite":
+            continue
+        file = file_of(found, [where])
+        what = "a section" if isinstance(there, dict) else repr(there)
+        has, also = "has none", ""
+        if here is not None:
+            key = where if file == FILES[-1] else f"{file}:{where}"
+            has, also = f"has {here!r}", f" (`dvc exp run -S {key}={there}` does)"
+        raise Problem(
+            f"--config or --configfile gives {where} as {what}, and {file} {has}; steps and DVC read {file}, so write it there"
+            f"{also}: only `--config suite=NAME` is obeyed"
+        )

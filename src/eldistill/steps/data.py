@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The word `data`: download a file, pack images, train a judge, measure a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eldistill import files
+from eldistill.external import fetching
+from eldistill.steps.work import Work, train
+
+COVERED_BY = "evaluate"
+
+
+def make(work: Work) -> None:
+    """Make a step of this word."""
+    MAKERS[work.step.kind](work)
+
+
+def _download(work: Work) -> None:
+    path = fetching.fetch(work.step.item, say=work.say)
+    files.link(path, work.outputs[0])
+    work.say(f"{path}, {path.stat().st_size:,} bytes")
+
+
+def _images(work: Work) -> None:
+    from eldistill.data import labels, packing
+
+    about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say)
+    work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
+             f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
+    for line in labels.table(about["class_names"], about["class_counts"]):
+        work.say(line)
+
+
+def _judge(work: Work) -> None:
+    from eldistill.evaluate import judges
+
+    def make(folder: Path) -> None:
+        result = judges.train(
+            work.step.item, work.params, work.input("images"), work.outputs[0], folder, work.digest, work.machine, work.say
+        )  # fmt: skip
+        work.say(f"{work.step.role}: held-out accuracy {result['accuracy_heldout']}")
+
+    train(work, make)
+
+
+def _reference(work: Work) -> None:
+    from eldistill.evaluate import features, references
+
+    space = features.feature_space(work.step.item, work.optional(work.step.item), work.machine.device)
+    references.make_reference(space, work.input("images"), work.outputs[0])
+
+
+def _moments(work: Work) -> None:
+    from eldistill.evaluate import clean, features
+
+    space = features.feature_space(clean.SPACE, None, work.machine.device)
+    clean.make_reference(space, work.input("images"), work.outputs[0], work.say)
+
+
+MAKERS = {"download": _download, "images": _images, "judge": _judge, "reference": _reference, "moments": _moments}

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The word `distil`: teacher to one-step generator."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from eldistill import files
+from eldistill.distil import prepare, provenance, run
+from eldistill.errors import Lost, NonFinite
+from eldistill.steps.work import Work, overwriting, train
+from eldistill.training import compute
+
+COVERED_BY = "evaluate"
+
+
+def make(work: Work) -> None:
+    """Make a step of this word."""
+    upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
+    upstream |= prepare.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
+    upstream["start"] = work.optional("run")
+
+    def make(folder: Path) -> None:
+        done = run.make(work.params, work.digest, upstream, folder, work.machine, work.say, work.recipe)
+        flop = None
+        # It trains on: the result must not depend on it.
+        with (
+            compute.eager(work.machine.compile),
+            contextlib.suppress(NonFinite, RuntimeError, MemoryError, Lost),
+        ):
+            flop = done.count_flop()
+        if not work.first:
+            return
+        about = provenance.provenance(done, work.digest, work.machine.device, flop)
+        files.write_json(folder / "provenance.json", about)
+        with overwriting(work.step):
+            run.publish(folder, work.step.outputs, Path())
+
+    train(work, make)

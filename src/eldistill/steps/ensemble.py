@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The word `ensemble`: draw random embedding networks and calibrate them on real images."""
+
+from __future__ import annotations
+
+from eldistill.data import dataset
+from eldistill.ensemble import seed
+from eldistill.steps.work import Work
+
+COVERED_BY = "evaluate"
+
+
+def make(work: Work) -> None:
+    """Make a step of this word."""
+    reals = dataset.reals(work.input("images"), work.params["codec"], False)
+    section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
+    teacher = None
+    if taught := work.optional("teacher"):
+        from eldistill.sampling import teachers
+
+        teacher, _ = teachers.load(taught)
+        teacher.requires_grad_(False).eval()
+    manifest, tensors = work.outputs
+    seed.make(section, work.params["seed"], reals, manifest, tensors, teacher)

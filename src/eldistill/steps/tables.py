@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The word `tables`: metrics to tables, plots and a report, and one table for each study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from eldistill.steps.work import Work
+from eldistill.tables import report, suite
+from eldistill.tables.studies import page as studies
+
+COVERED_BY = "evaluate"
+
+
+def make(work: Work) -> None:
+    """Make a step of this word."""
+    if work.step.kind == "study":
+        studies.make(work.step.item, work.params, Path(), work.outputs)
+        return
+    *parts, page = work.outputs
+    suite.make(work.params, Path(), parts)
+    count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
+    report.make(work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of a study: a forest of differences from the baseline, or the value that each arm has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eldistill.files import atomic
+from eldistill.tables.curves import COLOURS
+
+COVERED_BY = "plots"
+GREY = "#777777"
+# The columns that are drawn where there are no differences, the first of them that a table has, and the axis's title.
+DRAWN = {
+    "part": "percent of the variance of the Fréchet distance",
+    "iterations": "iterations until the distance stays below the threshold, median over seeds",
+    "fd_mean": "Fréchet distance, mean ± sd",
+    "snr": "signal of the supplement over its noise",
+    "share": "floor: percent of the variance at the smallest batch that no batch averages out",
+    "lost_percent": "percent lost after the best point of the curve, median",
+}
+BARS = ("part", "iterations", "lost_percent", "snr")  # those of DRAWN that are bars from 0
+PARTS = {"training": "training seed", "ensemble": "ensemble seed", "rest": "interaction and noise"}  # of a variance
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One line of the picture, on the axis's scale."""
+
+    place: int  # from the top, 0 …
+    middle: float
+    low: float
+    high: float
+    colour: str
+
+
+def draw_study(path: Path, rows: list[dict], params: dict) -> None:
+    """A picture of a study: where there are differences a forest of them, else each arm's mean with its deviation.
+
+    rows: of the study's table. params: question, against, and margin where rows have one. Equal input gives equal bytes.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    shown, value = _chosen(rows)
+    with matplotlib.style.context("default"), atomic(path) as temporary:
+        figure = Figure(figsize=(10, 1.4 + 0.32 * len(shown)), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        lines = [line for place, row in enumerate(shown) if (line := _line(place, row, value)) is not None]
+        for line in lines:
+            _draw(axes, line, shown[line.place], value, params)
+        if value is None:
+            axes.axvline(0, color="black", linewidth=1)
+            _cut(axes, lines)
+        axes.set_yticks(range(len(shown)), list(map(_label, shown)), fontsize=9)
+        axes.invert_yaxis()
+        axes.set(xlabel=_axis(shown, value, params), title=params["question"])
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _chosen(rows: list[dict]) -> tuple[list[dict], str | None]:
+    """The rows that are drawn, and which column of DRAWN; None for differences in percent of the baseline."""
+    if "share_training" in rows[0]:  # one bar for each part of the variance
+        rows = [part for row in rows for part in _by_part(row)]
+    # Without a percent, which a baseline of 0 has not, there is no place on the common axis.
+    compared = [row for row in rows if row.get("difference") is not None and row.get("percent") is not None]
+    if compared:
+        return compared, None
+    value = next(key for key in DRAWN if key in rows[0])
+    return [row for row in rows if row[value] is not None] or rows, value  # an empty place would look like a 0
+
+
+def _by_part(row: dict) -> list[dict]:
+    shares = {text: row[f"share_{key}"] for key, text in PARTS.items()}
+    return [{**row, "supplement": f"{row['supplement']}, {text}", "part": None if share is None else 100 * share}
+            for text, share in shares.items()]  # fmt: skip
+
+
+def _label(row: dict) -> str:
+    place = ", ".join(str(row[key]) for key in ("data", "space", "equal", "gradient") if row.get(key))
+    return f"{place}: {row['method']}/{row['supplement']}"
+
+
+def _line(place: int, row: dict, value: str | None) -> Interval | None:
+    if value is None:
+        return _difference(place, row)
+    middle = row[value]
+    if middle is None:
+        return None
+    if row.get(f"{value}_low") is not None:
+        return Interval(place, middle, row[f"{value}_low"], row[f"{value}_high"], GREY)
+    reach = row.get("fd_sd") or 0.0 if value == "fd_mean" else 0.0
+    return Interval(place, middle, middle - reach, middle + reach, GREY)
+
+
+def _difference(place: int, row: dict) -> Interval:
+    # In percent of the baseline: one axis for all data settings and feature spaces.
+    unit = row["percent"] / row["difference"] if row["difference"] else 1.0
+    middle = row["difference"] * unit
+    if row["low"] is None:  # of one seed there is no interval, and it is never sure
+        return Interval(place, middle, middle, middle, GREY)
+    low, high = row["low"] * unit, row["high"] * unit
+    return Interval(place, middle, low, high, COLOURS[1] if low > 0 or high < 0 else GREY)
+
+
+def _draw(axes, line: Interval, row: dict, value: str | None, params: dict) -> None:
+    if value in BARS:
+        axes.barh(line.place, line.middle, height=0.6, color=COLOURS[1])
+        return
+    axes.plot([line.low, line.high], [line.place, line.place], color=line.colour, linewidth=2.5)
+    axes.plot(line.middle, line.place, "o", color=line.colour)
+    if row.get("margin"):
+        margin = 100 * params["margin"]
+        axes.plot([-margin, margin], [line.place + 0.25] * 2, color=COLOURS[2], linewidth=1)
+
+
+def _cut(axes, lines: list[Interval]) -> None:
+    # A few wide intervals must not make points of all the others: they are cut, and say where they would end.
+    wide = sorted(max(abs(line.low), abs(line.high)) for line in lines)
+    reach = 1.25 * wide[int(0.75 * (len(wide) - 1))]
+    if not reach or wide[-1] < 4 * reach:
+        return
+    axes.set_xlim(-reach, reach)
+    for line in lines:
+        if max(abs(line.low), abs(line.high)) > reach:
+            side = 1 if line.high > reach else -1
+            text = f"{line.middle:+.0f} [{line.low:.0f}, {line.high:.0f}]"
+            axes.annotate(text, (side * reach, line.place), (-4 * side, 4), textcoords="offset points", fontsize=8,
+                          color=line.colour, ha="right" if side > 0 else "left", va="bottom")  # fmt: skip
+
+
+def _axis(shown: list[dict], value: str | None, params: dict) -> str:
+    title = (
+        f"Fréchet distance minus {params['against']}'s in percent of it, with its interval"
+        if value is None
+        else DRAWN[value]
+    )
+    return title + ("\nthin line: the margin of equivalence" if any(row.get("margin") for row in shown) else "")

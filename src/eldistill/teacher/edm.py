@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the pickles of EDM and EDM2, of teachers and of students, which are not executed: their class and keywords through a list
+of what may be, their numbers through a strict comparison of names and shapes, and then a safetensors file that says where
+it comes from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eldistill import networks
+from eldistill.external import pickles, weights
+from eldistill.external.pickles import Network, Refused
+from eldistill.files import canonical
+from eldistill.teacher import agree
+from eldistill.teacher.agree import PIXELS, among, every, or_none, real, whole
+from eldistill.tensors import save_tensors
+
+COVERED_BY = "teacher/convert"
+
+# --- what may be said of a network -----------------------------------------------------------------------
+
+COMMON = {
+    "img_resolution": whole(4, 1024), "img_channels": whole(1, 16), "label_dim": whole(0, 100_000),
+    "model_channels": whole(1, 1024), "channel_mult": every(whole(1, 16)), "num_blocks": whole(1, 16),
+    "attn_resolutions": lambda value: value == [] or every(whole(1, 1024))(value), "dropout": real(0, 1),
+    "sigma_data": real(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
+}  # fmt: skip
+EDM = COMMON | {
+    "model_type": lambda value: isinstance(value, str), "augment_dim": whole(0, 64), "channel_mult_emb": whole(1, 16),
+    "sigma_min": real(0, 1e3), "sigma_max": real(1e-3, math.inf), "label_dropout": real(0, 0),
+}  # fmt: skip
+SONG = EDM | {
+    "channel_mult_noise": whole(1, 16), "embedding_type": among("positional", "fourier"),
+    "encoder_type": among("standard", "residual"), "decoder_type": among("standard"), "resample_filter": every(whole(1, 64)),
+}  # fmt: skip
+EDM2 = COMMON | {
+    "channel_mult_noise": or_none(whole(1, 16)), "channel_mult_emb": or_none(whole(1, 16)), "resample_filter": every(whole(1, 64)),
+    "channels_per_head": whole(1, 1024), "clip_act": real(1e-3, 1e9), "logvar_channels": whole(2, 4096),
+    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), real(0, 1)),
+}  # fmt: skip
+# force_normalization and use_gan change training, not what a finished generator computes.
+EDM2_STUDENT = EDM2 | {"force_normalization": among(True, False), "use_gan": among(True, False)}
+# By the class of the whole and that of the U-Net in it: the network here, and the keywords that it may have.
+CLASSES = {
+    ("EDMPrecond", "SongUNet"): ("song", SONG),
+    ("EDMPrecond", "DhariwalUNet"): ("adm", EDM),
+    ("Precond", "UNet"): ("edm2", EDM2),
+    # One-step generators of SiDA and SiD2A. Their discriminator is the mean over channels of the encoder's last output and has
+    # no weights, so that the state is that of the plain network; EDM2's has no weights for the uncertainty of a loss.
+    ("EDMPrecond_EncoderDecoder", "SongUNet_EncoderDecoder"): ("song", SONG),
+    ("EDMPrecond_EncoderDecoder", "DhariwalUNet_EncoderDecoder"): ("adm", EDM),
+    ("EDM_2_Precond_Generator", "UNet_EncoderDecoder"): ("edm2", EDM2_STUDENT),
+}
+STUDENTS = ("EDMPrecond_EncoderDecoder", "EDM_2_Precond_Generator")  # classes that no teacher has
+# Keywords that have one value, or change nothing of what a finished network computes.
+UNUSED = ("model_type", "use_fp16", "decoder_type", "label_dropout", "force_normalization", "use_gan")
+
+
+def _known(found: Network) -> tuple[str, dict]:
+    """The network here and the keywords of a network of a file, by its two classes. Raises Refused for any other."""
+    inner = next((found.classes[prefix] for prefix in ("model", "unet") if prefix in found.classes), None)
+    if (found.class_name, inner) not in CLASSES:
+        known = ", ".join(f"{outer} of a {inside}" for outer, inside in CLASSES)
+        raise Refused(f"a network {found.class_name[:40]!r} of a {str(inner)[:40]!r}; expected {known}")
+    if (said := found.kwargs.get("model_type", inner)) != inner:
+        raise Refused(f"its model_type is {repr(said)[:60]}, its U-Net is of the class {str(inner)[:40]!r}")
+    return CLASSES[found.class_name, inner]
+
+
+def configuration(found: Network) -> dict:
+    """The `config` of networks.build for a network of a file. Raises Refused for a class, a keyword or a value that no
+    published network has."""
+    name, allowed = _known(found)
+    for key, value in found.kwargs.items():
+        if key not in allowed:
+            raise Refused(f"its keyword {key[:40]!r} is none of {', '.join(sorted(allowed))}")
+        if not allowed[key](value):
+            raise Refused(f"its {key} is {repr(value)[:60]}, which no published network has")
+    for source, what in ((found.attributes, "attribute"), (found.inner_kwargs, "inner network's")):
+        for key in found.kwargs.keys() & source.keys() - {"use_fp16"}:
+            if source[key] != found.kwargs[key]:
+                raise Refused(
+                    f"its keyword {key} is {repr(found.kwargs[key])[:40]}, its {what} {key} {repr(source[key])[:40]}"
+                )
+    settings = {key: value for key, value in found.kwargs.items() if key not in UNUSED}
+    if settings.get("sigma_max") == math.inf:
+        settings["sigma_max"] = None
+    if found.class_name == "EDM_2_Precond_Generator":
+        settings["logvar_channels"] = 0
+    return {"network": name, **settings}
+
+
+def check(found: Network) -> dict:
+    """The complete configuration of a network of a file, whose tensors have the names, the order and the shapes that it
+    asks for, and finite numbers. Raises Refused; nothing of the network's size is allocated."""
+    config = configuration(found)
+    try:
+        outline = networks.outline(config)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"its keywords describe no network: {error}") from None
+    wanted = outline.state_dict()
+    if list(wanted) != list(found.tensors):
+        odd = next((a or b for a, b in itertools.zip_longest(wanted, found.tensors) if a != b), "")
+        raise Refused(
+            f"it has {len(found.tensors)} tensors, its keywords ask for {len(wanted)}; the first other one is {ascii(odd)[:80]}"
+        )
+    for name, tensor in found.tensors.items():
+        if tuple(wanted[name].shape) != tensor.size or not tensor.storage.dtype.is_floating_point:
+            raise Refused(
+                f"its {name} is {list(tensor.size)} {tensor.storage.dtype}; expected {list(wanted[name].shape)} of floats"
+            )
+        if not weights.finite(tensor.view()):
+            raise Refused(f"its {name} is not finite")
+    return outline.config
+
+
+def build(found: Network) -> torch.nn.Module:
+    """The network of a file, in float32, frozen. Raises Refused as `check` does."""
+    network = networks.build(check(found))
+    network.load_state_dict(found.state())
+    return network.requires_grad_(False).eval()
+
+
+# --- the file ---------------------------------------------------------------------------------------------
+
+
+def codec_of(file: pickles.File) -> dict | None:
+    """The constants of EDM2's latents, {scale, bias}, if the file has them. Raises Refused for what cannot be such."""
+    encoder = file.value.get("encoder") if isinstance(file.value, dict) else None
+    if not isinstance(encoder, pickles.Record) or encoder.class_name != "StabilityVAEEncoder":
+        return None
+    found = {}
+    for key in ("scale", "bias"):
+        value = encoder.state.get(key)
+        numbers = file.plain(value).reshape(-1) if isinstance(value, pickles.Array) else np.zeros(0)
+        if not 1 <= len(numbers) <= 64 or numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
+            raise Refused(f"{file.path} has a {key} of its latents that is not a few finite numbers; fetch it again")
+        found[key] = numbers.tolist()
+    if len(found["scale"]) != len(found["bias"]) or min(found["scale"]) <= 0:
+        raise Refused(f"{file.path} has scales of its latents that are not above 0, one for each bias; fetch it again")
+    return found
+
+
+def _told(file: pickles.File) -> dict | None:
+    """What the file says of the data that its network was trained on."""
+    found = file.plain(file.value.get("dataset_kwargs"), pickles.SETTINGS) if isinstance(file.value, dict) else None
+    try:
+        json.dumps(found, allow_nan=False).encode("utf-8")
+        canonical(found).encode("utf-8")
+    except (TypeError, ValueError):  # arrays, infinities, halves of characters
+        raise Refused(
+            f"{file.path} has dataset_kwargs that are no plain settings; fetch it again, or give another"
+        ) from None
+    return found
+
+
+def convert(
+    source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
+    codec: dict | None = None,
+) -> dict:  # fmt: skip
+    """Write the network of a pickle as a teacher; returns its description. Raises Refused; then nothing is written.
+
+    The tensors keep the file's precision. licence: of the source, for the description. labels: whether it must know
+    classes; None: either. codec: that of its data, which must be what the file says; None: pixels.
+    """
+    with pickles.read(source, sha256) as file:
+        found = file.network()
+        if found.class_name in STUDENTS:
+            raise Refused(
+                f"{source} holds a {found.class_name}, a one-step generator of SiDA or SiD2A; expected a denoiser of all noise levels"
+            )
+        try:
+            config = check(found)
+        except Refused as error:
+            raise Refused(
+                f"{source} holds a network that is not understood ({error}); give one of EDM or EDM2"
+            ) from None
+        channels, side = config["img_channels"], config["img_resolution"]
+        about = {
+            "config": config, "codec": codec or PIXELS, "shape": [channels, side, side], "label_dim": config["label_dim"],
+            "source": {
+                "name": source.name, "sha256": file.sha256, "bytes": file.bytes, "class": found.class_name,
+                "kwargs": {key: None if value == math.inf else value for key, value in found.kwargs.items()},
+                "module_sha256": found.source_sha256, "licence": licence, "latents": codec_of(file),
+                "dataset_kwargs": _told(file),
+            },
+        }  # fmt: skip
+        agree.agree_labels(source, about["label_dim"], labels)
+        if codec is not None:
+            agree.agree_codec(source, codec, about["source"]["latents"], channels)
+        save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
+    return about

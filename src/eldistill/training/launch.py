@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts several processes of this machine for one command, and ends them together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+COVERED_BY = "loop"
+
+
+MEMORY = 76  # exit code of a process whose device has too little memory
+
+
+GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
+
+
+def launch(arguments: list[str], count: int, most: int = 1, say=print) -> int:
+    """Run `python -m eldistill` with these arguments in `count` processes of this machine; returns the exit code of the
+    first that ended with one, 0 if all did well.
+
+    most: into how many parts every process may cut its images where a GPU has too little memory: all start again, with
+    twice as many parts, from the last saved state.
+
+    As torchrun, but signals reach every process once, exit codes are kept (75: saved, the same command continues), and what
+    a process says that fails first is what is said. If this process is killed, so are they.
+    """
+    parts = 1
+    while (code := _launch(arguments, count, parts if most > 1 else 0)) == MEMORY and parts < most:
+        parts *= 2
+        say(f"a device has too little memory; going on with the images of each process in {parts} parts")
+    return 1 if code == MEMORY else code
+
+
+def _launch(arguments: list[str], count: int, parts: int) -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started: list[subprocess.Popen] = []
+    said = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(count)]
+    before = {}
+    stopping: list[int] = []
+
+    def forward(number, _frame) -> None:
+        stopping.append(number)
+        for each in started:
+            if each.poll() is None:
+                each.send_signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, forward)
+        for rank in range(count):
+            environment = os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port), "ELDISTILL_PARTS": str(parts),
+            }  # fmt: skip
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "eldistill", *arguments],
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=_mortal,
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=said[rank],
+                )  # fmt: skip
+            )
+        if stopping:
+            forward(stopping.pop(), None)
+        first = _wait(started)
+        said[first].seek(0)
+        sys.stderr.write(said[first].read())
+        return started[first].returncode if started[first].returncode >= 0 else 1
+    finally:
+        for each in started:
+            if each.poll() is None:
+                each.kill()
+                each.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for file in said:
+            file.close()
+
+
+def _mortal() -> None:
+    # Between fork and exec: this process is killed when its parent is (Linux; elsewhere it has to be stopped by hand).
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _wait(started: list[subprocess.Popen]) -> int:
+    """The rank that ended first with a code other than 0, or rank 0; all have ended."""
+    first, ended = None, 0.0
+    while any(each.poll() is None for each in started):
+        for rank, each in enumerate(started):
+            if first is None and each.returncode not in (None, 0):
+                first, ended = rank, time.monotonic()
+        if first is not None and time.monotonic() - ended > GRACE:
+            for each in started:
+                if each.poll() is None:
+                    each.kill()
+        time.sleep(0.05)
+    if first is None:
+        first = next((rank for rank, each in enumerate(started) if each.returncode), 0)
+    return first

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimiser step: what a phase does with one network.
+
+A generator step makes the images of the whole batch first. The gradients of the base loss and of every
+supplement meet at those images, and one backward pass carries their weighted sum into the generator: a supplement
+sees the whole batch however small the micro-batches are, and a weight that compares gradients costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+
+from eldistill.contract import AtImages, Batch, Phase, Progress
+from eldistill.diffusion import dropout
+from eldistill.diffusion.draws import Draw
+from eldistill.errors import NonFinite
+from eldistill.training import optimisers, reduction
+from eldistill.training.job import Job, Supplement
+from eldistill.training.optimisers import Optimiser
+from eldistill.training.processes import Alone, Processes
+from eldistill.training.watch import Watch
+
+COVERED_BY = "loop"
+
+
+class Update:
+    """The networks and optimisers of a training at work; `step` makes one optimiser step of one network.
+
+    across: the processes that share a batch. watch: gets what must be finite and what is logged.
+    """
+
+    def __init__(self, job: Job, across: Processes | Alone, watch: Watch) -> None:
+        self.job, self.across, self.watch = job, across, watch
+        self.group = job.method.group(job.numbers)  # images that stay together
+        self.own = across.rows(job.training.batch, self.group)  # rows of a batch
+        self.nets = {**job.fixed, **job.nets}
+        for net in job.fixed.values():
+            net.requires_grad_(False).eval()
+        self.optimisers = {name: optimisers.make(net, job.optimisers[name]) for name, net in job.nets.items()}
+        self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
+        self.named: dict[str, list[tuple[str, torch.Tensor]]] = {
+            name: [*net.named_parameters()] for name, net in job.nets.items()
+        }
+        self.reductions = reduction.reductions(across, self.named)
+        self.normalised = {name: self._forced(name) for name in job.nets}
+        self.at_images = [each for each in job.supplements if each.module.offers("generator_terms")]
+        self.critics = [each for each in job.supplements if each.module.offers("critic_terms")]
+        self.direct = [each for each in job.supplements if each.module.offers("direct_terms") and each.numbers.weight]
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin an iteration: `same` and `reuse` of a phase reach back to phases of the same iteration."""
+        self._labels: torch.Tensor | None = None
+        self._images: torch.Tensor | None = None
+
+    def step(self, phase: Phase, progress: Progress, scope: str) -> None:
+        """One optimiser step of the network of a phase. scope: of its random numbers."""
+        job = self.job
+        for name in job.nets:
+            training = name == phase.net or (name == "generator" and phase.generator_mode == "train")
+            self._set(name, training, name == phase.net)
+        batch = self._batch(phase, progress, scope)
+        optimiser, numbers = self.optimisers[phase.net], job.optimisers[phase.net]
+        optimiser.zero_grad(set_to_none=True)
+        (self._generator if phase.net == "generator" else self._critic)(phase, batch)
+        self._sum_gradients(phase.net, progress)
+        self._check_gradients(phase.net, numbers, progress)
+        optimiser.param_groups[0]["lr"] = optimisers.learning_rate(numbers, progress)
+        optimiser.step()
+        for normalise_weight in self.normalised[phase.net]:
+            normalise_weight()
+
+    # --- what a step begins with ---
+
+    def _forced(self, name: str) -> list[Callable[[], None]]:
+        # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
+        chosen = self.job.method.normalised(self.job.numbers)
+        if chosen is not None and name not in chosen:
+            return []
+        return [module.normalise_weight for module in self.modules[name] if hasattr(module, "normalise_weight")]
+
+    def _batch(self, phase: Phase, progress: Progress, scope: str) -> Batch:
+        job = self.job
+        draw = Draw(job.seed, scope, progress.n_images, job.training.batch, job.device, job.dtype)[self.own]
+        if phase.labels == "fresh" or self._labels is None:
+            self._labels = job.reals.labels(draw.on("cpu").integers("label", len(job.reals)))
+        return Batch(draw, self._labels, job.shape, progress, job.reals)
+
+    def _set(self, name: str, training: bool, gradient: bool) -> None:
+        if self.job.device != "cpu":
+            self.job.nets[name].train(training).requires_grad_(gradient)
+            return
+        # The same without a walk through the module tree, and without asking which kind of attribute is set: on a CPU that
+        # costs a tenth of a small step.
+        for module in self.modules[name]:
+            module.__dict__["training"] = training
+        for _, parameter in self.named[name]:
+            parameter.requires_grad = gradient
+
+    def _parts(self, size: int) -> list[slice]:
+        # Micro-batches of `size` images.
+        asked = self.job.micro_batch or size
+        step = max(self.group, asked // self.group * self.group)
+        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+    def _share(self, part: slice) -> float:
+        # Of the batch of all processes.
+        return float((part.stop - part.start) / self.job.training.batch)
+
+    def _last(self, name: str, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around a backward pass. last: nothing is added to the gradients of this network in this phase after it."""
+        return self.reductions[name].last_pass() if last and self.reductions else contextlib.nullcontext()
+
+    # --- networks other than the generator ---
+
+    def _critic(self, phase: Phase, batch: Batch) -> None:
+        made = []
+        for part in self._parts(batch.size):
+            images = self._images_of_phase(phase, batch, part)
+            if images is not None:
+                made.append(images)
+            terms = self._critic_terms(phase, batch, part, images)
+            for name, value in terms.items():
+                self.watch.finite(f"{phase.net}.{name}", value)
+                self.watch.count(f"{phase.net}.{name}", value, self._share(part))
+            with self._last(phase.net, part.stop == batch.size):
+                (_sum(terms.values()) * self._share(part)).backward()
+        if made:
+            self._images = torch.cat(made)
+
+    def _images_of_phase(self, phase: Phase, batch: Batch, part: slice) -> torch.Tensor | None:
+        if phase.images == "reuse" and self._images is not None:
+            return self._images[part]
+        if phase.images == "none":
+            return None
+        with torch.no_grad():
+            images = self._generate(batch, part)
+        self.watch.finite("images", images)
+        return images
+
+    def _critic_terms(
+        self, phase: Phase, batch: Batch, part: slice, images: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        with dropout.masks(batch.draw[part], "terms"):
+            terms = self.job.method.critic_terms(self.nets, batch[part], images, self.job.numbers)
+        for each in self.critics if phase.net == "fake_score" else ():
+            with dropout.masks(batch.draw[part], each.name):
+                more = each.module.critic_terms(each.tools, self.nets, batch[part], images, each.numbers)
+            terms = {**terms, **{f"{each.name}.{name}": value for name, value in more.items()}}
+        return terms
+
+    def _generate(self, batch: Batch, part: slice) -> torch.Tensor:
+        with dropout.masks(batch.draw[part], "images"):
+            return self.job.method.generate(self.nets, batch[part], self.job.numbers)
+
+    # --- the generator ---
+
+    def _generator(self, phase: Phase, batch: Batch) -> None:
+        parts = self._parts(batch.size)
+        images = Images(functools.partial(self._generate, batch), parts, self.watch, self._last)
+        gradients: dict[int, torch.Tensor] = {}  # at the images, by micro-batch
+        for index, part in enumerate(parts):
+            direct = self._terms(batch[part], self._share(part), images, index, gradients)
+            # The last pass, if nothing is pulled through the images afterwards.
+            ends = index == len(parts) - 1 and not gradients and not self.at_images
+            if direct:
+                with self._last("generator", ends and not self.direct):
+                    (_sum(direct) * self._share(part)).backward()
+            for each in self.direct:
+                self._direct(each, batch[part], self._share(part), ends and each is self.direct[-1])
+        if self.at_images:
+            gradients = self._meet(batch, images, gradients)
+        if gradients:
+            images.pull(gradients.__getitem__)
+        if images.made:
+            self._images = images.whole()
+
+    def _terms(
+        self, batch: Batch, share: float, images: Images, index: int, gradients: dict[int, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        # The base loss of one micro-batch: adds its gradient at the images, and returns its terms without one.
+        with dropout.masks(batch.draw, "terms"):
+            terms = self.job.method.generator_terms(
+                self.nets, batch, functools.partial(images.of, index), self.job.numbers
+            )
+        direct = []
+        for name, term in terms.items():
+            value = term.value if isinstance(term, AtImages) else term
+            self.watch.finite(f"generator.{name}", value)
+            self.watch.count(f"generator.{name}", value, share)
+            if not isinstance(term, AtImages):
+                direct.append(term)
+            elif term.gradient is not None:
+                self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
+                gradients[index] = gradients.get(index, 0) + term.gradient * share
+        return direct
+
+    def _direct(self, each: Supplement, batch: Batch, share: float, last: bool) -> None:
+        with dropout.masks(batch.draw, each.name):
+            terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
+        for name, value in terms.items():
+            self.watch.finite(f"{each.name}.{name}", value)
+            self.watch.count(f"{each.name}.{name}", value, share)
+        with self._last("generator", last):
+            (_sum(terms.values()) * (share * each.numbers.weight)).backward()
+
+    # --- where supplements meet the base loss ---
+
+    def _meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """The gradients at the images, by micro-batch, of base loss and supplements together.
+
+        Without a gradient of the base loss at the images they meet at the weights, and none is left to be pulled.
+        """
+        made = images.whole()
+        if not gradients:
+            self._meet_at_weights(made, batch, images)
+            return {}
+        base = torch.cat([gradients[index] for index in range(len(images.parts))])
+        total = self._meet_at_images(made, base, batch)
+        return {index: total[part] for index, part in enumerate(images.parts)}
+
+    def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The base loss's gradient at the images plus that of every supplement."""
+        total = base
+        strength = self._rms(base)
+        self.watch.count("generator.base_rms", strength)
+        for each in self.at_images:
+            own = self._own_gradient(each, images, batch, base)
+            weight = self._weigh(each, strength, self._rms(own), batch)
+            if _acts(weight):
+                total = total + weight * own
+        return total
+
+    def _meet_at_weights(self, made: torch.Tensor, batch: Batch, images: Images) -> None:
+        """The base loss has no gradient at the images: those of base and supplements meet at the weights.
+
+        Their strengths are compared at the last layer, the nearest thing to the images that both pass.
+        """
+        weights = [p for _, p in self.named["generator"]]
+        base = [p.grad for p in weights]
+        last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
+        strength = self._rms_of_weight(base[last])
+        self.watch.count("generator.base_rms", strength)
+        total = base
+        for each in self.at_images:
+            for p in weights:
+                p.grad = None
+            images.pull_whole(self._own_gradient(each, made, batch))
+            own = [p.grad for p in weights]
+            weight = self._weigh(each, strength, self._rms_of_weight(own[last]), batch)
+            if _acts(weight):
+                total = [
+                    a if b is None else weight * b if a is None else a + weight * b
+                    for a, b in zip(total, own, strict=True)
+                ]
+        for p, gradient in zip(weights, total, strict=True):
+            p.grad = gradient
+
+    def _own_gradient(
+        self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        # At the images.
+        terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+        # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
+        whole = getattr(each.tools, "across", None) is not None
+        share = None if whole else batch.size / self.job.training.batch
+        for name, term in terms.items():
+            self.watch.finite(f"{each.name}.{name}", term.value)
+            if term.gradient is not None:
+                self.watch.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
+            self.watch.count(f"{each.name}.{name}", term.value, share)
+        gradients = [term.gradient for term in terms.values() if term.gradient is not None]
+        own = gradients[0] if len(gradients) == 1 else _sum(gradients)
+        own = own if share in (None, 1) else own * share
+        if each.module.offers("diagnose"):
+            loss = _sum(term.value for term in terms.values() if term.gradient is not None)
+            both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
+            self.watch.later(
+                each.module.diagnose(loss, *both, batch, each.numbers, each.memory), prefix=f"{each.name}."
+            )
+        return own
+
+    def _weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
+        # base, own: root mean squares of the two gradients, scalars of the device.
+        size = self.job.training.batch
+        weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
+        self.watch.count(f"{each.name}.gradient_rms", own)
+        self.watch.count(f"{each.name}.weight", weight.factor)
+        # The share of the base loss's gradient that it has, if that has one.
+        self.watch.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
+        self.watch.count(f"{each.name}.bounded", weight.bounded)
+        return weight.factor
+
+    def _rms(self, own: torch.Tensor) -> torch.Tensor:
+        """Root of the mean square over the images of the whole batch."""
+        if self.across.size == 1:
+            return _rms(own)
+        squares = self.across.sum(own.double().square().sum())
+        return (squares / (own[0].numel() * self.job.training.batch)).sqrt()
+
+    def _rms_of_weight(self, gradient: torch.Tensor | None) -> torch.Tensor:
+        # All images pass the layer that is asked, so it has a gradient.
+        assert gradient is not None
+        return _rms(self.across.sum(gradient))
+
+    # --- after the backward passes ---
+
+    def _sum_gradients(self, name: str, progress: Progress) -> None:
+        """Sum the gradients of all processes. Raises NonFinite for what this process has computed itself."""
+        if not self.reductions:
+            return
+        # All sums come before an error: no process waits for one that has stopped.
+        self.watch.ask([self.reductions[name].finish()], self.reductions[name].settle)
+        self.watch.look(progress)
+
+    def _check_gradients(self, name: str, numbers: Optimiser, progress: Progress) -> None:
+        found = [(key, gradient) for key, p in self.named[name] if (gradient := p.grad) is not None]
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in found])
+        parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
+        self.watch.finite(f"gradient norm of {name}", norm, parts)
+        self.watch.count(f"{name}.gradient_norm", norm)
+        if self.across.size > 1:
+            self._look_together(progress)
+        if numbers.clip:
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
+        if numbers.clip_value:
+            torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
+
+    def _look_together(self, progress: Progress) -> None:
+        """Look, where another process may have found a bad value of its own and has ended: its sentence is the better one."""
+        try:
+            self.watch.look(progress)
+        except NonFinite:
+            self.across.barrier()
+            raise
+
+
+class Images:
+    """The generator's images of one step by micro-batch. One micro-batch keeps its graph; several are made without one, and
+    made again with a graph when a gradient is pulled through them.
+
+    make: gives the images [n, c, h, w] of a slice, with a graph. last: `Update._last`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[slice], torch.Tensor],
+        parts: list[slice],
+        watch: Watch,
+        last: Callable[[str, bool], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        self.make, self.parts, self.watch, self.last = make, parts, watch, last
+        self.made: dict[int, torch.Tensor] = {}
+
+    def of(self, index: int) -> torch.Tensor:
+        """Those of one micro-batch, without a graph; made when they are first asked for."""
+        if index not in self.made:
+            with torch.set_grad_enabled(len(self.parts) == 1):
+                self.made[index] = self.make(self.parts[index])
+            self.watch.finite("images", self.made[index])
+        return self.made[index].detach()
+
+    def whole(self) -> torch.Tensor:
+        """Those of all micro-batches, [n, c, h, w]."""
+        return torch.cat([self.of(index) for index in range(len(self.parts))])
+
+    def pull(self, gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
+        """Add the gradients of the generator's weights from those at the images. again: the graph is needed once more."""
+        for index, part in enumerate(self.parts):
+            graph = self.made[index] if len(self.parts) == 1 else self.make(part)
+            with self.last("generator", index == len(self.parts) - 1 and not again):
+                graph.backward(gradient_of(index), retain_graph=again)
+
+    def pull_whole(self, gradient: torch.Tensor) -> None:
+        """The same from one gradient at all images; the graph stays."""
+        self.pull(lambda index: gradient[self.parts[index]], again=True)
+
+
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    first, *others = terms
+    return sum(others, 0 + first)
+
+
+def _rms(tensor: torch.Tensor) -> torch.Tensor:
+    """Root of the mean square over all entries, in float64."""
+    return tensor.double().square().mean().sqrt()
+
+
+def _acts(weight: float | torch.Tensor) -> bool:
+    """Whether a supplement has a weight; what only the device knows may be 0 and is multiplied."""
+    return isinstance(weight, torch.Tensor) or weight != 0
