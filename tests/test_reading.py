@@ -45,9 +45,10 @@ def change(project: Path, file: str, where: str, value) -> params.Params:
 
 
 def tree(draw: random.Random, depth: int = 3) -> dict:
-    keys = draw.sample("abcd", draw.randint(1, 4))
-    inner = lambda: tree(draw, depth - 1) if depth and draw.random() < 0.6 else draw.choice([1, None, [2, 3], "x"])  # noqa: E731
-    return {key: inner() for key in keys}
+    def inner():
+        return tree(draw, depth - 1) if depth and draw.random() < 0.6 else draw.choice([1, None, [2, 3], "x"])
+
+    return {key: inner() for key in draw.sample("abcd", draw.randint(1, 4))}
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -30,6 +30,7 @@ import test_paper_data
 
 from eldistill import networks
 from eldistill.data.readers import cifar10
+from eldistill.plan import reading
 from eldistill.spaces import inception
 
 TEACHER, STUDENT, CIFAR = "edm-cifar10-32x32-uncond-vp", "sid-cifar10-uncond", "cifar-10-python"
@@ -126,7 +127,7 @@ def served(folder: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 def small(project: Path, site: Path, address: str, methods: list[str], supplements: list[str]) -> None:
     """Point a clone at the server, and make its numbers those of the rehearsal: the sections of CIFAR-10, a hundred images.
 
-    Addresses, digest of the tarball and the numbers in params.yaml are all that differs from what a user has.
+    Addresses, digest of the tarball and the numbers of two files of parameters are all that differs from what a user has.
     """
     table = rows(project)
     for row in table.values():
@@ -137,15 +138,15 @@ def small(project: Path, site: Path, address: str, methods: list[str], supplemen
         writer = csv.DictWriter(file, next(iter(table.values())), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table.values())
-    path = project / "params.yaml"
-    values = conftest.read_yaml(path.read_text(encoding="utf-8"))
-    values["data"]["cifar10"] |= {"heldout": 20, "judges": {"n_images": 256, "batch": 64}}
-    values["teacher"]["edm-cifar10"] |= {"steps": 2, "check": {"n": 20}}
+    below, path = project / reading.FILES[0], project / "params.yaml"
+    paper, values = (conftest.read_yaml(each.read_text(encoding="utf-8")) for each in (below, path))
+    paper["data"]["cifar10"] |= {"heldout": 20, "judges": {"n_images": 256, "batch": 64}}
+    paper["teacher"]["edm-cifar10"] |= {"steps": 2, "check": {"n": 20}}
     rates = {"generator": {"lr": 1.0e-3}, "critic": {"lr": 1.0e-3}}
     for name in {*methods, "sid"}:
         more = {"freeze_images": 0, "solo_images": 0, "group": 8} if name in ("sida", "sid2a") else {}
         numbers = {"n_images": 32, "batch": 8, "dropout": 0, **more}
-        values["distil"]["methods"][name].setdefault("per_data", {})["cifar10"] = numbers | {
+        paper["distil"]["methods"].setdefault(name, {}).setdefault("per_data", {})["cifar10"] = numbers | {
             key: {**rate, "warmup_images": 0} for key, rate in rates.items()
         }
     values["distil"] |= {"snapshots": [0, 100], "ticks": 2}
@@ -153,7 +154,7 @@ def small(project: Path, site: Path, address: str, methods: list[str], supplemen
         "members": [{"family": "conv", "width": 8, "depth": 3, "norm": "instance", "count": 2}]
     }
     fid = {"reference": "fid-refs-cifar10-32x32", "n": 20, "blocks": 1}
-    values["evaluate"]["per_data"]["cifar10"] = {
+    paper["evaluate"]["per_data"]["cifar10"] = {
         "n": 40,
         "curve_n": 20,
         "features": ["judge-a", "pixels"],
@@ -166,4 +167,5 @@ def small(project: Path, site: Path, address: str, methods: list[str], supplemen
     values["suites"]["rehearsal"] = [
         {"data": ["cifar10"], "methods": methods, "supplements": supplements, "seeds": [0]}
     ]
+    below.write_text(conftest.write_yaml(paper), encoding="utf-8")
     path.write_text(conftest.write_yaml(values), encoding="utf-8")

@@ -45,7 +45,7 @@ def run(
     if rank is not None and step.kind not in TRAINED | MEASURED:
         raise Problem(f"{word} {name} is made by one process; leave --processes away")
     if rank:
-        say = lambda line: None  # noqa: E731
+        say = _silent
     text = _text(step, recipe_file)
     if not force and text == step.recipe and step.fresh(Path()):
         plan.identities.record()
@@ -64,6 +64,11 @@ def run(
     if work.first:
         _record(work, text)
     return True
+
+
+def _silent(line: str) -> None:
+    # Of several processes the first one speaks.
+    pass
 
 
 def _text(step: Step, recipe_file: str | None) -> str:
