@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Snakemake starts four seconds faster with bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint lock clean-env
+.PHONY: help env demo report bench ablation benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint docs lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -95,6 +95,12 @@ lint: env ## ruff, snakefmt and Snakemake's own lint, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+# Sphinx comes with the environment. Warnings are errors, and every page is read anew. Nothing is fetched.
+docs: env ## the site of docs/ with the API out of the docstrings, in data/scratch/docs
+	@rm -rf docs/reference data/scratch/docs
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html -d data/scratch/docs-cache docs data/scratch/docs
+	@echo "open data/scratch/docs/index.html"
 
 lock: ## compile requirements.lock anew (needs uv; delete the file first to take newer releases)
 	uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
