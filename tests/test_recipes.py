@@ -401,8 +401,8 @@ WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/prune",
     "commands/suggest", "commands/tools", "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources",
     "files", "numbers", "paths", "plan/checks", "plan/cluster", "plan/datasets", "plan/driver", "plan/freshness", "plan/gpus",
-    "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/reading", "plan/recipes", "plan/records", "plan/schema",
-    "plan/versions", "registry", "tables/sheet", "tensors",
+    "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/reading", "plan/recipes", "plan/records",
+    "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
 }  # fmt: skip
 
 
