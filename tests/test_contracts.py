@@ -32,7 +32,8 @@ PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
 def discovered(kind: str) -> list[str]:
     """The files of a folder that are a method, a supplement or a family."""
-    return sorted(p.stem for p in (PACKAGE / kind).glob("*.py") if not p.stem.startswith("_") and p.stem != "seed")
+    others = ("seed", "members")  # of ensemble/: what families are drawn and calibrated with
+    return sorted(p.stem for p in (PACKAGE / kind).glob("*.py") if not p.stem.startswith("_") and p.stem not in others)
 
 
 METHODS, SUPPLEMENTS, FAMILIES = discovered("methods"), discovered("supplements"), discovered("ensemble")

@@ -450,7 +450,7 @@ def test_mixed_ensembles(kernel):
         value = embedding.embedding_loss(
             members, x, real, kernel, "unbiased", labels="both", classes=classes, stack=stack, found=found
         )
-        results.append((value, torch.autograd.grad(value, x)[0], torch.tensor(found["trace_ratio"])))
+        results.append((value, torch.autograd.grad(value, x)[0], torch.as_tensor(found["trace_ratio"])))
     assert max(error(stack, loop) for loop, stack in zip(*results, strict=True)) < 1e-12
 
 
