@@ -63,13 +63,13 @@ DROPOUT = '''"""In the place of the project's dropout, which needs its random nu
 def dropout(x, p):
     raise RuntimeError("this copy of the network is for sampling: call eval() first")
 '''
-NOISE = '"""What the networks need of the project\'s noise levels."""\nimport torch\n\n\n'
+NOISE = '"""What the networks need of the project\'s noise levels."""\nimport torch\n\n'
 
 
 def code(file: str) -> dict[str, str]:
     """The source of a network and of what it is built on, as a package `network` of its own, by file name."""
     room = Path(networks.__file__).parent
-    names = ["__init__", "layers", "precond", "half", file]
+    names = ["__init__", "layers", "precond", "half", "unet", file]
     names += [used.removeprefix("networks/") for used in versions.uses(f"networks/{file}")]
     found = {}
     for name in dict.fromkeys(names):
@@ -81,7 +81,10 @@ def code(file: str) -> dict[str, str]:
                 f"a network of the kind {file} needs more than torch; give its generator_ema.safetensors away as it is"
             )
         found[f"{name}.py"] = text
-    return found | {"dropout.py": DROPOUT, "noise.py": NOISE + inspect.getsource(noise.precondition)}
+    return found | {
+        "dropout.py": DROPOUT,
+        "noise.py": f"{NOISE}SIGMA_DATA = {noise.SIGMA_DATA}\n\n\n{inspect.getsource(noise.precondition)}",
+    }
 
 
 def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:

@@ -15,11 +15,11 @@ import torch
 
 from eldistill.data import latents
 from eldistill.diffusion.draws import Draw, sent
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.tensors import map_tensors
 
 RECIPE = ("data", 2)
-SIGMA_DATA = 0.5
 
 
 # --- codec --------------------------------------------------------------------------------------------
