@@ -42,9 +42,8 @@ def networks(teacher: Denoiser, numbers: Any, seed: int) -> Nets:
         raise Problem(
             "params.yaml: uncertainty is true, but the teacher's network estimates none; only edm2 does: set it to false"
         )
-    if getattr(numbers, "normalise", "all") != "all" and not any(
-        hasattr(each, "normalise_weight") for each in teacher.modules()
-    ):
+    layers = teacher.modules()
+    if getattr(numbers, "normalise", "all") != "all" and not any(hasattr(each, "normalise_weight") for each in layers):
         raise Problem(
             f"params.yaml: normalise is {numbers.normalise}, but the teacher's network has no weights that are normalised; only "
             "edm2 does: set it to all"

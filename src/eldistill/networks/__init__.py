@@ -53,16 +53,21 @@ def _make(config: dict) -> nn.Module:
 
 def available() -> list[str]:
     """Names of the network files in this folder, sorted."""
-    names = (entry.name for entry in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "network"))
+    return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if _network_file(entry.name))
 
 
 def _module(name: object) -> ModuleType:
     if name in {entry.name for entry in pkgutil.iter_modules(__path__)}:
-        module = importlib.import_module(f"{__name__}.{name}")
-        if hasattr(module, "network"):
+        module = _network_file(str(name))
+        if module is not None:
             return module
     raise ValueError(f"There is no network {name!r}; known networks: {', '.join(available())}.")
+
+
+def _network_file(name: str) -> ModuleType | None:
+    # A file of this folder that builds a network; others hold layers.
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module if "network" in vars(module) else None
 
 
 def _complete(name: str, settings_class: type, settings: dict) -> dict:

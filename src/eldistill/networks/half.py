@@ -121,13 +121,13 @@ class Copies:
         # Scalars (gains) stay as they are: they cost nothing, and their rounding would scale whole layers.
         _notice_fused_optimisers()
         self.entries, self.switches, self.dtype = [], [], dtype
-        for module in network.modules():
-            prepares = hasattr(module, "prepared_weight")
+        for layer in network.modules():
+            prepares = hasattr(layer, "prepared_weight")
             if prepares:
-                self.switches.append(module.__dict__)
-            for name, weight in module._parameters.items():
+                self.switches.append(layer.__dict__)
+            for name, weight in layer._parameters.items():
                 if weight is not None and weight.ndim and weight.is_floating_point():
-                    self.entries.append(_Copy(module._parameters, name, weight, module if prepares else None))
+                    self.entries.append(_Copy(layer._parameters, name, weight, layer if prepares else None))
 
     @torch.no_grad()
     def _cast(self, stale: list[_Copy]) -> None:
