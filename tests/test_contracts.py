@@ -460,7 +460,7 @@ def test_supplement_terms(bench, supplement, labels):
                   Progress(0, 0, 100), reals)  # fmt: skip
 
     def terms(x):
-        return each.module.generator_terms(each.tools, x, batch, each.numbers)
+        return each.module.generator_terms(each.prepared, x, batch, each.numbers)
 
     found = terms(images)
     direction = draws.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
@@ -491,7 +491,7 @@ def test_supplement_leaves_networks_alone(bench, supplement):
             for part in thing:
                 yield from tensors(part, depth - 1)
 
-    tools = job.supplements[0].tools
+    tools = job.supplements[0].prepared
     ensemble = getattr(tools, "ensemble", None)
     watched = list(tensors(tools)) + (list(tensors(ensemble.at(0))) if ensemble else [])
     before = [tensor.clone() for tensor in watched]
@@ -511,7 +511,7 @@ def test_redrawn_members_follow_the_step(bench):
         each, found = bench.supplement("embedding", torch.float64, redraw=redraw), []
         for step in range(7):
             batch = Batch(draw, None, reals.shape, Progress(0, step, 100), reals)
-            terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+            terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
             found.append(float(terms["mmd2"].value))
         return found
 

@@ -14,8 +14,7 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
 from eldistill.tensors import save_tensors
-from eldistill.training import compute as speed
-from eldistill.training import loop
+from eldistill.training import compute, loop
 from eldistill.training.job import Job, Training
 from eldistill.training.optimisers import Ema, Optimiser
 
@@ -59,8 +58,8 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, sit
         net = networks.build(config, recipe["seed"]).to(site.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
-    arithmetic = speed.arithmetic(recipe.get("precision", "float32"), site, [net])
-    speed.prepare(site, [], [net])
+    arithmetic = compute.arithmetic(recipe.get("precision", "float32"), site, [net])
+    compute.prepare(site, [], [net])
     job = Job(
         method=Method(phases=phases, critic_terms=critic_terms),
         numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
