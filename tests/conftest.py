@@ -202,7 +202,7 @@ class Bench:
             for file, each in (supplements or {}).items()
         ]
         for each in added:
-            each.module.networks(nets, each.tools, each.numbers, 6)
+            each.module.networks(nets, each.prepared, each.numbers, 6)
         if device != "cpu":
             images = data.Reals(images.images, images.classes, images.codec, labels, device, dtype)
             for net in (frozen, *nets.values()):

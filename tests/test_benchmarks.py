@@ -86,7 +86,7 @@ def test_every_variant_is_an_embedding_loss_of_its_own(script, settings, tmp_pat
 def test_no_variant_makes_another_draw_its_members_again(script, settings, tmp_path):
     """Ensembles at work side by side keep their members: a share holds no more than a run with one of them would pay."""
     added = script.supplements(settings, ["conv4", "conv8"], options(), tmp_path)
-    ensembles = [each.tools.ensemble for each in added.values()]
+    ensembles = [each.prepared.ensemble for each in added.values()]
     first = [ensemble.at(0) for ensemble in ensembles]
     assert all(ensemble.at(1) is members for ensemble, members in zip(ensembles, first, strict=True))
 

@@ -24,20 +24,15 @@ from eldistill.diffusion import draws
 from eldistill.errors import Problem, Stopped
 from eldistill.numbers import declared, number
 from eldistill.plan import params, schema, versions
+from eldistill.registry import available
 from eldistill.training import loop, state
 from eldistill.training.job import Job
 
 PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
 
 
-def discovered(kind: str) -> list[str]:
-    """The files of a folder that are a method, a supplement or a family."""
-    others = ("seed", "members")  # of ensemble/: what families are drawn and calibrated with
-    return sorted(p.stem for p in (PACKAGE / kind).glob("*.py") if not p.stem.startswith("_") and p.stem not in others)
-
-
-METHODS, SUPPLEMENTS, FAMILIES = discovered("methods"), discovered("supplements"), discovered("ensemble")
-EVERY = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in discovered(kind)]
+METHODS, SUPPLEMENTS, FAMILIES = available("methods"), available("supplements"), available("ensemble")
+EVERY = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in available(kind)]
 with_methods = pytest.mark.parametrize("method", METHODS)
 with_supplements = pytest.mark.parametrize("supplement", SUPPLEMENTS)
 
@@ -465,7 +460,7 @@ def test_supplement_terms(bench, supplement, labels):
                   Progress(0, 0, 100), reals)  # fmt: skip
 
     def terms(x):
-        return each.module.generator_terms(each.tools, x, batch, each.numbers)
+        return each.module.generator_terms(each.prepared, x, batch, each.numbers)
 
     found = terms(images)
     direction = draws.Draw(1, "direction", 0, 6, dtype=dtype).normal("d", *reals.shape)
@@ -496,7 +491,7 @@ def test_supplement_leaves_networks_alone(bench, supplement):
             for part in thing:
                 yield from tensors(part, depth - 1)
 
-    tools = job.supplements[0].tools
+    tools = job.supplements[0].prepared
     ensemble = getattr(tools, "ensemble", None)
     watched = list(tensors(tools)) + (list(tensors(ensemble.at(0))) if ensemble else [])
     before = [tensor.clone() for tensor in watched]
@@ -516,7 +511,7 @@ def test_redrawn_members_follow_the_step(bench):
         each, found = bench.supplement("embedding", torch.float64, redraw=redraw), []
         for step in range(7):
             batch = Batch(draw, None, reals.shape, Progress(0, step, 100), reals)
-            terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+            terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
             found.append(float(terms["mmd2"].value))
         return found
 
@@ -782,6 +777,40 @@ def test_imports_have_no_circle():
     assert (
         order.index("contract") < order.index("training.loop") < order.index("distil.run") < order.index("steps.distil")
     )
+
+
+TYPED = ("contract", "diffusion", "distil", "ensemble", "evaluate", "losses", "methods", "networks", "sampling", "supplements",
+         "teacher", "training")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_what_passes_between_modules_has_written_types(name):
+    """No namespace without declared fields, and no question whether a module has a function: contract.py fills defaults."""
+    files = [PACKAGE / f"{name}.py"] if name == "contract" else (PACKAGE / name).rglob("*.py")
+    found = [
+        path.name for path in files if re.search(r"SimpleNamespace|hasattr\(.*module|make_dataclass", source(path))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, file in EVERY if kind != "ensemble"])
+def test_a_loaded_file_offers_what_it_defines(kind, file):
+    """Method and SupplementModule take over every function of the contract, and have a default for each other one."""
+    loaded = contract.method(file) if kind == "methods" else contract.supplement(file)
+    module = contract.module(kind, file)
+    for field in dataclasses.fields(loaded):
+        assert loaded.offers(field.name) == hasattr(module, field.name)
+        assert getattr(loaded, field.name) is getattr(module, field.name, field.default)
+    assert type(loaded).of(loaded) == loaded
+    assert kind == "methods" or loaded.offers("generator_terms") == loaded.offers("weight"), "they come together"
+
+
+def test_a_function_that_is_missing_is_said():
+    """Called all the same, a function that a file leaves out raises a sentence, unless it may be left out."""
+    bare = contract.Method(phases=lambda numbers, progress: [])
+    assert bare.group(None) == 1 and bare.normalised(None) is None and bare.after_step({}, None, None) is None
+    with pytest.raises(TypeError, match="does not offer"):
+        bare.generate({}, None, None)
 
 
 def test_the_loop_knows_no_method(bench):

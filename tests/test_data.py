@@ -20,6 +20,7 @@ from PIL import Image
 
 from eldistill.data import dataset as data
 from eldistill.data import packing
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching
 
@@ -119,7 +120,7 @@ def test_packed_digits_are_scikit_learns_in_that_split(digits):
 def test_the_shipped_codec_gives_the_digits_sigma_data(digits):
     codec = conftest.shipped()["data"]["digits"]["codec"]
     x = data.encode(data.load(digits[0])[0], codec)
-    assert abs(float(x.mean())) < 1e-3 and abs(float(x.std()) - data.SIGMA_DATA) < 1e-3
+    assert abs(float(x.mean())) < 1e-3 and abs(float(x.std()) - SIGMA_DATA) < 1e-3
     assert codec == pytest.approx({"mean": digits[1]["mean"], "std": digits[1]["std"]}, abs=1e-4)
 
 

@@ -52,7 +52,7 @@ def fakes(size: int = 6, dtype=torch.float64) -> torch.Tensor:
     return 0.4 * torch.randn(size, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=dtype) + 0.1
 
 
-def tools(folder, members=MEMBERS, redraw: int = 0, dtype=torch.float64) -> embedding.Tools:
+def tools(folder, members=MEMBERS, redraw: int = 0, dtype=torch.float64) -> embedding.Prepared:
     """As a run gets them: a recorded ensemble, read by `prepare`."""
     section = {"members": members, "redraw": redraw, "calibration": 40, "draws": 2}
     seed.make(section, 5, reals(dtype=torch.float32), folder / "e.json", folder / "e.npz")

@@ -22,6 +22,7 @@ from eldistill import contract, files
 from eldistill.contract import Batch, Progress, Setting
 from eldistill.data import dataset as data
 from eldistill.diffusion.draws import Draw
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed
 from eldistill.errors import Problem
@@ -60,7 +61,7 @@ def reals(n: int = 80) -> data.Reals:
 
 def standard(n: int = 80, shape=SHAPE, start: int = 0, dtype=torch.float64) -> torch.Tensor:
     """Images over sigma_data, as the members see them."""
-    return data.encode(waves(n, shape, start), CODEC, dtype) / data.SIGMA_DATA
+    return data.encode(waves(n, shape, start), CODEC, dtype) / SIGMA_DATA
 
 
 def section(members, **changes) -> dict:

@@ -76,7 +76,7 @@ def test_no_supplement_hides_a_nan(bench, supplement, place):
     """The head's logits, the real images and the pairs are read, and nothing is dropped."""
     job = bench.job("diff_instruct", {supplement: {}})
     if place == "pairs":
-        job.supplements[0].tools.images[:] = math.nan
+        job.supplements[0].prepared.images[:] = math.nan
     else:
         poison(job, place, math.nan)
     with pytest.raises(NonFinite, match="is not finite"):
@@ -161,8 +161,8 @@ def test_regression_reads_every_chosen_pair(bench):
     nets = {"generator": lambda x, sigma, labels: x}
     batch = batch_of((1, 8, 8), {"pair": torch.tensor([1, 4])})
     for index, counts in ((0, False), (4, True)):
-        each.tools.images[index, 0, 3, 3] = math.nan
-        value = regression.direct_terms(each.tools, nets, batch, each.numbers)["huber"]
+        each.prepared.images[index, 0, 3, 3] = math.nan
+        value = regression.direct_terms(each.prepared, nets, batch, each.numbers)["huber"]
         assert bool(value.isnan()) == counts
 
 

@@ -118,7 +118,7 @@ def test_chunks_are_closed(teacher, tmp_path, monkeypatch):
 # --- the loss on pairs ---
 
 
-def prepared(teacher, folder, label_dim: int, **changes) -> regression.Tools:
+def prepared(teacher, folder, label_dim: int, **changes) -> regression.Prepared:
     made(teacher, folder)
     setting = Setting(sigma_data=0.5, seed=0, sigma_init=2.5, pairs=folder / "pairs.npz", dtype=torch.float64,
                       codec={"mean": 0.5, "std": 0.25}, label_dim=label_dim)  # fmt: skip

@@ -218,7 +218,7 @@ def spread_after_training(reals: data.Reals, folder: Path, estimator: str, size:
     }  # fmt: skip
     seed.make(section, number, reals, folder / f"{number}.json", folder / f"{number}.npz")
     ensemble = seed.Ensemble(folder / f"{number}.json")
-    tools = embedding.Tools(ensemble, reals.sigma_data, number)
+    tools = embedding.Prepared(ensemble, reals.sigma_data, number)
     numbers = embedding.Numbers(kernel="linear", estimator=estimator, real_ratio=64 // size, diagnose=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)

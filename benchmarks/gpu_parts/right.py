@@ -15,7 +15,7 @@ from torch import distributed as collectives
 
 from eldistill.ensemble import seed as ensembles
 from eldistill.supplements import embedding
-from eldistill.training import processes as distributed
+from eldistill.training import processes
 from gpu_parts import small
 from gpu_parts.items import Item, failure, is_memory
 from gpu_parts.small import Case
@@ -167,7 +167,7 @@ def group_of_one(options) -> dict:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         collectives.init_process_group(backend, init_method=f"file://{place}/store", world_size=1, rank=0)
         try:
-            across, alone = distributed.Processes(), distributed.Alone()
+            across, alone = processes.Processes(), processes.Alone()
             checks = {"collectives": tried(lambda: _collectives(across, alone, options.device))}
             for supplement in ("none", "el"):
                 case = Case("di", supplement, device=options.device, dtype=torch.float64)
@@ -195,9 +195,10 @@ def _collectives(across, alone, device: str) -> dict:
 
 def _through(across, case: Case, options) -> dict:
     def change(work) -> None:
-        work.across = across
+        for part in (work, work.update, work.update.meeting):
+            part.across = across
         for each in work.job.supplements:
-            each.tools = dataclasses.replace(each.tools, across=across)
+            each.prepared = dataclasses.replace(each.prepared, across=across)
 
     mine = small.trained(options.settings, case, options.folder, change=change)
     wanted = small.trained(options.settings, case, options.folder)

@@ -16,8 +16,7 @@ from eldistill import contract, networks
 from eldistill.data import dataset as data
 from eldistill.errors import Stopped
 from eldistill.plan import params
-from eldistill.training import compute as speed
-from eldistill.training import loop, state
+from eldistill.training import compute, loop, state
 from eldistill.training.job import Job, Supplement, Training
 from eldistill.training.optimisers import Ema, Optimiser
 
@@ -115,7 +114,7 @@ def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path
     optimisers = {
         name: Optimiser.of({**values["generator" if name == "generator" else "critic"], **changes}) for name in nets
     }
-    speed.precision(case.precision, [teacher, *nets.values()])
+    compute.precision(case.precision, [teacher, *nets.values()])
     total = START + STEPS * BATCH
     return Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals_of(case), shape=(1, 8, 8), seed=case.seed,
@@ -166,7 +165,7 @@ def trained(settings: params.Params, case: Case, folder: Path, stop: int = 0, ch
 def outcome(work: loop.Loop, case: Case) -> Outcome:
     """What a loop has come to."""
     tensors = state.pack({**work.job.nets, "average": work.average}, {})
-    speed.precision("float32", [work.average])
+    compute.precision("float32", [work.average])
     z = 2.5 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         images = work.average(z.to(case.device, case.dtype), torch.full((64,), 2.5, device=case.device), None)

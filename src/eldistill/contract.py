@@ -23,13 +23,13 @@ micro-batches, so each of its terms is a mean over images. Each module has a lit
 whose version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
 and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
 
-A supplement offers `Numbers`, `prepare(numbers, setting) -> tools`, and what it needs of
+A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and what it needs of
 
-    networks(nets, tools, numbers, seed)                             adds its weights to the networks
-    generator_terms(tools, images, batch, numbers) -> {name: AtImages}    at the images of the whole batch
+    networks(nets, prepared, numbers, seed)                          adds its weights to the networks
+    generator_terms(prepared, images, batch, numbers) -> {name: AtImages}     at the images of the whole batch
     weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
-    direct_terms(tools, nets, batch, numbers) -> {name: scalar}      with a pass of its own; `numbers.weight` is its factor
-    critic_terms(tools, nets, batch, images, numbers) -> {name: scalar}   added to the phase of `fake_score`
+    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   with a pass of its own; `numbers.weight` is its factor
+    critic_terms(prepared, nets, batch, images, numbers) -> {name: scalar}    added to the phase of `fake_score`
     diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
     warning(means) -> sentence or None                               on the means of a tick
 
@@ -73,27 +73,32 @@ Codec = dict[str, Any]  # how pixels or latents are encoded: mean, std
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. n_images: generated so far; total: in the whole run; iteration: steps so far."""
+    """How far a run is."""
 
-    n_images: int
-    iteration: int
-    total: int
+    n_images: int  # generated so far
+    iteration: int  # iterations so far
+    total: int  # images in the whole run
 
 
 @dataclass(frozen=True)
 class Phase:
     """One optimiser step of an iteration.
 
-    net: the network that is trained. every: iterations between such steps. images: `fresh` made for this phase,
-    `reuse` those of the phase before in this iteration (fresh if there was none), `none`. generator_mode: train or
-    eval while it makes them. labels: `fresh` or `same` as in the phase before in this iteration.
+    The phases of DMD2 with re-use, for example: the generator every fifth iteration, then fake_score on the same images.
+
+        [Phase("generator", every=5),
+         Phase("fake_score", images="reuse", labels="same", generator_mode="eval")]
+
+    Raises ValueError for images that are reused with other labels.
     """
 
-    net: str
-    every: int = 1
-    images: str = "fresh"
-    generator_mode: str = "train"
-    labels: str = "fresh"
+    net: str  # the network that is trained
+    every: int = 1  # iterations between such steps
+    images: str = (
+        "fresh"  # fresh: made for this phase; reuse: those of the phase before in this iteration, if any; none
+    )
+    generator_mode: str = "train"  # train or eval, while it makes them
+    labels: str = "fresh"  # fresh, or same as in the phase before in this iteration
 
     def __post_init__(self) -> None:
         if self.images == "reuse" and self.labels != "same":
@@ -161,12 +166,17 @@ class RealImages(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one phase sees: random numbers, labels [n, L] (one-hot) or None, image shape (c, h, w), real images."""
+    """What one phase sees. A slice of it is a micro-batch, with the same numbers for the same images.
 
-    draw: Draw
-    labels: torch.Tensor | None
-    shape: tuple[int, int, int]
-    progress: Progress
+    z = batch.draw.normal("z", *batch.shape)          # [n, c, h, w]
+    real, labels = batch.real("label")                # [n, c, h, w] and [n, L] or None
+    first = batch[:8]                                 # of images 0 … 7
+    """
+
+    draw: Draw  # random numbers of its n images
+    labels: torch.Tensor | None  # one-hot [n, L]
+    shape: tuple[int, int, int]  # (c, h, w) of an image
+    progress: Progress  # at the beginning of the iteration
     reals: RealImages | None = field(repr=False, default=None)
 
     @property

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from eldistill.data import classes, latents
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.evaluate.fid import reference_label, statistics
@@ -28,7 +29,7 @@ def codec_of(name: str, found: dict | None, channels: int) -> dict:
     if found is None or len(found["scale"]) != channels:
         raise Problem(f"{name} makes images of {channels} channels; expected 3, pixels in colour, or 4, EDM2's latents")
     pairs = list(zip(found["scale"], found["bias"], strict=True))
-    return {"mean": [-bias / scale for scale, bias in pairs], "std": [latents.SIGMA_DATA / scale for scale, _ in pairs]}
+    return {"mean": [-bias / scale for scale, bias in pairs], "std": [SIGMA_DATA / scale for scale, _ in pairs]}
 
 
 def command(options, say) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from eldistill.data import latents
-from eldistill.data.latents import SIGMA_DATA
 from eldistill.diffusion.draws import Draw, sent
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.tensors import map_tensors
 

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from eldistill import files
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching, listing, sources, weights
 from eldistill.tensors import load_tensors
 
 RECIPE = ("latents", 1)
-SIGMA_DATA = 0.5  # deviation of what networks see, of pixels too
 CHUNK = 4  # images that are decoded at once: at 512 pixels each takes a gigabyte or two
 # The architecture of sd-vae-ft-mse: 8 times fewer pixels a side, 4 channels.
 CONFIG = {

@@ -54,6 +54,10 @@ def computed_on(device) -> bool:
 class Draw:
     """The random numbers of images `first` … `first + size - 1` of a run.
 
+        draw = Draw(seed=0, scope="generator", first=64, size=32)
+        z = draw.normal("z", 3, 32, 32)                   # [32, 3, 32, 32]
+        assert torch.equal(draw[:8].normal("z", 3, 32, 32), z[:8])
+
     seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
     Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
     are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place

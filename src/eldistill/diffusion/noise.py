@@ -8,6 +8,7 @@ import torch
 RECIPE = ("noise", 1)
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # EDM, table 1
+SIGMA_DATA = 0.5  # standard deviation of encoded images, pixels and latents alike (EDM, table 1)
 
 
 def precondition(sigma: torch.Tensor, sigma_data: float, boundary: float = 0.0) -> tuple[torch.Tensor, ...]:

@@ -158,4 +158,4 @@ def supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machin
 def add_networks(nets: Nets, added: Iterable[Supplement], seed: int) -> None:
     """Let each supplement add its weights to the networks."""
     for each in added:
-        each.module.networks(nets, each.tools, each.numbers, stream_seed(seed, f"initialisation/{each.name}"))
+        each.module.networks(nets, each.prepared, each.numbers, stream_seed(seed, f"initialisation/{each.name}"))

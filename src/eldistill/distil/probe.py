@@ -233,7 +233,7 @@ class Probe:
         """A supplement's gradient at the images."""
 
         def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:
-            terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+            terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
             return _sum([term.gradient for term in terms.values() if term.gradient is not None])
 
         return pull

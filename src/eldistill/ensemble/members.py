@@ -56,8 +56,8 @@ class Member:
             images = images.flatten(2)[:, :, self.order].reshape(images.shape)
         if any(weight.dtype == torch.bfloat16 for weight in weights.values()):
             images = images.bfloat16()
-        tools = () if self.teacher is None else (self.teacher,)
-        stages = self.family.stages(weights, images, self.numbers, *tools)
+        extra = () if self.teacher is None else (self.teacher,)
+        stages = self.family.stages(weights, images, self.numbers, *extra)
         return [part if part.dtype == torch.float64 else part.float() for part in READOUTS[self.features](stages)]
 
 

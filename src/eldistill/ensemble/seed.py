@@ -73,7 +73,14 @@ def _means(members: list[Member], reals, size: int = 1000) -> list[torch.Tensor]
 
 
 class Ensemble:
-    """A recorded ensemble at work: `at(iteration)` gives the members of that step, calibrated."""
+    """A recorded ensemble at work: `at(iteration)` gives the members of that step, calibrated.
+
+        ensemble = Ensemble("data/ensembles/digits/conv4/0.json")
+        features = [member(images / 0.5) for member in ensemble.at(0)]    # [n, D] each, of encoded images [n, c, h, w]
+
+    path: of the manifest. dtype: of the weights. teacher: a frozen network, for families that read one. Raises Problem if the
+    seed gives other weights here than it records.
+    """
 
     def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None):
         self.path, self.device, self.dtype, self.teacher = path, device, dtype, teacher
@@ -128,7 +135,7 @@ class Ensemble:
         ]  # fmt: skip
 
     def at(self, iteration: int) -> list[Member]:
-        """The members of a training step: the first draw for ever, or a new one every `redraw` steps."""
+        """The members of a training step: the first draw always, or a new one every `redraw` steps."""
         every = self.record["redraw"]
         redraw = iteration // every if every else 0
         if self.last[0] != redraw:

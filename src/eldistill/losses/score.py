@@ -69,6 +69,12 @@ def sampler(numbers: Any) -> dict[str, Any]:
 # --- what they call ---
 
 
+def check_grid(low: float, high: float, method: str) -> None:
+    """Raises Problem unless the lowest entry of the grid of noise levels, as a share of it, is below the highest."""
+    if low >= high:
+        raise Problem(f"params.yaml: low is {low} and high {high} of {method}; expected low below high")
+
+
 def phases(images: str, every: int = 1, generator_first: bool = False) -> list[Phase]:
     """One step of fake_score an iteration, one of the generator every `every` iterations.
 
@@ -175,6 +181,34 @@ def identity_loss(
 def identity_sigma(batch: Batch, t_max: float) -> torch.Tensor:
     """sigma [n] uniform in the rho-warped coordinate, from sigma_min up to its share t_max."""
     return noise.warped_sigma(batch.draw.uniform("sigma") * t_max)
+
+
+def identity_pull(
+    loss: Callable[..., tuple[torch.Tensor, ...]],
+    nets: Nets,
+    batch: Batch,
+    images: torch.Tensor,
+    numbers: Any,
+    fake: Any,
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """`pull` at x_t = x + sigma n of SiD's noise levels, with an estimate of the uncertainty of fake_score.
+
+    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without `numbers.uncertainty`.
+    numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of fake_score.
+    """
+    labels, sigma = batch.labels, identity_sigma(batch, numbers.t_max)
+    shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
+    fake_score: Denoiser = nets["fake_score"]
+    u = fake_score.logvar(sigma).detach() if numbers.uncertainty else torch.zeros_like(shift[:, :1, :1, :1])
+
+    def real_pass(noisy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (nets["teacher"](noisy, sigma, labels),)
+
+    def fake_pass(noisy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = fake(noisy, sigma, labels)
+        return found if isinstance(found, tuple) else (found,)
+
+    return pull(functools.partial(loss, u), real_pass, fake_pass, images, shift, numbers.sequential)
 
 
 @torch.enable_grad()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 
 from eldistill.contract import AtImages, Batch, Phase, Progress
-from eldistill.errors import Problem
 from eldistill.losses import score
 from eldistill.losses.score import generate as generate
 from eldistill.losses.score import generator as generator
@@ -40,8 +39,7 @@ class Numbers:
     )  # fmt: skip
 
     def __post_init__(self):
-        if self.low >= self.high:
-            raise Problem(f"params.yaml: low is {self.low} and high {self.high} of dmd; expected low below high")
+        score.check_grid(self.low, self.high, "dmd")
 
 
 def phases(numbers: Numbers, progress: Progress) -> list[Phase]:

@@ -63,21 +63,12 @@ def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Number
 
 def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
     """The score identity loss; its gradient flows through x and both denoisers. The value is signed."""
-    x, labels = images(), batch.labels
-    sigma = score.identity_sigma(batch, numbers.t_max)
-    shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
-    u = nets["fake_score"].logvar(sigma).detach() if numbers.uncertainty else torch.zeros_like(shift[:, :1, :1, :1])
 
-    def loss(x, real, fake):
+    def loss(u, x, real, fake):
         pixels, _ = score.identity_loss(x, real, fake, numbers.alpha)
         return (numbers.scale * (pixels / u.exp()).sum() / len(x),)
 
-    (value,), gradient = score.pull(
-        loss,
-        lambda noisy: (nets["teacher"](noisy, sigma, labels),),
-        lambda noisy: (nets["fake_score"](noisy, sigma, labels),),
-        x, shift, numbers.sequential,
-    )  # fmt: skip
+    (value,), gradient = score.identity_pull(loss, nets, batch, images(), numbers, nets["fake_score"])
     return {"identity": AtImages(value.detach(), gradient)}
 
 

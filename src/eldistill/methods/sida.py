@@ -117,21 +117,12 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 
     One gradient carries both: that of `identity`.
     """
-    x, labels = images(), batch.labels
-    sigma = score.identity_sigma(batch, numbers.t_max)
-    shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)
-    u = nets["fake_score"].logvar(sigma).detach() if numbers.uncertainty else torch.zeros_like(shift[:, :1, :1, :1])
     solo = bool(numbers.solo_images) and batch.progress.n_images <= numbers.solo_images
 
-    def loss(x, real, fake, features):
+    def loss(u, x, real, fake, features):
         return objective(x, real, fake, adversarial.channel_mean(features), u, numbers, solo)
 
-    (_, identity, own), gradient = score.pull(
-        loss,
-        lambda noisy: (nets["teacher"](noisy, sigma, labels),),
-        lambda noisy: nets["fake_score"].both(noisy, sigma, labels),
-        x, shift, numbers.sequential,
-    )  # fmt: skip
+    (_, identity, own), gradient = score.identity_pull(loss, nets, batch, images(), numbers, nets["fake_score"].both)
     terms = {"identity": AtImages(identity.detach(), gradient)}
     return terms if solo else {**terms, "adversarial": AtImages(own.detach(), None)}
 

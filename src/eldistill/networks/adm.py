@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.networks import layers
 from eldistill.networks.precond import EDMPrecond
+from eldistill.networks.unet import UNet
 
 RECIPE = ("networks/adm", 1)
 
@@ -33,7 +35,7 @@ class Settings:
     num_blocks: int = 3  # residual blocks per resolution in the encoder; the decoder has one more
     attn_resolutions: Sequence[int] = (32, 16, 8)  # pixels on a side; absent ones are ignored
     dropout: float = 0.10  # probability, in training mode
-    sigma_data: float = 0.5  # standard deviation of the images
+    sigma_data: float = SIGMA_DATA  # standard deviation of the images
     sigma_min: float = 0.0  # limits that a sampler respects
     sigma_max: float | None = None  # None: no limit
 
@@ -180,8 +182,8 @@ class Block(layers.UNetBlock):
         return self.norm1(h) * (1 + scale) + shift
 
 
-class DhariwalUNet(nn.Module):
-    """F(x, c_noise): x [n, c, r, r] of about unit variance -> [n, c, r, r] (without preconditioning)."""
+class DhariwalUNet(UNet):
+    """F(x, c_noise), without preconditioning."""
 
     block = Block  # another flavour of the network overrides it
 
@@ -205,16 +207,6 @@ class DhariwalUNet(nn.Module):
         side = s.img_resolution >> len(s.channel_mult) - 1
         self.features_shape = (decoder[0].in_channels, side, side)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        c_noise: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        augment_labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """x [n, c, r, r]; c_noise [m]; labels [m, label_dim]; augment_labels [m, augment_dim]; m = n or 1."""
-        return self.decode(*self.encode(x, c_noise, labels, augment_labels))
-
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         embedding, labels, augment_labels = layers.like(
             self.map_layer0.weight, self.map_noise(c_noise), labels, augment_labels
@@ -226,20 +218,5 @@ class DhariwalUNet(nn.Module):
             embedding = embedding + self.map_label(labels)
         return F.silu(embedding)
 
-    def encode(
-        self, x, c_noise, labels=None, augment_labels=None
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """features [n, *features_shape], the last output of the encoder; all its outputs; the embedding [n or 1, e]."""
-        embedding, skips = self._embed(c_noise, labels, augment_labels), []
-        (x,) = layers.like(embedding, x)
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            skips.append(x)
-        return x, skips, embedding
-
-    def decode(self, features, skips, embedding) -> torch.Tensor:
-        """The result [n, c, r, r] from what `encode` gave."""
-        x, waiting = features, list(skips)
-        for name, layer in self.dec.items():
-            x = layer(torch.cat([x, waiting.pop()], dim=1) if "_block" in name else x, embedding)
+    def _leave(self, x: torch.Tensor) -> torch.Tensor:
         return self.out_conv(F.silu(self.out_norm(x)))

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import Problem
 from eldistill.networks.precond import EDMPrecond
 
@@ -115,7 +116,7 @@ def network(**settings) -> EDMPrecond:
     """The denoiser; keywords and errors are those of `Settings`. Raises Problem if diffusers is not installed."""
     s = Settings(**settings)
     levels = sigmas(s)
-    return EDMPrecond(DDPM(s, levels), sigma_data=0.5, sigma_min=float(levels[0]), sigma_max=float(levels[-1]))
+    return EDMPrecond(DDPM(s, levels), sigma_data=SIGMA_DATA, sigma_min=float(levels[0]), sigma_max=float(levels[-1]))
 
 
 def _unet(s: Settings) -> nn.Module:
@@ -138,7 +139,7 @@ def _unet(s: Settings) -> nn.Module:
 class DDPM(nn.Module):
     """F(u, c_noise): u [n, c, r, r] of about unit variance, c_noise = ln(sigma) / 4 -> [n, c, r, r]."""
 
-    sigma_data = 0.5
+    sigma_data = SIGMA_DATA
 
     def __init__(self, settings: Settings, levels: torch.Tensor):
         super().__init__()

@@ -18,9 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from eldistill.diffusion import dropout
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.networks import layers
 from eldistill.networks.adm import Place, plan
 from eldistill.networks.precond import EDMPrecond
+from eldistill.networks.unet import UNet
 
 RECIPE = ("networks/edm2", 1)
 
@@ -47,7 +49,7 @@ class Settings:
     attn_balance: float = 0.3  # of attention
     clip_act: float = 256.0  # bound of every block's output
     logvar_channels: int = 128  # width of the noise embedding of logvar; 0: a generator, which has no logvar
-    sigma_data: float = 0.5  # standard deviation of the images
+    sigma_data: float = SIGMA_DATA  # standard deviation of the images
 
     def __post_init__(self):
         layers.check(self.img_resolution, self.channel_mult, self.dropout)
@@ -252,8 +254,8 @@ class Block(layers.Recomputed):
         return layers.attention(normalise(split, dim=2).reshape(qkv.shape), self.heads)
 
 
-class EDM2UNet(nn.Module):
-    """F(x, c_noise): x [n, c, r, r] of about unit variance -> [n, c, r, r] (without preconditioning)."""
+class EDM2UNet(UNet):
+    """F(x, c_noise), without preconditioning; it knows no augmentation labels."""
 
     augment_dim = 0
 
@@ -280,17 +282,7 @@ class EDM2UNet(nn.Module):
         """The result starts at zero."""
         self.out_gain.zero_()
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        c_noise: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        augment_labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """x [n, c, r, r]; c_noise [m]; labels [m, label_dim], m = n or 1; augment_labels: only None."""
-        return self.decode(*self.encode(x, c_noise, labels, augment_labels))
-
-    def _embed(self, c_noise, labels) -> torch.Tensor:
+    def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         embedding = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             # No label is a row of zeros: the weight of the sum stays.
@@ -298,22 +290,13 @@ class EDM2UNet(nn.Module):
             embedding = mp_sum(embedding, self.emb_label(labels * math.sqrt(self.label_dim)), self.label_balance)
         return mp_silu(embedding)
 
-    def encode(
-        self, x, c_noise, labels=None, augment_labels=None
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """features [n, *features_shape], the last output of the encoder; all its outputs; the embedding [n or 1, e]."""
-        embedding, skips = self._embed(c_noise, labels), []
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            skips.append(x)
-        return x, skips, embedding
+    def _enter(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
-    def decode(self, features, skips, embedding) -> torch.Tensor:
-        """The result [n, c, r, r] from what `encode` gave."""
-        x, waiting = features, list(skips)
-        for name, layer in self.dec.items():
-            x = layer(mp_cat(x, waiting.pop(), self.concat_balance) if "_block" in name else x, embedding)
+    def _join(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return mp_cat(x, skip, self.concat_balance)
+
+    def _leave(self, x: torch.Tensor) -> torch.Tensor:
         return self.out_conv(x, self.out_gain)
 
 
@@ -326,7 +309,7 @@ class EDM2Generator(EDMPrecond):
 class EDM2Precond(EDM2Generator):
     """The same with the uncertainty u(sigma) that weights the loss in training (EDM2, eq. 14)."""
 
-    def __init__(self, model: EDM2UNet, sigma_data: float = 0.5, logvar_channels: int = 128):
+    def __init__(self, model: EDM2UNet, sigma_data: float = SIGMA_DATA, logvar_channels: int = 128):
         super().__init__(model, sigma_data)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)

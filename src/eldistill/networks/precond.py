@@ -31,7 +31,7 @@ class EDMPrecond(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        sigma_data: float = 0.5,
+        sigma_data: float = noise.SIGMA_DATA,
         sigma_min: float = 0.0,
         sigma_max: float | None = None,
     ):

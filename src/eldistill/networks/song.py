@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.networks import layers
 from eldistill.networks.precond import EDMPrecond
+from eldistill.networks.unet import UNet
 
 RECIPE = ("networks/song", 1)
 
@@ -40,7 +42,7 @@ class Settings:
     embedding_type: str = "positional"  # or "fourier"
     encoder_type: str = "standard"  # or "residual"
     resample_filter: Sequence[int] = (1, 1)
-    sigma_data: float = 0.5  # standard deviation of the images
+    sigma_data: float = SIGMA_DATA  # standard deviation of the images
     sigma_min: float = 0.0  # limits that a sampler respects
     sigma_max: float | None = None  # None: no limit
 
@@ -81,8 +83,8 @@ def network(**settings) -> EDMPrecond:
     return EDMPrecond(SongUNet(s), sigma_data=s.sigma_data, sigma_min=s.sigma_min, sigma_max=s.sigma_max)
 
 
-class SongUNet(nn.Module):
-    """F(x, c_noise): x [n, c, r, r] of about unit variance -> [n, c, r, r] (without preconditioning)."""
+class SongUNet(UNet):
+    """F(x, c_noise), without preconditioning."""
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -103,16 +105,6 @@ class SongUNet(nn.Module):
         self.features_shape = (skip_widths[-1], side, side)
         self.dec = _decoder(s, skip_widths)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        c_noise: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        augment_labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """x [n, c, r, r]; c_noise [m]; labels [m, label_dim]; augment_labels [m, augment_dim]; m = n or 1."""
-        return self.decode(*self.encode(x, c_noise, labels, augment_labels))
-
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         cosine, sine = self.map_noise(c_noise).chunk(2, dim=1)
         embedding = torch.cat([sine, cosine], dim=1)  # the order of the published weights
@@ -126,30 +118,23 @@ class SongUNet(nn.Module):
     def encode(
         self, x, c_noise, labels=None, augment_labels=None
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """features [n, *features_shape], the last output of the encoder; all its outputs; the embedding [n or 1, e]."""
+        """As UNet.encode; the residual encoder adds the image, halved and convolved, once at each resolution."""
         embedding = self._embed(c_noise, labels, augment_labels)
-        (x,) = layers.like(embedding, x)
-        skips, pyramid = [], x
+        x = pyramid = self._enter(x, embedding)
+        skips = []
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
                 x = pyramid = (x + layer(pyramid)) * math.sqrt(0.5)
                 skips[-1] = x
             else:
-                x = layer(x, embedding) if isinstance(layer, layers.UNetBlock) else layer(x)
+                x = self._pass(layer, x, embedding)
                 skips.append(x)
         return x, skips, embedding
 
-    def decode(self, features, skips, embedding) -> torch.Tensor:
-        """The result [n, c, r, r] from what `encode` gave."""
-        x, waiting = features, list(skips)
-        for name, layer in self.dec.items():
-            if "_block" in name:
-                x = torch.cat([x, waiting.pop()], dim=1)
-            if isinstance(layer, layers.UNetBlock):
-                x = layer(x, embedding)
-            else:
-                x = F.silu(layer(x)) if name.endswith("_aux_norm") else layer(x)
-        return x
+    @staticmethod
+    def _pass(layer: nn.Module, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        x = UNet._pass(layer, x, embedding)
+        return F.silu(x) if isinstance(layer, layers.GroupNorm) else x  # that of the decoder's end
 
 
 def _block(s: Settings, in_channels: int, out_channels: int, attends: bool = False, **direction):

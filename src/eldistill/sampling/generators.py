@@ -25,10 +25,14 @@ RECIPE = ("sampling", 1)
 
 @dataclass(frozen=True)
 class Generator:
-    """A finished generator: network, codec, sampler settings and the rest of its description."""
+    """A finished generator.
 
-    network: torch.nn.Module
-    about: dict
+    generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+    images = sample(generator, 16, seed=0)            # uint8 [16, c, h, w]
+    """
+
+    network: torch.nn.Module  # frozen, in eval mode
+    about: dict  # its description: shape, label_dim, codec, sampler, lineage, …
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -127,6 +131,9 @@ def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> tor
 
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
     """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i), its label and steps only.
+
+        sample(generator, 4, labels=7)                    # four of class 7
+        sample(generator, 4, labels=[0, 1, 2, 3], steps=2)
 
     labels: a class for all, or one for each image; None draws them by their frequency in the train images, uniformly where
     the generator's file does not say it. Raises Problem for a number of steps that the generator's method does not define,

@@ -29,7 +29,7 @@ from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance, mixing, mmd
 from eldistill.numbers import number
-from eldistill.training import processes as distributed
+from eldistill.training import processes
 
 RECIPE = ("supplements/embedding", 2)
 
@@ -96,7 +96,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Tools:
+class Prepared:
     """What a run needs beside the numbers: the members, sigma_data, the seed of the augmentation; what else it matches.
 
     anchors: the members' means over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across:
@@ -108,10 +108,10 @@ class Tools:
     seed: int
     anchors: list[torch.Tensor] | None = None
     stored: torch.Tensor | None = None
-    across: distributed.Processes | None = None
+    across: processes.Processes | None = None
 
 
-def prepare(numbers: Numbers, setting: Setting) -> Tools:
+def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     """The members of the setting's ensemble, and what else the numbers ask for. Raises Problem for numbers that do not go
     together."""
     dtype = torch.bfloat16 if numbers.precision == "bfloat16" else setting.dtype
@@ -130,25 +130,25 @@ def prepare(numbers: Numbers, setting: Setting) -> Tools:
             stored = torch.from_numpy(arrays["images"])
         if numbers.labels != "marginal":
             raise Problem("params.yaml: an Embedding Loss to the teacher's images (pairs) has labels: marginal only")
-    return Tools(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
-                 distributed.processes())  # fmt: skip
+    return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
+                 processes.processes())  # fmt: skip
 
 
-def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
+def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
     """EL of the whole batch of images [n, c, h, w] (encoded) and its gradient. Raises Problem for one image."""
     iteration = batch.progress.iteration
-    transform = augment.siamese(tools.seed, iteration, numbers.augmentation) if numbers.augmentation else None
-    real, labels = (None, None) if numbers.anchored else _matched(tools, images, batch, numbers)
+    transform = augment.siamese(prepared.seed, iteration, numbers.augmentation) if numbers.augmentation else None
+    real, labels = (None, None) if numbers.anchored else _matched(prepared, images, batch, numbers)
     classes = None
     if numbers.labels != "marginal":
         classes = batch.labels.argmax(1), labels.argmax(1)
     x = images.detach().requires_grad_()
     found = {} if numbers.diagnose and iteration % numbers.diagnose == 0 else None
     value = embedding_loss(
-        tools.ensemble.at(iteration), x / tools.sigma_data, None if real is None else real / tools.sigma_data,
-        numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=tools.anchors,
+        prepared.ensemble.at(iteration), x / prepared.sigma_data, None if real is None else real / prepared.sigma_data,
+        numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=prepared.anchors,
         stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
-        across=tools.across, found=found,
+        across=prepared.across, found=found,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(value, x)
     terms = {"mmd2": AtImages(value.detach(), gradient)}
@@ -157,12 +157,12 @@ def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: N
     return terms
 
 
-def _matched(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers):
+def _matched(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers):
     # What the generated images are compared with: real images, or the teacher's.
-    if tools.stored is None:
+    if prepared.stored is None:
         return batch.real("el/real", numbers.real_ratio)
-    index = batch.draw.on("cpu").integers("el/real", len(tools.stored), numbers.real_ratio).reshape(-1)
-    return sent(tools.stored[index], images.device).to(images), None
+    index = batch.draw.on("cpu").integers("el/real", len(prepared.stored), numbers.real_ratio).reshape(-1)
+    return sent(prepared.stored[index], images.device).to(images), None
 
 
 def embedding_loss(

@@ -36,44 +36,44 @@ class Numbers:
 
 
 @dataclass
-class Tools:
+class Prepared:
     """What a run needs beside the numbers."""
 
     micro_batch: int  # images at once; 0: the whole batch
     nets: Nets = field(default_factory=dict)  # of the run, once `networks` has seen them
 
 
-def prepare(numbers: Numbers, setting: Setting) -> Tools:
+def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     """Of the setting only the micro-batch counts."""
-    return Tools(setting.micro_batch)
+    return Prepared(setting.micro_batch)
 
 
-def networks(nets: Nets, tools: Tools, numbers: Numbers, seed: int) -> None:
+def networks(nets: Nets, prepared: Prepared, numbers: Numbers, seed: int) -> None:
     """Put a head on fake_score. Raises Problem if the method has no fake_score, or one with a head."""
     if "fake_score" not in nets:
         raise Problem("the supplement gan needs a method with a fake_score; this one has none")
     if numbers.weight:
         adversarial.add_head(nets["fake_score"], seed)
-    tools.nets = nets
+    prepared.nets = nets
 
 
-def generator_terms(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
+def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
     """The non-saturating loss of the head, mean over images, and its gradient."""
     if not numbers.weight:
         return {"adversarial": AtImages(images.new_zeros(()), torch.zeros_like(images))}
-    step, values, gradients = tools.micro_batch or batch.size, [], []
+    step, values, gradients = prepared.micro_batch or batch.size, [], []
     for start in range(0, batch.size, step):
         part = slice(start, min(start + step, batch.size))
         share = (part.stop - part.start) / batch.size
         value, gradient = adversarial.at_images(
-            tools.nets["fake_score"], batch[part], images[part], numbers.bins, "gan"
+            prepared.nets["fake_score"], batch[part], images[part], numbers.bins, "gan"
         )
         values.append(value * share)
         gradients.append(gradient * share)
     return {"adversarial": AtImages(torch.stack(values).sum(), torch.cat(gradients))}
 
 
-def critic_terms(tools: Tools, nets: Nets, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict:
+def critic_terms(prepared: Prepared, nets: Nets, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict:
     """The head's loss on generated and real images, whose labels are their own."""
     if not numbers.weight:
         return {}

@@ -48,7 +48,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Tools:
+class Prepared:
     """The pairs, and what it takes to use them."""
 
     z: torch.Tensor  # unit noise [n, c, h, w], on the CPU
@@ -58,7 +58,7 @@ class Tools:
     measure: dict[str, torch.Tensor] | None  # weights of LPIPS
 
 
-def prepare(numbers: Numbers, setting: Setting) -> Tools:
+def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     """Read the pairs of the setting. Raises Problem."""
     path = setting.pairs or Path()  # a run with this supplement has pairs
     with np.load(path, allow_pickle=False) as arrays:
@@ -67,20 +67,20 @@ def prepare(numbers: Numbers, setting: Setting) -> Tools:
     if setting.label_dim and int(labels.max()) >= setting.label_dim:
         raise Problem(f"{path} has labels beyond the {setting.label_dim} of the data; make the pairs again")
     measure = perceptual.load(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
-    return Tools(z, images, labels, setting, measure)
+    return Prepared(z, images, labels, setting, measure)
 
 
-def direct_terms(tools: Tools, nets: Nets, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
+def direct_terms(prepared: Prepared, nets: Nets, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
-    setting = tools.setting
-    index = batch.draw.on("cpu").integers("pair", len(tools.z))
-    z, wanted = (sent(each[index], setting.device).to(setting.dtype) for each in (tools.z, tools.images))
+    setting = prepared.setting
+    index = batch.draw.on("cpu").integers("pair", len(prepared.z))
+    z, wanted = (sent(each[index], setting.device).to(setting.dtype) for each in (prepared.z, prepared.images))
     labels = None
     if setting.label_dim:
-        labels = sent(torch.nn.functional.one_hot(tools.labels[index], setting.label_dim), setting.device).to(z)
+        labels = sent(torch.nn.functional.one_hot(prepared.labels[index], setting.label_dim), setting.device).to(z)
     made = nets["generator"](setting.sigma_init * z, z.new_full((len(z),), setting.sigma_init), labels)
-    if tools.measure is not None:
-        distance = perceptual.distance(tools.measure, made, wanted, setting.codec, numbers.lpips_pooling)
+    if prepared.measure is not None:
+        distance = perceptual.distance(prepared.measure, made, wanted, setting.codec, numbers.lpips_pooling)
         return {"lpips": distance.mean()}
     return {"huber": (((made - wanted).square().mean(dim=(1, 2, 3)) + numbers.c**2).sqrt() - numbers.c).mean()}
 

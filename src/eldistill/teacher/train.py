@@ -14,8 +14,7 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
 from eldistill.tensors import save_tensors
-from eldistill.training import compute as speed
-from eldistill.training import loop
+from eldistill.training import compute, loop
 from eldistill.training.job import Job, Training
 from eldistill.training.machine import Machine
 from eldistill.training.optimisers import Ema, Optimiser
@@ -60,8 +59,8 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, mac
         net = networks.build(config, recipe["seed"]).to(machine.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
-    arithmetic = speed.arithmetic(recipe.get("precision", "float32"), machine, [net])
-    speed.prepare(machine, [], [net])
+    arithmetic = compute.arithmetic(recipe.get("precision", "float32"), machine, [net])
+    compute.prepare(machine, [], [net])
     job = Job(
         method=Method(phases=phases, critic_terms=critic_terms),
         numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),

@@ -24,7 +24,7 @@ class Supplement:
     name: str  # in the log
     module: SupplementModule
     numbers: Any  # its Numbers
-    tools: Any = None  # what its `prepare` made
+    prepared: Any = None  # what its `prepare` made
     memory: Memory = field(default_factory=dict)  # scalars, perhaps of the device; saved with the state
 
 

@@ -75,9 +75,9 @@ class Meeting:
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The gradient of a supplement at the images [n, c, h, w]; its terms are logged. base: that of the base loss there."""
-        terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
+        terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
         # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
-        whole = getattr(each.tools, "across", None) is not None
+        whole = getattr(each.prepared, "across", None) is not None
         share = None if whole else batch.size / self.job.training.batch
         for name, term in terms.items():
             self.watch.finite(f"{each.name}.{name}", term.value)

@@ -154,7 +154,7 @@ class Update:
             terms = self.job.method.critic_terms(self.nets, batch[part], images, self.job.numbers)
         for each in self.critics if phase.net == "fake_score" else ():
             with dropout.masks(batch.draw[part], each.name):
-                more = each.module.critic_terms(each.tools, self.nets, batch[part], images, each.numbers)
+                more = each.module.critic_terms(each.prepared, self.nets, batch[part], images, each.numbers)
             terms = {**terms, **{f"{each.name}.{name}": value for name, value in more.items()}}
         return terms
 
@@ -206,7 +206,7 @@ class Update:
 
     def _direct(self, each: Supplement, batch: Batch, share: float, last: bool) -> None:
         with dropout.masks(batch.draw, each.name):
-            terms = each.module.direct_terms(each.tools, self.nets, batch, each.numbers)
+            terms = each.module.direct_terms(each.prepared, self.nets, batch, each.numbers)
         for name, value in terms.items():
             self.watch.finite(f"{each.name}.{name}", value)
             self.watch.count(f"{each.name}.{name}", value, share)
