@@ -26,19 +26,18 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
+import loops
 import torch
 
-from eldistill import contract, networks
-from eldistill.data import dataset as data
+from eldistill.data.dataset import Reals
+from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed as ensembles
 from eldistill.losses import mmd
-from eldistill.methods import diff_instruct
 from eldistill.plan import params
-from eldistill.supplements import embedding
 from eldistill.training import loop
 from eldistill.training.job import Job, Supplement
 
@@ -57,20 +56,31 @@ class Variant(NamedTuple):
 class Clocked(loop.Loop):
     """The training loop with a clock: `seen` gives the seconds of the last iteration, `rest` and each supplement."""
 
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self.seen: dict[str, float] = {}
+        for name in ("own_gradient", "weigh"):  # all that is done for a supplement
+            setattr(self.update.meeting, name, self._clocked(getattr(self.update.meeting, name)))
+
+    @property
+    def at_images(self) -> list[Supplement]:
+        """The supplements, in the order of the next iteration."""
+        return self.update.meeting.supplements
+
     def iterate(self) -> None:
+        """One iteration; the next one has the supplements in another order."""
         self.seen = dict.fromkeys(["rest", *(each.name for each in self.at_images)], 0.0)
         with self._clock("rest"):
             super().iterate()
         self.seen["rest"] -= sum(self.seen[each.name] for each in self.at_images)
-        self.at_images = self.at_images[1:] + self.at_images[:1]
+        self.update.meeting.supplements = self.at_images[1:] + self.at_images[:1]
 
-    def _own_gradient(self, each, *arguments):
-        with self._clock(each.name):
-            return super()._own_gradient(each, *arguments)
+    def _clocked(self, call: Callable) -> Callable:
+        def clocked(each: Supplement, *arguments):
+            with self._clock(each.name):
+                return call(each, *arguments)
 
-    def _weigh(self, each, *arguments):
-        with self._clock(each.name):
-            return super()._weigh(each, *arguments)
+        return clocked
 
     @contextlib.contextmanager
     def _clock(self, name: str):
@@ -85,11 +95,9 @@ class Clocked(loop.Loop):
         return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def images(options, device: str = "cpu", count: int = 2048) -> data.Reals:
+def images(options, device: str = "cpu") -> Reals:
     """Random images, grey at 8x8 as the digits are, else in colour."""
-    shape = (count, 1 if options.resolution == 8 else 3, options.resolution, options.resolution)
-    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return data.Reals(pixels, torch.zeros(count, dtype=torch.int64), {"mean": 0.5, "std": 0.29}, 0, device)
+    return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device)
 
 
 def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, Supplement]:
@@ -97,37 +105,23 @@ def supplements(settings: params.Params, names: list[str], options, folder: Path
     own, other = ("stacked", "loop") if options.device == "cuda" else ("loop", "stacked")
     values, made = settings.section("supplement", "el"), {}
     for name in names:
-        path = folder / f"{name}.json"
-        if not path.exists():
-            ensembles.make(settings.section("ensemble", name), 0, images(options), path, path.with_suffix(".npz"))
+        path = loops.ensemble_of(settings, name, images(options), folder)
         members = ensembles.Ensemble(path).at(0)
         variants = [Variant(name, kernel, own) for kernel in mmd.KERNELS]
-        variants += [Variant(name, KERNEL, other)] if len(ensembles.stacks(members)) < len(members) else []
+        variants += [Variant(name, KERNEL, other)] if len(ensemble_members.stacks(members)) < len(members) else []
         variants += [Variant(name, KERNEL, own, "bfloat16")] if any(member.weights for member in members) else []
-        setting = {"ensemble": path, "device": options.device, "dtype": torch.float32, "sigma_data": 0.5, "seed": 0}
         for variant in variants:
-            numbers = contract.numbers(embedding, {**values, **variant._asdict(), "diagnose": 0})
-            tools = embedding.prepare(numbers, SimpleNamespace(**setting))
-            made[variant] = Supplement(str(variant), embedding, numbers, tools)
+            section = {**values, **variant._asdict(), "diagnose": 0}
+            made[variant] = loops.supplement_of(str(variant), section, path, options.device)
     return made
 
 
 def loop_of(settings: params.Params, added: list[Supplement], batch: int, options, folder: Path) -> Clocked:
     """Diff-Instruct with the numbers of the digits, at a rate so low that nothing moves."""
-    reals = images(options, options.device)
-    config = {**settings.section("teacher", options.network)["network"], "label_dim": 0,
-              "img_resolution": options.resolution, "img_channels": reals.shape[0]}  # fmt: skip
-    config |= {"model_channels": options.channels} if options.channels else {}
-    teacher = networks.build(config, 0).to(options.device).requires_grad_(False).eval()
+    changes = {"model_channels": options.channels} if options.channels else {}
+    network = {**settings.section("teacher", options.network)["network"], **changes}
     values = settings.section("method", "di", "digits")
-    numbers = contract.numbers(diff_instruct, values)
-    nets = {"generator": diff_instruct.generator(teacher, None, numbers), **diff_instruct.networks(teacher, numbers, 0)}
-    optimiser = params.freeze("Optimiser", {**values["generator"], "lr": 1e-9})
-    return Clocked(Job(
-        method=diff_instruct, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
-        training=SimpleNamespace(n_images=10**9, batch=batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
-        optimisers=dict.fromkeys(nets, optimiser), fixed={"teacher": teacher}, supplements=added, device=options.device,
-    ))  # fmt: skip
+    return Clocked(loops.still_job(values, network, images(options, options.device), batch, folder, added))
 
 
 def measure(settings: params.Params, names: list[str], batch: int, options, folder: Path) -> list[dict]:

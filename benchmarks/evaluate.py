@@ -23,6 +23,7 @@ from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features
 from eldistill.evaluate.references import load_reference, make_reference
 from eldistill.sampling import generators as sampling
+from eldistill.sampling.pictures import picture
 
 RUN = "digits/di/el/0"
 SLOW = "efficientnet-lite0-96"
@@ -98,7 +99,7 @@ def by_files(images: torch.Tensor, spaces: dict, few: int, folder: Path) -> dict
         began = time.perf_counter()
         (folder / part).mkdir()
         for index, image in enumerate(images[:count]):
-            sampling.picture(image).save(folder / part / f"{index:06d}.png")
+            picture(image).save(folder / part / f"{index:06d}.png")
         found["writing files"] = time.perf_counter() - began
     for mode, hooks in (
         ("clean-fid, no resizing", {"custom_fn_resize": identity, "custom_image_tranform": identity}),

@@ -32,20 +32,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
+import loops
 import torch
 
-from eldistill import contract, networks
-from eldistill.data import dataset as data
-from eldistill.diffusion import augment, draws, dropout
-from eldistill.ensemble import seed as ensembles
+from eldistill.diffusion import draws, dropout
 from eldistill.losses import score
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
-from eldistill.training import compute as speed
-from eldistill.training import loop
-from eldistill.training.job import Job, Supplement
+from eldistill.sampling.teachers import images_of_teacher
+from eldistill.training import compute, loop
+from eldistill.training.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
@@ -147,8 +144,8 @@ class Clock:
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
-            (work, "_check_gradients", "checks"), (work.watch, "finite", "checks"), (work.watch, "look", "checks"),
-            (work, "_average", "average"), (work, "_own_gradient", "supplement"),
+            (work.update, "_check_gradients", "checks"), (work.watch, "finite", "checks"), (work.watch, "look", "checks"),
+            (work, "_average", "average"), (work.update.meeting, "own_gradient", "supplement"),
         ]  # fmt: skip
 
     def __enter__(self):
@@ -190,62 +187,27 @@ def loop_of(
 ) -> loop.Loop:
     """The method with its numbers for the subject's data, and a rate so low that nothing moves. micro_batch: images at once,
     0: the whole batch."""
-    subject = NETWORKS[options.network]
-    side, channels = subject.side, subject.channels
-    named = isinstance(subject.network, str)
-    network = settings.section("teacher", subject.network)["network"] if named else subject.network
+    subject, network = NETWORKS[options.network], None
+    if isinstance(subject.network, str):
+        network = settings.section("teacher", subject.network)["network"]
     values = settings.section("method", method, subject.data)
-    module = contract.module("methods", values["file"])
-    numbers = contract.numbers(module, values)
-    pixels = torch.randint(
-        0, 256, (2048, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    reals = data.Reals(pixels, torch.zeros(2048, dtype=torch.int64), {"mean": 0.5, "std": 0.29}, 0, options.device)
-    config = {**network, "label_dim": 0, "img_resolution": side, "img_channels": channels}
-    if getattr(numbers, "augment", 0):
-        config["augment_dim"] = augment.EDM_LABELS
     dropout = values["dropout"] if subject.dropout is None else subject.dropout
-    if dropout is not None:
-        config["dropout"] = dropout
-    teacher = networks.build(config, 0).to(options.device).requires_grad_(False).eval()
-    nets = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 0)}
-    nets = {name: net.to(options.device) for name, net in nets.items()}
-    optimisers = {
-        name: params.freeze("Optimiser", {**values["generator" if name == "generator" else "critic"], "lr": 1e-9})
-        for name in nets
-    }
+    reals = loops.random_images(subject.channels, subject.side, options.device)
     added = []
     if supplement != "none":
-        added.append(supplement_of(settings, supplement, reals, subject, options, folder))
-    job = Job(
-        method=module, numbers=numbers, nets=nets, published="generator", reals=reals, shape=reals.shape, seed=0,
-        training=SimpleNamespace(n_images=10**9, batch=options.batch, ema=params.freeze("Ema", values["ema"])), folder=folder,
-        optimisers=optimisers, fixed={"teacher": teacher}, supplements=added, device=options.device, micro_batch=micro_batch,
-    )  # fmt: skip
-    speed.precision(options.precision, [teacher, *nets.values()])
-    speed.prepare(options, [teacher], list(nets.values()))
+        section = settings.section("supplement", supplement, subject.data)
+        # Scales cost nothing in a step: few images are enough for them.
+        ensemble = loops.ensemble_of(settings, section["ensemble"], reals, folder, calibration=64)
+        added.append(loops.supplement_of(supplement, section, ensemble, options.device))
+    config = {**(network or subject.network), **({} if dropout is None else {"dropout": dropout})}
+    job = loops.still_job(values, config, reals, options.batch, folder, added, micro_batch)
+    nets = [job.fixed["teacher"], *job.nets.values()]
+    compute.precision(options.precision, nets)
+    machine = Machine(channels_last=options.channels_last, recompute=options.recompute, compile=options.compile)
+    compute.prepare(machine, nets[:1], nets[1:])
     work = loop.Loop(job)
     work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
     return work
-
-
-def supplement_of(settings, name: str, reals, subject: Subject, options, folder: Path) -> Supplement:
-    """A supplement of params.yaml, with its ensemble."""
-    values = settings.section("supplement", name, subject.data)
-    path = folder / f"{values['ensemble']}-{'x'.join(map(str, reals.shape))}.json"
-    if not path.exists():
-        section = {
-            **settings.section("ensemble", values["ensemble"]),
-            "calibration": 64,
-        }  # scales cost nothing in a step
-        here = data.Reals(
-            reals.images.cpu(), reals.classes.cpu(), reals.codec, 0
-        )  # members are drawn and calibrated on the CPU
-        ensembles.make(section, 0, here, path, path.with_suffix(".npz"))
-    module = contract.module("supplements", values["file"])
-    numbers = contract.numbers(module, values)
-    setting = SimpleNamespace(ensemble=path, device=options.device, dtype=torch.float32, sigma_data=0.5, seed=0)
-    return Supplement(name, module, numbers, module.prepare(numbers, setting))
 
 
 def measure(
@@ -288,7 +250,7 @@ def measure(
             work.iterate()
         whole = now(options) - before
     parts = {**clock.seconds, "rest": whole - sum(clock.seconds.values())}
-    with speed.eager(options.compile):
+    with compute.eager(options.compile):
         flop = work.count_flop()
     return {
         "method": method,
@@ -305,7 +267,7 @@ def measure(
         "images_per_second": options.batch / step,
         "flop_per_second": flop / step,
         "ceiling_percent": 100 * flop / step / options.ceiling,
-        "memory_gib": speed.memory_gib(options.device),
+        "memory_gib": compute.memory_gib(options.device),
         "micro_batch": micro_batch,
         "turns": len(kept),
         "first_milliseconds": 1000 * turns[0][0],
@@ -316,7 +278,7 @@ def ceiling(options) -> float:
     """Floating-point operations a second of a product of two large matrices: the fastest of ten."""
     n = 8192 if options.device == "cuda" else 2048
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    speed.precision(options.precision, [])
+    compute.precision(options.precision, [])
     a, b = torch.ones(2, n, n, dtype=dtype, device=options.device)
     seconds = []
     for _ in range(10):
@@ -349,7 +311,7 @@ def throughput(settings: params.Params, options, folder: Path) -> dict:
     }
     routes = {
         "one step": lambda: sampling.images_of(sampling.Generator(net, about), n, batch=options.batch),
-        "Heun, 18 steps": lambda: sampling.images_of_teacher(net, about, n, 18, batch=options.batch),
+        "Heun, 18 steps": lambda: images_of_teacher(net, about, n, 18, batch=options.batch),
     }
     seconds: dict[str, list[float]] = {name: [] for name in routes}
     for turn in range(LEAST + 1):
@@ -410,7 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--compare", type=Path, help="a file that --out has written: milliseconds over its own in a last column"
     )
     options = parser.parse_args(arguments)
-    speed.keep_memory()  # as every step does
+    compute.keep_memory()  # as every step does
     torch.set_num_threads(options.threads)
     options.ceiling = ceiling(options)
     settings, rows = params.load(ROOT / "params.yaml"), []

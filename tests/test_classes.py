@@ -29,6 +29,8 @@ from eldistill.evaluate.references import heads, label_heads
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.sampling.pictures import grid
+from eldistill.sampling.teachers import images_of_teacher
 from eldistill.spaces.pixels import pixels
 from eldistill.tables.alarms import alarms
 
@@ -81,8 +83,8 @@ def test_the_images_of_a_generator_have_these_classes():
     assert not torch.equal(
         sampling.sample(net, 40, seed=6), sampling.sample(sampling.Generator(Plain(), about()), 40, seed=6)
     )
-    of_teacher = torch.cat(list(sampling.images_of_teacher(Plain(), net.about, 40, 3, seed=6, batch=9)))
-    told = torch.cat(list(sampling.images_of_teacher(Plain(), net.about, 40, 3, seed=6, batch=16, labels=wanted)))
+    of_teacher = torch.cat(list(images_of_teacher(Plain(), net.about, 40, 3, seed=6, batch=9)))
+    told = torch.cat(list(images_of_teacher(Plain(), net.about, 40, 3, seed=6, batch=16, labels=wanted)))
     assert torch.equal(of_teacher, told)
     # On a path from one noise to another the class is that of the first.
     strip = sampling.between(net, 2, 3, seed=6)
@@ -165,7 +167,7 @@ def test_real_images_stand_in_the_row_of_their_class():
 
 def test_names_stand_beside_the_rows_and_leave_the_images_as_they_are():
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    board = sampling.grid(images, 3, 4)
+    board = grid(images, 3, 4)
     shown = classes.beside(board, ["a", "a rather lon…"])
     margin = shown.width - board.width
     assert margin > 8 and shown.height == board.height

@@ -91,6 +91,7 @@ def test_a_suite_by_one_command(project, capsys):
     names = [["| digits, di", "9"], ["| digits, sid", "1"], ["| digits, all", "10"], ["| all", "10"]]
     assert [line.split(" | ")[:2] for line in lines[2:6]] == names
     whole = cost.of_run(plan := Plan(params.load()), plan.params.run("digits/di/none/0"))
+    assert lines[0].endswith("| numbers |") and {line.count("|") for line in lines[:6]} == {9}
     hours = float(lines[2].split(" | ")[4])
     assert hours == pytest.approx(9 * whole["flop"] / 60e12 / 3600, rel=0.01)
     assert __main__.main(["cost", "demo", "--tflops", "6"]) == 0
@@ -106,3 +107,10 @@ def test_a_method_that_names_no_passes_is_still_listed(monkeypatch):
     monkeypatch.delattr(diff_instruct, "passes")
     found = cost.of_run(PLAN, PLAN.params.run("cifar10/di/none/0"))
     assert found["flop"] is None and found["weights"] == pytest.approx(2.2, rel=0.05) and found["disk"] > 1
+
+
+def test_each_line_says_whose_numbers_it_has():
+    """authors, paper or ours for what the papers train; nothing for what is tuned here."""
+    rows = {line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-1] for line in cost.table(PLAN, "gpu-day")}
+    assert rows["| cifar10, di-day"] == rows["| cifar10, dmd-day"] == "ours"
+    assert PLAN.params.status("method", "sid", "cifar10") == "authors"

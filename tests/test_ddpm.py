@@ -25,6 +25,7 @@ from eldistill.external import listing
 from eldistill.networks import ddpm
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
+from eldistill.sampling.heun import heun
 from eldistill.teacher import agree
 from eldistill.teacher import ddpm as folders
 from eldistill.tensors import load_tensors
@@ -182,7 +183,7 @@ def test_a_network_of_ours_in_every_respect(tmp_path):
     leaf = x.clone().requires_grad_()
     net(leaf, sigma).square().sum().backward()
     assert leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
-    images = sampling.heun(again.eval().requires_grad_(False), torch.randn(2, 1, 8, 8), steps=6)
+    images = heun(again.eval().requires_grad_(False), torch.randn(2, 1, 8, 8), steps=6)
     assert images.isfinite().all()
 
 

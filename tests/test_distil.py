@@ -171,7 +171,7 @@ def test_dropout_of_a_method_is_that_of_its_networks(project, monkeypatch, rate)
                 seen[name] = {layer.dropout for layer in net.modules() if hasattr(layer, "dropout")}
             return super().run()
 
-    monkeypatch.setattr(distil.loop, "Loop", Watched)
+    monkeypatch.setattr(distil, "Loop", Watched)
     change("di", dropout=rate)
     run("di/none/0", "--force")
     assert seen == {"teacher": {0.0}, "generator": {rate or 0.0}, "fake_score": {rate or 0.0}}
@@ -232,7 +232,7 @@ def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeyp
             return super().run()
 
     run("ct/none/7")
-    monkeypatch.setattr(distil.loop, "Loop", Watched)
+    monkeypatch.setattr(distil, "Loop", Watched)
     run("cd/none/7")
     assert same(seen["target"], seen["generator"]) and same(seen["target"], weights("ct/none/7"))
 

@@ -254,7 +254,7 @@ def test_the_bill_of_the_paper_is_what_the_command_prints():
     ]
     assert len(rows) == 9
     for name, *rest in rows[2:]:
-        assert rest == [made[name][1], *made[name][4:]], name
+        assert rest == [made[name][1], *made[name][4:7]], name
     hours = int(made["all"][4].replace(",", ""))
     assert f"that is {hours / 24 / 365:.0f} years of one GPU" in " ".join(page.split())
 

@@ -18,7 +18,7 @@ from torch import multiprocessing
 
 from eldistill.contract import Progress
 from eldistill.ensemble import identity
-from eldistill.ensemble.seed import Member
+from eldistill.ensemble.members import Member
 from eldistill.errors import Problem
 from eldistill.losses import mixing, mmd
 from eldistill.supplements import embedding

@@ -17,6 +17,7 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import conv, identity, seed
+from eldistill.ensemble import members as ensemble_members
 from eldistill.errors import Problem
 from eldistill.losses import balance, mmd
 from eldistill.methods import sid
@@ -185,7 +186,7 @@ def test_between_normals_under_a_linear_embedding():
     """Between N(mu, .) and N(nu, .) it is |A (mu - nu)|^2 / s^2 unbiased; biased adds tr Cov / m + tr Cov / n."""
     normal = torch.Generator().manual_seed(3)
     a, mu = torch.randn(6, 4, generator=normal, dtype=torch.float64), 0.3 * torch.arange(6).double()
-    member = seed.Member(Linear, None, {"A": a}, scale=2.5)
+    member = ensemble_members.Member(Linear, None, {"A": a}, scale=2.5)
     m, n, count = 5, 8, 3000
     xs = mu + 0.5 * torch.randn(count, m, 6, generator=normal, dtype=torch.float64)
     ys = torch.randn(count, n, 6, generator=normal, dtype=torch.float64)
@@ -442,8 +443,11 @@ def spread_after_training(digits: torch.Tensor, estimator: str, number: int) -> 
         ]
     }
 
-    def members(redraw: int) -> list[seed.Member]:
-        return [seed.calibrate(member, digits[:256]) for member in seed.draw(section, number, redraw, SHAPE)]
+    def members(redraw: int) -> list[ensemble_members.Member]:
+        return [
+            ensemble_members.calibrate(member, digits[:256])
+            for member in ensemble_members.draw(section, number, redraw, SHAPE)
+        ]
 
     random = torch.Generator().manual_seed(number)
     with torch.random.fork_rng(devices=[]):

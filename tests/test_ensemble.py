@@ -14,6 +14,7 @@ import torch
 from eldistill import files
 from eldistill.data import dataset as data
 from eldistill.ensemble import conv, identity, seed
+from eldistill.ensemble import members as ensemble_members
 from eldistill.errors import Problem
 from eldistill.losses import mmd
 
@@ -59,7 +60,7 @@ def same(left, right) -> bool:
 
 
 def derive(members=MIXED, number: int = 3, redraw: int = 0, **options):
-    return seed.draw(section(members), number, redraw, SHAPE, **options)
+    return ensemble_members.draw(section(members), number, redraw, SHAPE, **options)
 
 
 # --- derivation (c.10) -----------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def test_no_global_random_numbers():
     """Drawing and calibrating leave torch's generator alone."""
     before = torch.get_rng_state()
     for member in derive():
-        seed.calibrate(member, standard(dtype=torch.float32))
+        ensemble_members.calibrate(member, standard(dtype=torch.float32))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -112,7 +113,7 @@ def test_double_precision_has_the_weights_of_single():
     for single, double in zip(derive(), derive(dtype=torch.float64), strict=True):
         assert all(w.dtype == torch.float64 for w in double.weights.values())
         assert all(torch.equal(w.double(), double.weights[name]) for name, w in single.weights.items())
-        assert seed.fingerprint(single) == seed.fingerprint(double)
+        assert ensemble_members.fingerprint(single) == ensemble_members.fingerprint(double)
         images = standard()
         wide, narrow = double(images), single(images.float())
         assert (wide - narrow).abs().max() < 1e-5 * wide.abs().max()
@@ -121,23 +122,23 @@ def test_double_precision_has_the_weights_of_single():
 def test_fingerprint_sees_every_weight():
     """One bit of one weight, or a name, changes it."""
     (member,) = derive(MIXED[:1])
-    found = {seed.fingerprint(member)}
+    found = {ensemble_members.fingerprint(member)}
     for name, weight in member.weights.items():
         other = weight.clone()
         other.view(-1)[-1] = torch.nextafter(other.view(-1)[-1], torch.tensor(9.0))
         for change in ({name: other}, {f"{name}x": weight}):
             kept = {key: value for key, value in member.weights.items() if key != name}
-            found.add(seed.fingerprint(seed.Member(conv, member.numbers, {**kept, **change})))
+            found.add(ensemble_members.fingerprint(ensemble_members.Member(conv, member.numbers, {**kept, **change})))
     assert len(found) == 1 + 2 * 4
 
 
 # --- families --------------------------------------------------------------------------------------------
 
 
-def members_of(numbers: conv.Numbers, shape=SHAPE) -> seed.Member:
+def members_of(numbers: conv.Numbers, shape=SHAPE) -> ensemble_members.Member:
     generator = torch.Generator().manual_seed(0)
     drawn = conv.draw(numbers, shape, lambda name, *size: torch.randn(*size, generator=generator, dtype=torch.float64))
-    return seed.Member(conv, numbers, drawn)
+    return ensemble_members.Member(conv, numbers, drawn)
 
 
 @pytest.mark.parametrize("channels, depth, width", [(1, 1, 4), (3, 2, 16), (4, 3, 8)])
@@ -258,7 +259,7 @@ def test_calibration(kind):
     """Scaled features have a covariance of trace 1; the bandwidth is the median of their squared distances."""
     images = standard()
     (raw,) = derive([kind], dtype=torch.float64)
-    member = seed.calibrate(raw, images)
+    member = ensemble_members.calibrate(raw, images)
     features = member(images).numpy()
     assert np.trace(np.cov(features, rowvar=False)) == pytest.approx(1, abs=1e-12)
     every = [((a - b) ** 2).sum() for i, a in enumerate(features) for b in features[:i]]
@@ -268,14 +269,17 @@ def test_calibration(kind):
     # Units do not matter: calibrated features of a network with other units are the same.
     louder = {name: 3 * w if name.startswith("1.") else w for name, w in raw.weights.items()}
     if kind.get("norm") == "none":
-        assert torch.allclose(seed.calibrate(seed.Member(conv, raw.numbers, louder), images)(images), member(images))
+        assert torch.allclose(
+            ensemble_members.calibrate(ensemble_members.Member(conv, raw.numbers, louder), images)(images),
+            member(images),
+        )
 
 
 def test_calibration_of_equal_images():
     """Without spread there is no unit: a Problem, not a division by zero."""
     (member,) = derive(MIXED[:1], dtype=torch.float64)
     with pytest.raises(Problem, match="same features"):
-        seed.calibrate(member, standard(1).expand(8, 1, 8, 8))
+        ensemble_members.calibrate(member, standard(1).expand(8, 1, 8, 8))
 
 
 # --- the record ------------------------------------------------------------------------------------------
@@ -298,10 +302,10 @@ def test_round_trip(tmp_path):
     images = reals().take(indices)[0] / 0.5
     assert record["shape"] == list(SHAPE) and record["seed"] == 3 and record["draws"] == 1
     at_work = seed.Ensemble(path).at(0)
-    drawn = seed.draw(section(record["section"]["members"]), 3, 0, SHAPE)
+    drawn = ensemble_members.draw(section(record["section"]["members"]), 3, 0, SHAPE)
     assert same(weights(at_work), weights(drawn))
     for member, raw, row, mean in zip(at_work, drawn, record["members"], means, strict=True):
-        again = seed.calibrate(raw, images)
+        again = ensemble_members.calibrate(raw, images)
         assert (member.scale, member.bandwidth) == (again.scale, again.bandwidth)
         assert member.numbers == raw.numbers
         assert row["features"] == member(images).shape[1] == len(mean)
@@ -395,7 +399,7 @@ def test_redrawn_members_share_the_median_calibration(tmp_path, draws):
     path = make(tmp_path, redraw=2, draws=draws)
     with np.load(path.with_suffix(".npz")) as arrays:
         images = reals().take(torch.from_numpy(arrays["indices"]))[0] / 0.5
-    every = [[seed.calibrate(member, images) for member in derive(redraw=r)] for r in range(draws)]
+    every = [[ensemble_members.calibrate(member, images) for member in derive(redraw=r)] for r in range(draws)]
     scales = [statistics.median(each[k].scale for each in every) for k in range(3)]
     widths = [statistics.median(each[k].bandwidth for each in every) for k in range(3)]
     ensemble = seed.Ensemble(path)

@@ -22,6 +22,7 @@ from eldistill import contract, files
 from eldistill.contract import Batch, Progress, Setting
 from eldistill.data import dataset as data
 from eldistill.diffusion.draws import Draw
+from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed
 from eldistill.errors import Problem
 from eldistill.losses import mmd
@@ -67,13 +68,15 @@ def section(members, **changes) -> dict:
     return {"members": members, "redraw": 0, "calibration": 64, "draws": 2, **changes}
 
 
-def derive(*members, number: int = 3, redraw: int = 0, shape=SHAPE, dtype=torch.float64) -> list[seed.Member]:
-    return seed.draw(section(members), number, redraw, shape, dtype=dtype)
+def derive(
+    *members, number: int = 3, redraw: int = 0, shape=SHAPE, dtype=torch.float64
+) -> list[ensemble_members.Member]:
+    return ensemble_members.draw(section(members), number, redraw, shape, dtype=dtype)
 
 
-def calibrated(*members, shape=SHAPE, dtype=torch.float64) -> list[seed.Member]:
+def calibrated(*members, shape=SHAPE, dtype=torch.float64) -> list[ensemble_members.Member]:
     images = standard(shape=shape, dtype=dtype)
-    return [seed.calibrate(member, images) for member in derive(*members, shape=shape, dtype=dtype)]
+    return [ensemble_members.calibrate(member, images) for member in derive(*members, shape=shape, dtype=dtype)]
 
 
 def make(folder, members, source=None, teacher=None, **changes) -> Path:
@@ -327,7 +330,10 @@ def test_readouts(kind):
     images, shape = standard(40, (1, 32, 32)), (1, 32, 32)
     for readout in ("last", "gap", "multi"):
         (bare,) = derive({**kind, "features": readout}, shape=shape)
-        member, stages = seed.calibrate(bare, images), bare.family.stages(bare.weights, images, bare.numbers)
+        member, stages = (
+            ensemble_members.calibrate(bare, images),
+            bare.family.stages(bare.weights, images, bare.numbers),
+        )
         if readout == "gap":
             stages = [stages[-1].mean((2, 3)) if stages[-1].ndim == 4 else stages[-1]]
         stages = stages if readout == "multi" else stages[-1:]
@@ -380,12 +386,12 @@ def test_whitened(tmp_path):
     arrays = recorded(path)
     assert {key for key in arrays if key.startswith("fitted")} == {"fitted_1/map"}
     chosen = reals().take(arrays["indices"])[0] / 0.5
-    fitted = seed.calibrate(*derive({"family": "whitened"}, dtype=torch.float32), chosen)
+    fitted = ensemble_members.calibrate(*derive({"family": "whitened"}, dtype=torch.float32), chosen)
     for iteration in (0, 9):
         member = seed.Ensemble(path).at(iteration)[1]
         for wanted in (arrays["fitted_1/map"], fitted.weights["map"]):
             assert torch.equal(member.weights["map"], wanted) and member.scale == pytest.approx(fitted.scale)
-    assert seed.stacks([member, member]) == [[0], [1]]
+    assert ensemble_members.stacks([member, member]) == [[0], [1]]
 
 
 def test_teacher_features(tmp_path, bench):
@@ -393,7 +399,7 @@ def test_teacher_features(tmp_path, bench):
     teacher, x = bench.teacher(), bench.reals().take(torch.arange(6))[0].requires_grad_()
     path = make(tmp_path, [{"family": "teacher", "sigma": 0.3}], bench.reals(), teacher)
     (member,) = seed.Ensemble(path, teacher=teacher).at(0)
-    assert seed.stacks([member, member]) == [[0], [1]]
+    assert ensemble_members.stacks([member, member]) == [[0], [1]]
     found, wanted = member(x / 0.5) * member.scale, teacher.encode(x, torch.full((6,), 0.3)).flatten(1)
     assert error(found, wanted) < 1e-6
     assert error(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (found, wanted))) < 1e-6
@@ -418,9 +424,9 @@ def test_a_stack_is_a_loop(name):
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-12)):
         for kind in STACKED[name]:
             members = calibrated(*[kind] * 3, dtype=dtype)
-            assert seed.stacks(members) == [[0, 1, 2]] and len({member.scale for member in members}) == 3
+            assert ensemble_members.stacks(members) == [[0, 1, 2]] and len({member.scale for member in members}) == 3
             x = standard(3, start=5, dtype=dtype).requires_grad_()
-            loop, stack = torch.stack([member(x) for member in members]), seed.stacked(members)(x)
+            loop, stack = torch.stack([member(x) for member in members]), ensemble_members.stacked(members)(x)
             assert stack.dtype == dtype and error(stack, loop) < tolerance, kind
             towards = torch.randn(loop.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
             one, other = (torch.autograd.grad((each * towards).sum(), x)[0] for each in (stack, loop))
@@ -437,7 +443,7 @@ MIXED = [
 def test_mixed_ensembles(kernel):
     """Members alike in all but weights go together, each in its place; EL and its gradient do not depend on it."""
     members, real = calibrated(*MIXED), standard(9, start=1)
-    assert seed.stacks(members) == [[0, 2, 8], [1], [3], [4], [5, 9], [6, 10], [7], [11]]
+    assert ensemble_members.stacks(members) == [[0, 2, 8], [1], [3], [4], [5, 9], [6, 10], [7], [11]]
     results, classes = [], (torch.arange(7) % 3, torch.arange(9) % 3)
     for stack in (False, True):
         x, found = (0.7 * standard(7, start=2) + 0.2).requires_grad_(), {}

@@ -58,7 +58,7 @@ def of():
     yield importlib.import_module
     sys.path.remove(str(ROOT / "benchmarks"))
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("gpu", "gpu_parts", "gpu_readme", "step"):
+        if name.split(".")[0] in ("gpu", "gpu_parts", "gpu_readme", "step", "loops"):
             del sys.modules[name]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from eldistill.contract import AtImages, Method, Phase, SupplementModule, Weight
+from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite, Stopped
 from eldistill.training import loop, state
 from eldistill.training.job import Job, Supplement, Training
@@ -368,7 +369,7 @@ def test_random_numbers_belong_to_the_image_of_the_run(tmp_path, micro_batch):
     for scope in ("critic", "generator"):
         # Replayed micro-batches repeat their numbers.
         found = torch.cat([z for name, z in seen if name == scope]).flatten(1).unique(dim=0)
-        wanted = loop.Draw(0, scope, 0, 3 * BATCH, dtype=torch.float64).normal("z", *SHAPE).flatten(1)
+        wanted = Draw(0, scope, 0, 3 * BATCH, dtype=torch.float64).normal("z", *SHAPE).flatten(1)
         assert torch.equal(found, wanted.unique(dim=0))
         every.append(wanted.flatten())
     assert len(torch.cat(every).unique()) == 2 * 3 * BATCH * 4
@@ -419,7 +420,7 @@ def test_direct_term_makes_no_images(tmp_path, micro_batch):
     job = job_of(tmp_path, method, steps=1, micro_batch=micro_batch)
     expected = copy.deepcopy(job.nets["generator"])
     loop.Loop(job).run()
-    noise = loop.Draw(0, "generator", 0, BATCH, dtype=torch.float64).normal("noise", *SHAPE)
+    noise = Draw(0, "generator", 0, BATCH, dtype=torch.float64).normal("noise", *SHAPE)
     (expected(noise) - 3).square().mean().backward()
     for found, wanted in zip(job.nets["generator"].parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-12, atol=1e-14)
@@ -450,7 +451,7 @@ def test_supplement_joins_a_direct_term(tmp_path, micro_batch):
                  supplements=[Supplement("extra", SupplementModule.of(extra), None)])  # fmt: skip
     expected = copy.deepcopy(job.nets["generator"])
     loop.Loop(job).run()
-    draw = loop.Draw(0, "generator", 0, BATCH, dtype=torch.float64)
+    draw = Draw(0, "generator", 0, BATCH, dtype=torch.float64)
     loss = (expected(draw.normal("noise", *SHAPE)) - 3).square().mean() + 2 * expected(draw.normal("z", *SHAPE)).mean()
     loss.backward()
     for found, wanted in zip(job.nets["generator"].parameters(), expected.parameters(), strict=True):
@@ -474,7 +475,7 @@ def test_supplement_joins_the_gradient_at_the_images(tmp_path, micro_batch):
     expected = copy.deepcopy(job.nets["generator"])
     work = loop.Loop(job)
     work.run()
-    images = expected(loop.Draw(0, "generator", 0, BATCH, dtype=torch.float64).normal("z", *SHAPE))
+    images = expected(Draw(0, "generator", 0, BATCH, dtype=torch.float64).normal("z", *SHAPE))
     (images.square().mean() / 2 + 2 * images.mean()).backward()
     images = images.detach()
     for found, wanted in zip(job.nets["generator"].parameters(), expected.parameters(), strict=True):

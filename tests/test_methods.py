@@ -17,7 +17,7 @@ from eldistill import contract
 from eldistill.contract import Method, Progress
 from eldistill.diffusion import draws, noise
 from eldistill.methods import diff_instruct
-from eldistill.training import loop, optimisers
+from eldistill.training import loop, optimisers, update
 from eldistill.training.job import Job, Training
 from eldistill.training.optimisers import Ema, Optimiser
 
@@ -50,7 +50,7 @@ class Told(draws.Draw):
 @pytest.fixture
 def tape(monkeypatch) -> dict[str, torch.Tensor]:
     """What the loop's draws return in this test."""
-    monkeypatch.setattr(loop, "Draw", Told)
+    monkeypatch.setattr(update, "Draw", Told)
     monkeypatch.setattr(Told, "tape", {})
     return Told.tape
 

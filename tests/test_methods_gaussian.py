@@ -20,8 +20,8 @@ from eldistill import contract
 from eldistill.contract import Progress
 from eldistill.diffusion import draws, noise
 from eldistill.methods import consistency, dmd, sid, sida
-from eldistill.sampling import generators as sampling
-from eldistill.training import loop
+from eldistill.sampling.heun import heun
+from eldistill.training import loop, update
 
 MEAN, DEVIATION = 0.1, 0.8  # of the data
 Z = torch.tensor([[1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]]).double()
@@ -32,7 +32,7 @@ GENERATORS = [(0.4, 0.7), (1.3, -0.2)]  # x = a z + b
 @pytest.fixture
 def tape(monkeypatch) -> dict[str, torch.Tensor]:
     """What the loop's draws return in this test."""
-    monkeypatch.setattr(loop, "Draw", Tape)
+    monkeypatch.setattr(update, "Draw", Tape)
     monkeypatch.setattr(Tape, "tape", {})
     return Tape.tape
 
@@ -344,7 +344,7 @@ def test_cd_optimum_is_the_sampler_of_the_teacher():
     teacher.anchor = nn.Parameter(torch.zeros((), dtype=torch.float64))  # the sampler asks for a dtype
     factor = composed(noise.karras_sigmas(n), MEAN, DEVIATION, True)[0]
     last = MEAN + factor * (80 * z - MEAN)
-    wanted = sampling.heun(teacher, z, steps=n)
+    wanted = heun(teacher, z, steps=n)
     torch.testing.assert_close(teacher(last, torch.full((3,), 0.002).double()), wanted, rtol=1e-10, atol=1e-12)
 
 

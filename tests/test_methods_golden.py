@@ -21,14 +21,14 @@ from eldistill.diffusion import noise
 from eldistill.losses import adversarial, score
 from eldistill.methods import consistency, dmd2, sid, sida
 from eldistill.sampling import generators as sampling
-from eldistill.training import loop
+from eldistill.training import loop, update
 from eldistill.training.optimisers import Optimiser
 
 
 @pytest.fixture
 def tape(monkeypatch) -> dict[str, torch.Tensor]:
     """What the loop's draws return in this test."""
-    monkeypatch.setattr(loop, "Draw", Tape)
+    monkeypatch.setattr(update, "Draw", Tape)
     monkeypatch.setattr(Tape, "tape", {})
     return Tape.tape
 

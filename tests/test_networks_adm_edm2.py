@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from eldistill import networks
-from eldistill.diffusion import draws
-from eldistill.diffusion.dropout import masks, noise
+from eldistill.diffusion import draws, noise
+from eldistill.diffusion.dropout import masks
 from eldistill.networks import adm, edm2, layers
-from eldistill.sampling import generators as sampling
+from eldistill.sampling.heun import heun
 
 DATA = Path(__file__).parent / "data"
 COMMON = {"img_resolution": 8, "img_channels": 2, "label_dim": 3, "num_blocks": 1, "attn_resolutions": [4]}
@@ -495,7 +495,7 @@ def test_samples_match_the_original():
     }
     for key, (model, dtype, tolerance) in runs.items():
         with torch.no_grad():
-            found = sampling.heun(model.to(dtype), latents, labels, steps=6)
+            found = heun(model.to(dtype), latents, labels, steps=6)
         error = relative_error(found, golden[f"_sampler_heun6_{key}"])
         print(f"{key}: {error:.1e}")
         assert error < tolerance

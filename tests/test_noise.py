@@ -298,7 +298,7 @@ def test_integers_are_uniform(high):
 @pytest.mark.parametrize("word", [0, 2**31, 2**32 - 1])
 def test_extreme_words(monkeypatch, word, dtype):
     """The smallest and largest words give finite normals below 6.7, integers below high and U in [0, 1)."""
-    monkeypatch.setattr(noise, "_bits", lambda seed, name, first, count, each: np.full((count, each), word, np.uint32))
+    monkeypatch.setattr(draws, "_bits", lambda seed, name, first, count, each: np.full((count, each), word, np.uint32))
     draw = draws.Draw(0, "test", 0, 2, dtype=dtype)
     assert draw.normal("x", 3).abs().max() < 6.7
     assert 0 <= int(draw.integers("x", 1437).min()) <= int(draw.integers("x", 1437).max()) < 1437
@@ -336,7 +336,7 @@ def test_dropout_is_a_fair_coin_for_each_image_and_layer():
 @pytest.mark.parametrize("at_once", [1, 50, 10**9])
 def test_how_many_numbers_of_a_mask_are_computed_together_changes_none(monkeypatch, at_once):
     """The mask by its definition, in whole numbers."""
-    monkeypatch.setattr(noise, "AT_ONCE", {"cpu": at_once})
+    monkeypatch.setattr(dropout, "AT_ONCE", {"cpu": at_once})
     draw, p = draws.Draw(4, "generator", 10, 5), 0.3
     with dropout.masks(draw, "images"):
         dropout.dropout(torch.ones(5, 2), p)  # the first layer

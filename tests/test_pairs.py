@@ -13,7 +13,7 @@ from toys import batch_of
 from eldistill.contract import Setting
 from eldistill.errors import Problem
 from eldistill.losses import perceptual
-from eldistill.sampling import generators as sampling
+from eldistill.sampling.heun import heun
 from eldistill.supplements import regression
 from eldistill.teacher import pairs
 from eldistill.tensors import save_tensors
@@ -56,7 +56,7 @@ def test_images_are_heuns(teacher, tmp_path):
     }  # fmt: skip
     labels = torch.from_numpy(arrays["labels"])
     one_hot = torch.nn.functional.one_hot(labels, teacher.classes).float() if teacher.classes else None
-    wanted = sampling.heun(teacher.net, torch.from_numpy(arrays["z"]), one_hot, RECIPE["steps"])
+    wanted = heun(teacher.net, torch.from_numpy(arrays["z"]), one_hot, RECIPE["steps"])
     np.testing.assert_allclose(arrays["images"], wanted.float().numpy(), rtol=1e-5, atol=1e-6)
     if teacher.classes:
         assert 0 <= labels.min() and labels.max() < teacher.classes and len(set(labels.tolist())) > 1
@@ -81,15 +81,15 @@ def test_pairs_depend_on_seed_and_index_only(teacher, tmp_path):
 def test_an_interruption_costs_one_chunk(teacher, tmp_path, monkeypatch, interrupted):
     """The same command continues after the last whole chunk and ends with the same bytes."""
     whole = made(teacher, tmp_path)
-    calls, heun = [], sampling.heun
+    calls, whole_heun = [], heun
 
     def fails(*arguments, **others):
         calls.append(len(arguments[1]))
         if len(calls) == interrupted:
             raise KeyboardInterrupt
-        return heun(*arguments, **others)
+        return whole_heun(*arguments, **others)
 
-    monkeypatch.setattr(sampling, "heun", fails)
+    monkeypatch.setattr(pairs, "heun", fails)
     with pytest.raises(KeyboardInterrupt):
         made(teacher, tmp_path, "again")
     assert not (tmp_path / "again.npz").exists()
@@ -164,7 +164,7 @@ def test_regression_by_lpips(teacher, tmp_path, monkeypatch):
     tools = prepared(teacher, tmp_path, teacher.classes, lpips=str(path))
     batch, answer = batch_of((1, 8, 8), {"pair": torch.tensor([1, 2])}), torch.zeros(2, 1, 8, 8).double()
     terms = regression.direct_terms(tools, {"generator": lambda *_: answer}, batch, numbers)
-    wanted = perceptual.distance(tools.measure, answer, tools.images[[1, 2]].double(), tools.codec).mean()
+    wanted = perceptual.distance(tools.measure, answer, tools.images[[1, 2]].double(), tools.setting.codec).mean()
     assert list(terms) == ["lpips"] and torch.equal(terms["lpips"], wanted) and wanted > 0
 
 

@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from eldistill.diffusion import compiled, draws, dropout, philox
@@ -58,7 +57,9 @@ def test_known_answers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("few", [0, 2**14])
 def test_a_device_draws_what_the_cpu_draws(monkeypatch, dtype, few):
-    """Through the tensor path on the CPU, and with few numbers drawn on the CPU and sent: whole numbers and uniforms to the bit, normals within a unit in the last place of
+    """Through the tensor path on the CPU, and with few numbers drawn on the CPU and sent.
+
+    Whole numbers and uniforms to the bit, normals within a unit in the last place of
     float32, the keys of dropout too; a slice has the numbers of the whole."""
 
     def drawn() -> dict[str, torch.Tensor]:

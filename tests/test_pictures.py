@@ -139,7 +139,7 @@ def test_a_background_that_is_none_is_one_sentence(value):
         pictures.background(value)
     values = conftest.shipped()
     values["data"]["ffhq64"]["background"] = value
-    with pytest.raises(Problem, match=r"paper.yaml: data.ffhq64.background"):
+    with pytest.raises(Problem, match=r"data\.ffhq64\.background"):
         params.from_values(values, ROOT)
 
 

@@ -299,9 +299,7 @@ def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
 def test_several_processes_start_again_in_parts(monkeypatch):
     """One exit code of a process says so to the launcher; all others end it."""
     answers, seen = [76, 76, 0], []
-    monkeypatch.setattr(
-        distributed, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1]
-    )
+    monkeypatch.setattr(launch, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1])
     assert launch.launch([], 2, most=8, say=lambda text: None) == 0 and seen == [1, 2, 4]
     seen.clear()
     assert launch.launch([], 2, most=2, say=lambda text: None) == 1 and seen == [1, 2]

@@ -42,9 +42,9 @@ def make(root, runs, name="demo"):
     params = PARAMS | {"runs": runs}
     folder = root / "data/tables" / name
     parts = [folder / each for each in NAMES]
-    tables.make(params, root, parts)
+    tables.make_tables(params, root, parts)
     params |= {"steps": {"data": 6, "distil": len(runs), "tables": 1}}
-    report.make(name, params, root, {path.name: path for path in parts}, folder / "report.html")
+    report.make_report(name, params, root, {path.name: path for path in parts}, folder / "report.html")
     return folder / "report.html"
 
 
@@ -100,7 +100,7 @@ def test_the_sheet_of_a_run(suite, page):  # noqa: F811
     path = root / f"data/evaluations/{runs[0]}/sheet.html"
     texts = []
     for _ in range(2):
-        sheets.make(runs[0], root, path)
+        sheets.make_sheet(runs[0], root, path)
         texts.append(path.read_text())
     assert texts[0] == texts[1]
     for word in (
@@ -119,7 +119,7 @@ def test_the_sheet_of_a_run(suite, page):  # noqa: F811
     )
     (root / f"data/runs/{runs[0]}/log.csv").write_text("n_images,a\n1,x\n")
     with pytest.raises(Problem, match="log.csv is damaged"):
-        sheets.make(runs[0], root, path)
+        sheets.make_sheet(runs[0], root, path)
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -20,6 +20,9 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import draws
 from eldistill.errors import Problem
 from eldistill.sampling import generators as sampling
+from eldistill.sampling import pictures
+from eldistill.sampling.heun import heun
+from eldistill.sampling.teachers import images_of_teacher
 from eldistill.tensors import save_tensors
 
 GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
@@ -60,7 +63,7 @@ def test_heun_is_the_originals(golden, kind, dtype, suffix, tolerance):
     extra = {**CHURN, "fresh": lambda step: fresh[step]} if kind == "churn" else {}
     labels = torch.from_numpy(golden["_labels"]).to(dtype)
     latents = torch.from_numpy(golden["_sampler_latents"])
-    found = sampling.heun(original(golden, dtype), latents, labels, steps=6, **extra)
+    found = heun(original(golden, dtype), latents, labels, steps=6, **extra)
     wanted = golden[f"_sampler_heun6_{kind}{suffix}"]
     assert found.dtype == torch.float64
     assert np.abs(found.numpy() - wanted).max() / np.abs(wanted).max() < tolerance
@@ -83,7 +86,7 @@ def test_heun_is_of_second_order_on_a_gaussian():
     # The flow of N(0, s^2) scales x by s / sqrt(s^2 + sigma_max^2).
     latents = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     exact = 80 * 0.5 / (0.25 + 80**2) ** 0.5
-    errors = [abs(float(sampling.heun(Gaussian(), latents, steps=steps)) - exact) for steps in (32, 64, 128)]
+    errors = [abs(float(heun(Gaussian(), latents, steps=steps)) - exact) for steps in (32, 64, 128)]
     assert errors[-1] < 1e-3
     assert all(3 < coarse / fine < 5.5 for coarse, fine in zip(errors, errors[1:], strict=False))
 
@@ -91,14 +94,14 @@ def test_heun_is_of_second_order_on_a_gaussian():
 @pytest.mark.parametrize("steps", [1, 2, 18])
 def test_heun_calls_the_network_twice_a_step_but_once_in_the_last(steps):
     network = Gaussian()
-    sampling.heun(network, torch.ones(1, 1, 2, 2), steps=steps)
+    heun(network, torch.ones(1, 1, 2, 2), steps=steps)
     assert network.calls == 2 * steps - 1
 
 
 def test_one_step_of_heun_is_the_denoised_image_at_sigma_max():
     z = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     level = torch.full((3,), 80.0, dtype=torch.float64)
-    assert torch.allclose(sampling.heun(Gaussian(), z, steps=1), Gaussian()(80 * z, level), rtol=0, atol=1e-12)
+    assert torch.allclose(heun(Gaussian(), z, steps=1), Gaussian()(80 * z, level), rtol=0, atol=1e-12)
 
 
 # --- generators ---------------------------------------------------------------------------------------
@@ -308,7 +311,7 @@ def test_the_command_writes_a_grid_and_single_images(tmp_path, capsys, generator
     from PIL import Image
 
     with Image.open(grid) as picture:
-        assert np.array_equal(np.array(picture), np.array(sampling.grid(images, 3, 4)))
+        assert np.array_equal(np.array(picture), np.array(pictures.grid(images, 3, 4)))
     assert sorted(each.name for each in out.iterdir()) == [f"{index:06d}.png" for index in range(7)]
     for index, image in enumerate(images):
         with Image.open(out / f"{index:06d}.png") as picture:
@@ -361,16 +364,16 @@ def test_before_training_a_generator_shows_what_the_teacher_denoises(tmp_path):
     teacher = lively()
     sampling.save_generator(tmp_path / "g", teacher, about(sigma=80.0))
     one_step = sampling.sample(sampling.load_generator(tmp_path / "g"), 10, seed=2)
-    of_teacher = torch.cat(list(sampling.images_of_teacher(teacher, about(), 10, steps=1, seed=2, batch=4)))
+    of_teacher = torch.cat(list(images_of_teacher(teacher, about(), 10, steps=1, seed=2, batch=4)))
     assert (one_step.int() - of_teacher.int()).abs().max() <= 1
 
 
 def test_a_teachers_images_are_heuns_from_a_generators_latents():
     teacher = lively()
-    found = torch.cat(list(sampling.images_of_teacher(teacher, about(label_dim=3), 6, steps=4, seed=5)))
+    found = torch.cat(list(images_of_teacher(teacher, about(label_dim=3), 6, steps=4, seed=5)))
     draw = draws.Draw(5, "sample", 0, 6)
     one_hot = nn.functional.one_hot(draw.integers("label", 3), 3).float()
-    x = sampling.heun(teacher, draw.normal("z", 1, 8, 8), one_hot, 4)
+    x = heun(teacher, draw.normal("z", 1, 8, 8), one_hot, 4)
     assert torch.equal(found, data.decode(x, CODEC)) and found.shape == (6, 1, 8, 8)
 
 
@@ -382,7 +385,7 @@ def test_a_teachers_images_are_heuns_from_a_generators_latents():
 )
 def test_a_grid_shows_every_image_at_its_place(n, columns, scale, c):
     images = torch.randint(0, 256, (n, c, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = sampling.grid(images, columns, scale)
+    picture = pictures.grid(images, columns, scale)
     rows = -(-n // columns)
     assert picture.size == (columns * 7 * scale, rows * 6 * scale)
     assert picture.mode == ("L" if c == 1 else "RGB")

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eldistill import contract
-from eldistill.diffusion import dropout, noise
+from eldistill.diffusion import draws, dropout
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite, Problem
 from eldistill.losses import mmd
@@ -162,7 +162,7 @@ def test_a_device_computes_all_targets(bench, monkeypatch):
     numbers = contract.module("methods", "consistency").Numbers(levels="continuous", k=0.0, q=2.0, P_mean=-4.0)
     found = []
     for there in (False, True):
-        monkeypatch.setattr(noise, "computed_on", lambda device, there=there: there)
+        monkeypatch.setattr(draws, "computed_on", lambda device, there=there: there)
         work = loop.Loop(bench.job("consistency", numbers=numbers, batch=16, dropout=0.2, dtype=torch.float64))
         work.iterate()
         found.append(work.watch.sums["generator.consistency"][0])
@@ -458,3 +458,32 @@ def test_noise_of_the_images_is_independent_of_what_is_added_to_them():
         both = torch.cat([z, other], dim=1)
         assert (both.mean(0).abs() < 5 / n**0.5).all()
         assert (both.T @ both / n - torch.eye(2 * c + 1)).abs().max() < 5 * (2 / n) ** 0.5
+
+
+# --- what a GPU says when something is missing ---
+
+
+@pytest.mark.parametrize(
+    "error, memory, repeatable",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True, True),
+        (RuntimeError("CUDA error: out of memory"), True, True),
+        (RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set …"), False, False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, True),
+        (ValueError("out of memory"), False, True),
+    ],
+)
+def test_errors_of_a_device_are_told_apart(error, memory, repeatable):
+    assert speed.out_of_memory(error) is memory
+    assert (speed.not_repeatable(error) is None) is repeatable
+
+
+def test_a_clipped_step_names_the_parameter_that_is_bad(bench):
+    """One gradient is not finite: the others are not spoilt by its norm before it is found."""
+    job = bench.job("diff_instruct", optimiser={"clip": 1.0}, steps=2)
+    name, parameter = [pair for pair in job.nets["generator"].named_parameters() if pair[1].ndim > 1][-1]
+    parameter.requires_grad_().register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFinite, match=rf"gradient of generator\.{name} is not finite"):
+        loop.Loop(job).run()

@@ -63,7 +63,7 @@ def make(root, runs, out="out", **changes):
     """The rows of the csv, and the Markdown."""
     outputs = [root / out / f"study.{ending}" for ending in ("csv", "md", "png")]
     beds = {run.split("/")[0]: ["toys", "judge-a"] for run in runs}
-    studies.make("study", PARAMS | {"runs": runs, "beds": beds} | changes, root, outputs)
+    studies.make_study("study", PARAMS | {"runs": runs, "beds": beds} | changes, root, outputs)
     for path in outputs[:2]:
         assert "nan" not in path.read_text().lower() and "None" not in path.read_text()
     return read(outputs[0]), outputs[1].read_text()

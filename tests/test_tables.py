@@ -73,7 +73,7 @@ def add_yardsticks(root, data="toy", n="5k"):
 
 def make(root, runs, out="out", **changes):
     outputs = [root / out / "demo" / name for name in NAMES]
-    tables.make(PARAMS | {"runs": runs} | changes, root, outputs)
+    tables.make_tables(PARAMS | {"runs": runs} | changes, root, outputs)
     return {path.name: path for path in outputs}
 
 

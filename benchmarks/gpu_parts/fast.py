@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import Namespace
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import step
 import torch
@@ -81,7 +81,7 @@ def measured(setting: Setting, options, seconds: float) -> dict:
     if setting.compile and options.toy and not options.compile:
         raise LeftOut("toy networks are not compiled unless --compile asks for it")
     work.set_threads(options.threads, "distil")  # what every step begins with; also ends tf32 of the item before
-    asked = SimpleNamespace(
+    asked = Namespace(
         device=options.device, network=setting.network, batch=setting.batch, precision=setting.precision,
         compile=setting.compile, channels_last=False, recompute=False, warmup=1, repeats=3 if options.toy else 20,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from eldistill.evaluate.features import chunks, embed_all, feature_space
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
+from eldistill.sampling.teachers import images_of_teacher
 from eldistill.steps import work
 from eldistill.tensors import save_tensors
 from eldistill.training.machine import Machine
@@ -109,7 +110,7 @@ class Bench:
     def teacher_row(self) -> dict:
         """Distances of the teacher's own images (Heun, 18 steps), and of train images to held-out ones."""
         net, about = teachers.load(self.teacher, self.options.device)
-        found = self.quality(sampling.images_of_teacher(net, about, self.n, 18))
+        found = self.quality(images_of_teacher(net, about, self.n, 18))
         floor = self.quality(chunks(data.load(self.images, "train")[0]))
         return {"data": self.options.data, "judge": self.judge is not None, "images": self.n, "quality": found,
                 "train images": {name: value for name, value in floor.items() if name.endswith("heldout")}}  # fmt: skip
@@ -130,8 +131,8 @@ class Bench:
             self._ensemble(each["ensemble"]) for each in recipe["supplements"].values() if each.get("ensemble")
         ]}  # fmt: skip
         machine = Machine(
-            device=self.options.device,
-            save_seconds=1e9, max_seconds=max(1.0, (1 - EVALUATION) * seconds - (time.monotonic() - began)),
+            device=self.options.device, save_seconds=1e9,
+            max_seconds=max(1.0, (1 - EVALUATION) * seconds - (time.monotonic() - began)),
         )  # fmt: skip
         stopped = None
         with tempfile.TemporaryDirectory(dir=self.options.folder) as place:

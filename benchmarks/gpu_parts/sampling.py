@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from argparse import Namespace
 
 import step
 
@@ -25,7 +25,7 @@ def items(options) -> list[Item]:
 def rates(precision: str, n: int, options) -> dict:
     """Images a second of both, and their ratio, for n images at once."""
     work.set_threads(options.threads, "distil")
-    asked = SimpleNamespace(
+    asked = Namespace(
         device=options.device, network="ddpmpp-cifar10", batch=n, images=n, precision=precision, compile=False,
         channels_last=False, recompute=False,
     )  # fmt: skip

@@ -8,18 +8,18 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
+import loops
 import torch
 
 from eldistill import contract, networks
 from eldistill.data import dataset as data
-from eldistill.ensemble import seed as ensembles
 from eldistill.errors import Stopped
 from eldistill.plan import params
 from eldistill.training import compute as speed
 from eldistill.training import loop, state
-from eldistill.training.job import Job, Supplement
+from eldistill.training.job import Job, Supplement, Training
+from eldistill.training.optimisers import Ema, Optimiser
 
 STEPS, BATCH, GROUP = 4, 8, 4
 START = 2048  # images before the first step: beyond the warm-ups of the numbers for digits; a multiple of the batch
@@ -93,22 +93,16 @@ def reals_of(case: Case, count: int = 128) -> data.Reals:
 def supplement_of(settings: params.Params, case: Case, folder: Path) -> Supplement:
     """A supplement of params.yaml at work, its ensemble made once in `folder`."""
     values = settings.section("supplement", case.supplement)
-    path = folder / f"small-{values['ensemble']}.json"
-    if not path.exists():
-        section = settings.section("ensemble", values["ensemble"])
-        ensembles.make(section, 0, reals_of(Case(case.method)), path, path.with_suffix(".npz"))
-    module = contract.module("supplements", values["file"])
-    numbers = contract.numbers(module, values)
-    setting = SimpleNamespace(ensemble=path, device=case.device, dtype=case.dtype, sigma_data=0.5, seed=case.seed)
-    return Supplement(case.supplement, module, numbers, module.prepare(numbers, setting))
+    path = loops.ensemble_of(settings, values["ensemble"], reals_of(Case(case.method)), folder)
+    return loops.supplement_of(case.supplement, values, path, case.device, dtype=case.dtype, seed=case.seed)
 
 
 def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path) -> Job:
     """The job of a case: the method's optimisers and averages for digits, at a rate that moves weights in a few steps."""
     values = settings.section("method", case.method, "digits")
-    module = contract.module("methods", values["file"])
+    module = contract.method(values["file"])
     changes = {"augment": case.augment} if case.augment else {}
-    if hasattr(module, "group"):
+    if module.offers("group"):
         changes["group"] = GROUP
     numbers = dataclasses.replace(contract.numbers(module, values), **changes)
     teacher = teacher_of(case)
@@ -119,14 +113,13 @@ def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path
     # eps: Adam's first steps are signs of gradients, and those near 0 would show nothing but rounding.
     changes = {"lr": 1e-3, "eps": 1e-3, "warmup_images": 0, "decay_images": 0}
     optimisers = {
-        name: params.freeze("Optimiser", {**values["generator" if name == "generator" else "critic"], **changes})
-        for name in nets
+        name: Optimiser.of({**values["generator" if name == "generator" else "critic"], **changes}) for name in nets
     }
     speed.precision(case.precision, [teacher, *nets.values()])
     total = START + STEPS * BATCH
     return Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals_of(case), shape=(1, 8, 8), seed=case.seed,
-        training=SimpleNamespace(n_images=total, batch=BATCH, ema=params.freeze("Ema", values["ema"])),
+        training=Training(total, BATCH, Ema.of(values["ema"])),
         optimisers=optimisers, fixed={"teacher": teacher}, device=case.device, dtype=case.dtype,
         supplements=[] if case.supplement == "none" else [supplement_of(settings, case, folder)],
         micro_batch=case.micro_batch, ticks=total // BATCH, folder=state_folder, say=lambda line: None,

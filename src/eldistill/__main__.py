@@ -108,8 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _out_of_memory(error: Exception) -> bool:
     # Of a device. Whoever raises it has imported torch, which takes seconds.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if "torch" not in sys.modules:
+        return False
+    from eldistill.training import compute
+
+    return compute.out_of_memory(error)
 
 
 def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
@@ -143,10 +146,22 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         if code == 0:
             plan.identities.record()
         return code
-    with distributed.joined() as rank:
+    with distributed.joined(params.load().top("device")) as rank:
         steps.run(*words, say=say, rank=rank)
     return 0
 
 
+def leave(code: int) -> None:
+    """End the process. One of several that failed on a GPU ends at once: what torch does at the end waits for the others."""
+    if "torch.distributed" in sys.modules:
+        from eldistill.training import processes
+
+        if processes.abandoned():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -67,6 +67,7 @@ from eldistill.registry import available
 
 COVERED_BY = "loop"
 Nets = dict[str, torch.nn.Module]  # networks by name: generator, teacher, fake_score, …
+Denoiser = Any  # a network of eldistill.networks: a torch module, with what precond.py and losses/head.py add to it
 Codec = dict[str, Any]  # how pixels or latents are encoded: mean, std
 
 

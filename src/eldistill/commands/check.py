@@ -12,6 +12,7 @@ from eldistill.evaluate import features
 from eldistill.evaluate.fid import reference_label, statistics
 from eldistill.external import fetching, sources
 from eldistill.sampling import generators as sampling
+from eldistill.sampling.teachers import images_of_teacher
 from eldistill.teacher import agree, convert
 from eldistill.teacher.check import measured
 
@@ -55,7 +56,7 @@ def command(options, say) -> None:
         images, steps = sampling.images_of(generator, options.n, options.seed, batch=options.batch), 1
     else:
         steps = options.steps or (int(calls[1]) + 1) // 2
-        images = sampling.images_of_teacher(network, about, options.n, steps, options.seed, options.batch)
+        images = images_of_teacher(network, about, options.n, steps, options.seed, options.batch)
     reference = options.reference or row["reference"]
     other = statistics(Path(reference) if Path(reference).suffix else fetching.fetch(reference, say=say))
     space = features.feature_space("inception", None, options.device)

@@ -102,15 +102,17 @@ def of_run(plan: Plan, run: params.Run) -> dict:
 
 
 def table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
-    """Markdown: a line for each data setting and method, then for each data setting, then all of it."""
+    """Markdown: a line for each data setting and method, with the `status` of its numbers; then for each data setting, then all
+    of it."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for run in plan.params.runs(suite):
         groups.setdefault((run.data, run.method), []).append(of_run(plan, run))
-    yield "| data, method | runs | images a run | FLOP a run | GPU hours | GB of weights | GB on disk |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| data, method | runs | images a run | FLOP a run | GPU hours | GB of weights | GB on disk | numbers |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     whole = [each for group in groups.values() for each in group]
     for (data, method), group in groups.items():
-        yield _line(f"{data}, {method}", group, tflops, f"{group[0]['images'] / 1e6:.4g} M", group[0]["flop"])
+        status = plan.params.status("method", method, data) or ""
+        yield _line(f"{data}, {method}", group, tflops, f"{group[0]['images'] / 1e6:.4g} M", group[0]["flop"], status)
     for data in dict.fromkeys(data for data, _ in groups):
         yield _line(
             f"{data}, all",
@@ -122,11 +124,11 @@ def table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
     yield _line("all", whole, tflops, "", None)
 
 
-def _line(name: str, group: list[dict], tflops: float, images: str, flop: float | None) -> str:
+def _line(name: str, group: list[dict], tflops: float, images: str, flop: float | None, status: str = "") -> str:
     known = all(each["flop"] is not None for each in group)
     hours = _number(sum(each["flop"] for each in group) / tflops / 3.6e15) if known else "?"
     cells = (name, len(group), images, re.sub(r"e\+0?", "e", f"{flop:.1e}") if flop else "", hours,
-             f"{max(each['weights'] for each in group):.1f}", _number(sum(each["disk"] for each in group)))  # fmt: skip
+             f"{max(each['weights'] for each in group):.1f}", _number(sum(each["disk"] for each in group)), status)  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 

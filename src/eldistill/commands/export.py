@@ -17,6 +17,7 @@ from eldistill.paths import PACKAGE
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
+from eldistill.sampling.pictures import grid
 from eldistill.tensors import load_tensors
 
 LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
@@ -197,7 +198,7 @@ def _picture(generator: sampling.Generator, path: Path) -> int:
     dim = generator.about["label_dim"]
     labels = classes.row_labels(dim, 8) if dim else None
     images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
-    board = sampling.grid(images, 8, max(1, 32 // images.shape[-1]))
+    board = grid(images, 8, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
         (classes.beside(board, classes.titles(generator.about)) if dim else board).save(temporary, format="PNG")
     return len(images)

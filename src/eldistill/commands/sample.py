@@ -11,7 +11,8 @@ import torch
 from eldistill.data import classes
 from eldistill.errors import Problem
 from eldistill.files import atomic
-from eldistill.sampling.generators import class_number, grid, load_generator, picture, sample
+from eldistill.sampling.generators import class_number, load_generator, sample
+from eldistill.sampling.pictures import grid, picture
 
 COVERED_BY = "sampling"
 

@@ -47,7 +47,12 @@ def has(codec: dict) -> bool:
 
 def constants(codec: dict, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, bias), float32 [c, 1, 1] each, by float32 arithmetic, as EDM2 computes them."""
-    mean, std = (torch.tensor(codec[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return _constants(tuple(codec["mean"]), tuple(codec["std"]), torch.device(device))
+
+
+@functools.cache  # sent to a device once: a GPU would be waited for
+def _constants(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(each, dtype=torch.float32).reshape(-1, 1, 1) for each in (mean, std))
     scale = SIGMA_DATA / std
     return scale.to(device), (0 - mean * scale).to(device)
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from eldistill import networks
 from eldistill.contract import Batch, Method, Phase
 from eldistill.data import dataset as data
-from eldistill.diffusion.draws import stream_seed
+from eldistill.diffusion.draws import sent, stream_seed
 from eldistill.tensors import save_tensors
 from eldistill.training import loop
 from eldistill.training.job import Job, Training
+from eldistill.training.machine import Machine
 from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("judges", 1)
@@ -42,22 +43,24 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     """Cross entropy with label smoothing, mean over images."""
     x, labels = batch.real("image")
     if numbers.rotations:
-        turns = batch.draw.integers("turns", 4)
+        turns = batch.draw.on("cpu").integers("turns", 4)
         x = torch.stack([torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(x, turns, strict=True)])
-        labels = F.one_hot(turns, 4).to(x.dtype)
+        labels = sent(F.one_hot(turns, 4), x.device).to(x.dtype)
     return {"cross_entropy": F.cross_entropy(nets["judge"](x), labels, label_smoothing=numbers.smoothing)}
 
 
-def train(letter: str, recipe: dict, pack: Path, output: Path, folder: Path, digest: str, site, say) -> dict:
+def train(
+    letter: str, recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say
+) -> dict:
     """Train judge `letter` (a or b) and write it with its held-out accuracy; returns that description."""
     numbers, codec = recipe["judges"], recipe["codec"]
     _, _, about = data.load(pack)
     rotations = about["classes"] < 2
-    reals = data.reals(pack, codec, not rotations, site.device)
+    reals = data.reals(pack, codec, not rotations, machine.device)
     config = {"network": "classifier", "body": BODIES[letter], "img_resolution": reals.shape[1],
               "img_channels": reals.shape[0], "label_dim": 4 if rotations else about["classes"]}  # fmt: skip
     seed = stream_seed(0, f"judge-{letter}") % 2**31
-    net = networks.build(config, seed).to(site.device)
+    net = networks.build(config, seed).to(machine.device)
     total = numbers["n_images"] // numbers["batch"] * numbers["batch"]
     optimiser = Optimiser(
         kind="adamw", lr=numbers["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, warmup_images=0,
@@ -68,7 +71,7 @@ def train(letter: str, recipe: dict, pack: Path, output: Path, folder: Path, dig
         numbers=Numbers(numbers["smoothing"], rotations),
         training=Training(total, numbers["batch"], Ema("constant", beta=0.98)),
         nets={"judge": net}, published="judge", reals=reals, shape=reals.shape, seed=seed, folder=folder,
-        optimisers={"judge": optimiser}, device=site.device, ticks=10, save_seconds=site.save_seconds, say=say,
+        optimisers={"judge": optimiser}, device=machine.device, ticks=10, save_seconds=machine.save_seconds, say=say,
     )  # fmt: skip
     average = loop.Loop(job).run()
     result = {"config": net.config, "codec": codec, "recipe": digest, "rotations": rotations,

@@ -8,10 +8,9 @@ the mean over the channels of the encoder's output, without any new weight (SiDA
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from eldistill.contract import Batch
+from eldistill.contract import Batch, Denoiser
 from eldistill.losses.head import Head as Head
 from eldistill.losses.head import add_head as add_head
 from eldistill.losses.score import grid_sigma
@@ -19,11 +18,14 @@ from eldistill.losses.score import grid_sigma
 RECIPE = ("adversarial", 1)
 
 
-def logits(net: nn.Module, batch: Batch, images: torch.Tensor, labels, bins: int, purpose: str) -> torch.Tensor:
+def logits(
+    net: Denoiser, batch: Batch, images: torch.Tensor, labels: torch.Tensor | None, bins: int, purpose: str
+) -> torch.Tensor:
     """The head's logits [n, 1] of noised images; sigma uniform over the Karras grid of `bins` levels."""
     sigma = grid_sigma(batch, f"{purpose}/sigma", bins)
     noisy = images + sigma.reshape(-1, 1, 1, 1) * batch.draw.normal(f"{purpose}/epsilon", *batch.shape)
-    return net.head(net.encode(noisy, sigma, labels))
+    found: torch.Tensor = net.head(net.encode(noisy, sigma, labels))
+    return found
 
 
 def generator_loss(fake: torch.Tensor) -> torch.Tensor:
@@ -36,7 +38,9 @@ def critic_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return F.softplus(fake).mean() + F.softplus(-real).mean()
 
 
-def at_images(net: nn.Module, batch: Batch, images: torch.Tensor, bins: int, purpose: str):
+def at_images(
+    net: Denoiser, batch: Batch, images: torch.Tensor, bins: int, purpose: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(generator_loss of the head, its gradient at the images [n, c, h, w])."""
     with torch.enable_grad():
         x = images.detach().requires_grad_()
@@ -44,7 +48,7 @@ def at_images(net: nn.Module, batch: Batch, images: torch.Tensor, bins: int, pur
         return value.detach(), torch.autograd.grad(value, x)[0]
 
 
-def critic(net: nn.Module, batch: Batch, images: torch.Tensor, bins: int, purpose: str) -> torch.Tensor:
+def critic(net: Denoiser, batch: Batch, images: torch.Tensor, bins: int, purpose: str) -> torch.Tensor:
     """critic_loss of the head; generated and real images have noise and levels of their own, real ones their labels."""
     real, labels = batch.real("label")
     fake = logits(net, batch, images, batch.labels, bins, f"{purpose}/fake")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from eldistill.contract import Denoiser
 from eldistill.errors import Problem
 from eldistill.networks import layers
 
@@ -28,7 +29,7 @@ class Head(nn.Module):
     norm and SiLU between. For 8x8 this is DMD2's head. Its weights and biases are drawn from `seed`.
     """
 
-    def __init__(self, channels: int, side: int, seed: int):
+    def __init__(self, channels: int, side: int, seed: int) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         while side > 4 and side % 2 == 0:
@@ -44,23 +45,30 @@ class Head(nn.Module):
 
 class _Conv(layers.Conv2d):
     # A strided convolution, which the layers of the U-Nets are not; and it starts as torch's own do, not as EDM's.
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> None:
         super().__init__(in_channels, out_channels, kernel)
         self.stride, self.padding = stride, padding
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
         """Weights, then biases, U(-b, b) with b = 1 / sqrt(fan in), from `generator`."""
-        bound = 1 / math.sqrt(self.weight[0].numel())
-        for values in (self.weight, self.bias):
+        weight, bias = self._both()
+        bound = 1 / math.sqrt(weight[0].numel())
+        for values in (weight, bias):
             uniform = torch.rand(values.shape, generator=generator, device="cpu", dtype=torch.float32)
             values.copy_((2 * uniform - 1) * bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        weight, bias = self._both()
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+
+    def _both(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # A layer without a kernel has neither; this one has one.
+        assert self.weight is not None and self.bias is not None
+        return self.weight, self.bias
 
 
-def add_head(denoiser: nn.Module, seed: int) -> nn.Module:
+def add_head(denoiser: Denoiser, seed: int) -> Denoiser:
     """The denoiser with a trainable `head` on its encoder. Raises Problem if it has one already."""
     if hasattr(denoiser, "head"):
         raise Problem("fake_score has a discriminator already; use the supplement gan with a method that has none")

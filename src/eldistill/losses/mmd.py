@@ -6,11 +6,29 @@ x [m, D] are features of generated images, y [n, D] of real ones. All sums are t
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from eldistill.errors import Problem
 
 RECIPE = ("mmd", 1)
+
+Classes = tuple[torch.Tensor, torch.Tensor]  # labels of x [m] and of y [n]
+
+
+class Rows(Protocol):
+    """Processes that hold the rest of the rows, as eldistill.training.processes has them."""
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """The rows of all, with a gradient for the own ones."""
+
+    def count(self, own: torch.Tensor) -> int:
+        """How many rows all hold."""
+
+    def total(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, with a gradient for the own summand."""
+
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median squared distance
 
@@ -58,9 +76,14 @@ def energy(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Te
 KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy}
 
 
+def _gathered(classes: Classes, across: Rows) -> Classes:
+    of_x, of_y = classes
+    return across.gather(of_x), across.gather(of_y)
+
+
 def mmd2(
-    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased", classes=None,
-    across=None,
+    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased",
+    classes: Classes | None = None, across: Rows | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Estimate MMD^2 between the rows of x [m, D] and y [n, D]; scalar, differentiable in both.
 
@@ -79,7 +102,7 @@ def mmd2(
     x, y = (each if each.dtype == torch.float64 else each.float() for each in (x, y))
     if across is not None and (kernel != "linear" or classes is not None):
         x, y = across.gather(x), across.gather(y)
-        classes = None if classes is None else tuple(across.gather(each) for each in classes)
+        classes = None if classes is None else _gathered(classes, across)
         across = None
     m, n = (len(x), len(y)) if across is None else (across.count(x), across.count(y))
     if estimator == "unbiased" and min(m, n) < 2:
@@ -106,9 +129,13 @@ def mmd2(
     return off_x + off_y - 2 * between.mean()
 
 
-def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across) -> torch.Tensor:
+def _same(own: torch.Tensor) -> torch.Tensor:
+    return own
+
+
+def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None) -> torch.Tensor:
     # O((m + n) D): the same numbers from sums alone. Centring changes no difference of means and saves digits.
-    total = (lambda each: each) if across is None else across.total
+    total = _same if across is None else across.total
     centre = y.detach().mean(dim=0) if across is None else total(y.detach().sum(dim=0)) / n
     x, y = x - centre, y - centre
     sum_x, sum_y = total(x.sum(0)), total(y.sum(0))
@@ -119,12 +146,14 @@ def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: st
     return within_x + within_y - 2 * (sum_x @ sum_y) / (m * n)
 
 
-def anchored(x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across=None) -> torch.Tensor:
+def anchored(
+    x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across: Rows | None = None
+) -> torch.Tensor:
     """The linear MMD^2 of the rows of x [m, D] to a whole data set whose mean [D] is known: no real row, no real noise.
 
     unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one row.
     """
-    total = (lambda each: each) if across is None else across.total
+    total = _same if across is None else across.total
     m = len(x) if across is None else across.count(x)
     x = (x if x.dtype == torch.float64 else x.float()) - mean
     sum_x = total(x.sum(0))
@@ -136,7 +165,8 @@ def anchored(x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", a
 
 
 def per_class(
-    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float, estimator: str, classes, across=None
+    x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float, estimator: str, classes: Classes,
+    across: Rows | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the classes that have enough rows on both sides of the MMD^2 within the class; arguments as in `mmd2`.
 
@@ -144,7 +174,7 @@ def per_class(
     """
     if across is not None:
         x, y = across.gather(x), across.gather(y)
-        classes = tuple(across.gather(each) for each in classes)
+        classes = _gathered(classes, across)
     of_x, of_y = classes
     least, values = 2 if estimator == "unbiased" else 1, []
     for label in torch.unique(of_x).tolist():

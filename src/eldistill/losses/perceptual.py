@@ -12,10 +12,13 @@ Its weights are not ours to ship: one safetensors file holds the 13 convolutions
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from eldistill.contract import Codec
 from eldistill.errors import Problem
 from eldistill.external.weights import FLOATS, finite
 from eldistill.tensors import load_tensors
@@ -23,7 +26,7 @@ from eldistill.tensors import load_tensors
 RECIPE = ("perceptual", 1)
 # VGG-16's convolutions, in five stages; 2x2 pooling stands between two stages.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-POOLINGS = {"max": F.max_pool2d, "average": F.avg_pool2d}
+POOLINGS: dict[str, Any] = {"max": F.max_pool2d, "average": F.avg_pool2d}
 WIDTHS = (64, 128, 256, 512, 512)
 SIDE = 224  # smaller images are enlarged, as DMD and CM do
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on [0, 1]
@@ -31,7 +34,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on [0, 
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights in the file."""
-    found, before = {}, 3
+    found: dict[str, tuple[int, ...]] = {}
+    before = 3
     for stage, width in zip(STAGES, WIDTHS, strict=True):
         for index in stage:
             found |= {f"features.{index}.weight": (width, before, 3, 3), f"features.{index}.bias": (width,)}
@@ -40,7 +44,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 @functools.cache
-def load(path: str, device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor]:
+def load(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """The weights, by name; read once in a process. Raises Problem for a file that lacks one,
     or has a NaN, an infinity or whole numbers in its place."""
     tensors, _ = load_tensors(path, foreign=True)
@@ -54,12 +58,12 @@ def load(path: str, device="cpu", dtype=torch.float32) -> dict[str, torch.Tensor
 
 
 def distance(
-    weights: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor, codec: dict, pooling: str = "max"
+    weights: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor, codec: Codec, pooling: str = "max"
 ) -> torch.Tensor:
     """LPIPS [n], at least 0, of encoded images [n, 1 or 3, h, w]; grey ones are repeated. pooling: one of POOLINGS.
 
     Raises Problem for latents."""
-    total, pool = 0, POOLINGS[pooling]
+    total, pool = a.new_zeros(()), POOLINGS[pooling]
     pairs = zip(_features(weights, a, codec, pool), _features(weights, b, codec, pool), strict=True)
     for index, (x, y) in enumerate(pairs):
         squares = (_unit(x) - _unit(y)).square()
@@ -71,7 +75,15 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()
 
 
-def _features(weights: dict[str, torch.Tensor], x: torch.Tensor, codec: dict, pool):
+@functools.cache  # sent to a device once: a GPU would be waited for
+def _moments(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(each, device=device, dtype=dtype).reshape(1, 3, 1, 1) for each in (MEAN, STD))
+    return mean, std
+
+
+def _features(
+    weights: dict[str, torch.Tensor], x: torch.Tensor, codec: Codec, pool: Callable[[torch.Tensor, int], torch.Tensor]
+) -> Iterator[torch.Tensor]:
     if isinstance(codec["mean"], list | tuple):
         raise Problem(
             "params.yaml: LPIPS sees pixels, but this data has latents; set distance to huber, or lpips to null"
@@ -80,8 +92,8 @@ def _features(weights: dict[str, torch.Tensor], x: torch.Tensor, codec: dict, po
     x = x.expand(-1, 3, -1, -1)
     if min(x.shape[2:]) < SIDE:
         x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-    shape = (1, 3, 1, 1)
-    x = (x - x.new_tensor(MEAN).reshape(shape)) / x.new_tensor(STD).reshape(shape)
+    mean, std = _moments(x.device, x.dtype)
+    x = (x - mean) / std
     for number, stage in enumerate(STAGES):
         x = pool(x, 2) if number else x
         for index in stage:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from eldistill.contract import AtImages, Batch, Phase
+from eldistill.contract import AtImages, Batch, Denoiser, Nets, Phase
 from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
 
 RECIPE = ("score", 1)
-Denoiser = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+Pass = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # of a denoiser at noisy images, as `pull` takes it
 
 
-def student(teacher: torch.nn.Module, start: torch.nn.Module | None) -> torch.nn.Module:
+def student(teacher: Denoiser, start: Denoiser | None) -> Denoiser:
     """The generator before training: a copy of the teacher, or of the generator of another run."""
     made = copy.deepcopy(teacher if start is None else start)
     made.boundary = 0.0  # of a consistency model that it may start from
@@ -30,12 +31,12 @@ def student(teacher: torch.nn.Module, start: torch.nn.Module | None) -> torch.nn
 # --- functions of the contract, for methods that need no others ---
 
 
-def generator(teacher: torch.nn.Module, start: torch.nn.Module | None, numbers) -> torch.nn.Module:
+def generator(teacher: Denoiser, start: Denoiser | None, numbers: Any) -> Denoiser:
     """The student before training."""
     return student(teacher, start)
 
 
-def networks(teacher: torch.nn.Module, numbers, seed: int) -> dict[str, torch.nn.Module]:
+def networks(teacher: Denoiser, numbers: Any, seed: int) -> Nets:
     """The extra network: fake_score, a copy of the teacher. Raises Problem if it could not be told augmentations."""
     if getattr(numbers, "uncertainty", False) and not hasattr(teacher, "logvar"):
         raise Problem(
@@ -56,12 +57,12 @@ def networks(teacher: torch.nn.Module, numbers, seed: int) -> dict[str, torch.nn
     return {"fake_score": copy.deepcopy(teacher)}
 
 
-def generate(nets: dict, batch: Batch, numbers) -> torch.Tensor:
+def generate(nets: Nets, batch: Batch, numbers: Any) -> torch.Tensor:
     """One-step images from numbers.sigma_init, [n, c, h, w], encoded."""
     return one_step(nets, batch, numbers.sigma_init)
 
 
-def sampler(numbers) -> dict:
+def sampler(numbers: Any) -> dict[str, Any]:
     """How the finished generator is sampled: one step from numbers.sigma_init."""
     return {"steps": {"1": [numbers.sigma_init]}}
 
@@ -85,20 +86,25 @@ def phases(images: str, every: int = 1, generator_first: bool = False) -> list[P
     return [own, fake] if generator_first else [fake, own]
 
 
-def one_step(nets: dict, batch: Batch, sigma_init: float) -> torch.Tensor:
+def one_step(nets: Nets, batch: Batch, sigma_init: float) -> torch.Tensor:
     """Images D_theta(sigma_init z; sigma_init), [n, c, h, w], encoded."""
     z = batch.draw.normal("z", *batch.shape)
     return nets["generator"](sigma_init * z, z.new_full((batch.size,), sigma_init), batch.labels)
 
 
-def augmented(batch: Batch, images: torch.Tensor, probability: float, purpose: str = "augment"):
+def augmented(
+    batch: Batch, images: torch.Tensor, probability: float, purpose: str = "augment"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Images after EDM's augmentation pipe and its labels [n, 9]; unchanged and None at probability 0."""
     if not probability:
         return images, None
     return augment.edm_apply(images, augment.edm_parameters(batch.draw.under(purpose).on("cpu"), probability))
 
 
-def denoising(net, batch: Batch, images, mean: float, std: float, augmentation: float = 0.0, uncertainty: bool = False):
+def denoising(
+    net: Denoiser, batch: Batch, images: torch.Tensor, mean: float, std: float, augmentation: float = 0.0,
+    uncertainty: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """EDM's loss of fake_score on generated images: sum over pixels, mean over images; ln sigma ~ N(mean, std^2).
 
     uncertainty: divided by e^u and u added, u(sigma) being the network's own estimate (EDM2, section 2.1).
@@ -116,7 +122,7 @@ def denoising(net, batch: Batch, images, mean: float, std: float, augmentation: 
 # --- distribution matching (Yin et al. 2024, arXiv 2311.18828, eq. 7 and 8) ---
 
 
-def matching(nets: dict, batch: Batch, images: torch.Tensor, bins: int, low: float, high: float) -> AtImages:
+def matching(nets: Nets, batch: Batch, images: torch.Tensor, bins: int, low: float, high: float) -> AtImages:
     """g = (D_psi(x_t) - D_phi(x_t)) / mean |x - D_phi(x_t)| at a noise level of the Karras grid of `bins` entries."""
     sigma = grid_sigma(batch, "matching/sigma", bins, round(low * bins), round(high * bins))
     noisy = images + sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("matching/epsilon", *batch.shape)
@@ -139,12 +145,12 @@ def grid_sigma(batch: Batch, purpose: str, bins: int, low: int = 0, high: int | 
 
 
 @functools.cache
-def _grid(bins: int, device, dtype: torch.dtype) -> torch.Tensor:
+def _grid(bins: int, device: str | torch.device, dtype: torch.dtype) -> torch.Tensor:
     # On the device once, not in every phase.
     return noise.karras_sigmas(bins).flip(0).to(device=device, dtype=dtype)
 
 
-def matching_denoising(net, batch: Batch, images: torch.Tensor, bins: int) -> torch.Tensor:
+def matching_denoising(net: Denoiser, batch: Batch, images: torch.Tensor, bins: int) -> torch.Tensor:
     """Mean over images and pixels of (sigma^-2 + sigma_data^-2) (D_psi(x_t) - x)^2, sigma uniform over the grid."""
     sigma = grid_sigma(batch, "sigma", bins)
     epsilon = batch.draw.normal("epsilon", *batch.shape)
@@ -154,7 +160,9 @@ def matching_denoising(net, batch: Batch, images: torch.Tensor, bins: int) -> to
 # --- score identity (Zhou et al. 2024, arXiv 2404.04057) ---
 
 
-def identity_loss(x: torch.Tensor, real: torch.Tensor, fake: torch.Tensor, alpha: float):
+def identity_loss(
+    x: torch.Tensor, real: torch.Tensor, fake: torch.Tensor, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss [n, c, h, w], w [n, 1, 1, 1]): Delta ((D_phi - x) - alpha Delta) / w, Delta = D_phi - D_psi.
 
     w = max(mean |x - D_phi|, 1e-5), without gradient. The loss is signed: zero at the optimum for alpha 1,
@@ -171,7 +179,10 @@ def identity_sigma(batch: Batch, t_max: float) -> torch.Tensor:
 
 
 @torch.enable_grad()
-def pull(loss, real: Denoiser, fake: Denoiser, images: torch.Tensor, shift: torch.Tensor, sequential: bool):
+def pull(
+    loss: Callable[..., tuple[torch.Tensor, ...]], real: Pass, fake: Pass, images: torch.Tensor, shift: torch.Tensor,
+    sequential: bool,
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:  # fmt: skip
     """(what loss returns, the gradient of its first element at `images`): through x, D_phi(x_t) and D_psi(x_t).
 
     loss(x, *real(x + shift), *fake(x + shift)) -> (scalar, ...). sequential: one denoiser's graph is held at a time,
@@ -194,6 +205,6 @@ def pull(loss, real: Denoiser, fake: Denoiser, images: torch.Tensor, shift: torc
     return found, direct + total + _vjp(real(again), again, slopes[: len(a)])
 
 
-def _vjp(outputs, leaf: torch.Tensor, slopes) -> torch.Tensor:
+def _vjp(outputs: Sequence[torch.Tensor], leaf: torch.Tensor, slopes: Sequence[torch.Tensor | None]) -> torch.Tensor:
     used = [(output, slope) for output, slope in zip(outputs, slopes, strict=True) if slope is not None]
     return torch.autograd.grad([o for o, _ in used], leaf, [s for _, s in used])[0]

@@ -53,15 +53,22 @@ def _make(config: dict) -> nn.Module:
 
 def available() -> list[str]:
     """Names of the network files in this folder, sorted."""
-    names = (entry.name for entry in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "network"))
+    return sorted(name for name in _files() if _network(name) is not None)
+
+
+def _files() -> set[str]:
+    return {entry.name for entry in pkgutil.iter_modules(__path__)}
+
+
+def _network(name: str) -> ModuleType | None:
+    # The module of a network; None for another file of this folder, which networks are built from.
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module if callable(getattr(module, "network", None)) else None
 
 
 def _module(name: object) -> ModuleType:
-    if name in {entry.name for entry in pkgutil.iter_modules(__path__)}:
-        module = importlib.import_module(f"{__name__}.{name}")
-        if hasattr(module, "network"):
-            return module
+    if name in _files() and (module := _network(str(name))) is not None:
+        return module
     raise ValueError(f"There is no network {name!r}; known networks: {', '.join(available())}.")
 
 

@@ -9,53 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from eldistill.data import classes
 from eldistill.data import dataset as data
-from eldistill.diffusion import noise
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem, nearest
 from eldistill.external import weights
 from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("sampling", 1)
-
-
-def heun(
-    network, latents: torch.Tensor, labels=None, steps: int = 18, sigma_min: float = noise.SIGMA_MIN,
-    sigma_max: float = noise.SIGMA_MAX, rho: float = noise.RHO, churn: float = 0, s_min: float = 0,
-    s_max: float = float("inf"), s_noise: float = 1, fresh=None,
-) -> torch.Tensor:  # fmt: skip
-    """EDM's sampler, algorithm 2 (deterministic with churn 0): 2 steps - 1 network calls; arithmetic in float64.
-
-    latents: N(0, 1), [n, c, h, w]. fresh: function of the step that gives new noise, needed with churn.
-    Returns images [n, c, h, w] in float64.
-    """
-    if churn and fresh is None:
-        raise ValueError("heun with churn needs `fresh`, which gives the noise")
-    sigmas = torch.cat(
-        [noise.karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)]
-    ).tolist()
-    dtype = next(network.parameters()).dtype
-
-    def slope(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        level = torch.full((len(x),), sigma, dtype=dtype, device=x.device)
-        return (x - network(x.to(dtype), level, labels).double()) / sigma
-
-    x = latents.double() * sigmas[0]
-    for step, (now, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        gamma = min(churn / steps, 2**0.5 - 1) if s_min <= now <= s_max else 0.0
-        raised = now * (1 + gamma)
-        if fresh is not None and churn:
-            x = x + (raised**2 - now**2) ** 0.5 * s_noise * fresh(step).double()
-        d = slope(x, raised)
-        euler = x + (following - raised) * d
-        x = euler if following == 0 else x + (following - raised) * (d + slope(euler, following)) / 2
-    return x
 
 
 @dataclass(frozen=True)
@@ -86,14 +51,14 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     return Generator(network.requires_grad_(False).eval().to(device), about)
 
 
-def _labels(draw: Draw, about: dict, wanted) -> torch.Tensor | None:
+def one_hot_labels(draw: Draw, about: dict, wanted) -> torch.Tensor | None:
     if not about["label_dim"]:
         return None
     chosen = classes.drawn(draw, about) if wanted is None else wanted
     return torch.nn.functional.one_hot(chosen, about["label_dim"]).to(draw.dtype)
 
 
-def _chunks(
+def chunks(
     n: int, seed: int, batch: int, device, wanted=None, start: int = 0
 ) -> Iterator[tuple[Draw, torch.Tensor | None]]:
     wanted = None if wanted is None else torch.as_tensor(wanted, dtype=torch.int64, device=device).expand(n)
@@ -140,25 +105,8 @@ def images_of(
     they are drawn as `classes.drawn` says: by the frequency of the train images, where the generator knows it."""
     device, about = next(generator.network.parameters()).device, generator.about
     sigmas = sigmas_of(generator, steps)
-    for draw, wanted in _chunks(n, seed, batch, device, labels, first):
-        x = few_steps(generator, draw, _labels(draw, about, wanted), sigmas)
-        yield data.decode(x, about["codec"]).cpu()
-
-
-@torch.no_grad()
-def images_of_teacher(
-    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0,
-    labels=None,
-) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Chunks of uint8 images by Heun's method, from the same latents as a generator's, those from number `first` on.
-
-    labels: as of `images_of`; the description of a teacher has class_counts only if the caller adds them. churn: the numbers
-    of EDM's stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
-    device = next(teacher.parameters()).device
-    for draw, wanted in _chunks(n, seed, batch, device, labels, first):
-        fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None
-        given = _labels(draw, about, wanted)
-        x = heun(teacher, draw.normal("z", *about["shape"]), given, steps, **(churn or {}), fresh=fresh)
+    for draw, wanted in chunks(n, seed, batch, device, labels, first):
+        x = few_steps(generator, draw, one_hot_labels(draw, about, wanted), sigmas)
         yield data.decode(x, about["codec"]).cpu()
 
 
@@ -168,7 +116,7 @@ def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> tor
     circle between them, all of image 2r's class: a generator that has learned images changes by small steps."""
     device, about = next(generator.network.parameters()).device, generator.about
     draw = Draw(seed, "sample", 0, 2 * rows, device)
-    ends, labels = draw.normal("z", *generator.shape), _labels(draw, about, None)
+    ends, labels = draw.normal("z", *generator.shape), one_hot_labels(draw, about, None)
     one, other = (ends[side::2].repeat_interleave(columns, 0) for side in (0, 1))
     angle = torch.linspace(0, math.pi / 2, columns, dtype=ends.dtype, device=device).repeat(rows).view(-1, 1, 1, 1)
     (sigma,) = sigmas_of(generator, 1)
@@ -210,27 +158,3 @@ def class_number(generator: Generator, text: str) -> int:
         f"{few}a number from 0 to {dim - 1}{nearest(text, names)}" if dim else "none: this generator knows no labels"
     )
     raise Problem(f"--label is {text}; expected {whole}")
-
-
-def picture(image: torch.Tensor):
-    """A uint8 image [c, h, w] as a PIL picture: grey for one channel, else the first three."""
-    from PIL import Image
-
-    return Image.fromarray(image[0].numpy() if len(image) == 1 else image[:3].permute(1, 2, 0).contiguous().numpy())
-
-
-def grid(images: torch.Tensor, columns: int, scale: int = 1):
-    """uint8 images [n, c, h, w] as one PIL picture with `columns` a row, each pixel enlarged `scale` times."""
-    from PIL import Image
-
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    board = torch.full((rows * columns, c, h + 1, w + 1), 255, dtype=torch.uint8)
-    board[:n, :, :h, :w] = images
-    board = (
-        board.reshape(rows, columns, c, h + 1, w + 1)
-        .permute(2, 0, 3, 1, 4)
-        .reshape(c, rows * (h + 1), columns * (w + 1))
-    )
-    whole = picture(board)
-    return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.NEAREST)

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from eldistill.data import dataset as data
 from eldistill.errors import Problem
 from eldistill.external import weights
+from eldistill.sampling import generators
+from eldistill.sampling.heun import heun
 from eldistill.tensors import load_tensors
 
 COVERED_BY = "sampling"
@@ -28,3 +33,20 @@ def load(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[torch.nn.
         )
     net = weights.restore(path, tensors, about)
     return net.requires_grad_(False).eval().to(device, dtype), about
+
+
+@torch.no_grad()
+def images_of_teacher(
+    teacher, about: dict, n: int, steps: int, seed: int = 0, batch: int = 250, churn: dict | None = None, first: int = 0,
+    labels=None,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Chunks of uint8 images by Heun's method, from the same latents as a generator's, those from number `first` on.
+
+    labels: as of `images_of`; the description of a teacher has class_counts only if the caller adds them. churn: the numbers
+    of EDM's stochastic sampler (churn, s_min, s_max, s_noise); None is deterministic."""
+    device = next(teacher.parameters()).device
+    for draw, wanted in generators.chunks(n, seed, batch, device, labels, first):
+        fresh = partial(lambda draw, step: draw.normal(f"churn/{step}", *about["shape"]), draw) if churn else None
+        given = generators.one_hot_labels(draw, about, wanted)
+        x = heun(teacher, draw.normal("z", *about["shape"]), given, steps, **(churn or {}), fresh=fresh)
+        yield data.decode(x, about["codec"]).cpu()

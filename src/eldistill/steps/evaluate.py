@@ -15,7 +15,7 @@ from eldistill.data import classes, dataset
 from eldistill.evaluate import clean, evaluator, features, fid, metrics
 from eldistill.evaluate.references import load_reference, real_row
 from eldistill.external import fetching
-from eldistill.sampling import generators, teachers
+from eldistill.sampling import generators, pictures, teachers
 from eldistill.steps.work import Work
 from eldistill.tables import results, sheet, summary
 from eldistill.training import processes
@@ -64,7 +64,7 @@ def _evaluation(work: Work) -> None:
     files.write_rows(work.output("curve.csv"), sorted(rows, key=lambda row: row["n_images"]))
     strip = generators.between(generator, STRIPS, work.params["grid"], work.params["seed"])
     _save_picture(work.output("interpolation.png"), strip, work.params["grid"])
-    sheet.make(work.step.name, Path(), work.output("sheet.html"))
+    sheet.make_sheet(work.step.name, Path(), work.output("sheet.html"))
 
 
 def _samples(work: Work) -> None:
@@ -158,7 +158,7 @@ def _images_of_teacher(work: Work, drawn: classes.Drawn) -> Images:
     about = drawn.applied(about)
 
     def images(n: int, start: int = 0, labels: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        return generators.images_of_teacher(
+        return teachers.images_of_teacher(
             teacher, about, n, options["steps"], options["seed"], work.machine.batch, first=start, labels=labels
         )
 
@@ -227,6 +227,6 @@ def _write(work: Work, found: dict[str, float], shown: torch.Tensor, drawn: clas
 
 
 def _save_picture(path: Path, images: torch.Tensor, columns: int, titles: list[str] | None = None) -> None:
-    board = generators.grid(images, columns, max(1, 32 // images.shape[-1]))
+    board = pictures.grid(images, columns, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
         (classes.beside(board, titles) if titles else board).save(temporary, format="PNG")

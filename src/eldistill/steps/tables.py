@@ -16,9 +16,11 @@ COVERED_BY = "evaluate"
 def make(work: Work) -> None:
     """Make a step of this word."""
     if work.step.kind == "study":
-        studies.make(work.step.item, work.params, Path(), work.outputs)
+        studies.make_study(work.step.item, work.params, Path(), work.outputs)
         return
     *parts, page = work.outputs
-    suite.make(work.params, Path(), parts)
+    suite.make_tables(work.params, Path(), parts)
     count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
-    report.make(work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page)
+    report.make_report(
+        work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page
+    )

@@ -165,9 +165,7 @@ def train(work: Work, make: Callable[[Path], None]) -> None:
 
     Raises Problem where it failed before with the same code on the same machine, and what the training raises.
     """
-    import torch
-
-    from eldistill.training import lock, state
+    from eldistill.training import compute, lock, state
 
     folder = work.state = state.folder(work.digest)
     code = _code(work.machine)
@@ -180,8 +178,10 @@ def train(work: Work, make: Callable[[Path], None]) -> None:
             except NonFinite as error:
                 state.remember_failure(folder, str(error), code)
                 raise
-            except torch.OutOfMemoryError:
-                if not (smaller := _smaller(work)):
+            except RuntimeError as error:
+                if sentence := compute.not_repeatable(error):
+                    raise Problem(sentence) from error
+                if not compute.out_of_memory(error) or not (smaller := _smaller(work)):
                     raise
             _free_memory()
             work.machine.micro_batch = smaller
@@ -199,7 +199,8 @@ def _smaller(work: Work) -> int:
     """Half as many images at once as now; 0 if there are no fewer, or if somebody else has to decide: of several processes
     all must change together, which `launch` does."""
     now = work.machine.micro_batch or _batch(work.params)
-    return -(-now // 2) if work.machine.fit and work.alone and now > 1 else 0
+    fewest = work.params.get("method", {}).get("group", 1)  # images that must be together
+    return max(fewest, -(-now // 2)) if work.machine.fit and work.alone and now > fewest else 0
 
 
 def _free_memory() -> None:

@@ -23,7 +23,8 @@ import torch
 
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
-from eldistill.ensemble import seed as ensembles
+from eldistill.diffusion.draws import sent
+from eldistill.ensemble.members import stacked, stacks
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance, mixing, mmd
@@ -161,7 +162,7 @@ def _matched(tools: Tools, images: torch.Tensor, batch: Batch, numbers: Numbers)
     if tools.stored is None:
         return batch.real("el/real", numbers.real_ratio)
     index = batch.draw.on("cpu").integers("el/real", len(tools.stored), numbers.real_ratio).reshape(-1)
-    return tools.stored[index].to(images), None
+    return sent(tools.stored[index], images.device).to(images), None
 
 
 def embedding_loss(
@@ -207,13 +208,9 @@ def _spread(x: torch.Tensor, across) -> torch.Tensor:
 
 def _features(members, x, real, stack: bool):
     # (places, features of x, features of real or Nones), one member or one stack at a time.
-    for places in ensembles.stacks(members) if stack else [[place] for place in range(len(members))]:
+    for places in stacks(members) if stack else [[place] for place in range(len(members))]:
         together = len(places) > 1
-        read = (
-            ensembles.stacked([members[p] for p in places])
-            if together
-            else lambda images, p=places[0]: [members[p](images)]
-        )
+        read = stacked([members[p] for p in places]) if together else lambda images, p=places[0]: [members[p](images)]
         its: Any = [None] * len(places)
         if real is not None:
             with torch.no_grad():

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from eldistill.contract import Batch, Nets, Setting
+from eldistill.diffusion.draws import sent
 from eldistill.errors import Problem
 from eldistill.losses import perceptual
 from eldistill.numbers import number
@@ -73,10 +74,10 @@ def direct_terms(tools: Tools, nets: Nets, batch: Batch, numbers: Numbers) -> di
     """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
     setting = tools.setting
     index = batch.draw.on("cpu").integers("pair", len(tools.z))
-    z, wanted = (each[index].to(setting.device, setting.dtype) for each in (tools.z, tools.images))
+    z, wanted = (sent(each[index], setting.device).to(setting.dtype) for each in (tools.z, tools.images))
     labels = None
     if setting.label_dim:
-        labels = torch.nn.functional.one_hot(tools.labels[index], setting.label_dim).to(z)
+        labels = sent(torch.nn.functional.one_hot(tools.labels[index], setting.label_dim), setting.device).to(z)
     made = nets["generator"](setting.sigma_init * z, z.new_full((len(z),), setting.sigma_init), labels)
     if tools.measure is not None:
         distance = perceptual.distance(tools.measure, made, wanted, setting.codec, numbers.lpips_pooling)

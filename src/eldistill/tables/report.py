@@ -18,7 +18,7 @@ from eldistill.tables.page import STYLE, picture, short_table, to_html
 RECIPE = ("report", 3)  # the seeds of each supplement
 
 
-def make(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
+def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
     """Write the page. params: runs, baseline, confidence, primary; tables: {file name: path} of the suite's tables and
     pictures; reads data/evaluations and data/runs under root. Raises Problem for a missing file."""
     runs = params["runs"]

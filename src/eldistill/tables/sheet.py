@@ -31,7 +31,7 @@ NOTES = {
 }
 
 
-def make(run: str, root: Path, output: Path) -> None:
+def make_sheet(run: str, root: Path, output: Path) -> None:
     """Write the sheet of `run` from data/runs and data/evaluations under root. Raises Problem for a damaged input."""
     folder, trained = root / "data/evaluations" / run, root / "data/runs" / run
     metrics, about = read_json(folder / "metrics.json"), read_json(trained / "provenance.json")

@@ -298,7 +298,7 @@ def published_rows(rows: list[dict]) -> list[dict]:
 # --- the step -----------------------------------------------------------------------------------------
 
 
-def make(params: dict, root: Path, outputs: list[Path]) -> None:
+def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
     """Write paths.TABLES but for the report; outputs are their paths.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space

@@ -17,7 +17,8 @@ from eldistill.evaluate import features, metrics
 from eldistill.evaluate.fid import reference_label, statistics, streamed
 from eldistill.evaluate.references import load_reference
 from eldistill.external import fetching
-from eldistill.sampling import generators as sampling
+from eldistill.sampling.teachers import images_of_teacher
+from eldistill.training.machine import Machine
 
 RECIPE = ("teacher/check", 1)
 ENOUGH = 50_000  # images of a published figure; fewer give another distance
@@ -51,7 +52,13 @@ def sentence(about: dict, name: str) -> str:
 
 
 def make(
-    params: dict, teacher: Path, reference: Path | None, judge: Path | None, site, say, pack: Path | None = None
+    params: dict,
+    teacher: Path,
+    reference: Path | None,
+    judge: Path | None,
+    machine: Machine,
+    say,
+    pack: Path | None = None,
 ) -> dict:
     """The check of a teacher.
 
@@ -62,18 +69,18 @@ def make(
     """
     from eldistill.sampling import teachers
 
-    network, about = teachers.load(teacher, site.device)
+    network, about = teachers.load(teacher, machine.device)
     network.requires_grad_(False).eval()
     if about["label_dim"]:
         about |= classes.describe(pack) if pack else {}
         say(classes.sentence(about))
-    space = features.feature_space(params["features"], judge, site.device)
+    space = features.feature_space(params["features"], judge, machine.device)
     if params["reference"]:
         other, label = statistics(fetching.fetch(params["reference"], say=say)), reference_label(params["reference"])
     else:
         other, label = metrics.moments(load_reference(reference)["train"]), "train"
-    images = sampling.images_of_teacher(
-        network, about, params["n"], params["steps"], params["seed"], site.batch, churn=params["churn"]
+    images = images_of_teacher(
+        network, about, params["n"], params["steps"], params["seed"], machine.batch, churn=params["churn"]
     )
     return measured(images, space, other, params, f"{params['features']}_{label}", say)
 

@@ -14,8 +14,8 @@ from eldistill import files
 from eldistill.data import classes
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
-from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
+from eldistill.sampling.heun import heun
 
 RECIPE = ("teacher/pairs", 1)
 
@@ -41,7 +41,7 @@ def make(
             z = draw.normal("z", *about["shape"])
             chosen = classes.drawn(draw, about) if about["label_dim"] else torch.full((size,), -1)
             labels = torch.nn.functional.one_hot(chosen, about["label_dim"]).to(z) if about["label_dim"] else None
-            images = sampling.heun(net, z, labels, recipe["steps"]).float()
+            images = heun(net, z, labels, recipe["steps"]).float()
             if not bool(images.isfinite().all()):
                 raise NonFinite(f"the teacher's images {done} to {done + size - 1} are not finite; it is broken")
             arrays = {"z": z, "images": images, "labels": chosen}

@@ -17,6 +17,7 @@ from eldistill.tensors import save_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
 from eldistill.training.job import Job, Training
+from eldistill.training.machine import Machine
 from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("teacher/train", 1)
@@ -48,26 +49,26 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
 
 
-def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, site, say) -> loop.Loop:
+def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say) -> loop.Loop:
     """Train the teacher of a recipe and write its running average with its configuration inside."""
-    reals = data.reals(pack, recipe["codec"], recipe["labels"], site.device)
+    reals = data.reals(pack, recipe["codec"], recipe["labels"], machine.device)
     config = {**recipe["network"], "img_resolution": reals.shape[1], "img_channels": reals.shape[0],
               "label_dim": reals.label_dim}  # fmt: skip
     if recipe["augment"]:
         config["augment_dim"] = 9
     try:
-        net = networks.build(config, recipe["seed"]).to(site.device)
+        net = networks.build(config, recipe["seed"]).to(machine.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
-    arithmetic = speed.arithmetic(recipe.get("precision", "float32"), site, [net])
-    speed.prepare(site, [], [net])
+    arithmetic = speed.arithmetic(recipe.get("precision", "float32"), machine, [net])
+    speed.prepare(machine, [], [net])
     job = Job(
         method=Method(phases=phases, critic_terms=critic_terms),
         numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
         training=Training(recipe["n_images"], recipe["batch"], Ema.of(recipe["ema"])),
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={"teacher": Optimiser.of(recipe["optimiser"])},
-        device=site.device, micro_batch=site.micro_batch, save_seconds=site.save_seconds, max_seconds=site.max_seconds, say=say,
+        device=machine.device, micro_batch=machine.micro_batch, save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, say=say,
         arithmetic=arithmetic,
     )  # fmt: skip
     work = loop.Loop(job)

@@ -13,10 +13,13 @@ import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from eldistill.contract import Denoiser
 from eldistill.errors import Problem
+from eldistill.training.machine import Machine
 
 COVERED_BY = "loop"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)
@@ -40,33 +43,35 @@ class Arithmetic:
     """How a training computed: for its provenance."""
 
     precision: str  # of the networks: float32 or bfloat16
-    tf32: bool  # products of float32 were rounded to 10 bits
+    tf32: bool  # convolutions of float32 rounded what enters them to 10 bits
     deterministic: bool  # equal runs on this device give equal bits
     benchmark: bool  # convolutions were chosen by a trial
 
 
-def arithmetic(wanted: str, site, nets: Iterable[torch.nn.Module]) -> Arithmetic:
-    """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the machine
-    (site: device, tf32, deterministic, benchmark). A CPU trains in float32 and gives equal bits, whatever they say.
-    """
-    gpu = "cuda" in str(site.device)
-    deterministic = site.deterministic is True or not gpu
+def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arithmetic:
+    """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the
+    machine. A CPU trains in float32 and gives equal bits, whatever they say."""
+    gpu = "cuda" in str(machine.device)
+    deterministic = machine.deterministic is True or not gpu
     used = Arithmetic(
-        precision=wanted if gpu else "float32", tf32=gpu and site.tf32, deterministic=deterministic,
-        benchmark=gpu and (site.benchmark is True or (site.benchmark == "auto" and not deterministic)),
+        precision=wanted if gpu else "float32", tf32=gpu and machine.tf32, deterministic=deterministic,
+        benchmark=gpu and (machine.benchmark is True or (machine.benchmark == "auto" and not deterministic)),
     )  # fmt: skip
     precision(used.precision, nets)
     if gpu:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = used.tf32
+        torch.backends.cudnn.allow_tf32 = (
+            used.tf32
+        )  # of convolutions alone: distances of EL are small differences of products
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = used.benchmark, used.deterministic
         if used.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
-            torch.utils.deterministic.fill_uninitialized_memory = False  # we read nothing that was not written
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            flags: Any = torch.utils.deterministic  # a module that is a class, unknown to a type checker
+            flags.fill_uninitialized_memory = False  # we read nothing that was not written
+            torch.use_deterministic_algorithms(True)  # with warn_only torch would take attention that is not
     return used
 
 
-def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
+def precision(name: str, nets: Iterable[Denoiser]) -> None:
     """float32, tf32 (of a process that began without it: steps/work.py) or bfloat16 (networks/half.py) of these denoisers."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -74,7 +79,7 @@ def precision(name: str, nets: Iterable[torch.nn.Module]) -> None:
         net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def recompute(nets: Iterable[torch.nn.Module]) -> None:
+def recompute(nets: Iterable[Denoiser]) -> None:
     """Their blocks keep their inputs alone and are computed again on the way back (layers.Recomputed)."""
     for block in (each for net in nets for each in net.modules() if hasattr(each, "recompute")):
         block.recompute = True
@@ -86,17 +91,17 @@ def channels_last(nets: Iterable[torch.nn.Module]) -> None:
         net.to(memory_format=torch.channels_last)
 
 
-def prepare(site, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
-    """What params.yaml says of this machine (site: channels_last, recompute, compile), for networks held and trained."""
-    if site.channels_last:
+def prepare(machine: Machine, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
+    """What params.yaml says of this machine (channels_last, recompute, compile), for networks held and trained."""
+    if machine.channels_last:
         channels_last([*fixed, *trained])
-    if site.recompute:
+    if machine.recompute:
         recompute(trained)
-    if site.compile:
+    if machine.compile:
         compiled([*fixed, *trained])
 
 
-def compiled(nets: Iterable[torch.nn.Module]) -> None:
+def compiled(nets: Iterable[Denoiser]) -> None:
     """Compile whole passes through these denoisers for their shapes; a copy of one is not compiled. Equal up to rounding.
 
     That includes the passes of SiDA's and DMD2's discriminators, which ask for the encoder's features. DMD2's head itself,
@@ -109,6 +114,7 @@ def compiled(nets: Iterable[torch.nn.Module]) -> None:
             "another by the environment variable CXX, or set distil.compile to false"
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    torch._functorch.config.donated_buffer = False  # a graph may be run backwards again: for every supplement
     for net in nets:
         if hasattr(net, "compile_passes"):
             net.compile_passes(dynamic=False)
@@ -126,3 +132,21 @@ def memory_gib(device: str) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory; its libraries say so in words of their own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
+def not_repeatable(error: BaseException) -> str | None:
+    """A sentence, where torch has no form of an operation that gives equal bits in equal runs."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or "deterministic" not in text:
+        return None
+    return (
+        f"params.yaml: distil.deterministic is true, but torch cannot repeat an operation of this run on a GPU ({text[:120]}); "
+        "set it to auto"
+    )

@@ -12,6 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 COVERED_BY = "loop"
 
@@ -22,7 +25,7 @@ MEMORY = 76  # exit code of a process whose device has too little memory
 GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
 
 
-def launch(arguments: list[str], count: int, most: int = 1, say=print) -> int:
+def launch(arguments: list[str], count: int, most: int = 1, say: Callable[[str], None] = print) -> int:
     """Run `python -m eldistill` with these arguments in `count` processes of this machine; returns the exit code of the
     first that ended with one, 0 if all did well.
 
@@ -45,10 +48,10 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
         port = free.getsockname()[1]
     started: list[subprocess.Popen] = []
     said = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(count)]
-    before = {}
+    before: dict[int, Any] = {}
     stopping: list[int] = []
 
-    def forward(number, _frame) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
         stopping.append(number)
         for each in started:
             if each.poll() is None:
@@ -83,8 +86,8 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
             if each.poll() is None:
                 each.kill()
                 each.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
         for file in said:
             file.close()
 

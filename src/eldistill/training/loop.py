@@ -40,7 +40,7 @@ class Loop:
         self.across = processes.others()
         self.watch = Watch(self.across.size)
         self.update = Update(job, self.across, self.watch)
-        self.optimisers = self.update.optimisers
+        self.nets, self.optimisers = self.update.nets, self.update.optimisers
         self.average = copy.deepcopy(job.nets[job.published]).requires_grad_(False).eval()
         self.averaged: list[torch.Tensor] = [*self.average.parameters()]
         self.buffers = list(zip(self.average.buffers(), job.nets[job.published].buffers(), strict=True))
@@ -67,7 +67,7 @@ class Loop:
             again = seen[phase.net] = seen.get(phase.net, -1) + 1
             if self.iteration % phase.every == 0:
                 self.update.step(phase, progress, f"{phase.net}/{again}" if again else phase.net)
-        job.method.after_step(self.update.nets, job.numbers, progress)
+        job.method.after_step(self.nets, job.numbers, progress)
         self._average(progress)
         self.watch.look(progress)  # the one place where a GPU is waited for
         self.n_images += job.training.batch

@@ -7,7 +7,7 @@ A change of results here raises the version in the RECIPE of eldistill.training.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import torch
 from eldistill.contract import Progress
 
 COVERED_BY = "loop"
+Many = list[torch.Tensor]
 
 
 class Section:
@@ -60,47 +61,57 @@ class RAdam(torch.optim.RAdam):
     have. On a CPU, where many small tensors cost more than one large one, the moments of all of them lie in one.
     """
 
-    def __init__(self, params, **options):
+    def __init__(self, params: Iterable[torch.nn.Parameter], **options: Any) -> None:
         super().__init__(params, **options)
         self._whole: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's may return a loss
         """One step; closure is not supported."""
         for index, group in enumerate(self.param_groups):
-            params, grads, exp_avgs, squares, steps = [], [], [], [], []
+            params, grads, exp_avgs, squares, steps = (list[torch.Tensor]() for _ in range(5))
             self._init_group(group, params, grads, exp_avgs, squares, steps)
             torch._foreach_add_(steps, 1)
-            alike = defaultdict(list)  # of one age: a tensor without a gradient ages later
-            for place, step in enumerate(steps):
-                alike[step.item()].append(place)
+            alike: defaultdict[float, list[int]] = defaultdict(
+                list
+            )  # of one age: without a gradient a tensor ages later
+            for place, age in enumerate(steps):
+                alike[age.item()].append(place)
             for step, places in alike.items():
-                chosen = [[each[place] for place in places] for each in (params, grads, exp_avgs, squares)]
-                if len(alike) > 1 or params[0].device.type != "cpu":
-                    torch._foreach_sub_(chosen[0], _update(*chosen, step, group))
-                    continue
-                params, grads, exp_avgs, squares = chosen
-                whole = [torch.cat([each.reshape(-1) for each in grads])]
-                before = [torch.cat([each.reshape(-1) for each in params])] if group["weight_decay"] else None
-                moments = [self._joined(f"{index}/{name}", each) for name, each in (("m", exp_avgs), ("v", squares))]
-                (update,) = _update(before, whole, *moments, step, group)
-                torch._foreach_sub_(params, _apart(update, params))
+                chosen, slopes, first, second = (
+                    [each[place] for place in places] for each in (params, grads, exp_avgs, squares)
+                )
+                if len(alike) > 1 or chosen[0].device.type != "cpu":
+                    _subtract(chosen, _update(chosen, slopes, first, second, step, group))
+                else:
+                    self._step_together(chosen, slopes, first, second, step, group, str(index))
 
-    def state_dict(self) -> dict:
-        """As of torch's; the moments are copies, each with a memory of its own."""
+    def _step_together(
+        self, params: Many, grads: Many, exp_avgs: Many, squares: Many, step: float, group: dict[str, Any], name: str
+    ) -> None:
+        whole = [torch.cat([each.reshape(-1) for each in grads])]
+        before = [torch.cat([each.reshape(-1) for each in params])] if group["weight_decay"] else []
+        first, second = self._joined(f"{name}/m", exp_avgs), self._joined(f"{name}/v", squares)
+        (update,) = _update(before, whole, first, second, step, group)
+        _subtract(params, _apart(update, params))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of torch's; moments that lie in one tensor (on a CPU) are copies, each with a memory of its own."""
         found = super().state_dict()
+        if not self._whole:
+            return found
         state = {key: {name: each.clone() for name, each in slots.items()} for key, slots in found["state"].items()}
         return {**found, "state": state}
 
     def _joined(self, name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         # One tensor with the values of all, which become its parts; kept for as long as they are the same ones.
-        known, whole = self._whole.get(name, ([], None))
+        known = self._whole[name][0] if name in self._whole else []
         if len(known) != len(tensors) or any(a is not b for a, b in zip(known, tensors, strict=True)):
             whole = torch.cat([each.reshape(-1) for each in tensors])
             for part, each in zip(_apart(whole, tensors), tensors, strict=True):
                 each.data = part
             self._whole[name] = list(tensors), whole
-        return [whole]
+        return [self._whole[name][1]]
 
 
 def _apart(whole: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -108,11 +119,16 @@ def _apart(whole: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
     return [part.view_as(each) for part, each in zip(parts, like, strict=True)]
 
 
-def _update(params, grads, exp_avgs, squares, step: float, group: dict) -> list[torch.Tensor]:
+def _subtract(params: Many, update: Many) -> None:
+    foreach: Any = torch._foreach_sub_  # its types know numbers alone
+    foreach(params, update)
+
+
+def _update(params: Many, grads: Many, exp_avgs: Many, squares: Many, step: float, group: dict[str, Any]) -> Many:
     # What is to be subtracted from each parameter; moves the moments. params is read only for the decay of weights.
     (beta1, beta2), lr = group["betas"], group["lr"]
     if group["weight_decay"]:
-        grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
@@ -130,29 +146,32 @@ def _update(params, grads, exp_avgs, squares, step: float, group: dict) -> list[
         torch._foreach_mul_(update, scale)
         rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
         torch._foreach_mul_(update, rectified**0.5)
-    return update
+    return list(update)
 
 
-def make(net: torch.nn.Module, numbers) -> torch.optim.Optimizer:
+def make(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Optimizer:
     """The optimiser by `numbers.kind`: torch's, fused where torch offers it."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RAdam}[numbers.kind]
+    kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RAdam}[numbers.kind]
     options = {
         "lr": numbers.lr,
         "betas": tuple(map(float, numbers.betas)),
         "eps": numbers.eps,
         "weight_decay": numbers.weight_decay,
     }
-    return kind(net.parameters(), **options, **({} if numbers.kind == "radam" else {"fused": True}))
+    made: torch.optim.Optimizer = kind(
+        net.parameters(), **options, **({} if numbers.kind == "radam" else {"fused": True})
+    )
+    return made
 
 
-def learning_rate(numbers, progress: Progress) -> float:
+def learning_rate(numbers: Optimiser, progress: Progress) -> float:
     """The rate at this point: linear from 0 over warmup_images, linear to 0 over the last decay_images."""
     rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
     left = progress.total - progress.n_images
     return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)
 
 
-def ema_beta(numbers, progress: Progress, batch: int) -> float:
+def ema_beta(numbers: Ema, progress: Progress, batch: int) -> float:
     """Weight of the past in the running average; progress before the step is counted.
 
     ramped: 0.5^(batch / min(half-life, ramp * n_images)), so 0 at the first step (EDM, appendix F.2);

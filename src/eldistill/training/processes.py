@@ -11,15 +11,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
 
 from eldistill.errors import Lost, Problem, Stopped
-from eldistill.training import reduction
+from eldistill.training import compute
 
 COVERED_BY = "loop"
+BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cost latency, large ones begin late
 
 
 class Alone:
@@ -61,7 +63,7 @@ class Processes:
     Every method raises Lost if another process has ended.
     """
 
-    def __init__(self, group=None):
+    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
 
@@ -132,9 +134,10 @@ class Processes:
         Returns a function that waits for the result. With NCCL the current stream waits and this process goes on.
         """
         options = distributed.AllreduceCoalescedOptions()
+        group: Any = self.group or distributed.group.WORLD  # torch gives no types for what it offers
         options.asyncOp = True  # otherwise NCCL adds on the current stream, and nothing overlaps
         with _together():
-            work = (self.group or distributed.group.WORLD).allreduce_coalesced(tensors, options)
+            work = group.allreduce_coalesced(tensors, options)
 
         def wait() -> None:
             with _together():
@@ -145,7 +148,7 @@ class Processes:
     @property
     def bucket_bytes(self) -> int:
         """The most bytes of gradients in one message: BUCKET with NCCL; 0, all of them, with gloo (see eldistill.training.reduction)."""
-        return reduction.BUCKET if distributed.get_backend(self.group) == "nccl" else 0
+        return BUCKET if distributed.get_backend(self.group) == "nccl" else 0
 
     def barrier(self) -> None:
         """Wait until all are here."""
@@ -156,9 +159,9 @@ class Processes:
 def _together() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if compute.out_of_memory(error):
+            raise
         text = " ".join(str(error).split())[:120]
         raise Lost(f"another process of this run has ended ({text}); the last saved state is kept") from None
 
@@ -192,15 +195,19 @@ def wanted() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[int]:
+def joined(device: str = "auto") -> Iterator[int]:
     """Take part with the others, if this process was started as one of several; gives its rank. NCCL on GPUs, one for each
-    process, gloo on CPUs. Raises Problem."""
+    process, gloo on CPUs. device: auto, cpu or cuda, as params.yaml has it. Raises Problem.
+
+    After an error on a GPU the group stays as it is: NCCL's farewell waits for the others, which wait for this process. Whoever
+    ends the process then ends it at once (`abandoned`).
+    """
     rank, size = wanted()
     if size == 1:
         yield 0
         return
     local = int(os.environ.get("LOCAL_RANK", rank))
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
     if gpus:
         if local >= gpus:
             raise Problem(
@@ -208,15 +215,24 @@ def joined() -> Iterator[int]:
             )
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if gpus else "gloo")
+    together = False
     try:
         yield rank
         _leave()
+        together = True
     except Stopped:  # all have, at the same step
         _leave()
+        together = True
         raise
     finally:
-        with contextlib.suppress(RuntimeError):
-            distributed.destroy_process_group()
+        if together or not gpus:
+            with contextlib.suppress(RuntimeError):
+                distributed.destroy_process_group()
+
+
+def abandoned() -> bool:
+    """Whether this process has left a group after an error, without a farewell."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _leave() -> None:

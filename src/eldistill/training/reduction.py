@@ -22,14 +22,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from eldistill.training.processes import Alone, Processes
+
 COVERED_BY = "loop"
-BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cost latency, large ones begin late
 
 
 class Reduction:
     """The sum over processes of the gradients of one network, once in an optimiser step.
 
-    across: the processes (distributed.Processes). parameters: all of the network, in the same order in every process.
+    across: the processes. parameters: all of the network, in the same order in every process.
     bucket: the most bytes in a bucket; 0 means one bucket for each type of number, summed after the last pass.
 
     A parameter that has a gradient in some processes only counts as zero in the others. One without a gradient in any
@@ -37,7 +38,7 @@ class Reduction:
     reports that it differs.
     """
 
-    def __init__(self, across, parameters: Iterable[torch.Tensor], bucket: int):
+    def __init__(self, across: Processes, parameters: Iterable[torch.Tensor], bucket: int) -> None:
         self.across, self.parameters, self.limit = across, list(parameters), bucket
         self.here: list[bool] = []  # parameters with a gradient in this process, when all processes last agreed
         self.used: list[bool] = []  # parameters with a gradient in any process; empty before the first step
@@ -117,7 +118,7 @@ class Reduction:
     def _hook(self) -> None:
         this = weakref.ref(self)  # the parameters must not keep a training in memory
 
-        def hook_of(index: int):
+        def hook_of(index: int) -> Callable[[torch.Tensor], None]:
             def hook(_parameter: torch.Tensor) -> None:
                 if (reduction := this()) is not None and reduction.is_last_pass:
                     reduction._completed(index)
@@ -147,7 +148,8 @@ class Reduction:
         for parameter in chosen:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.waits.append(self.across.begin_sum([parameter.grad for parameter in chosen]))
+        gradients = [parameter.grad for parameter in chosen if parameter.grad is not None]
+        self.waits.append(self.across.begin_sum(gradients))
 
     def _wait(self) -> None:
         for wait in self.waits:
@@ -156,9 +158,9 @@ class Reduction:
         self._restart()
 
 
-def reductions(across, named: dict[str, list[tuple[str, torch.Tensor]]]) -> dict[str, Reduction]:
+def reductions(across: Processes | Alone, named: dict[str, list[tuple[str, torch.Tensor]]]) -> dict[str, Reduction]:
     """A Reduction for each network, by its name; none for a single process. named: its parameters with their names."""
-    if across.size == 1:
+    if isinstance(across, Alone):
         return {}
     size = across.bucket_bytes
     return {name: Reduction(across, (each for _, each in pairs), size) for name, pairs in named.items()}

@@ -11,6 +11,7 @@ import copy
 import json
 import threading
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -103,7 +104,7 @@ class Writer:
     As a context it waits at its end for what is being written. A process that is killed meanwhile leaves the state before.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -147,7 +148,9 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.wait()
         elif self._thread is not None:  # what ended the training is said, not what the disk says besides

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,7 +20,9 @@ from eldistill.diffusion import dropout
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
 from eldistill.training import optimisers, reduction
+from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
+from eldistill.training.meeting import Meeting
 from eldistill.training.optimisers import Optimiser
 from eldistill.training.processes import Alone, Processes
 from eldistill.training.watch import Watch
@@ -47,7 +50,8 @@ class Update:
         }
         self.reductions = reduction.reductions(across, self.named)
         self.normalised = {name: self._forced(name) for name in job.nets}
-        self.at_images = [each for each in job.supplements if each.module.offers("generator_terms")]
+        generator = [parameter for _, parameter in self.named.get("generator", [])]  # a teacher and a judge have none
+        self.meeting = Meeting(job, across, watch, generator)
         self.critics = [each for each in job.supplements if each.module.offers("critic_terms")]
         self.direct = [each for each in job.supplements if each.module.offers("direct_terms") and each.numbers.weight]
         self.begin()
@@ -81,7 +85,8 @@ class Update:
         chosen = self.job.method.normalised(self.job.numbers)
         if chosen is not None and name not in chosen:
             return []
-        return [module.normalise_weight for module in self.modules[name] if hasattr(module, "normalise_weight")]
+        layers: list[Any] = [each for each in self.modules[name] if hasattr(each, "normalise_weight")]
+        return [layer.normalise_weight for layer in layers]
 
     def _batch(self, phase: Phase, progress: Progress, scope: str) -> Batch:
         job = self.job
@@ -128,7 +133,7 @@ class Update:
                 self.watch.finite(f"{phase.net}.{name}", value)
                 self.watch.count(f"{phase.net}.{name}", value, self._share(part))
             with self._last(phase.net, part.stop == batch.size):
-                (_sum(terms.values()) * self._share(part)).backward()
+                (sum_of(terms.values()) * self._share(part)).backward()
         if made:
             self._images = torch.cat(made)
 
@@ -166,14 +171,14 @@ class Update:
         for index, part in enumerate(parts):
             direct = self._terms(batch[part], self._share(part), images, index, gradients)
             # The last pass, if nothing is pulled through the images afterwards.
-            ends = index == len(parts) - 1 and not gradients and not self.at_images
+            ends = index == len(parts) - 1 and not gradients and not self.meeting.supplements
             if direct:
                 with self._last("generator", ends and not self.direct):
-                    (_sum(direct) * self._share(part)).backward()
+                    (sum_of(direct) * self._share(part)).backward()
             for each in self.direct:
                 self._direct(each, batch[part], self._share(part), ends and each is self.direct[-1])
-        if self.at_images:
-            gradients = self._meet(batch, images, gradients)
+        if self.meeting.supplements:
+            gradients = self.meeting.meet(batch, images, gradients)
         if gradients:
             images.pull(gradients.__getitem__)
         if images.made:
@@ -206,106 +211,7 @@ class Update:
             self.watch.finite(f"{each.name}.{name}", value)
             self.watch.count(f"{each.name}.{name}", value, share)
         with self._last("generator", last):
-            (_sum(terms.values()) * (share * each.numbers.weight)).backward()
-
-    # --- where supplements meet the base loss ---
-
-    def _meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """The gradients at the images, by micro-batch, of base loss and supplements together.
-
-        Without a gradient of the base loss at the images they meet at the weights, and none is left to be pulled.
-        """
-        made = images.whole()
-        if not gradients:
-            self._meet_at_weights(made, batch, images)
-            return {}
-        base = torch.cat([gradients[index] for index in range(len(images.parts))])
-        total = self._meet_at_images(made, base, batch)
-        return {index: total[part] for index, part in enumerate(images.parts)}
-
-    def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The base loss's gradient at the images plus that of every supplement."""
-        total = base
-        strength = self._rms(base)
-        self.watch.count("generator.base_rms", strength)
-        for each in self.at_images:
-            own = self._own_gradient(each, images, batch, base)
-            weight = self._weigh(each, strength, self._rms(own), batch)
-            if _acts(weight):
-                total = total + weight * own
-        return total
-
-    def _meet_at_weights(self, made: torch.Tensor, batch: Batch, images: Images) -> None:
-        """The base loss has no gradient at the images: those of base and supplements meet at the weights.
-
-        Their strengths are compared at the last layer, the nearest thing to the images that both pass.
-        """
-        weights = [p for _, p in self.named["generator"]]
-        base = [p.grad for p in weights]
-        last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
-        strength = self._rms_of_weight(base[last])
-        self.watch.count("generator.base_rms", strength)
-        total = base
-        for each in self.at_images:
-            for p in weights:
-                p.grad = None
-            images.pull_whole(self._own_gradient(each, made, batch))
-            own = [p.grad for p in weights]
-            weight = self._weigh(each, strength, self._rms_of_weight(own[last]), batch)
-            if _acts(weight):
-                total = [
-                    a if b is None else weight * b if a is None else a + weight * b
-                    for a, b in zip(total, own, strict=True)
-                ]
-        for p, gradient in zip(weights, total, strict=True):
-            p.grad = gradient
-
-    def _own_gradient(
-        self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        # At the images.
-        terms = each.module.generator_terms(each.tools, images, batch, each.numbers)
-        # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
-        whole = getattr(each.tools, "across", None) is not None
-        share = None if whole else batch.size / self.job.training.batch
-        for name, term in terms.items():
-            self.watch.finite(f"{each.name}.{name}", term.value)
-            if term.gradient is not None:
-                self.watch.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
-            self.watch.count(f"{each.name}.{name}", term.value, share)
-        gradients = [term.gradient for term in terms.values() if term.gradient is not None]
-        own = gradients[0] if len(gradients) == 1 else _sum(gradients)
-        own = own if share in (None, 1) else own * share
-        if each.module.offers("diagnose"):
-            loss = _sum(term.value for term in terms.values() if term.gradient is not None)
-            both = [None if gradient is None else self.across.gather(gradient) for gradient in (base, own)]
-            self.watch.later(
-                each.module.diagnose(loss, *both, batch, each.numbers, each.memory), prefix=f"{each.name}."
-            )
-        return own
-
-    def _weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
-        # base, own: root mean squares of the two gradients, scalars of the device.
-        size = self.job.training.batch
-        weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
-        self.watch.count(f"{each.name}.gradient_rms", own)
-        self.watch.count(f"{each.name}.weight", weight.factor)
-        # The share of the base loss's gradient that it has, if that has one.
-        self.watch.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
-        self.watch.count(f"{each.name}.bounded", weight.bounded)
-        return weight.factor
-
-    def _rms(self, own: torch.Tensor) -> torch.Tensor:
-        """Root of the mean square over the images of the whole batch."""
-        if self.across.size == 1:
-            return _rms(own)
-        squares = self.across.sum(own.double().square().sum())
-        return (squares / (own[0].numel() * self.job.training.batch)).sqrt()
-
-    def _rms_of_weight(self, gradient: torch.Tensor | None) -> torch.Tensor:
-        # All images pass the layer that is asked, so it has a gradient.
-        assert gradient is not None
-        return _rms(self.across.sum(gradient))
+            (sum_of(terms.values()) * (share * each.numbers.weight)).backward()
 
     # --- after the backward passes ---
 
@@ -326,7 +232,9 @@ class Update:
         if self.across.size > 1:
             self._look_together(progress)
         if numbers.clip:
-            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, norm)
+            # A norm that is no number would spoil every gradient, before the bad one is found and named.
+            usable = norm.nan_to_num(0.0, 0.0)
+            torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, usable)
         if numbers.clip_value:
             torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
 
@@ -337,59 +245,3 @@ class Update:
         except NonFinite:
             self.across.barrier()
             raise
-
-
-class Images:
-    """The generator's images of one step by micro-batch. One micro-batch keeps its graph; several are made without one, and
-    made again with a graph when a gradient is pulled through them.
-
-    make: gives the images [n, c, h, w] of a slice, with a graph. last: `Update._last`.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[slice], torch.Tensor],
-        parts: list[slice],
-        watch: Watch,
-        last: Callable[[str, bool], contextlib.AbstractContextManager[None]],
-    ) -> None:
-        self.make, self.parts, self.watch, self.last = make, parts, watch, last
-        self.made: dict[int, torch.Tensor] = {}
-
-    def of(self, index: int) -> torch.Tensor:
-        """Those of one micro-batch, without a graph; made when they are first asked for."""
-        if index not in self.made:
-            with torch.set_grad_enabled(len(self.parts) == 1):
-                self.made[index] = self.make(self.parts[index])
-            self.watch.finite("images", self.made[index])
-        return self.made[index].detach()
-
-    def whole(self) -> torch.Tensor:
-        """Those of all micro-batches, [n, c, h, w]."""
-        return torch.cat([self.of(index) for index in range(len(self.parts))])
-
-    def pull(self, gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
-        """Add the gradients of the generator's weights from those at the images. again: the graph is needed once more."""
-        for index, part in enumerate(self.parts):
-            graph = self.made[index] if len(self.parts) == 1 else self.make(part)
-            with self.last("generator", index == len(self.parts) - 1 and not again):
-                graph.backward(gradient_of(index), retain_graph=again)
-
-    def pull_whole(self, gradient: torch.Tensor) -> None:
-        """The same from one gradient at all images; the graph stays."""
-        self.pull(lambda index: gradient[self.parts[index]], again=True)
-
-
-def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
-    first, *others = terms
-    return sum(others, 0 + first)
-
-
-def _rms(tensor: torch.Tensor) -> torch.Tensor:
-    """Root of the mean square over all entries, in float64."""
-    return tensor.double().square().mean().sqrt()
-
-
-def _acts(weight: float | torch.Tensor) -> bool:
-    """Whether a supplement has a weight; what only the device knows may be 0 and is multiplied."""
-    return isinstance(weight, torch.Tensor) or weight != 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Watch:
     with a bad gradient by then: nothing of it is saved, because `look` raises before anything else can happen.
     """
 
-    def __init__(self, processes: int):
+    def __init__(self, processes: int) -> None:
         self.processes = processes
         self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
         self._watched: list[Watched] = []
@@ -43,7 +44,9 @@ class Watch:
         tensor = tensor.detach()
         self._watched.append(Watched(name, tensor, torch.isfinite(tensor).all(), parts))
 
-    def count(self, name: str, value: torch.Tensor | float, share: float | None = None, known=None) -> None:
+    def count(
+        self, name: str, value: torch.Tensor | float, share: float | None = None, known: torch.Tensor | None = None
+    ) -> None:
         """Add a number (a scalar) to the sums, at the next look.
 
         share: of the batch; None: every process knows it and adds its part. known: a scalar, false where the device finds
@@ -55,11 +58,10 @@ class Watch:
             if there:
                 self._add(name, value, share)
 
-        scalars = [value] if known is None else [value, known]
         if isinstance(value, torch.Tensor):
-            self.ask(scalars, add)
+            self.ask([value] if known is None else [value, known], add)
         else:
-            self.ask([], lambda: add(value))
+            self.ask([], functools.partial(add, value))
 
     def later(self, later: Later, prefix: str) -> None:
         """Count the numbers that a supplement makes of some scalars once they have been read."""
@@ -94,11 +96,14 @@ class Watch:
         self.sums[name] = [total + value * share, steps + share]
 
 
+def _bad(tensor: torch.Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())
+
+
 def _sentence(each: Watched, progress: Progress) -> str:
-    bad = lambda tensor: int((~torch.isfinite(tensor)).sum())  # noqa: E731
     parts = ((name, part.detach()) for name, part in each.parts)
-    name, tensor = next(((name, part) for name, part in parts if bad(part)), (each.name, each.tensor))
+    name, tensor = next(((name, part) for name, part in parts if _bad(part)), (each.name, each.tensor))
     return (
         f"step {progress.iteration} ({progress.n_images} images): {name} is not finite "
-        f"({bad(tensor)} of {tensor.numel()} values, shape {tuple(tensor.shape)}); the last good state is kept"
+        f"({_bad(tensor)} of {tensor.numel()} values, shape {tuple(tensor.shape)}); the last good state is kept"
     )

@@ -132,7 +132,7 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
     return f"# {params['question']}\n\n{text}\n\n" + "\n".join(f"- {each}" for each in said) + f"\n\n{note}\n"
 
 
-def make(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
+def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     """Write the study's csv, md and png (outputs, in this order). params: the section with beds, confidence, tuning
     and runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input."""
     results = [load(run, root) for run in params["runs"]]

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training loops that the benchmarks measure: random images, the numbers of params.yaml, a rate so low that nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eldistill import contract, networks
+from eldistill.contract import Setting
+from eldistill.data.dataset import Reals
+from eldistill.diffusion import augment
+from eldistill.ensemble import seed as ensembles
+from eldistill.plan.params import Params
+from eldistill.training.job import Job, Supplement, Training
+from eldistill.training.optimisers import Ema, Optimiser
+
+CODEC = {"mean": 0.5, "std": 0.29}
+RATE = 1e-9
+
+
+def random_images(channels: int, side: int, device: str = "cpu", count: int = 2048) -> Reals:
+    """Images of random pixels without labels: they cost what others cost."""
+    pixels = torch.randint(
+        0, 256, (count, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    return Reals(pixels, torch.zeros(count, dtype=torch.int64), CODEC, 0, device)
+
+
+def ensemble_of(settings: Params, name: str, reals: Reals, folder: Path, **changes: Any) -> Path:
+    """The manifest of an ensemble of params.yaml, made once in `folder`. changes: of its section."""
+    path = folder / f"{name}-{'x'.join(map(str, reals.shape))}.json"
+    if not path.exists():
+        section = {**settings.section("ensemble", name), **changes}
+        here = Reals(reals.images.cpu(), reals.classes.cpu(), reals.codec, 0)  # members are drawn on the CPU
+        ensembles.make(section, 0, here, path, path.with_suffix(".npz"))
+    return path
+
+
+def supplement_of(name: str, values: dict[str, Any], ensemble: Path, device: str, **setting: Any) -> Supplement:
+    """A supplement at work, by its resolved section. setting: other fields of its Setting."""
+    module = contract.supplement(values["file"])
+    numbers = contract.numbers(module, values)
+    given = {"sigma_data": Reals.sigma_data, "seed": 0, "sigma_init": 2.5, **setting}
+    return Supplement(
+        name, module, numbers, module.prepare(numbers, Setting(ensemble=ensemble, device=device, **given))
+    )
+
+
+def still_job(
+    values: dict[str, Any], network: dict[str, Any], reals: Reals, batch: int, folder: Path,
+    supplements: Sequence[Supplement] = (), micro_batch: int = 0,
+) -> Job:  # fmt: skip
+    """A job without end. values: the resolved section of a method; network: that of a teacher, without what the images say."""
+    method, device = contract.method(values["file"]), reals.device
+    numbers = contract.numbers(method, values)
+    config = {**network, "label_dim": 0, "img_resolution": reals.shape[1], "img_channels": reals.shape[0]}
+    if getattr(numbers, "augment", 0):
+        config["augment_dim"] = augment.EDM_LABELS
+    teacher = networks.build(config, 0).to(device).requires_grad_(False).eval()
+    nets = {"generator": method.generator(teacher, None, numbers), **method.networks(teacher, numbers, 0)}
+    sections = {name: values["generator" if name == "generator" else "critic"] for name in nets}
+    return Job(
+        method=method, numbers=numbers, training=Training(10**9, batch, Ema.of(values["ema"])),
+        nets={name: net.to(device) for name, net in nets.items()}, published="generator", reals=reals, shape=reals.shape,
+        seed=0, folder=folder, optimisers={name: Optimiser.of({**each, "lr": RATE}) for name, each in sections.items()},
+        fixed={"teacher": teacher}, supplements=list(supplements), device=device, micro_batch=micro_batch,
+    )  # fmt: skip
