@@ -87,8 +87,8 @@ def _apply(x: torch.Tensor, keep: torch.Tensor, p: float) -> torch.Tensor:
     return x * keep.reshape(x.shape) / (1 - p)
 
 
-# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at once), on a
-# GPU so many that their 256 MB do not grow with the layer.
+# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at once); on a
+# GPU a fixed number, so that their 256 MB do not grow with the layer.
 AT_ONCE = {"cpu": 2**16, "cuda": 2**24}
 
 

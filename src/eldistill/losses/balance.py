@@ -12,7 +12,7 @@ import torch
 from eldistill.contract import Weight
 
 RECIPE = ("balance", 1)
-LOW, HIGH = 1e-12, 1e12  # of the ratio: what rounding leaves of a loss that has vanished is not blown up for ever
+LOW, HIGH = 1e-12, 1e12  # of the ratio: a loss that has vanished but for rounding is not amplified without limit
 
 
 Scalar = float | torch.Tensor

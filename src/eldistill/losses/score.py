@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the methods with a fake_score share: their student, their images, their phases, and three formulas.
+"""The common part of all methods with a fake_score: student, images, phases, and three formulas.
 
 Symbols: D_phi is the teacher, D_psi the fake_score, x an image of the generator, x_t = x + sigma n.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all U-Nets here have in common: an encoder whose outputs the decoder takes back, last first."""
+"""The common part of all U-Nets: an encoder whose outputs the decoder takes back, last first."""
 
 from __future__ import annotations
 

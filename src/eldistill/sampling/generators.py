@@ -147,7 +147,7 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
         if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
             raise Problem(f"labels are {labels!r}; expected one class, or {n} of them, as whole numbers")
         if not dim:
-            raise Problem("this generator knows no labels; leave them away")
+            raise Problem("this generator knows no labels; omit them")
         if int(wanted.min()) < 0 or int(wanted.max()) >= dim:
             raise Problem(f"labels reach from {int(wanted.min())} to {int(wanted.max())}; expected 0 to {dim - 1}")
     return torch.cat(list(images_of(generator, n, seed, labels, steps=steps)))

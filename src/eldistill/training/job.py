@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one training is given: its method, networks, data, numbers and supplements."""
+"""The inputs of a training: its method, networks, data, numbers and supplements."""
 
 from __future__ import annotations
 

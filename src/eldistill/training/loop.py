@@ -88,7 +88,7 @@ class Loop:
         """Train to the end and return the running average. Raises NonFinite or Stopped, the state being saved."""
         job, total = self.job, self.job.training.n_images
         self._resume()
-        self.across.barrier()  # nobody finishes, and clears away, what another has still to read
+        self.across.barrier()  # a process that finishes first must not remove a state that another still has to read
         first = self.across.rank == 0
         tick_every = max(1, total // job.training.batch // job.ticks)
         wall, cpu, saved, since = time.perf_counter(), time.process_time(), time.monotonic(), time.monotonic()

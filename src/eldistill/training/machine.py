@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is told of the machine it computes on: values that never make a result stale."""
+"""Settings of the machine that a run computes on. They never make a result stale."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cos
 
 
 class Alone:
-    """One process: what `Processes` offers, with nobody to ask."""
+    """One process alone, with the methods of `Processes`."""
 
     rank, size = 0, 1
 
@@ -173,7 +173,7 @@ def processes() -> Processes | None:
 
 
 def others() -> Processes | Alone:
-    """The same, with somebody to ask in either case."""
+    """Like `processes()`, but returns a stand-in for one process instead of None."""
     return processes() or Alone()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training saves of itself, and how: tensors and numbers, never objects; whole or not at all.
+"""The saved state of a training: tensors and numbers, never objects. It is written completely or not at all.
 
 The state lies in data/scratch/state/<digest of the recipe>/, outside of what Snakemake and DVC know: a failed
 job loses no progress, and a changed number never continues an old run.
