@@ -188,7 +188,7 @@ def siamese(draw_seed: int, step: int, strategy: Sequence[str]) -> Callable[[tor
     The result takes images [n, c, h, w] divided by sigma_data, any n, to the same shape, does to every image
     the same, and is differentiable; half precision comes back as float32. Raises Problem for an unknown name.
     """
-    check(strategy)
+    check_operations(strategy)
     enabled = [name for name in OPERATIONS if name in strategy]
     if not enabled:
         return lambda images: images
@@ -197,7 +197,7 @@ def siamese(draw_seed: int, step: int, strategy: Sequence[str]) -> Callable[[tor
     return partial(_transform, name, draw.uniform("parameters", 3)[0].tolist())
 
 
-def check(strategy: Sequence[str]) -> None:
+def check_operations(strategy: Sequence[str]) -> None:
     """Raises Problem if a name is not one of OPERATIONS."""
     unknown = [name for name in strategy if name not in OPERATIONS]
     if unknown:

@@ -63,7 +63,7 @@ class _Again:
         _masks.reset(self.token)
 
 
-def again() -> tuple:
+def repeat_masks() -> tuple:
     """Two contexts for torch's checkpoint: one for a block now, one for the same block computed again on the way back."""
     return nullcontext(), _Again()
 

@@ -22,7 +22,7 @@ from eldistill.training.machine import Machine
 
 COVERED_BY = "distil"
 Recipe = dict[str, Any]  # the `params` of a distil recipe
-Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.make` explains
+Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.train_generator` explains
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Parts:
     method: Method
     numbers: Any  # of the method
     teacher: torch.nn.Module  # frozen
-    about: dict[str, Any]  # description of the teacher
+    metadata: dict[str, Any]  # description of the teacher
     reals: dataset.Reals  # train images
 
     @property
@@ -41,25 +41,25 @@ class Parts:
         return float(self.method.sampler(self.numbers)["steps"]["1"][0])
 
 
-def parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
+def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     """Method, teacher and data of a recipe. Raises Problem if they do not fit together."""
-    method = contract.method(recipe["method"]["file"])
-    numbers = contract.numbers(method, recipe["method"])
-    teacher, about = teachers.load(upstream["teacher"], device)
-    if about["codec"] != recipe["data"]["codec"]:
+    method = contract.load_method(recipe["method"]["file"])
+    numbers = contract.make_numbers(method, recipe["method"])
+    teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
+    if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
-            f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"
+            f"{upstream['teacher']} was trained with codec {metadata['codec']}, the data has {recipe['data']['codec']}; make them equal"
         )
     reals = dataset.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
-    if reals.label_dim != about["label_dim"] or list(reals.shape) != about["shape"]:
+    if reals.label_dim != metadata["label_dim"] or list(reals.shape) != metadata["shape"]:
         raise Problem(
-            f"{upstream['teacher']} makes images of shape {about['shape']} with {about['label_dim']} labels, "
+            f"{upstream['teacher']} makes images of shape {metadata['shape']} with {metadata['label_dim']} labels, "
             f"the data has {list(reals.shape)} and {reals.label_dim}; choose a teacher that fits"
         )
-    return Parts(method, numbers, teacher, about, reals)
+    return Parts(method, numbers, teacher, metadata, reals)
 
 
-def upstream(recipe: Recipe, files: Iterable[Path]) -> Upstream:
+def upstream_files(recipe: Recipe, files: Iterable[Path]) -> Upstream:
     """Which of the files upstream the supplements of a run read: `ensembles`, manifests in the order of its supplements,
     and `pairs`, {(n, seed): file}."""
     files = list(files)
@@ -78,18 +78,18 @@ def upstream(recipe: Recipe, files: Iterable[Path]) -> Upstream:
 # --- networks -------------------------------------------------------------------------------------------
 
 
-def start_of(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Module | None, int]:
+def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Module | None, int]:
     """The generator that a run starts from, and the images it has generated; (None, 0) without one. Raises Problem."""
     if not path:
         return None, 0
     begun = generators.load_generator(path, device)
-    level = begun.about["sampler"]["steps"]["1"][0]
+    level = begun.metadata["sampler"]["steps"]["1"][0]
     if level != made.sigma_init:
         raise Problem(f"{path} starts from noise of level {level}, this method from {made.sigma_init}; make them equal")
-    return begun.network, begun.about["n_images_before"] + begun.about["n_images"]
+    return begun.network, begun.metadata["n_images_before"] + begun.metadata["n_images"]
 
 
-def networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
+def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
     """The networks that a run trains: the generator, and the method's others."""
     key = stream_seed(seed, "initialisation")
     generator = made.method.generator(made.teacher, start, made.numbers)
@@ -138,12 +138,12 @@ def check_start(job: Job, teacher: torch.nn.Module) -> None:
 # --- supplements ----------------------------------------------------------------------------------------
 
 
-def supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
+def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
     """The supplements of a run, prepared; their networks are not added yet. upstream: as the function of that name gives it."""
     waiting, found = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
-        module = contract.supplement(values["file"])
-        numbers = contract.numbers(module, values)
+        module = contract.load_supplement(values["file"])
+        numbers = contract.make_numbers(module, values)
         pairs = (values["pairs"], values.get("pairs_seed", 0)) if values.get("pairs") else None
         setting = Setting(
             sigma_data=made.reals.sigma_data, seed=recipe["seed"], sigma_init=made.sigma_init, device=machine.device,

@@ -58,7 +58,7 @@ def moments(gradients: np.ndarray) -> Moments:
     return Moments(mean, float(((gradients - mean) ** 2).sum() / (len(gradients) - 1)), len(gradients))
 
 
-def fit(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
+def fit_variance(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
     """(floor, slope, …) of variance = floor + slope / batch + … up to 1 / batch^order, each point weighed by its own size
     (errors are relative)."""
     batches, values = np.array(list(found), float), np.array(list(found.values()))
@@ -66,14 +66,14 @@ def fit(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
     return tuple(map(float, np.linalg.lstsq(design, np.ones_like(values), rcond=None)[0]))
 
 
-def between(means: list[Moments]) -> float:
+def variance_between(means: list[Moments]) -> float:
     """Variance of the mean gradient from one fake_score to the next, without what is left of the noise within."""
     stack = np.stack([each.mean for each in means])
     spread = ((stack - stack.mean(0)) ** 2).sum() / (len(means) - 1)
     return float(spread - fmean(each.variance / each.count for each in means))
 
 
-def strength(means: list[Moments]) -> float:
+def squared_mean(means: list[Moments]) -> float:
     """Squared norm of the mean gradient, without what is left of the noise."""
     return fmean(float((each.mean**2).sum()) - each.variance / each.count for each in means)
 
@@ -143,7 +143,7 @@ def _upstream(recipe: dict, root: Path) -> Upstream:
     return {
         "images": root / f"data/sets/{named['data']}.safetensors",
         "teacher": root / f"data/teachers/{named['teacher']}/teacher.safetensors",
-        **prepare.upstream(recipe["params"], files),
+        **prepare.upstream_files(recipe["params"], files),
     }
 
 
@@ -163,12 +163,12 @@ class Probe:
         self.params = recipe["params"]
         torch.set_num_threads(self.params["threads"])
         upstream = _upstream(recipe, root)
-        self.parts = prepare.parts(self.params, upstream, "cpu")
+        self.parts = prepare.load_parts(self.params, upstream, "cpu")
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
         if not snapshot.exists():
             raise Problem(f"{snapshot} is missing; a study of variance looks there: add {PERCENT} to distil.snapshots")
         self.generator = generators.load_generator(snapshot).network
-        self.supplements = prepare.supplements(self.params, upstream, self.parts, Machine())
+        self.supplements = prepare.prepare_supplements(self.params, upstream, self.parts, Machine())
         for each in self.supplements:
             if each.module.offers("networks") or not each.module.offers("generator_terms"):
                 raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
@@ -200,7 +200,7 @@ class Probe:
             numbers=self.parts.numbers, nets=nets, published="fake_score", reals=reals, shape=reals.shape,
             training=Training(FAKE_IMAGES, 64, Ema("constant", beta=0.0)), seed=seed, folder=folder,
             optimisers=dict.fromkeys(nets, critic), fixed={"teacher": self.parts.teacher}, ticks=1, save_seconds=1e9,
-            say=_nothing,
+            log=_nothing,
         )  # fmt: skip
 
     def gradients(self, scope: str, batch: int, pull: Pull, one_level: bool = False) -> Moments:
@@ -246,31 +246,31 @@ def _sum(gradients: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def look(run: str, root: Path) -> dict[str, Look]:
+def measure_variance(run: str, root: Path) -> dict[str, Look]:
     """{which gradient: {batch: its variance, "signal": squared norm of its mean, "floor"}} of one run."""
     probe = Probe(run, root)
     found: dict[str, Look] = {}
     if probe.supplements:
         for each in probe.supplements:
             per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
-            found[each.name] = _found({b: m.variance for b, m in per.items()}, strength([per[max(per)]]), 2)
+            found[each.name] = _found({b: m.variance for b, m in per.items()}, squared_mean([per[max(per)]]), 2)
         return found
     nets = probe.fakes()
     own = {
         batch: [probe.gradients(f"own/{k}", batch, probe.base(each)) for k, each in enumerate(nets)]
         for batch in REPEATS
     }
-    signal, within = strength(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
+    signal, within = squared_mean(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
     found[OWN] = _found(within, signal)
     one = {b: probe.gradients("one", b, probe.base(nets[0]), one_level=True).variance for b in REPEATS}
-    found[SHARED] = _found(one, strength([own[max(own)][0]]))
-    apart = between(own[max(own)])
+    found[SHARED] = _found(one, squared_mean([own[max(own)][0]]))
+    apart = variance_between(own[max(own)])
     # The mean gradient of a fake_score is the common one and its own deviation: the signal is the former alone.
     found[ACROSS] = _found({b: value + apart for b, value in within.items()}, signal - apart)
     return found
 
 
 def _found(variances: dict[int, float], signal: float, order: int = 1) -> Look:
-    found: Look = {"signal": signal, "floor": fit(variances, order)[0]}
+    found: Look = {"signal": signal, "floor": fit_variance(variances, order)[0]}
     found.update(variances.items())
     return found

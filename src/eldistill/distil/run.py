@@ -30,8 +30,8 @@ RECIPE = ("distil", 2)
 Save = Callable[[torch.nn.Module], None]  # writes a network
 
 
-def make(
-    recipe: Recipe, digest: str, upstream: Upstream, folder: Path, machine: Machine, say: Callable[[str], None],
+def train_generator(
+    recipe: Recipe, digest: str, upstream: Upstream, folder: Path, machine: Machine, log: Callable[[str], None],
     whole: dict[str, Any] | None = None,
 ) -> Loop:  # fmt: skip
     """Train the generator of a recipe; leaves its files in `folder` (the state folder).
@@ -41,17 +41,17 @@ def make(
     seed): path}, `start` (a generator, or None).
     Raises Problem, NonFinite, Stopped.
     """
-    parts = prepare.parts(recipe, upstream, machine.device)
-    start, before = prepare.start_of(upstream.get("start"), parts, machine.device)
-    job = _job(recipe, upstream, parts, start, folder, machine, say)
+    parts = prepare.load_parts(recipe, upstream, machine.device)
+    start, before = prepare.load_start(upstream.get("start"), parts, machine.device)
+    job = _job(recipe, upstream, parts, start, folder, machine, log)
     if start is None:
         prepare.check_start(job, parts.teacher)
-    described = {"codec": parts.about["codec"], "shape": parts.about["shape"], "label_dim": parts.about["label_dim"],
+    described = {"codec": parts.metadata["codec"], "shape": parts.metadata["shape"], "label_dim": parts.metadata["label_dim"],
                  "sampler": parts.method.sampler(parts.numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     if parts.reals.label_dim:  # as often as training draws them: so are they drawn in sampling
         described |= classes.describe(upstream["images"])
     job.snapshots = _snapshots(recipe, folder, described)
-    compute.prepare(machine, [parts.teacher], list(job.nets.values()))
+    compute.prepare_networks(machine, [parts.teacher], list(job.nets.values()))
     work = Loop(job)
     first = work.across.rank == 0  # of several processes one writes
     if first and 0 in job.snapshots:
@@ -65,15 +65,15 @@ def make(
 
 def _job(
     recipe: Recipe, upstream: Upstream, parts: Parts, start: torch.nn.Module | None, folder: Path, machine: Machine,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Job:  # fmt: skip
     values, seed = recipe["method"], recipe["seed"]
-    nets = prepare.networks(parts, start, seed)
-    added = prepare.supplements(recipe, upstream, parts, machine)
+    nets = prepare.make_networks(parts, start, seed)
+    added = prepare.prepare_supplements(recipe, upstream, parts, machine)
     prepare.add_networks(nets, added, seed)
     prepare.set_dropout(nets, values["dropout"])
     # A recipe leaves float32 out.
-    arithmetic = compute.arithmetic(values.get("precision", "float32"), machine, [parts.teacher, *nets.values()])
+    arithmetic = compute.set_arithmetic(values.get("precision", "float32"), machine, [parts.teacher, *nets.values()])
     settings = {name: Optimiser.of(values[name]) for name in ("generator", "critic")}
     return Job(
         method=parts.method, numbers=parts.numbers,
@@ -81,7 +81,7 @@ def _job(
         nets=nets, published="generator", reals=parts.reals, shape=parts.reals.shape, seed=seed, folder=folder,
         optimisers={name: settings["generator" if name == "generator" else "critic"] for name in nets},
         fixed={"teacher": parts.teacher}, supplements=added, device=machine.device, micro_batch=machine.micro_batch,
-        ticks=recipe["ticks"], save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, say=say,
+        ticks=recipe["ticks"], save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, log=log,
         arithmetic=arithmetic,
     )  # fmt: skip
 
@@ -123,9 +123,9 @@ def snapshot_images(total: int, batch: int, percent: int) -> int:
     return max(1, round(total * percent / 100 / batch)) * batch if percent < 100 else total
 
 
-def _writer(path: Path, about: dict[str, Any]) -> Save:
+def _writer(path: Path, metadata: dict[str, Any]) -> Save:
     def write(net: torch.nn.Module) -> None:
-        generators.save_generator(path, net, about)
+        generators.save_generator(path, net, metadata)
 
     return write
 
@@ -141,7 +141,7 @@ def _both(first: Save | None, second: Save) -> Save:
     return write
 
 
-def publish(folder: Path, outputs: tuple[str, ...], root: Path) -> None:
+def publish_outputs(folder: Path, outputs: tuple[str, ...], root: Path) -> None:
     """Copy finished files from the state folder to the outputs, each to a temporary name first."""
     for output in outputs:
         target = root / output

@@ -75,19 +75,19 @@ READOUTS = {
 }
 
 
-def kinds(section: dict) -> list[dict]:
+def unfold_members(section: dict) -> list[dict]:
     """The ensemble's members one by one (`count` unfolded)."""
     return [member for member in section["members"] for _ in range(member["count"])]
 
 
-def draw(
+def draw_members(
     section: dict, seed: int, redraw: int, shape: tuple[int, int, int], device="cpu", dtype=torch.float32, teacher=None
 ) -> list[Member]:
     """The members of one draw, not calibrated; dtype: of the weights. Raises Problem if a member cannot be."""
     members = []
-    for k, kind in enumerate(kinds(section)):
-        family = contract.module("ensemble", kind["family"])
-        numbers = contract.numbers(family, kind)
+    for k, kind in enumerate(unfold_members(section)):
+        family = contract.load_module("ensemble", kind["family"])
+        numbers = contract.make_numbers(family, kind)
         source = Draw(seed, f"el/{redraw}/{k}", 0, 1, dtype=torch.float32)
         weights = family.draw(numbers, shape, lambda name, *size, source=source: source.normal(name, *size)[0])
         weights = {name: w.to(device, dtype) for name, w in weights.items()}

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from eldistill.diffusion.draws import Draw
-from eldistill.ensemble.members import Member, calibrate, draw, fingerprint, kinds
+from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
 from eldistill.errors import Problem
 from eldistill.files import atomic, read_json, write_json
 
 RECIPE = ("ensemble/seed", 1)
 
 
-def make(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
+def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
     """Draw, calibrate and record. reals: encoded train images (see data.Reals). Raises Problem."""
     if section.get("anchor") and section["redraw"]:
         raise Problem(
@@ -35,11 +35,11 @@ def make(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teach
     images, shape = images / reals.sigma_data, tuple(images.shape[1:])
     scaled = section.get("scaled", True)
     drawn = [
-        [calibrate(member, images, scaled) for member in draw(section, seed, r, shape, teacher=teacher)]
+        [calibrate(member, images, scaled) for member in draw_members(section, seed, r, shape, teacher=teacher)]
         for r in range(section["draws"] if section["redraw"] else 1)
     ]
-    first, bare, manifest = drawn[0], draw(section, seed, 0, shape, teacher=teacher), []
-    for k, kind in enumerate(kinds(section)):
+    first, bare, manifest = drawn[0], draw_members(section, seed, 0, shape, teacher=teacher), []
+    for k, kind in enumerate(unfold_members(section)):
         many = isinstance(first[k].scale, tuple)
         scales = zip(*(each[k].scale if many else (each[k].scale,) for each in drawn), strict=True)
         scales = [statistics.median(scale) for scale in scales]
@@ -87,7 +87,7 @@ class Ensemble:
         self.record = read_json(path)
         expected = [member["sha256"] for member in self.record["members"]]
         section, shape = self.record["section"], tuple(self.record["shape"])
-        drawn = draw(section, self.record["seed"], 0, shape, teacher=teacher)
+        drawn = draw_members(section, self.record["seed"], 0, shape, teacher=teacher)
         if [fingerprint(member) for member in drawn] != expected:
             raise Problem(f"{path} records other weights than its seed gives here; delete it and run `snakemake all`")
         self.fitted: list[dict[str, torch.Tensor]] = [{} for _ in drawn]
@@ -122,7 +122,7 @@ class Ensemble:
         return [torch.from_numpy(arrays[f"anchor_{k}"]).to(self.device, kind) for k in range(count)]
 
     def _draw(self, redraw: int) -> list[Member]:
-        drawn = draw(
+        drawn = draw_members(
             self.record["section"], self.record["seed"], redraw, tuple(self.record["shape"]), self.device, self.dtype,
             self.teacher,
         )  # fmt: skip

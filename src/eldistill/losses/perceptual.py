@@ -32,7 +32,7 @@ SIDE = 224  # smaller images are enlarged, as DMD and CM do
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on [0, 1]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def weight_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights in the file."""
     found: dict[str, tuple[int, ...]] = {}
     before = 3
@@ -44,20 +44,22 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 @functools.cache
-def load(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def load_lpips(
+    path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """The weights, by name; read once in a process. Raises Problem for a file that lacks one,
     or has a NaN, an infinity or whole numbers in its place."""
     tensors, _ = load_tensors(path, foreign=True)
-    for name, shape in shapes().items():
+    for name, shape in weight_shapes().items():
         found = tensors.get(name)
         if found is None or tuple(found.shape) != shape or found.dtype not in FLOATS or not finite(found):
             raise Problem(
                 f"{path} has no {name} of shape {list(shape)} and finite floats; expected VGG-16 and LPIPS 0.1 in one file"
             )
-    return {name: tensors[name].to(device, dtype) for name in shapes()}
+    return {name: tensors[name].to(device, dtype) for name in weight_shapes()}
 
 
-def distance(
+def lpips(
     weights: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor, codec: Codec, pooling: str = "max"
 ) -> torch.Tensor:
     """LPIPS [n], at least 0, of encoded images [n, 1 or 3, h, w]; grey ones are repeated. pooling: one of POOLINGS.

@@ -277,8 +277,8 @@ def distance(a: torch.Tensor, b: torch.Tensor, numbers: Numbers, codec: dict | N
     if numbers.distance == "lpips":
         if numbers.lpips is None:
             raise Problem("params.yaml: distance is lpips; give `lpips`, the file with its weights, or take huber")
-        weights = perceptual.load(numbers.lpips, a.device, a.dtype)
-        return perceptual.distance(weights, a, b, codec, numbers.lpips_pooling)
+        weights = perceptual.load_lpips(numbers.lpips, a.device, a.dtype)
+        return perceptual.lpips(weights, a, b, codec, numbers.lpips_pooling)
     if numbers.distance == "l1":
         return (a - b).abs().mean(dim=(1, 2, 3))
     square = (a - b).square()

@@ -40,7 +40,7 @@ class Settings:
     sigma_max: float | None = None  # None: no limit
 
     def __post_init__(self):
-        layers.check(self.img_resolution, self.channel_mult, self.dropout)
+        layers.check_unet(self.img_resolution, self.channel_mult, self.dropout)
         if self.model_channels % 2 or self.model_channels < 2:
             raise ValueError(
                 f"model_channels, the width of the noise embedding, must be even, not {self.model_channels}."
@@ -168,7 +168,7 @@ class Block(layers.UNetBlock):
     @classmethod
     def count_heads(cls, s, channels: int) -> int:
         """How many heads attention over `channels` channels has. Raises ValueError where they are not equal."""
-        return layers.heads(channels, cls.head_channels)
+        return layers.count_heads(channels, cls.head_channels)
 
     def _skip(self, in_channels: int, out_channels: int, resampling: dict) -> nn.Module:
         if in_channels != out_channels:
@@ -208,7 +208,7 @@ class DhariwalUNet(UNet):
         self.features_shape = (decoder[0].in_channels, side, side)
 
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
-        embedding, labels, augment_labels = layers.like(
+        embedding, labels, augment_labels = layers.cast_like(
             self.map_layer0.weight, self.map_noise(c_noise), labels, augment_labels
         )
         if self.map_augment is not None and augment_labels is not None:

@@ -52,7 +52,7 @@ class Settings:
     sigma_data: float = SIGMA_DATA  # standard deviation of the images
 
     def __post_init__(self):
-        layers.check(self.img_resolution, self.channel_mult, self.dropout)
+        layers.check_unet(self.img_resolution, self.channel_mult, self.dropout)
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not at {getattr(self, name)}.")
@@ -214,7 +214,7 @@ class Block(layers.Recomputed):
         into, out = place.in_channels, place.out_channels
         self.decoder, self.dropout, self.bound = decoder, s.dropout, s.clip_act
         self.res_balance, self.attn_balance = s.res_balance, s.attn_balance
-        self.heads = layers.heads(out, s.channels_per_head) if place.attends else 0
+        self.heads = layers.count_heads(out, s.channels_per_head) if place.attends else 0
         self.emb_gain = layers.undrawn()
         resamples = place.up or place.down
         self.resample = (

@@ -190,7 +190,7 @@ class _Placed:
             place[name] = value
 
 
-def again(module: nn.Module) -> AbstractContextManager:
+def keep_weights(module: nn.Module) -> AbstractContextManager:
     """A context in which `module` has the weights that it has now: for a block that is computed again on the way back, when
     the pass in half precision is over. Nothing changes outside such a pass."""
     if not _depth["half"]:

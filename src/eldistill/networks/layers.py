@@ -37,7 +37,7 @@ def xavier_uniform(shape: Sequence[int], fan_in: int, fan_out: int, generator: t
     return (2 * uniform - 1) * math.sqrt(6 / (fan_in + fan_out))
 
 
-def check(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> None:
+def check_unet(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> None:
     """Raise ValueError where a U-Net of len(channel_mult) resolutions does not fit, or dropout is no probability."""
     halvings = len(channel_mult) - 1
     if halvings < 0 or img_resolution % 2**halvings:
@@ -46,7 +46,7 @@ def check(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> N
         raise ValueError(f"dropout must lie in [0, 1), not at {dropout}.")
 
 
-def heads(channels: int, width: int) -> int:
+def count_heads(channels: int, width: int) -> int:
     """How many heads of at least `width` channels attention has; 0, so no attention, below one.
 
     Raises ValueError where the channels do not divide evenly among them.
@@ -62,7 +62,7 @@ def undrawn(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.full(shape, math.nan))
 
 
-def like(reference: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def cast_like(reference: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors in the dtype of `reference`; None stays None. What enters layers in half precision; else nothing changes."""
     return tuple(None if each is None else each.to(reference.dtype) for each in tensors)
 
@@ -251,8 +251,8 @@ class Recomputed(nn.Module):
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         # For the block now, and for the same block computed again: its dropout masks, and the weights of half precision.
-        now, later = dropout.again()
-        return now, _Both(later, half.again(self))
+        now, later = dropout.repeat_masks()
+        return now, _Both(later, half.keep_weights(self))
 
 
 class UNetBlock(Recomputed):

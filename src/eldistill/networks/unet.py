@@ -58,7 +58,7 @@ class UNet(nn.Module):
         raise NotImplementedError
 
     def _enter(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        return layers.like(embedding, x)[0]
+        return layers.cast_like(embedding, x)[0]
 
     def _join(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, skip], dim=1)

@@ -108,7 +108,7 @@ class Prepared:
     seed: int
     anchors: list[torch.Tensor] | None = None
     stored: torch.Tensor | None = None
-    across: processes.Processes | None = None
+    across: processes.ProcessGroup | None = None
 
 
 def prepare(numbers: Numbers, setting: Setting) -> Prepared:
@@ -131,7 +131,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         if numbers.labels != "marginal":
             raise Problem("params.yaml: an Embedding Loss to the teacher's images (pairs) has labels: marginal only")
     return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
-                 processes.processes())  # fmt: skip
+                 processes.process_group())  # fmt: skip
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:

@@ -66,7 +66,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         z, images, labels = (torch.from_numpy(arrays[key]) for key in ("z", "images", "labels"))
     if setting.label_dim and int(labels.max()) >= setting.label_dim:
         raise Problem(f"{path} has labels beyond the {setting.label_dim} of the data; make the pairs again")
-    measure = perceptual.load(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
+    measure = perceptual.load_lpips(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
     return Prepared(z, images, labels, setting, measure)
 
 
@@ -80,7 +80,7 @@ def direct_terms(prepared: Prepared, nets: Nets, batch: Batch, numbers: Numbers)
         labels = sent(torch.nn.functional.one_hot(prepared.labels[index], setting.label_dim), setting.device).to(z)
     made = nets["generator"](setting.sigma_init * z, z.new_full((len(z),), setting.sigma_init), labels)
     if prepared.measure is not None:
-        distance = perceptual.distance(prepared.measure, made, wanted, setting.codec, numbers.lpips_pooling)
+        distance = perceptual.lpips(prepared.measure, made, wanted, setting.codec, numbers.lpips_pooling)
         return {"lpips": distance.mean()}
     return {"huber": (((made - wanted).square().mean(dim=(1, 2, 3)) + numbers.c**2).sqrt() - numbers.c).mean()}
 

@@ -48,7 +48,7 @@ class Arithmetic:
     benchmark: bool  # convolutions were chosen by a trial
 
 
-def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arithmetic:
+def set_arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arithmetic:
     """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the
     machine. A CPU trains in float32 and gives equal bits, whatever they say."""
     gpu = "cuda" in str(machine.device)
@@ -57,7 +57,7 @@ def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arith
         precision=wanted if gpu else "float32", tf32=gpu and machine.tf32, deterministic=deterministic,
         benchmark=gpu and (machine.benchmark is True or (machine.benchmark == "auto" and not deterministic)),
     )  # fmt: skip
-    precision(used.precision, nets)
+    set_precision(used.precision, nets)
     if gpu:
         torch.backends.cudnn.allow_tf32 = (
             used.tf32
@@ -71,7 +71,7 @@ def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arith
     return used
 
 
-def precision(name: str, nets: Iterable[Denoiser]) -> None:
+def set_precision(name: str, nets: Iterable[Denoiser]) -> None:
     """float32, tf32 (of a process that began without it: steps/work.py) or bfloat16 (networks/half.py) of these denoisers."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -79,29 +79,29 @@ def precision(name: str, nets: Iterable[Denoiser]) -> None:
         net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def recompute(nets: Iterable[Denoiser]) -> None:
+def recompute_blocks(nets: Iterable[Denoiser]) -> None:
     """Their blocks keep their inputs alone and are computed again on the way back (layers.Recomputed)."""
     for block in (each for net in nets for each in net.modules() if hasattr(each, "recompute")):
         block.recompute = True
 
 
-def channels_last(nets: Iterable[torch.nn.Module]) -> None:
+def set_channels_last(nets: Iterable[torch.nn.Module]) -> None:
     """Their convolutions have the channels of a pixel beside each other in memory. The same up to rounding."""
     for net in nets:
         net.to(memory_format=torch.channels_last)
 
 
-def prepare(machine: Machine, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
+def prepare_networks(machine: Machine, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
     """What params.yaml says of this machine (channels_last, recompute, compile), for networks held and trained."""
     if machine.channels_last:
-        channels_last([*fixed, *trained])
+        set_channels_last([*fixed, *trained])
     if machine.recompute:
-        recompute(trained)
+        recompute_blocks(trained)
     if machine.compile:
-        compiled([*fixed, *trained])
+        compile_networks([*fixed, *trained])
 
 
-def compiled(nets: Iterable[Denoiser]) -> None:
+def compile_networks(nets: Iterable[Denoiser]) -> None:
     """Compile whole passes through these denoisers for their shapes; a copy of one is not compiled. Equal up to rounding.
 
     That includes the passes of SiDA's and DMD2's discriminators, which ask for the encoder's features. DMD2's head itself,
@@ -120,7 +120,7 @@ def compiled(nets: Iterable[Denoiser]) -> None:
             net.compile_passes(dynamic=False)
 
 
-def eager(was_compiled: bool) -> AbstractContextManager:
+def without_compiled_code(was_compiled: bool) -> AbstractContextManager:
     """A context in which nothing that was compiled is used: operations are counted one by one."""
     return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from eldistill.training.watch import Watch
+from eldistill.training.monitor import Monitor
 
 COVERED_BY = "loop"
 
@@ -24,10 +24,10 @@ class Images:
         self,
         make: Callable[[slice], torch.Tensor],
         parts: list[slice],
-        watch: Watch,
+        monitor: Monitor,
         last: Callable[[str, bool], contextlib.AbstractContextManager[None]],
     ) -> None:
-        self.make, self.parts, self.watch, self.last = make, parts, watch, last
+        self.make, self.parts, self.monitor, self.last = make, parts, monitor, last
         self.made: dict[int, torch.Tensor] = {}
 
     def of(self, index: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ class Images:
         if index not in self.made:
             with torch.set_grad_enabled(len(self.parts) == 1):
                 self.made[index] = self.make(self.parts[index])
-            self.watch.finite("images", self.made[index])
+            self.monitor.finite("images", self.made[index])
         return self.made[index].detach()
 
     def whole(self) -> torch.Tensor:

@@ -60,5 +60,5 @@ class Job:
     save_seconds: float = 120  # seconds between saved states
     max_seconds: float = 0  # seconds after which the training saves and stops; 0: never
     snapshots: dict[int, Callable[[torch.nn.Module], None]] = field(default_factory=dict)  # by images: gets the average
-    say: Callable[[str], None] = print  # status lines and warnings
+    log: Callable[[str], None] = print  # status lines and warnings
     arithmetic: Arithmetic | None = None  # for the provenance

@@ -25,7 +25,7 @@ MEMORY = 76  # exit code of a process whose device has too little memory
 GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
 
 
-def launch(arguments: list[str], count: int, most: int = 1, say: Callable[[str], None] = print) -> int:
+def launch(arguments: list[str], count: int, most: int = 1, log: Callable[[str], None] = print) -> int:
     """Run `python -m eldistill` with these arguments in `count` processes of this machine; returns the exit code of the
     first that ended with one, 0 if all did well.
 
@@ -38,7 +38,7 @@ def launch(arguments: list[str], count: int, most: int = 1, say: Callable[[str],
     parts = 1
     while (code := _launch(arguments, count, parts if most > 1 else 0)) == MEMORY and parts < most:
         parts *= 2
-        say(f"a device has too little memory; going on with the images of each process in {parts} parts")
+        log(f"a device has too little memory; going on with the images of each process in {parts} parts")
     return 1 if code == MEMORY else code
 
 

@@ -8,8 +8,8 @@ import torch
 from eldistill.contract import Batch
 from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
-from eldistill.training.processes import Alone, Processes
-from eldistill.training.watch import Watch
+from eldistill.training.monitor import Monitor
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 COVERED_BY = "loop"
 
@@ -17,8 +17,10 @@ COVERED_BY = "loop"
 class Meeting:
     """The supplements at the images of the whole batch. weights: of the generator, in the order of its parameters."""
 
-    def __init__(self, job: Job, across: Processes | Alone, watch: Watch, weights: list[torch.Tensor]) -> None:
-        self.job, self.across, self.watch, self.weights = job, across, watch, weights
+    def __init__(
+        self, job: Job, across: ProcessGroup | SingleProcess, monitor: Monitor, weights: list[torch.Tensor]
+    ) -> None:
+        self.job, self.across, self.monitor, self.weights = job, across, monitor, weights
         self.supplements = [each for each in job.supplements if each.module.offers("generator_terms")]
 
     def meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -38,7 +40,7 @@ class Meeting:
         """The base loss's gradient at the images plus that of every supplement."""
         total = base
         strength = self._rms(base)
-        self.watch.count("generator.base_rms", strength)
+        self.monitor.count("generator.base_rms", strength)
         for each in self.supplements:
             own = self.own_gradient(each, images, batch, base)
             weight = self.weigh(each, strength, self._rms(own), batch)
@@ -55,7 +57,7 @@ class Meeting:
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
         strength = self._rms_of_weight(base[last])
-        self.watch.count("generator.base_rms", strength)
+        self.monitor.count("generator.base_rms", strength)
         total = base
         for each in self.supplements:
             for p in weights:
@@ -80,10 +82,10 @@ class Meeting:
         whole = getattr(each.prepared, "across", None) is not None
         share = None if whole else batch.size / self.job.training.batch
         for name, term in terms.items():
-            self.watch.finite(f"{each.name}.{name}", term.value)
+            self.monitor.finite(f"{each.name}.{name}", term.value)
             if term.gradient is not None:
-                self.watch.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
-            self.watch.count(f"{each.name}.{name}", term.value, share)
+                self.monitor.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
+            self.monitor.count(f"{each.name}.{name}", term.value, share)
         gradients = [term.gradient for term in terms.values() if term.gradient is not None]
         own = gradients[0] if len(gradients) == 1 else sum_of(gradients)
         own = own if share in (None, 1) else own * share
@@ -91,18 +93,18 @@ class Meeting:
             loss = sum_of(term.value for term in terms.values() if term.gradient is not None)
             gathered = None if base is None else self.across.gather(base)
             later = each.module.diagnose(loss, gathered, self.across.gather(own), batch, each.numbers, each.memory)
-            self.watch.later(later, prefix=f"{each.name}.")
+            self.monitor.later(later, prefix=f"{each.name}.")
         return own
 
     def weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
         """The factor of a supplement's gradient. base, own: root mean squares of the two gradients, scalars of the device."""
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
-        self.watch.count(f"{each.name}.gradient_rms", own)
-        self.watch.count(f"{each.name}.weight", weight.factor)
+        self.monitor.count(f"{each.name}.gradient_rms", own)
+        self.monitor.count(f"{each.name}.weight", weight.factor)
         # The share of the base loss's gradient that it has, if that has one.
-        self.watch.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
-        self.watch.count(f"{each.name}.bounded", weight.bounded)
+        self.monitor.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
+        self.monitor.count(f"{each.name}.bounded", weight.bounded)
         return weight.factor
 
     def _rms(self, own: torch.Tensor) -> torch.Tensor:

@@ -149,7 +149,7 @@ def _update(params: Many, grads: Many, exp_avgs: Many, squares: Many, step: floa
     return list(update)
 
 
-def make(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Optimizer:
+def make_optimiser(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Optimizer:
     """The optimiser by `numbers.kind`: torch's, fused where torch offers it."""
     kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RAdam}[numbers.kind]
     options = {

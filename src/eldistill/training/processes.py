@@ -24,8 +24,8 @@ COVERED_BY = "loop"
 BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cost latency, large ones begin late
 
 
-class Alone:
-    """One process alone, with the methods of `Processes`."""
+class SingleProcess:
+    """One process alone, with the methods of `ProcessGroup`."""
 
     rank, size = 0, 1
 
@@ -57,7 +57,7 @@ class Alone:
         """Wait until all are here."""
 
 
-class Processes:
+class ProcessGroup:
     """The processes of a group (None: all) that share a batch. Parts may differ in size; ranks give the order of rows.
 
     Every method raises Lost if another process has ended.
@@ -166,21 +166,21 @@ def _together() -> Iterator[None]:
         raise Lost(f"another process of this run has ended ({text}); the last saved state is kept") from None
 
 
-def processes() -> Processes | None:
+def process_group() -> ProcessGroup | None:
     """All processes that torch was started with; None where there is one."""
     ready = distributed.is_available() and distributed.is_initialized()
-    return Processes() if ready and distributed.get_world_size() > 1 else None
+    return ProcessGroup() if ready and distributed.get_world_size() > 1 else None
 
 
-def others() -> Processes | Alone:
-    """Like `processes()`, but returns a stand-in for one process instead of None."""
-    return processes() or Alone()
+def process_group_or_single() -> ProcessGroup | SingleProcess:
+    """Like `process_group()`, but returns a stand-in for one process instead of None."""
+    return process_group() or SingleProcess()
 
 
 # --- being one of several ------------------------------------------------------------------------------
 
 
-def wanted() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """(rank, number) of this process as torchrun or `launch` started it; (0, 1) where neither did. Raises Problem."""
     try:
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -195,14 +195,14 @@ def wanted() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[int]:
+def join_group(device: str = "auto") -> Iterator[int]:
     """Take part with the others, if this process was started as one of several; gives its rank. NCCL on GPUs, one for each
     process, gloo on CPUs. device: auto, cpu or cuda, as params.yaml has it. Raises Problem.
 
     After an error on a GPU the group stays as it is: NCCL's farewell waits for the others, which wait for this process. Whoever
     ends the process then ends it at once (`abandoned`).
     """
-    rank, size = wanted()
+    rank, size = rank_and_size()
     if size == 1:
         yield 0
         return
@@ -230,7 +230,7 @@ def joined(device: str = "auto") -> Iterator[int]:
                 distributed.destroy_process_group()
 
 
-def abandoned() -> bool:
+def left_after_error() -> bool:
     """Whether this process has left a group after an error, without a farewell."""
     return distributed.is_available() and distributed.is_initialized()
 
@@ -238,7 +238,7 @@ def abandoned() -> bool:
 def _leave() -> None:
     # Who closes its connections while another still reads makes that one fail.
     with contextlib.suppress(Lost):
-        Processes().barrier()
+        ProcessGroup().barrier()
 
 
 # --- starting several ----------------------------------------------------------------------------------

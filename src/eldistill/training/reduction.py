@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from eldistill.training.processes import Alone, Processes
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 COVERED_BY = "loop"
 
@@ -38,7 +38,7 @@ class Reduction:
     reports that it differs.
     """
 
-    def __init__(self, across: Processes, parameters: Iterable[torch.Tensor], bucket: int) -> None:
+    def __init__(self, across: ProcessGroup, parameters: Iterable[torch.Tensor], bucket: int) -> None:
         self.across, self.parameters, self.limit = across, list(parameters), bucket
         self.here: list[bool] = []  # parameters with a gradient in this process, when all processes last agreed
         self.used: list[bool] = []  # parameters with a gradient in any process; empty before the first step
@@ -158,9 +158,11 @@ class Reduction:
         self._restart()
 
 
-def reductions(across: Processes | Alone, named: dict[str, list[tuple[str, torch.Tensor]]]) -> dict[str, Reduction]:
+def reductions(
+    across: ProcessGroup | SingleProcess, named: dict[str, list[tuple[str, torch.Tensor]]]
+) -> dict[str, Reduction]:
     """A Reduction for each network, by its name; none for a single process. named: its parameters with their names."""
-    if isinstance(across, Alone):
+    if isinstance(across, SingleProcess):
         return {}
     size = across.bucket_bytes
     return {name: Reduction(across, (each for _, each in pairs), size) for name, pairs in named.items()}

@@ -23,14 +23,16 @@ from eldistill.tensors import load_tensors, save_tensors
 COVERED_BY = "loop"
 
 
-def folder(digest: str, root: str | Path = ".") -> Path:
+def state_folder(digest: str, root: str | Path = ".") -> Path:
     """The state folder of a recipe, made if absent."""
     path = Path(root) / STATE / digest[:32]
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+def pack_tensors(
+    nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
     """All tensors of networks and optimisers under flat names."""
     flat = {f"net/{name}/{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
     for name, optimiser in optimisers.items():
@@ -39,7 +41,7 @@ def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Opt
     return flat
 
 
-def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Path = Path(STATE)) -> None:
+def unpack_tensors(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Path = Path(STATE)) -> None:
     """The inverse of `pack`, in place. path: the state's folder, for the message. Raises Problem if a network's tensors are not
     finite and of its shapes."""
     for name, net in nets.items():
@@ -66,12 +68,12 @@ def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Pa
 PIECE, ALIGNED = 2**28, 64  # bytes
 
 
-def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+def save_state(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
     """Write one state file; the one before is replaced only when the new one is complete."""
     save_tensors(path / "state.safetensors", tensors, numbers)
 
 
-def buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> dict[str, torch.Tensor]:
+def make_buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> dict[str, torch.Tensor]:
     """Empty tensors on the CPU of the given shapes and types, packed into pieces of PIECE bytes.
 
     torch rounds each pinned allocation up to a power of two; thousands of small ones would take half as much again.
@@ -128,7 +130,7 @@ class Writer:
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
         try:
-            save(path, tensors, numbers)
+            save_state(path, tensors, numbers)
         except BaseException as error:
             self._error = error
 
@@ -138,7 +140,7 @@ class Writer:
         layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if layout != {name: (buffer.shape, buffer.dtype) for name, buffer in self._buffers.items()}:
             self._buffers = {}  # freed before others are made
-            self._buffers = buffers(layout, pinned=bool(devices))
+            self._buffers = make_buffers(layout, pinned=bool(devices))
         for name, tensor in tensors.items():
             self._buffers[name].copy_(tensor.detach(), non_blocking=True)
         for device in devices:
@@ -157,19 +159,19 @@ class Writer:
             self._thread.join()
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
     """The saved state, or None before the first."""
     if not (path / "state.safetensors").exists():
         return None
     return load_tensors(path / "state.safetensors")
 
 
-def remember_failure(path: Path, sentence: str, code: str) -> None:
+def note_failure(path: Path, sentence: str, code: str) -> None:
     """Note a failure that repeating cannot cure (a NaN), so that a retry says so at once."""
     (path / "failed.json").write_text(json.dumps({"sentence": sentence, "code": code}))
 
 
-def failure(path: Path, code: str) -> str | None:
+def noted_failure(path: Path, code: str) -> str | None:
     """The noted sentence, unless the package's source has changed since."""
     try:
         noted = json.loads((path / "failed.json").read_text())

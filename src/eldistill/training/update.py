@@ -23,9 +23,9 @@ from eldistill.training import optimisers, reduction
 from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
 from eldistill.training.meeting import Meeting
+from eldistill.training.monitor import Monitor
 from eldistill.training.optimisers import Optimiser
-from eldistill.training.processes import Alone, Processes
-from eldistill.training.watch import Watch
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 COVERED_BY = "loop"
 
@@ -33,17 +33,17 @@ COVERED_BY = "loop"
 class Update:
     """The networks and optimisers of a training at work; `step` makes one optimiser step of one network.
 
-    across: the processes that share a batch. watch: gets what must be finite and what is logged.
+    across: the processes that share a batch. monitor: gets what must be finite and what is logged.
     """
 
-    def __init__(self, job: Job, across: Processes | Alone, watch: Watch) -> None:
-        self.job, self.across, self.watch = job, across, watch
+    def __init__(self, job: Job, across: ProcessGroup | SingleProcess, monitor: Monitor) -> None:
+        self.job, self.across, self.monitor = job, across, monitor
         self.group = job.method.group(job.numbers)  # images that stay together
         self.own = across.rows(job.training.batch, self.group)  # rows of a batch
         self.nets = {**job.fixed, **job.nets}
         for net in job.fixed.values():
             net.requires_grad_(False).eval()
-        self.optimisers = {name: optimisers.make(net, job.optimisers[name]) for name, net in job.nets.items()}
+        self.optimisers = {name: optimisers.make_optimiser(net, job.optimisers[name]) for name, net in job.nets.items()}
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named: dict[str, list[tuple[str, torch.Tensor]]] = {
             name: [*net.named_parameters()] for name, net in job.nets.items()
@@ -51,7 +51,7 @@ class Update:
         self.reductions = reduction.reductions(across, self.named)
         self.normalised = {name: self._forced(name) for name in job.nets}
         generator = [parameter for _, parameter in self.named.get("generator", [])]  # a teacher and a judge have none
-        self.meeting = Meeting(job, across, watch, generator)
+        self.meeting = Meeting(job, across, monitor, generator)
         self.critics = [each for each in job.supplements if each.module.offers("critic_terms")]
         self.direct = [each for each in job.supplements if each.module.offers("direct_terms") and each.numbers.weight]
         self.begin()
@@ -130,8 +130,8 @@ class Update:
                 made.append(images)
             terms = self._critic_terms(phase, batch, part, images)
             for name, value in terms.items():
-                self.watch.finite(f"{phase.net}.{name}", value)
-                self.watch.count(f"{phase.net}.{name}", value, self._share(part))
+                self.monitor.finite(f"{phase.net}.{name}", value)
+                self.monitor.count(f"{phase.net}.{name}", value, self._share(part))
             with self._last(phase.net, part.stop == batch.size):
                 (sum_of(terms.values()) * self._share(part)).backward()
         if made:
@@ -144,7 +144,7 @@ class Update:
             return None
         with torch.no_grad():
             images = self._generate(batch, part)
-        self.watch.finite("images", images)
+        self.monitor.finite("images", images)
         return images
 
     def _critic_terms(
@@ -166,7 +166,7 @@ class Update:
 
     def _generator(self, phase: Phase, batch: Batch) -> None:
         parts = self._parts(batch.size)
-        images = Images(functools.partial(self._generate, batch), parts, self.watch, self._last)
+        images = Images(functools.partial(self._generate, batch), parts, self.monitor, self._last)
         gradients: dict[int, torch.Tensor] = {}  # at the images, by micro-batch
         for index, part in enumerate(parts):
             direct = self._terms(batch[part], self._share(part), images, index, gradients)
@@ -195,12 +195,12 @@ class Update:
         direct = []
         for name, term in terms.items():
             value = term.value if isinstance(term, AtImages) else term
-            self.watch.finite(f"generator.{name}", value)
-            self.watch.count(f"generator.{name}", value, share)
+            self.monitor.finite(f"generator.{name}", value)
+            self.monitor.count(f"generator.{name}", value, share)
             if not isinstance(term, AtImages):
                 direct.append(term)
             elif term.gradient is not None:
-                self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
+                self.monitor.finite(f"generator.{name}: gradient at the images", term.gradient)
                 gradients[index] = gradients.get(index, 0) + term.gradient * share
         return direct
 
@@ -208,8 +208,8 @@ class Update:
         with dropout.masks(batch.draw, each.name):
             terms = each.module.direct_terms(each.prepared, self.nets, batch, each.numbers)
         for name, value in terms.items():
-            self.watch.finite(f"{each.name}.{name}", value)
-            self.watch.count(f"{each.name}.{name}", value, share)
+            self.monitor.finite(f"{each.name}.{name}", value)
+            self.monitor.count(f"{each.name}.{name}", value, share)
         with self._last("generator", last):
             (sum_of(terms.values()) * (share * each.numbers.weight)).backward()
 
@@ -220,15 +220,15 @@ class Update:
         if not self.reductions:
             return
         # All sums come before an error: no process waits for one that has stopped.
-        self.watch.ask([self.reductions[name].finish()], self.reductions[name].settle)
-        self.watch.look(progress)
+        self.monitor.ask([self.reductions[name].finish()], self.reductions[name].settle)
+        self.monitor.flush(progress)
 
     def _check_gradients(self, name: str, numbers: Optimiser, progress: Progress) -> None:
         found = [(key, gradient) for key, p in self.named[name] if (gradient := p.grad) is not None]
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in found])
         parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
-        self.watch.finite(f"gradient norm of {name}", norm, parts)
-        self.watch.count(f"{name}.gradient_norm", norm)
+        self.monitor.finite(f"gradient norm of {name}", norm, parts)
+        self.monitor.count(f"{name}.gradient_norm", norm)
         if self.across.size > 1:
             self._look_together(progress)
         if numbers.clip:
@@ -241,7 +241,7 @@ class Update:
     def _look_together(self, progress: Progress) -> None:
         """Look, where another process may have found a bad value of its own and has ended: its sentence is the better one."""
         try:
-            self.watch.look(progress)
+            self.monitor.flush(progress)
         except NonFinite:
             self.across.barrier()
             raise
