@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only training loop. Methods, teachers and judges all train on it.
+"""The training loop, which methods, teachers and judges share.
 
-Several processes (eldistill.training.processes) share every batch: each does its rows, and all numbers are those of the whole.
+With several processes (eldistill.training.processes) each computes its rows of every batch, and all logged numbers are those
+of the whole batch.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from eldistill.training.monitor import Monitor
 from eldistill.training.update import Update
 
 RECIPE = ("loop", 1)
-QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # in log.csv, but not in the status line
+QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # ends of names that only log.csv shows
 
 
 class Loop:
-    """One training, from its saved state (or nothing) to the end.
+    """One training, from its saved state (or from the start) to the end.
 
-    job: all that it needs. `iterate` makes one iteration, `run` the whole training. `average` is the running average of the
-    published network, `rows` the log: means over the iterations since the row before.
+    job: everything that the training needs. `iterate` makes one iteration, `run` the whole training. `average` is the running
+    average of the published network. `rows` is the log: means over the iterations since the previous row.
 
         work = Loop(job)
         average = work.run()            # continues from the state in job.folder, if there is one
@@ -52,13 +53,13 @@ class Loop:
 
     @property
     def progress(self) -> Progress:
-        """Where the run is."""
+        """The images and iterations so far."""
         return Progress(self.n_images, self.iteration, self.job.training.n_images)
 
     # --- one iteration ---
 
     def iterate(self) -> None:
-        """All phases once, then the averages."""
+        """Make all optimiser steps of one iteration and update the running average. Raises NonFinite."""
         job, progress = self.job, self.progress
         self.update.begin()
         seen: dict[str, int] = {}
@@ -69,7 +70,7 @@ class Loop:
                 self.update.step(phase, progress, f"{phase.net}/{again}" if again else phase.net)
         job.method.after_step(self.nets, job.numbers, progress)
         self._average(progress)
-        self.monitor.flush(progress)  # the one place where a GPU is waited for
+        self.monitor.flush(progress)  # the only synchronisation with a GPU in an iteration
         self.n_images += job.training.batch
         self.iteration += 1
         self.steps += 1
@@ -85,10 +86,14 @@ class Loop:
     # --- the whole run ---
 
     def run(self) -> torch.nn.Module:
-        """Train to the end and return the running average. Raises NonFinite or Stopped, the state being saved."""
+        """Train to the end and return the running average of the published network.
+
+        Raises Stopped after a signal or max_seconds, with the state saved; NonFinite for a bad value, with the last good
+        state kept; Problem for a damaged state; Lost if another process has ended.
+        """
         job, total = self.job, self.job.training.n_images
         self._resume()
-        self.across.barrier()  # a process that finishes first must not remove a state that another still has to read
+        self.across.barrier()  # no process may finish and remove the state before all have read it
         first = self.across.rank == 0
         tick_every = max(1, total // job.training.batch // job.ticks)
         wall, cpu, saved, since = time.perf_counter(), time.process_time(), time.monotonic(), time.monotonic()
@@ -125,10 +130,10 @@ class Loop:
         self.stop_reason = f"stopped by {signal}"
 
     def count_flop(self) -> float:
-        """Floating-point operations of an iteration, as torch counts them: the mean over a cycle of the phases.
+        """Floating-point operations of an iteration, averaged over a cycle of the phases, as torch counts them.
 
-        Of products, convolutions and attention, forwards and backwards, of all networks. To be called when the results
-        are written: it trains on, from what is in memory, and puts only the counters back.
+        They include products, convolutions and attention of all networks, forward and backward. Call it after the results
+        are written: it makes further training steps and restores only the counters.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -149,7 +154,7 @@ class Loop:
         )
 
     def _together(self) -> None:
-        """The sums of all processes, in the first one."""
+        """Add the sums of all processes in the first one and clear the others."""
         if self.across.size == 1:
             return
         names = sorted(self.monitor.sums)
@@ -176,14 +181,16 @@ class Loop:
                     f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations; its gradient "
                     f"is {own.get('share', 0):.3g} of the base loss's on average, and not what was asked for"
                 )
-            late = 2 * self.n_images >= total  # a generator begins with the teacher's blurred guesses
+            late = (
+                2 * self.n_images >= total
+            )  # a generator starts with the teacher's blurred images, which would trigger the warning
             if late and (text := each.module.warning(own)):
                 self.job.log(f"warning: {each.name}: {text}")
 
     def save(self, wait: bool = True) -> None:
-        """Write the state; of several processes the first one does, and any number of them can read it.
+        """Save the state. With several processes the first one writes it, and any number of processes can continue from it.
 
-        wait: until it is on the disk; otherwise the training goes on meanwhile.
+        wait: return only when it is on the disk; otherwise it is written in a thread while the training goes on.
         """
         self._together()
         if self.across.rank:
@@ -206,7 +213,7 @@ class Loop:
         state.unpack_tensors(tensors, {**self.job.nets, "average": self.average}, self.optimisers, self.job.folder)
         self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
         self.monitor.sums, self.steps = numbers["sums"], numbers["steps"]
-        if self.across.rank:  # they are those of all processes
+        if self.across.rank:  # the saved sums are those of all processes, and the first one has them
             self.monitor.sums = {name: [0.0, 0.0] for name in self.monitor.sums}
         self.rows, self.seconds = numbers["rows"], numbers["seconds"]
         for supplement in self.job.supplements:

@@ -18,12 +18,12 @@ Parts = Iterable[tuple[str, torch.Tensor]]
 
 @dataclass
 class Finite:
-    """A tensor that must be finite, and whether it is, which the device knows first."""
+    """A tensor that must be finite, and the result of the check on the device."""
 
     name: str
     tensor: torch.Tensor
     good: torch.Tensor
-    parts: Parts  # what it was made of, asked only if it is bad: the first bad one is named in its place
+    parts: Parts  # tensors it was computed from; if it is not finite, the first bad part is named instead
 
 
 class Monitor:
@@ -35,12 +35,14 @@ class Monitor:
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
+        self.sums: dict[str, list[float]] = {}  # {name of a logged number: [its sum, number of steps]}
         self._watched: list[Finite] = []
-        self._asked: list[tuple[list[torch.Tensor], Callable[..., None]]] = []  # scalars, and what takes their values
+        self._asked: list[
+            tuple[list[torch.Tensor], Callable[..., None]]
+        ] = []  # scalars, and the function that is given their values
 
     def finite(self, name: str, tensor: torch.Tensor, parts: Parts = ()) -> None:
-        """`tensor`, of any shape, must be finite, or the next flush raises NonFinite."""
+        """Check that `tensor`, of any shape, is finite; if not, the next flush raises NonFinite. parts: see `Finite`."""
         tensor = tensor.detach()
         self._watched.append(Finite(name, tensor, torch.isfinite(tensor).all(), parts))
 
@@ -49,8 +51,8 @@ class Monitor:
     ) -> None:
         """Add a number (a scalar) to the sums, at the next flush.
 
-        share: of the batch; None: every process knows it and adds its part. known: a scalar, false where the device finds
-        that there is no such number.
+        share: of the batch that the number stands for; None: it is the same in all processes, and each adds an equal part.
+        known: a scalar on the device; False means that the number does not exist and is not added.
         """
         share = 1 / self.processes if share is None else share
 
@@ -64,7 +66,7 @@ class Monitor:
             self.ask([], functools.partial(add, value))
 
     def later(self, later: Later, prefix: str) -> None:
-        """Count the numbers that a supplement makes of some scalars once they have been read."""
+        """Add the numbers that a supplement computes from scalars once these have been read back."""
 
         def add(*values: float) -> None:
             for name, value in later.finish(*values).items():
@@ -73,11 +75,11 @@ class Monitor:
         self.ask(later.scalars, add)
 
     def ask(self, scalars: list[torch.Tensor], take: Callable[..., None]) -> None:
-        """Have the values of some scalars handed to a function at the next flush, if nothing bad is found."""
+        """Pass the values of scalars to `take` at the next flush, unless a tensor is not finite."""
         self._asked.append(([each.detach() for each in scalars], take))
 
     def flush(self, progress: Progress) -> None:
-        """Read everything back, and add all numbers to their sums in the order of their counting.
+        """Read all values back together and add the numbers to their sums, in the order in which they were counted.
 
         Raises NonFinite for the first bad tensor since the last flush.
         """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimiser step: what a phase does with one network.
+"""One optimiser step of one network, as a phase describes it.
 
-A generator step makes the images of the whole batch first. The gradients of the base loss and of every
-supplement meet at those images, and one backward pass carries their weighted sum into the generator: a supplement
-sees the whole batch however small the micro-batches are, and a weight that compares gradients costs nothing.
+A generator step makes the images of the whole batch first. The gradients of the base loss and of all supplements are added
+at these images, and one backward pass propagates the weighted sum to the generator. So a supplement sees the whole batch,
+however small the micro-batches are, and weights that compare gradients need no further pass.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ COVERED_BY = "loop"
 
 
 class Update:
-    """The networks and optimisers of a training at work; `step` makes one optimiser step of one network.
+    """The networks and optimisers of a training; `step` makes one optimiser step of one network.
 
-    across: the processes that share a batch. monitor: gets what must be finite and what is logged.
+    across: the processes that share a batch. monitor: receives tensors that must be finite and numbers for the log.
     """
 
     def __init__(self, job: Job, across: ProcessGroup | SingleProcess, monitor: Monitor) -> None:
         self.job, self.across, self.monitor = job, across, monitor
-        self.group = job.method.group(job.numbers)  # images that stay together
-        self.own = across.rows(job.training.batch, self.group)  # rows of a batch
+        self.group = job.method.group(job.numbers)  # images that must share a micro-batch
+        self.own = across.rows(job.training.batch, self.group)  # rows of a batch that this process computes
         self.nets = {**job.fixed, **job.nets}
         for net in job.fixed.values():
             net.requires_grad_(False).eval()
@@ -50,19 +50,24 @@ class Update:
         }
         self.reductions = reduction.reductions(across, self.named)
         self.normalised = {name: self._forced(name) for name in job.nets}
-        generator = [parameter for _, parameter in self.named.get("generator", [])]  # a teacher and a judge have none
+        generator = [
+            parameter for _, parameter in self.named.get("generator", [])
+        ]  # trainings of teachers and judges have no generator
         self.meeting = Meeting(job, across, monitor, generator)
         self.critics = [each for each in job.supplements if each.module.offers("critic_terms")]
         self.direct = [each for each in job.supplements if each.module.offers("direct_terms") and each.numbers.weight]
         self.begin()
 
     def begin(self) -> None:
-        """Begin an iteration: `same` and `reuse` of a phase reach back to phases of the same iteration."""
+        """Forget labels and images of the previous iteration, which `same` and `reuse` of a phase must not use."""
         self._labels: torch.Tensor | None = None
         self._images: torch.Tensor | None = None
 
     def step(self, phase: Phase, progress: Progress, scope: str) -> None:
-        """One optimiser step of the network of a phase. scope: of its random numbers."""
+        """Make one optimiser step of the network of a phase.
+
+        progress: at the beginning of the iteration. scope: prefix that separates its random numbers from other phases.
+        """
         job = self.job
         for name in job.nets:
             training = name == phase.net or (name == "generator" and phase.generator_mode == "train")
@@ -78,10 +83,10 @@ class Update:
         for normalise_weight in self.normalised[phase.net]:
             normalise_weight()
 
-    # --- what a step begins with ---
+    # --- preparation of a step ---
 
     def _forced(self, name: str) -> list[Callable[[], None]]:
-        # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
+        # EDM2's forced weight normalisation acts after a step, because changing weights inside a graph would break it.
         chosen = self.job.method.normalised(self.job.numbers)
         if chosen is not None and name not in chosen:
             return []
@@ -99,8 +104,8 @@ class Update:
         if self.job.device != "cpu":
             self.job.nets[name].train(training).requires_grad_(gradient)
             return
-        # The same without a walk through the module tree, and without asking which kind of attribute is set: on a CPU that
-        # costs a tenth of a small step.
+        # Like `train` and `requires_grad_`, but without walking through the module tree and without torch's attribute checks,
+        # which cost a tenth of a small step on a CPU.
         for module in self.modules[name]:
             module.__dict__["training"] = training
         for _, parameter in self.named[name]:
@@ -113,11 +118,11 @@ class Update:
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def _share(self, part: slice) -> float:
-        # Of the batch of all processes.
+        # The share that these rows have in the batch of all processes.
         return float((part.stop - part.start) / self.job.training.batch)
 
     def _last(self, name: str, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around a backward pass. last: nothing is added to the gradients of this network in this phase after it."""
+        """A context for a backward pass. last: it is the last one that adds to this network's gradients in this phase."""
         return self.reductions[name].last_pass() if last and self.reductions else contextlib.nullcontext()
 
     # --- networks other than the generator ---
@@ -170,7 +175,7 @@ class Update:
         gradients: dict[int, torch.Tensor] = {}  # at the images, by micro-batch
         for index, part in enumerate(parts):
             direct = self._terms(batch[part], self._share(part), images, index, gradients)
-            # The last pass, if nothing is pulled through the images afterwards.
+            # This is the last backward pass unless gradients at the images follow.
             ends = index == len(parts) - 1 and not gradients and not self.meeting.supplements
             if direct:
                 with self._last("generator", ends and not self.direct):
@@ -187,7 +192,7 @@ class Update:
     def _terms(
         self, batch: Batch, share: float, images: Images, index: int, gradients: dict[int, torch.Tensor]
     ) -> list[torch.Tensor]:
-        # The base loss of one micro-batch: adds its gradient at the images, and returns its terms without one.
+        # Computes the base loss of one micro-batch. Adds its gradient at the images to `gradients` and returns the other terms.
         with dropout.masks(batch.draw, "terms"):
             terms = self.job.method.generator_terms(
                 self.nets, batch, functools.partial(images.of, index), self.job.numbers
@@ -216,10 +221,10 @@ class Update:
     # --- after the backward passes ---
 
     def _sum_gradients(self, name: str, progress: Progress) -> None:
-        """Sum the gradients of all processes. Raises NonFinite for what this process has computed itself."""
+        """Sum the gradients of all processes. Raises NonFinite if a value of this process is not finite."""
         if not self.reductions:
             return
-        # All sums come before an error: no process waits for one that has stopped.
+        # All sums finish before an error is raised, so that no process waits for one that has stopped.
         self.monitor.ask([self.reductions[name].finish()], self.reductions[name].settle)
         self.monitor.flush(progress)
 
@@ -230,16 +235,16 @@ class Update:
         self.monitor.finite(f"gradient norm of {name}", norm, parts)
         self.monitor.count(f"{name}.gradient_norm", norm)
         if self.across.size > 1:
-            self._look_together(progress)
+            self._flush_together(progress)
         if numbers.clip:
-            # A norm that is no number would spoil every gradient, before the bad one is found and named.
+            # Scaling by a norm that is not finite would spoil all gradients before the bad one is named.
             usable = norm.nan_to_num(0.0, 0.0)
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, usable)
         if numbers.clip_value:
             torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
 
-    def _look_together(self, progress: Progress) -> None:
-        """Look, where another process may have found a bad value of its own and has ended: its sentence is the better one."""
+    def _flush_together(self, progress: Progress) -> None:
+        """Flush the monitor. If it raises, wait for the other processes, so that the one with the bad value reports it."""
         try:
             self.monitor.flush(progress)
         except NonFinite:
