@@ -41,6 +41,7 @@ from eldistill.losses import score
 from eldistill.plan import params
 from eldistill.sampling import generators as sampling
 from eldistill.sampling.teachers import images_of_teacher
+from eldistill.steps.work import set_threads
 from eldistill.training import compute, loop
 from eldistill.training.machine import Machine
 
@@ -203,7 +204,11 @@ def loop_of(
     config = {**(network or subject.network), **({} if dropout is None else {"dropout": dropout})}
     job = loops.still_job(values, config, reals, options.batch, folder, added, micro_batch)
     nets = [job.fixed["teacher"], *job.nets.values()]
-    compute.set_precision(options.precision, nets)
+    if options.device == "cuda":  # as a run of this machine; a CPU would train in float32, whatever is to be measured
+        half = "bfloat16" if options.precision == "bfloat16" else "float32"
+        compute.set_arithmetic(half, Machine(device=options.device, tf32=options.precision == "tf32"), nets)
+    else:
+        compute.set_precision(options.precision, nets)
     machine = Machine(channels_last=options.channels_last, recompute=options.recompute, compile=options.compile)
     compute.prepare_networks(machine, nets[:1], nets[1:])
     work = loop.Loop(job)
@@ -373,8 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--compare", type=Path, help="a file that --out has written: milliseconds over its own in a last column"
     )
     options = parser.parse_args(arguments)
-    compute.keep_memory()  # as every step does
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads, "distil")  # what every step begins with
     options.ceiling = ceiling(options)
     settings, rows = params.load(ROOT / "params.yaml"), []
     others = json.loads(options.compare.read_text(encoding="utf-8"))["rows"] if options.compare else []

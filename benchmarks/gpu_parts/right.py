@@ -16,6 +16,7 @@ from torch import distributed as collectives
 from eldistill.ensemble import seed as ensembles
 from eldistill.supplements import embedding
 from eldistill.training import processes
+from eldistill.training.reduction import Reduction
 from gpu_parts import small
 from gpu_parts.items import Item, failure, is_memory
 from gpu_parts.small import Case
@@ -197,6 +198,9 @@ def _through(across, case: Case, options) -> dict:
     def change(work) -> None:
         for part in (work, work.update, work.update.meeting):
             part.across = across
+        # Small buckets, so that sums begin within a backward pass.
+        pairs = work.update.named.items()
+        work.update.reductions = {name: Reduction(across, [each for _, each in named], 4096) for name, named in pairs}
         for each in work.job.supplements:
             each.prepared = dataclasses.replace(each.prepared, across=across)
 

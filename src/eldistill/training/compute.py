@@ -65,9 +65,8 @@ def set_arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> A
     )  # fmt: skip
     set_precision(used.precision, nets)
     if gpu:
-        torch.backends.cudnn.allow_tf32 = (
-            used.tf32
-        )  # of convolutions alone: distances of EL are small differences of products
+        # Of convolutions alone: the distances of EL are small differences of products.
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, used.tf32
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = used.benchmark, used.deterministic
         if used.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
