@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks, data and supplements of a run, from its recipe and files: for the run itself, and for a probe of a finished one."""
+"""Loads the data, networks and supplements of a run from its recipe and files. A probe of a finished run uses it too."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start,
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made from, loaded."""
+    """The loaded method, teacher and images of a run."""
 
     method: Method
     numbers: Any  # of the method
     teacher: torch.nn.Module  # frozen
-    metadata: dict[str, Any]  # description of the teacher
+    metadata: dict[str, Any]  # of the teacher: config, codec, shape, label_dim, …
     reals: dataset.Reals  # train images
 
     @property
@@ -42,7 +42,7 @@ class Parts:
 
 
 def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
-    """Method, teacher and data of a recipe. Raises Problem if they do not fit together."""
+    """Load method, teacher and images of a recipe to a device. Raises Problem if they do not fit together."""
     method = contract.load_method(recipe["method"]["file"])
     numbers = contract.make_numbers(method, recipe["method"])
     teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
@@ -60,8 +60,11 @@ def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
 
 
 def upstream_files(recipe: Recipe, files: Iterable[Path]) -> Upstream:
-    """Which of the files upstream the supplements of a run read: `ensembles`, manifests in the order of its supplements,
-    and `pairs`, {(n, seed): file}."""
+    """The upstream files that the supplements of a run read.
+
+    files: outputs of all upstream steps. Returns {"ensembles": manifests in the order of the supplements, "pairs":
+    {(n, seed): path}}.
+    """
     files = list(files)
     manifests = {
         (path.parent.name, path.stem): path for path in files if path.suffix == ".json" and "ensembles" in path.parts
@@ -79,7 +82,10 @@ def upstream_files(recipe: Recipe, files: Iterable[Path]) -> Upstream:
 
 
 def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Module | None, int]:
-    """The generator that a run starts from, and the images it has generated; (None, 0) without one. Raises Problem."""
+    """Load the generator that a run starts from: (network, images it was trained on), or (None, 0) without a path.
+
+    Raises Problem if it starts from another noise level than this method.
+    """
     if not path:
         return None, 0
     begun = generators.load_generator(path, device)
@@ -90,12 +96,14 @@ def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Mo
 
 
 def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
-    """The networks that a run trains: the generator, and the method's others."""
+    """Make the networks that a run trains: the generator, and the further ones of the method."""
     key = stream_seed(seed, "initialisation")
     generator = made.method.generator(made.teacher, start, made.numbers)
     nets = {"generator": generator, **made.method.networks(made.teacher, made.numbers, key)}
     if start is not None and "target" in nets:
-        nets["target"].load_state_dict(generator.state_dict())  # the average of a generator starts at it
+        nets["target"].load_state_dict(
+            generator.state_dict()
+        )  # a target is an average of the generator and starts equal to it
     return nets
 
 
@@ -115,7 +123,10 @@ def set_dropout(nets: Nets, probability: float | None) -> None:
 
 @torch.no_grad()
 def check_start(job: Job, teacher: torch.nn.Module) -> None:
-    """Before any update a generator that is a copy of the teacher must give the teacher's image. Raises Problem."""
+    """Check that a generator that is a copy of the teacher returns the teacher's denoised image before training.
+
+    Raises Problem if it does not, which means that the method's `generate` and `sampler` disagree.
+    """
     net = job.nets["generator"]
     mine, its = net.state_dict(), teacher.state_dict()
     if mine.keys() != its.keys() or any(not torch.equal(mine[key], its[key]) for key in its):
@@ -139,7 +150,7 @@ def check_start(job: Job, teacher: torch.nn.Module) -> None:
 
 
 def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
-    """The supplements of a run, prepared; their networks are not added yet. upstream: as the function of that name gives it."""
+    """Load and prepare the supplements of a run, without adding their networks. upstream: see `upstream_files`. Raises Problem."""
     waiting, found = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.load_supplement(values["file"])
@@ -156,6 +167,6 @@ def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine
 
 
 def add_networks(nets: Nets, added: Iterable[Supplement], seed: int) -> None:
-    """Let each supplement add its weights to the networks."""
+    """Let each supplement add its weights to the networks, in place. Raises Problem if one does not fit."""
     for each in added:
         each.module.networks(nets, each.prepared, each.numbers, stream_seed(seed, f"initialisation/{each.name}"))
