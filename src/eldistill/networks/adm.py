@@ -101,7 +101,7 @@ class LabelEmbedding(layers.Linear):
 
 @dataclass(frozen=True)
 class Place:
-    """A layer of the U-Net: its name in the state, its widths, how it resamples, whether it attends."""
+    """A layer of the U-Net: name in the state, numbers of channels, resampling, and whether it has attention."""
 
     name: str
     in_channels: int
@@ -167,7 +167,7 @@ class Block(layers.UNetBlock):
 
     @classmethod
     def count_heads(cls, s, channels: int) -> int:
-        """How many heads attention over `channels` channels has. Raises ValueError where they are not equal."""
+        """The number of attention heads for `channels` channels. Raises ValueError if they cannot have equal widths."""
         return layers.count_heads(channels, cls.head_channels)
 
     def _skip(self, in_channels: int, out_channels: int, resampling: dict) -> nn.Module:
@@ -177,7 +177,7 @@ class Block(layers.UNetBlock):
         return self.convolution(in_channels, out_channels, 0, **resampling) if resamples else nn.Identity()
 
     def modulate(self, h: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """The embedding enters: [scale, shift] after the normalisation."""
+        """Normalise h [n, c, h, w], then apply scale and shift from the embedding [n, 2 c, 1, 1]."""
         scale, shift = shift.chunk(2, dim=1)
         return self.norm1(h) * (1 + scale) + shift
 
@@ -185,7 +185,7 @@ class Block(layers.UNetBlock):
 class DhariwalUNet(UNet):
     """F(x, c_noise), without preconditioning."""
 
-    block = Block  # another flavour of the network overrides it
+    block = Block  # subclasses override it
 
     def __init__(self, settings: Settings):
         super().__init__()

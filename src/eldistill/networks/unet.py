@@ -44,7 +44,7 @@ class UNet(nn.Module):
         return x, skips, embedding
 
     def decode(self, features, skips, embedding) -> torch.Tensor:
-        """The result [n, c, r, r] from what `encode` gave."""
+        """The result [n, c, r, r] from what `encode` returned: features, skips and embedding."""
         x, waiting = features, list(skips)
         for name, layer in self.dec.items():
             x = self._pass(layer, self._join(x, waiting.pop()) if "_block" in name else x, embedding)
