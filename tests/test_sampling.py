@@ -200,8 +200,8 @@ def test_a_saved_generator_comes_back(tmp_path, generator):
     path = tmp_path / "generator_ema.safetensors"
     sampling.save_generator(path, generator.network, about())
     again = sampling.load_generator(path)
-    assert again.shape == (1, 8, 8) and {k: again.about[k] for k in about()} == about()
-    assert again.about["config"] == generator.network.config
+    assert again.shape == (1, 8, 8) and {k: again.metadata[k] for k in about()} == about()
+    assert again.metadata["config"] == generator.network.config
     state = generator.network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in again.network.state_dict().items())
     assert not again.network.training and not any(p.requires_grad for p in again.network.parameters())

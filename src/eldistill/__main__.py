@@ -149,7 +149,7 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         if code == 0:
             plan.identities.record()
         return code
-    with distributed.joined(params.load().top("device")) as rank:
+    with distributed.join_group(params.load().top("device")) as rank:
         steps.run(*words, say=say, rank=rank)
     return 0
 
@@ -159,7 +159,7 @@ def leave(code: int) -> None:
     if "torch.distributed" in sys.modules:
         from eldistill.training import processes
 
-        if processes.abandoned():
+        if processes.left_after_error():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -295,24 +295,24 @@ class SupplementModule(Functions):
     passes: Callable[[Any, float], float] = _unoffered
 
 
-def method(file: str) -> Method:
+def load_method(file: str) -> Method:
     """The functions of methods/<file>.py. Raises Problem."""
-    return Method.of(module("methods", file))
+    return Method.of(load_module("methods", file))
 
 
-def supplement(file: str) -> SupplementModule:
+def load_supplement(file: str) -> SupplementModule:
     """The functions of supplements/<file>.py. Raises Problem."""
-    return SupplementModule.of(module("supplements", file))
+    return SupplementModule.of(load_module("supplements", file))
 
 
-def module(kind: str, file: str) -> ModuleType:
+def load_module(kind: str, file: str) -> ModuleType:
     """The module methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Name is module. Raises Problem."""
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")
 
 
-def numbers(kind: Any, values: dict[str, Any]) -> Any:
+def make_numbers(kind: Any, values: dict[str, Any]) -> Any:
     """The Numbers of a module (or of its loaded functions) from a resolved section; keys that are not its own are left to
     others."""
     fields = kind.Numbers.__dataclass_fields__

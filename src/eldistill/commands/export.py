@@ -195,10 +195,10 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
 
 def _picture(generator: sampling.Generator, path: Path) -> int:
     # How many images it shows: 64, or eight of each class in a row.
-    dim = generator.about["label_dim"]
+    dim = generator.metadata["label_dim"]
     labels = classes.row_labels(dim, 8) if dim else None
     images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
     board = grid(images, 8, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
-        (classes.beside(board, classes.titles(generator.about)) if dim else board).save(temporary, format="PNG")
+        (classes.beside(board, classes.titles(generator.metadata)) if dim else board).save(temporary, format="PNG")
     return len(images)

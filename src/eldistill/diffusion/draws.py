@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers of images: pure functions of (seed, purpose, index of the image in the run).
+"""Random numbers as pure functions of (seed, purpose, index of the image in the run).
 
-Micro-batches, processes, restarts and the device change none of them.
+They do not depend on micro-batches, the number of processes, restarts or the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEW = (
 
 
 def stream_key(seed: int, purpose: str) -> int:
-    """128 bits that name a stream of random numbers; unrelated for any two (seed, purpose)."""
+    """A 128-bit key of a stream of random numbers, by a hash of seed and purpose."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], "little")
 
 
@@ -42,14 +42,14 @@ def _bits(seed: int, purpose: str, first: int, count: int, each: int) -> np.ndar
 
 
 def sent(tensor: torch.Tensor, device) -> torch.Tensor:
-    """A tensor on the device. From the CPU to a GPU through pinned memory: the GPU's work before it is not waited for."""
+    """The tensor on the device. A copy to a GPU goes through pinned memory and does not wait for the GPU."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def computed_on(device) -> bool:
-    """Whether a device computes its own random bits; the CPU has numpy's."""
+    """Whether random bits are computed on this device. On the CPU they come from NumPy."""
     return torch.device(device).type != "cpu"
 
 
@@ -60,7 +60,7 @@ class Draw:
         z = draw.normal("z", 3, 32, 32)                   # [32, 3, 32, 32]
         assert torch.equal(draw[:8].normal("z", 3, 32, 32), z[:8])
 
-    seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
+    seed: of the run. scope: a prefix that separates the streams of different phases. device, dtype: of the results.
     Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
     are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
     of float32, which is how far logarithm and cosine of two devices differ.

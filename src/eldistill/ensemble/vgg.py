@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGG11 members (Simonyan & Zisserman 2015, arXiv 1409.1556) without their fully connected layers; means of 2x2."""
+"""VGG11 members (Simonyan & Zisserman 2015, arXiv 1409.1556), without fully connected layers and with 2x2 mean pooling."""
 
 from __future__ import annotations
 

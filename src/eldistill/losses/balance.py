@@ -29,6 +29,6 @@ def balanced(share: float, base: Scalar, own: Scalar, decay: float, memory: dict
     for name, rms in (("base", base), ("own", own)):
         memory[name] = decay * memory.get(name, 0.0) + (1 - decay) * rms
     above, below = (torch.as_tensor(memory[name], dtype=torch.float64) for name in ("base", "own"))
-    ratio, there = above / below, above != 0  # by 0 it is infinite
+    ratio, there = above / below, above != 0  # infinite if `below` is 0; the clamp bounds it
     held = ratio.clamp(LOW, HIGH)
     return Weight(torch.where(there, share * held, 0.0), bounded=there & (held != ratio))

@@ -32,7 +32,7 @@ from eldistill.errors import Problem
 from eldistill.networks.precond import EDMPrecond
 
 RECIPE = ("networks/ddpm", 2)
-LABELS = False  # networks with classes are not understood
+LABELS = False  # networks with classes are not supported
 TINY = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
         "norm_num_groups": 2, "attention_head_dim": 2}  # fmt: skip
 DOWN = ("DownBlock2D", "AttnDownBlock2D")
@@ -74,7 +74,7 @@ class Settings:
         n = len(self.block_out_channels)
         if not n == len(self.down_block_types) == len(self.up_block_types) or self.img_resolution % 2 ** (n - 1):
             raise ValueError(
-                f"{n} widths need as many blocks down and up, and a resolution that can be halved so often"
+                f"{n} widths need {n} blocks down and {n} blocks up, and an img_resolution that is a multiple of {2 ** (n - 1)}"
             )
         for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
             if odd := [each for each in getattr(self, name) if each not in known]:
@@ -188,7 +188,7 @@ class DDPM(nn.Module):
         return h, skips, (embedding, x, sigma.reshape(-1, 1, 1, 1))
 
     def decode(self, features: torch.Tensor, skips: tuple, rest: tuple) -> torch.Tensor:
-        """F from what `encode` gives."""
+        """F(u, c_noise) [n, c, r, r] from what `encode` returned."""
         embedding, x, sigma = rest
         whole = (sigma**2 + self.sigma_data**2).sqrt()
         h = self.unet.mid_block(features, embedding)
@@ -202,7 +202,7 @@ class DDPM(nn.Module):
         return (sigma * x - whole * out) / self.sigma_data
 
     def step(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The step of the schedule, with its fraction, [n] of sigma [n]; ends are kept beyond the ends."""
+        """The fractional step of the schedule [n] for sigma [n], clamped to the first and last step."""
         levels, place = self.levels.to(sigma.dtype), sigma.log()
         above = torch.bucketize(place, levels).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]

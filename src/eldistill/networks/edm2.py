@@ -43,16 +43,16 @@ class Settings:
     channels_per_head: int = 64
     dropout: float = 0.0  # probability, in training mode
     resample_filter: Sequence[int] = (1, 1)
-    label_balance: float = 0.5  # shares, in [0, 1]: of the class in the embedding,
-    concat_balance: float = 0.5  # of the encoder's output where the decoder joins it,
-    res_balance: float = 0.3  # of the residual branch,
-    attn_balance: float = 0.3  # of attention
-    clip_act: float = 256.0  # bound of every block's output
+    label_balance: float = 0.5  # weights of mp_sum and mp_cat, in [0, 1]: class embedding,
+    concat_balance: float = 0.5  # output of the encoder in the decoder,
+    res_balance: float = 0.3  # residual branch,
+    attn_balance: float = 0.3  # attention
+    clip_act: float = 256.0  # upper limit of the absolute output of a block
     logvar_channels: int = 128  # width of the noise embedding of logvar; 0: a generator, which has no logvar
     sigma_data: float = SIGMA_DATA  # standard deviation of the images
 
     def __post_init__(self):
-        layers.check(self.img_resolution, self.channel_mult, self.dropout)
+        layers.check_unet(self.img_resolution, self.channel_mult, self.dropout)
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not at {getattr(self, name)}.")
@@ -116,7 +116,7 @@ def mp_sum(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def mp_cat(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """Channels of a, then of b, so weighted that b brings the share that it has in mp_sum (eq. 103).
+    """Channels of a, then of b, weighted so that b contributes with the weight `share` as in mp_sum (eq. 103).
 
     a [n, c, h, w], b [n, d, h, w] of unit variance -> [n, c + d, h, w] of unit variance.
     """
@@ -157,7 +157,7 @@ class MPConv(nn.Module):
         super().__init__()
         self.weight = layers.undrawn(out_channels, in_channels, *kernel)
         self.fan_in = in_channels * math.prod(kernel)
-        self.prepared = False  # whether `weight` is what `prepared_weight` gave: inside a pass in half precision
+        self.prepared = False  # whether `weight` holds the result of `prepared_weight`, in a pass in half precision
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -206,7 +206,7 @@ class Block(layers.Recomputed):
     """Residual block with an embedding, then perhaps self-attention (EDM2, figure 21).
 
     x [n, in_channels, h, w], embedding [n or 1, e] -> [n, out_channels, h', w']; h' is h, 2h (up) or h/2 (down).
-    decoder: which flavour. The encoder's one normalises its input for each pixel, after its 1x1 convolution.
+    decoder: whether it is a decoder block. An encoder block normalises its input for each pixel, after its 1x1 convolution.
     """
 
     def __init__(self, s: Settings, place: Place, decoder: bool):
@@ -214,7 +214,7 @@ class Block(layers.Recomputed):
         into, out = place.in_channels, place.out_channels
         self.decoder, self.dropout, self.bound = decoder, s.dropout, s.clip_act
         self.res_balance, self.attn_balance = s.res_balance, s.attn_balance
-        self.heads = layers.heads(out, s.channels_per_head) if place.attends else 0
+        self.heads = layers.count_heads(out, s.channels_per_head) if place.attends else 0
         self.emb_gain = layers.undrawn()
         resamples = place.up or place.down
         self.resample = (
@@ -230,7 +230,7 @@ class Block(layers.Recomputed):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """The embedding starts without effect."""
+        """Set the gain of the embedding to zero, so that it has no effect at first."""
         self.emb_gain.zero_()
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
