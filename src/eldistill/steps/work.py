@@ -199,8 +199,19 @@ def _smaller(work: Work) -> int:
     """Half as many images at once as now; 0 if there are no fewer, or if somebody else has to decide: of several processes
     all must change together, which `launch` does."""
     now = work.machine.micro_batch or _batch(work.params)
-    fewest = work.params.get("method", {}).get("group", 1)  # images that must be together
+    fewest = _group(work.params)
     return max(fewest, -(-now // 2)) if work.machine.fit and work.alone and now > fewest else 0
+
+
+def _group(params: dict[str, Any]) -> int:
+    """Images that must share a micro-batch: the answer of the method in a distil recipe, as the loop asks for it; 1 for all
+    other trainings."""
+    from eldistill import contract  # imports torch, which `tables` does without
+
+    if "method" not in params:
+        return 1
+    method = contract.load_method(params["method"]["file"])
+    return method.group(contract.make_numbers(method, params["method"]))
 
 
 def _free_memory() -> None:
