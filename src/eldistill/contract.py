@@ -1,53 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract between the loop and a method or a supplement: the values that pass between them.
+"""The contract between the loop and a method, a supplement or a family: their functions, and the values that pass between them.
 
-A method is a module with a frozen dataclass `Numbers` and these functions (those in brackets are optional):
+A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functions (those in brackets are optional):
 
-    phases(numbers, progress) -> [Phase, …]                          the order of one iteration
-    generator(teacher, start, numbers) -> Module                     the student before training
-    networks(teacher, numbers, seed) -> {name: Module}               extra networks; seed for new weights
-    generate(nets, batch, numbers) -> images [n, c, h, w]            with gradient to nets["generator"]
-    generator_terms(nets, batch, images, numbers) -> {name: AtImages or scalar}
-    [critic_terms(nets, batch, images, numbers) -> {name: scalar}]   for the extra networks that a phase trains
-    [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
-    [normalised(numbers) -> (name, …)]                               networks of EDM2 whose weights are normalised after each
-                                                                     of their steps; all of them without this function
-    [group(numbers) -> int]                                          images that must share a micro-batch
-    [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
-    sampler(numbers) -> dict                                         how the finished generator is sampled
+    phases(numbers, progress) -> [Phase, …]                         optimiser steps of one iteration, in order
+    generator(teacher, start, numbers) -> Module                    student before training; start: generator of another run, or None
+    networks(teacher, numbers, seed) -> {name: Module}              further networks; seed: for weights that are not copied
+    generate(nets, batch, numbers) -> images [n, c, h, w]           one-step images of nets["generator"], see below
+    generator_terms(nets, batch, images, numbers) -> Terms          loss of the generator; images() makes [n, c, h, w], detached
+    [critic_terms(nets, batch, images, numbers) -> Scalars]         loss of the further networks; images: a tensor, or None
+    [after_step(nets, numbers, progress)]                           at the end of an iteration, before the running average
+    [normalised(numbers) -> (name, …)]                              networks with EDM2's forced normalisation; without it all
+    [group(numbers) -> int]                                         images that must share a micro-batch; without it 1
+    [passes(numbers, encoder) -> float]                             cost of an image in forward passes, for `cost`; encoder: its share
+    sampler(numbers) -> dict                                        {"steps": {"1": [sigma], …}}, see eldistill.sampling.generators
 
-`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments: it
-makes the images at sigma_init on first call, so that a base loss which does not touch them (consistency) pays nothing.
-A scalar term is backpropagated as it is; an `AtImages` term gives its gradient at the images. A method sees
-micro-batches, so each of its terms is a mean over images. Each module has a literal `RECIPE` (its name and its version),
-whose version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
-and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
+* generate returns D(sigma z; sigma) with z = batch.draw.normal("z", *batch.shape) and sigma the one level of "1" in
+  sampler(numbers)["steps"]. A student with the weights of its teacher must give the teacher's image, which is checked before the
+  first step. It is called with and without a graph. The student has an attribute `boundary` (networks/precond.py).
+* Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
+  trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
+  fake_score, and target is set to the generator where a run starts from another one.
+* A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
+  backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
+* critic_terms is called in each phase of a network other than the generator, and is not told of which one: it returns the terms
+  of all of them, and only the network of the phase receives a gradient. images is None if the phase has images="none".
 
-A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and what it needs of
+A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, and of these what it needs:
 
-    networks(nets, prepared, numbers, seed)                          adds its weights to the networks
-    generator_terms(prepared, images, batch, numbers) -> {name: AtImages}     at the images of the whole batch
-    weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
-    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   with a pass of its own; `numbers.weight` is its factor
-    critic_terms(prepared, nets, batch, images, numbers) -> {name: scalar}    added to the phase of `fake_score`
-    diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
-    warning(means) -> sentence or None                               on the means of a tick
+    networks(nets, prepared, numbers, seed)                         adds weights to the networks, in place
+    generator_terms(prepared, images, batch, numbers) -> AtAll      loss at the images [n, c, h, w] of the batch, all micro-batches
+    weight(base, own, batch, numbers, progress, memory) -> Weight   factor of that gradient; batch: int, images in an iteration
+    direct_terms(prepared, nets, batch, numbers) -> Scalars         loss with a pass of its own; the loop multiplies it by numbers.weight
+    critic_terms(prepared, nets, batch, images, numbers) -> Scalars added as they are to those of the method, for fake_score only
+    diagnose(value, base, own, batch, numbers, memory) -> Later     for the log; value: a scalar; base (or None), own: gradients
+    warning(means) -> sentence or None                              of the means of a row of the log
+    passes(numbers, encoder) -> float                               as for a method
 
-generator_terms and weight come together; of its terms, one whose gradient is None is for the log alone. base and own
-are root mean squares of the two gradients where they meet: at the images, or at the generator's last layer if the base
-loss has no gradient at the images; there, and only there, base holds the direct terms of other supplements too. Both are
-scalars of the device, which no supplement may read: that would wait for a GPU. `memory` is a dict of scalars, floats or of
-the device, that is saved with the state as floats. Nothing is drawn from a global generator: `batch.draw` makes
-all random numbers.
+* A supplement with generator_terms has weight, and the other way round. A term whose gradient is None is logged and not trained;
+  for a method also one whose gradient another term contains.
+* In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
+  be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
+  none there, at the generator's last layer, where base includes the direct terms of other supplements.
+* With several processes, images are the rows of this process and the loop sums gradients. If prepared has an attribute `across`
+  that is not None, the supplement gathers from all processes and returns the loss of the complete batch.
+* memory is a dict of scalars (floats or on the device), saved with the state as floats. All random numbers come from batch.draw.
 
-A family of embedding networks offers `Numbers` and
+A family of embedding networks has `Numbers`, `RECIPE` and
 
-    draw(numbers, shape, normal) -> {name: tensor}                   random weights; normal(name, *size) gives N(0, 1)
-    stages(weights, images, numbers) -> [tensor, …]                  outputs [n, …] of its stages for images over sigma_data
-    [fit(weights, images, numbers) -> {name: tensor}]                weights that depend on the calibration images
+    draw(numbers, shape, normal) -> {name: tensor}                  random weights; normal(name, *size) gives N(0, 1)
+    stages(weights, images, numbers) -> [tensor, …]                 outputs [n, …] of its stages for images over sigma_data
+    [fit(weights, images, numbers) -> {name: tensor}]               weights that depend on the calibration images
 
-The last stage is the feature, unless a member says otherwise. A literal `TEACHER = True` in the file hands the frozen
-teacher to `stages` as a fourth argument.
+The last stage is the feature, unless a member says otherwise. With a literal `TEACHER = True` in the file, `stages` gets the
+frozen teacher as a fourth argument. docs/architecture.md lists what the contract tests ask of each file.
 """
 
 from __future__ import annotations
@@ -93,11 +99,11 @@ class Phase:
     """
 
     net: str  # the network that is trained
-    every: int = 1  # iterations between such steps
-    images: str = (
-        "fresh"  # fresh: made for this phase; reuse: those of the phase before in this iteration, if any; none
-    )
-    generator_mode: str = "train"  # train or eval, while it makes them
+    every: int = 1  # it happens in iterations 0, every, 2 every, …
+    # Phases of networks other than the generator: whether they get new images (fresh), those of the phase before in the same
+    # iteration, if there are any (reuse), or none; and the mode, train or eval, of the generator while it makes them.
+    images: str = "fresh"
+    generator_mode: str = "train"
     labels: str = "fresh"  # fresh, or same as in the phase before in this iteration
 
     def __post_init__(self) -> None:
@@ -107,9 +113,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class AtImages:
-    """A loss term by its value (scalar) and its gradient at the images [n, c, h, w].
+    """A loss term by its value (scalar) and its gradient at the images [n, c, h, w], which is detached.
 
-    gradient: None if that of another term of the same loss contains it, or if it has none.
+    gradient: of the mean over the n images, so that each row is of order 1/n; the loop multiplies it by the share that a
+    micro-batch has in the batch. None: the term is logged only, because another term of the same loss contains its gradient,
+    or because it is not trained.
     """
 
     value: torch.Tensor
@@ -166,7 +174,10 @@ class RealImages(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one phase sees. A slice of it is a micro-batch, with the same numbers for the same images.
+    """The images of one phase: their labels and random numbers. A slice is a micro-batch, with the same numbers for the same images.
+
+    A purpose, such as "z", names a stream of random numbers: the same purpose gives the same numbers within a phase, and others
+    in another phase or iteration.
 
     z = batch.draw.normal("z", *batch.shape)          # [n, c, h, w]
     real, labels = batch.real("label")                # [n, c, h, w] and [n, L] or None
@@ -191,6 +202,8 @@ class Batch:
     def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`each` real images for every image of the batch, drawn independently with replacement; of latents each time with
         fresh noise of their encoder, which is the draw's as all random numbers are.
+
+        `real("label")` gives the images whose labels `batch.labels` are, in a phase with fresh labels.
 
         Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None. Raises ValueError where the batch
         has none.
