@@ -15,16 +15,19 @@ A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functio
     [passes(numbers, encoder) -> float]                             cost of an image in forward passes, for `cost`; encoder: its share
     sampler(numbers) -> dict                                        {"steps": {"1": [sigma], …}}, see eldistill.sampling.generators
 
-* generate returns D(sigma z; sigma) with z = batch.draw.normal("z", *batch.shape) and sigma the one level of "1" in
-  sampler(numbers)["steps"]. A student with the weights of its teacher must give the teacher's image, which is checked before the
-  first step. It is called with and without a graph. The student has an attribute `boundary` (networks/precond.py).
-* Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
-  trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
-  fake_score, and target is set to the generator where a run starts from another one.
-* A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
-  backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
-* critic_terms is called in each phase of a network other than the generator, and is not told of which one: it returns the terms
-  of all of them, and only the network of the phase receives a gradient. images is None if the phase has images="none".
+generate returns D(sigma z; sigma) with z = batch.draw.normal("z", *batch.shape) and sigma the one level of "1" in
+sampler(numbers)["steps"]. A student with the weights of its teacher must give the teacher's image, which is checked before the
+first step. It is called with and without a graph. The student has an attribute `boundary` (networks/precond.py).
+
+Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
+trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
+fake_score, and target is set to the generator where a run starts from another one.
+
+A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
+backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
+
+critic_terms is called in each phase of a network other than the generator, and is not told of which one: it returns the terms
+of all of them, and only the network of the phase receives a gradient. images is None if the phase has images="none".
 
 A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, and of these what it needs:
 
@@ -37,14 +40,17 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
     warning(means) -> sentence or None                              of the means of a row of the log
     passes(numbers, encoder) -> float                               as for a method
 
-* A supplement with generator_terms has weight, and the other way round. A term whose gradient is None is logged and not trained;
-  for a method also one whose gradient another term contains.
-* In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
-  be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
-  none there, at the generator's last layer, where base includes the direct terms of other supplements.
-* With several processes, images are the rows of this process and the loop sums gradients. If prepared has an attribute `across`
-  that is not None, the supplement gathers from all processes and returns the loss of the complete batch.
-* memory is a dict of scalars (floats or on the device), saved with the state as floats. All random numbers come from batch.draw.
+A supplement with generator_terms has weight, and the other way round. A term whose gradient is None is logged and not trained;
+for a method also one whose gradient another term contains.
+
+In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
+be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
+none there, at the generator's last layer, where base includes the direct terms of other supplements.
+
+With several processes, images are the rows of this process and the loop sums gradients. If prepared has an attribute `across`
+that is not None, the supplement gathers from all processes and returns the loss of the complete batch.
+
+memory is a dict of scalars (floats or on the device), saved with the state as floats. All random numbers come from batch.draw.
 
 A family of embedding networks has `Numbers`, `RECIPE` and
 
