@@ -122,7 +122,7 @@ def test_the_machine_is_what_params_yaml_says_of_it(monkeypatch):
 
 def sizes(step: Step) -> list[int]:
     """The micro-batches that a run tries one after the other while its device runs out of memory, the whole batch first."""
-    given = work(step.upstream, step=step, recipe=json.loads(step.recipe))
+    given = work(step.upstream, step=step, recipe=json.loads(step.recipe), machine=Machine(fit=True))
     found = [given.params["method"]["batch"]]
     while found[-1]:
         given.machine.micro_batch = found[-1]

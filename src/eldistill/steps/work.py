@@ -20,6 +20,8 @@ from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import MEASURED, Step, by_role
 from eldistill.training.machine import Machine
 
+# The files of steps/ pass paths and numbers to modules that compute. Of them only steps/evaluate.py computes results itself, so all
+# name its module. A change of `set_threads` that alters results raises `loop` as well, for trainings.
 COVERED_BY = "evaluate"
 MACHINE = (
     "channels_last",
