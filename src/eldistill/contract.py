@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract between the loop and a method or a supplement: the values that pass between them.
+"""The contract of methods and supplements: their functions, and the values that pass between them and the loop.
 
 A method is a module with a frozen dataclass `Numbers` and these functions (those in brackets are optional):
 
@@ -73,32 +73,32 @@ Codec = dict[str, Any]  # how pixels or latents are encoded: mean, std
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
-    n_images: int  # generated so far
+    n_images: int  # images generated so far
     iteration: int  # iterations so far
-    total: int  # images in the whole run
+    total: int  # images until the end of the run
 
 
 @dataclass(frozen=True)
 class Phase:
     """One optimiser step of an iteration.
 
-    The phases of DMD2 with re-use, for example: the generator every fifth iteration, then fake_score on the same images.
+    DMD2, for example, trains the generator in every fifth iteration, and fake_score on the same images:
 
-        [Phase("generator", every=5),
-         Phase("fake_score", images="reuse", labels="same", generator_mode="eval")]
+        order = [
+            Phase("generator", every=5),
+            Phase("fake_score", images="reuse", labels="same", generator_mode="eval"),
+        ]
 
     Raises ValueError for images that are reused with other labels.
     """
 
-    net: str  # the network that is trained
-    every: int = 1  # iterations between such steps
-    images: str = (
-        "fresh"  # fresh: made for this phase; reuse: those of the phase before in this iteration, if any; none
-    )
-    generator_mode: str = "train"  # train or eval, while it makes them
-    labels: str = "fresh"  # fresh, or same as in the phase before in this iteration
+    net: str  # name of the network that is trained
+    every: int = 1  # iterations between these steps
+    images: str = "fresh"  # fresh: new images; reuse: those of the previous phase of this iteration, if any; none
+    generator_mode: str = "train"  # mode of the generator while it makes images: train or eval
+    labels: str = "fresh"  # fresh: new labels; same: those of the previous phase of this iteration
 
     def __post_init__(self) -> None:
         if self.images == "reuse" and self.labels != "same":
@@ -107,9 +107,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class AtImages:
-    """A loss term by its value (scalar) and its gradient at the images [n, c, h, w].
+    """A loss term, given by its value (a scalar) and its gradient at the images [n, c, h, w].
 
-    gradient: None if that of another term of the same loss contains it, or if it has none.
+    gradient: None if the gradient of another term includes it, or if the term is for the log only.
     """
 
     value: torch.Tensor
@@ -118,9 +118,9 @@ class AtImages:
 
 @dataclass(frozen=True)
 class Weight:
-    """The factor of a supplement's gradient, and whether a bound held it: then it is not the one that was asked for.
+    """The factor of a supplement's gradient, and whether it was limited by a bound.
 
-    Both may be scalars of the device: the loop does not wait to know them.
+    Both may be scalars on the device, so that the loop need not wait for a GPU.
     """
 
     factor: float | torch.Tensor
@@ -129,9 +129,9 @@ class Weight:
 
 @dataclass(frozen=True)
 class Later:
-    """Numbers for the log that are made of some scalars of the device, once these are read back with all others.
+    """Numbers for the log that are computed from scalars on the device after these have been read back.
 
-    finish: takes their values in order and gives the numbers by name; it may change the supplement's memory.
+    finish: is given the values of the scalars in order and returns numbers by name. It may change the supplement's memory.
     """
 
     scalars: list[torch.Tensor]
@@ -147,9 +147,9 @@ Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of th
 
 
 class RealImages(Protocol):
-    """Encoded real images, as eldistill.data.dataset.Reals holds them.
+    """Encoded real images; eldistill.data.dataset implements it.
 
-    One of latents has `fresh(indices, normal)` too, which gives them new noise of their encoder.
+    Data sets of latents also have `fresh(indices, normal)`, which returns images with new noise of their encoder.
     """
 
     codec: Codec
@@ -166,11 +166,16 @@ class RealImages(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one phase sees. A slice of it is a micro-batch, with the same numbers for the same images.
+    """The images of one phase: their random numbers, labels, and real images.
 
-    z = batch.draw.normal("z", *batch.shape)          # [n, c, h, w]
-    real, labels = batch.real("label")                # [n, c, h, w] and [n, L] or None
-    first = batch[:8]                                 # of images 0 … 7
+    A slice is a micro-batch, with the same random numbers for the same images.
+
+        z = batch.draw.normal("z", *batch.shape)          # unit noise [n, c, h, w]
+        real, labels = batch.real("label")                # encoded images [n, c, h, w]; one-hot labels [n, L] or None
+        first = batch[:2]                                 # images 0 and 1
+        assert torch.equal(first.draw.normal("z", *batch.shape), z[:2])
+
+    Slices are contiguous. `real` raises ValueError for a batch without real images.
     """
 
     draw: Draw  # random numbers of its n images
@@ -189,11 +194,11 @@ class Batch:
         return Batch(self.draw[part], labels, self.shape, self.progress, self.reals)
 
     def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`each` real images for every image of the batch, drawn independently with replacement; of latents each time with
-        fresh noise of their encoder, which is the draw's as all random numbers are.
+        """Draw real images independently with replacement, `each` of them for every image of the batch.
 
-        Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None. Raises ValueError where the batch
-        has none.
+        purpose: name of the random numbers; the same purpose gives the same images. Latents get new noise of their encoder.
+        Returns encoded images [n * each, c, h, w] and one-hot labels [n * each, L] or None. Raises ValueError for a batch
+        without real images.
         """
         if self.reals is None:
             raise ValueError(f"{purpose!r} asks for real images, and this batch has none")
@@ -210,17 +215,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Setting:
-    """What `prepare` of a supplement is given: facts of the run, files, and where to compute."""
+    """The facts, files and device of a run, which `prepare` of a supplement is given."""
 
     sigma_data: float  # standard deviation of the encoded images
     seed: int  # of the run
     sigma_init: float  # noise level that the generator starts from
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32  # of what it computes
+    dtype: torch.dtype = torch.float32  # of its computations
     ensemble: Path | None = None  # manifest of the ensemble that its numbers name
     pairs: Path | None = None  # .npz with pairs of noise and the teacher's image
     codec: Codec = field(default_factory=dict)  # of the data
-    label_dim: int = 0  # width of one-hot labels; 0: there are none
+    label_dim: int = 0  # width of one-hot labels; 0: no labels
     micro_batch: int = 0  # images on the device at once; 0: the whole batch
     teacher: torch.nn.Module | None = None  # frozen
 
@@ -230,7 +235,7 @@ class Setting:
 
 def _unoffered(*_: Any) -> Any:
     raise TypeError(
-        "a function that this method or supplement does not offer is needed; eldistill.contract lists all of them"
+        "this method or supplement lacks a function that is needed here; eldistill.contract lists the functions"
     )
 
 
@@ -247,23 +252,23 @@ def _one(_numbers: Any) -> int:
 
 
 class Functions:
-    """The functions of a module by name, with a default for each that its file leaves out."""
+    """The functions of a module by name, with defaults for those that its file omits."""
 
     @classmethod
     def of(cls, module: Any) -> Self:
-        """From a module, or from anything else that has them as attributes."""
+        """Take them from a module, or from any object that has them as attributes."""
         there = vars(module)
         names = (name for name in cls.__annotations__ if name in there)
         return cls(**{name: there[name] for name in names})
 
     def offers(self, function: str) -> bool:
-        """Whether the module has a function of this name, and no default stands for it."""
+        """Whether the module itself has a function of this name, so that no default is used."""
         return getattr(self, function) is not getattr(type(self), function, None)
 
 
 @dataclass(frozen=True)
 class Method(Functions):
-    """A method at work. The head of this file says what each function takes and gives."""
+    """The functions of a loaded method. The docstring of this module lists their arguments and results."""
 
     phases: Callable[[Any, Progress], list[Phase]]
     Numbers: Callable[..., Any] = _unoffered
@@ -281,7 +286,7 @@ class Method(Functions):
 
 @dataclass(frozen=True)
 class SupplementModule(Functions):
-    """A supplement as its file has it. The head of this file says what each function takes and gives."""
+    """The functions of a loaded supplement. The docstring of this module lists their arguments and results."""
 
     Numbers: Callable[..., Any] = _unoffered
     prepare: Callable[[Any, Setting], Any] = _nothing
@@ -296,25 +301,43 @@ class SupplementModule(Functions):
 
 
 def load_method(file: str) -> Method:
-    """The functions of methods/<file>.py. Raises Problem."""
+    """Load a method from methods/<file>.py. Raises Problem for an unknown file, with the known ones.
+
+    method = load_method("dmd2")
+    numbers = make_numbers(method, {"every": 3})
+    order = method.phases(numbers, Progress(n_images=0, iteration=0, total=1000))
+    assert [phase.net for phase in order] == ["generator", "fake_score"] and order[0].every == 3
+    """
     return Method.of(load_module("methods", file))
 
 
 def load_supplement(file: str) -> SupplementModule:
-    """The functions of supplements/<file>.py. Raises Problem."""
+    """Load a supplement from supplements/<file>.py. Raises Problem for an unknown file, with the known ones.
+
+    supplement = load_supplement("embedding")
+    numbers = make_numbers(supplement, {"weight": 0.5, "weighting": "fixed", "warmup": 0})
+    progress = Progress(n_images=0, iteration=0, total=1000)
+    assert supplement.weight(1.0, 2.0, 64, numbers, progress, {}).factor == 0.5
+    """
     return SupplementModule.of(load_module("supplements", file))
 
 
 def load_module(kind: str, file: str) -> ModuleType:
-    """The module methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Name is module. Raises Problem."""
+    """Import methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Raises Problem for an unknown file.
+
+    kind: methods, supplements or ensemble.
+    """
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")
 
 
 def make_numbers(kind: Any, values: dict[str, Any]) -> Any:
-    """The Numbers of a module (or of its loaded functions) from a resolved section; keys that are not its own are left to
-    others."""
+    """The `Numbers` of a module or of its loaded functions, from a resolved section of params.yaml.
+
+    Keys that are not fields of its `Numbers` are ignored, because they belong to other parts. Raises Problem for impossible
+    values.
+    """
     fields = kind.Numbers.__dataclass_fields__
     return kind.Numbers(**{key: _cast(fields[key].type, value) for key, value in values.items() if key in fields})
 

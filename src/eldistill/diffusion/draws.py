@@ -60,7 +60,12 @@ class Draw:
         z = draw.normal("z", 3, 32, 32)                   # [32, 3, 32, 32]
         assert torch.equal(draw[:8].normal("z", 3, 32, 32), z[:8])
 
-    seed: of the run. scope: a prefix that separates the streams of different phases. device, dtype: of the results.
+    Args:
+        seed: of the run, any integer.
+        scope: prefix that separates the streams of different phases.
+        first, size: index in the run of the first image, and number of images.
+        device, dtype: of the results of `normal` and `uniform`; `integers` returns int64.
+
     Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
     are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
     of float32, which is how far logarithm and cosine of two devices differ.

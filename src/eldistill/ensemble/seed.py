@@ -80,10 +80,16 @@ class Ensemble:
     """A recorded ensemble; `at(iteration)` returns the calibrated members of that iteration.
 
         ensemble = Ensemble("data/ensembles/digits/conv4/0.json")
-        features = [member(images / 0.5) for member in ensemble.at(0)]    # [n, D] each, of encoded images [n, c, h, w]
+        images = torch.zeros(4, *ensemble.record["shape"])                # encoded images [n, c, h, w]
+        features = [member(images / 0.5) for member in ensemble.at(0)]    # divided by sigma_data
+        assert all(each.shape[0] == 4 for each in features)               # [n, D] of each member
 
-    path: of the manifest. dtype: of the weights. teacher: frozen network for families that read one. Raises Problem if the
-    seed gives weights here that differ from the recorded ones, or if a file is damaged.
+    Args:
+        path: of the manifest; the arrays lie beside it in a file with the ending .npz.
+        device, dtype: of the weights.
+        teacher: frozen network for families that read one.
+
+    Raises Problem if the seed gives weights that differ from the recorded ones, or if a file is missing or damaged.
     """
 
     def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None):

@@ -25,12 +25,12 @@ RECIPE = ("sampling", 1)
 
 @dataclass(frozen=True)
 class Generator:
-    """A finished generator.
+    """A finished one-step generator, as `load_generator` returns it.
 
-    Example:
-
-        generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
-        images = sample(generator, 16, seed=0)            # uint8 [16, c, h, w]
+    generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+    channels, height, width = generator.shape
+    images = sample(generator, 16, seed=0)
+    assert images.shape == (16, channels, height, width) and images.dtype == torch.uint8
     """
 
     network: torch.nn.Module  # frozen, in eval mode
@@ -142,12 +142,20 @@ def interpolate(generator: Generator, rows: int, columns: int, seed: int = 0) ->
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
     """n images of a generator, uint8 [n, channels, height, width]. Image i depends only on (seed, i), its label and `steps`.
 
-        sample(generator, 4, labels=7)                    # four of class 7
-        sample(generator, 4, labels=[0, 1, 2, 3], steps=2)
+        generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+        twos = sample(generator, 4, labels=2)             # four images of class 2
+        mixed = sample(generator, 3, labels=[0, 1, 2])    # one image of each of three classes
+        assert torch.equal(sample(generator, 8)[:4], sample(generator, 4))
 
-    n: 1 or more. seed: any integer. labels: a class in 0 … label_dim - 1 for all images, or one for each; None draws them by
-    their frequency in the training images, or uniformly if the generator's file does not record it. steps: network passes for
-    each image. Raises Problem for a number of steps that the method does not define, or for an unknown class.
+    Args:
+        generator: from `load_generator`; images are made on its device and returned on the CPU.
+        n: number of images, 1 or more.
+        seed: any integer.
+        labels: a class in 0 … label_dim - 1 for all images, or n classes. None draws them by their frequency in the training
+            images, or uniformly if the generator's file does not record it.
+        steps: network passes for each image.
+
+    Raises Problem for a number of steps that the method does not define, for labels that do not fit, and for n below 1.
     """
     dim = generator.metadata["label_dim"]
     if n < 1:

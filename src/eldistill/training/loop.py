@@ -28,12 +28,18 @@ QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # ends of 
 class Loop:
     """One training, from its saved state (or from the start) to the end.
 
-    job: everything that the training needs. `iterate` makes one iteration, `run` the whole training. `average` is the running
-    average of the published network. `rows` is the log: means over the iterations since the previous row.
+    `iterate` makes one iteration, `run` the whole training. `average` is the running average of the published network. `rows`
+    is the log: means over the iterations since the previous row.
 
         work = Loop(job)
         average = work.run()            # continues from the state in job.folder, if there is one
-        files.write_rows("log.csv", work.rows)
+        assert work.n_images >= job.training.n_images
+        last = work.rows[-1]            # {"n_images": …, "iteration": …, "generator.kl": …}
+
+    Args:
+        job: everything that the training needs. Its networks and their weights are changed in place.
+
+    `run` raises NonFinite, Stopped, Problem or Lost, as it explains.
     """
 
     def __init__(self, job: Job) -> None:
