@@ -201,7 +201,7 @@ class Batch:
         without real images.
         """
         if self.reals is None:
-            raise ValueError(f"{purpose!r} asks for real images, and this batch has none")
+            raise ValueError(f"this batch has no real images, which {purpose!r} needs")
         indices = self.draw.on("cpu").integers(purpose, len(self.reals), each).reshape(-1)
         if not hasattr(self.reals, "fresh"):
             return self.reals.take(indices)

@@ -37,7 +37,7 @@ _PAD = len(_SYM6) // 2  # pixels around an image that the filters may touch
 
 @dataclass(frozen=True)
 class Parameters:
-    """What EDM's pipe does to each of n images; zeros change nothing. All tensors have the shape [n] unless noted.
+    """The parameters of EDM's pipe for each of n images; zeros change nothing. All tensors have the shape [n] unless noted.
 
     They stay on the CPU: on a GPU the padding would have to be read back, and each entry of the matrices sent.
     """

@@ -76,20 +76,20 @@ class Draw:
         self.device, self.dtype = device, dtype
 
     def __getitem__(self, part: slice) -> Draw:
-        """The same numbers for a slice of the images (of step 1)."""
+        """The same random numbers for a slice of the images. Raises ValueError for a step other than 1."""
         start, stop, step = part.indices(self.size)
         if step != 1 or stop < start:
             raise ValueError(f"{part} of {self.size} images; expected start ≤ stop and step 1")
         return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
 
     def on(self, device) -> Draw:
-        """The same numbers on another device: indices of rows that lie on the CPU must not be fetched back from a GPU."""
+        """The same random numbers on another device, such as indices of rows for tensors on the CPU."""
         there = copy.copy(self)
         there.device = device
         return there
 
     def under(self, purpose: str) -> Draw:
-        """The same images, other streams: for a part that draws under names of its own."""
+        """Random numbers of the same images from other streams. purpose: a further prefix of their names."""
         return type(self)(self.seed, f"{self.scope}/{purpose}", self.first, self.size, self.device, self.dtype)
 
     def _bits(self, purpose: str, each: int) -> np.ndarray:

@@ -48,7 +48,8 @@ def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
     if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
-            f"{upstream['teacher']} was trained with codec {metadata['codec']}, the data has {recipe['data']['codec']}; make them equal"
+            f"{upstream['teacher']} was trained with codec {metadata['codec']}, but the data has {recipe['data']['codec']}; choose "
+            "a teacher that was trained with the codec of the data"
         )
     reals = dataset.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
     if reals.label_dim != metadata["label_dim"] or list(reals.shape) != metadata["shape"]:
@@ -91,7 +92,9 @@ def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Mo
     begun = generators.load_generator(path, device)
     level = begun.metadata["sampler"]["steps"]["1"][0]
     if level != made.sigma_init:
-        raise Problem(f"{path} starts from noise of level {level}, this method from {made.sigma_init}; make them equal")
+        raise Problem(
+            f"{path} starts from the noise level {level}, but this method from {made.sigma_init}; set sigma_init to {level}"
+        )
     return begun.network, begun.metadata["n_images_before"] + begun.metadata["n_images"]
 
 

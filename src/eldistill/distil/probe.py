@@ -167,13 +167,14 @@ class Probe:
         self.parts = prepare.load_parts(self.params, upstream, "cpu")
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
         if not snapshot.exists():
-            raise Problem(f"{snapshot} is missing; a study of variance looks there: add {PERCENT} to distil.snapshots")
+            raise Problem(f"{snapshot} is missing; a study of variance needs it: add {PERCENT} to distil.snapshots and "
+                          "make the run again")  # fmt: skip
         self.generator = generators.load_generator(snapshot).network
         self.supplements = prepare.prepare_supplements(self.params, upstream, self.parts, Machine())
         for each in self.supplements:
             if each.module.offers("networks") or not each.module.offers("generator_terms"):
-                raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
-                              f"{each.name} is none; take it from the grids of that study")  # fmt: skip
+                raise Problem(f"{run}: a study of variance needs supplements with a fixed loss at the images, and {each.name} has none; "
+                              "remove it from the grids of that study in params.yaml")  # fmt: skip
 
     def fakes(self) -> list[Nets]:
         """Train FAKES fake_scores on the fixed generator, each with different random numbers. Raises Problem without a fake_score."""
@@ -184,7 +185,8 @@ class Probe:
             nets = {"generator": copy.deepcopy(self.generator), **others}
             if "fake_score" not in nets or not self.parts.method.offers("critic_terms"):
                 raise Problem(
-                    f"the method {self.params['method']['file']} has no fake_score; a study of variance needs one"
+                    f"the method {self.params['method']['file']} has no fake_score, which a study of variance needs; "
+                    "remove its grid from that study in params.yaml"
                 )
             with tempfile.TemporaryDirectory() as folder:
                 Loop(self._job(nets, seed, Path(folder))).run()

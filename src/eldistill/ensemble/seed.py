@@ -31,7 +31,8 @@ def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: 
     """
     if section.get("anchor") and section["redraw"]:
         raise Problem(
-            "an ensemble with anchor and redraw; the mean over all images belongs to one draw: set redraw to 0"
+            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; mean features over all images need a single draw: "
+            "set redraw to 0"
         )
     chance = Draw(seed, "el/calibration", 0, len(reals), dtype=torch.float64).uniform("image")
     indices = chance.argsort()[: section["calibration"]]

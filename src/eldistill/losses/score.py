@@ -40,7 +40,8 @@ def networks(teacher: Denoiser, numbers: Any, seed: int) -> Nets:
     """The extra network: fake_score, a copy of the teacher. Raises Problem if the teacher lacks what `numbers` need."""
     if getattr(numbers, "uncertainty", False) and not hasattr(teacher, "logvar"):
         raise Problem(
-            "params.yaml: uncertainty is true, but the teacher's network estimates none; only edm2 does: set it to false"
+            "params.yaml: uncertainty is true, but the teacher's network does not estimate its uncertainty (only edm2 does); set it to "
+            "false"
         )
     layers = list(teacher.modules())
     if getattr(numbers, "normalise", "all") != "all" and not any(hasattr(each, "normalise_weight") for each in layers):

@@ -261,7 +261,7 @@ def doubling(progress: Progress, numbers: Numbers) -> int:
 
 
 def interval_probabilities(grid: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """Of each interval of a descending grid [n]: the lognormal's mass in it, up to a factor; float64 [n - 1] (iCT)."""
+    """Lognormal probability of each interval of a descending grid [n], not normalised; float64 [n - 1] (iCT)."""
     place = torch.erf((grid.double().log() - mean) / (math.sqrt(2) * std))
     return place[:-1] - place[1:]
 

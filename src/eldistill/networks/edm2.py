@@ -170,7 +170,7 @@ class MPConv(nn.Module):
         self.weight.copy_(normalise(self.weight))
 
     def prepared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """What a pass in half precision uses, before rounding: each row with the root mean square 1 / sqrt(fan in)."""
+        """The weight of a pass in half precision before rounding: each row has the root mean square 1 / sqrt(fan in)."""
         return normalise(weight.to(_precise(weight))) / self.fan_in**0.5
 
     def unprepared_gradient(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -307,7 +307,7 @@ class EDM2Generator(EDMPrecond):
 
 
 class EDM2Precond(EDM2Generator):
-    """The same with the uncertainty u(sigma) that weights the loss in training (EDM2, eq. 14)."""
+    """An EDM2Generator that also estimates u(sigma), the uncertainty that weights the loss in training (EDM2, eq. 14)."""
 
     def __init__(self, model: EDM2UNet, sigma_data: float = SIGMA_DATA, logvar_channels: int = 128):
         super().__init__(model, sigma_data)

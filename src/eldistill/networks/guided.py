@@ -126,8 +126,8 @@ def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict
     heads = given.keys() & {"num_head_channels", "num_heads"}
     if "img_resolution" not in given or len(heads) != 1:
         raise ValueError(
-            "shapes do not say the resolution and the heads of a network other than the published one; set teacher.NAME.state "
-            "to {img_resolution: …, num_head_channels: …}, or num_heads in place of the latter, as its training was started with"
+            "the resolution and the attention heads of a network other than the published one do not follow from its file; set "
+            "teacher.NAME.state to {img_resolution: …, num_head_channels: …}, or {img_resolution: …, num_heads: …}, as in its training"
         )
     side = given["img_resolution"]
     found |= {"attn_resolutions": [side >> level for level in attend]}

@@ -208,7 +208,7 @@ def keep_weights(module: nn.Module) -> AbstractContextManager:
 
 @contextlib.contextmanager
 def forward_mode(*denoisers: nn.Module) -> Iterator[None]:
-    """Around torch.func.jvp of these denoisers: the derivative along a direction exists for everything they compute.
+    """A context for torch.func.jvp of these denoisers, in which all their operations have a forward-mode derivative.
 
     Attention is computed by torch's MATH backend, because the fused kernels have no derivative in forward mode, and blocks
     keep what they computed even if they are set to compute it again. Values change by rounding only.

@@ -125,7 +125,9 @@ class Conv2d(_Weighted):
     ):
         super().__init__()
         if up and down or fused and not (down and kernel):
-            raise ValueError("A convolution goes up or down, not both, and only a down one can be fused.")
+            raise ValueError(
+                "A convolution resamples up or down, not both, and only one that resamples down can be fused."
+            )
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length, not {list(resample_filter)}.")
         self.up, self.down, self.fused, self.gain = up, down, fused, gain

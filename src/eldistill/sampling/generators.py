@@ -82,7 +82,7 @@ def sigmas_of(generator: Generator, steps: int) -> list[float]:
     """The noise levels of sampling in `steps` steps. Raises Problem if the generator's method does not define them."""
     known = generator.metadata["sampler"]["steps"]
     if str(steps) not in known:
-        raise Problem(f"this generator is sampled in {' or '.join(known)} step(s), not in {steps}")
+        raise Problem(f"steps is {steps}; this generator can be sampled in {' or '.join(known)} step(s)")
     return known[str(steps)]
 
 

@@ -134,7 +134,8 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         with np.load(setting.pairs, allow_pickle=False) as arrays:
             stored = torch.from_numpy(arrays["images"])
         if numbers.labels != "marginal":
-            raise Problem("params.yaml: an Embedding Loss to the teacher's images (pairs) has labels: marginal only")
+            raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
+                          "marginal, or pairs to null")  # fmt: skip
     return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
                  processes.process_group())  # fmt: skip
 

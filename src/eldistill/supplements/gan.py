@@ -51,7 +51,9 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
 def networks(nets: Nets, prepared: Prepared, numbers: Numbers, seed: int) -> None:
     """Put a head on fake_score. Raises Problem if the method has no fake_score, or one with a head."""
     if "fake_score" not in nets:
-        raise Problem("the supplement gan needs a method with a fake_score; this one has none")
+        raise Problem(
+            "the supplement gan needs a method with a fake_score, and this one has none; choose another method or omit gan"
+        )
     if numbers.weight:
         adversarial.add_head(nets["fake_score"], seed)
     prepared.nets = nets

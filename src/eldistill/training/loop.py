@@ -184,8 +184,8 @@ class Loop:
             own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
             if bounded := own.get("bounded"):
                 self.job.log(
-                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations; its gradient "
-                    f"is {own.get('share', 0):.3g} of the base loss's on average, and not what was asked for"
+                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations, so its gradient is "
+                    f"{own.get('share', 0):.3g} times the base loss's on average instead of the chosen share"
                 )
             late = (
                 2 * self.n_images >= total

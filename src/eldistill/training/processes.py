@@ -43,7 +43,7 @@ class SingleProcess:
         return np.asarray(value, np.float64)
 
     def largest(self, *values: float) -> list[float]:
-        """Of each number the largest of any process."""
+        """The largest value of each number over all processes."""
         return list(values)
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class SingleProcess:
         return own
 
     def gather_of(self, own: np.ndarray) -> np.ndarray:
-        """The same outside torch."""
+        """Like `gather`, for a NumPy array."""
         return own
 
     def barrier(self) -> None:
@@ -123,7 +123,7 @@ class ProcessGroup:
         return "cuda" if distributed.get_backend(self.group) == "nccl" else "cpu"
 
     def largest(self, *values: float) -> list[float]:
-        """Of each number the largest of any process."""
+        """The largest value of each number over all processes."""
         both = torch.tensor(values, dtype=torch.float64, device=self._device())
         with _together():
             distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self.group)
