@@ -18,7 +18,9 @@ from eldistill.diffusion import philox
 COVERED_BY = "noise"
 
 
-FEW = 2**14  # numbers; up to that many are drawn on the CPU and sent, which takes less time than starting the kernels of a GPU
+FEW = (
+    2**14
+)  # numbers; up to that many are drawn on the CPU and sent, which takes less time than starting the kernels of a GPU
 
 
 def stream_key(seed: int, purpose: str) -> int:
