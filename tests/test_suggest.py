@@ -63,6 +63,18 @@ def test_every_method_gets_numbers_that_can_be_planned(project, side, capsys):
     assert (root / "params.yaml").read_text(encoding="utf-8") == after
 
 
+def test_a_suite_may_ask_for_it_before(project, capsys):
+    """Other commands say what to type; this one does not ask for the numbers that it is to give."""
+    root = project(32)
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    suite = "  mine: [{data: [mine], methods: [di, sid], supplements: [none], seeds: [0]}]\n"
+    (root / "params.yaml").write_text(text.replace("\nsuites:\n", "\nsuites:\n" + suite), encoding="utf-8")
+    assert __main__.main(["plan", "mine"]) == 2
+    assert "python -m eldistill suggest mine" in capsys.readouterr().err
+    assert __main__.main(["suggest", "mine", "--write"]) == 0
+    assert {run.method for run in params.load().runs("mine")} == {"di", "sid"}
+
+
 def test_what_is_printed_is_what_is_written(project, capsys):
     """As YAML, under the same keys; nothing is written."""
     root = project(32)

@@ -75,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Problem as problem:
         print(f"eldistill: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"eldistill: no space left on the disk of {error.filename or os.getcwd()}; free some and repeat the command, "

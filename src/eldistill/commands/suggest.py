@@ -18,7 +18,7 @@ import yaml
 
 from eldistill import files
 from eldistill.errors import Problem
-from eldistill.plan import insertion, params
+from eldistill.plan import insertion, params, reading
 from eldistill.plan.params import Params
 from eldistill.plan.schema import merge
 
@@ -44,7 +44,7 @@ class Suggestion:
 
 def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     """Print the blocks, or write them into params.yaml. Raises Problem for a data setting that is unknown."""
-    found = params.load()
+    found = _loaded(chosen.name)
     suggestions = list(suggest(found, chosen.name, chosen.images))
     if not suggestions:
         raise Problem(f"every method has numbers for the data {chosen.name} already; change them in params.yaml")
@@ -64,6 +64,19 @@ def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     say(
         f"params.yaml: {len(suggestions)} blocks for {chosen.name}, untuned, under {', '.join(e.method for e in suggestions)}"
     )
+
+
+def _loaded(data: str) -> Params:
+    # A suite may name the data before there are numbers for it: that is what is asked for here.
+    values = reading.merged(reading.parts(Path()))
+    suites = values.get("suites", {})
+    if isinstance(suites, dict) and all(isinstance(grids, list) for grids in suites.values()):
+        kept = {
+            name: [grid for grid in grids if not (isinstance(grid, dict) and data in grid.get("data", []))]
+            for name, grids in suites.items()
+        }
+        values["suites"] = {name: grids for name, grids in kept.items() if grids or name == values.get("suite")}
+    return params.from_values(values, Path())
 
 
 def suggest(project: Params, data: str, images: int | None = None) -> Iterator[Suggestion]:
@@ -183,8 +196,6 @@ def _flow(value: Any) -> str:
 
 
 def _merged_with(path: Path, new: str) -> dict[str, Any]:
-    from eldistill.plan import reading
-
     found = reading.parts(path.parent)
     found[reading.FILES[-1]] = reading.read_yaml(new)
     return reading.merged(found)
