@@ -16,29 +16,29 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
     [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
     sampler(numbers) -> dict                                         how the finished generator is sampled
 
-`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments: it
-makes the images at sigma_init on first call, so that a base loss which does not touch them (consistency) pays nothing.
-A scalar term is backpropagated as it is; an `AtImages` term gives its gradient at the images. A method sees
-micro-batches, so each of its terms is a mean over images. Each module has a literal `RECIPE` (its name and its version),
-whose version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
+`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments. It makes the
+images at sigma_init on its first call, so a base loss that does not use them (consistency) costs no pass. A scalar term is
+backpropagated; an `AtImages` term carries its gradient at the images. A method is called with micro-batches, so each of its
+terms must be a mean over images. Each module has a literal `RECIPE` (its name and its version), whose version is raised when
+a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
 and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
 
-A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and what it needs of
+A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and those of these functions that it needs:
 
     networks(nets, prepared, numbers, seed)                          adds its weights to the networks
     generator_terms(prepared, images, batch, numbers) -> {name: AtImages}     at the images of the whole batch
     weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
-    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   with a pass of its own; `numbers.weight` is its factor
+    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   from a separate pass; `numbers.weight` is its factor
     critic_terms(prepared, nets, batch, images, numbers) -> {name: scalar}    added to the phase of `fake_score`
     diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
-    warning(means) -> sentence or None                               on the means of a tick
+    warning(means) -> sentence or None                               from the means of a row of the log
 
-generator_terms and weight come together; of its terms, one whose gradient is None is for the log alone. base and own
-are root mean squares of the two gradients where they meet: at the images, or at the generator's last layer if the base
-loss has no gradient at the images; there, and only there, base holds the direct terms of other supplements too. Both are
-scalars of the device, which no supplement may read: that would wait for a GPU. `memory` is a dict of scalars, floats or of
-the device, that is saved with the state as floats. Nothing is drawn from a global generator: `batch.draw` makes
-all random numbers.
+A supplement with generator_terms must also have weight. A term whose gradient is None is only logged. base and own are the
+root mean squares of the gradients of the base loss and of the supplement, at the images. If the base loss has no gradient at
+the images, they are measured at the generator's last layer, where base includes the direct terms of other supplements. Both
+are scalars on the device; a supplement must not read their values, because that would wait for a GPU. `memory` is a dict of
+scalars (floats or tensors on the device) that is saved with the state as floats. All random numbers come from `batch.draw`;
+global generators are not used.
 
 A family of embedding networks offers `Numbers` and
 
@@ -46,8 +46,8 @@ A family of embedding networks offers `Numbers` and
     stages(weights, images, numbers) -> [tensor, …]                  outputs [n, …] of its stages for images over sigma_data
     [fit(weights, images, numbers) -> {name: tensor}]                weights that depend on the calibration images
 
-The last stage is the feature, unless a member says otherwise. A literal `TEACHER = True` in the file hands the frozen
-teacher to `stages` as a fourth argument.
+The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file `stages` gets
+the frozen teacher as a fourth argument.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class Draw:
         draw = Draw(seed=0, scope="generator", first=64, size=32)
         z = draw.normal("z", 3, 32, 32)                   # [32, 3, 32, 32]
         assert torch.equal(draw[:8].normal("z", 3, 32, 32), z[:8])
+        labels = draw.integers("label", 10)               # int64 [32] in 0 … 9
 
     Args:
         seed: of the run, any integer.
@@ -66,9 +67,9 @@ class Draw:
         first, size: index in the run of the first image, and number of images.
         device, dtype: of the results of `normal` and `uniform`; `integers` returns int64.
 
-    Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
-    are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
-    of float32, which is how far logarithm and cosine of two devices differ.
+    The numbers are Philox 4x64 and Box-Muller in float64. On the CPU they come from NumPy; another device computes the same
+    bits itself (eldistill.diffusion.philox). Integers and uniforms are equal on all devices, normals up to the last place of
+    float32, because logarithm and cosine differ between devices. A slice with a step other than 1 raises ValueError.
     """
 
     def __init__(self, seed: int, scope: str, first: int, size: int, device="cpu", dtype=torch.float32):

@@ -35,7 +35,7 @@ from eldistill.training.optimisers import Ema, Optimiser
 
 COVERED_BY = "variance"
 PERCENT = 20  # of the run: the snapshot that is measured
-FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
+FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the number of images that each is trained on
 REPEATS = {8: 32, 32: 24, 128: 16}  # {batch: number of gradients}
 Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # from (images [n, c, h, w], batch) to a gradient at the images
 Look = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
