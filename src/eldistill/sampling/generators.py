@@ -27,18 +27,20 @@ RECIPE = ("sampling", 1)
 class Generator:
     """A finished one-step generator, as `load_generator` returns it.
 
-    generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
-    channels, height, width = generator.shape
-    images = sample(generator, 16, seed=0)
-    assert images.shape == (16, channels, height, width) and images.dtype == torch.uint8
+        generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+        channels, height, width = generator.shape
+        images = sample(generator, 16, seed=0)
+        assert images.shape == (16, channels, height, width) and images.dtype == torch.uint8
+
+    `load_generator` raises Problem for any other file.
     """
 
     network: torch.nn.Module  # frozen, in eval mode
-    metadata: dict  # its description: shape, label_dim, codec, sampler, lineage, …
+    metadata: dict  # shape, label_dim, codec, sampler, lineage, …, as `save_generator` wrote them
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of its images."""
+        """(channels, height, width) of the images."""
         return tuple(self.metadata["shape"])
 
 

@@ -61,3 +61,5 @@ class Job:
     save_seconds: float = 120  # seconds between saved states
     max_seconds: float = 0  # seconds after which the training saves and stops; 0: never
     snapshots: dict[int, Snapshot] = field(default_factory=dict)  # by number of images, exactly reached
+    log: Callable[[str], None] = print  # gets status lines and warnings
+    arithmetic: Arithmetic | None = None  # for the provenance
