@@ -66,7 +66,7 @@ def names(bench, tmp_path, monkeypatch) -> dict:
 def test_the_example_of_a_door_runs(name, names):
     """It is short and uses the door that it explains; its assertions hold."""
     code = example(DOORS[name])
-    assert 3 <= len(code.splitlines()) <= 5 and (name in code or name == "Batch")
+    assert 3 <= len(code.splitlines()) <= 5 and name.lower() in code.lower()
     exec(compile(code, name, "exec"), dict(names))
 
 
@@ -81,5 +81,5 @@ def test_a_door_explains_every_argument(name):
     door = (DOORS | {"Job": Job})[name]
     text, source = inspect.getdoc(door), inspect.getsource(door)
     for argument in inspect.signature(door).parameters:
-        beside = re.search(rf"^    {argument}: (.*# \w+|[A-Z]\w+( .*)?$)", source, re.M)
+        beside = re.search(rf"^    {argument}: (.*# \S|[A-Z]\w+( .*)?$)", source, re.M)
         assert beside or re.search(rf"\b{argument}\b", text), f"{name} does not explain {argument}"

@@ -301,23 +301,27 @@ class SupplementModule(Functions):
 
 
 def load_method(file: str) -> Method:
-    """Load a method from methods/<file>.py. Raises Problem for an unknown file, with the known ones.
+    """Load a method from methods/<file>.py.
 
-    method = load_method("dmd2")
-    numbers = make_numbers(method, {"every": 3})
-    order = method.phases(numbers, Progress(n_images=0, iteration=0, total=1000))
-    assert [phase.net for phase in order] == ["generator", "fake_score"] and order[0].every == 3
+        method = load_method("dmd2")
+        numbers = make_numbers(method, {"every": 3})
+        order = method.phases(numbers, Progress(n_images=0, iteration=0, total=1000))
+        assert [phase.net for phase in order] == ["generator", "fake_score"] and order[0].every == 3
+
+    Raises Problem for an unknown file, with the names of all files.
     """
     return Method.of(load_module("methods", file))
 
 
 def load_supplement(file: str) -> SupplementModule:
-    """Load a supplement from supplements/<file>.py. Raises Problem for an unknown file, with the known ones.
+    """Load a supplement from supplements/<file>.py.
 
-    supplement = load_supplement("embedding")
-    numbers = make_numbers(supplement, {"weight": 0.5, "weighting": "fixed", "warmup": 0})
-    progress = Progress(n_images=0, iteration=0, total=1000)
-    assert supplement.weight(1.0, 2.0, 64, numbers, progress, {}).factor == 0.5
+        supplement = load_supplement("embedding")
+        numbers = make_numbers(supplement, {"weight": 0.5, "weighting": "fixed", "warmup": 0})
+        progress = Progress(n_images=0, iteration=0, total=1000)
+        assert supplement.weight(1.0, 2.0, 64, numbers, progress, {}).factor == 0.5
+
+    Raises Problem for an unknown file, with the names of all files.
     """
     return SupplementModule.of(load_module("supplements", file))
 
