@@ -343,7 +343,7 @@ def test_a_class_is_asked_for_by_its_name(tmp_path, capsys, generator):
 @pytest.mark.parametrize(("arguments", "words"), [
     ((), "nothing to write"),
     (("--grid", "a.png", "--n", "0"), "--n is 0"),
-    (("--grid", "a.png", "--steps", "2"), "not in 2"),
+    (("--grid", "a.png", "--steps", "2"), "steps is 2; this generator"),
     (("--grid", "a.png", "--label", "9"), "--label is 9; expected a number from 0 to 2"),
     (("--grid", "a.png", "--label", "-1"), "expected a number from 0 to 2"),
     (("--grid", "a.png", "--label", "9" * 40), "expected a number from 0 to 2"),

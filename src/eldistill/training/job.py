@@ -53,7 +53,7 @@ class Job:
     folder: Path  # of the saved state
     optimisers: dict[str, Optimiser]  # for each of `nets`
     fixed: Nets = field(default_factory=dict)  # networks that are not trained
-    supplements: list[Supplement] = field(default_factory=list)
+    supplements: list[Supplement] = field(default_factory=list)  # in the order in which their gradients are added
     device: str = "cpu"  # cpu or cuda
     dtype: torch.dtype = torch.float32  # of random numbers
     micro_batch: int = 0  # images on the device at once; 0: all images of this process
