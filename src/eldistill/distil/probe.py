@@ -38,7 +38,7 @@ PERCENT = 20  # of the run: the snapshot that is measured
 FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the number of images that each is trained on
 REPEATS = {8: 32, 32: 24, 128: 16}  # {batch: number of gradients}
 Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # from (images [n, c, h, w], batch) to a gradient at the images
-Look = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
+Variances = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
 OWN, SHARED, ACROSS = "own noise levels", "one noise level a batch", f"own noise levels, across {FAKES} fake_scores"
 
 
@@ -252,13 +252,13 @@ def _sum(gradients: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def measure_variance(run: str, root: Path) -> dict[str, Look]:
+def measure_variance(run: str, root: Path) -> dict[str, Variances]:
     """Measure the gradient variance of one run: {gradient: {batch: variance, "signal": squared norm of the mean, "floor": …}}.
 
     run: DATA/METHOD/SUPPLEMENTS/SEED. root: the folder of the project. Raises Problem if the run has no snapshot or fake_score.
     """
     probe = Probe(run, root)
-    found: dict[str, Look] = {}
+    found: dict[str, Variances] = {}
     if probe.supplements:
         for each in probe.supplements:
             per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
@@ -279,7 +279,7 @@ def measure_variance(run: str, root: Path) -> dict[str, Look]:
     return found
 
 
-def _found(variances: dict[int, float], signal: float, order: int = 1) -> Look:
-    found: Look = {"signal": signal, "floor": fit_variance(variances, order)[0]}
+def _found(variances: dict[int, float], signal: float, order: int = 1) -> Variances:
+    found: Variances = {"signal": signal, "floor": fit_variance(variances, order)[0]}
     found.update(variances.items())
     return found
