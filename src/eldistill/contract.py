@@ -16,11 +16,11 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
     [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
     sampler(numbers) -> dict                                         how the finished generator is sampled
 
-`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments. It makes the
-images at sigma_init on its first call, so a base loss that does not use them (consistency) costs no pass. A scalar term is
-backpropagated; an `AtImages` term carries its gradient at the images. A method is called with micro-batches, so each of its
-terms must be a mean over images. Each module has a literal `RECIPE` (its name and its version), whose version is raised when
-a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
+`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments. It makes
+the images at sigma_init on its first call, so a base loss that does not use them (consistency) costs no pass. A scalar
+term is backpropagated; an `AtImages` term carries its gradient at the images. A method is called with micro-batches, so
+each of its terms must be a mean over images. Each module has a literal `RECIPE` (its name and its version), whose
+version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
 and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
 
 A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and those of these functions that it needs:
@@ -33,12 +33,12 @@ A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and thos
     diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
     warning(means) -> sentence or None                               from the means of a row of the log
 
-A supplement with generator_terms must also have weight. A term whose gradient is None is only logged. base and own are the
-root mean squares of the gradients of the base loss and of the supplement, at the images. If the base loss has no gradient at
-the images, they are measured at the generator's last layer, where base includes the direct terms of other supplements. Both
-are scalars on the device; a supplement must not read their values, because that would wait for a GPU. `memory` is a dict of
-scalars (floats or tensors on the device) that is saved with the state as floats. All random numbers come from `batch.draw`;
-global generators are not used.
+A supplement with generator_terms must also have weight. A term whose gradient is None is only logged. base and own are
+the root mean squares of the gradients of the base loss and of the supplement, at the images. If the base loss has no
+gradient at the images, they are measured at the generator's last layer, where base includes the direct terms of other
+supplements. Both are scalars on the device; a supplement must not read their values, because that would wait for a GPU.
+`memory` is a dict of scalars (floats or tensors on the device) that is saved with the state as floats. All random
+numbers come from `batch.draw`; global generators are not used.
 
 A family of embedding networks offers `Numbers` and
 
@@ -46,8 +46,8 @@ A family of embedding networks offers `Numbers` and
     stages(weights, images, numbers) -> [tensor, …]                  outputs [n, …] of its stages for images over sigma_data
     [fit(weights, images, numbers) -> {name: tensor}]                weights that depend on the calibration images
 
-The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file `stages` gets
-the frozen teacher as a fourth argument.
+The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file `stages`
+gets the frozen teacher as a fourth argument.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Weight:
 class Later:
     """Numbers for the log that are computed from scalars on the device after these have been read back.
 
-    finish: is given the values of the scalars in order and returns numbers by name. It may change the supplement's memory.
+    finish: is given the values of the scalars in order and returns numbers by name. It may change the supplement's
+    memory.
     """
 
     scalars: list[torch.Tensor]
@@ -196,9 +197,9 @@ class Batch:
     def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw real images independently with replacement, `each` of them for every image of the batch.
 
-        purpose: name of the random numbers; the same purpose gives the same images. Latents get new noise of their encoder.
-        Returns encoded images [n * each, c, h, w] and one-hot labels [n * each, L] or None. Raises ValueError for a batch
-        without real images.
+        purpose: name of the random numbers; the same purpose gives the same images. Latents get new noise of their
+        encoder. Returns encoded images [n * each, c, h, w] and one-hot labels [n * each, L] or None. Raises ValueError
+        for a batch without real images.
         """
         if self.reals is None:
             raise ValueError(f"this batch has no real images, which {purpose!r} needs")
@@ -339,8 +340,8 @@ def load_module(kind: str, file: str) -> ModuleType:
 def make_numbers(kind: Any, values: dict[str, Any]) -> Any:
     """The `Numbers` of a module or of its loaded functions, from a resolved section of params.yaml.
 
-    Keys that are not fields of its `Numbers` are ignored, because they belong to other parts. Raises Problem for impossible
-    values.
+    Keys that are not fields of its `Numbers` are ignored, because they belong to other parts. Raises Problem for
+    impossible values.
     """
     fields = kind.Numbers.__dataclass_fields__
     return kind.Numbers(**{key: _cast(fields[key].type, value) for key, value in values.items() if key in fields})

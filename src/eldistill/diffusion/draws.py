@@ -67,9 +67,10 @@ class Draw:
         first, size: index in the run of the first image, and number of images.
         device, dtype: of the results of `normal` and `uniform`; `integers` returns int64.
 
-    The numbers are Philox 4x64 and Box-Muller in float64. On the CPU they come from NumPy; another device computes the same
-    bits itself (eldistill.diffusion.philox). Integers and uniforms are equal on all devices, normals up to the last place of
-    float32, because logarithm and cosine differ between devices. A slice with a step other than 1 raises ValueError.
+    The numbers are Philox 4x64 and Box-Muller in float64. On the CPU they come from NumPy; another device computes the
+    same bits itself (eldistill.diffusion.philox). Integers and uniforms are equal on all devices, normals up to the
+    last place of float32, because logarithm and cosine differ between devices. A slice with a step other than 1 raises
+    ValueError.
     """
 
     def __init__(self, seed: int, scope: str, first: int, size: int, device="cpu", dtype=torch.float32):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the data, networks and supplements of a run from its recipe and files. A probe of a finished run uses it too."""
+"""Loads the data, networks and supplements of a run from its recipe and files.
+
+A probe of a finished run uses it too.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,10 @@ def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets
 
 
 def set_dropout(nets: Nets, probability: float | None) -> None:
-    """Give all layers with dropout this probability; None leaves them as they are. Raises Problem if there is no such layer."""
+    """Give all layers with dropout this probability; None leaves them as they are.
+
+    Raises Problem if there is no such layer.
+    """
     if probability is None:
         return
     every = [each for net in nets.values() for each in net.modules()]
@@ -153,7 +159,10 @@ def check_start(job: Job, teacher: torch.nn.Module) -> None:
 
 
 def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
-    """Load and prepare the supplements of a run, without adding their networks. upstream: see `upstream_files`. Raises Problem."""
+    """Load and prepare the supplements of a run, without adding their networks.
+
+    upstream: see `upstream_files`. Raises Problem.
+    """
     waiting, found = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.load_supplement(values["file"])

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the variance of the generator's gradient at a snapshot of a finished run, and how it depends on the batch.
 
-The generator is fixed. Several fake_scores are trained on it, starting from the teacher, each with different random numbers.
-Then the gradient of the generator's parameters is computed repeatedly at several batch sizes. Its variance (the trace of its
-covariance) is fitted by floor + slope / batch; for a supplement, whose loss compares pairs of images, also by a term in
-1 / batch^2 (the variance of a U-statistic). With one fake_score and a different noise level for every image the images of a
-batch are independent, so the floor is 0. One noise level for the whole batch gives a floor, and so do different fake_scores.
+The generator is fixed. Several fake_scores are trained on it, starting from the teacher, each with different random
+numbers. Then the gradient of the generator's parameters is computed repeatedly at several batch sizes. Its variance
+(the trace of its covariance) is fitted by floor + slope / batch; for a supplement, whose loss compares pairs of images,
+also by a term in 1 / batch^2 (the variance of a U-statistic). With one fake_score and a different noise level for every
+image the images of a batch are independent, so the floor is 0. One noise level for the whole batch gives a floor, and
+so do different fake_scores.
 """
 
 from __future__ import annotations
@@ -177,7 +178,10 @@ class Probe:
                               "remove it from the grids of that study in params.yaml")  # fmt: skip
 
     def fakes(self) -> list[Nets]:
-        """Train FAKES fake_scores on the fixed generator, each with different random numbers. Raises Problem without a fake_score."""
+        """Train FAKES fake_scores on the fixed generator, each with different random numbers.
+
+        Raises Problem without a fake_score.
+        """
         made = []
         for index in range(FAKES):
             seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
@@ -209,8 +213,8 @@ class Probe:
     def gradients(self, scope: str, batch: int, pull: Pull, one_level: bool = False) -> Moments:
         """Moments of REPEATS[batch] gradients of the generator's parameters.
 
-        scope: prefix of the random numbers. pull: returns a gradient [n, c, h, w] at the images. one_level: all images of a
-        batch have the same noise level.
+        scope: prefix of the random numbers. pull: returns a gradient [n, c, h, w] at the images. one_level: all images
+        of a batch have the same noise level.
         """
         found, nets = [], {"generator": self.generator.requires_grad_(True)}
         parameters = list(self.generator.parameters())
@@ -253,9 +257,12 @@ def _sum(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 
 def measure_variance(run: str, root: Path) -> dict[str, Variances]:
-    """Measure the gradient variance of one run: {gradient: {batch: variance, "signal": squared norm of the mean, "floor": …}}.
+    """Measure the gradient variance of one run: {gradient: {batch: variance, "signal": …, "floor": …}}.
 
-    run: DATA/METHOD/SUPPLEMENTS/SEED. root: the folder of the project. Raises Problem if the run has no snapshot or fake_score.
+    signal: squared norm of the mean gradient. floor: variance at an infinite batch.
+
+    run: DATA/METHOD/SUPPLEMENTS/SEED. root: the folder of the project. Raises Problem if the run has no snapshot or
+    fake_score.
     """
     probe = Probe(run, root)
     found: dict[str, Variances] = {}

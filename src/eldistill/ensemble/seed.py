@@ -26,8 +26,8 @@ RECIPE = ("ensemble/seed", 1)
 def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
     """Draw and calibrate an ensemble and write its manifest and its arrays.
 
-    section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families that read
-    one. Raises Problem for settings that contradict each other or do not fit the images.
+    section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families
+    that read one. Raises Problem for settings that contradict each other or do not fit the images.
     """
     if section.get("anchor") and section["redraw"]:
         raise Problem(
@@ -125,7 +125,10 @@ class Ensemble:
             raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 
     def anchors(self) -> list[torch.Tensor]:
-        """Mean features of each member over all training images, a list of [D]. Raises Problem if none were recorded."""
+        """Mean features of each member over all training images, a list of [D].
+
+        Raises Problem if none were recorded.
+        """
         arrays, count = self._arrays(), len(self.record["members"])
         if "anchor_0" not in arrays:
             raise Problem(f"{self.path} has no means over all images; give its ensemble `anchor: true` in params.yaml")

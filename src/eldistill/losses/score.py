@@ -194,8 +194,9 @@ def identity_pull(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """`pull` at x_t = x + sigma n of SiD's noise levels, with an estimate of the uncertainty of fake_score.
 
-    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without `numbers.uncertainty`.
-    numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of fake_score.
+    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without
+    `numbers.uncertainty`. numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of
+    fake_score.
     """
     labels, sigma = batch.labels, identity_sigma(batch, numbers.t_max)
     shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)

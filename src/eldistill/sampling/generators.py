@@ -50,7 +50,10 @@ def save_generator(path: str | Path, network: torch.nn.Module, metadata: dict) -
 
 
 def load_generator(path: str | Path, device: str = "cpu") -> Generator:
-    """Load a generator_ema.safetensors or a snapshot to a device, frozen. Raises Problem for any other or a damaged file."""
+    """Load a generator_ema.safetensors or a snapshot to a device, frozen.
+
+    Raises Problem for any other or a damaged file.
+    """
     tensors, metadata = load_tensors(path)
     if "sampler" not in metadata:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
@@ -60,7 +63,10 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
 
 
 def one_hot_labels(draw: Draw, metadata: dict, wanted) -> torch.Tensor | None:
-    """One-hot labels [n, label_dim] for the images of `draw`; None without labels. wanted: classes [n]; None draws them."""
+    """One-hot labels [n, label_dim] for the images of `draw`; None without labels.
+
+    wanted: classes [n]; None draws them.
+    """
     if not metadata["label_dim"]:
         return None
     chosen = classes.drawn(draw, metadata) if wanted is None else wanted
@@ -70,7 +76,7 @@ def one_hot_labels(draw: Draw, metadata: dict, wanted) -> torch.Tensor | None:
 def chunks(
     n: int, seed: int, batch: int, device, wanted=None, start: int = 0
 ) -> Iterator[tuple[Draw, torch.Tensor | None]]:
-    """(random numbers, classes [≤ batch] or None) of n images in chunks of at most `batch`, starting at image `start`."""
+    """(random numbers, classes [≤ batch] or None) of n images in chunks, starting at image `start`."""
     wanted = None if wanted is None else torch.as_tensor(wanted, dtype=torch.int64, device=device).expand(n)
     for first in range(0, n, batch):
         size = min(batch, n - first)
@@ -127,8 +133,9 @@ def images_of(
 def interpolate(generator: Generator, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     """One-step images between two noises in each row, uint8 [rows * columns, c, h, w].
 
-    Row r goes along the great circle from noise 2r of the seed to noise 2r + 1; all its images have the class of image 2r.
-    A generator that has not just memorised images changes gradually along a row. Raises Problem without one-step sampling.
+    Row r goes along the great circle from noise 2r of the seed to noise 2r + 1; all its images have the class of image
+    2r. A generator that has not just memorised images changes gradually along a row. Raises Problem without one-step
+    sampling.
     """
     device, metadata = next(generator.network.parameters()).device, generator.metadata
     draw = Draw(seed, "sample", 0, 2 * rows, device)
@@ -142,7 +149,9 @@ def interpolate(generator: Generator, rows: int, columns: int, seed: int = 0) ->
 
 
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
-    """n images of a generator, uint8 [n, channels, height, width]. Image i depends only on (seed, i), its label and `steps`.
+    """n images of a generator, uint8 [n, channels, height, width].
+
+    Image i depends only on (seed, i), its label and `steps`.
 
         generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
         twos = sample(generator, 4, labels=2)             # four images of class 2
@@ -153,8 +162,8 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
         generator: from `load_generator`; images are made on its device and returned on the CPU.
         n: number of images, 1 or more.
         seed: any integer.
-        labels: a class in 0 … label_dim - 1 for all images, or n classes. None draws them by their frequency in the training
-            images, or uniformly if the generator's file does not record it.
+        labels: a class in 0 … label_dim - 1 for all images, or n classes. None draws them by their frequency in the
+            training images, or uniformly if the generator's file does not record it.
         steps: network passes for each image.
 
     Raises Problem for a number of steps that the method does not define, for labels that do not fit, and for n below 1.
