@@ -51,5 +51,5 @@ class Kernel:
 
 
 def counted() -> bool:
-    """Whether torch counts or records single operations now, as FlopCounterMode does; compiled code is not used then."""
+    """Whether torch counts or records single operations now, as FlopCounterMode does; this excludes compiled code."""
     return torch._C._len_torch_dispatch_stack() > 0

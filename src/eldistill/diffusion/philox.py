@@ -48,8 +48,9 @@ def halves(counter: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> to
 
 
 def block(counter: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The four 64-bit words of each counter (int64, not negative, the other three words of it 0), as int64 with the
-    same bits.
+    """The four 64-bit words of the block of each counter, as int64 with the same bits.
+
+    counter: int64, not negative; the other three words of the Philox counter are 0.
 
     left, right: the low and the high word of the key, int64 scalars with its bits.
     """

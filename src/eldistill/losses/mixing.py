@@ -44,7 +44,7 @@ def share_of(scale: float, s1: float, s2: float, r: float) -> float | None:
 
 
 def projections(base: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
-    """The scale of EL, the variances of the projections of base loss and EL, and their covariance: scalars on the device.
+    """The scale of EL, the variances of the projections of base loss and EL, and their covariance, as scalars.
 
     base, own: gradients [n, c, h, w] with n at least 2 GROUPS.
     """

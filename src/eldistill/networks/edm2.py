@@ -74,8 +74,9 @@ class Settings:
 
 
 def network(**settings) -> EDM2Generator:
-    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0; keywords and errors are those
-    of `Settings`.
+    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0.
+
+    Keywords and errors are those of `Settings`.
 
     Its weights are NaN until they are drawn or loaded: use `eldistill.networks.build`.
     """

@@ -169,7 +169,7 @@ def make_optimiser(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Opti
 
 
 def learning_rate(numbers: Optimiser, progress: Progress) -> float:
-    """The learning rate, which rises linearly over warmup_images and falls linearly to 0 over decay_images at the end."""
+    """The learning rate, which rises linearly over warmup_images and falls linearly to 0 over the last decay_images."""
     rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
     left = progress.total - progress.n_images
     return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)
