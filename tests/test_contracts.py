@@ -809,7 +809,7 @@ def test_a_function_that_is_missing_is_said():
     """Called all the same, a function that a file leaves out raises a sentence, unless it may be left out."""
     bare = contract.Method(phases=lambda numbers, progress: [])
     assert bare.group(None) == 1 and bare.normalised(None) is None and bare.after_step({}, None, None) is None
-    with pytest.raises(TypeError, match="does not offer"):
+    with pytest.raises(TypeError, match="lacks a function"):
         bare.generate({}, None, None)
 
 

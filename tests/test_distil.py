@@ -247,7 +247,7 @@ def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeyp
     ("cd", {"sigma_min": 20.0}, "sigma_min"),
     ("ict", {"first": 64}, "first 64 and last 32"),
     ("ect", {"distance": "lpips"}, "give `lpips`"),
-    ("sid2a", {"sigma_init": 1.0}, "starts from noise of level 2.5, this method from 1.0"),
+    ("sid2a", {"sigma_init": 1.0}, "starts from the noise level 2.5, but this method from 1.0"),
 ])  # fmt: skip
 def test_numbers_that_do_not_go_together_are_one_sentence(project, capsys, method, changes, words):
     """What a schema cannot see: exit code 2, one sentence, nothing half-written."""

@@ -242,10 +242,10 @@ def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "given", "sentence"),
     [
-        ({}, None, "shapes do not say the resolution and the heads"),
-        ({}, {"img_resolution": 16}, "shapes do not say the resolution and the heads"),
-        ({}, {"num_heads": 4}, "shapes do not say the resolution and the heads"),
-        ({}, {"img_resolution": 16, "num_heads": 4, "num_head_channels": 64}, "shapes do not say the resolution and the heads"),
+        ({}, None, "the resolution and the attention heads of a network other"),
+        ({}, {"img_resolution": 16}, "the resolution and the attention heads of a network other"),
+        ({}, {"num_heads": 4}, "the resolution and the attention heads of a network other"),
+        ({}, {"img_resolution": 16, "num_heads": 4, "num_head_channels": 64}, "the resolution and the attention heads of a network other"),
         ({}, {"img_resolution": 16, "num_head_channels": 48}, "128 channels cannot be split into equal heads of 48 channels"),
         ({}, {"img_resolution": 16, "num_heads": 3}, "128 channels cannot be split into equal heads in number 3"),
         ({}, {"img_resolution": 17, "num_heads": 4}, "17 cannot be halved 1 times"),

@@ -254,7 +254,8 @@ def environment() -> dict[str, str]:
 
 def test_the_lock_of_another_process(tmp_path):
     """Another process holds the folder until it ends, even by kill -9."""
-    text = f"from eldistill.training import state\nwith lock.lock(state.Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
+    text = "from pathlib import Path\nfrom eldistill.training import lock\n"
+    text += f"with lock.lock(Path({str(tmp_path)!r})):\n print('held', flush=True)\n input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
     )

@@ -205,7 +205,7 @@ def test_nothing_bad_is_saved(bench, method):
 
 
 def test_the_first_bad_tensor_is_named():
-    """Of several the first; in place of a norm the part that spoilt it; after the look it is forgotten."""
+    """Of several the first; in place of a norm the part that spoilt it; after the flush it is forgotten."""
     monitor, progress = Monitor(1), contract.Progress(12, 3, 100)
     bad = torch.tensor([1.0, math.inf, math.nan])
     monitor.finite("good", torch.ones(2))

@@ -780,7 +780,7 @@ LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "signal": 1.0}
 def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, verdict):
     """Mean and t-interval of the floor's share over runs; a row for each gradient of an arm."""
     monkeypatch.setattr(
-        probe, "look", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
+        probe, "measure_variance", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
     )
     runs = add_arm(tmp_path, "none", BASE[: len(shares)])
     rows, text = make(tmp_path, runs, kind="variance")

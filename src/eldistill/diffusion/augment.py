@@ -37,7 +37,7 @@ _PAD = len(_SYM6) // 2  # pixels around an image that the filters may touch
 
 @dataclass(frozen=True)
 class Parameters:
-    """What EDM's pipe does to each of n images; zeros change nothing. All tensors have the shape [n] unless noted.
+    """The parameters of EDM's pipe for each of n images; zeros change nothing. Tensors have the shape [n].
 
     They stay on the CPU: on a GPU the padding would have to be read back, and each entry of the matrices sent.
     """
@@ -160,7 +160,7 @@ def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
 
 
 def _affine(here: torch.Tensor, *entries: float | torch.Tensor) -> torch.Tensor:
-    """[n or 1, 3, 3] from the six entries of the upper rows: numbers, or tensors [n] of the device and dtype of `here`."""
+    """Matrices [n or 1, 3, 3] from the six entries of their upper rows, numbers or tensors [n] like `here`."""
     tensors = [e if torch.is_tensor(e) else here.new_tensor(e) for e in (*entries, 0, 0, 1)]
     return torch.stack(torch.broadcast_tensors(*tensors), dim=-1).reshape(-1, 3, 3)
 
@@ -171,7 +171,7 @@ def _rotation(here: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(256)  # one matrix for each padded size
 def _band(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Matrix [size, 2 size] whose row k is the filter around fine sample 2 k. It halves a signal; its transpose doubles one.
+    """A matrix [size, 2 size] that halves a signal; its transpose doubles one. Row k is the filter around sample 2 k.
 
     A matrix product is used because convolutions on GPUs may round to ten bits of mantissa (TF32).
     """

@@ -17,8 +17,8 @@ VARIANTS = 32  # compiled versions of one function; beyond this limit torch sile
 class Kernel:
     """A function that is compiled when it is first called for a device of DEVICES.
 
-    function: takes tensors and numbers; its result has no gradient. name: subject of the warning. If the function cannot be
-    compiled, one warning is given and the plain function is used, which returns the same values.
+    function: takes tensors and numbers; its result has no gradient. name: subject of the warning. If the function
+    cannot be compiled, one warning is given and the plain function is used, which returns the same values.
     """
 
     def __init__(self, function: Callable[..., Any], name: str):
@@ -51,5 +51,5 @@ class Kernel:
 
 
 def counted() -> bool:
-    """Whether torch counts or records single operations now (FlopCounterMode and similar), which excludes compiled code."""
+    """Whether torch counts or records single operations now, as FlopCounterMode does; this excludes compiled code."""
     return torch._C._len_torch_dispatch_stack() > 0

@@ -87,8 +87,8 @@ def _apply(x: torch.Tensor, keep: torch.Tensor, p: float) -> torch.Tensor:
     return x * keep.reshape(x.shape) / (1 - p)
 
 
-# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at once); on a
-# GPU a fixed number, so that their 256 MB do not grow with the layer.
+# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at
+# once); on a GPU a fixed number, so that their 256 MB do not grow with the layer.
 AT_ONCE = {"cpu": 2**16, "cuda": 2**24}
 
 
@@ -134,8 +134,8 @@ def _fusible() -> bool:
 
 
 class _Fused(torch.autograd.Function):
-    # Dropout by compiled code. It is linear, so the backward pass applies the same mask to the gradient; the mask is computed
-    # again instead of being stored.
+    # Dropout by compiled code. It is linear, so the backward pass applies the same mask to the gradient; the mask is
+    # computed again instead of being stored.
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
@@ -149,7 +149,10 @@ class _Fused(torch.autograd.Function):
 
 
 def _fused(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
-    """`dropout` by compiled code. The masks are equal to the bit; on a GPU the division may differ in the last place."""
+    """`dropout` by compiled code.
+
+    The masks are equal to the bit; on a GPU the division may differ in the last place.
+    """
     # Passed as a tensor, because compiled code may hold integers in 32 bits.
     place = torch.full((), layer, dtype=torch.int64, device=x.device)
     # Flattened if that needs no copy, because compiled code is specific to which sizes of a tensor are equal.

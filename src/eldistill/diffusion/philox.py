@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Philox 4x64-10 (Salmon et al. 2011) on int64 tensors, equal to NumPy's to the bit, computed on the device.
 
-Drawing on the CPU and copying to a GPU would take longer than a training step. torch has neither unsigned 64-bit products nor
-their high halves, so both are composed of 32-bit halves; a mask after each right shift makes the shift logical.
+Drawing on the CPU and copying to a GPU would take longer than a training step. torch has neither unsigned 64-bit
+products nor their high halves, so both are composed of 32-bit halves; a mask after each right shift makes the shift
+logical.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ ROUNDS, WORDS = 10, 8  # rounds, and 32-bit words of a block (four of 64 bits)
 def bits(key: int, first: int, count: int, each: int, device) -> torch.Tensor:
     """Words of 32 bits as int64 [count, each] on the device; row i belongs to image first + i.
 
-    key: 128 bits, the low word first. Block b of image i has the counter i * blocks + b + 1, as numpy counts; counters are below
-    2^63, which no run reaches.
+    key: 128 bits, the low word first. Block b of image i has the counter i * blocks + b + 1, as numpy counts; counters
+    are below 2^63, which no run reaches.
     """
     blocks = max(1, -(-each // WORDS))
     counter = torch.arange(first * blocks + 1, (first + count) * blocks + 1, dtype=torch.int64, device=device)
@@ -41,13 +42,15 @@ def words_of(key: int) -> tuple[int, int]:
 
 
 def halves(counter: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The blocks of some counters as words of 32 bits, int64 [counters, 8]; left, right: the words of the key, int64."""
+    """The blocks of counters as 32-bit words, int64 [counters, 8]. left, right: the two words of the key, int64."""
     words = torch.stack(block(counter, left, right), dim=1)  # [counters, 4]
     return torch.stack((words & LOW, words >> 32 & LOW), dim=2).reshape(len(counter), WORDS)
 
 
 def block(counter: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The four 64-bit words of each counter (int64, not negative, the other three words of it 0), as int64 with the same bits.
+    """The four 64-bit words of the block of each counter, as int64 with the same bits.
+
+    counter: int64, not negative; the other three words of the Philox counter are 0.
 
     left, right: the low and the high word of the key, int64 scalars with its bits.
     """

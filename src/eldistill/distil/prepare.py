@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the data, networks and supplements of a run from its recipe and files. A probe of a finished run uses it too."""
+"""Loads the data, networks and supplements of a run from its recipe and files.
+
+A probe of a finished run uses it too.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
     if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
-            f"{upstream['teacher']} was trained with codec {metadata['codec']}, the data has {recipe['data']['codec']}; make them equal"
+            f"{upstream['teacher']} was trained with codec {metadata['codec']}, but the data has {recipe['data']['codec']}; choose "
+            "a teacher that was trained with the codec of the data"
         )
     reals = dataset.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
     if reals.label_dim != metadata["label_dim"] or list(reals.shape) != metadata["shape"]:
@@ -91,7 +95,9 @@ def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Mo
     begun = generators.load_generator(path, device)
     level = begun.metadata["sampler"]["steps"]["1"][0]
     if level != made.sigma_init:
-        raise Problem(f"{path} starts from noise of level {level}, this method from {made.sigma_init}; make them equal")
+        raise Problem(
+            f"{path} starts from the noise level {level}, but this method from {made.sigma_init}; set sigma_init to {level}"
+        )
     return begun.network, begun.metadata["n_images_before"] + begun.metadata["n_images"]
 
 
@@ -108,7 +114,10 @@ def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets
 
 
 def set_dropout(nets: Nets, probability: float | None) -> None:
-    """Give all layers with dropout this probability; None leaves them as they are. Raises Problem if there is no such layer."""
+    """Give all layers with dropout this probability; None leaves them as they are.
+
+    Raises Problem if there is no such layer.
+    """
     if probability is None:
         return
     every = [each for net in nets.values() for each in net.modules()]
@@ -150,7 +159,10 @@ def check_start(job: Job, teacher: torch.nn.Module) -> None:
 
 
 def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
-    """Load and prepare the supplements of a run, without adding their networks. upstream: see `upstream_files`. Raises Problem."""
+    """Load and prepare the supplements of a run, without adding their networks.
+
+    upstream: see `upstream_files`. Raises Problem.
+    """
     waiting, found = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.load_supplement(values["file"])

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the variance of the generator's gradient at a snapshot of a finished run, and how it depends on the batch.
 
-The generator is fixed. Several fake_scores are trained on it, starting from the teacher, each with different random numbers.
-Then the gradient of the generator's parameters is computed repeatedly at several batch sizes. Its variance (the trace of its
-covariance) is fitted by floor + slope / batch; for a supplement, whose loss compares pairs of images, also by a term in
-1 / batch^2 (the variance of a U-statistic). With one fake_score and a different noise level for every image the images of a
-batch are independent, so the floor is 0. One noise level for the whole batch gives a floor, and so do different fake_scores.
+The generator is fixed. Several fake_scores are trained on it, starting from the teacher, each with different random
+numbers. Then the gradient of the generator's parameters is computed repeatedly at several batch sizes. Its variance
+(the trace of its covariance) is fitted by floor + slope / batch; for a supplement, whose loss compares pairs of images,
+also by a term in 1 / batch^2 (the variance of a U-statistic). With one fake_score and a different noise level for every
+image the images of a batch are independent, so the floor is 0. One noise level for the whole batch gives a floor, and
+so do different fake_scores.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from eldistill.training.optimisers import Ema, Optimiser
 
 COVERED_BY = "variance"
 PERCENT = 20  # of the run: the snapshot that is measured
-FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
+FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the number of images that each is trained on
 REPEATS = {8: 32, 32: 24, 128: 16}  # {batch: number of gradients}
 Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # from (images [n, c, h, w], batch) to a gradient at the images
-Look = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
+Variances = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
 OWN, SHARED, ACROSS = "own noise levels", "one noise level a batch", f"own noise levels, across {FAKES} fake_scores"
 
 
@@ -167,16 +168,20 @@ class Probe:
         self.parts = prepare.load_parts(self.params, upstream, "cpu")
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
         if not snapshot.exists():
-            raise Problem(f"{snapshot} is missing; a study of variance looks there: add {PERCENT} to distil.snapshots")
+            raise Problem(f"{snapshot} is missing; a study of variance needs it: add {PERCENT} to distil.snapshots and "
+                          "make the run again")  # fmt: skip
         self.generator = generators.load_generator(snapshot).network
         self.supplements = prepare.prepare_supplements(self.params, upstream, self.parts, Machine())
         for each in self.supplements:
             if each.module.offers("networks") or not each.module.offers("generator_terms"):
-                raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
-                              f"{each.name} is none; take it from the grids of that study")  # fmt: skip
+                raise Problem(f"{run}: a study of variance needs supplements with a fixed loss at the images, and {each.name} has none; "
+                              "remove it from the grids of that study in params.yaml")  # fmt: skip
 
     def fakes(self) -> list[Nets]:
-        """Train FAKES fake_scores on the fixed generator, each with different random numbers. Raises Problem without a fake_score."""
+        """Train FAKES fake_scores on the fixed generator, each with different random numbers.
+
+        Raises Problem without a fake_score.
+        """
         made = []
         for index in range(FAKES):
             seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
@@ -184,7 +189,8 @@ class Probe:
             nets = {"generator": copy.deepcopy(self.generator), **others}
             if "fake_score" not in nets or not self.parts.method.offers("critic_terms"):
                 raise Problem(
-                    f"the method {self.params['method']['file']} has no fake_score; a study of variance needs one"
+                    f"the method {self.params['method']['file']} has no fake_score, which a study of variance needs; "
+                    "remove its grid from that study in params.yaml"
                 )
             with tempfile.TemporaryDirectory() as folder:
                 Loop(self._job(nets, seed, Path(folder))).run()
@@ -207,8 +213,8 @@ class Probe:
     def gradients(self, scope: str, batch: int, pull: Pull, one_level: bool = False) -> Moments:
         """Moments of REPEATS[batch] gradients of the generator's parameters.
 
-        scope: prefix of the random numbers. pull: returns a gradient [n, c, h, w] at the images. one_level: all images of a
-        batch have the same noise level.
+        scope: prefix of the random numbers. pull: returns a gradient [n, c, h, w] at the images. one_level: all images
+        of a batch have the same noise level.
         """
         found, nets = [], {"generator": self.generator.requires_grad_(True)}
         parameters = list(self.generator.parameters())
@@ -250,13 +256,16 @@ def _sum(gradients: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def measure_variance(run: str, root: Path) -> dict[str, Look]:
-    """Measure the gradient variance of one run: {gradient: {batch: variance, "signal": squared norm of the mean, "floor": …}}.
+def measure_variance(run: str, root: Path) -> dict[str, Variances]:
+    """Measure the gradient variance of one run: {gradient: {batch: variance, "signal": …, "floor": …}}.
 
-    run: DATA/METHOD/SUPPLEMENTS/SEED. root: the folder of the project. Raises Problem if the run has no snapshot or fake_score.
+    signal: squared norm of the mean gradient. floor: variance at an infinite batch.
+
+    run: DATA/METHOD/SUPPLEMENTS/SEED. root: the folder of the project. Raises Problem if the run has no snapshot or
+    fake_score.
     """
     probe = Probe(run, root)
-    found: dict[str, Look] = {}
+    found: dict[str, Variances] = {}
     if probe.supplements:
         for each in probe.supplements:
             per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
@@ -277,7 +286,7 @@ def measure_variance(run: str, root: Path) -> dict[str, Look]:
     return found
 
 
-def _found(variances: dict[int, float], signal: float, order: int = 1) -> Look:
-    found: Look = {"signal": signal, "floor": fit_variance(variances, order)[0]}
+def _found(variances: dict[int, float], signal: float, order: int = 1) -> Variances:
+    found: Variances = {"signal": signal, "floor": fit_variance(variances, order)[0]}
     found.update(variances.items())
     return found

@@ -36,10 +36,10 @@ def train_generator(
 ) -> Loop:  # fmt: skip
     """Train the generator of a recipe and write its files to `folder`, the state folder of the run.
 
-    recipe: `params` of a distil recipe. whole: the complete recipe, which the generator's metadata record. upstream: paths of
-    `images`, `teacher`, `ensembles` (a manifest for each supplement that names an ensemble, in order), `pairs`
-    {(n, seed): path} and `start` (a generator, or None).
-    Raises Problem for inputs that do not fit; NonFinite, Stopped or Lost as `Loop.run` does.
+    recipe: `params` of a distil recipe. whole: the complete recipe, which the generator's metadata record. upstream:
+    paths of `images`, `teacher`, `ensembles` (a manifest for each supplement that names an ensemble, in order), `pairs`
+    {(n, seed): path} and `start` (a generator, or None). Raises Problem for inputs that do not fit; NonFinite, Stopped
+    or Lost as `Loop.run` does.
     """
     parts = prepare.load_parts(recipe, upstream, machine.device)
     start, before = prepare.load_start(upstream.get("start"), parts, machine.device)
@@ -106,7 +106,10 @@ def _lineage(whole: dict[str, Any], values: dict[str, Any], teacher: Path) -> di
 
 
 def _snapshots(recipe: Recipe, folder: Path, described: dict[str, Any]) -> dict[int, Save]:
-    """{number of images: function that writes the generator}. In a short run one function may write several percentages."""
+    """{number of images: function that writes the generator}.
+
+    In a short run one function may write several percentages.
+    """
     total, batch = recipe["method"]["n_images"], recipe["method"]["batch"]
     found: dict[int, Save] = {}
     for percent in recipe["snapshots"]:

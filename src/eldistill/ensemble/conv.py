@@ -97,7 +97,10 @@ def layer_of(normal, name: str, shape: tuple[int, ...], bias: float, init: str =
 
 
 def check_norm(norm: str, *widths: int) -> None:
-    """Check a norm for layers of these widths. Raises Problem for batch norm, or a width that four groups do not divide."""
+    """Check a norm for layers of these widths.
+
+    Raises Problem for batch norm, or a width that four groups do not divide.
+    """
     if norm == "batch":
         raise Problem(
             "an embedding network with norm: batch; expected none, group or instance: batch norm normalises generated "

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels as features, without a network. EL with them is the `pixel-mmd` control; members with several `mean` form a pyramid."""
+"""Pixels as features, without a network.
+
+EL with them is the `pixel-mmd` control; members with several `mean` form a pyramid.
+"""
 
 from __future__ import annotations
 

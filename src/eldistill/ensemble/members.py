@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Members of an ensemble: frozen random networks, drawn from a seed and calibrated on real images.
 
-The weights of member k in redraw r depend only on (ensemble seed, r, k), and not on the seed of the run, the device, the
-number of members or earlier draws.
+The weights of member k in redraw r depend only on (ensemble seed, r, k), and not on the seed of the run, the device,
+the number of members or earlier draws.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ COVERED_BY = "ensemble/seed"
 class Member:
     """One frozen random network.
 
-    features: last, multi or gap (see READOUTS). order: permutation of the pixels [h * w], or None. scale: root of the trace
-    of the features' covariance over real images, one value for each stage with `multi`. bandwidth: median squared distance of
-    the scaled features over pairs of real images. teacher: frozen network for families that read one.
+    features: last, multi or gap (see READOUTS). order: permutation of the pixels [h * w], or None. scale: root of the
+    trace of the features' covariance over real images, one value for each stage with `multi`. bandwidth: median squared
+    distance of the scaled features over pairs of real images. teacher: frozen network for families that read one.
     """
 
     family: Any
@@ -88,8 +88,8 @@ def draw_members(
 ) -> list[Member]:
     """Draw the members of a section of params.yaml, without calibrating them.
 
-    redraw: number of the draw, from 0. shape: (c, h, w) of the images. dtype: of the weights. Raises Problem if a member is
-    not possible for this shape.
+    redraw: number of the draw, from 0. shape: (c, h, w) of the images. dtype: of the weights. Raises Problem if a
+    member is not possible for this shape.
     """
     members = []
     for k, kind in enumerate(unfold_members(section)):
@@ -111,8 +111,8 @@ def draw_members(
 def calibrate(member: Member, images: torch.Tensor, scaled: bool = True) -> Member:
     """The member with scale and bandwidth measured on real images [n, c, h, w], divided by sigma_data.
 
-    If its family has a `fit`, its weights are fitted to the images first. scaled: False leaves the scale at 1. Raises Problem
-    if all images have the same features.
+    If its family has a `fit`, its weights are fitted to the images first. scaled: False leaves the scale at 1. Raises
+    Problem if all images have the same features.
     """
     with torch.no_grad():
         if hasattr(member.family, "fit"):
@@ -138,7 +138,7 @@ def fingerprint(member: Member) -> str:
 
 
 def stacks(members: list[Member]) -> list[list[int]]:
-    """Groups of indices of members that can be computed in one pass, because only their weights and calibration differ."""
+    """Groups of indices of members that differ only in weights and calibration, so that one pass computes them."""
     groups: dict[tuple, list[int]] = {}
     for place, member in enumerate(members):
         alone = (place,) if member.teacher is not None or not member.weights or hasattr(member.family, "fit") else ()

@@ -26,12 +26,13 @@ RECIPE = ("ensemble/seed", 1)
 def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
     """Draw and calibrate an ensemble and write its manifest and its arrays.
 
-    section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families that read
-    one. Raises Problem for settings that contradict each other or do not fit the images.
+    section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families
+    that read one. Raises Problem for settings that contradict each other or do not fit the images.
     """
     if section.get("anchor") and section["redraw"]:
         raise Problem(
-            "an ensemble with anchor and redraw; the mean over all images belongs to one draw: set redraw to 0"
+            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; mean features over all images need a single draw: "
+            "set redraw to 0"
         )
     chance = Draw(seed, "el/calibration", 0, len(reals), dtype=torch.float64).uniform("image")
     indices = chance.argsort()[: section["calibration"]]
@@ -80,10 +81,16 @@ class Ensemble:
     """A recorded ensemble; `at(iteration)` returns the calibrated members of that iteration.
 
         ensemble = Ensemble("data/ensembles/digits/conv4/0.json")
-        features = [member(images / 0.5) for member in ensemble.at(0)]    # [n, D] each, of encoded images [n, c, h, w]
+        images = torch.zeros(4, *ensemble.record["shape"])                # encoded images [n, c, h, w]
+        features = [member(images / 0.5) for member in ensemble.at(0)]    # divided by sigma_data
+        assert all(each.shape[0] == 4 for each in features)               # [n, D] of each member
 
-    path: of the manifest. dtype: of the weights. teacher: frozen network for families that read one. Raises Problem if the
-    seed gives weights here that differ from the recorded ones, or if a file is damaged.
+    Args:
+        path: of the manifest; the arrays lie beside it in a file with the ending .npz.
+        device, dtype: of the weights.
+        teacher: frozen network for families that read one.
+
+    Raises Problem if the seed gives weights that differ from the recorded ones, or if a file is missing or damaged.
     """
 
     def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None):
@@ -118,7 +125,10 @@ class Ensemble:
             raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 
     def anchors(self) -> list[torch.Tensor]:
-        """Mean features of each member over all training images, a list of [D]. Raises Problem if none were recorded."""
+        """Mean features of each member over all training images, a list of [D].
+
+        Raises Problem if none were recorded.
+        """
         arrays, count = self._arrays(), len(self.record["members"])
         if "anchor_0" not in arrays:
             raise Problem(f"{self.path} has no means over all images; give its ensemble `anchor: true` in params.yaml")

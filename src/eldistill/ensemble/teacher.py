@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder of the frozen teacher as a member. It is not random; it gives the best features without further training."""
+"""The encoder of the frozen teacher as a member.
+
+It is not random; it gives the best features without further training.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mixing share of two gradients that has the least variance. It is a diagnostic of EL and never used as a weight."""
+"""The mixing share of two gradients that has the least variance.
+
+It is a diagnostic of EL and never used as a weight.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,10 @@ def mix(s1: float, s2: float, r: float) -> float:
 def optimal(base: torch.Tensor, own: torch.Tensor) -> float | None:
     """The share of EL in the mix of least variance, from one batch; None if the gradients do not agree in direction.
 
-    base, own: gradients [n, c, h, w]. The batch is cut into GROUPS parts. Their mean gradients, projected on DIRECTIONS fixed
-    random directions, are repeated measurements. The lemma (appendix C.6) holds for two estimators of one vector, but the
-    two losses estimate different ones. So EL is scaled first, to the least squared difference of the mean projections.
+    base, own: gradients [n, c, h, w]. The batch is cut into GROUPS parts. Their mean gradients, projected on DIRECTIONS
+    fixed random directions, are repeated measurements. The lemma (appendix C.6) holds for two estimators of one vector,
+    but the two losses estimate different ones. So EL is scaled first, to the least squared difference of the mean
+    projections.
     """
     return share_of(*map(float, projections(base, own)))
 
@@ -40,7 +44,7 @@ def share_of(scale: float, s1: float, s2: float, r: float) -> float | None:
 
 
 def projections(base: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
-    """Four scalars on the device: the scale of EL, the variances of the projections of base loss and EL, their covariance.
+    """The scale of EL, the variances of the projections of base loss and EL, and their covariance, as scalars.
 
     base, own: gradients [n, c, h, w] with n at least 2 GROUPS.
     """

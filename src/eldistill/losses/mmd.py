@@ -134,7 +134,8 @@ def _same(own: torch.Tensor) -> torch.Tensor:
 
 
 def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None) -> torch.Tensor:
-    # The same estimators in O((m + n) D), from sums. Centring does not change differences of means and reduces rounding.
+    # The same estimators in O((m + n) D), from sums. Centring does not change differences of means and reduces
+    # rounding.
     total = _same if across is None else across.total
     centre = y.detach().mean(dim=0) if across is None else total(y.detach().sum(dim=0)) / n
     x, y = x - centre, y - centre
@@ -151,7 +152,8 @@ def anchored(
 ) -> torch.Tensor:
     """The linear MMD^2, a scalar, between the rows of x [m, D] and a data set whose mean features [D] are known.
 
-    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one row.
+    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one
+    row.
     """
     total = _same if across is None else across.total
     m = len(x) if across is None else across.count(x)
@@ -170,7 +172,8 @@ def per_class(
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the classes that have enough rows on both sides of the MMD^2 within the class; arguments as in `mmd2`.
 
-    A class has enough rows with two (unbiased) or one (biased) on each side. If no class has, the result and its gradient are 0.
+    A class has enough rows with two (unbiased) or one (biased) on each side. If no class has, the result and its
+    gradient are 0.
     """
     if across is not None:
         x, y = across.gather(x), across.gather(y)

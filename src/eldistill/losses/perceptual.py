@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """LPIPS, the learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), on VGG-16.
 
-VGG-16 and LPIPS pool by maxima between the stages, and so does the code of consistency models on CIFAR-10. Their code on
-ImageNet (PIQ's LPIPS with `replace_pooling`) pools by averages with the same weights. `lpips_pooling: average` computes that
-distance.
+VGG-16 and LPIPS pool by maxima between the stages, and so does the code of consistency models on CIFAR-10. Their code
+on ImageNet (PIQ's LPIPS with `replace_pooling`) pools by averages with the same weights. `lpips_pooling: average`
+computes that distance.
 
-The weights are not part of this package. One safetensors file holds the 13 convolutions of VGG-16 under torchvision's names
-(`features.N.weight`, `features.N.bias`) and the five linear weights of LPIPS 0.1 (`lin0` … `lin4`, [1, c, 1, 1]).
+The weights are not part of this package. One safetensors file holds the 13 convolutions of VGG-16 under torchvision's
+names (`features.N.weight`, `features.N.bias`) and the five linear weights of LPIPS 0.1 (`lin0` … `lin4`, [1, c, 1, 1]).
 """
 
 from __future__ import annotations

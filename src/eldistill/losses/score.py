@@ -40,7 +40,8 @@ def networks(teacher: Denoiser, numbers: Any, seed: int) -> Nets:
     """The extra network: fake_score, a copy of the teacher. Raises Problem if the teacher lacks what `numbers` need."""
     if getattr(numbers, "uncertainty", False) and not hasattr(teacher, "logvar"):
         raise Problem(
-            "params.yaml: uncertainty is true, but the teacher's network estimates none; only edm2 does: set it to false"
+            "params.yaml: uncertainty is true, but the teacher's network does not estimate its uncertainty (only edm2 does); set it to "
+            "false"
         )
     layers = list(teacher.modules())
     if getattr(numbers, "normalise", "all") != "all" and not any(hasattr(each, "normalise_weight") for each in layers):
@@ -193,8 +194,9 @@ def identity_pull(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """`pull` at x_t = x + sigma n of SiD's noise levels, with an estimate of the uncertainty of fake_score.
 
-    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without `numbers.uncertainty`.
-    numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of fake_score.
+    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without
+    `numbers.uncertainty`. numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of
+    fake_score.
     """
     labels, sigma = batch.labels, identity_sigma(batch, numbers.t_max)
     shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)

@@ -14,11 +14,11 @@ The boundary condition of ECT holds at sampling only, as in its authors' code. S
 mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights; the authors' code on
 ImageNet-64 averages where VGG-16 takes maxima (`lpips_pooling: average`).
 
-Every student starts as a copy of the teacher. The authors' code does so for CD, for ECT, and for CT on ImageNet-64, whose
-script copies the weights of the EDM teacher into the student. Departures: the authors start CT on CIFAR-10 and iCT from
-random weights (and in the paper of CT also ImageNet-64), which takes hundreds of thousands of iterations and does not use
-the teacher that every run here has; iCT's smaller Fourier scale of the noise level and ECT's decay of the rate on
-ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
+Every student starts as a copy of the teacher. The authors' code does so for CD, for ECT, and for CT on ImageNet-64,
+whose script copies the weights of the EDM teacher into the student. Departures: the authors start CT on CIFAR-10 and
+iCT from random weights (and in the paper of CT also ImageNet-64), which takes hundreds of thousands of iterations and
+does not use the teacher that every run here has; iCT's smaller Fourier scale of the noise level and ECT's decay of the
+rate on ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
 """
 
 from __future__ import annotations
@@ -254,14 +254,17 @@ def growing(progress: Progress, numbers: Numbers) -> int:
 
 
 def doubling(progress: Progress, numbers: Numbers) -> int:
-    """Entries of iCT's grid: min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT, eq. 10)."""
+    """Entries of iCT's grid: min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT, eq.
+
+    10).
+    """
     stages = math.log2(max(1, numbers.last // numbers.first)) + 1  # not an integer unless s1 / s0 is a power of 2
     stage = int(progress.n_images // max(1, progress.total // stages))
     return min(numbers.first * 2**stage, numbers.last) + 1
 
 
 def interval_probabilities(grid: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """Of each interval of a descending grid [n]: the lognormal's mass in it, up to a factor; float64 [n - 1] (iCT)."""
+    """Lognormal probability of each interval of a descending grid [n], not normalised; float64 [n - 1] (iCT)."""
     place = torch.erf((grid.double().log() - mean) / (math.sqrt(2) * std))
     return place[:-1] - place[1:]
 

@@ -56,7 +56,7 @@ def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Number
 
 @torch.no_grad()
 def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
-    """The integral-KL gradient at the images; its value <D_fake - D_teacher, x> is signed and no measure of progress."""
+    """The integral-KL gradient at the images. Its value <D_fake - D_teacher, x> is signed and does not show progress."""
     x = images()
     sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
     noisy = x + sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)

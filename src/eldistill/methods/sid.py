@@ -5,9 +5,9 @@ Symbols: their f_phi, f_psi, G_theta are our teacher, fake_score, generator; t_m
 
 Departure from the authors' code: a NaN stops the run; theirs drops the images that hold one.
 
-The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8. The
-larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in float32, or in
-bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8.
+The larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in
+float32, or in bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ Departures from the authors' code: a NaN stops the run; theirs drops the images 
 cross-entropy is averaged over `group` images, which they call the batch of a GPU: here it is a number of the method,
 so that the machine does not change the loss. A frozen generator's loss is not computed.
 
-EDM2's networks divide every weight by its norm in each pass; forced normalisation also writes the result back after a step,
-which keeps the norm from growing and with it the rate from falling. The authors' recipe of size S for ImageNet-512 has it off
-for both networks, and so has `normalise: none` here. Their other sizes have it on, but it acts on the generator alone: their
-fake_score is a copy of a network in evaluation mode, and the copy is never set to training mode; `normalise: generator` does the same.
+EDM2's networks divide every weight by its norm in each pass; forced normalisation also writes the result back after a
+step, which keeps the norm from growing and with it the rate from falling. The authors' recipe of size S for
+ImageNet-512 has it off for both networks, and so has `normalise: none` here. Their other sizes have it on, but it acts
+on the generator alone: their fake_score is a copy of a network in evaluation mode, and the copy is never set to
+training mode; `normalise: generator` does the same.
 
-The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8. The
-larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in float32, or in
-bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8.
+The larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in
+float32, or in bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
 """
 
 from __future__ import annotations

@@ -80,11 +80,11 @@ class _FanIn:
 
 
 class Linear(_FanIn, layers.Linear):
-    """As in `layers`, with ADM's initial weights."""
+    """Like the layer in `layers`, with ADM's initial weights."""
 
 
 class Conv2d(_FanIn, layers.Conv2d):
-    """As in `layers`, with ADM's initial weights."""
+    """Like the layer in `layers`, with ADM's initial weights."""
 
 
 class LabelEmbedding(layers.Linear):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The U-Nets of diffusers (UNet2DModel) that were trained as DDPM (Ho et al. 2020, arXiv 2006.11239) on pixels in [-1, 1],
-as denoisers in sigma notation.
+"""The U-Nets of diffusers (UNet2DModel) that were trained as DDPM (Ho et al. 2020, arXiv 2006.11239) on pixels in [-1,
+1], as denoisers in sigma notation.
 
 Such a network sees x_t = a x_0 + s n with a^2 = abar_t, s^2 = 1 - abar_t. Divided by a that is x = x_0 + sigma n with
-sigma_t = s / a, so a = 1 / sqrt(1 + sigma^2) and s = sigma a (Karras et al. 2022, arXiv 2206.00364, table 1, column VP).
-Between two steps t is interpolated in ln sigma, as the embedding of t takes fractions; beyond the ends of the
+sigma_t = s / a, so a = 1 / sqrt(1 + sigma^2) and s = sigma a (Karras et al. 2022, arXiv 2206.00364, table 1, column
+VP). Between two steps t is interpolated in ln sigma, as the embedding of t takes fractions; beyond the ends of the
 schedule t stays at the end. From epsilon = n the image is D = x - sigma epsilon; from v = a n - s x_0 (Salimans & Ho
 2022, arXiv 2202.00512, appendix D) it is D = a x_t - s v = a^2 x - s v.
 
@@ -12,9 +12,9 @@ Its F in EDM's preconditioning is what gives that D (with u = c_in x, d = sigma_
 
     F = (sigma u - w epsilon) / d,    or    F = (a^2 sigma (1 - d^2) u - a w v) / d
 
-so that everything which is written for EDM's networks holds, the boundary of consistency models too. The second does not pass
-through epsilon: D = x - sigma epsilon is a difference of two numbers of the size of sigma, and at the largest sigma (157 of the
-linear schedule, 2e4 of the cosine one) it would lose digits that v has.
+so that everything which is written for EDM's networks holds, the boundary of consistency models too. The second does
+not pass through epsilon: D = x - sigma epsilon is a difference of two numbers of the size of sigma, and at the largest
+sigma (157 of the linear schedule, 2e4 of the cosine one) it would lose digits that v has.
 """
 
 from __future__ import annotations

@@ -74,8 +74,9 @@ class Settings:
 
 
 def network(**settings) -> EDM2Generator:
-    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0; keywords and errors are those of
-    `Settings`.
+    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0.
+
+    Keywords and errors are those of `Settings`.
 
     Its weights are NaN until they are drawn or loaded: use `eldistill.networks.build`.
     """
@@ -148,7 +149,7 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution with zero padding, or with no kernel a linear layer, whose weight is used normalised (EDM2, eq. 47).
+    """A convolution with zero padding (without a kernel: a linear layer) with normalised weights (EDM2, eq. 47).
 
     MPConv(c, d, 3, 3): x [n, c, h, w] -> [n, d, h, w]; MPConv(c, d): x [n, c] -> [n, d]. weight [d, c, *kernel].
     """
@@ -170,7 +171,7 @@ class MPConv(nn.Module):
         self.weight.copy_(normalise(self.weight))
 
     def prepared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """What a pass in half precision uses, before rounding: each row with the root mean square 1 / sqrt(fan in)."""
+        """The weight of a half precision pass before rounding; the root mean square of a row is 1 / sqrt(fan in)."""
         return normalise(weight.to(_precise(weight))) / self.fan_in**0.5
 
     def unprepared_gradient(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -206,7 +207,8 @@ class Block(layers.Recomputed):
     """Residual block with an embedding, then perhaps self-attention (EDM2, figure 21).
 
     x [n, in_channels, h, w], embedding [n or 1, e] -> [n, out_channels, h', w']; h' is h, 2h (up) or h/2 (down).
-    decoder: whether it is a decoder block. An encoder block normalises its input for each pixel, after its 1x1 convolution.
+    decoder: whether it is a decoder block. An encoder block normalises its input for each pixel, after its 1x1
+    convolution.
     """
 
     def __init__(self, s: Settings, place: Place, decoder: bool):
@@ -307,7 +309,10 @@ class EDM2Generator(EDMPrecond):
 
 
 class EDM2Precond(EDM2Generator):
-    """The same with the uncertainty u(sigma) that weights the loss in training (EDM2, eq. 14)."""
+    """An EDM2Generator that also estimates u(sigma), the uncertainty that weights the loss in training (EDM2, eq.
+
+    14).
+    """
 
     def __init__(self, model: EDM2UNet, sigma_data: float = SIGMA_DATA, logvar_channels: int = 128):
         super().__init__(model, sigma_data)

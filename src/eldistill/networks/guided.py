@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Nets of OpenAI's consistency models (Song et al. 2023, arXiv 2303.01469) and of the EDM teachers behind them.
 
-They are ADM's network (see adm.py) under other names, with three differences. They see the noise as 250 ln sigma in place of
-EDM's ln(sigma) / 4. Every group normalisation has 32 groups, whatever the width (EDM's has min(32, channels // 4), which is
-the same from 128 channels on). Attention has heads of a given width (their num_head_channels), or a given number of heads at
-every resolution (their num_heads).
+They are ADM's network (see adm.py) under other names, with three differences. They see the noise as 250 ln sigma in
+place of EDM's ln(sigma) / 4. Every group normalisation has 32 groups, whatever the width (EDM's has min(32, channels //
+4), which is the same from 128 channels on). Attention has heads of a given width (their num_head_channels), or a given
+number of heads at every resolution (their num_heads).
 
-Their files hold a state and no settings. `settings` derives settings from the shapes. The resolution of the images and the
-attention heads change no shape, so they are known only for the published network and must be given for any other.
+Their files hold a state and no settings. `settings` derives settings from the shapes. The resolution of the images and
+the attention heads change no shape, so they are known only for the published network and must be given for any other.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class Settings(adm.Settings):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalisation over 32 groups of channels. Raises ValueError where the channels do not divide evenly among them."""
+    """Normalisation over 32 groups of channels.
+
+    Raises ValueError where the channels do not divide evenly among them.
+    """
 
     def __init__(self, channels: int, eps: float):
         super().__init__(GROUPS, channels, eps=eps)
@@ -112,9 +115,9 @@ def network(**settings) -> EDMPrecond:
 def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict:
     """The fields of `Settings` of a network by its state.
 
-    given: settings that do not follow from shapes: `img_resolution` in pixels, and `num_head_channels` or `num_heads`; None:
-    the state is that of the published network. Raises ValueError, one sentence, if the tensors are not those of such a network, or if it
-    is not the published one and nothing is given.
+    given: settings that do not follow from shapes: `img_resolution` in pixels, and `num_head_channels` or `num_heads`;
+    None: the state is that of the published network. Raises ValueError, one sentence, if the tensors are not those of
+    such a network, or if it is not the published one and nothing is given.
     """
     try:
         found, attend = _shapes(theirs)
@@ -126,8 +129,8 @@ def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict
     heads = given.keys() & {"num_head_channels", "num_heads"}
     if "img_resolution" not in given or len(heads) != 1:
         raise ValueError(
-            "shapes do not say the resolution and the heads of a network other than the published one; set teacher.NAME.state "
-            "to {img_resolution: …, num_head_channels: …}, or num_heads in place of the latter, as its training was started with"
+            "the resolution and the attention heads of a network other than the published one do not follow from its file; set "
+            "teacher.NAME.state to {img_resolution: …, num_head_channels: …}, or {img_resolution: …, num_heads: …}, as in its training"
         )
     side = given["img_resolution"]
     found |= {"attn_resolutions": [side >> level for level in attend]}

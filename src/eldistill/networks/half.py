@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes of a network in bfloat16 (half precision) whose weights stay float32.
 
-The optimiser, the running averages and the gradients see float32 weights. A pass uses a bfloat16 copy of each weight. The
-copy is made once after each change of the weight, so once an optimiser step for a trained network and once for a frozen
-one, whatever the number of passes, micro-batches and phases. Convolutions, linear layers, norms and activations take and
-give bfloat16; the kernels of products and of norms sum in float32, as in the half precision of Karras et al. 2022
-(arXiv 2206.00364, appendix F).
+The optimiser, the running averages and the gradients see float32 weights. A pass uses a bfloat16 copy of each weight.
+The copy is made once after each change of the weight, so once an optimiser step for a trained network and once for a
+frozen one, whatever the number of passes, micro-batches and phases. Convolutions, linear layers, norms and activations
+take and give bfloat16; the kernels of products and of norms sum in float32, as in the half precision of Karras et al.
+2022 (arXiv 2206.00364, appendix F).
 
 torch.autocast is not used: it casts frozen weights in every pass, and norms and activations give float32 under it.
 
@@ -35,8 +35,8 @@ _depth = {"half": 0, "forward": 0}
 
 
 class _Link(torch.autograd.Function):
-    # The copy of a weight as a differentiable function of the weight. No tensor is saved for the backward pass, so one link can
-    # be part of many graphs until the weight changes.
+    # The copy of a weight as a differentiable function of the weight. No tensor is saved for the backward pass, so one
+    # link can be part of many graphs until the weight changes.
 
     @staticmethod
     def forward(ctx, weight: torch.Tensor, copied: torch.Tensor, layer: nn.Module | None) -> torch.Tensor:
@@ -102,7 +102,10 @@ class Copies:
                 _depth["half"] -= 1
 
     def refresh(self, network: nn.Module, dtype: torch.dtype) -> None:
-        """Bring the copies up to date with the weights of `network`. Without changes this only compares version numbers."""
+        """Bring the copies up to date with the weights of `network`.
+
+        Without changes this only compares version numbers.
+        """
         if self.dtype != dtype or any(each.place[each.name] is not each.weight for each in self.entries):
             self._find(network, dtype)
         stale = [each for each in self.entries if each.seen != each.state()]
@@ -145,8 +148,9 @@ class Copies:
 
 def _linked(each: _Copy) -> torch.Tensor:
     link: torch.Tensor = _Link.apply(each.weight, each.values, each.layer)
-    # Autograd runs the most recent of the nodes that are ready. A link is older than every pass. Without the number below all
-    # weight gradients would be kept in memory until the end of the backward pass, and sums over processes could not begin earlier.
+    # Autograd runs the most recent of the nodes that are ready. A link is older than every pass. Without the number
+    # below all weight gradients would be kept in memory until the end of the backward pass, and sums over processes
+    # could not begin earlier.
     link.grad_fn._set_sequence_nr(LAST)
     return link
 
@@ -193,8 +197,8 @@ class _Placed:
 def keep_weights(module: nn.Module) -> AbstractContextManager:
     """A context in which `module` has the weights that it has at the time of this call.
 
-    Blocks that are computed again in the backward pass need it, because the pass in half precision is over by then. Outside
-    such a pass the context changes nothing.
+    Blocks that are computed again in the backward pass need it, because the pass in half precision is over by then.
+    Outside such a pass the context changes nothing.
     """
     if not _depth["half"]:
         return contextlib.nullcontext()
@@ -208,10 +212,10 @@ def keep_weights(module: nn.Module) -> AbstractContextManager:
 
 @contextlib.contextmanager
 def forward_mode(*denoisers: nn.Module) -> Iterator[None]:
-    """Around torch.func.jvp of these denoisers: the derivative along a direction exists for everything they compute.
+    """A context for torch.func.jvp of these denoisers, in which all their operations have a forward-mode derivative.
 
-    Attention is computed by torch's MATH backend, because the fused kernels have no derivative in forward mode, and blocks
-    keep what they computed even if they are set to compute it again. Values change by rounding only.
+    Attention is computed by torch's MATH backend, because the fused kernels have no derivative in forward mode, and
+    blocks keep what they computed even if they are set to compute it again. Values change by rounding only.
     """
     for each in denoisers:
         each.ready()

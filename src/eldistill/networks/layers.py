@@ -66,7 +66,10 @@ def undrawn(*shape: int) -> nn.Parameter:
 
 
 def cast_like(reference: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """The tensors cast to the dtype of `reference`; None stays None. Only a pass in half precision changes the dtype."""
+    """The tensors cast to the dtype of `reference`; None stays None.
+
+    Only a pass in half precision changes the dtype.
+    """
     return tuple(None if each is None else each.to(reference.dtype) for each in tensors)
 
 
@@ -125,7 +128,9 @@ class Conv2d(_Weighted):
     ):
         super().__init__()
         if up and down or fused and not (down and kernel):
-            raise ValueError("A convolution goes up or down, not both, and only a down one can be fused.")
+            raise ValueError(
+                "A convolution resamples up or down, not both, and only one that resamples down can be fused."
+            )
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length, not {list(resample_filter)}.")
         self.up, self.down, self.fused, self.gain = up, down, fused, gain
@@ -209,9 +214,9 @@ class FourierEmbedding(nn.Module):
 def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     """Self-attention over all pixels. qkv [n, 3 c, h, w] -> [n, c, h, w], c divisible by `heads`.
 
-    The channels of qkv lie as [head][channel of the head][q, k, v], those of the result as [head][channel].
-    The softmax runs in float32, or in float64 if that is what comes in. In half precision one kernel of torch computes all
-    of it where there is one (`scaled_dot_product_attention`), and no scores are kept.
+    The channels of qkv lie as [head][channel of the head][q, k, v], those of the result as [head][channel]. The softmax
+    runs in float32, or in float64 if that is what comes in. In half precision one kernel of torch computes all of it
+    where there is one (`scaled_dot_product_attention`), and no scores are kept.
     """
     n, channels, height, width = qkv.shape
     if qkv.dtype.itemsize == 2:

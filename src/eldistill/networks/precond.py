@@ -19,11 +19,11 @@ RECIPE = ("networks/precond", 1)
 class EDMPrecond(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (EDM, eq. 7 and table 1).
 
-    model: F(x, c_noise [n or 1], labels, augment_labels) = decode(*encode(...)), with `img_resolution`,
-    `img_channels`, `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images.
-    sigma_min, sigma_max: limits that a sampler respects; None means no upper limit.
-    boundary: the sigma at which D(x) = x: 0 in EDM; set the attribute to make D a consistency model.
-    precision: of what F computes: float32, or bfloat16 with float32 weights (networks/half.py); all else stays as it is.
+    model: F(x, c_noise [n or 1], labels, augment_labels) = decode(*encode(...)), with `img_resolution`, `img_channels`,
+    `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images. sigma_min, sigma_max:
+    limits that a sampler respects; None means no upper limit. boundary: the sigma at which D(x) = x: 0 in EDM; set the
+    attribute to make D a consistency model. precision: of what F computes: float32, or bfloat16 with float32 weights
+    (networks/half.py); all else stays as it is.
     """
 
     inner = "model"  # name of F in the state
@@ -102,7 +102,10 @@ class EDMPrecond(nn.Module):
             self.copies.refresh(self.network, self.precision)
 
     def compile_passes(self, **options) -> None:
-        """Compile F for `forward`, `encode` and `both`. options: of torch.compile. Compilation happens in the first pass."""
+        """Compile F for `forward`, `encode` and `both`.
+
+        options: of torch.compile. Compilation happens in the first pass.
+        """
         self.network.compile(**options)
         self._compiled = {each: torch.compile(each, **options) for each in (_features, _output_and_features)}
 

@@ -118,7 +118,7 @@ class SongUNet(UNet):
     def encode(
         self, x, c_noise, labels=None, augment_labels=None
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """As UNet.encode; the residual encoder adds the image, halved and convolved, once at each resolution."""
+        """Like UNet.encode; the residual encoder adds the image, halved and convolved, once at each resolution."""
         embedding = self._embed(c_noise, labels, augment_labels)
         x = pyramid = self._enter(x, embedding)
         skips = []

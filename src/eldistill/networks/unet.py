@@ -14,9 +14,9 @@ COVERED_BY = "networks/layers"
 class UNet(nn.Module):
     """F(x, c_noise) = decode(*encode(x, c_noise)): x [n, c, r, r] of about unit variance -> [n, c, r, r].
 
-    A network fills `enc` and `dec`, layers by name, where each `_block` of the decoder takes one output of the encoder. It
-    says how the noise level and the labels are embedded, how x enters, how decoder and encoder are joined, and how the
-    result leaves.
+    A network fills `enc` and `dec`, layers by name, where each `_block` of the decoder takes one output of the encoder.
+    It says how the noise level and the labels are embedded, how x enters, how decoder and encoder are joined, and how
+    the result leaves.
     """
 
     enc: nn.ModuleDict

@@ -25,20 +25,22 @@ RECIPE = ("sampling", 1)
 
 @dataclass(frozen=True)
 class Generator:
-    """A finished generator.
-
-    Example:
+    """A finished one-step generator, as `load_generator` returns it.
 
         generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
-        images = sample(generator, 16, seed=0)            # uint8 [16, c, h, w]
+        channels, height, width = generator.shape
+        images = sample(generator, 16, seed=0)
+        assert images.shape == (16, channels, height, width) and images.dtype == torch.uint8
+
+    `load_generator` raises Problem for any other file.
     """
 
     network: torch.nn.Module  # frozen, in eval mode
-    metadata: dict  # its description: shape, label_dim, codec, sampler, lineage, …
+    metadata: dict  # shape, label_dim, codec, sampler, lineage, …, as `save_generator` wrote them
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of its images."""
+        """(channels, height, width) of the images."""
         return tuple(self.metadata["shape"])
 
 
@@ -48,7 +50,10 @@ def save_generator(path: str | Path, network: torch.nn.Module, metadata: dict) -
 
 
 def load_generator(path: str | Path, device: str = "cpu") -> Generator:
-    """Load a generator_ema.safetensors or a snapshot to a device, frozen. Raises Problem for any other or a damaged file."""
+    """Load a generator_ema.safetensors or a snapshot to a device, frozen.
+
+    Raises Problem for any other or a damaged file.
+    """
     tensors, metadata = load_tensors(path)
     if "sampler" not in metadata:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
@@ -58,7 +63,10 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
 
 
 def one_hot_labels(draw: Draw, metadata: dict, wanted) -> torch.Tensor | None:
-    """One-hot labels [n, label_dim] for the images of `draw`; None without labels. wanted: classes [n]; None draws them."""
+    """One-hot labels [n, label_dim] for the images of `draw`; None without labels.
+
+    wanted: classes [n]; None draws them.
+    """
     if not metadata["label_dim"]:
         return None
     chosen = classes.drawn(draw, metadata) if wanted is None else wanted
@@ -68,7 +76,7 @@ def one_hot_labels(draw: Draw, metadata: dict, wanted) -> torch.Tensor | None:
 def chunks(
     n: int, seed: int, batch: int, device, wanted=None, start: int = 0
 ) -> Iterator[tuple[Draw, torch.Tensor | None]]:
-    """(random numbers, classes [≤ batch] or None) of n images in chunks of at most `batch`, starting at image `start`."""
+    """(random numbers, classes [≤ batch] or None) of n images in chunks, starting at image `start`."""
     wanted = None if wanted is None else torch.as_tensor(wanted, dtype=torch.int64, device=device).expand(n)
     for first in range(0, n, batch):
         size = min(batch, n - first)
@@ -82,7 +90,7 @@ def sigmas_of(generator: Generator, steps: int) -> list[float]:
     """The noise levels of sampling in `steps` steps. Raises Problem if the generator's method does not define them."""
     known = generator.metadata["sampler"]["steps"]
     if str(steps) not in known:
-        raise Problem(f"this generator is sampled in {' or '.join(known)} step(s), not in {steps}")
+        raise Problem(f"steps is {steps}; this generator can be sampled in {' or '.join(known)} step(s)")
     return known[str(steps)]
 
 
@@ -125,8 +133,9 @@ def images_of(
 def interpolate(generator: Generator, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     """One-step images between two noises in each row, uint8 [rows * columns, c, h, w].
 
-    Row r goes along the great circle from noise 2r of the seed to noise 2r + 1; all its images have the class of image 2r.
-    A generator that has not just memorised images changes gradually along a row. Raises Problem without one-step sampling.
+    Row r goes along the great circle from noise 2r of the seed to noise 2r + 1; all its images have the class of image
+    2r. A generator that has not just memorised images changes gradually along a row. Raises Problem without one-step
+    sampling.
     """
     device, metadata = next(generator.network.parameters()).device, generator.metadata
     draw = Draw(seed, "sample", 0, 2 * rows, device)
@@ -140,14 +149,24 @@ def interpolate(generator: Generator, rows: int, columns: int, seed: int = 0) ->
 
 
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
-    """n images of a generator, uint8 [n, channels, height, width]. Image i depends only on (seed, i), its label and `steps`.
+    """n images of a generator, uint8 [n, channels, height, width].
 
-        sample(generator, 4, labels=7)                    # four of class 7
-        sample(generator, 4, labels=[0, 1, 2, 3], steps=2)
+    Image i depends only on (seed, i), its label and `steps`.
 
-    n: 1 or more. seed: any integer. labels: a class in 0 … label_dim - 1 for all images, or one for each; None draws them by
-    their frequency in the training images, or uniformly if the generator's file does not record it. steps: network passes for
-    each image. Raises Problem for a number of steps that the method does not define, or for an unknown class.
+        generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+        twos = sample(generator, 4, labels=2)             # four images of class 2
+        mixed = sample(generator, 3, labels=[0, 1, 2])    # one image of each of three classes
+        assert torch.equal(sample(generator, 8)[:4], sample(generator, 4))
+
+    Args:
+        generator: from `load_generator`; images are made on its device and returned on the CPU.
+        n: number of images, 1 or more.
+        seed: any integer.
+        labels: a class in 0 … label_dim - 1 for all images, or n classes. None draws them by their frequency in the
+            training images, or uniformly if the generator's file does not record it.
+        steps: network passes for each image.
+
+    Raises Problem for a number of steps that the method does not define, for labels that do not fit, and for n below 1.
     """
     dim = generator.metadata["label_dim"]
     if n < 1:

@@ -21,7 +21,7 @@ def picture(image: torch.Tensor) -> Image.Image:
 
 
 def grid(images: torch.Tensor, columns: int, scale: int = 1) -> Image.Image:
-    """uint8 images [n, c, h, w] as one PIL picture with `columns` images a row; each pixel becomes scale x scale pixels."""
+    """uint8 images [n, c, h, w] as one PIL picture, `columns` a row, enlarged by the whole number `scale`."""
     from PIL import Image
 
     n, c, h, w = images.shape

@@ -44,9 +44,9 @@ def images_of_teacher(
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Chunks of uint8 images [≤ batch, c, h, w] by Heun's method, n in total, starting at image number `first`.
 
-    They start from the same noise as the images of a generator with this seed. labels: as for `generators.images_of`; the
-    metadata of a teacher contain class_counts only if the caller adds them. churn: settings of EDM's stochastic sampler
-    (churn, s_min, s_max, s_noise); None samples deterministically.
+    They start from the same noise as the images of a generator with this seed. labels: as for `generators.images_of`;
+    the metadata of a teacher contain class_counts only if the caller adds them. churn: settings of EDM's stochastic
+    sampler (churn, s_min, s_max, s_noise); None samples deterministically.
     """
     device = next(teacher.parameters()).device
     for draw, wanted in generators.chunks(n, seed, batch, device, labels, first):

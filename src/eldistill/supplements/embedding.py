@@ -102,8 +102,9 @@ class Numbers:
 class Prepared:
     """The data that EL uses in a run.
 
-    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: mean features [D] of each member
-    over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share a batch.
+    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: mean features [D] of each
+    member over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share
+    a batch.
     """
 
     ensemble: Ensemble
@@ -134,7 +135,8 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         with np.load(setting.pairs, allow_pickle=False) as arrays:
             stored = torch.from_numpy(arrays["images"])
         if numbers.labels != "marginal":
-            raise Problem("params.yaml: an Embedding Loss to the teacher's images (pairs) has labels: marginal only")
+            raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
+                          "marginal, or pairs to null")  # fmt: skip
     return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
                  processes.process_group())  # fmt: skip
 
@@ -242,9 +244,9 @@ def weight(
 ) -> Weight:
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
-    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the factor
-    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run. Over the share
-    `fade` at the end of the run the factor falls to 0 along half a cosine.
+    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the
+    factor weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run. Over the share `fade`, at the
+    end of the run, the weight falls to 0 along half a cosine.
     """
     if not numbers.weight:
         return Weight(0.0)
@@ -263,11 +265,13 @@ def weight(
 def diagnose(
     value: torch.Tensor, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: Memory
 ) -> Later:
-    """Numbers for the log. value: EL, a scalar; base, own: gradients [n, c, h, w] of the base loss (None if it has none at
-    the images) and of EL.
+    """Numbers for the log.
+
+    value: EL, a scalar. base, own: gradients [n, c, h, w] of the base loss (None if it has none there) and of EL.
 
     snr: running mean of EL over its running deviation. Every `diagnose` iterations, `cosine` of the two gradients, and
-    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see losses/mixing.py).
+    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see
+    losses/mixing.py).
     """
     scalars = [value]
     if base is not None and numbers.diagnose and batch.progress.iteration % numbers.diagnose == 0:
@@ -279,7 +283,8 @@ def diagnose(
 
 
 def _diagnosed(decay: float, memory: Memory, value: float, *gradients: float) -> dict[str, float]:
-    # Like `diagnose`, from the values of its scalars: EL, the two norms, the scalar product, and those of `mixing.projections`.
+    # Like `diagnose`, from the values of its scalars: EL, the two norms, the scalar product, and those of
+    # `mixing.projections`.
     for name, each in (("value", value), ("square", value * value), ("weight", 1.0)):
         memory[name] = decay * memory.get(name, 0.0) + (1 - decay) * each
     mean, square = memory["value"] / memory["weight"], memory["square"] / memory["weight"]

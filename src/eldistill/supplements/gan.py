@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A discriminator for methods with a fake_score: DMD2's head on the encoder of fake_score (arXiv 2405.14867, section 4.3).
+"""A discriminator for methods with a fake_score: DMD2's head on its encoder (arXiv 2405.14867, section 4.3).
 
-In the phase of fake_score its encoder and the head learn to distinguish noised generated images from noised real ones. The
-generator receives the gradient of its adversarial loss at the images.
+In the phase of fake_score its encoder and the head learn to distinguish noised generated images from noised real ones.
+The generator receives the gradient of its adversarial loss at the images.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
 def networks(nets: Nets, prepared: Prepared, numbers: Numbers, seed: int) -> None:
     """Put a head on fake_score. Raises Problem if the method has no fake_score, or one with a head."""
     if "fake_score" not in nets:
-        raise Problem("the supplement gan needs a method with a fake_score; this one has none")
+        raise Problem(
+            "the supplement gan needs a method with a fake_score, and this one has none; choose another method or omit gan"
+        )
     if numbers.weight:
         adversarial.add_head(nets["fake_score"], seed)
     prepared.nets = nets
@@ -86,7 +88,10 @@ def critic_terms(prepared: Prepared, nets: Nets, batch: Batch, images: torch.Ten
 def weight(
     base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: Memory
 ) -> Weight:
-    """The factor of its gradient. balanced: chosen so that its size is `weight` times the base loss's (losses/balance.py)."""
+    """The factor of its gradient.
+
+    balanced: chosen so that its size is `weight` times the base loss's (losses/balance.py).
+    """
     if not numbers.weight or numbers.weighting == "fixed":
         return Weight(numbers.weight)
     return balance.balanced(numbers.weight, base, own, numbers.decay, memory)

@@ -3,11 +3,11 @@
 
 The generator at a stored noise is fitted to the image that the teacher makes from that noise.
 
-The pairs (noise, teacher's image) are made once, by the step `teacher NAME/pairs-N-SEED`. The paper uses
-LPIPS, whose weights are not part of this package. Without them the distance is iCT's pseudo-Huber distance divided by the
-root of the number of pixels, so that its gradient does not exceed that of distribution matching on larger images. The
-default of `weight` is the paper's for LPIPS and untuned for the pseudo-Huber distance. The teacher starts from the unit
-noise times its largest noise level, the generator from the same noise times sigma_init.
+The pairs (noise, teacher's image) are made once, by the step `teacher NAME/pairs-N-SEED`. The paper uses LPIPS, whose
+weights are not part of this package. Without them the distance is iCT's pseudo-Huber distance divided by the root of
+the number of pixels, so that its gradient does not exceed that of distribution matching on larger images. The default
+of `weight` is the paper's for LPIPS and untuned for the pseudo-Huber distance. The teacher starts from the unit noise
+times its largest noise level, the generator from the same noise times sigma_init.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
 
 
 def direct_terms(prepared: Prepared, nets: Nets, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
-    """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
+    """The mean distance of D_theta(sigma_init z; sigma_init) from the teacher's image, over one pair for each image."""
     setting = prepared.setting
     index = batch.draw.on("cpu").integers("pair", len(prepared.z))
     z, wanted = (sent(each[index], setting.device).to(setting.dtype) for each in (prepared.z, prepared.images))

@@ -32,8 +32,8 @@ VARIANTS = (
 def keep_memory() -> None:
     """Keep freed memory in this process for the next pass (Linux with glibc on a CPU; elsewhere nothing happens).
 
-    By default glibc returns memory to the system after every pass and requests it again page by page, thousands of times
-    in an iteration. The peak memory of the process does not change.
+    By default glibc returns memory to the system after every pass and requests it again page by page, thousands of
+    times in an iteration. The peak memory of the process does not change.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -54,8 +54,8 @@ class Arithmetic:
 def set_arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arithmetic:
     """Set the arithmetic of this process and the precision of the denoisers, and return what was set.
 
-    wanted: float32 or bfloat16. machine: its tf32, deterministic and benchmark are used on a GPU only: a CPU always trains
-    in float32 and deterministically.
+    wanted: float32 or bfloat16. machine: its tf32, deterministic and benchmark are used on a GPU only: a CPU always
+    trains in float32 and deterministically.
     """
     gpu = "cuda" in str(machine.device)
     deterministic = machine.deterministic is True or not gpu
@@ -77,7 +77,7 @@ def set_arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> A
 
 
 def set_precision(name: str, nets: Iterable[Denoiser]) -> None:
-    """Set the precision of these denoisers: float32, tf32 (for the whole process) or bfloat16 (see networks/half.py)."""
+    """Set the precision of denoisers: float32, tf32 (of the whole process) or bfloat16 (see networks/half.py)."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for net in nets:
@@ -97,7 +97,10 @@ def set_channels_last(nets: Iterable[torch.nn.Module]) -> None:
 
 
 def prepare_networks(machine: Machine, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
-    """Apply channels_last, recompute and compile of the machine. fixed: networks that are not trained. Raises Problem."""
+    """Apply channels_last, recompute and compile of the machine.
+
+    fixed: networks that are not trained. Raises Problem.
+    """
     if machine.channels_last:
         set_channels_last([*fixed, *trained])
     if machine.recompute:
@@ -109,8 +112,9 @@ def prepare_networks(machine: Machine, fixed: list[torch.nn.Module], trained: li
 def compile_networks(nets: Iterable[Denoiser]) -> None:
     """Compile complete passes through these denoisers for fixed shapes. Results are equal up to rounding.
 
-    This includes passes that return encoder features, for the discriminators of SiDA and DMD2. DMD2's head, a few layers
-    in float32, is not compiled, and neither is a deep copy of a denoiser. Raises Problem if torch finds no C++ compiler.
+    This includes passes that return encoder features, for the discriminators of SiDA and DMD2. DMD2's head, a few
+    layers in float32, is not compiled, and neither is a deep copy of a denoiser. Raises Problem if torch finds no C++
+    compiler.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
@@ -126,12 +130,15 @@ def compile_networks(nets: Iterable[Denoiser]) -> None:
 
 
 def without_compiled_code(was_compiled: bool) -> AbstractContextManager:
-    """A context without compiled code, in which torch can count operations one by one. was_compiled: False changes nothing."""
+    """A context without compiled code, in which torch can count operations one by one.
+
+    was_compiled: False changes nothing.
+    """
     return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()
 
 
 def memory_gib(device: str) -> float:
-    """Peak memory of this process in GiB: on the GPU, or for a CPU the resident memory of the process including torch."""
+    """Peak memory of this process in GiB, on the GPU, or for a CPU of the whole process including torch."""
     if "cuda" in str(device):
         return torch.cuda.max_memory_allocated() / 2**30
     import resource

@@ -47,7 +47,8 @@ class Images:
     def pull(self, gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
         """Propagate gradients at the images back to the weights of the generator, where they are added.
 
-        gradient_of: returns the gradient [n, c, h, w] of a micro-batch by its index. again: keep the graph for another call.
+        gradient_of: returns the gradient [n, c, h, w] of a micro-batch by its index. again: keep the graph for another
+        call.
         """
         for index, part in enumerate(self.parts):
             graph = self.made[index] if len(self.parts) == 1 else self.make(part)

@@ -12,7 +12,10 @@ COVERED_BY = "loop"
 
 
 class Interrupts:
-    """A context in which SIGTERM and SIGINT call `stop` with the name of the signal. A second signal ends the process."""
+    """A context in which SIGTERM and SIGINT call `stop` with the name of the signal.
+
+    A second signal ends the process.
+    """
 
     def __init__(self, stop: Callable[[str], None]) -> None:
         self.stop = stop

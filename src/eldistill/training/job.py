@@ -15,6 +15,7 @@ from eldistill.training.compute import Arithmetic
 from eldistill.training.optimisers import Ema, Optimiser
 
 COVERED_BY = "loop"
+Snapshot = Callable[[torch.nn.Module], None]  # is given the running average
 
 
 @dataclass
@@ -48,19 +49,17 @@ class Job:
     published: str  # the network whose running average is the result
     reals: RealImages
     shape: tuple[int, int, int]  # (channels, height, width) of images
-    seed: int
+    seed: int  # of all random numbers
     folder: Path  # of the saved state
     optimisers: dict[str, Optimiser]  # for each of `nets`
     fixed: Nets = field(default_factory=dict)  # networks that are not trained
-    supplements: list[Supplement] = field(default_factory=list)
-    device: str = "cpu"
+    supplements: list[Supplement] = field(default_factory=list)  # in the order in which their gradients are added
+    device: str = "cpu"  # cpu or cuda
     dtype: torch.dtype = torch.float32  # of random numbers
     micro_batch: int = 0  # images on the device at once; 0: all images of this process
     ticks: int = 40  # approximate number of rows in the log
     save_seconds: float = 120  # seconds between saved states
     max_seconds: float = 0  # seconds after which the training saves and stops; 0: never
-    snapshots: dict[int, Callable[[torch.nn.Module], None]] = field(
-        default_factory=dict
-    )  # {number of images: function that is given the running average}
-    log: Callable[[str], None] = print  # status lines and warnings
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)  # by number of images, exactly reached
+    log: Callable[[str], None] = print  # gets status lines and warnings
     arithmetic: Arithmetic | None = None  # for the provenance

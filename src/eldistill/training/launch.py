@@ -28,8 +28,8 @@ def launch(arguments: list[str], count: int, most: int = 1, log: Callable[[str],
     most: upper limit of micro-batches in each process. When a device runs out of memory, all processes start again from
     the last saved state with twice as many micro-batches.
 
-    Differs from torchrun in three ways: each process gets a signal once, exit codes are passed on, and the message of the
-    process that failed first is printed. When this process is killed, the others are killed too.
+    Differs from torchrun in three ways: each process gets a signal once, exit codes are passed on, and the message of
+    the process that failed first is printed. When this process is killed, the others are killed too.
     """
     parts = 1
     while (code := _launch(arguments, count, parts if most > 1 else 0)) == MEMORY and parts < most:
@@ -89,7 +89,8 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
 
 
 def _mortal() -> None:
-    # Runs between fork and exec. On Linux the process is then killed with its parent; elsewhere it must be stopped by hand.
+    # Runs between fork and exec. On Linux the process is then killed with its parent; elsewhere it must be stopped by
+    # hand.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 

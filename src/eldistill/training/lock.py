@@ -68,8 +68,8 @@ def at_work_elsewhere(holder: str) -> bool | None:
 def lock(path: Path) -> Iterator[None]:
     """Lock a state folder. The system releases the lock when the process ends.
 
-    The lock file names its holder. Because some file systems do not share locks between nodes, Slurm is asked whether the
-    job that the file names is still running. Raises Problem if another process or job trains this run.
+    The lock file names its holder. Because some file systems do not share locks between nodes, Slurm is asked whether
+    the job that the file names is still running. Raises Problem if another process or job trains this run.
     """
     name = path / "lock"
     file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop, which methods, teachers and judges share.
 
-With several processes (eldistill.training.processes) each computes its rows of every batch, and all logged numbers are those
-of the whole batch.
+With several processes (eldistill.training.processes) each computes its rows of every batch, and all logged numbers are
+those of the whole batch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # ends of 
 class Loop:
     """One training, from its saved state (or from the start) to the end.
 
-    job: everything that the training needs. `iterate` makes one iteration, `run` the whole training. `average` is the running
-    average of the published network. `rows` is the log: means over the iterations since the previous row.
+    `iterate` makes one iteration, `run` the whole training. `average` is the running average of the published network.
+    `rows` is the log: means over the iterations since the previous row.
 
         work = Loop(job)
         average = work.run()            # continues from the state in job.folder, if there is one
-        files.write_rows("log.csv", work.rows)
+        assert work.n_images >= job.training.n_images
+        last = work.rows[-1]            # {"n_images": …, "iteration": …, "generator.kl": …}
+
+    Args:
+        job: everything that the training needs. Its networks and their weights are changed in place.
+
+    `run` raises NonFinite, Stopped, Problem or Lost, as it explains.
     """
 
     def __init__(self, job: Job) -> None:
@@ -88,8 +94,8 @@ class Loop:
     def run(self) -> torch.nn.Module:
         """Train to the end and return the running average of the published network.
 
-        Raises Stopped after a signal or max_seconds, with the state saved; NonFinite for a bad value, with the last good
-        state kept; Problem for a damaged state; Lost if another process has ended.
+        Raises Stopped after a signal or max_seconds, with the state saved; NonFinite for a bad value, with the last
+        good state kept; Problem for a damaged state; Lost if another process has ended.
         """
         job, total = self.job, self.job.training.n_images
         self._resume()
@@ -132,8 +138,8 @@ class Loop:
     def count_flop(self) -> float:
         """Floating-point operations of an iteration, averaged over a cycle of the phases, as torch counts them.
 
-        They include products, convolutions and attention of all networks, forward and backward. Call it after the results
-        are written: it makes further training steps and restores only the counters.
+        They include products, convolutions and attention of all networks, forward and backward. Call it after the
+        results are written: it makes further training steps and restores only the counters.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -178,8 +184,8 @@ class Loop:
             own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
             if bounded := own.get("bounded"):
                 self.job.log(
-                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations; its gradient "
-                    f"is {own.get('share', 0):.3g} of the base loss's on average, and not what was asked for"
+                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations, so its gradient is "
+                    f"{own.get('share', 0):.3g} times the base loss's on average instead of the chosen share"
                 )
             late = (
                 2 * self.n_images >= total
@@ -188,7 +194,7 @@ class Loop:
                 self.job.log(f"warning: {each.name}: {text}")
 
     def save(self, wait: bool = True) -> None:
-        """Save the state. With several processes the first one writes it, and any number of processes can continue from it.
+        """Save the state. The first process writes it, and any number of processes can continue from it.
 
         wait: return only when it is on the disk; otherwise it is written in a thread while the training goes on.
         """

@@ -29,8 +29,9 @@ class Meeting:
     def meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Add the weighted gradients of all supplements to those of the base loss.
 
-        gradients: of the base loss at the images [n, c, h, w], by index of the micro-batch. Returns the sums in the same form.
-        If the base loss has no gradient at the images, the gradients are added at the weights and {} is returned.
+        gradients: of the base loss at the images [n, c, h, w], by index of the micro-batch. Returns the sums in the
+        same form. If the base loss has no gradient at the images, the gradients are added at the weights and {} is
+        returned.
         """
         made = images.whole()
         if not gradients:
@@ -80,9 +81,13 @@ class Meeting:
     def own_gradient(
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The gradient of a supplement at the images [n, c, h, w]; and its terms in the log. base: gradient of the base loss."""
+        """The gradient of a supplement at the images [n, c, h, w]. Its terms are logged.
+
+        base: gradient of the base loss.
+        """
         terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
-        # A supplement that gathers from all processes returns the loss of the whole batch, any other that of its own rows.
+        # A supplement that gathers from all processes returns the loss of the whole batch, any other that of its own
+        # rows.
         whole = getattr(each.prepared, "across", None) is not None
         share = None if whole else batch.size / self.job.training.batch
         for name, term in terms.items():
@@ -101,7 +106,10 @@ class Meeting:
         return own
 
     def weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
-        """The factor of a supplement's gradient. base, own: root mean squares of both gradients, scalars on the device."""
+        """The factor of a supplement's gradient.
+
+        base, own: root mean squares of both gradients, scalars on the device.
+        """
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
         self.monitor.count(f"{each.name}.gradient_rms", own)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that tensors are finite, and sums for the log. Values stay on the device and are read back together, once an iteration."""
+"""Checks that tensors are finite, and sums for the log.
+
+Values stay on the device and are read back together, once an iteration.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ class Finite:
 
 
 class Monitor:
-    """Tensors that must be finite and numbers for the log, kept on the device until `flush` reads all of them back together.
+    """Tensors that must be finite and numbers for the log, kept on the device until `flush` reads them together.
 
-    Reading a number of a GPU waits for all its work, so the loop flushes once an iteration. Networks may have taken a step
-    with a bad gradient by then: nothing of it is saved, because `flush` raises before anything else can happen.
+    Reading a number of a GPU waits for all its work, so the loop flushes once an iteration. Networks may have taken a
+    step with a bad gradient by then: nothing of it is saved, because `flush` raises before anything else can happen.
     """
 
     def __init__(self, processes: int) -> None:
@@ -42,7 +45,10 @@ class Monitor:
         ] = []  # scalars, and the function that is given their values
 
     def finite(self, name: str, tensor: torch.Tensor, parts: Parts = ()) -> None:
-        """Check that `tensor`, of any shape, is finite; if not, the next flush raises NonFinite. parts: see `Finite`."""
+        """Check that `tensor`, of any shape, is finite; if not, the next flush raises NonFinite.
+
+        parts: see `Finite`.
+        """
         tensor = tensor.detach()
         self._watched.append(Finite(name, tensor, torch.isfinite(tensor).all(), parts))
 
@@ -51,8 +57,8 @@ class Monitor:
     ) -> None:
         """Add a number (a scalar) to the sums, at the next flush.
 
-        share: of the batch that the number stands for; None: it is the same in all processes, and each adds an equal part.
-        known: a scalar on the device; False means that the number does not exist and is not added.
+        share: of the batch that the number stands for; None: it is the same in all processes, and each adds an equal
+        part. known: a scalar on the device; False means that the number does not exist and is not added.
         """
         share = 1 / self.processes if share is None else share
 

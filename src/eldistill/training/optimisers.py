@@ -55,10 +55,10 @@ class Ema(Section):
 
 
 class RAdam(torch.optim.RAdam):
-    """RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors of a network at once, equal to the bit to torch's RAdam.
+    """RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors of a network at once, bitwise equal to torch's.
 
-    torch has no fused RAdam. Its `foreach` version rounds in another order and is a loop on a CPU. Here the moments of all
-    tensors lie in one tensor on a CPU, where many small tensors cost more than one large one.
+    torch has no fused RAdam. Its `foreach` version rounds in another order and is a loop on a CPU. Here the moments of
+    all tensors lie in one tensor on a CPU, where many small tensors cost more than one large one.
     """
 
     def __init__(self, params: Iterable[torch.nn.Parameter], **options: Any) -> None:
@@ -96,7 +96,10 @@ class RAdam(torch.optim.RAdam):
         _subtract(params, _apart(update, params))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as torch's RAdam gives it. Moments that share one tensor on a CPU are returned as separate copies."""
+        """The state as torch's RAdam gives it.
+
+        Moments that share one tensor on a CPU are returned as separate copies.
+        """
         found = super().state_dict()
         if not self._whole:
             return found
@@ -104,7 +107,8 @@ class RAdam(torch.optim.RAdam):
         return {**found, "state": state}
 
     def _joined(self, name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        # Joins the tensors into one and makes them views of it. The joined tensor is kept while the tensors stay the same.
+        # Joins the tensors into one and makes them views of it. The joined tensor is kept while the tensors stay the
+        # same.
         known = self._whole[name][0] if name in self._whole else []
         if len(known) != len(tensors) or any(a is not b for a, b in zip(known, tensors, strict=True)):
             whole = torch.cat([each.reshape(-1) for each in tensors])
@@ -165,7 +169,7 @@ def make_optimiser(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Opti
 
 
 def learning_rate(numbers: Optimiser, progress: Progress) -> float:
-    """The learning rate: rises linearly from 0 over warmup_images and falls linearly to 0 over the last decay_images."""
+    """The learning rate, which rises linearly over warmup_images and falls linearly to 0 over the last decay_images."""
     rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
     left = progress.total - progress.n_images
     return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)

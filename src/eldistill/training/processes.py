@@ -2,9 +2,9 @@
 """Communication between processes that share every batch of a training.
 
 Each process computes the loss of its own rows, scaled by their share of the batch, and the gradients are summed. The
-result equals that of one process with the whole batch. Random numbers belong to images (see eldistill.diffusion.draws), so
-the number of processes changes none of them. EL is a loss of the whole batch: every process computes all of it, and its
-gradient at the process's own rows needs no further scaling.
+result equals that of one process with the whole batch. Random numbers belong to images (see eldistill.diffusion.draws),
+so the number of processes changes none of them. EL is a loss of the whole batch: every process computes all of it, and
+its gradient at the process's own rows needs no further scaling.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SingleProcess:
         return np.asarray(value, np.float64)
 
     def largest(self, *values: float) -> list[float]:
-        """Of each number the largest of any process."""
+        """The largest value of each number over all processes."""
         return list(values)
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class SingleProcess:
         return own
 
     def gather_of(self, own: np.ndarray) -> np.ndarray:
-        """The same outside torch."""
+        """Like `gather`, for a NumPy array."""
         return own
 
     def barrier(self) -> None:
@@ -123,7 +123,7 @@ class ProcessGroup:
         return "cuda" if distributed.get_backend(self.group) == "nccl" else "cpu"
 
     def largest(self, *values: float) -> list[float]:
-        """Of each number the largest of any process."""
+        """The largest value of each number over all processes."""
         both = torch.tensor(values, dtype=torch.float64, device=self._device())
         with _together():
             distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self.group)
@@ -148,7 +148,10 @@ class ProcessGroup:
 
     @property
     def bucket_bytes(self) -> int:
-        """Largest message of gradients in bytes: BUCKET with NCCL, 0 (no limit) with gloo. See eldistill.training.reduction."""
+        """Largest message of gradients in bytes: BUCKET with NCCL, 0 (no limit) with gloo.
+
+        See eldistill.training.reduction.
+        """
         return BUCKET if distributed.get_backend(self.group) == "nccl" else 0
 
     def barrier(self) -> None:
@@ -197,13 +200,13 @@ def rank_and_size() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def join_group(device: str = "auto") -> Iterator[int]:
-    """A context in which this process belongs to the group of all processes of the run. Yields its rank, 0 for a single one.
+    """A context in which this process belongs to the group of the run. Yields its rank, which is 0 for a single one.
 
     The backend is NCCL with one GPU for each process, or gloo on CPUs. device: auto, cpu or cuda, as in params.yaml.
     Raises Problem if a process has no GPU.
 
-    After an error on a GPU the group is not closed: closing NCCL waits for the other processes, which wait for this one.
-    The caller then ends the process immediately (see `left_after_error`).
+    After an error on a GPU the group is not closed: closing NCCL waits for the other processes, which wait for this
+    one. The caller then ends the process immediately (see `left_after_error`).
     """
     rank, size = rank_and_size()
     if size == 1:

@@ -2,16 +2,16 @@
 """Sums the gradients of a network over all processes, in buckets, while the last backward pass still runs.
 
 A bucket holds about 25 MiB of gradients, in the reverse order of the parameters, because a backward pass completes them
-roughly in that order. Its sum begins as soon as the last backward pass of an optimiser step has completed all of it, and
-NCCL adds it on a stream of its own while the pass goes on (Li et al. 2020, arXiv 2006.15704). NCCL sums the gradients where
-they are, many tensors in one call, so no flat copy of them exists.
+roughly in that order. Its sum begins as soon as the last backward pass of an optimiser step has completed all of it,
+and NCCL adds it on a stream of its own while the pass goes on (Li et al. 2020, arXiv 2006.15704). NCCL sums the
+gradients where they are, many tensors in one call, so no flat copy of them exists.
 
-On CPUs all gradients of one type of number form a single bucket, in the order of the parameters. The order in which gloo
-adds the processes' numbers depends on their position in a message; with more than two processes other buckets round
-otherwise.
+On CPUs all gradients of one type of number form a single bucket, in the order of the parameters. The order in which
+gloo adds the processes' numbers depends on their position in a message; with more than two processes other buckets
+round otherwise.
 
-All processes begin the same sums in the same order, even where a value is not finite. The error comes after them, so that
-no process waits for another that has stopped.
+All processes begin the same sums in the same order, even where a value is not finite. The error comes after them, so
+that no process waits for another that has stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Reduction:
 
     @contextlib.contextmanager
     def last_pass(self) -> Iterator[None]:
-        """A context for the last backward pass of a step, in which the sum of a bucket begins when its gradients are complete."""
+        """A context for the last backward pass of a step, in which sums of buckets begin as gradients are completed."""
         self.is_last_pass = bool(self.limit and self.used)
         try:
             yield

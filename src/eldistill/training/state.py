@@ -60,7 +60,8 @@ def unpack_tensors(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, 
                 index, slot = key.removeprefix(prefix).split("/")
                 state["state"].setdefault(int(index), {})[slot] = value
         optimiser.load_state_dict(state)
-        # A file does not store memory layouts, but fused optimisers need the same layout for a parameter and its moments.
+        # A file does not store memory layouts, but fused optimisers need the same layout for a parameter and its
+        # moments.
         for parameter, slots in optimiser.state.items():
             for slot, value in slots.items():
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -105,7 +106,8 @@ def make_buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool
 class Writer:
     """Writes states in a thread, one at a time, so that the loop waits only for a copy of the tensors.
 
-    At its end as a context it waits for the state that is being written. If the process is killed, the previous state stays.
+    At its end as a context it waits for the state that is being written. If the process is killed, the previous state
+    stays.
     """
 
     def __init__(self) -> None:
@@ -114,7 +116,10 @@ class Writer:
         self._error: BaseException | None = None
 
     def write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
-        """Copy tensors and numbers and begin to write the copies in a thread. Raises the error of the previous write, if any."""
+        """Copy tensors and numbers and begin to write the copies in a thread.
+
+        Raises the error of the previous write, if any.
+        """
         self.wait()
         arguments = path, self._copied(tensors), copy.deepcopy(numbers)
         self._thread = threading.Thread(target=self._write, args=arguments, name="state")

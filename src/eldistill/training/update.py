@@ -108,8 +108,8 @@ class Update:
         if self.job.device != "cpu":
             self.job.nets[name].train(training).requires_grad_(gradient)
             return
-        # Like `train` and `requires_grad_`, but without walking through the module tree and without torch's attribute checks,
-        # which cost a tenth of a small step on a CPU.
+        # Like `train` and `requires_grad_`, but without walking through the module tree and without torch's attribute
+        # checks, which cost a tenth of a small step on a CPU.
         for module in self.modules[name]:
             module.__dict__["training"] = training
         for _, parameter in self.named[name]:
@@ -126,7 +126,10 @@ class Update:
         return float((part.stop - part.start) / self.job.training.batch)
 
     def _last(self, name: str, last: bool) -> contextlib.AbstractContextManager[None]:
-        """A context for a backward pass. last: it is the last one that adds to this network's gradients in this phase."""
+        """A context for a backward pass.
+
+        last: it is the last one that adds to this network's gradients in this phase.
+        """
         return self.reductions[name].last_pass() if last and self.reductions else contextlib.nullcontext()
 
     # --- networks other than the generator ---
@@ -196,7 +199,8 @@ class Update:
     def _terms(
         self, batch: Batch, share: float, images: Images, index: int, gradients: dict[int, torch.Tensor]
     ) -> list[torch.Tensor]:
-        # Computes the base loss of one micro-batch. Adds its gradient at the images to `gradients` and returns the other terms.
+        # Computes the base loss of one micro-batch. Adds its gradient at the images to `gradients` and returns the
+        # other terms.
         with dropout.masks(batch.draw, "terms"):
             terms = self.job.method.generator_terms(
                 self.nets, batch, functools.partial(images.of, index), self.job.numbers
@@ -248,7 +252,10 @@ class Update:
             torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
 
     def _flush_together(self, progress: Progress) -> None:
-        """Flush the monitor. If it raises, wait for the other processes, so that the one with the bad value reports it."""
+        """Flush the monitor.
+
+        If it raises, wait for the other processes, so that the one with the bad value reports it.
+        """
         try:
             self.monitor.flush(progress)
         except NonFinite:
