@@ -188,7 +188,7 @@ def test_a_method_is_added_as_the_page_says(project, asked):  # noqa: F811
     clone = project
     copying, running = (textwrap.dedent(each).splitlines() for each in re.findall(r"```sh\n(.*?)```", ADDING, re.S))
     for line in copying:
-        clone.run(*shlex.split(line))
+        clone.run("sh", "-c", line)
     path = clone.path / "src/eldistill/methods/my_method.py"
     source = path.read_text()
     path.write_text(source.replace("difference / len(images))", "difference * 0.5 / len(images))"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of methods, supplements and families: their functions, and the values that pass between them and the loop.
+"""The contract of methods and supplements: their functions, and the values that pass between them and the loop.
 
 A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functions (those in brackets are optional):
 
@@ -53,14 +53,7 @@ that is not None, the supplement gathers from all processes and returns the loss
 memory is a dict of scalars (floats or tensors on the device), saved with the state as floats. All random numbers come from
 batch.draw; global generators are not used.
 
-A family of embedding networks has `Numbers`, `RECIPE` and
-
-    draw(numbers, shape, normal) -> {name: tensor}                  random weights; normal(name, *size) gives N(0, 1)
-    stages(weights, images, numbers) -> [tensor, …]                 outputs [n, …] of its stages for images over sigma_data
-    [fit(weights, images, numbers) -> {name: tensor}]               weights that depend on the calibration images
-
-The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file, `stages` gets the
-frozen teacher as a fourth argument. docs/architecture.md lists what the contract tests ask of each file.
+eldistill.ensemble has the contract of a family of embedding networks. docs/architecture.md lists what the tests ask of a method.
 """
 
 from __future__ import annotations
