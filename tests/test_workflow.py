@@ -215,18 +215,22 @@ def test_a_method_is_added_as_the_page_says(project, asked):  # noqa: F811
     assert "my_method/el" in (clone.path / "data/tables/smoke/main.md").read_text()
 
 
-def test_the_page_names_the_keys_that_no_number_of_a_method_may_have():
-    """Those of every method and of every supplement, as the schema has them; a field of Numbers with such a name is refused."""
-    definitions = params.load(ROOT / "params.yaml").definitions
-    for kind, sentence in (
-        ("method", r"keys of every method are taken:(.*?)\."),
-        ("supplement", r"keys of every supplement are(.*?)\."),
-    ):
-        (listed,) = re.findall(sentence, PAGE, re.S)
-        assert set(re.findall(r"`(\w+)`", listed)) == set(definitions[kind]["properties"]), kind
-        for key in definitions[kind]["properties"]:
-            with pytest.raises(Problem, match=f"{kind}s/mine.py: Numbers has a field '{key}'.*rename it"):
-                params._add_numbers({"properties": dict(definitions[kind]["properties"])}, {key: {}}, f"{kind}s/mine")
+def test_the_page_names_the_keys_that_no_number_may_have(monkeypatch):
+    """Those of every method and of every supplement, as the schema has them: a field of Numbers with such a name is refused."""
+    definitions, known = params.load(ROOT / "params.yaml").definitions, params.declared
+    for kind in ("method", "supplement"):
+        (listed,) = re.findall(rf"keys of every {kind} are (.*?)\.", PAGE.replace("\n", " "))
+        keys = set(definitions[kind]["properties"])
+        assert set(re.findall(r"`(\w+)`", listed)) == keys, kind
+        for key in keys:
+            extra = {f"{kind}s": {key: {}}}
+            monkeypatch.setattr(
+                params, "declared", lambda its, file, extra=extra: known(its, file) | extra.get(its, {})
+            )
+            with pytest.raises(
+                Problem, match=rf"src/eldistill/{kind}s/\w+\.py: Numbers has a field '{key}'.* rename it"
+            ):
+                params.load(ROOT / "params.yaml")
 
 
 SHRINK = '''"""Pulls images towards 0, at the images and by a pass of its own."""
