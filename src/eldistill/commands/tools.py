@@ -49,7 +49,7 @@ def _zip(chosen: Namespace) -> None:
     step = Plan(params.load()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
-            f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
+            f"{step.outputs[0]} is missing, or was made with other numbers; run `python -m eldistill data {step.name}` first"
         )
     count = archives.write_zip(
         step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
@@ -66,7 +66,7 @@ def _fetch(chosen: Namespace) -> None:
     names = planned.downloads(plan, planned.states(plan, suite))
     for name in names:
         steps.run("data", f"download/{name}", say=say)
-    say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: nothing is to be fetched")
+    say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: there is nothing to fetch")
 
 
 def _doctor(chosen: Namespace) -> int:
