@@ -375,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
     compute.keep_memory()  # as every step does
     torch.set_num_threads(options.threads)
     options.ceiling = ceiling(options)
-    settings, rows = params.load(ROOT / "params.yaml"), []
+    settings, rows = params.load_params(ROOT / "params.yaml"), []
     others = json.loads(options.compare.read_text(encoding="utf-8"))["rows"] if options.compare else []
     machine = (
         torch.cuda.get_device_name()

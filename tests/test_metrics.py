@@ -145,7 +145,7 @@ def test_copies_count_from_chance_to_all():
 def ruler(tmp_path_factory):
     """Measures images of digits in the features of a judge that has learned them: {name without n and space: value}."""
     folder = tmp_path_factory.mktemp("ruler")
-    packing.pack({"source": "digits", "heldout": 360}, folder / "pack")
+    packing.pack_dataset({"source": "digits", "heldout": 360}, folder / "pack")
     train_judge("a", folder / "pack", folder / "judge", 57_600)
     spaces = {"judge-a": features.feature_space("judge-a", folder / "judge")}
     make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
@@ -159,7 +159,7 @@ def ruler(tmp_path_factory):
     def measure(images: torch.Tensor) -> dict[str, float]:
         return seen(evaluate.Evaluator(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
 
-    images, labels, _ = data.load(folder / "pack")
+    images, labels, _ = data.load_pack(folder / "pack")
     # The class score of train images is nobody's yardstick but their own: that of held-out ones stands for real images.
     row = real_row(known, OPTIONS, spaces)
     floor = seen({name: value for name, value in row.items() if not name.startswith("is1437")})

@@ -36,7 +36,7 @@ def codec_of(name: str, found: dict | None, channels: int) -> dict:
 
 def command(options, say) -> None:
     """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
-    row = sources.source(options.name)
+    row = sources.source_row(options.name)
     if row["kind"] not in ("teacher", "student"):
         raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")
     if row.get("form"):  # what is known of the published file
@@ -49,7 +49,7 @@ def command(options, say) -> None:
     about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": codec}
     calls = re.search(r"(\d+) calls?", row["published"])
     if network.label_dim:  # its file does not say how often each occurs
-        say(classes.sentence(about))
+        say(classes.how_drawn(about))
     if row["kind"] == "student":
         start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])
         sampler = {"steps": {"1": [float(start[1]) if start else 2.5]}}

@@ -83,7 +83,7 @@ def network_of(plan: Plan, name: str) -> dict:
     return known
 
 
-def of_run(plan: Plan, run: params.Run) -> dict:
+def cost_of_run(plan: Plan, run: params.Run) -> dict:
     """images, flop, gigabytes of weights and of disk of one run. flop is None where the method names no passes."""
     step, values = plan.distil(run), plan.params.section("method", run.method, run.data)
     method = contract.method(values["file"])
@@ -101,12 +101,12 @@ def of_run(plan: Plan, run: params.Run) -> dict:
     }  # fmt: skip
 
 
-def table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
+def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
     """Markdown: a line for each data setting and method, with the `status` of its numbers; then for each data setting, then all
     of it."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for run in plan.params.runs(suite):
-        groups.setdefault((run.data, run.method), []).append(of_run(plan, run))
+        groups.setdefault((run.data, run.method), []).append(cost_of_run(plan, run))
     yield "| data, method | runs | images a run | FLOP a run | GPU hours | GB of weights | GB on disk | numbers |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     whole = [each for group in groups.values() for each in group]
@@ -138,7 +138,7 @@ def _number(value: float) -> str:
 
 def bills_left(plan: Plan, suite: str) -> list[dict]:
     """What `of_run` says of each training that is still to be made. Raises Problem."""
-    return [of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
+    return [cost_of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
 
 
 def hours_left(bills: list[dict], tflops: float = TFLOPS) -> float | None:
@@ -148,7 +148,7 @@ def hours_left(bills: list[dict], tflops: float = TFLOPS) -> float | None:
     return sum(each["flop"] for each in bills) / tflops / 3.6e15
 
 
-def allow(plan: Plan, suite: str, most: float) -> str:
+def check_allowed(plan: Plan, suite: str, most: float) -> str:
     """The line of `left`, where the trainings take no more than `most` GPU hours. Raises Problem with the bill otherwise.
 
     What cannot be counted, because a network or its passes are not known yet, is not stopped.
@@ -159,13 +159,13 @@ def allow(plan: Plan, suite: str, most: float) -> str:
         return f"suite {suite}: the cost of its trainings is not known yet: {problem}"
     if hours is not None and hours > most:
         raise Problem(
-            f"{left(plan, suite)}; max_gpu_hours allows {most:g} hours: if you want them, set max_gpu_hours in params.yaml, or "
+            f"{describe_left(plan, suite)}; max_gpu_hours allows {most:g} hours: if you want them, set max_gpu_hours in params.yaml, or "
             f"ELDISTILL_MAX_GPU_HOURS={math.ceil(hours)}, and repeat the command, or choose another suite"
         )
-    return left(plan, suite)
+    return describe_left(plan, suite)
 
 
-def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
+def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     """One line about the trainings that are still to be made."""
     bills = bills_left(plan, suite)
     if not bills:
@@ -182,11 +182,11 @@ def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
 def command(options, say) -> None:
     """`python -m eldistill cost SUITE`. Raises Problem for a suite that there is not."""
     if options.allow is not None:
-        say(allow(Plan(params.load()), options.suite, options.allow))
+        say(check_allowed(Plan(params.load_params()), options.suite, options.allow))
         return
     if options.left:
-        say(left(Plan(params.load()), options.suite, options.tflops))
+        say(describe_left(Plan(params.load_params()), options.suite, options.tflops))
         return
-    for line in table(Plan(params.load()), options.suite, options.tflops):
+    for line in cost_table(Plan(params.load_params()), options.suite, options.tflops):
         say(line)
     say(f"\nHours of one GPU at {options.tflops:g} TFLOP/s; activations come on top of the weights' memory.")

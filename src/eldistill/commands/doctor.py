@@ -101,7 +101,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
             advice = "is there" if there else f"is missing: put it there, or change teacher.{name}.file"
             yield there, f"teacher {name}: {section['file']} {advice}"
             continue
-        row = sources.source(section["source"])
+        row = sources.source_row(section["source"])
         file_name = row["url"].rsplit("/", 1)[-1]
         if any(store.glob(f"*-{file_name}")):
             yield True, f"teacher {name}: {file_name} has been fetched"
@@ -134,7 +134,7 @@ def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
             continue
         where = f"{steps[0]}{f' and {len(steps) - 1} other steps' if len(steps) > 1 else ''}: {source.name}"
         try:
-            found, why = identity.measure(source, plan.identities.root, print), "is not here"
+            found, why = identity.measure_source(source, plan.identities.root, print), "is not here"
         except OSError as error:
             found, why = None, f"cannot be read ({error})"
         if found is None:
@@ -206,9 +206,9 @@ def _results(plan: Plan, suite: str) -> Iterator[Finding]:
         yield (
             None,
             f"{len(steps)} results of the suite {other} were made by other numbers than params.yaml asks for, and the suite "
-            f"{suite} does not make them again: {freshness.names(steps)}; `snakemake all --config suite={other}` does",
+            f"{suite} does not make them again: {freshness.step_names(steps)}; `snakemake all --config suite={other}` does",
         )
-    for sentence in freshness.edits(plan.suite(suite).values(), root):
+    for sentence in freshness.describe_edits(plan.suite(suite).values(), root):
         yield False, sentence
 
 
@@ -217,7 +217,7 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
     """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
-    values = params.load()
+    values = params.load_params()
     plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True

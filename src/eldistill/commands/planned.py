@@ -62,7 +62,7 @@ def _unlike(before: dict | None, now: dict | None) -> list[str]:
     return [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
 
 
-def states(plan: Plan, suite: str) -> list[State]:
+def suite_states(plan: Plan, suite: str) -> list[State]:
     """Of every step of a suite, upstream first; downloads, which no result is, are left out."""
     return [state_of(step, plan.params.root) for step in plan.suite(suite).values() if not step.on_demand]
 
@@ -73,9 +73,9 @@ def downloads(plan: Plan, found: list[State]) -> list[str]:
     return list(dict.fromkeys(step.item for step in waiting if not step.fresh(plan.params.root)))
 
 
-def page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
+def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
     """The lines of the page. bill: what the trainings that are left would take."""
-    found = states(plan, suite)
+    found = suite_states(plan, suite)
     yield f"suite {suite}: {len(found)} steps, " + ", ".join(
         f"{sum(each.is_ == kind for each in found)} {kind}" for kind in (FRESH, STALE, MISSING)
     )
@@ -109,8 +109,8 @@ def command(options, say: Callable[[str], None]) -> None:
     """Print the page. Raises Problem for a suite that there is not."""
     from eldistill.commands import cost  # torch takes seconds
 
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     suite = options.suite or plan.params.values["suite"]
     list(plan.params.runs(suite))
-    for line in page(plan, suite, cost.left(plan, suite, options.tflops)):
+    for line in plan_page(plan, suite, cost.describe_left(plan, suite, options.tflops)):
         say(line)

@@ -32,7 +32,7 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
     from eldistill.training import lock
 
     total = 0
-    for path in leftovers(Plan(params.load())):
+    for path in leftovers(Plan(params.load_params())):
         size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
         total += size
         say(f"{size / 1e6:10.1f} MB  {path}")

@@ -20,7 +20,7 @@ from eldistill import files
 from eldistill.errors import Problem
 from eldistill.plan import insertion, params
 from eldistill.plan.params import Params
-from eldistill.plan.schema import merge
+from eldistill.plan.schema import merge_mappings
 
 BATCH = 256  # images a step at most: what one GPU holds
 IMAGES = 512_000  # of a training above 16 pixels a side: about an hour of one GPU at 32 pixels
@@ -44,12 +44,12 @@ class Suggestion:
 
 def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     """Print the blocks, or write them into params.yaml. Raises Problem for a data setting that is unknown."""
-    found = params.load()
+    found = params.load_params()
     suggestions = list(suggest(found, chosen.name, chosen.images))
     if not suggestions:
         raise Problem(f"every method has numbers for the data {chosen.name} already; change them in params.yaml")
     if not chosen.write:
-        say(text(chosen.name, suggestions))
+        say(suggestion_text(chosen.name, suggestions))
         say(f"# untuned. `python -m eldistill suggest {chosen.name} --write` writes them into params.yaml")
         return
     path = Path("params.yaml")
@@ -76,7 +76,7 @@ def suggest(project: Params, data: str, images: int | None = None) -> Iterator[S
         )
     for method in project.named("method"):
         if not project.has_numbers(method, data) and (model := _model(project, method, side)):
-            block = adapted(_own(project, method, model), images or (None if side <= SMALL else IMAGES))
+            block = adapt_numbers(_own(project, method, model), images or (None if side <= SMALL else IMAGES))
             known = side_of(project, project.section("data", model)) or 0
             yield Suggestion(method, block, model, known, project.status("method", method, model) or "ours")
 
@@ -105,7 +105,7 @@ def _own(project: Params, method: str, data: str) -> dict[str, Any]:
     # What the method, and those it is like, have for this data setting itself.
     chain = project.chain("method", method, project.place("method", method))
     layers = [each.get("per_data", {}).get(data, {}) for each in chain]
-    found: dict[str, Any] = functools.reduce(merge, layers, {})
+    found: dict[str, Any] = functools.reduce(merge_mappings, layers, {})
     return found if "n_images" in found and "batch" in found else {}
 
 
@@ -118,7 +118,7 @@ def _rank(project: Params, method: str, data: str) -> int:
     )
 
 
-def adapted(block: dict[str, Any], images: int | None) -> dict[str, Any]:
+def adapt_numbers(block: dict[str, Any], images: int | None) -> dict[str, Any]:
     """The numbers of a long run for one of about `images` images: smaller batches with lower rates, shorter stages.
 
     Rates fall with the root of the batch. The running average is ramped, so that its memory fits the run.
@@ -155,7 +155,7 @@ def _multiple(images: float, batch: int) -> int:
 # --- as text --------------------------------------------------------------------------------------------
 
 
-def text(data: str, suggestions: list[Suggestion]) -> str:
+def suggestion_text(data: str, suggestions: list[Suggestion]) -> str:
     """The blocks as they stand in params.yaml, with where they come from."""
     lines = ["distil:", "  methods:"]
     for each in suggestions:
@@ -185,6 +185,6 @@ def _flow(value: Any) -> str:
 def _merged_with(path: Path, new: str) -> dict[str, Any]:
     from eldistill.plan import reading
 
-    found = reading.parts(path.parent)
+    found = reading.read_files(path.parent)
     found[reading.FILES[-1]] = reading.read_yaml(new)
-    return reading.merged(found)
+    return reading.merge_files(found)

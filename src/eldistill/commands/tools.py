@@ -46,7 +46,7 @@ def _command(module: str) -> Callable[[Namespace], None]:
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
-    step = Plan(params.load()).find("data", f"{chosen.name}/images")
+    step = Plan(params.load_params()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing, or was made with other numbers; run `python -m eldistill data {step.name}` first"
@@ -61,11 +61,11 @@ def _fetch(chosen: Namespace) -> None:
     from eldistill.commands import planned
     from eldistill.steps import run as steps
 
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     suite = chosen.suite or plan.params.values["suite"]
-    names = planned.downloads(plan, planned.states(plan, suite))
+    names = planned.downloads(plan, planned.suite_states(plan, suite))
     for name in names:
-        steps.run("data", f"download/{name}", say=say)
+        steps.run_step("data", f"download/{name}", say=say)
     say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: there is nothing to fetch")
 
 
@@ -78,7 +78,7 @@ def _doctor(chosen: Namespace) -> int:
 def _export(chosen: Namespace) -> None:
     from eldistill.commands import export
 
-    export.make(chosen.name, chosen.out, say)
+    export.export_run(chosen.name, chosen.out, say)
 
 
 DEVICE = option("--device", default="cpu", help="cpu or cuda (default: cpu)")

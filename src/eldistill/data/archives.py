@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from eldistill.data.containers import new_zip
-from eldistill.data.dataset import load
+from eldistill.data.dataset import load_pack
 
 COVERED_BY = "latents"
 
@@ -25,7 +25,7 @@ def write_zip(pack: str | Path, path: str | Path, parts=("train", "heldout")) ->
     labels: list[list] = []
     with new_zip(path) as put:
         for part in parts:
-            images, classes, about = load(pack, part)
+            images, classes, about = load_pack(pack, part)
             for image, label in zip(images, classes.tolist(), strict=True):
                 name, content = (npy if image.dtype == torch.float32 else _png)(len(labels), image)
                 put(name, content)

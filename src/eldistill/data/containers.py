@@ -32,10 +32,10 @@ class Container:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Container]:
+def open_container(path: Path) -> Iterator[Container]:
     """A folder or zip. Raises Problem if it is neither, and where a file of it is damaged, encrypted or too large."""
     if path.is_dir():
-        yield Container(lambda endings: listing.of_folder(path, endings), lambda name: _of_folder(path, name))
+        yield Container(lambda endings: listing.list_folder(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
         try:
             archive = zipfile.ZipFile(path)
@@ -44,7 +44,7 @@ def opened(path: Path) -> Iterator[Container]:
         with archive:
             members = _members(path, archive)
             yield Container(
-                lambda endings: listing.choose(members, endings),
+                lambda endings: listing.choose_files(members, endings),
                 lambda name: _of_zip(path, archive, name, members[name]),
             )
     else:

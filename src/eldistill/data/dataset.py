@@ -39,20 +39,20 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
     if not bool(x.isfinite().all()):
         raise NonFinite(f"an image is not finite in {int((~x.isfinite()).sum())} of its values, shape {tuple(x.shape)}; "
                         "the network that made it is broken")  # fmt: skip
-    if latents.has(codec):
+    if latents.is_latent(codec):
         return latents.decode(x, codec)
     level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
     return (level + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def limits(codec: dict) -> tuple[float, float]:
+def encoded_limits(codec: dict) -> tuple[float, float]:
     """The encoded values of uint8 0 and 255; latents have no limits."""
-    if latents.has(codec):
+    if latents.is_latent(codec):
         return -math.inf, math.inf
     return -codec["mean"] * SIGMA_DATA / codec["std"], (1 - codec["mean"]) * SIGMA_DATA / codec["std"]
 
 
-class Reals:
+class PackedImages:
     """The encoded images of one part of a packed file, for a device.
 
     images: uint8 [n, c, h, w], on the device too if they fill at most a quarter of what is free there; else they stay
@@ -95,7 +95,7 @@ def _fits(images: torch.Tensor, device) -> bool:
     return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
 
 
-class Latents(Reals):
+class PackedLatents(PackedImages):
     """The same for a pack of latents: images float32 [n, 2c, r, r], means and deviations."""
 
     @property
@@ -114,7 +114,7 @@ class Latents(Reals):
         return latents.encode(self.rows(indices), normal(*self.shape), self.codec), self.labels(indices)
 
 
-def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
+def load_pack(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
     """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout.
 
     The tensors stay in the file and can only be read; of latents they are float32 [n, 2c, r, r].
@@ -125,18 +125,20 @@ def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Ten
     return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
 
 
-def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch.float32, part: str = "train") -> Reals:
+def load_real_images(
+    path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch.float32, part: str = "train"
+) -> PackedImages:
     """A packed file as Reals; labels: whether networks are conditioned on them. Raises Problem if there are none."""
-    images, classes, about = load(path, part)
+    images, classes, about = load_pack(path, part)
     if labels and not about["classes"]:
         raise Problem(
             f"{path} has no labels, but its data setting has labels: true; set it to false, add dataset.json, or sort the images into "
             "a folder for each class"
         )
-    if (images.dtype == torch.float32) != latents.has(codec):
+    if (images.dtype == torch.float32) != latents.is_latent(codec):
         raise Problem(
             f"{path} has {'latents' if images.dtype == torch.float32 else 'pixels'}, its codec is {codec}; of latents it has "
             "a list of means and one of deviations, a number for each channel"
         )
-    kind = Latents if latents.has(codec) else Reals
+    kind = PackedLatents if latents.is_latent(codec) else PackedImages
     return kind(images, classes, codec, about["classes"] if labels else 0, device, dtype)

@@ -32,7 +32,7 @@ class Stream:
     notes: list[str] = field(default_factory=list)
 
 
-def split(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
+def split_heldout(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
     """(train, held-out) indices, each ascending; the choice is fixed by a hash of the index, for ever."""
     if heldout >= count:
         raise Problem(f"heldout is {heldout}, but there are {count} images; expected fewer")
@@ -40,9 +40,9 @@ def split(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: count - heldout]), np.sort(order[count - heldout :])
 
 
-def parts(images: np.ndarray, labels: np.ndarray, heldout: int) -> Arrays:
+def split_arrays(images: np.ndarray, labels: np.ndarray, heldout: int) -> Arrays:
     """The images [n, c, h, w] and labels [n] of a source without a test part, `heldout` of them set aside."""
-    train, rest = split(len(images), heldout)
+    train, rest = split_heldout(len(images), heldout)
     return images[train], labels[train], images[rest], labels[rest]
 
 

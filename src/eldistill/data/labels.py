@@ -55,7 +55,7 @@ def _renumbered(found: list) -> list[str]:
     return [f"labels {text} become 0 to {len(found) - 1}, in this order; their names keep what they were"]
 
 
-def of_listing(path: Path, files: Listing, container: Container, folders: bool = True) -> Labels:
+def labels_of_listing(path: Path, files: Listing, container: Container, folders: bool = True) -> Labels:
     """Labels of files.names: by the table that the listing found, else by folders of classes, else none. Raises Problem.
 
     folders: whether folders can be classes; latents are labelled by the table alone.
@@ -137,7 +137,7 @@ def _by_table(path: Path, files: Listing, table: dict[str, int], names: dict[int
 
 
 def _by_folders(path: Path, names: list[str]) -> Labels:
-    base = listing.outer(names)[-1]
+    base = listing.outer_folders(names)[-1]
     inner = [name.removeprefix(base).split("/") for name in names]
     tops = {parts[0] for parts in inner if len(parts) > 1}
     depth, notes = 0, []
@@ -179,12 +179,12 @@ def _listed(words: Iterable[str], most: int = 5) -> str:
 # --- printing -----------------------------------------------------------------------------------------
 
 
-def count(numbers: np.ndarray, classes: int) -> list[int]:
+def count_labels(numbers: np.ndarray, classes: int) -> list[int]:
     """How many images each class has."""
     return np.bincount(numbers, minlength=classes).tolist() if classes else []
 
 
-def table(names: list[str], counts: list[int]) -> list[str]:
+def class_table(names: list[str], counts: list[int]) -> list[str]:
     """Lines for a person: the classes with their numbers of train images, abridged where there are many."""
     if not names:
         return ["no classes"]

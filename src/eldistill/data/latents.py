@@ -40,12 +40,12 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 # --- codec --------------------------------------------------------------------------------------------
 
 
-def has(codec: dict) -> bool:
+def is_latent(codec: dict) -> bool:
     """Whether a codec is one of latents: its moments are lists, a number for each channel."""
     return isinstance(codec["mean"], list | tuple)
 
 
-def constants(codec: dict, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+def codec_constants(codec: dict, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, bias), float32 [c, 1, 1] each, by float32 arithmetic, as EDM2 computes them."""
     return _constants(tuple(codec["mean"]), tuple(codec["std"]), torch.device(device))
 
@@ -60,7 +60,7 @@ def _constants(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Ten
 def encode(stored: torch.Tensor, noise: torch.Tensor, codec: dict) -> torch.Tensor:
     """x [n, c, r, r] of stored means and deviations [n, 2c, r, r] and noise [n, c, r, r], in the type of the noise."""
     mean, deviation = stored.to(noise).chunk(2, dim=1)
-    scale, bias = constants(codec, noise.device)
+    scale, bias = codec_constants(codec, noise.device)
     return (mean + deviation * noise) * scale.to(noise) + bias.to(noise)
 
 
@@ -70,8 +70,8 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
 
     Raises Problem if there is no autoencoder, NonFinite if an image is not finite.
     """
-    scale, bias = constants(codec, x.device)
-    vae = load(codec.get("vae"), str(x.device))
+    scale, bias = codec_constants(codec, x.device)
+    vae = load_autoencoder(codec.get("vae"), str(x.device))
     parts = []
     for part in ((x.float() - bias) / scale).split(CHUNK):
         pixels = vae.decode(part).sample
@@ -82,12 +82,12 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
 
 
 @torch.no_grad()
-def moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") -> torch.Tensor:
+def encode_moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") -> torch.Tensor:
     """Means and deviations, float32 [2c, r, r], of one uint8 image [3, h, w]: alone, so that no batch changes a bit.
 
     vae: a folder, as `load` takes it.
     """
-    found = load(vae, device).encode(image[None].to(device).float() / 255).latent_dist
+    found = load_autoencoder(vae, device).encode(image[None].to(device).float() / 255).latent_dist
     return torch.cat([found.mean, found.std], dim=1)[0].cpu()
 
 
@@ -95,7 +95,7 @@ def moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") ->
 
 
 @functools.lru_cache(maxsize=1)
-def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
+def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
     """The frozen autoencoder (diffusers' AutoencoderKL, float32) of a folder with config.json and its weights, or, for
     None, sd-vae-ft-mse, which is fetched. Nothing in the files is executed. Raises Problem."""
     try:
@@ -105,7 +105,7 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
     described, path = (
-        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder(Path(folder))
+        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder_files(Path(folder))
     )
     config = CONFIG if described is None else files.read_json(described)
     tensors, _ = load_tensors(path, foreign=True)
@@ -118,8 +118,8 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
         with torch.device("meta"):  # nothing is drawn
             vae = AutoencoderKL.from_config(config)
         wanted = vae.state_dict()
-        found = {name: each.reshape(wanted[name].shape) for name, each in renamed(tensors).items()}
-        if (wrong := weights.fault(found, wanted)) is not None:
+        found = {name: each.reshape(wanted[name].shape) for name, each in rename_tensors(tensors).items()}
+        if (wrong := weights.find_fault(found, wanted)) is not None:
             raise ValueError(f"it {wrong}")
         vae.load_state_dict(found, assign=True)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -128,7 +128,7 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
     return vae.requires_grad_(False).eval().float().to(device)
 
 
-def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def rename_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under the names that diffusers uses now."""
     pattern = re.compile(r"(?<=\.attentions\.)(\d+)\.(" + "|".join(OLD_NAMES) + r")\.")
     return {

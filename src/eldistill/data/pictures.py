@@ -53,12 +53,12 @@ class Rules:
     def of(cls, section: dict) -> Rules:
         """Those of a data section; a key that is absent has its default. Raises Problem."""
         return cls(
-            background(section.get("background")), section.get("orientation", "ignore"), section.get("bits"),
+            parse_background(section.get("background")), section.get("orientation", "ignore"), section.get("bits"),
             section["resolution"], section.get("crop", "square"),
         )  # fmt: skip
 
 
-def background(value) -> tuple[int, int, int] | None:
+def parse_background(value) -> tuple[int, int, int] | None:
     """The colour that a key `background` names. Raises Problem."""
     if value is None:
         return None
@@ -76,7 +76,7 @@ def background(value) -> tuple[int, int, int] | None:
 
 
 @contextmanager
-def picture(path: Path, name: str, container: Container, complete: bool = True):
+def open_picture(path: Path, name: str, container: Container, complete: bool = True):
     """An open PIL picture. complete: read to its end. Raises Problem if it is none, breaks off, or has too many pixels."""
     from PIL import Image
 
@@ -104,12 +104,12 @@ def _correct(found) -> None:
         found.info["transparency"] *= STRETCHED[raw]
 
 
-def fine(found) -> bool:
+def has_16_bit_colours(found) -> bool:
     """Whether an open picture has colours, or grey with opacity, of 16 bits, of which Pillow gives the upper eight."""
     return bool(found.tile) and found.mode not in DEEP and ";16" in str(found.tile[0][3])
 
 
-def turned(found) -> bool:
+def is_turned(found) -> bool:
     """Whether an open picture asks, by EXIF, to be turned or mirrored."""
     if found.format == "TIFF":
         return False
@@ -119,14 +119,14 @@ def turned(found) -> bool:
     return found.getexif().get(0x0112, 1) in range(2, 9)
 
 
-def pixels(found, rules: Rules) -> np.ndarray:
+def read_pixels(found, rules: Rules) -> np.ndarray:
     """uint8 [h, w] of a grey picture, [h, w, 3] of a coloured one, complete, before any crop. Raises Problem."""
     found = _upright(found, rules)
-    array, opacity = _colours(found, rules), alpha(found)
+    array, opacity = _colours(found, rules), opacity_of(found)
     if opacity is not None and opacity.min() < 255:
         if rules.background is None:
             raise Problem(f"it has transparent pixels; {BACKGROUND}")
-        array = over(array, opacity, rules.background)
+        array = blend_over(array, opacity, rules.background)
     if found.mode in PALETTE or GREY_ALPHA in found.info:
         array = array[..., 0] if (array == array[..., :1]).all() else array
     return np.ascontiguousarray(array)
@@ -164,7 +164,7 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(np.asarray(values, np.float64) / (white / 255)).astype(np.uint8)
 
 
-def alpha(found) -> np.ndarray | None:
+def opacity_of(found) -> np.ndarray | None:
     """uint8 [h, w] of opacity, 255 where nothing shines through; None for a picture that has none."""
     key = found.info.get("transparency")
     if found.mode in ALPHA:
@@ -178,7 +178,7 @@ def alpha(found) -> np.ndarray | None:
     return np.asarray(found.convert("LA" if found.mode == "L" else "RGBA").getchannel("A"))
 
 
-def over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def blend_over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """A picture on a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background."""
     opacity = opacity.astype(np.int64)
     if planes.ndim == 2 and len(set(colour)) > 1:
@@ -216,7 +216,7 @@ def _adm(found, size: int):
 CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
 
 
-def fitted(array: np.ndarray, rules: Rules) -> np.ndarray:
+def fit_resolution(array: np.ndarray, rules: Rules) -> np.ndarray:
     """A picture cropped and resized to the resolution of the rules, if there is one."""
     from PIL import Image
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from eldistill.errors import Problem
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
-from eldistill.external.sources import TABLE, noted, source
+from eldistill.external.sources import TABLE, noted_rows, source_row
 from eldistill.files import sha256, write_text
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
@@ -50,7 +50,7 @@ def fetch(
     folder: where the user already has it (any file of the right name). Raises Problem, one sentence, and leaves nothing
     behind that a later call would trust.
     """
-    row = source(name)
+    row = source_row(name)
     file_name = row["url"].rsplit("/", 1)[-1]
     if folder is not None:
         path = Path(folder) / file_name
@@ -68,7 +68,7 @@ def fetch(
     store.mkdir(parents=True, exist_ok=True)
     key = row["sha256"][:16] or hashlib.sha256(row["url"].encode()).hexdigest()[:16]
     with _alone(store / f".{key}-{file_name}.lock", row, say):
-        row = source(name)  # another process may have noted its digest
+        row = source_row(name)  # another process may have noted its digest
         if found := _kept(store, file_name, row):
             return _checked(found, row, say)
         part = store / f"{key}-{file_name}.part"
@@ -84,7 +84,7 @@ def fetch(
 
 def _where(row: dict[str, str]) -> Path:
     # The table that asks for a digest: where somebody has to look who means another file.
-    return LOCK if row["name"] in noted() else TABLE
+    return LOCK if row["name"] in noted_rows() else TABLE
 
 
 def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
@@ -94,7 +94,7 @@ def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
 
 def _note(row: dict[str, str], digest: str, size: int, say, origin: str = "") -> None:
     # Trust on first use: what came first is what has to come ever after.
-    sourcelock.note([{"name": row["name"], "sha256": digest, "bytes": str(size)}])
+    sourcelock.add_rows([{"name": row["name"], "sha256": digest, "bytes": str(size)}])
     say(f"{row['name']}: no digest was known; sha256 {digest} is trusted from now on and recorded in {LOCK}{origin}")
 
 

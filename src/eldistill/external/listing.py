@@ -56,17 +56,17 @@ def _counted(names: list[str], one: str, several: str) -> str:
     return f"{len(names):,} {one if len(names) == 1 else several}, such as {min(names)}"
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name (no path) is left out: it begins with a dot, or is a system's own."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
-def choose(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
+def choose_files(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
     """The listing of all names of files of a folder or zip."""
     chosen, tables, hides, others = [], [], set(), Counter()
     for name in names:
         parts = name.split("/")
-        if cut := next((i for i, part in enumerate(parts, 1) if hidden(part)), 0):
+        if cut := next((i for i, part in enumerate(parts, 1) if is_hidden(part)), 0):
             hides.add("/".join(parts[:cut]))
         elif parts[-1] == LABELS:
             tables.append(name)
@@ -75,13 +75,15 @@ def choose(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
         else:
             others[ending] += 1
     chosen.sort()
-    table = next((each for each in (f"{folder}{LABELS}" for folder in outer(chosen)) if each in set(tables)), None)
+    table = next(
+        (each for each in (f"{folder}{LABELS}" for folder in outer_folders(chosen)) if each in set(tables)), None
+    )
     if spare := len(tables) - (table is not None):
         others[".json"] += spare
     return Listing(chosen, table, sorted(hides), others)
 
 
-def outer(names: list[str]) -> list[str]:
+def outer_folders(names: list[str]) -> list[str]:
     """The folders that hold all of these sorted names, outermost first: "" and, of an archive that was made of one folder,
     that folder (with a slash at its end), and so on."""
     if not names:
@@ -90,18 +92,18 @@ def outer(names: list[str]) -> list[str]:
     return [""] + [shared[: i + 1] for i, letter in enumerate(shared) if letter == "/"]
 
 
-def of_folder(path: Path, endings: tuple[str, ...]) -> Listing:
+def list_folder(path: Path, endings: tuple[str, ...]) -> Listing:
     """The listing of a folder on the disk. Links to folders are followed; each folder is read once, so that a circle of links
     ends: under its own name before that of a link, then under the first name."""
     links: list[str] = []
-    found = choose(_walk(path, links), endings)
+    found = choose_files(_walk(path, links), endings)
     found.links = sorted(links)
     return found
 
 
-def images(path: Path, endings: tuple[str, ...]) -> list[str]:
+def image_files(path: Path, endings: tuple[str, ...]) -> list[str]:
     """The names of all files that are read of a folder of images or arrays: these and the table of labels."""
-    found = of_folder(path, endings)
+    found = list_folder(path, endings)
     return sorted([*found.names, *filter(None, [found.labels])])
 
 
@@ -122,7 +124,7 @@ def _walk(path: Path, lost: list[str]) -> Iterator[str]:
         with os.scandir(path / start) as entries:
             for entry in entries:
                 name = start + entry.name
-                if hidden(entry.name) or entry.is_file():
+                if is_hidden(entry.name) or entry.is_file():
                     yield name
                 elif entry.is_dir():
                     (linked if entry.is_symlink() else folders).append(f"{name}/")
@@ -134,7 +136,7 @@ def _walk(path: Path, lost: list[str]) -> Iterator[str]:
                         lost.append(name)
 
 
-def unet(folder: Path) -> tuple[Path, Path | None, Path]:
+def unet_files(folder: Path) -> tuple[Path, Path | None, Path]:
     """Configuration, schedule (None if there is none) and weights of a DDPM as diffusers saves it: of a pipeline's folder, or
     of that of its UNet2DModel with the scheduler's beside it."""
     inner = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -151,7 +153,7 @@ def weights_there(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.name.startswith("diffusion_pytorch_model"))
 
 
-def autoencoder(folder: Path) -> tuple[Path, Path]:
+def autoencoder_files(folder: Path) -> tuple[Path, Path]:
     """Configuration and weights of an autoencoder as diffusers saves it."""
     return folder / CONFIG, folder / WEIGHTS
 
@@ -161,15 +163,15 @@ def _relative(paths, folder: Path) -> list[str]:
 
 
 def _of_reader(reader: Reader) -> Callable[[Path, tuple[str, ...]], list[str]]:
-    return lambda folder, detail: images(folder, reader.endings) if reader.endings else []
+    return lambda folder, detail: image_files(folder, reader.endings) if reader.endings else []
 
 
 # What a path can be read as: the sources of data settings (the schema says `outside: source` of their path) and the other values
 # of `outside` there. The names of the files that are read of a folder, none where it must be a file. detail: names of IDX files.
 READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
     **{name: _of_reader(each) for name, each in readers().items() if "path" in each.options},
-    "network": lambda folder, detail: _relative(unet(folder), folder),
-    "autoencoder": lambda folder, detail: _relative(autoencoder(folder), folder),
+    "network": lambda folder, detail: _relative(unet_files(folder), folder),
+    "autoencoder": lambda folder, detail: _relative(autoencoder_files(folder), folder),
     "idx": lambda folder, detail: _relative([folder / name for name in detail], folder),
     "weights": lambda folder, detail: [],
     "statistics": lambda folder, detail: [],

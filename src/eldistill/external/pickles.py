@@ -76,7 +76,7 @@ class File:
 
         most: how many values and bytes it may have, such as SETTINGS; by default as many bytes as the file.
         """
-        return self._named(lambda: plain(value, list(most or (VALUES, self.bytes))))
+        return self._named(lambda: plain_settings(value, list(most or (VALUES, self.bytes))))
 
     def _named(self, make: Callable):
         try:
@@ -98,7 +98,7 @@ class File:
                 pass
 
 
-def read(path: str | os.PathLike, sha256: str | None = None) -> File:
+def read_network_file(path: str | os.PathLike, sha256: str | None = None) -> File:
     """Read a pickle of EDM, EDM2 or NVIDIA's metrics; nothing in it is executed.
 
     sha256: what its digest must be, if that is known. Raises Refused, one sentence, for every other file.
@@ -137,7 +137,7 @@ def read(path: str | os.PathLike, sha256: str | None = None) -> File:
     return File(path, value, digest, size, mapped)
 
 
-def python2(data: bytes | memoryview) -> Any:
+def read_python2_pickle(data: bytes | memoryview) -> Any:
     """The value of a pickle of protocol 2 by Python 2, as CIFAR-10 has them: texts, numbers, lists, dicts and arrays of
     numpy. Nothing is executed. Raises Refused."""
     view = memoryview(data)
@@ -145,7 +145,7 @@ def python2(data: bytes | memoryview) -> Any:
     value, end = Machine(view).run(0, len(view), rules, old=True)
     if end != len(view):
         raise Refused(f"{len(view) - end} bytes follow its end")
-    return plain(value, [VALUES, len(view)])
+    return plain_settings(value, [VALUES, len(view)])
 
 
 def _attributes(value) -> tuple[str, dict]:
@@ -157,7 +157,7 @@ def _attributes(value) -> tuple[str, dict]:
 
 
 def _settings(value, what: str) -> dict:
-    if not isinstance(found := plain(value, list(SETTINGS)), dict):
+    if not isinstance(found := plain_settings(value, list(SETTINGS)), dict):
         raise Refused(f"{what} that are no mapping")
     if any(isinstance(each, np.ndarray) for each in found.values()):  # they could not be compared with a setting
         raise Refused(f"{what} that are arrays")
@@ -222,7 +222,7 @@ def _modules(root) -> Iterator[tuple[str, Any]]:
                     for key, child in reversed(children.items()) if child is not None]  # fmt: skip
 
 
-def plain(value, budget: list[int] | None = None, depth: int = 0):
+def plain_settings(value, budget: list[int] | None = None, depth: int = 0):
     """Texts, numbers, None, lists, tuples (as lists), dicts, sets (as sorted lists) and arrays. Raises Refused for more.
 
     budget: how many values, and how many bytes of texts and arrays, are still allowed: a text that a file names a thousand
@@ -237,9 +237,9 @@ def plain(value, budget: list[int] | None = None, depth: int = 0):
     if isinstance(value, str):
         return _spend(value, budget)
     if isinstance(value, list | tuple):
-        return [plain(item, budget, depth + 1) for item in value]
+        return [plain_settings(item, budget, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {_spend(key, budget): plain(item, budget, depth + 1) for key, item in value.items()}
+        return {_spend(key, budget): plain_settings(item, budget, depth + 1) for key, item in value.items()}
     if isinstance(value, set):
         budget[0] -= len(value)
         return sorted(_spend(item, budget) for item in value)

@@ -26,7 +26,7 @@ FETCHED = ""  # `read_as` of a fetched file
 Key = tuple[str, str]  # name and read_as
 
 
-def rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
+def read_rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
     """All rows; the first one of a name counts, and only whole digests, so that a cut line says nothing. Raises Problem."""
     found: dict[Key, dict[str, str]] = {}
     try:
@@ -49,7 +49,7 @@ def _whole(line: list[str]) -> bool:
     return bool(re.fullmatch("[0-9a-f]{64}", "".join(line[1:2]))) and all(map(str.isdigit, counts))
 
 
-def note(new: Iterable[dict[str, str]], root: Path = Path()) -> None:
+def add_rows(new: Iterable[dict[str, str]], root: Path = Path()) -> None:
     """Add rows, without `noted`. One of a fetched file never replaces another, one of a path does. One process at a time
     writes; a file that would not change is not written."""
     guard = root / GUARD
@@ -57,7 +57,7 @@ def note(new: Iterable[dict[str, str]], root: Path = Path()) -> None:
     with open(guard, "a") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        before = rows(root)
+        before = read_rows(root)
         after = dict(before)
         for row in new:
             key = (row["name"], row.get("read_as", FETCHED))

@@ -15,7 +15,7 @@ TABLE = Path("data/sources.csv")
 AUTOENCODER = "sd-vae-ft-mse"  # what latents are decoded with, where params.yaml names no other
 
 
-def source(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
+def source_row(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
     """The row of data/sources.csv called `name`; its sha256 and bytes are those of data/sources.lock.csv if it has none."""
     rows = _rows(
         Path(table), f"{table} is missing; expected the table of published files: `git checkout {table}` restores it"
@@ -24,11 +24,11 @@ def source(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
         close = difflib.get_close_matches(name, rows, 6, 0.4) or list(rows)[:6]
         more = f" and {len(rows) - len(close)} others" if len(rows) > len(close) else ""
         raise Problem(f"{name} is not in {table}; it has {', '.join(close)}{more}")
-    trusted = noted().get(name, {}) if not rows[name]["sha256"] else {}
+    trusted = noted_rows().get(name, {}) if not rows[name]["sha256"] else {}
     return rows[name] | {key: trusted[key] for key in ("sha256", "bytes") if trusted.get(key)}
 
 
-def published(names: tuple[str, ...], table: str | os.PathLike = TABLE) -> list[dict[str, str]]:
+def published_rows(names: tuple[str, ...], table: str | os.PathLike = TABLE) -> list[dict[str, str]]:
     """Those of the rows that the table has, with the digests that it says itself."""
     try:
         rows = _rows(Path(table), "")
@@ -37,9 +37,9 @@ def published(names: tuple[str, ...], table: str | os.PathLike = TABLE) -> list[
     return [rows[name] for name in names if name in rows]
 
 
-def noted() -> dict[str, dict[str, str]]:
+def noted_rows() -> dict[str, dict[str, str]]:
     """What was trusted on first use, by name."""
-    return {name: row for (name, read_as), row in sourcelock.rows().items() if read_as == sourcelock.FETCHED}
+    return {name: row for (name, read_as), row in sourcelock.read_rows().items() if read_as == sourcelock.FETCHED}
 
 
 def _rows(path: Path, absent: str) -> dict[str, dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from eldistill.errors import nearest
 from eldistill.paths import TABLE_NAMES
-from eldistill.plan.schema import Wrong, expected, merge, unknown
+from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, readers, settings, spaces
 
 
@@ -32,7 +32,7 @@ class Sections(Protocol):
 # --- where a mistake stands -----------------------------------------------------------------------------
 
 
-def checked(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
+def checked_section(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
     """A resolved section, for a data setting, that fits. where: how sentences call it.
 
     Raises Wrong at the first thing that does not fit, of the section that has it: one that inherits a mistake is not named.
@@ -65,7 +65,7 @@ def _above(params: Sections, kind: str, name: str) -> list[str]:
 def _fitting(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
     with of_data(params, params.place(kind, name), data):
         value = params.section(kind, name, data)
-        meaning(params, kind, name, where, value)
+        check_section(params, kind, name, where, value)
     return value
 
 
@@ -83,14 +83,14 @@ def of_data(params: Sections, place: str, data: str | None) -> Iterator[None]:
 # --- one section ----------------------------------------------------------------------------------------
 
 
-def meaning(params: Sections, kind: str, name: str, where: str, value: dict[str, Any]) -> None:
+def check_section(params: Sections, kind: str, name: str, where: str, value: dict[str, Any]) -> None:
     """Raise Wrong at the first thing in a resolved section that does not fit. where: how sentences call it."""
     if kind == "data":
         _data(params, where, value)
     if kind == "teacher":
         _teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
-        unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
+        refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
     if kind == "method" and value["start_from"] is not None:
         _start(params, name, f"{where}.start_from", value["start_from"])
     if kind in ("method", "teacher") and value["n_images"] % value["batch"]:
@@ -104,13 +104,15 @@ def meaning(params: Sections, kind: str, name: str, where: str, value: dict[str,
 def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
     source, known = value["source"], params.definitions["data"]["properties"]
     if value["teacher"] not in params.values["teacher"]:
-        unknown(f"{where}.teacher", value["teacher"], params.values["teacher"])
+        refuse_unknown(f"{where}.teacher", value["teacher"], params.values["teacher"])
     for needed in readers()[source].needs:
         if value[needed] is None:
             raise Wrong(f"{where}.{needed}", f"is missing; source: {source} needs it")
     _codec(params, where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
-        raise Wrong(f"{where}.background", f"is {value['background']!r}; expected {expected(known['background'])}")
+        raise Wrong(
+            f"{where}.background", f"is {value['background']!r}; expected {expected_value(known['background'])}"
+        )
     options = {key for each in readers().values() for key in each.options}
     for key in sorted(options - set(readers()[source].options)):
         if value[key] != known[key]["default"]:
@@ -131,17 +133,17 @@ def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
     if pixels is None:
         return
     if pixels not in params.values["data"]:
-        unknown(f"{where}.pixels", pixels, params.values["data"])
+        refuse_unknown(f"{where}.pixels", pixels, params.values["data"])
     if not latent or params.section("data", pixels)["source"] == "latents":
         raise Wrong(
             f"{where}.pixels",
-            f"is {pixels!r}; expected null, because only latents have `pixels`, or a data setting of images: set source to latents, or name one",
+            f"is {pixels!r}; expected a data setting of images, and only where source is latents: name one, or remove it",
         )
 
 
 def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
     if value["data"] not in params.values["data"]:
-        unknown(f"{where}.data", value["data"], params.values["data"])
+        refuse_unknown(f"{where}.data", value["data"], params.values["data"])
     theirs = value["source"] is not None or value["file"] is not None
     if theirs == ("network" in value):
         both = "a network and a source or a file" if theirs else "neither a network to train nor a source or a file"
@@ -163,7 +165,7 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
 def _network(where: str, network: dict[str, Any]) -> None:
     file = network.get("network")
     if file not in available("networks"):
-        unknown(f"{where}.network", file, available("networks"))
+        refuse_unknown(f"{where}.network", file, available("networks"))
     known = [name for name in settings(file) if name not in ("img_resolution", "img_channels", "label_dim")]
     for key in network:
         if key != "network" and key not in known:
@@ -182,12 +184,12 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
             raise Wrong(where, f"is {start!r}; expected METHOD/SUPPLEMENT, such as sid/none")
         for kind, each in (("method", method), *(("supplement", s) for s in supplement.split("+") if s != "none")):
             if each not in params.named(kind):
-                unknown(f"{where}: the {kind}", each, params.named(kind))
+                refuse_unknown(f"{where}: the {kind}", each, params.named(kind))
         if method in seen:
             raise Wrong(where, f"goes in a circle ({' → '.join([*seen, method])}); remove one `start_from`")
         seen.append(method)
         layers = params.chain("method", method, where)
-        start = functools.reduce(merge, layers, dict[str, Any]()).get("start_from")
+        start = functools.reduce(merge_mappings, layers, dict[str, Any]()).get("start_from")
     if name in seen:
         raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
 
@@ -195,7 +197,7 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
 # --- all of them ----------------------------------------------------------------------------------------
 
 
-def names(params: Sections) -> None:
+def check_names(params: Sections) -> None:
     """Raise Wrong at the first name that cannot be one, and at what does not fit between sections."""
     for kind in ("data", "teacher", "ensemble", "method", "supplement"):
         for name in params.named(kind):
@@ -243,7 +245,7 @@ def _tables(params: Sections, tables: dict[str, Any]) -> None:
 def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     method, _, supplement = study["against"].rpartition("/")
     if method and method not in params.named("method"):
-        unknown(where, method, params.named("method"))
+        refuse_unknown(where, method, params.named("method"))
     if method and study["kind"] != "contrast":
         raise Wrong(
             where,
@@ -255,16 +257,16 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
 def _supplement(params: Sections, where: str, supplement: str) -> None:
     method = supplement.rpartition("/")[0]
     if method:
-        unknown(where, method, params.named("method"))
+        refuse_unknown(where, method, params.named("method"))
     if any(part not in params.named("supplement") for part in supplement.split("+")) and supplement != "none":
-        unknown(where, supplement, ["none", *params.named("supplement")])
+        refuse_unknown(where, supplement, ["none", *params.named("supplement")])
 
 
-def evaluation(params: Sections) -> None:
+def check_evaluation(params: Sections) -> None:
     """Raise Wrong at a feature space that there is not, of `evaluate` and of what it has for a data setting."""
     for data in [None, *params.values.get("evaluate", {}).get("per_data", {})]:
         if data is not None and data not in params.values["data"]:
-            unknown("evaluate.per_data", data, params.values["data"])
+            refuse_unknown("evaluate.per_data", data, params.values["data"])
         section, where = params.top("evaluate", data), "evaluate" if data is None else f"evaluate.per_data.{data}"
         for key, known in (
             ("features", spaces()),
@@ -273,4 +275,4 @@ def evaluation(params: Sections) -> None:
         ):
             for name in section[key]:
                 if name not in known:
-                    unknown(f"{where}.{key}", name, known)
+                    refuse_unknown(f"{where}.{key}", name, known)

@@ -92,7 +92,7 @@ def allowed(most: float) -> float:
     return hours
 
 
-def bill(suite: str, most: float) -> None:
+def print_bill(suite: str, most: float) -> None:
     """Print what is ahead. Raises WorkflowError if it is more than what is allowed, or cannot be counted for a fault.
 
     Counting needs torch, which the driver does not: hence a process of its own.
@@ -132,7 +132,7 @@ def obey_recipes(workflow: Workflow, steps: Iterable[Step]) -> None:
         partly = settings.until or settings.omit_from or settings.batch or workflow.workflow_settings.consider_ancient
         if workflow.dryrun or workflow.touch or partly:
             return
-        if left := freshness.unmade(steps, set(settings.targets)):
+        if left := freshness.stale_targets(steps, set(settings.targets)):
             raise WorkflowError(f"eldistill: {freshness.complaint(left)}")
 
     workflow.execute = execute_and_check

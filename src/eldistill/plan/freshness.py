@@ -152,7 +152,7 @@ def _quiet(path: str) -> bool:
 # --- what remains stale ---------------------------------------------------------------------------------
 
 
-def unmade(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> list[Step]:
+def stale_targets(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> list[Step]:
     """Steps that are behind Snakemake's targets (words, `all` or files; none: all) and still stale."""
     words = {word for word in WORDS if word in targets}
     whole = not targets or "all" in targets
@@ -168,12 +168,12 @@ def unmade(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> lis
 def complaint(left: list[Step]) -> str:
     """One sentence about steps that Snakemake took for finished."""
     return (
-        f"{names(left)} {'is' if len(left) == 1 else 'are'} still not what params.yaml asks for, although snakemake found "
+        f"{step_names(left)} {'is' if len(left) == 1 else 'are'} still not what params.yaml asks for, although snakemake found "
         "nothing more to do; do not record these results: run the same command again, and report this as a bug if it stays"
     )
 
 
-def names(steps: list[Step]) -> str:
+def step_names(steps: list[Step]) -> str:
     """A few of them by name, and how many more there are."""
     more = f" and {len(steps) - 3} others" if len(steps) > 3 else ""
     return ", ".join(f"{step.word} {step.name}" for step in steps[:3]) + more
@@ -194,7 +194,7 @@ def abandoned(plan: Plan, suite: str, root: Path = Path()) -> list[tuple[str, li
     return found
 
 
-def edits(steps: Iterable[Step], root: Path = Path()) -> list[str]:
+def describe_edits(steps: Iterable[Step], root: Path = Path()) -> list[str]:
     """A sentence for each step whose outputs somebody has edited."""
     return [_edited(step, edited, not step.fresh(root)) for step in steps if (edited := step.changed(root))]
 

@@ -23,7 +23,7 @@ PATIENCE = 0.5  # seconds between two looks at the locks
 _held: list[IO] = []  # open for as long as the process lives
 
 
-def devices() -> list[str]:
+def shared_gpus() -> list[str]:
     """The GPUs to share, by the names that CUDA_VISIBLE_DEVICES gives or will get. Raises Problem."""
     count = os.environ[COUNT]
     if not count.isdigit() or int(count) < 1:
@@ -38,7 +38,7 @@ def devices() -> list[str]:
     return (listed or [str(index) for index in range(int(count))])[: int(count)]
 
 
-def take(wanted: int, folder: Path = FOLDER) -> list[str]:
+def take_gpus(wanted: int, folder: Path = FOLDER) -> list[str]:
     """Wait until so many GPUs are free, lock them for the life of this process, and make them the only visible ones.
 
     Nothing happens where COUNT is not set: a scheduler or the user says which GPU it is. With wanted 0 none is visible.
@@ -46,7 +46,7 @@ def take(wanted: int, folder: Path = FOLDER) -> list[str]:
     """
     if COUNT not in os.environ:
         return []
-    names = devices()
+    names = shared_gpus()
     if wanted > len(names):
         raise Problem(
             f"a job asks for {wanted} GPUs, but {COUNT} is {len(names)}; set its `gpu` lower under set-resources of the profile"

@@ -42,7 +42,7 @@ class Source:
     detail: tuple[str, ...] = ()
 
 
-def named(params: Any) -> Iterator[Source]:
+def sources_of(params: Any) -> Iterator[Source]:
     """Every source that resolved parameters name, at any depth."""
     values = params.items() if isinstance(params, dict) else enumerate(params if isinstance(params, list) else ())
     for _, value in values:
@@ -51,7 +51,7 @@ def named(params: Any) -> Iterator[Source]:
                 read_as = params["source"] if value.read_as == "source" else value.read_as
                 yield Source(str(value), read_as, str(value))
         else:
-            yield from named(value)
+            yield from sources_of(value)
 
 
 def _listed(source: Source, root: Path) -> list[str]:
@@ -79,7 +79,7 @@ def _file(folder: Path, name: str) -> File:
 # --- measuring ------------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_source(
     source: Source, root: Path = Path(), say: Callable[[str], object] | None = None, unsettled: int | None = None
 ) -> Identity | None:
     """The identity of what lies there now, None if nothing does. Only files that changed since the last call are read.
@@ -137,7 +137,7 @@ class Identities:
 
     def __init__(self, measured: bool = False, root: Path = Path(), say: Callable[[str], object] = _warn):
         self.measured, self.root, self.say = measured, root, say
-        self.recorded = sourcelock.rows(root)
+        self.recorded = sourcelock.read_rows(root)
         self.found: dict[Source, str | None] = {}
         self.new: dict[Source, Identity] = {}
 
@@ -153,7 +153,7 @@ class Identities:
             self.found[source] = row["sha256"] if row else None
             if self.measured:
                 try:
-                    identity, why = measure(source, self.root, self.say), "is not here"
+                    identity, why = measure_source(source, self.root, self.say), "is not here"
                 except OSError as error:
                     identity, why = None, f"cannot be read ({error})"
                 if identity is not None:
@@ -177,11 +177,11 @@ class Identities:
                 self.say(f"{source.name}: sha256 {identity.sha256[:16]}… of {identity.files} files{was}; "
                          f"recorded in {sourcelock.LOCK}; commit that file")  # fmt: skip
         if changed:
-            sourcelock.note(changed, self.root)
-            self.recorded = sourcelock.rows(self.root)
+            sourcelock.add_rows(changed, self.root)
+            self.recorded = sourcelock.read_rows(self.root)
 
 
-def check(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
+def check_sources(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
     """Raise Problem if a source is not what a recipe says of it. Nothing is hashed where size and times are as measured; one
     that is absent is left to its reader."""
     for source in sources:
@@ -192,7 +192,7 @@ def check(sources: Iterable[Source], wanted: dict[str, str | None], root: Path =
             if identity is None:
                 same = not _listed(source, root)
             else:
-                now = measure(source, root, unsettled=0)
+                now = measure_source(source, root, unsettled=0)
                 same = now is None or now.sha256 == identity
         except OSError:
             continue

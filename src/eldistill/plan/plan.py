@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 from eldistill.errors import Problem
-from eldistill.external.sources import AUTOENCODER, TABLE, source
+from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import TABLES
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
 from eldistill.plan.recipes import Step
-from eldistill.plan.schema import unknown
+from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
 from eldistill.registry import spaces
 
@@ -57,7 +57,9 @@ class Plan(PlanOfModels):
             fetched += [*self._of_spaces("inception"), row_of(wanted["reference"])]
             modules += ("fid", "spaces/inception")
             if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
-                params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
+                params["fid"] = wanted | {
+                    "version": source_row(wanted["reference"], self.params.root / TABLE)["version"]
+                }
             if wanted.get("clean"):
                 fetched += self._of_spaces("inception-clean")
                 modules += ("clean", "spaces/inception_clean")
@@ -189,7 +191,7 @@ class Plan(PlanOfModels):
             list(self.params.runs(parts[0]))
             if len(parts) == 2:
                 if parts[1] not in (there := self.params.studies(parts[0])):
-                    unknown(f"study of {name}", parts[1], there)
+                    refuse_unknown(f"study of {name}", parts[1], there)
                 return self.study(parts[0], parts[1])
             return self.tables(parts[0])
         if word == "teacher":
@@ -210,7 +212,7 @@ class Plan(PlanOfModels):
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])
         if parts[0] not in data:
-            unknown(f"data of {name}", parts[0], data)
+            refuse_unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
             return self.yardstick(parts[0], parts[1])
         if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():

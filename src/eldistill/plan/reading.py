@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from eldistill.errors import Problem
-from eldistill.plan.schema import Wrong, merge
+from eldistill.plan.schema import Wrong, merge_mappings
 
 # A later file wins. Only the last one is meant to be edited; the Snakefile and dvc.yaml name them too.
 FILES = ("workflow/params/paper.yaml", "workflow/params/ablation.yaml", "params.yaml")
@@ -30,7 +30,7 @@ def read_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def composed(text: str) -> yaml.Node | None:
+def compose_yaml(text: str) -> yaml.Node | None:
     """The same as nodes, which know their lines."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
@@ -61,7 +61,7 @@ def _twice(node: yaml.Node | None, where: str) -> str | None:
     return None
 
 
-def read(path: Path) -> Any:
+def read_file(path: Path) -> Any:
     """One file. Raises Problem if it is missing or not YAML."""
     try:
         return read_yaml(path.read_text(encoding="utf-8"))
@@ -73,21 +73,21 @@ def read(path: Path) -> Any:
         raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; correct that line") from None
 
 
-def parts(root: Path, last: Path | None = None) -> dict[str, Any]:
+def read_files(root: Path, last: Path | None = None) -> dict[str, Any]:
     """What each file below `root` says, by its name in FILES. last: read in place of params.yaml. A file of workflow/params
     that is missing says nothing."""
-    found = {name: read(root / name) for name in FILES[:-1] if (root / name).exists()}
-    return found | {FILES[-1]: read(last or root / FILES[-1])}
+    found = {name: read_file(root / name) for name in FILES[:-1] if (root / name).exists()}
+    return found | {FILES[-1]: read_file(last or root / FILES[-1])}
 
 
-def merged(found: dict[str, Any]) -> dict[str, Any]:
+def merge_files(found: dict[str, Any]) -> dict[str, Any]:
     """One mapping of them all, the sections of params.yaml before others. Raises Problem if one of them is none."""
     for name, each in found.items():
         if not isinstance(each, dict):
             raise Problem(f"{name} holds {type(each).__name__}; expected a mapping of sections")
     *below, last = found.values()
     # Its keys come first, so that sentences and lists begin with what a user wrote; its values come last, so that they win.
-    return functools.reduce(merge, [*below, last], last)
+    return functools.reduce(merge_mappings, [*below, last], last)
 
 
 # --- where a key stands ---------------------------------------------------------------------------------
@@ -109,10 +109,10 @@ def _depth(values: Any, place: str) -> int:
     return best
 
 
-def named(wrong: Wrong, root: Path) -> Wrong:
+def with_file_name(wrong: Wrong, root: Path) -> Wrong:
     """The same complaint with the file that holds the key, where the files can be read."""
     try:
-        wrong.file = file_of(parts(root), wrong.places)
+        wrong.file = file_of(read_files(root), wrong.places)
     except (Problem, OSError):
         pass  # there is no file: parameters of a test, or of Snakemake alone
     return wrong
@@ -127,9 +127,9 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, An
         yield where, one, other
 
 
-def refuse(config: dict[str, Any], found: dict[str, Any]) -> None:
+def refuse_config(config: dict[str, Any], found: dict[str, Any]) -> None:
     """Raise Problem at the first number but `suite` that Snakemake's config has and the files have not, or have otherwise."""
-    for where, there, here in differences(config, merged(found)):
+    for where, there, here in differences(config, merge_files(found)):
         if where == "suite":
             continue
         file = file_of(found, [where])

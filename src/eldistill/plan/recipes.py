@@ -83,7 +83,7 @@ class Step:
             "step": self.word,
             "name": self.name,
             "versions": {
-                module: versions.version(module) for each in self.modules for module in (each, *versions.uses(each))
+                module: versions.version_of(module) for each in self.modules for module in (each, *versions.uses(each))
             },
             "params": self.params,
             "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
@@ -121,7 +121,7 @@ class Step:
 
     def changed(self, root: Path) -> list[str]:
         """Outputs that somebody has changed since this step made them."""
-        return records.changed(root, self.record, self.digest)
+        return records.changed_outputs(root, self.record, self.digest)
 
     def fresh(self, root: Path) -> bool:
         """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too."""

@@ -23,7 +23,7 @@ OMITTED = ("provenance.json",)
 _seen: dict[str, dict[str, list]] = {}
 
 
-def write(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
+def write_record(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
     """Record the files that the recipe with this digest has made."""
     found = {}
     for output in outputs:
@@ -33,7 +33,7 @@ def write(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
     replace_text(root / record, canonical({"recipe": digest, "files": found}))
 
 
-def changed(root: Path, record: str, digest: str) -> list[str]:
+def changed_outputs(root: Path, record: str, digest: str) -> list[str]:
     """Files that differ from their record; none if the record is missing, damaged, or of another recipe."""
     try:
         with open(os.path.join(root, record), encoding="utf-8") as file:

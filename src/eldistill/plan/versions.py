@@ -61,7 +61,7 @@ def uses(module: str) -> tuple[str, ...]:
 def _imported(module: str) -> tuple[str, ...]:
     if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
         return ()
-    counted, found = {**named_files(), **covered()}, set[str]()
+    counted, found = {**named_files(), **covering_names()}, set[str]()
     for node in ast.walk(ast.parse(source_of(module).read_text(encoding="utf-8"))):
         top, *below = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else [""]
         if isinstance(node, ast.ImportFrom) and top == "eldistill":
@@ -76,14 +76,14 @@ def named_files() -> dict[str, str]:
     return {file: name for name, (file, _) in _modules(paths.PACKAGE)[0].items()}
 
 
-def covered() -> dict[str, str]:
+def covering_names() -> dict[str, str]:
     """{file below src/eldistill/, without its ending: the name in its COVERED_BY}."""
     return _modules(paths.PACKAGE)[1]
 
 
 def recipe_name(file: str) -> str:
     """The name in the RECIPE, or in the COVERED_BY, of a file below src/eldistill/, without its ending. Raises Problem."""
-    named = named_files() | covered()
+    named = named_files() | covering_names()
     if file not in named:
         raise Problem(
             f'src/eldistill/{file}.py has neither a RECIPE nor COVERED_BY; add `RECIPE = ("{file}", 1)` below its imports'
@@ -157,7 +157,7 @@ def literal_of(module: str, name: str, default: Any = None) -> Any:
     return literal(_recipe_of(module)[0], name, default)
 
 
-def version(module: str) -> int:
+def version_of(module: str) -> int:
     """The version in the RECIPE that has this name."""
     return _recipe_of(module)[1]
 
@@ -174,13 +174,13 @@ def metric_names(labelled: bool = False) -> list[str]:
     return [name for table in tables for name in found[table]]
 
 
-def table() -> dict[str, int]:
+def version_table() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
     return {name: version for name, (_, version) in sorted(_modules(paths.PACKAGE)[0].items())}
 
 
 def write_versions(root: str | Path = ".") -> None:
     """Write workflow/versions.json, if it differs."""
-    path, text = Path(root) / "workflow/versions.json", json.dumps(table(), indent=2, sort_keys=True) + "\n"
+    path, text = Path(root) / "workflow/versions.json", json.dumps(version_table(), indent=2, sort_keys=True) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

@@ -10,9 +10,9 @@ from eldistill.steps.work import Work
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
+def make_step(work: Work) -> None:
     """Make a step of this word."""
-    reals = dataset.reals(work.input("images"), work.params["codec"], False)
+    reals = dataset.load_real_images(work.input("images"), work.params["codec"], False)
     section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
     teacher = None
     if taught := work.optional("teacher"):

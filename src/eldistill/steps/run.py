@@ -31,7 +31,7 @@ COVERED_BY = "evaluate"
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
 
-def run(
+def run_step(
     word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0,
     say: Callable[[str], None] = print, rank: int | None = None,
 ) -> bool:  # fmt: skip
@@ -40,7 +40,7 @@ def run(
     rank: of this process, where several share a training: the first one speaks and writes, the others compute.
     """
     # A rule passes a recipe whose sources the driver has measured.
-    plan = Plan(params.load(), Identities(measured=not recipe_file))
+    plan = Plan(params.load_params(), Identities(measured=not recipe_file))
     step = plan.find(word, name)
     if rank is not None and step.kind not in TRAINED | MEASURED:
         raise Problem(f"{word} {name} is made by one process; remove --processes")
@@ -57,7 +57,7 @@ def run(
     upstream = _checked(plan, step, recipe)
     work = Work(
         step=step, recipe=recipe, digest=files.digest(text), upstream=upstream, plan=plan,
-        machine=works.machine(plan.params, recipe["params"], step, max_minutes),
+        machine=works.find_machine(plan.params, recipe["params"], step, max_minutes),
         say=lambda line: say(f"{step.name}  {line}"), force=force, first=not rank, alone=rank is None,
     )  # fmt: skip
     _make(work)
@@ -103,7 +103,7 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
             )
     if recipe["params"].get("snapshots") != step.params.get("snapshots"):
         raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
-    identity.check(step.sources, recipe.get("sources", {}))
+    identity.check_sources(step.sources, recipe.get("sources", {}))
     return tuple(above)
 
 
@@ -118,19 +118,19 @@ def _make(work: Work) -> None:
     # A distil run has its outputs untouched until it publishes them.
     untouched = step.word == "distil" or not work.first
     with contextlib.nullcontext() if untouched else works.overwriting(step):
-        make(work)
+        make_step(work)
         if step.word == "data" or step.kind == "conversion":  # which read them to their end
-            identity.check(step.sources, work.recipe.get("sources", {}))
+            identity.check_sources(step.sources, work.recipe.get("sources", {}))
 
 
-def make(work: Work) -> None:
+def make_step(work: Work) -> None:
     """Have the module of a step's word make it: each imports what it needs, and some of that takes seconds."""
-    importlib.import_module(f"eldistill.steps.{work.step.word}").make(work)
+    importlib.import_module(f"eldistill.steps.{work.step.word}").make_step(work)
 
 
 def _record(work: Work, text: str) -> None:
     work.plan.identities.record()
-    records.write(Path(), work.step.record, work.digest, work.step.outputs)
+    records.write_record(Path(), work.step.record, work.digest, work.step.outputs)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(work.step.sidecar, text)
     if work.state is not None:

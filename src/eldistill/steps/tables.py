@@ -13,7 +13,7 @@ from eldistill.tables.studies import page as studies
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
+def make_step(work: Work) -> None:
     """Make a step of this word."""
     if work.step.kind == "study":
         studies.make_study(work.step.item, work.params, Path(), work.outputs)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from eldistill import files
-from eldistill.steps.work import Work, train
+from eldistill.steps.work import Work, run_training
 
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
+def make_step(work: Work) -> None:
     """Make a step of this word."""
     MAKERS[work.step.kind](work)
 
@@ -29,7 +29,7 @@ def _teacher(work: Work) -> None:
         files.write_rows(work.outputs[1], done.rows)
         files.write_json(work.outputs[2], provenance.provenance(done, work.digest, work.machine.device))
 
-    train(work, make)
+    run_training(work, make)
 
 
 def _conversion(work: Work) -> None:

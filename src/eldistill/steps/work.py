@@ -77,7 +77,7 @@ class Work:
 # --- the machine ----------------------------------------------------------------------------------------
 
 
-def machine(values: Params, params: dict[str, Any], step: Step, max_minutes: float) -> Machine:
+def find_machine(values: Params, params: dict[str, Any], step: Step, max_minutes: float) -> Machine:
     """What params.yaml, a launcher and the device say. params: those in the recipe. Raises Problem where `cuda` is asked for
     and there is none."""
     top = values.top("distil")
@@ -160,7 +160,7 @@ def _signature(path: str) -> tuple[int, int, int] | None:
 # --- trainings ------------------------------------------------------------------------------------------
 
 
-def train(work: Work, make: Callable[[Path], None]) -> None:
+def run_training(work: Work, make: Callable[[Path], None]) -> None:
     """Run a training in its locked state folder; remember a failure that repeating cannot cure.
 
     Raises Problem where it failed before with the same code on the same machine, and what the training raises.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data import labels, pictures
-from eldistill.data.containers import Container, opened
+from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
 from eldistill.errors import Problem
@@ -37,7 +37,7 @@ def read(section: dict) -> Stream:
     of one size. One colour image makes all of them three channels. Raises Problem.
     """
     path, rules = Path(section["path"]), Rules.of(section)
-    with opened(path) as container:
+    with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
             raise Problem(
@@ -45,16 +45,16 @@ def read(section: dict) -> Stream:
                     [f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files", *files.left_out()]
                 )
             )
-        classes = labels.of_listing(path, files, container)
+        classes = labels.labels_of_listing(path, files, container)
         seen = _survey(path, files, container, rules)
     seen.check(path, rules)
 
     def read_these(indices: np.ndarray) -> Iterator[np.ndarray]:
-        with opened(path) as container:
+        with open_container(path) as container:
             for index in indices:
-                with pictures.picture(path, files.names[index], container) as picture:
-                    array = pictures.pixels(picture, rules)
-                array = pictures.fitted(array, rules)
+                with pictures.open_picture(path, files.names[index], container) as picture:
+                    array = pictures.read_pixels(picture, rules)
+                array = pictures.fit_resolution(array, rules)
                 planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 yield np.repeat(planes, 3, 0) if seen.colour and len(planes) == 1 else planes
 
@@ -136,7 +136,7 @@ def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> S
     # Mode and size stand at the beginning of a file: few pictures are decoded for them.
     seen, known = Survey(), set()
     for name in files.names:
-        with pictures.picture(path, name, container, complete=False) as picture:
+        with pictures.open_picture(path, name, container, complete=False) as picture:
             kind = picture.mode, picture.size
             _look(name, picture, rules, seen)
             if not rules.resolution and kind not in known:
@@ -147,13 +147,13 @@ def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> S
 
 
 def _look(name: str, picture, rules: Rules, seen: Survey) -> None:
-    mode, fine = picture.mode, pictures.fine(picture)
+    mode, fine = picture.mode, pictures.has_16_bit_colours(picture)
     if mode not in pictures.KNOWN:
         kind = "floating-point numbers" if mode == "F" else f"the mode {mode}"
         raise Problem(f"it has {kind}, for which there is no rule; save it as 8-bit grey or RGB")
     if mode == "RGB" and fine and "transparency" in picture.info:
         raise Problem("it has a transparent colour of 16 bits, which 8 bits cannot name; save it as 8-bit RGBA")
-    if pictures.turned(picture):
+    if pictures.is_turned(picture):
         seen.turned.append(name)
     if getattr(picture, "is_animated", False):
         seen.several.append(name)
@@ -166,9 +166,9 @@ def _look(name: str, picture, rules: Rules, seen: Survey) -> None:
 def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
     # What only the pixels tell; returns whether the picture is grey.
     wide = picture.mode == "I" and picture.format == "TIFF"  # elsewhere Pillow's I holds 16 bits
-    deep, fine = picture.mode in pictures.DEEP, pictures.fine(picture)
+    deep, fine = picture.mode in pictures.DEEP, pictures.has_16_bit_colours(picture)
     picture.load()
-    opacity = pictures.alpha(picture)
+    opacity = pictures.opacity_of(picture)
     if opacity is not None and opacity.min() < 255:
         seen.hiding.append(name)
         if rules.background is None:
@@ -178,7 +178,7 @@ def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
         seen.highest = max(seen.highest, int(np.asarray(picture).max()))
         if wide and rules.bits is None:
             return True
-    array = pictures.pixels(picture, rules)
+    array = pictures.read_pixels(picture, rules)
     if fine:
         seen.fine.append(name)
         seen.brightest = max(seen.brightest, int(array.max()))
