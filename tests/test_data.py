@@ -100,7 +100,7 @@ def test_the_digits_are_counted(digits):
 
 
 def test_the_split_is_fixed_for_ever():
-    train, heldout = packing.split(1797, 360)
+    train, heldout = packing.split_heldout(1797, 360)
     assert hashlib.sha256(",".join(map(str, heldout)).encode()).hexdigest() == (
         "c088ef83f43280c4dd8ecac8d05b515c09be7a3940707dd79e05a9d77acc9086"
     )
@@ -110,7 +110,7 @@ def test_the_split_is_fixed_for_ever():
 def test_packed_digits_are_scikit_learns_in_that_split(digits):
     from sklearn.datasets import load_digits
 
-    source, (train, heldout) = load_digits(), packing.split(1797, 360)
+    source, (train, heldout) = load_digits(), packing.split_heldout(1797, 360)
     for part, indices in (("train", train), ("heldout", heldout)):
         images, labels, _ = data.load_pack(digits[0], part)
         assert np.abs(images[:, 0].double().numpy() * 16 / 255 - source.images[indices]).max() < 16 / 255 / 2
@@ -125,9 +125,9 @@ def test_the_shipped_codec_gives_the_digits_sigma_data(digits):
 
 
 def test_a_smaller_heldout_part_is_inside_a_larger_one():
-    assert set(packing.split(100, 10)[1]) < set(packing.split(100, 20)[1])
+    assert set(packing.split_heldout(100, 10)[1]) < set(packing.split_heldout(100, 20)[1])
     with pytest.raises(Problem, match="heldout is 100, but there are 100 images"):
-        packing.split(100, 100)
+        packing.split_heldout(100, 100)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, digits):
@@ -245,7 +245,7 @@ def test_a_limit_keeps_some_train_images_and_all_held_out_ones(here):
     for count in (2, 4, 6, 99):
         about = packing.pack_dataset({**section, "limit": count}, "some", "own")
         assert (about["train"], about["heldout"]) == (min(count, 6), 3)
-        kept = packing.split(6, count)[1] if count < 6 else np.arange(6)
+        kept = packing.split_heldout(6, count)[1] if count < 6 else np.arange(6)
         for found, wanted in zip(data.load_pack("some")[:2], data.load_pack("all")[:2], strict=True):
             assert torch.equal(found, wanted[kept])
         assert torch.equal(data.load_pack("some", "heldout")[0], data.load_pack("all", "heldout")[0])
@@ -377,7 +377,7 @@ def section(path: str, resolution: int | None = None, heldout: int = 2) -> dict:
 
 def both_parts(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a pack in the order of the source."""
-    train, heldout = packing.split(count, count - len(data.load_pack(path)[0]))
+    train, heldout = packing.split_heldout(count, count - len(data.load_pack(path)[0]))
     order = np.argsort([*train, *heldout])
     images, labels = zip(*(data.load_pack(path, part)[:2] for part in ("train", "heldout")), strict=True)
     return torch.cat(images).numpy()[order], torch.cat(labels).numpy()[order]

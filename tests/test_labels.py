@@ -294,7 +294,7 @@ def test_classes_are_numbered_from_zero_in_order_and_keep_their_names(raw):
     about, said = packed(tree(NAMES, [[name, raw[i % len(raw)]] for i, name in enumerate(NAMES)]))
     assert about["class_names"] == [str(label) for label in raw] and about["classes"] == len(raw)
     assert set(counts(about).values()) == {12 // len(raw)}
-    train, heldout = packing.split(12, 2)
+    train, heldout = packing.split_heldout(12, 2)
     for part, indices in (("train", train), ("heldout", heldout)):
         assert data.load_pack("pack", part)[1].tolist() == [index % len(raw) for index in indices]
     assert about["class_counts"] == np.bincount(train % len(raw), minlength=len(raw)).tolist()
@@ -431,7 +431,7 @@ def test_names_go_from_folders_to_generator_command_and_card(capsys):
     for word, name in (("data", "mine/images"), ("teacher", "mine"), ("distil", "mine/di/none/0")):
         assert __main__.main([word, name]) == 0
     said = capsys.readouterr().out
-    train, _ = packing.split(35, 8)
+    train, _ = packing.split_heldout(35, 8)
     number = np.bincount(np.repeat(range(3), (20, 10, 5))[train]).tolist()
     assert (
         "classes  cat {}, dog {}, owl {}".format(*number) in said

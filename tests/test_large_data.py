@@ -48,8 +48,8 @@ def test_a_stream_is_packed_as_if_it_were_in_memory(tmp_path, limit):
     """The same bytes as of arrays: digest, mean and deviation of all images at once, and safetensors' own header."""
     section = folder(tmp_path / "images") | {"limit": limit}
     about = packing.pack_dataset(section, tmp_path / "pack")
-    train, heldout = packing.split(21, 6)
-    train = train if limit is None else train[packing.split(15, 9)[1]]
+    train, heldout = packing.split_heldout(21, 6)
+    train = train if limit is None else train[packing.split_heldout(15, 9)[1]]
     whole = []
     for index in range(21):
         array = np.asarray(Image.open(tmp_path / f"images/{index:03d}.png"))

@@ -120,7 +120,7 @@ def test_latents_have_no_limits_and_no_lpips():
 def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
     arrays, labels = stored(17), np.arange(17) % 3
     about = packing.pack_dataset(container(tmp_path / kind, arrays, labels if labelled else None), tmp_path / "pack")
-    train_, heldout = packing.split(17, 5)
+    train_, heldout = packing.split_heldout(17, 5)
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (12, 5, [8, 8, 8], 3 * labelled)
     for part, indices in (("train", train_), ("heldout", heldout)):
         found, classes, _ = data.load_pack(tmp_path / "pack", part)
@@ -144,7 +144,7 @@ def test_a_container_there_and_back(tmp_path):
         torch.cat([data.load_pack(tmp_path / name, part)[0] for part in ("train", "heldout")])
         for name in ("pack", "other")
     ]
-    order = np.concatenate(packing.split(9, 4))
+    order = np.concatenate(packing.split_heldout(9, 4))
     assert torch.equal(both[1], both[0][order])
 
 
@@ -570,7 +570,7 @@ def test_from_images_to_metrics_through_latents(tmp_path, monkeypatch, capsys, t
     project(tmp_path / "project", monkeypatch)
     whole_way(capsys, [])
     images, labels, about = data.load_pack("data/sets/small/images.safetensors")
-    order = packing.split(40, 12)[0]
+    order = packing.split_heldout(40, 12)[0]
     picture = np.asarray(Image.open(f"pictures/{order[3]:03d}.png")).astype(np.float64) / 255
     pooled = picture.reshape(8, 2, 8, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.allclose(images[3, :3], 4 * pooled - 1, atol=1e-5) and labels[3] == order[3] % 2
@@ -596,7 +596,7 @@ def test_the_same_with_an_autoencoder_of_diffusers(tmp_path, monkeypatch, capsys
     folder, vae = tiny
     project(tmp_path / "project", monkeypatch, folder)
     whole_way(capsys, ["--vae", folder])
-    index = packing.split(40, 12)[1][0]
+    index = packing.split_heldout(40, 12)[1][0]
     image = torch.from_numpy(np.asarray(Image.open(f"pictures/{index:03d}.png")).transpose(2, 0, 1).copy())
     with torch.no_grad():
         wanted = vae.encode(image[None].float() / 255).latent_dist

@@ -214,7 +214,7 @@ def test_folders_of_classes_are_labels_in_sorted_order(tmp_path):
     packing.pack_dataset(section, tmp_path / "pack")
     labels = np.concatenate([data.load_pack(tmp_path / "pack", part)[1] for part in ("train", "heldout")])
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    train, _ = packing.split(9, 2)
+    train, _ = packing.split_heldout(9, 2)
     assert data.load_pack(tmp_path / "pack")[1].tolist() == [index // 3 for index in train]
     Image.fromarray(random(16, 16, 3)).save(tmp_path / "train/loose.png")
     with pytest.raises(Problem, match=r"loose.png lies beside the folders of classes \(n01, n02, n10\)"):
@@ -266,7 +266,7 @@ def test_a_zip_there_and_back(tmp_path, channels, labelled):
         assert (json.loads(archive.read("dataset.json"))["labels"] is None) is not labelled
     section = {"source": "folder", "path": str(tmp_path / "images.zip"), "resolution": None, "heldout": 2}
     about = packing.pack_dataset(section, tmp_path / "again")
-    train, heldout = packing.split(7, 2)
+    train, heldout = packing.split_heldout(7, 2)
     for part, indices in (("train", train), ("heldout", heldout)):
         found, classes, _ = data.load_pack(tmp_path / "again", part)
         assert np.array_equal(found, images[indices]) and np.array_equal(classes, labels[indices])
