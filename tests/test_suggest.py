@@ -170,8 +170,8 @@ def test_where_it_cannot_be_put(path, key, sentence):
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        ("\ndistil:\n  methods:\n    di: {}\n", "distil stands twice, at line {first} and at line {last}"),
-        ("\n\ndata:\n  mine: {}\n", "data stands twice, at line {first} and at line {last}"),
+        ("\ndistil:\n  methods:\n    di: {}\n", "distil occurs twice, in line {first} and in line {last}"),
+        ("\n\ndata:\n  mine: {}\n", "data occurs twice, in line {first} and in line {last}"),
     ],
 )
 def test_a_block_at_the_wrong_place_is_refused_with_both_lines(project, more, sentence, capsys):
@@ -190,7 +190,7 @@ def test_a_key_that_stands_twice_is_found_at_every_depth():
     for text, place in (
         ("a: {b: 1, b: 2}", "a.b"), ("a:\n- b: 1\n- c: {d: 1, e: 2, d: 1}\n", r"a\[1\].c.d"), ("1: a\n1: b\n", "1"),
     ):  # fmt: skip
-        with pytest.raises(Problem, match=f"^{place} stands twice"):
+        with pytest.raises(Problem, match=f"^{place} occurs twice"):
             reading.read_yaml(text)
     assert reading.read_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\n") == {"x": {"a": 1}, "y": {"a": 2}}
     assert reading.read_yaml("") is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill`: one subcommand for each step, and `sample`.
+"""The command line `python -m eldistill`: one subcommand for each of the six steps and for each entry of TOOLS.
 
 Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the machine failed (disk, memory, a NaN);
 75 stopped politely with its state saved, the same command continues.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a schema cannot say of parameters: names that must exist, numbers that must fit together."""
+"""Checks of parameters that a schema cannot express: names that must exist, and numbers that must fit together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eldistill.registry import available, readers, settings, spaces
 
 
 class Sections(Protocol):
-    """What the checks need of parameters (params.Params)."""
+    """The part of params.Params that these checks use."""
 
     values: dict[str, Any]
     definitions: dict[str, dict[str, Any]]
@@ -33,9 +33,10 @@ class Sections(Protocol):
 
 
 def checked_section(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
-    """A resolved section, for a data setting, that fits. where: how sentences call it.
+    """The resolved section of this kind and name for a data setting, checked.
 
-    Raises Wrong at the first thing that does not fit, of the section that has it: one that inherits a mistake is not named.
+    data: a data setting whose `per_data` values count, or None. where: the name of the section in messages. Raises Wrong at the
+    first mistake; it names the section that contains it, not one that inherits it.
     """
     try:
         return _fitting(params, kind, name, data, where)
@@ -71,7 +72,7 @@ def _fitting(params: Sections, kind: str, name: str, data: str | None, where: st
 
 @contextlib.contextmanager
 def of_data(params: Sections, place: str, data: str | None) -> Iterator[None]:
-    """What is wrong with a section for a data setting may stand in the blocks that it has for that one."""
+    """Context: a Wrong about a section for a data setting may also be caused by its `per_data` blocks, whose places are added."""
     try:
         yield
     except Wrong as wrong:
@@ -84,7 +85,7 @@ def of_data(params: Sections, place: str, data: str | None) -> Iterator[None]:
 
 
 def check_section(params: Sections, kind: str, name: str, where: str, value: dict[str, Any]) -> None:
-    """Raise Wrong at the first thing in a resolved section that does not fit. where: how sentences call it."""
+    """Raise Wrong at the first mistake in a resolved section. where: the name of the section in messages."""
     if kind == "data":
         _data(params, where, value)
     if kind == "teacher":
@@ -120,7 +121,7 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
 
 
 def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
-    """Latents have a number for each channel, and pixels to be compared with; pixels have neither."""
+    """Check that latents have one number for each channel and name a data setting of pixels, and that pixels have neither."""
     codec, latent = data["codec"], data["source"] == "latents"
     lists = [isinstance(codec[key], list) for key in ("mean", "std")]
     if lists != [latent, latent] or (latent and len(codec["mean"]) != len(codec["std"])):
@@ -176,7 +177,7 @@ def _network(where: str, network: dict[str, Any]) -> None:
 
 
 def _start(params: Sections, name: str, where: str, start: str | None) -> None:
-    """METHOD/SUPPLEMENT whose names exist, and no circle of such starts. name: the method that has it."""
+    """Check that `start_from` is METHOD/SUPPLEMENT with existing names and leads into no circle. name: the method with the key."""
     seen: list[str] = []
     while start is not None:
         method, _, supplement = start.partition("/")
@@ -198,7 +199,7 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
 
 
 def check_names(params: Sections) -> None:
-    """Raise Wrong at the first name that cannot be one, and at what does not fit between sections."""
+    """Raise Wrong at the first name that is not allowed, and at the first sections that do not fit together."""
     for kind in ("data", "teacher", "ensemble", "method", "supplement"):
         for name in params.named(kind):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("none", "real", "suite"):
@@ -231,7 +232,7 @@ def _taught_alike(params: Sections, name: str) -> None:
 
 
 def _tables(params: Sections, tables: dict[str, Any]) -> None:
-    for name in tables["studies"]:  # before a name is read: it stands in names of files
+    for name in tables["studies"]:  # first, because names of studies become names of files
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)) or name in TABLE_NAMES:
             raise Wrong(
                 f"tables.studies.{name}",
@@ -263,7 +264,7 @@ def _supplement(params: Sections, where: str, supplement: str) -> None:
 
 
 def check_evaluation(params: Sections) -> None:
-    """Raise Wrong at a feature space that there is not, of `evaluate` and of what it has for a data setting."""
+    """Raise Wrong at the first unknown feature space in `evaluate` or in its `per_data` blocks."""
     for data in [None, *params.values.get("evaluate", {}).get("per_data", {})]:
         if data is not None and data not in params.values["data"]:
             refuse_unknown("evaluate.per_data", data, params.values["data"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of what lies outside git: images, a network's file, weights, statistics. A recipe that names a path holds it.
+"""Identities of files outside git: images, network files, weights, statistics. A recipe with a path contains its identity.
 
 It is the sha256 of a file; of a folder that of the sorted (name, sha256) of the files that are read of it, without times. The
 process that plans measures it and records it in data/sources.lock.csv. Jobs take what is recorded and hash nothing. Where a
@@ -82,8 +82,10 @@ def _file(folder: Path, name: str) -> File:
 def measure_source(
     source: Source, root: Path = Path(), say: Callable[[str], object] | None = None, unsettled: int | None = None
 ) -> Identity | None:
-    """The identity of what lies there now, None if nothing does. Only files that changed since the last call are read.
-    Raises OSError if it cannot be read. unsettled: nanoseconds, UNSETTLED_NS unless given."""
+    """The identity of a source's present content, None if it is absent. Only files that changed since the last call are read.
+
+    unsettled: a file that changed less than this many nanoseconds before it was hashed is hashed again; UNSETTLED_NS unless
+    given. Raises OSError if a file cannot be read."""
     unsettled = UNSETTLED_NS if unsettled is None else unsettled
     names, folder, listing, size = _listed(source, root), root / source.path, hashlib.sha256(), 0
     if not names:
@@ -130,9 +132,9 @@ def _warn(line: str) -> None:
 
 
 class Identities:
-    """The identities of the sources of one plan, each looked up once.
+    """The identities of the sources of one plan, each determined once.
 
-    measured: whether what lies there is measured. Otherwise, in jobs and tools, what data/sources.lock.csv says counts.
+    measured: hash the present content. Otherwise, in jobs and tools, the digests of data/sources.lock.csv are used.
     """
 
     def __init__(self, measured: bool = False, root: Path = Path(), say: Callable[[str], object] = _warn):
@@ -142,7 +144,7 @@ class Identities:
         self.new: dict[Source, Identity] = {}
 
     def __call__(self, sources: Iterable[Source]) -> dict[str, str | None]:
-        """{name: identity}, None for a source that was never seen: when it appears, its steps run."""
+        """{name: identity}. A source that was never seen has None, so that its steps run when it appears."""
         identities = {source: self._of(source) for source in sources}
         # IDX files that were fetched are checked by their row in data/sources.csv.
         return {source.name: each for source, each in identities.items() if each or source.read_as != "idx"}
@@ -165,7 +167,7 @@ class Identities:
         return self.found[source]
 
     def record(self) -> None:
-        """Write what was measured into data/sources.lock.csv, where it is not what stands there."""
+        """Write the measured identities into data/sources.lock.csv where they differ from it."""
         changed = []
         for source, identity in sorted(self.new.items()):
             row = {"name": source.name, "sha256": identity.sha256, "bytes": str(identity.bytes),
@@ -182,8 +184,9 @@ class Identities:
 
 
 def check_sources(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
-    """Raise Problem if a source is not what a recipe says of it. Nothing is hashed where size and times are as measured; one
-    that is absent is left to its reader."""
+    """Raise Problem if the content of a source differs from the identity in a recipe.
+
+    Files with unchanged size and times are not hashed again. An absent source is not checked here; its reader complains."""
     for source in sources:
         if source.name not in wanted:
             continue

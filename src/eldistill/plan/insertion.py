@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a block of numbers into the text of params.yaml and leaves every other line, and every comment, as it was."""
+"""Inserts a block of numbers into the text of params.yaml and keeps all other lines and comments."""
 
 from __future__ import annotations
 

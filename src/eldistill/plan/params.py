@@ -97,11 +97,11 @@ class Params:
         return self.values[kind]
 
     def place(self, kind: str, name: str) -> str:
-        """How sentences call a section, such as distil.methods.di."""
+        """The name of a section in messages, such as distil.methods.di."""
         return f"distil.{kind}s.{name}" if kind in ("method", "supplement") else f"{kind}.{name}"
 
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]:
-        """A section and those that it is `like`, furthest first, as they are written. Raises Wrong."""
+        """A section and those that it inherits from by `like`, furthest first, unresolved. Raises Wrong for unknown names and circles."""
         sections, seen = self.named(kind), list[str]()
         each: str | None = name
         while each is not None:
@@ -115,7 +115,7 @@ class Params:
 
     @functools.cache  # noqa: B019
     def _images_of(self, data: str) -> tuple:
-        """Which images a data setting has: what it gives, or inherits, for each key of SAME_IMAGES."""
+        """The values of the keys SAME_IMAGES, its own or inherited, which identify the images of a data setting."""
         merged: dict[str, Any] = functools.reduce(merge_mappings, self.chain("data", data, f"data.{data}"), {})
         return tuple(repr(merged.get(key)) for key in SAME_IMAGES)
 
@@ -132,7 +132,7 @@ class Params:
         return [each for each in reversed(found) if self._images_of(each) == self._images_of(data)]
 
     def _layers(self, chain: list[dict], data: str | None) -> list[dict]:
-        """What gives values, furthest first: of every section its own keys, and then those that it has for the data."""
+        """The mappings whose merge is the resolved section, in the order of merging: each section, then its blocks for the data."""
         settings = self.ancestry(data)
         return [
             layer
@@ -175,7 +175,7 @@ class Params:
         return filled
 
     def _usual_precision(self, data: str | None) -> str:
-        # By the images and never by the device: a plan is the same everywhere.
+        # This depends on the images and not on the device, so that a plan is the same on every machine.
         if data is None or data not in self.values["data"]:
             return "float32"
         images = self._section("data", data, None, None)
@@ -299,7 +299,7 @@ class Params:
                     yield run
 
     def without_site(self, kind: str, value: dict) -> dict:
-        """What enters a recipe: the value without what only describes a machine, and without neutral defaults."""
+        """The part of a value that enters a recipe: without keys that only describe the machine, and without neutral defaults."""
         schema = (
             self.definitions[kind]
             if kind in self.definitions

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step wrote: size and sha256 of its files, in a record beside them, so that an edit by hand is noticed.
+"""Records of the files that a step wrote: their sizes and sha256, kept beside them, so that edits by hand are noticed.
 
-The record is versioned with the outputs, so it also holds after a checkout, a clone or a pull. Results of before there
-were records have none and are trusted. Only sizes of large files are compared: planning reads no weights. provenance.json
+The record is versioned with the outputs, so it also holds after a checkout, a clone or a pull. Results that were made before
+there were records have none and are trusted. Only sizes of large files are compared: planning reads no weights. provenance.json
 is omitted, because it differs between equal runs and the record must not.
 """
 

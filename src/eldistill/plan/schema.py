@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking values against a schema: one clear sentence for the first thing that is wrong.
+"""Checks values against a schema and fills in defaults. The first mistake is reported in one sentence.
 
-The part of JSON Schema 2020-12 that params.schema.yaml uses, so that a run needs no further package.
+It implements the part of JSON Schema 2020-12 that params.schema.yaml uses, so that no further package is needed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from eldistill.registry import readers
 
 
 class Wrong(Problem):
-    """A value that the parameters of a project must not have: the place of its key, and what is wrong with it.
+    """A wrong value in the parameters: the place of its key, and what is wrong.
 
-    places: where its key may stand, the likeliest first. file: which of the files holds it; who has read them finds out.
+    places: keys that may have caused it, the most likely first. file: the file that holds the key; reading.py fills it in.
     """
 
     def __init__(self, where: str, text: str):
@@ -31,7 +31,7 @@ class Wrong(Problem):
 
 
 def refuse_unknown(where: str, name: object, known: Iterable[object]) -> NoReturn:
-    """Raise Wrong: `name` is none of those that can stand there."""
+    """Raise Wrong because `name` is not one of `known`, with the most similar one."""
     known = list(known)
     raise Wrong(where, f"is {name!r}; expected one of {', '.join(map(str, known))}{nearest(str(name), known)}")
 
@@ -87,7 +87,7 @@ def expected_value(schema: dict) -> str:
 
 
 def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None:
-    """Raise Problem at the first key of `value` that the schema forbids."""
+    """Raise Wrong at the first key of `value` that the schema forbids. where: the place of `value` in messages."""
     schema = follow_reference(schema, definitions)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a module is in recipes, and which version it has: read from its text, so that planning imports nothing heavy."""
+"""Names and versions of modules in recipes. They are read from the source text, so that planning imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ USES = {
 
 
 def uses(module: str) -> tuple[str, ...]:
-    """What a module is built on: USES, or for one that is not listed there (a new method) what it imports."""
+    """The modules that a module depends on: its entry in USES, or, for a plug-in without one, the modules that it imports."""
     return USES[module] if module in USES else _imported(module)
 
 
@@ -153,7 +153,7 @@ def _recipe_of(module: str) -> tuple[str, int]:
 
 
 def literal_of(module: str, name: str, default: Any = None) -> Any:
-    """As `registry.literal`, of the module whose RECIPE has this name."""
+    """Like `registry.literal`, for the module whose RECIPE has this name."""
     return literal(_recipe_of(module)[0], name, default)
 
 
