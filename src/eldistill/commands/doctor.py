@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill doctor`: what would stop a suite on this machine, looked at before it costs a night."""
+"""The command `doctor`: checks whether this machine can run a suite, before hours are lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eldistill.training import lock
 
 GIB = 2**30
 
-# A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
+# A finding: (True: good, False: needs attention, None: only information; a sentence that ends with what to do).
 Finding = tuple[bool | None, str]
 
 
@@ -89,7 +89,7 @@ def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _files(plan: Plan, suite: str) -> Iterator[Finding]:
-    """Teachers of others, and the data, that are not on this machine yet."""
+    """Published teachers and data that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
     for name in sorted({plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}):
@@ -123,7 +123,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
-    """What lies outside git, beside what is recorded of it."""
+    """Files outside git, compared with their recorded digests."""
     readers: dict[identity.Source, list[str]] = {}
     for (word, name), step in plan.suite(suite).items():
         for source in step.sources:
@@ -200,7 +200,7 @@ def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _results(plan: Plan, suite: str) -> Iterator[Finding]:
-    """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
+    """Stale results that this suite does not make again, and outputs that were edited."""
     root = plan.params.root
     for other, steps in freshness.abandoned(plan, suite, root):
         yield (
@@ -216,7 +216,7 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
-    """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
+    """Run all checks and log their findings. Returns whether none needs attention. Raises Problem for wrong parameters."""
     values = params.load_params()
     plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill encode`: the images of a data setting as latents that EDM2's code reads, and ours."""
+"""The command `encode`: writes the images of a data setting as latents, which EDM2's code and this project read."""
 
 from __future__ import annotations
 

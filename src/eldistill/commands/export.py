@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
-safetensors alone."""
+"""The command `export`: writes a folder with a generator's weights, settings, model card and images, and a loader that needs only
+torch and safetensors."""
 
 from __future__ import annotations
 
@@ -167,7 +167,9 @@ The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the prec
 
 
 def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
-    """Write the folder of a finished run (DATA/METHOD/SUPPLEMENT/SEED); returns it. Raises Problem; then nothing is written."""
+    """Write the folder of a finished run and return its path.
+
+    run: DATA/METHOD/SUPPLEMENT/SEED. out: the folder, exports/RUN by default. Raises Problem; then nothing is written."""
     plan = Plan(params.load_params())
     step = plan.find("distil", run)
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of params.yaml as help text, from the schema and the modules: help and schema cannot differ."""
+"""Help texts of the numbers in params.yaml, generated from the schema and the modules, so that they cannot differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODULES = {"ensemble": ("ensemble",), "distil": ("methods", "supplements")}
 
 
 def describe_numbers(word: str) -> str:
-    """Every key that a step reads: name, meaning, range, default. Raises Problem if params.yaml is not here."""
+    """Text with every key that a step reads: name, meaning, range, default. If params.yaml is missing the text says so."""
     assert word in WORDS
     try:
         values = params.load_params()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill sample`: images from a finished generator, as one picture, as files, or both."""
+"""The command `sample`: writes images from a finished generator as one picture, as files, or both."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill suggest`: a block of numbers of every method for a data setting that has none, as a start.
+"""The command `suggest`: for each method a block of numbers to start with, for a data setting that has none.
 
 Each block is that of the data setting whose images are nearest in size, with a shorter training. Nobody has tuned it.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands beside the six steps: one entry of TOOLS each, with its options and the function that it runs."""
+"""The table of commands that are not steps: TOOLS has the options of each and the function that runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eldistill.plan.plan import Plan
 
 
 def say(text: str) -> None:
-    """A line that is seen at once, also in a log."""
+    """Print a line and flush it, so that it appears at once also in a log file."""
     print(text, flush=True)
 
 
@@ -30,7 +30,8 @@ def option(*names: str, **settings) -> Option:
 
 @dataclass(frozen=True)
 class Tool:
-    """help: a line in the list; description: above its own help; run: gets the options, returns an exit code or None."""
+    """help: its line in the list of commands. description: the text above its options. run: gets the options and returns an exit
+    code, or None for 0."""
 
     help: str
     description: str
@@ -39,7 +40,7 @@ class Tool:
 
 
 def _command(module: str) -> Callable[[Namespace], None]:
-    # What a module offers as `command(options, say)`; it is imported when it is wanted: most take torch's seconds.
+    # The function `command(options, say)` of a module, which is imported when it runs: most modules import torch for seconds.
     return lambda chosen: importlib.import_module(f"eldistill.{module}").command(chosen, say=say)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latents of an autoencoder in place of pixels, as EDM2 has them (Karras et al. 2024, arXiv 2312.02696).
+"""Latents of an autoencoder, which replace pixels as in EDM2 (Karras et al. 2024, arXiv 2312.02696).
 
-A pack holds what the encoder says of an image: means and deviations of its latents, float32 [2c, r, r]. Networks see
+A pack holds the encoder's output for an image: means and standard deviations of its latents, float32 [2c, r, r]. Networks see
 
     x = (mean + deviation n) scale + bias,    scale = 0.5 / std,    bias = -mean scale,    n ~ N(0, 1)
 
@@ -41,7 +41,7 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 
 def is_latent(codec: dict) -> bool:
-    """Whether a codec is one of latents: its moments are lists, a number for each channel."""
+    """Whether a codec is for latents: its mean and std are lists with one number for each channel."""
     return isinstance(codec["mean"], list | tuple)
 
 

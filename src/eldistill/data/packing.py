@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packs a data set: the images that a reader returns are written into one file, large ones one at a time."""
+"""Packs a data set: writes the images of a reader into one file. Folders and zips are read one image at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from eldistill.registry import readers
 from eldistill.tensors import grow_tensors, save_tensors
 
 COVERED_BY = "data"
-# Images of the official data sets. A setting whose `count` names one is packed only if its source has as many.
+# Number of images in official data sets. A setting whose `count` names one is packed only if its source has that number.
 COUNTS = {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
 
 
 def pack_dataset(section: dict, path: str | Path, folder: str | None = None, say=print) -> dict:
-    """Read the source of a data section and write one packed file; returns its description. Raises Problem.
+    """Read the source of a resolved data section and write one packed file. Returns its description.
 
-    folder: where files lie that would otherwise be fetched. say: gets a sentence for each thing that was left out or decided.
-    Of the description `class_names` are C texts and `class_counts` C numbers of train images, both empty without labels.
+    folder: folder with the files that would otherwise be fetched. say: gets a sentence about everything that was left out or
+    decided. In the description `class_names` has C texts and `class_counts` C numbers of train images; both are empty without
+    labels. Raises Problem; then no file is written.
     """
     source = section["source"]
     found = importlib.import_module(f"eldistill.data.readers.{source}").read({**section, "folder": folder})
@@ -54,7 +55,7 @@ def pack_dataset(section: dict, path: str | Path, folder: str | None = None, say
 
 
 def _pack_stream(stream: Stream, section: dict, path: str | Path, say) -> dict:
-    # One image in memory at a time; the numbers are those of all at once.
+    # Only one image is in memory. The results equal those of all images at once.
     check_count(section, len(stream.labels))
     for note in stream.notes:
         say(note)
@@ -104,9 +105,9 @@ def _describe(section: dict, parts: tuple[np.ndarray, np.ndarray], shape, names:
 
 
 class _PixelMoments:
-    """Mean and deviation of uint8 images in units of 255, exact until they are rounded."""
+    """Mean and standard deviation of uint8 images in units of 255, computed exactly and rounded at the end."""
 
-    longest: float | list = 0.123456  # what takes most room in a description
+    longest: float | list = 0.123456  # the longest value that a description can have
 
     def __init__(self):
         self.count = self.total = self.squares = 0
@@ -123,7 +124,7 @@ class _PixelMoments:
 
 
 class _LatentMoments:
-    """Mean and deviation of each channel of raw latents, the encoder's noise included; means and deviations are added."""
+    """Mean and standard deviation of each channel of raw latents, including the encoder's noise."""
 
     def __init__(self, channels: int):
         self.longest = [-1.2345678901234567e-300] * channels

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as they lie in a folder or zip become uint8 arrays, each by a stated rule or not at all: docs/images.md is the table.
+"""Converts the pictures of a folder or zip to uint8 arrays. docs/images.md lists the rule for each kind of picture.
 
-Nothing is guessed from the values of one picture. What a file does not say (what is behind transparent pixels, how many of 16
-bits are used) is a key of the data setting, and without it a picture that needs it is refused. Only the decoders of FORMATS are
-asked: others of Pillow start programs.
+Nothing is guessed from the values of one picture. Facts that a file does not contain (the colour behind transparent pixels, how
+many of 16 bits are used) are keys of the data setting; without such a key a picture that needs it is refused. Only the decoders
+of FORMATS are used, because other decoders of Pillow start programs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, Ar
 
 @dataclass(frozen=True)
 class Rules:
-    """How pictures become arrays, as a data section says: its keys of these names.
+    """The keys of a data section that decide how pictures become arrays.
 
     background: red, green, blue, 0 … 255, or None. orientation: ignore or exif. bits: of deep grey, None for 16 that must be
     used. resolution: pixels a side or None; crop: see CROPS.
@@ -51,7 +51,7 @@ class Rules:
 
     @classmethod
     def of(cls, section: dict) -> Rules:
-        """Those of a data section; a key that is absent has its default. Raises Problem."""
+        """The rules of a resolved data section. Raises Problem for a background that is not a colour."""
         return cls(
             parse_background(section.get("background")), section.get("orientation", "ignore"), section.get("bits"),
             section["resolution"], section.get("crop", "square"),
@@ -59,7 +59,7 @@ class Rules:
 
 
 def parse_background(value) -> tuple[int, int, int] | None:
-    """The colour that a key `background` names. Raises Problem."""
+    """The colour (red, green, blue, 0 … 255) of a `background` value, None for null. Raises Problem."""
     if value is None:
         return None
     if isinstance(value, str) and value in BACKGROUNDS:
@@ -77,7 +77,8 @@ def parse_background(value) -> tuple[int, int, int] | None:
 
 @contextmanager
 def open_picture(path: Path, name: str, container: Container, complete: bool = True):
-    """An open PIL picture. complete: read to its end. Raises Problem if it is none, breaks off, or has too many pixels."""
+    """Context with an open PIL picture. complete: read the file to its end. Raises Problem if it is not a picture, is truncated or
+    has too many pixels."""
     from PIL import Image
 
     Image.init()  # Pillow knows five formats before that
@@ -96,7 +97,7 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
 
 
 def _correct(found) -> None:
-    # Where Pillow's description of a PNG is not that of the pixels that it gives.
+    # Corrections where Pillow describes a PNG differently from the pixels that it returns.
     raw = str(found.tile[0][3]) if found.tile else ""
     if found.mode == "RGBA" and raw.startswith("LA;16"):
         found.info[GREY_ALPHA] = True
@@ -105,12 +106,12 @@ def _correct(found) -> None:
 
 
 def has_16_bit_colours(found) -> bool:
-    """Whether an open picture has colours, or grey with opacity, of 16 bits, of which Pillow gives the upper eight."""
+    """Whether an open picture has 16-bit colours, or 16-bit grey with opacity, of which Pillow returns the upper eight bits."""
     return bool(found.tile) and found.mode not in DEEP and ";16" in str(found.tile[0][3])
 
 
 def is_turned(found) -> bool:
-    """Whether an open picture asks, by EXIF, to be turned or mirrored."""
+    """Whether the EXIF data of an open picture ask to turn or mirror it."""
     if found.format == "TIFF":
         return False
     # Pillow would decode all of a PNG to look behind its pixels.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `data`: download a file, pack images, train a judge, measure a reference."""
+"""The steps of the word `data`: fetch a file, pack images, train a judge, compute a reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COVERED_BY = "evaluate"
 
 
 def make_step(work: Work) -> None:
-    """Make a step of this word."""
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     MAKERS[work.step.kind](work)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `distil`: teacher to one-step generator."""
+"""The steps of the word `distil`: train a one-step generator from a teacher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COVERED_BY = "evaluate"
 
 
 def make_step(work: Work) -> None:
-    """Make a step of this word."""
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
     upstream |= prepare.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = work.optional("run")

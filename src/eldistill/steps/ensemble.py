@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `ensemble`: draw random embedding networks and calibrate them on real images."""
+"""The steps of the word `ensemble`: draw random embedding networks and calibrate them on real images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COVERED_BY = "evaluate"
 
 
 def make_step(work: Work) -> None:
-    """Make a step of this word."""
+    """Make the outputs of this step. Raises Problem."""
     reals = dataset.load_real_images(work.input("images"), work.params["codec"], False)
     section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
     teacher = None

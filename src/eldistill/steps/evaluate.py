@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `evaluate`: metrics of generators, of teachers and of held-out images, and the metrics of a suite in one file."""
+"""The steps of the word `evaluate`: metrics of generators, teachers and held-out images, and the metrics of a suite in one file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Images = Callable[..., Iterator[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Published:
-    """What the FID that is comparable with published values needs."""
+    """Feature space and reference statistics of the FID that is comparable with published values."""
 
     space: Any  # Inception's features
     reference: tuple[Any, Any, Any]  # mean, covariance and its root, of the authors' images
@@ -37,7 +37,7 @@ class Published:
 
 
 def make_step(work: Work) -> None:
-    """Make a step of this word."""
+    """Make the outputs of this step. Raises Problem, and NonFinite for images or features that are not finite."""
     MAKERS[work.step.kind](work)
 
 
@@ -110,7 +110,7 @@ MAKERS = {"evaluation": _evaluation, "samples": _samples, "reals": _reals, "metr
 
 def _ruler(work: Work) -> evaluator.Evaluator:
     names, device = work.params["features"], work.machine.device
-    # A judge is a space by the name that it has as an input.
+    # A judge is an input of this step under the name of its feature space.
     spaces = {name: features.feature_space(name, work.optional(name), device) for name in names}
     references = {name: load_reference(work.input(f"reference-{name}")) for name in spaces}
     across = processes.processes() or processes.Alone()

@@ -35,9 +35,11 @@ def run_step(
     word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0,
     say: Callable[[str], None] = print, rank: int | None = None,
 ) -> bool:  # fmt: skip
-    """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what making it raises.
+    """Run the step `word name` in the current folder. Returns False if it was fresh already.
 
-    rank: of this process, where several share a training: the first one speaks and writes, the others compute.
+    recipe_file: a recipe to follow instead of that of params.yaml. force: run it even if it is fresh. max_minutes: a training
+    saves and stops after this time; 0 means no limit. say: gets each log line. rank: number of this process, if several share
+    the step: the first one writes and logs, the others only compute. Raises Problem, NonFinite, Stopped and Lost.
     """
     # A rule passes a recipe whose sources the driver has measured.
     plan = Plan(params.load_params(), Identities(measured=not recipe_file))
@@ -67,7 +69,7 @@ def run_step(
 
 
 def _silent(line: str) -> None:
-    # Of several processes the first one speaks.
+    # Of several processes only the first one logs.
     pass
 
 
@@ -80,8 +82,8 @@ def _text(step: Step, recipe_file: str | None) -> str:
 
 
 def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]:
-    """The steps upstream that a recipe names. Raises Problem if one of them is missing, is another than the recipe asks for,
-    or was edited, or if something else changed since the recipe was written."""
+    """The upstream steps that a recipe names. Raises Problem if an output of them is missing, was made by another recipe or
+    edited, or if a source or the snapshots changed after the recipe was written."""
     above = [plan.find(*upstream.split(" ", 1)) for upstream in recipe["upstream"]]
     for each in above:
         missing = [output for output in each.outputs if not Path(output).exists()]
@@ -124,7 +126,7 @@ def _make(work: Work) -> None:
 
 
 def make_step(work: Work) -> None:
-    """Have the module of a step's word make it: each imports what it needs, and some of that takes seconds."""
+    """Call the module of a step's word. It is imported here, because some of these modules need seconds for their imports."""
     importlib.import_module(f"eldistill.steps.{work.step.word}").make_step(work)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `teacher`: train a denoiser or convert a published one, check its samples, make pairs with it."""
+"""The steps of the word `teacher`: train a denoiser or convert a published one, check its samples, make pairs with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COVERED_BY = "evaluate"
 
 
 def make_step(work: Work) -> None:
-    """Make a step of this word."""
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     MAKERS[work.step.kind](work)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reader of a folder or zip of images; one file is in memory at a time.
 
-All images are looked at before the first one is packed: whether one is coloured, which sizes there are, and whether a rule
-covers each of them (eldistill.data.pictures, docs/images.md).
+All images are examined before the first one is packed: whether any has colour, which sizes occur, and whether a rule covers
+each of them (eldistill.data.pictures, docs/images.md).
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def read(section: dict) -> Stream:
     return Stream((3 if seen.colour else 1, side, side), "U8", classes.numbers, read_these, classes.names, notes)
 
 
-# --- a look at all images -----------------------------------------------------------------------------
+# --- a survey of all images -----------------------------------------------------------------------------
 
 
 @dataclass
 class Survey:
-    """What a look at all pictures found. colour: whether one has colour. sizes: (width, height). Lists are names of pictures:
+    """The properties of all pictures of a source. colour: whether any has colour. sizes: (width, height). Lists are names of pictures:
     hiding: with transparent pixels. turned: with an EXIF orientation. several: with further frames, of which there are
     `frames`. deep, wide: grey of 16 and of 32 bits, `highest` their largest value. fine: coloured, of 16 bits, `brightest`
     the largest of their upper eight.
@@ -87,7 +87,7 @@ class Survey:
     brightest: int = 0
 
     def notes(self, rules: Rules) -> list[str]:
-        """Sentences about what is not done with the pictures."""
+        """Sentences about orientations and frames that are ignored."""
         found = []
         if self.turned and rules.orientation == "ignore":
             found.append(
@@ -100,7 +100,7 @@ class Survey:
         return found
 
     def check(self, path: Path, rules: Rules) -> None:
-        """Raise Problem for sizes that do not fit, or for a key that the pictures need and the rules lack."""
+        """Raise Problem if the sizes differ without `resolution`, or if the pictures need a key that the data setting lacks."""
         if self.hiding and rules.background is None:
             raise Problem(f"{path}: {_some(self.hiding)} transparent pixels; {pictures.BACKGROUND}")
         self._check_bits(path, rules)
@@ -133,14 +133,14 @@ def _some(names: list[str]) -> str:
 
 
 def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> Survey:
-    # Mode and size stand at the beginning of a file: few pictures are decoded for them.
+    # Mode and size are at the beginning of a file, so that few pictures must be decoded for them.
     seen, known = Survey(), set()
     for name in files.names:
         with pictures.open_picture(path, name, container, complete=False) as picture:
             kind = picture.mode, picture.size
             _look(name, picture, rules, seen)
             if not rules.resolution and kind not in known:
-                picture.load()  # a broken picture may have any size: say that, not how many sizes there are
+                picture.load()  # a damaged picture may claim any size: report the damage, not the sizes
             known.add(kind)
             seen.sizes.add(kind[1])
     return seen
@@ -164,7 +164,7 @@ def _look(name: str, picture, rules: Rules, seen: Survey) -> None:
 
 
 def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
-    # What only the pixels tell; returns whether the picture is grey.
+    # Examines the pixels where mode and size are not enough. Returns whether the picture is grey.
     wide = picture.mode == "I" and picture.format == "TIFF"  # elsewhere Pillow's I holds 16 bits
     deep, fine = picture.mode in pictures.DEEP, pictures.has_16_bit_colours(picture)
     picture.load()
@@ -172,7 +172,7 @@ def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
     if opacity is not None and opacity.min() < 255:
         seen.hiding.append(name)
         if rules.background is None:
-            return True  # it is refused when all have been seen
+            return True  # `check` refuses it after all pictures have been examined
     if deep:
         (seen.wide if wide else seen.deep).append(name)
         seen.highest = max(seen.highest, int(np.asarray(picture).max()))

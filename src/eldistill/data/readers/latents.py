@@ -22,8 +22,8 @@ ENDINGS = (".npy",)
 
 
 def read(section: dict) -> Stream:
-    """A folder or zip of .npy files, float32 [2c, r, r]: what an encoder says of each image, c means and c deviations, in
-    sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
+    """A folder or zip of .npy files in sorted order of their names, each float32 [2c, r, r]: c means and c standard deviations of
+    an image's latents. Labels come from dataset.json. EDM2 and `python -m eldistill encode` write this format. Raises Problem."""
     path = Path(section["path"])
     with open_container(path) as container:
         files = container.list(ENDINGS)
