@@ -46,7 +46,7 @@ def is_latent(codec: dict) -> bool:
 
 
 def codec_constants(codec: dict, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, bias), float32 [c, 1, 1] each, by float32 arithmetic, as EDM2 computes them."""
+    """(scale, bias) of a codec of latents, each float32 [c, 1, 1], computed in float32 as in EDM2."""
     return _constants(tuple(codec["mean"]), tuple(codec["std"]), torch.device(device))
 
 
@@ -58,7 +58,9 @@ def _constants(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Ten
 
 
 def encode(stored: torch.Tensor, noise: torch.Tensor, codec: dict) -> torch.Tensor:
-    """x [n, c, r, r] of stored means and deviations [n, 2c, r, r] and noise [n, c, r, r], in the type of the noise."""
+    """Encoded latents x [n, c, r, r], of the dtype of the noise.
+
+    stored: means and standard deviations [n, 2c, r, r]. noise: N(0, 1) [n, c, r, r]."""
     mean, deviation = stored.to(noise).chunk(2, dim=1)
     scale, bias = codec_constants(codec, noise.device)
     return (mean + deviation * noise) * scale.to(noise) + bias.to(noise)
@@ -83,9 +85,9 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") -> torch.Tensor:
-    """Means and deviations, float32 [2c, r, r], of one uint8 image [3, h, w]: alone, so that no batch changes a bit.
+    """Means and standard deviations, float32 [2c, r, r], of the latents of one image, uint8 [3, h, w].
 
-    vae: a folder, as `load` takes it.
+    Images are encoded one by one, because the batch size can change bits. vae: a folder, as in `load_autoencoder`.
     """
     found = load_autoencoder(vae, device).encode(image[None].to(device).float() / 255).latent_dist
     return torch.cat([found.mean, found.std], dim=1)[0].cpu()
@@ -96,8 +98,9 @@ def encode_moments(image: torch.Tensor, vae: str | None = None, device: str = "c
 
 @functools.lru_cache(maxsize=1)
 def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
-    """The frozen autoencoder (diffusers' AutoencoderKL, float32) of a folder with config.json and its weights, or, for
-    None, sd-vae-ft-mse, which is fetched. Nothing in the files is executed. Raises Problem."""
+    """The frozen autoencoder (AutoencoderKL of diffusers, float32) of a folder, or sd-vae-ft-mse, which is fetched, for None.
+
+    folder: contains config.json and the weights as safetensors. Nothing in the files is executed. Raises Problem."""
     try:
         from diffusers import AutoencoderKL
     except ImportError:
@@ -129,7 +132,7 @@ def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn
 
 
 def rename_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under the names that diffusers uses now."""
+    """The tensors of an old file under the names that diffusers uses today."""
     pattern = re.compile(r"(?<=\.attentions\.)(\d+)\.(" + "|".join(OLD_NAMES) + r")\.")
     return {
         pattern.sub(lambda found: f"{found[1]}.{OLD_NAMES[found[2]]}.", name): each for name, each in tensors.items()

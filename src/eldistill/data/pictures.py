@@ -121,7 +121,7 @@ def is_turned(found) -> bool:
 
 
 def read_pixels(found, rules: Rules) -> np.ndarray:
-    """uint8 [h, w] of a grey picture, [h, w, 3] of a coloured one, complete, before any crop. Raises Problem."""
+    """The pixels of an open picture before cropping: uint8 [h, w] if it is grey, [h, w, 3] if it has colour. Raises Problem."""
     found = _upright(found, rules)
     array, opacity = _colours(found, rules), opacity_of(found)
     if opacity is not None and opacity.min() < 255:
@@ -143,7 +143,7 @@ def _upright(found, rules: Rules):
 
 
 def _colours(found, rules: Rules) -> np.ndarray:
-    # What is there whatever hides it: [h, w] or [h, w, 3].
+    # The colours [h, w] or [h, w, 3], also of transparent pixels.
     if found.mode in DEEP:
         return eight_bits(np.asarray(found), rules.bits or 16)
     if found.mode in PALETTE:
@@ -155,7 +155,7 @@ def _colours(found, rules: Rules) -> np.ndarray:
 
 
 def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 of grey values: 0 … 2^bits - 1 to 0 … 255, rounded. Raises Problem for a value beyond."""
+    """Grey values 0 … 2^bits - 1 scaled to 0 … 255 and rounded, uint8 of the same shape. Raises Problem for other values."""
     white = 2**bits - 1
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > white:
@@ -166,7 +166,7 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def opacity_of(found) -> np.ndarray | None:
-    """uint8 [h, w] of opacity, 255 where nothing shines through; None for a picture that has none."""
+    """The opacity of an open picture, uint8 [h, w], 255 where it is opaque; None if it has no transparency."""
     key = found.info.get("transparency")
     if found.mode in ALPHA:
         return np.asarray(found.getchannel("A" if found.mode.endswith("A") else "a"))
@@ -180,7 +180,9 @@ def opacity_of(found) -> np.ndarray | None:
 
 
 def blend_over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """A picture on a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background."""
+    """A picture over a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background.
+
+    planes c: uint8 [h, w] or [h, w, 3]. opacity a: uint8 [h, w]. colour b: red, green, blue, 0 … 255."""
     opacity = opacity.astype(np.int64)
     if planes.ndim == 2 and len(set(colour)) > 1:
         planes = np.repeat(planes[..., None], 3, 2)
@@ -218,7 +220,7 @@ CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
 
 
 def fit_resolution(array: np.ndarray, rules: Rules) -> np.ndarray:
-    """A picture cropped and resized to the resolution of the rules, if there is one."""
+    """The pixels [h, w] or [h, w, 3] cropped and resized to `rules.resolution`, unchanged if that is None."""
     from PIL import Image
 
     return np.asarray(CROPS[rules.crop](Image.fromarray(array), rules.resolution)) if rules.resolution else array

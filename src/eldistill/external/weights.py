@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a file, checked against the description of their network before they are used.
+"""Checks the weights of a file against the description of their network, and restores the network.
 
-A file may be damaged, edited or written by other code: a NaN in it would train for a week, whole numbers or another shape would
-end in an error of torch. What is wrong is said in one sentence; nothing of the network's size is allocated before.
+A file may be damaged, edited or written by other code. A NaN in it could spoil a week of training, and a wrong dtype or shape
+would end in an error of torch. Faults are reported in one sentence before memory for the network is allocated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from eldistill.errors import Problem
 
 COVERED_BY = "networks/layers"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LARGEST = 2**20  # of any whole number in a description, far above what networks have
+LARGEST = 2**20  # largest whole number in a description, far above those of networks
 
 
 def is_finite(numbers: torch.Tensor) -> bool:
@@ -30,8 +30,10 @@ def is_finite(numbers: torch.Tensor) -> bool:
 
 
 def find_fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
-    """What is wrong with `tensors` as the state whose names, shapes and kinds (floats or whole numbers) are those of `wanted`
-    (any device, meta too), as the end of a sentence that begins with the file's name; None if nothing is."""
+    """The first fault of `tensors` as the end of a sentence that begins with the name of the file; None if there is none.
+
+    wanted: a state with the names, shapes and kinds (floats or whole numbers) that `tensors` must have, on any device, also
+    meta. Floats must be finite."""
     if odd := sorted(wanted.keys() ^ tensors.keys()):
         return (f"has {len(tensors)} tensors, its description asks for {len(wanted)}; the first other one is "
                 f"{ascii(odd[0])[:80]}")  # fmt: skip
@@ -47,13 +49,13 @@ def find_fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
 
 
 def check_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Raise Problem, one sentence, where `fault` finds something."""
+    """Raise Problem, one sentence, if `find_fault` finds a fault. path: the file, for the message."""
     if (found := find_fault(tensors, wanted)) is not None:
         raise Problem(f"{path} {found}: it is damaged, or its description is wrong; make or fetch it again")
 
 
 def restore_network(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) -> nn.Module:
-    """The network that a file of ours describes, with its weights, in float32, in training mode.
+    """The network that the description of a file of this project defines, with its weights, in float32 and training mode.
 
     about: the file's description: `config` of networks.build and, if they are there, `shape` [channels, height, width] and
     `label_dim`, which must be the network's. Raises Problem if anything disagrees, or a number is not finite.
