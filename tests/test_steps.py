@@ -69,7 +69,7 @@ def test_recipes_know_nothing_of_kinds():
 def test_every_kind_has_its_maker(word):
     module = importlib.import_module(f"eldistill.steps.{word}")
     kinds = {kind for kind, its in KINDS.items() if its == word}
-    assert callable(module.make) and set(getattr(module, "MAKERS", kinds)) == kinds
+    assert callable(module.make_step) and set(getattr(module, "MAKERS", kinds)) == kinds
 
 
 def test_kinds_that_ask_for_a_gpu_are_those_whose_rules_do():
