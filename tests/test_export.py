@@ -35,7 +35,7 @@ with torch.no_grad():
 def test_an_exported_network_stands_alone(name, tmp_path):
     """Every network that can be exported: built from its files alone it gives the same image, to the bit."""
     net, x = conftest.teacher(network=name), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    for path, text in export.code(name).items():
+    for path, text in export.source_files(name).items():
         files.write_text(tmp_path / path, text)
     torch.save({"config": net.config, "state": net.state_dict(), "x": x}, tmp_path / "saved.pt")
     words = [sys.executable, "-c", SCRIPT, str(tmp_path)]

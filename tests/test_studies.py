@@ -933,7 +933,7 @@ def shipped_plan():
         ("suites/demo/0/studies", ["centrl"], ["suites.demo: a study is 'centrl'", "what-matters", "mean central?"]),
         ("suites/ablation/1/studies", ["central", "budgt"], ["suites.ablation", "'budgt'", "did you mean budget?"]),
         ("tables/studies/main", {"question": "?"}, ["tables.studies.main cannot be a name", "main, runs, curves"]),
-        ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "tables already"]),
+        ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
         ("tables/studies/reuse-di/against", "dj/none", ["tables.studies.reuse-di.against is 'dj'", "did you mean di?"]),
@@ -1023,8 +1023,8 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
 )
 def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
     """All that its three files are made by, and no other kind's code."""
-    before, old = BEFORE(), versions.version
-    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
+    before, old = BEFORE(), versions.version_of
+    monkeypatch.setattr(versions, "version_of", lambda name: old(name) + (name == module))
     after = digests()
     assert {name for name in before if before[name] != after[name]} == expected
 
