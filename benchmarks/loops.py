@@ -36,14 +36,14 @@ def ensemble_of(settings: Params, name: str, reals: PackedImages, folder: Path, 
     if not path.exists():
         section = {**settings.section("ensemble", name), **changes}
         here = PackedImages(reals.images.cpu(), reals.classes.cpu(), reals.codec, 0)  # members are drawn on the CPU
-        ensembles.make(section, 0, here, path, path.with_suffix(".npz"))
+        ensembles.record_ensemble(section, 0, here, path, path.with_suffix(".npz"))
     return path
 
 
 def supplement_of(name: str, values: dict[str, Any], ensemble: Path, device: str, **setting: Any) -> Supplement:
     """A supplement at work, by its resolved section. setting: other fields of its Setting."""
-    module = contract.supplement(values["file"])
-    numbers = contract.numbers(module, values)
+    module = contract.load_supplement(values["file"])
+    numbers = contract.make_numbers(module, values)
     given = {"sigma_data": PackedImages.sigma_data, "seed": 0, "sigma_init": 2.5, **setting}
     return Supplement(
         name, module, numbers, module.prepare(numbers, Setting(ensemble=ensemble, device=device, **given))
@@ -55,8 +55,8 @@ def still_job(
     supplements: Sequence[Supplement] = (), micro_batch: int = 0,
 ) -> Job:  # fmt: skip
     """A job without end. values: the resolved section of a method; network: that of a teacher, without what the images say."""
-    method, device = contract.method(values["file"]), reals.device
-    numbers = contract.numbers(method, values)
+    method, device = contract.load_method(values["file"]), reals.device
+    numbers = contract.make_numbers(method, values)
     config = {**network, "label_dim": 0, "img_resolution": reals.shape[1], "img_channels": reals.shape[0]}
     if getattr(numbers, "augment", 0):
         config["augment_dim"] = augment.EDM_LABELS

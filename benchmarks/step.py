@@ -114,7 +114,8 @@ class Recorder:
                 return call(x, *rest, **named)
             grad = torch.is_grad_enabled()
             seen = Pass(net, lambda x, *rest: call(x, *rest, **named), (x.detach(), *rest), net.training,
-                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad, dropout.again()[1])  # fmt: skip
+                        grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad,
+                        dropout.repeat_masks()[1])  # fmt: skip
             self.passes.append(seen)
             kept, self.passes = self.passes, None  # `both` calls others of its own
             found = call(x, *rest, **named)
@@ -145,7 +146,7 @@ class Clock:
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
-            (work.update, "_check_gradients", "checks"), (work.watch, "finite", "checks"), (work.watch, "look", "checks"),
+            (work.update, "_check_gradients", "checks"), (work.monitor, "finite", "checks"), (work.monitor, "look", "checks"),
             (work, "_average", "average"), (work.update.meeting, "own_gradient", "supplement"),
         ]  # fmt: skip
 
@@ -205,11 +206,11 @@ def loop_of(
     nets = [job.fixed["teacher"], *job.nets.values()]
     if options.device == "cuda":  # as a run of this machine; a CPU would train in float32, whatever is to be measured
         half = "bfloat16" if options.precision == "bfloat16" else "float32"
-        compute.arithmetic(half, Machine(device=options.device, tf32=options.precision == "tf32"), nets)
+        compute.set_arithmetic(half, Machine(device=options.device, tf32=options.precision == "tf32"), nets)
     else:
-        compute.precision(options.precision, nets)
+        compute.set_precision(options.precision, nets)
     machine = Machine(channels_last=options.channels_last, recompute=options.recompute, compile=options.compile)
-    compute.prepare(machine, nets[:1], nets[1:])
+    compute.prepare_networks(machine, nets[:1], nets[1:])
     work = loop.Loop(job)
     work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
     return work
@@ -255,7 +256,7 @@ def measure(
             work.iterate()
         whole = now(options) - before
     parts = {**clock.seconds, "rest": whole - sum(clock.seconds.values())}
-    with compute.eager(options.compile):
+    with compute.without_compiled_code(options.compile):
         flop = work.count_flop()
     return {
         "method": method,
@@ -283,7 +284,7 @@ def ceiling(options) -> float:
     """Floating-point operations a second of a product of two large matrices: the fastest of ten."""
     n = 8192 if options.device == "cuda" else 2048
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    compute.precision(options.precision, [])
+    compute.set_precision(options.precision, [])
     a, b = torch.ones(2, n, n, dtype=dtype, device=options.device)
     seconds = []
     for _ in range(10):

@@ -144,7 +144,7 @@ class Bench:
         path = self.folder / f"ensemble-{redraw}-{seed}.json"
         if not path.exists():
             section = {"members": members, "redraw": redraw, "calibration": 32, "draws": 2}
-            ensembles.make(section, seed, reals(), path, path.with_suffix(".npz"))
+            ensembles.record_ensemble(section, seed, reals(), path, path.with_suffix(".npz"))
         return path
 
     def pairs(self, labels: int = 0) -> Path:
@@ -170,7 +170,7 @@ class Bench:
         **changes,
     ) -> Supplement:
         """supplements/<file>.py at work, named after its file; changes: of its numbers."""
-        module = contract.supplement(file)
+        module = contract.load_supplement(file)
         setting = contract.Setting(
             ensemble=self.manifest(redraw), device=device, dtype=dtype, sigma_data=0.5, seed=seed, sigma_init=sigma_init,
             pairs=self.pairs(labels), codec=reals().codec, label_dim=labels, micro_batch=0,
@@ -190,7 +190,7 @@ class Bench:
         changes of its numbers, also redraw}. apart: how far the extra networks are moved away from the teacher.
         optimiser, ema: changes for all. device: where all of it lies. others: fields of Job.
         """
-        module = contract.method(method) if isinstance(method, str) else Method.of(method)
+        module = contract.load_method(method) if isinstance(method, str) else Method.of(method)
         if numbers is None:  # groups small enough for micro-batches to be smaller than a batch
             numbers = module.Numbers(**({"group": 2} if module.offers("group") else {}))
         frozen, images = teacher(labels, dtype, dropout, network=network), reals(labels, dtype)
@@ -214,7 +214,7 @@ class Bench:
             "training": Training(steps * batch, batch, Ema.of({**EMA, **(ema or {})})),
             "nets": nets, "published": "generator", "reals": images, "shape": images.shape, "seed": seed, "folder": path,
             "optimisers": dict.fromkeys(nets, Optimiser.of({**OPTIMISER, **(optimiser or {})})),
-            "fixed": {"teacher": frozen}, "dtype": dtype, "say": lambda text: None,
+            "fixed": {"teacher": frozen}, "dtype": dtype, "log": lambda text: None,
             "supplements": added, "device": device,
         }  # fmt: skip
         return Job(**{**values, **others})

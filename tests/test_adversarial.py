@@ -111,7 +111,7 @@ def test_groups_do_not_depend_on_the_micro_batch(bench, micro_batch):
                         folder=f"state-{size}")  # fmt: skip
         work = loop.Loop(job)
         work.iterate()
-        found.append(work.watch.sums)
+        found.append(work.monitor.sums)
     for name in ("fake_score.adversarial", "generator.adversarial", "generator.identity"):
         assert found[0][name][0] == pytest.approx(found[1][name][0], rel=1e-9)
 

@@ -89,7 +89,7 @@ def test_what_describes_the_machine(flags, monkeypatch, device, tf32, determinis
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     net, before = SimpleNamespace(precision=None), flags()
     site = SimpleNamespace(device=device, tf32=tf32, deterministic=deterministic, benchmark=benchmark)
-    found = speed.arithmetic(wanted, site, [net])
+    found = speed.set_arithmetic(wanted, site, [net])
     assert (found.tf32, found.deterministic, found.benchmark) == expected
     assert found.precision == (wanted if "cuda" in device else "float32") == str(net.precision).removeprefix("torch.")
     assert flags() == (before if device == "cpu" else (expected[0], False, expected[2], expected[1]))

@@ -258,7 +258,7 @@ def test_no_operation_and_unknown_ones():
     assert augment.siamese(0, 0, ())(image) is image
     with pytest.raises(Problem, match="no operation 'blur'; there are color, crop, cutout, flip, scale, rotate"):
         augment.siamese(0, 0, ("flip", "blur"))
-    augment.check(EVERY)
+    augment.check_operations(EVERY)
 
 
 def test_color():

@@ -73,7 +73,7 @@ def test_every_variant_is_an_embedding_loss_of_its_own(script, settings, tmp_pat
     assert len(added) == 4 * len(mmd.KERNELS) + 3 + 3
     work = script.loop_of(settings, list(added.values()), 8, options(), tmp_path)
     work.iterate()
-    values = {variant: work.watch.sums[f"{each.name}.mmd2"][0] for variant, each in added.items()}
+    values = {variant: work.monitor.sums[f"{each.name}.mmd2"][0] for variant, each in added.items()}
     for variant, each in added.items():
         own = (each.numbers.ensemble, each.numbers.kernel, each.numbers.stack, each.numbers.precision)
         assert own == tuple(variant)

@@ -99,7 +99,7 @@ def test_a_teacher_that_was_trained_here(made, monkeypatch, capsys):
     assert __main__.main(["teacher", "digits-smoke/check"]) == 0
     assert "fd1k_judge-a_train" in capsys.readouterr().out
     found = json.loads(Path("data/teachers/digits-smoke/check.json").read_text())
-    teacher, about = teachers.load("data/teachers/digits-smoke/teacher.safetensors")
+    teacher, about = teachers.load_denoiser("data/teachers/digits-smoke/teacher.safetensors")
     images = torch.cat(list(images_of_teacher(teacher, about, 1000, 3, 0, 333)))
     space = features.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
     reals, _, _ = data.load_pack("data/sets/digits/images.safetensors")
@@ -142,7 +142,7 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     found = json.loads(Path("data/teachers/theirs/check.json").read_text())
     assert (found["published"], found["published_as"], found["agrees"]) == (2.39, "fid 2.39, 79 calls", None)
     assert (found["reference"], found["features"]) == ("fid-refs-ffhq-64x64", "inception")
-    teacher, about = teachers.load("data/teachers/theirs/teacher.safetensors")
+    teacher, about = teachers.load_denoiser("data/teachers/theirs/teacher.safetensors")
     images = list(images_of_teacher(teacher, about, 4, 2))
     rows = features.embed(images, inception.load("inception", path=Path("mirror/inception-2015-12-05.pkl")))
     wanted = metrics.frechet(*metrics.moments(rows), *check.statistics(Path("mirror/ffhq-64x64.npz")))

@@ -78,16 +78,16 @@ def test_the_images_of_a_generator_have_these_classes():
     """Of generators and of teachers; and the noise of an image is that of its number, whatever its class is."""
     counts = [1, 30, 2]
     net = sampling.Generator(Plain(), known(counts))
-    wanted = classes.requested_classes(net.about, 40, 6)
+    wanted = classes.requested_classes(net.metadata, 40, 6)
     assert torch.equal(sampling.sample(net, 40, seed=6), sampling.sample(net, 40, seed=6, labels=wanted))
     assert not torch.equal(
         sampling.sample(net, 40, seed=6), sampling.sample(sampling.Generator(Plain(), about()), 40, seed=6)
     )
-    of_teacher = torch.cat(list(images_of_teacher(Plain(), net.about, 40, 3, seed=6, batch=9)))
-    told = torch.cat(list(images_of_teacher(Plain(), net.about, 40, 3, seed=6, batch=16, labels=wanted)))
+    of_teacher = torch.cat(list(images_of_teacher(Plain(), net.metadata, 40, 3, seed=6, batch=9)))
+    told = torch.cat(list(images_of_teacher(Plain(), net.metadata, 40, 3, seed=6, batch=16, labels=wanted)))
     assert torch.equal(of_teacher, told)
     # On a path from one noise to another the class is that of the first.
-    strip = sampling.between(net, 2, 3, seed=6)
+    strip = sampling.interpolate(net, 2, 3, seed=6)
     assert torch.equal(strip[::3], sampling.sample(net, 3, seed=6, labels=wanted[:3])[::2])
 
 
@@ -256,7 +256,7 @@ def test_a_generator_carries_the_counts_of_its_train_images(unbalanced):
     wanted = np.bincount(labels, minlength=3).tolist()
     assert sum(wanted) == 72 and wanted[0] > 2 * wanted[1] > 2 * wanted[2]
     for name in ("generator_ema", "ema-0"):
-        found = sampling.load_generator(f"data/runs/{RUN}/{name}.safetensors").about
+        found = sampling.load_generator(f"data/runs/{RUN}/{name}.safetensors").metadata
         assert found["class_counts"] == wanted and found["label_dim"] == 3
 
 
@@ -265,9 +265,9 @@ def test_every_evaluation_draws_by_frequency(unbalanced):
     pack = Path("data/sets/shapes/images.safetensors")
     drawn = classes.classes_of_pack(pack, {"n": 200, "seed": 0})
     generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
-    assert torch.equal(drawn.asked, classes.requested_classes(generator.about, 200, 0))
+    assert torch.equal(drawn.asked, classes.requested_classes(generator.metadata, 200, 0))
     shares = torch.bincount(drawn.asked, minlength=3) / 200
-    wanted = torch.tensor(generator.about["class_counts"]) / 72
+    wanted = torch.tensor(generator.metadata["class_counts"]) / 72
     assert (shares - wanted).abs().max() < 0.1 and (shares - 1 / 3).abs().max() > 0.15
     for name in (RUN, "shapes/teacher", "shapes/real"):
         found = json.loads(Path(f"data/evaluations/{name}/metrics.json").read_text())

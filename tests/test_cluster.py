@@ -256,10 +256,10 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
     for path in (other, snapshot):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 1000)
-    old, busy = state.folder("a" * 64), state.folder("b" * 64)
+    old, busy = state.state_folder("a" * 64), state.state_folder("b" * 64)
     (old / "state.safetensors").write_bytes(b"x" * 5000)
     plan = Plan(params.load_params())
-    mine = state.folder(files.digest(plan.find("distil", RUN).recipe))
+    mine = state.state_folder(files.digest(plan.find("distil", RUN).recipe))
     with locks.lock(busy):
         assert __main__.main(["prune"]) == 0
         printed = capsys.readouterr().out
@@ -306,15 +306,15 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     assert done.returncode == 0, done.stderr[-2000:]
     generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
     z = torch.randn(5, *generator.shape, generator=torch.Generator().manual_seed(0))
-    sigma = generator.about["sampler"]["steps"]["1"][0]
+    sigma = generator.metadata["sampler"]["steps"]["1"][0]
     from eldistill.data import dataset as data
 
-    wanted = data.decode(generator.network(sigma * z, torch.full((5,), sigma), None), generator.about["codec"])
+    wanted = data.decode(generator.network(sigma * z, torch.full((5,), sigma), None), generator.metadata["codec"])
     assert torch.equal(torch.load(folder / "out.pt", weights_only=True), wanted)
     text = (folder / "README.md").read_text(encoding="utf-8")
     metrics = files.read_json(f"data/evaluations/{RUN}/metrics.json")
     assert all(f"`{name}`" in text for name in metrics)
-    assert generator.about["lineage"]["teacher_sha256"] in text and generator.about["recipe"] in text
+    assert generator.metadata["lineage"]["teacher_sha256"] in text and generator.metadata["recipe"] in text
     assert json.loads((folder / "config.json").read_text())["lineage"]["params"]
 
 

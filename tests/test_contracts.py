@@ -39,12 +39,12 @@ with_supplements = pytest.mark.parametrize("supplement", SUPPLEMENTS)
 
 def offers(kind: str, file: str, function: str) -> bool:
     """Whether a module has a function of the contract that is optional."""
-    return callable(getattr(contract.module(kind, file), function, None))
+    return callable(getattr(contract.load_module(kind, file), function, None))
 
 
 def joins(method: str, supplement: str | None) -> bool:
     """Whether the two go together: what adds to the phase of fake_score needs a method that has one, and no other head."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     needs = supplement is not None and offers("supplements", supplement, "critic_terms")
     has_head = re.search("add_head", source(PACKAGE / "methods" / f"{method}.py"))
     return not needs or ("fake_score" in nets_of(method) and not has_head and module is not None)
@@ -104,7 +104,7 @@ def source(path: Path) -> str:
 
 def nets_of(method: str) -> list[str]:
     """The trained networks of a method, in the order of its phases."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     return [phase.net for phase in module.phases(module.Numbers(), Progress(0, 0, 100))]
 
 
@@ -123,7 +123,7 @@ def test_something_is_found():
 @with_methods
 def test_phases(method):
     """Phases name networks that exist, use known words, and train the generator."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     for progress in (Progress(0, 0, 1000), Progress(996, 249, 1000)):
         phases = module.phases(module.Numbers(), progress)
         assert phases and all(isinstance(phase, Phase) for phase in phases)
@@ -164,7 +164,7 @@ def test_terms_are_named_and_finite(bench, method, labels):
 @with_labels
 def test_generator_phase_trains_the_generator_alone(bench, method, labels):
     """A gradient reaches the generator, its label layer included; nothing else gets one, or moves by one bit."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     alone = bench.only(module, "generator")
     vars(alone).pop("after_step", None)  # it may move what no optimiser trains
     job = bench.job(alone, numbers=module.Numbers(), labels=labels)
@@ -185,7 +185,7 @@ def test_generator_phase_trains_the_generator_alone(bench, method, labels):
 )
 def test_critic_phase_leaves_the_rest_untouched(bench, method, net):
     """A step of an extra network moves that network; generator, teacher and the others stay bit for bit."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     job = bench.job(bench.only(module, net), numbers=module.Numbers())
     before = {name: copied(each) for name, each in {**job.fixed, **job.nets}.items()}
     loop.Loop(job).iterate()
@@ -257,7 +257,7 @@ def test_forced_normalisation_acts_on_the_networks_that_a_method_names(bench, ch
     """Of EDM2: rows of unit mean square after a run where it acts, and the weights that the optimiser left where it does not.
 
     Adam moves every weight of fan in n by about lr a step, so that a row's mean square drifts away from 1."""
-    module = contract.module("methods", "sida")
+    module = contract.load_module("methods", "sida")
     job = bench.job(
         "sida", network="edm2", numbers=module.Numbers(group=2, normalise=choice), steps=5, optimiser={"lr": 0.05}
     )
@@ -274,16 +274,16 @@ def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator()
     whole = params.load_params(Path(__file__).parents[1] / "params.yaml")
     for method in ("sida", "sid2a"):
         values = whole.section("method", method, "imagenet512-s")
-        numbers = contract.numbers(contract.module("methods", values["file"]), values)
-        assert contract.module("methods", "sida").normalised(numbers) == ()
-    assert not hasattr(contract.module("methods", "sid"), "normalised"), "all of its networks"
+        numbers = contract.make_numbers(contract.load_module("methods", values["file"]), values)
+        assert contract.load_module("methods", "sida").normalised(numbers) == ()
+    assert not hasattr(contract.load_module("methods", "sid"), "normalised"), "all of its networks"
 
 
 @with_methods
 def test_every_student_starts_at_the_teacher(bench, method):
     """Its weights, and those of an averaged target, are the teacher's to the bit: also CT's, as in its authors' script for
     ImageNet-64, and those of CT on CIFAR-10 and iCT, whose authors start from random weights (methods/consistency.py)."""
-    module, teacher = contract.module("methods", method), conftest.teacher()
+    module, teacher = contract.load_module("methods", method), conftest.teacher()
     numbers = module.Numbers()
     made = {"generator": module.generator(teacher, None, numbers), **module.networks(teacher, numbers, 1)}
     for name in {"generator", "target", "fake_score"} & made.keys():
@@ -294,7 +294,7 @@ def test_every_student_starts_at_the_teacher(bench, method):
 @pytest.mark.parametrize("method", [m for m in METHODS if "uncertainty" in declared("methods", m)])
 def test_uncertainty_is_learned_and_divides(bench, method):
     """With EDM2's own estimate of its loss: its layer learns, accumulation changes nothing, the generator's loss differs."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
 
     def run(folder, size=0, **changes):
         job = bench.job(method, network="edm2", numbers=module.Numbers(**changes), dtype=torch.float64, steps=2, batch=4,
@@ -384,7 +384,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
                          optimiser={"warmup_images": 8, "betas": [0.5, 0.99]})  # fmt: skip
 
     def outcome(work):
-        tensors = state.pack({**work.job.nets, "average": work.average}, work.optimisers)
+        tensors = state.pack_tensors({**work.job.nets, "average": work.average}, work.optimisers)
         return tensors, work.rows, [each.memory for each in work.job.supplements]
 
     for after in (1, 2):
@@ -409,11 +409,11 @@ def test_every_named_method_continues(bench, name):
     """Each section of distil.methods (CT's growing grid, iCT's stages, SiDA's warm-up, ...): stopped at half, bit for bit."""
     section = params.load_params(ROOT / "params.yaml").section("method", name, "digits")
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
-    module = contract.module("methods", section["file"])
+    module = contract.load_module("methods", section["file"])
     changes = {
         key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
     }
-    numbers = contract.numbers(module, {**section, **changes})
+    numbers = contract.make_numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
         def job() -> Job:
@@ -426,7 +426,7 @@ def test_every_named_method_continues(bench, name):
                 first.run()
         work = Unsaved(job())
         work.run()
-        return state.pack({**work.job.nets, "average": work.average}, work.optimisers), work.rows
+        return state.pack_tensors({**work.job.nets, "average": work.average}, work.optimisers), work.rows
 
     (a, rows_a), (b, rows_b) = outcome("parted", True), outcome("whole", False)
     assert a.keys() == b.keys() and not [key for key in a if not torch.equal(a[key], b[key])]
@@ -560,13 +560,13 @@ def test_supplements_add_up(bench, method):
 
 def sees_colour(family: str) -> bool:
     """Whether the family takes images of any number of channels; the small teacher of the tests has one."""
-    return not getattr(contract.module("ensemble", family), "TEACHER", False)
+    return not getattr(contract.load_module("ensemble", family), "TEACHER", False)
 
 
 @pytest.mark.parametrize(("family", "channels"), [(f, c) for f in FAMILIES for c in (1, 3) if c == 1 or sees_colour(f)])
 def test_family(family, channels):
     """Features are finite, follow from the seed, embed each image by itself, and carry a gradient to the images."""
-    module = contract.module("ensemble", family)
+    module = contract.load_module("ensemble", family)
     side = 32 if family == "vgg" else 8
     numbers, shape = module.Numbers(), (channels, side, side)
     tools = ()
@@ -608,7 +608,7 @@ def test_family(family, channels):
 @with_every
 def test_numbers_are_declared(kind, file):
     """Numbers is a frozen dataclass; number made every field, with a sentence and a default."""
-    module = contract.module(kind, file)
+    module = contract.load_module(kind, file)
     assert dataclasses.is_dataclass(module.Numbers)
     numbers = module.Numbers()
     for field in dataclasses.fields(module.Numbers):
@@ -625,7 +625,7 @@ def test_numbers_are_declared(kind, file):
 @with_every
 def test_declared_agrees_with_the_dataclass(kind, file):
     """What is read from the source without importing it is what the class says: names, defaults, limits, types."""
-    module = contract.module(kind, file)
+    module = contract.load_module(kind, file)
     read, fields = declared(kind, file), dataclasses.fields(module.Numbers)
     assert list(read) == [field.name for field in fields]
     for field in fields:
@@ -643,7 +643,7 @@ def test_declared_agrees_with_the_dataclass(kind, file):
         word, *rest = re.split(r"\s*\|\s*", field.type)
         kinds = [names[word.split("[")[0]], *("null" for _ in rest)]
         assert types == (kinds if rest else kinds[0])
-    again = contract.numbers(module, {key: value["default"] for key, value in read.items()} | {"file": "x"})
+    again = contract.make_numbers(module, {key: value["default"] for key, value in read.items()} | {"file": "x"})
     assert again == module.Numbers()
 
 
@@ -654,7 +654,7 @@ def test_contract_functions(kind, file):
         "methods": {"phases", "generator", "networks", "generate", "generator_terms", "sampler"},
         "supplements": {"prepare"},
     }[kind]
-    module = contract.module(kind, file)
+    module = contract.load_module(kind, file)
     assert {name for name in needed if callable(getattr(module, name, None))} == needed
     if kind == "methods":
         assert offers(kind, file, "critic_terms") == (set(nets_of(file)) != {"generator"})
@@ -666,7 +666,7 @@ def test_contract_functions(kind, file):
 @with_methods
 def test_sampler_is_json(method):
     """The sampler's description has a list of positive noise levels and a rule for renoising."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     found = module.sampler(module.Numbers())
     assert set(found) <= {"steps", "boundary", "renoise", "clip"} and "1" in found["steps"]
     for steps, sigmas in found["steps"].items():
@@ -678,9 +678,9 @@ def test_sampler_is_json(method):
 def test_unknown_file_is_a_sentence():
     """A file that is not there is a Problem which lists those that are."""
     with pytest.raises(Problem, match="methods/ has no file 'difinstruct'; it has .*diff_instruct"):
-        contract.module("methods", "difinstruct")
+        contract.load_module("methods", "difinstruct")
     with pytest.raises(Problem, match="has no file"):
-        contract.module("methods", "__init__")
+        contract.load_module("methods", "__init__")
 
 
 # --- the text of the files ---
@@ -796,8 +796,8 @@ def test_what_passes_between_modules_has_written_types(name):
 @pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, file in EVERY if kind != "ensemble"])
 def test_a_loaded_file_offers_what_it_defines(kind, file):
     """Method and SupplementModule take over every function of the contract, and have a default for each other one."""
-    loaded = contract.method(file) if kind == "methods" else contract.supplement(file)
-    module = contract.module(kind, file)
+    loaded = contract.load_method(file) if kind == "methods" else contract.load_supplement(file)
+    module = contract.load_module(kind, file)
     for field in dataclasses.fields(loaded):
         assert loaded.offers(field.name) == hasattr(module, field.name)
         assert getattr(loaded, field.name) is getattr(module, field.name, field.default)
@@ -809,12 +809,12 @@ def test_a_function_that_is_missing_is_said():
     """Called all the same, a function that a file leaves out raises a sentence, unless it may be left out."""
     bare = contract.Method(phases=lambda numbers, progress: [])
     assert bare.group(None) == 1 and bare.normalised(None) is None and bare.after_step({}, None, None) is None
-    with pytest.raises(TypeError, match="does not offer"):
+    with pytest.raises(TypeError, match="lacks a function"):
         bare.generate({}, None, None)
 
 
 def test_the_loop_knows_no_method(bench):
     """A method need not be a file: the loop takes any namespace with the contract's functions, and asks no name."""
-    module = contract.module("methods", METHODS[0])
+    module = contract.load_module("methods", METHODS[0])
     anonymous = SimpleNamespace(**{name: getattr(module, name) for name in dir(module) if not name.startswith("__")})
     assert equal(trained(bench.job(anonymous, folder="a")), trained(bench.job(METHODS[0], folder="b")))

@@ -50,7 +50,7 @@ def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
 def read(folder: Path, output: Path) -> torch.nn.Module:
     """Converted, and read as a teacher."""
     folders.convert(folder, output)
-    return teachers.load(output)[0].requires_grad_(False).eval()
+    return teachers.load_denoiser(output)[0].requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"])

@@ -90,7 +90,7 @@ def test_every_method_makes_a_generator(project, method):
     assert all(value.isfinite().all() for value in after.values()) and not same(after, before)
     assert same(after, weights(f"{method}/none/0", "ema-100"))
     assert same(before, load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
-    few = generator.about["sampler"]["steps"]
+    few = generator.metadata["sampler"]["steps"]
     assert set(few) == ({"1", "2", "4"} if method in ("cd", "ct", "ict", "ect") else {"1"})
     pictures = [sampling.sample(generator, 4, steps=int(steps)) for steps in few]
     assert all(images.float().std() > 0 for images in pictures)
@@ -107,8 +107,8 @@ def test_sid2a_starts_where_sid_ended(project, capsys):
     second = run("sid2a/el/3")
     assert same(weights("sid2a/el/3", "ema-0"), weights("sid/none/3"))
     assert not same(weights("sid2a/el/3"), weights("sid/none/3"))
-    assert second.about["n_images_before"] == 64 and second.about["n_images"] == 64
-    assert f"distil {DATA}/sid/none/3" in second.about["lineage"]["upstream"]
+    assert second.metadata["n_images_before"] == 64 and second.metadata["n_images"] == 64
+    assert f"distil {DATA}/sid/none/3" in second.metadata["lineage"]["upstream"]
     plan = Plan(params.load_params())
     old = plan.find("distil", f"{DATA}/sid2a/none/3").digest
     change("sid", alpha=0.5)
@@ -146,7 +146,7 @@ def test_gan_joins_di_and_not_dmd2_or_cd(project, capsys):
 
 def test_a_generator_knows_where_it_comes_from(project, capsys):
     """Metadata: resolved parameters, method, images, the teacher's digest, the commit; snapshots carry the recipe."""
-    about = run("di/none/0").about
+    about = run("di/none/0").metadata
     recipe = Path(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors.recipe").read_text(encoding="utf-8")
     lineage = about["lineage"]
     assert about["recipe"] == files.digest(recipe) and f'"params":{files.canonical(lineage["params"])}' in recipe
@@ -212,7 +212,7 @@ def test_a_broken_generator_is_never_shown(project, tmp_path, capsys, weight, co
     generator = run("di/none/0")
     for parameter in generator.network.parameters():
         parameter.fill_(weight)
-    sampling.save_generator(tmp_path / "g.safetensors", generator.network, generator.about)
+    sampling.save_generator(tmp_path / "g.safetensors", generator.network, generator.metadata)
     capsys.readouterr()
     picture = tmp_path / "g.png"
     assert __main__.main(["sample", "--generator", str(tmp_path / "g.safetensors"), "--grid", str(picture)]) == code
@@ -247,7 +247,7 @@ def test_the_target_of_a_run_that_starts_elsewhere_starts_there(project, monkeyp
     ("cd", {"sigma_min": 20.0}, "sigma_min"),
     ("ict", {"first": 64}, "first 64 and last 32"),
     ("ect", {"distance": "lpips"}, "give `lpips`"),
-    ("sid2a", {"sigma_init": 1.0}, "starts from noise of level 2.5, this method from 1.0"),
+    ("sid2a", {"sigma_init": 1.0}, "starts from the noise level 2.5, but this method from 1.0"),
 ])  # fmt: skip
 def test_numbers_that_do_not_go_together_are_one_sentence(project, capsys, method, changes, words):
     """What a schema cannot see: exit code 2, one sentence, nothing half-written."""

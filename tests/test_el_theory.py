@@ -236,7 +236,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     wait = datetime.timedelta(seconds=120)
     collectives.init_process_group("gloo", f"file://{folder}/store", wait, world_size=2, rank=rank)
-    across = distributed.processes()
+    across = distributed.process_group()
     found = {each: evaluate(*each, rank, across) for each in itertools.product(CASES, SPLITS)}
     own = (torch.arange(2.0 + rank)[:, None] + 10 * rank + torch.zeros(3)).requires_grad_()  # 2 and 3 rows
     gathered, total, factors = across.gather(own), across.total(own.sum(0)), torch.arange(15.0).reshape(5, 3)
@@ -270,7 +270,7 @@ def test_collectives(processes):
         own = (slice(0, 2), slice(2, 5))[rank]
         expected = rows, rows.sum(0), factors[own], factors[0].expand(2 + rank, 3), torch.tensor([7])
         assert all(torch.equal(*each) for each in zip(facts, expected, strict=True)) and counts == (rank, 2, 5)
-    assert distributed.processes() is None
+    assert distributed.process_group() is None
 
 
 # --- mixtures of two gradients ---------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def fakes(size: int = 6, dtype=torch.float64) -> torch.Tensor:
 def tools(folder, members=MEMBERS, redraw: int = 0, dtype=torch.float64) -> embedding.Prepared:
     """As a run gets them: a recorded ensemble, read by `prepare`."""
     section = {"members": members, "redraw": redraw, "calibration": 40, "draws": 2}
-    seed.make(section, 5, reals(dtype=torch.float32), folder / "e.json", folder / "e.npz")
+    seed.record_ensemble(section, 5, reals(dtype=torch.float32), folder / "e.json", folder / "e.npz")
     setting = Setting(ensemble=folder / "e.json", device="cpu", dtype=dtype, sigma_data=0.5, seed=8, sigma_init=2.5)
     return embedding.prepare(embedding.Numbers(), setting)
 
@@ -446,7 +446,7 @@ def spread_after_training(digits: torch.Tensor, estimator: str, number: int) -> 
     def members(redraw: int) -> list[ensemble_members.Member]:
         return [
             ensemble_members.calibrate(member, digits[:256])
-            for member in ensemble_members.draw(section, number, redraw, SHAPE)
+            for member in ensemble_members.draw_members(section, number, redraw, SHAPE)
         ]
 
     random = torch.Generator().manual_seed(number)

@@ -60,7 +60,7 @@ def same(left, right) -> bool:
 
 
 def derive(members=MIXED, number: int = 3, redraw: int = 0, **options):
-    return ensemble_members.draw(section(members), number, redraw, SHAPE, **options)
+    return ensemble_members.draw_members(section(members), number, redraw, SHAPE, **options)
 
 
 # --- derivation (c.10) -----------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_calibration_of_equal_images():
 
 def make(folder, number: int = 3, name: str = "e", **changes):
     path = folder / f"{name}.json"
-    seed.make(section(**changes), number, reals(), path, folder / f"{name}.npz")
+    seed.record_ensemble(section(**changes), number, reals(), path, folder / f"{name}.npz")
     return path
 
 
@@ -302,7 +302,7 @@ def test_round_trip(tmp_path):
     images = reals().take(indices)[0] / 0.5
     assert record["shape"] == list(SHAPE) and record["seed"] == 3 and record["draws"] == 1
     at_work = seed.Ensemble(path).at(0)
-    drawn = ensemble_members.draw(section(record["section"]["members"]), 3, 0, SHAPE)
+    drawn = ensemble_members.draw_members(section(record["section"]["members"]), 3, 0, SHAPE)
     assert same(weights(at_work), weights(drawn))
     for member, raw, row, mean in zip(at_work, drawn, record["members"], means, strict=True):
         again = ensemble_members.calibrate(raw, images)

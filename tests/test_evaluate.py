@@ -389,9 +389,9 @@ def test_processes_take_whole_chunks_in_order(n, batch, size):
 
 
 def shared_rows(batch: int, group: int, rank: int, size: int) -> slice:
-    from eldistill.training.processes import Processes
+    from eldistill.training.processes import ProcessGroup
 
-    return Processes.rows(SimpleNamespace(rank=rank, size=size), batch, group)
+    return ProcessGroup.rows(SimpleNamespace(rank=rank, size=size), batch, group)
 
 
 def test_kid_in_blocks_is_kid(monkeypatch):

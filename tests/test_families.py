@@ -72,7 +72,7 @@ def section(members, **changes) -> dict:
 def derive(
     *members, number: int = 3, redraw: int = 0, shape=SHAPE, dtype=torch.float64
 ) -> list[ensemble_members.Member]:
-    return ensemble_members.draw(section(members), number, redraw, shape, dtype=dtype)
+    return ensemble_members.draw_members(section(members), number, redraw, shape, dtype=dtype)
 
 
 def calibrated(*members, shape=SHAPE, dtype=torch.float64) -> list[ensemble_members.Member]:
@@ -82,7 +82,7 @@ def calibrated(*members, shape=SHAPE, dtype=torch.float64) -> list[ensemble_memb
 
 def make(folder, members, source=None, teacher=None, **changes) -> Path:
     path = folder / "e.json"
-    seed.make(section(members, **changes), 3, source or reals(), path, path.with_suffix(".npz"), teacher)
+    seed.record_ensemble(section(members, **changes), 3, source or reals(), path, path.with_suffix(".npz"), teacher)
     return path
 
 
@@ -210,8 +210,8 @@ def test_sizes_of_dataset_condensation(kind, norm, dims, macs, size):
 
     Their norms have a learned scale and shift, which ours lack and which are counted here.
     """
-    family = contract.module("ensemble", kind["family"])
-    numbers = contract.numbers(family, {"norm": "instance", **kind})
+    family = contract.load_module("ensemble", kind["family"])
+    numbers = contract.make_numbers(family, {"norm": "instance", **kind})
     for side, features, mac in zip((32, 64), dims, macs, strict=True):
         weights = family.draw(numbers, (3, side, side), lambda name, *size: torch.empty(size, device="meta"))
         with FlopCounterMode(display=False) as counted:
@@ -252,8 +252,8 @@ def test_spread_of_weights():
     variance = 1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
     assert 1.99 < cut.abs().max() < 2 + 1e-6 and float(cut.var()) == pytest.approx(variance, rel=0.02)
     for kind in (*(SMALL[name] for name in SMALL if name != "vit"), VGG):
-        family = contract.module("ensemble", kind["family"])
-        numbers = contract.numbers(family, {**kind, "bias": 0.7})
+        family = contract.load_module("ensemble", kind["family"])
+        numbers = contract.make_numbers(family, {**kind, "bias": 0.7})
         for name, each in family.draw(numbers, (1, 32, 32), lambda name, *size: torch.ones(size)).items():
             wanted = 0.7 if name.endswith("bias") else math.sqrt(2 / each[0].numel())
             assert torch.allclose(each, torch.tensor(wanted)), (kind, name)

@@ -66,7 +66,7 @@ def test_from_a_published_pickle_to_a_generator(project, capsys):
     assert __main__.main(["teacher", "theirs"]) == 0
     digest = files.sha256("net.pkl")
     assert f"net.pkl, sha256 {digest}, song for images of shape [1, 8, 8] and 0 classes" in capsys.readouterr().out
-    loaded, about = teachers.load("data/teachers/theirs/teacher.safetensors")
+    loaded, about = teachers.load_denoiser("data/teachers/theirs/teacher.safetensors")
     theirs, kwargs = network()
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), theirs.state_dict().values(), strict=True)
@@ -109,7 +109,7 @@ def test_a_row_of_the_registry_is_fetched_or_taken_from_its_place(project, capsy
     assert __main__.main(["teacher", "theirs"]) == 0
     digest = files.sha256("mirror/edm-ffhq-64x64-uncond-vp.pkl")
     assert f"sha256 {digest} is trusted from now on" in capsys.readouterr().out
-    _, about = teachers.load("data/teachers/theirs/teacher.safetensors")
+    _, about = teachers.load_denoiser("data/teachers/theirs/teacher.safetensors")
     assert about["source"]["licence"] == "CC BY-NC-SA 4.0"
     recipe = Path("data/teachers/theirs/teacher.safetensors.recipe").read_text()
     change(file="mirror/edm-ffhq-64x64-uncond-vp.pkl")

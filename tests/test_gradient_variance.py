@@ -30,9 +30,9 @@ def test_moments_are_the_trace_of_the_covariance():
 
 @pytest.mark.parametrize(("floor", "slope"), [(0.0, 3.0), (0.25, 1.0), (2.0, 0.0), (-0.01, 1.0)])
 def test_a_line_that_is_exact_is_found(floor, slope):
-    found = probe.fit({batch: floor + slope / batch for batch in (8, 32, 128)})
+    found = probe.fit_variance({batch: floor + slope / batch for batch in (8, 32, 128)})
     assert found == pytest.approx((floor, slope), abs=1e-12)
-    found = probe.fit({batch: floor + slope / batch + 7 / batch**2 for batch in (8, 32, 128)}, 2)
+    found = probe.fit_variance({batch: floor + slope / batch + 7 / batch**2 for batch in (8, 32, 128)}, 2)
     assert found == pytest.approx((floor, slope, 7), abs=1e-9)
 
 
@@ -46,13 +46,13 @@ def test_a_u_statistic_has_a_part_in_one_over_the_square():
         values = own[0] + own[1] - 2 * x.mean(1) * y.mean(1)
         assert values.mean() == pytest.approx(0.09, abs=0.01)
         found[batch] = values.var()
-    assert probe.fit(found)[0] < -0.01 * found[8]
-    assert abs(probe.fit(found, 2)[0]) < 0.005 * found[8]
+    assert probe.fit_variance(found)[0] < -0.01 * found[8]
+    assert abs(probe.fit_variance(found, 2)[0]) < 0.005 * found[8]
 
 
 def test_the_fit_weighs_relative_errors():
     """The same relative error everywhere: the floor's error is that of the largest batch, not of the smallest."""
-    floors = [probe.fit({b: e / b for b, e in zip((8, 32, 128), errors, strict=True)})[0]
+    floors = [probe.fit_variance({b: e / b for b, e in zip((8, 32, 128), errors, strict=True)})[0]
               for errors in itertools.product((0.9, 1.1), repeat=3)]  # fmt: skip
     assert max(map(abs, floors)) < 0.3 / 32
 
@@ -60,10 +60,10 @@ def test_the_fit_weighs_relative_errors():
 def test_noise_within_does_not_count_as_variance_between():
     """Means of many groups of 8 noisy rows about one centre: nothing between them; about centres apart: their variance."""
     groups = [probe.moments(1 + normal(8, 4, seed=seed)) for seed in range(2000)]
-    assert probe.between(groups) == pytest.approx(0, abs=0.05)
-    assert probe.strength(groups) == pytest.approx(4, abs=0.1)
+    assert probe.variance_between(groups) == pytest.approx(0, abs=0.05)
+    assert probe.squared_mean(groups) == pytest.approx(4, abs=0.1)
     apart = [probe.moments(normal(4, seed=5000 + seed) * 2 + normal(8, 4, seed=seed)) for seed in range(2000)]
-    assert probe.between(apart) == pytest.approx(16, rel=0.1)
+    assert probe.variance_between(apart) == pytest.approx(16, rel=0.1)
 
 
 def test_one_level_for_a_batch_changes_nothing_else():
@@ -91,7 +91,7 @@ def test_a_look_at_a_run(project, quick):
     """With networks: the variance falls as 1 / batch for images that draw their own level, and with the Embedding Loss;
     less where a batch shares one, and where fake_scores differ."""
     test_distil.run("di/none/0")
-    found = probe.look(RUN, project)
+    found = probe.measure_variance(RUN, project)
     assert list(found) == [probe.OWN, probe.SHARED, probe.ACROSS]
     own, shared, across = found.values()
     share = [100 * each["floor"] / each[4] for each in (own, shared, across)]
@@ -100,7 +100,7 @@ def test_a_look_at_a_run(project, quick):
     assert share[2] > abs(share[0]) and all(across[b] > own[b] for b in (4, 16, 64))
     assert own["signal"] > across["signal"]
     test_distil.run("di/el/0")
-    (el,) = probe.look(RUN.replace("none", "el"), project).values()
+    (el,) = probe.measure_variance(RUN.replace("none", "el"), project).values()
     assert el[4] / el[64] == pytest.approx(16, rel=0.7)
 
 
@@ -108,16 +108,16 @@ def test_two_looks_are_one(project, quick, monkeypatch):
     monkeypatch.setattr(probe, "REPEATS", {4: 2, 16: 2, 64: 2})
     monkeypatch.setattr(probe, "FAKE_IMAGES", 64)
     test_distil.run("di/none/0")
-    assert probe.look(RUN, project) == probe.look(RUN, project)
+    assert probe.measure_variance(RUN, project) == probe.measure_variance(RUN, project)
 
 
 def test_what_cannot_be_looked_at_is_one_sentence(project, quick, monkeypatch):
     test_distil.run("cd/none/0")
     with pytest.raises(Problem, match="the method consistency has no fake_score"):
-        probe.look(RUN.replace("/di/", "/cd/"), project)
+        probe.measure_variance(RUN.replace("/di/", "/cd/"), project)
     assert __main__.main(["distil", RUN]) == 0
     monkeypatch.setattr(probe, "PERCENT", 20)
     with pytest.raises(Problem, match=r"ema-20\.safetensors is missing; .*add 20 to distil\.snapshots"):
-        probe.look(RUN, project)
+        probe.measure_variance(RUN, project)
     with pytest.raises(Problem, match="recipe of .*di/none/7 cannot be read"):
-        probe.look(RUN.replace("/0", "/7"), project)
+        probe.measure_variance(RUN.replace("/0", "/7"), project)

@@ -236,16 +236,16 @@ def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
         assert (config["img_resolution"], config["attn_resolutions"]) == (side, [side // 2])
         networks.build(config).load_state_dict(tensors)
     about = guided_states.convert(path, tmp_path / "out.safetensors", given={"img_resolution": 32, "num_heads": 4})
-    assert about["shape"] == [3, 32, 32] and teachers.load(tmp_path / "out.safetensors")[1] == about
+    assert about["shape"] == [3, 32, 32] and teachers.load_denoiser(tmp_path / "out.safetensors")[1] == about
 
 
 @pytest.mark.parametrize(
     ("sizes", "given", "sentence"),
     [
-        ({}, None, "shapes do not say the resolution and the heads"),
-        ({}, {"img_resolution": 16}, "shapes do not say the resolution and the heads"),
-        ({}, {"num_heads": 4}, "shapes do not say the resolution and the heads"),
-        ({}, {"img_resolution": 16, "num_heads": 4, "num_head_channels": 64}, "shapes do not say the resolution and the heads"),
+        ({}, None, "the resolution and the attention heads of a network other"),
+        ({}, {"img_resolution": 16}, "the resolution and the attention heads of a network other"),
+        ({}, {"num_heads": 4}, "the resolution and the attention heads of a network other"),
+        ({}, {"img_resolution": 16, "num_heads": 4, "num_head_channels": 64}, "the resolution and the attention heads of a network other"),
         ({}, {"img_resolution": 16, "num_head_channels": 48}, "128 channels cannot be split into equal heads of 48 channels"),
         ({}, {"img_resolution": 16, "num_heads": 3}, "128 channels cannot be split into equal heads in number 3"),
         ({}, {"img_resolution": 17, "num_heads": 4}, "17 cannot be halved 1 times"),
@@ -411,7 +411,7 @@ def test_from_their_teacher_to_a_generator(project, capsys):
     assert "set teacher.NAME.state to {img_resolution: …, num_head_channels: …}" in capsys.readouterr().err
     test_foreign_teachers.change(state={"img_resolution": 8, "num_head_channels": 64})
     assert __main__.main(["teacher", "theirs", "--processes", "4"]) == 0  # as the rule says for a job of four GPUs
-    teacher, about = teachers.load("data/teachers/theirs/teacher.safetensors")
+    teacher, about = teachers.load_denoiser("data/teachers/theirs/teacher.safetensors")
     assert about["config"]["network"] == "guided" and about["source"]["class"] == "UNetModel"
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():

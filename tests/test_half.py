@@ -185,7 +185,7 @@ def test_a_training_casts_once_a_step_of_a_network(bench, method):
     job = bench.job(method, batch=8, steps=4)
     job.micro_batch = 4
     nets = {**job.fixed, **job.nets}
-    speed.precision("bfloat16", nets.values())
+    speed.set_precision("bfloat16", nets.values())
     loop.Loop(job).run()
     for name, net in nets.items():
         assert net.copies.made == {"teacher": 1, "fake_score": 5, "generator": 4, "target": 4}[name] * weights(net), (
@@ -256,7 +256,7 @@ def test_weights_are_back_after_an_error(net):
 
 def test_blocks_computed_again_have_the_same_weights(net):
     wanted = step(net)
-    speed.recompute([net])
+    speed.recompute_blocks([net])
     assert equal(step(net), wanted)
 
 
@@ -369,7 +369,7 @@ def along(net: torch.nn.Module, dtype, precision=EXACT, ready: bool = True) -> A
 def test_forward_mode_is_the_derivative(net, recompute):
     """In float64 by a central difference, through dropout and attention, whether blocks are to be computed again or not."""
     if recompute:
-        speed.recompute([net])
+        speed.recompute_blocks([net])
     found = along(net, torch.float64)
     (x, sigma), (dx, dsigma), labels = direction(net, torch.float64)
     size = 1e-3 if net.config["network"] == "ddpm" else 1e-6

@@ -438,7 +438,7 @@ def test_names_go_from_folders_to_generator_command_and_card(capsys):
         and "1 hidden file or folder, such as archive/__MACOSX" in said
     )
     generator = "data/runs/mine/di/none/0/generator_ema.safetensors"
-    about = sampling.load_generator(generator).about
+    about = sampling.load_generator(generator).metadata
     assert (about["label_dim"], about["class_names"]) == (3, ["cat", "dog", "owl"])
     assert __main__.main(["sample", "--generator", generator, "--label", "owl", "--n", "4", "--grid", "owl.png"]) == 0
     assert __main__.main(["export", "mine/di/none/0", "--out", "given"]) == 0

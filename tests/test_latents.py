@@ -109,7 +109,7 @@ def test_latents_have_no_limits_and_no_lpips():
     from eldistill.losses import perceptual
 
     with pytest.raises(Problem, match="LPIPS sees pixels, but this data has latents"):
-        perceptual.distance({}, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), EDM2)
+        perceptual.lpips({}, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), EDM2)
 
 
 # --- packs ----------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ METHODS = {"diff_instruct": {"embedding": {}}, "dmd2": {}, "consistency": {}}
 
 def job_on_latents(bench, method: str, folder: str, **others) -> Job:
     """A training on latents: what it draws of them goes into its critic, its supplement or its own loss."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     numbers = module.Numbers(source="data") if method == "consistency" else None
     reals = reals_of(stored(12, channels=1), dtype=others.get("dtype", torch.float32))
     return bench.job(method, METHODS[method], numbers=numbers, reals=reals, folder=folder, **others)
@@ -252,7 +252,7 @@ def job_on_latents(bench, method: str, folder: str, **others) -> Job:
 def trained(job: Job) -> dict[str, torch.Tensor]:
     work = loop.Loop(job)
     work.run()
-    return {name: each.clone() for name, each in state.pack({**job.nets, "average": work.average}, {}).items()}
+    return {name: each.clone() for name, each in state.pack_tensors({**job.nets, "average": work.average}, {}).items()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -363,7 +363,7 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     codec = {"mean": [-b / s for s, b in zip(scale, bias, strict=True)], "std": [0.5 / s for s in scale]}
     about = convert.adopt({"file": str(path), "codec": codec, "labels": True}, tmp_path / "teacher.safetensors")
     assert about["codec"] == codec and about["shape"][0] == 4
-    assert teachers.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
+    assert teachers.load_denoiser(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
         "sees latents with scale": EDM2,
         "sees 4 channels, the codec of its data has 1": SMALL,

@@ -78,7 +78,7 @@ def job_of(folder, method=None, steps=5, optimiser=None, **others) -> Job:
     values = {
         "method": Method.of(method or toy()), "numbers": None, "nets": nets, "published": "generator", "reals": Unlabelled(),
         "training": Training(steps * BATCH, BATCH, Ema("constant", beta=0.5)),
-        "shape": SHAPE, "seed": 0, "folder": folder, "dtype": torch.float64, "say": lambda text: None,
+        "shape": SHAPE, "seed": 0, "folder": folder, "dtype": torch.float64, "log": lambda text: None,
         "optimisers": dict.fromkeys(nets, Optimiser.of({**OPTIMISER, **(optimiser or {})})),
     }  # fmt: skip
     return Job(**{**values, **others})
@@ -149,7 +149,7 @@ def test_not_finite_stops_with_the_place_and_a_good_state(tmp_path, where, value
     with pytest.raises(NonFinite) as caught:
         loop.Loop(sick).run()
     assert str(caught.value).startswith("step 3 (12 images): ") and named in str(caught.value)
-    tensors, numbers = state.load(tmp_path)
+    tensors, numbers = state.load_state(tmp_path)
     assert numbers["n_images"] == 12 and numbers["iteration"] == 3
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     healed = loop.Loop(job_of(tmp_path))
@@ -189,7 +189,7 @@ def test_a_failed_step_is_saved_nowhere(tmp_path):
     with pytest.raises(NonFinite):
         work.run()
     assert work.iteration == len(shown) == 3 and work.n_images == 3 * job.training.batch
-    tensors, numbers = state.load(job.folder)
+    tensors, numbers = state.load_state(job.folder)
     assert numbers["iteration"] == 3 and all(bool(each.isfinite().all()) for each in tensors.values())
     assert all(math.isfinite(value) for each in shown for value in each)
 
@@ -264,7 +264,7 @@ def test_a_short_last_row(tmp_path):
 def test_more_ticks_than_steps(tmp_path):
     """A row a step at most, and a line for each."""
     lines = []
-    work = loop.Loop(job_of(tmp_path, counting(), steps=3, ticks=40, say=lines.append))
+    work = loop.Loop(job_of(tmp_path, counting(), steps=3, ticks=40, log=lines.append))
     work.run()
     assert [row["iteration"] for row in work.rows] == [1, 2, 3] and len(lines) == 3
     assert all("critic.fit" in line and "/12 images" in line for line in lines)
@@ -495,7 +495,7 @@ def test_a_weight_that_reaches_a_bound_is_said(tmp_path):
     said = []
     method = toy(phases=lambda numbers, progress: [Phase("generator")])
     job = job_of(tmp_path, method, steps=4, ticks=2, supplements=[Supplement("extra", SupplementModule.of(additional(bounded=True)), None)],
-                 say=said.append)  # fmt: skip
+                 log=said.append)  # fmt: skip
     loop.Loop(job).run()
     assert [text for text in said if "extra: its weight reached a bound in 100 % of the iterations" in text][1:]
     assert not any("bounded" in text for text in said)
@@ -518,9 +518,9 @@ def test_a_signal_stops_politely(tmp_path, number):
     ):
         loop.Loop(job_of(tmp_path, toy(after_step=after_step))).run()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    assert state.load(tmp_path)[1]["n_images"] == 12
+    assert state.load_state(tmp_path)[1]["n_images"] == 12
     lines = []
-    assert weights(loop.Loop(job_of(tmp_path, say=lines.append)).run()) == reference(tmp_path / "whole")
+    assert weights(loop.Loop(job_of(tmp_path, log=lines.append)).run()) == reference(tmp_path / "whole")
     assert lines[0] == "continuing at 12 of 20 images"
 
 
@@ -552,7 +552,7 @@ def test_time_budget(tmp_path):
         except Stopped as stopped:
             stops += 1
             assert "the time budget is used up" in str(stopped)
-            assert state.load(tmp_path)[1]["n_images"] == BATCH * stops
+            assert state.load_state(tmp_path)[1]["n_images"] == BATCH * stops
     assert weights(average) == reference(tmp_path / "whole")
 
 

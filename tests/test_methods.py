@@ -91,7 +91,7 @@ def job_of(nets: dict, teacher: nn.Module, shape, numbers, folder, batch=4, step
         method=Method.of(method), numbers=numbers, training=Training(steps * batch, batch, ema), nets=nets,
         published="generator", reals=Unlabelled(), shape=shape, seed=0, folder=folder, fixed={"teacher": teacher},
         optimisers=dict.fromkeys(nets, Optimiser.of(OPTIMISER)), dtype=torch.float64,
-        say=lambda text: None, **others,
+        log=lambda text: None, **others,
     )  # fmt: skip
 
 

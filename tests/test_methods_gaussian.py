@@ -151,7 +151,7 @@ def test_sid_value_and_gradient(bench, tape, tmp_path, a, b, alpha, share, seque
     factor = numbers.scale * 4 / weight_of(a, b, sigma)
     d, e = real[0] - fake[0], real[1] - fake[1]
     square = (d * b + e) ** 2 + d**2 * (a**2 + sigma**2)
-    value = work.watch.sums["generator.identity"][0]
+    value = work.monitor.sums["generator.identity"][0]
     assert value == pytest.approx(factor * (1 - alpha) * square, rel=1e-9, abs=factor * 1e-12)
     at = [torch.tensor(each, dtype=torch.float64, requires_grad=True) for each in (a, b)]
     expected = identity(at, alpha, sigma, fake, real)
@@ -164,7 +164,7 @@ def test_sid_gradient_vanishes_at_the_data(bench, tape, tmp_path):
     """Where the generator is the data, fake_score the teacher: no value and no gradient."""
     told = {"sigma": torch.full((2,), 0.5).double(), "epsilon": EPSILON}
     work, net = step(bench, sid, sid.Numbers(), tape, tmp_path, DEVIATION, MEAN, 0, told)
-    assert work.watch.sums["generator.identity"][0] == 0
+    assert work.monitor.sums["generator.identity"][0] == 0
     assert abs(float(net.a.grad)) < 1e-12 and abs(float(net.b.grad)) < 1e-12
 
 
@@ -174,7 +174,7 @@ def test_sid_gradient_vanishes_at_the_data(bench, tape, tmp_path):
 ], ids=["sid", "sida", "sida-groups", "sida-solo"])  # fmt: skip
 def test_one_graph_at_a_time_gives_the_same_gradient(bench, method, changes, labels):
     """`sequential` changes neither the values nor the gradient, through the encoder's logits too."""
-    module, found = contract.module("methods", method), []
+    module, found = contract.load_module("methods", method), []
     for sequential in (False, True):
         numbers = module.Numbers(sequential=sequential, **changes)
         job = bench.job(method, numbers=numbers, labels=labels, dtype=torch.float64, folder=f"state-{sequential}")
@@ -382,7 +382,7 @@ def test_ect_needs_no_target_pass_where_the_target_is_the_data(bench, labels, dr
         work = loop.Loop(job)
         work.iterate()
         found.append(
-            (work.watch.sums["generator.consistency"][0], [p.grad for p in job.nets["generator"].parameters()])
+            (work.monitor.sums["generator.consistency"][0], [p.grad for p in job.nets["generator"].parameters()])
         )
     (one, slopes), (other, others) = found
     assert one == pytest.approx(other, rel=1e-12)
@@ -397,7 +397,7 @@ def test_student_and_target_share_the_dropout_masks(bench, targets):
     job = bench.job("consistency", numbers=numbers, dtype=torch.float64, dropout=0.5, batch=8)
     work = loop.Loop(job)
     work.iterate()
-    assert 0 < work.watch.sums["generator.consistency"][0] < 1e-6
+    assert 0 < work.monitor.sums["generator.consistency"][0] < 1e-6
 
 
 def test_flip_mirrors_half():

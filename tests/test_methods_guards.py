@@ -61,7 +61,7 @@ def poison(job: Job, place: str, value: float) -> None:
 def test_no_method_hides_a_value_that_is_not_finite(bench, run, place, value):
     """The very first iteration ends, and says so; without the poison it does not."""
     method, changes, _ = RUNS[run]
-    numbers = contract.module("methods", method).Numbers(**changes)
+    numbers = contract.load_module("methods", method).Numbers(**changes)
     loop.Loop(bench.job(method, numbers=numbers, folder="healthy")).iterate()
     job = bench.job(method, numbers=numbers)
     poison(job, place, value)
@@ -91,7 +91,7 @@ def images(n: int = 3) -> list[torch.Tensor]:
 ONE = torch.ones(3).double()
 NOTHING = torch.zeros(3, 1, 1, 1).double()
 FORMULAS = {
-    "kl_term": lambda a, b, x, y: contract.module("methods", "diff_instruct").kl_term(a - b, x).value,
+    "kl_term": lambda a, b, x, y: contract.load_module("methods", "diff_instruct").kl_term(a - b, x).value,
     "matching_term": lambda a, b, x, y: score.matching_term(a, b, x).value,
     "matching_term: gradient": lambda a, b, x, y: score.matching_term(a, b, x).gradient,
     "identity_loss": lambda a, b, x, y: score.identity_loss(a, b, x, 1.2)[0],

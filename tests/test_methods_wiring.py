@@ -53,9 +53,9 @@ def test_sida_warms_up(bench, images):
         assert sida.phases(sida.Numbers(images=images), Progress(off, 0, 100)) == whole
     work, seen = loop.Loop(bench.job("sida", numbers=numbers, batch=4, steps=7)), []
     for _ in range(7):
-        work.watch.sums = {}
+        work.monitor.sums = {}
         work.iterate()
-        seen.append([name for name in ("identity", "adversarial") if f"generator.{name}" in work.watch.sums])
+        seen.append([name for name in ("identity", "adversarial") if f"generator.{name}" in work.monitor.sums])
     assert seen == [[]] * 3 + [["identity"]] * 2 + [["identity", "adversarial"]] * 2
 
 
@@ -190,7 +190,7 @@ def test_fake_score_learns_from_augmented_images(bench, method):
 @pytest.mark.parametrize("method", ["diff_instruct", "sid", "sida"])
 def test_augmentation_needs_a_teacher_that_knows_it(bench, method):
     """A sentence, before any training."""
-    module = contract.module("methods", method)
+    module = contract.load_module("methods", method)
     with pytest.raises(Problem, match="augment is 0.12, but the teacher knows no augmentation labels"):
         bench.job(method, numbers=module.Numbers(augment=0.12))
 

@@ -157,14 +157,14 @@ def test_regression_by_lpips(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(perceptual, "WIDTHS", (2, 2, 2, 2, 2))
     generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.rand(shape, generator=generator) for name, shape in perceptual.shapes().items()}
+    weights = {name: torch.rand(shape, generator=generator) for name, shape in perceptual.weight_shapes().items()}
     path = tmp_path / "lpips.safetensors"
     save_file(weights, path)
     numbers = regression.Numbers(lpips=str(path))
     tools = prepared(teacher, tmp_path, teacher.classes, lpips=str(path))
     batch, answer = batch_of((1, 8, 8), {"pair": torch.tensor([1, 2])}), torch.zeros(2, 1, 8, 8).double()
     terms = regression.direct_terms(tools, {"generator": lambda *_: answer}, batch, numbers)
-    wanted = perceptual.distance(tools.measure, answer, tools.images[[1, 2]].double(), tools.setting.codec).mean()
+    wanted = perceptual.lpips(tools.measure, answer, tools.images[[1, 2]].double(), tools.setting.codec).mean()
     assert list(terms) == ["lpips"] and torch.equal(terms["lpips"], wanted) and wanted > 0
 
 

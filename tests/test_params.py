@@ -231,7 +231,7 @@ def test_a_module_declares_the_defaults_of_its_class_numbers():
     from eldistill import contract
 
     for kind, file in FILES:
-        numbers = getattr(contract.module(kind, file), "Numbers", None)
+        numbers = getattr(contract.load_module(kind, file), "Numbers", None)
         fields = declared(kind, file)
         if numbers is None:
             assert fields == {}

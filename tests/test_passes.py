@@ -54,7 +54,7 @@ class Meter:
 
 
 def numbers_of(method: str, **changes):
-    return contract.module("methods", method).Numbers(**changes)
+    return contract.load_module("methods", method).Numbers(**changes)
 
 
 def measured(bench, method: str, supplements=None, iterations: int = 1, numbers=None, **others) -> Meter:

@@ -27,7 +27,7 @@ def weights(monkeypatch) -> dict[str, torch.Tensor]:
     monkeypatch.setattr(perceptual, "WIDTHS", SMALL)
     generator = torch.Generator().manual_seed(0)
     made = {}
-    for name, shape in perceptual.shapes().items():
+    for name, shape in perceptual.weight_shapes().items():
         values = torch.randn(shape, generator=generator, dtype=torch.float64)
         made[name] = values.abs() if name.startswith("lin") else values * (0.3 if name.endswith("weight") else 0.1)
     return made
@@ -95,7 +95,7 @@ def independent(weights: dict, a: torch.Tensor, b: torch.Tensor, pooling: str = 
 def test_distance_is_the_authors(weights, side, pooling):
     """To 1e-7, whether the images are enlarged to 224 or not; measured 8e-9: they add 1e-10 outside the root."""
     a, b = images(2, side=side), images(2, side=side, seed=2)
-    found = perceptual.distance(weights, a, b, CODEC, pooling)
+    found = perceptual.lpips(weights, a, b, CODEC, pooling)
     np.testing.assert_allclose(found.numpy(), independent(weights, a, b, pooling), rtol=1e-7)
 
 
@@ -107,10 +107,10 @@ def test_pooling_is_a_choice_of_the_method(weights, tmp_path):
     for pooling in POOLINGS:
         numbers = consistency.Numbers(distance="lpips", lpips=str(path), lpips_pooling=pooling)
         found = consistency.distance(a, b, numbers, CODEC)
-        assert torch.equal(found, perceptual.distance(weights, a, b, CODEC, pooling))
-    default = perceptual.distance(weights, a, b, CODEC)
-    assert torch.equal(default, perceptual.distance(weights, a, b, CODEC, "max"))
-    assert not torch.allclose(default, perceptual.distance(weights, a, b, CODEC, "average"), rtol=1e-3)
+        assert torch.equal(found, perceptual.lpips(weights, a, b, CODEC, pooling))
+    default = perceptual.lpips(weights, a, b, CODEC)
+    assert torch.equal(default, perceptual.lpips(weights, a, b, CODEC, "max"))
+    assert not torch.allclose(default, perceptual.lpips(weights, a, b, CODEC, "average"), rtol=1e-3)
     for kind, file in (("methods", "consistency"), ("supplements", "regression")):
         assert declared(kind, file)["lpips_pooling"]["neutral"]
 
@@ -120,7 +120,7 @@ def test_pooling_differs_nowhere_on_images_without_a_pattern(weights, monkeypatc
     central = {name: value * (torch.arange(9).reshape(3, 3) == 4) if value.ndim == 4 and "lin" not in name else value
                for name, value in weights.items()}  # fmt: skip
     a, b = (torch.full((2, 3, 8, 8), level, dtype=torch.float64) for level in (-0.3, 0.4))
-    both = [perceptual.distance(central, a, b, CODEC, pooling) for pooling in POOLINGS]
+    both = [perceptual.lpips(central, a, b, CODEC, pooling) for pooling in POOLINGS]
     torch.testing.assert_close(*both, rtol=1e-12, atol=0)
     assert (both[0] > 0).all()
 
@@ -137,32 +137,32 @@ def test_imagenet_has_the_pooling_of_its_authors():
 def test_distance_of_grey_images(weights):
     """One channel counts as three equal ones."""
     a, b = images(channels=1), images(channels=1, seed=2)
-    wanted = perceptual.distance(weights, a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1), CODEC)
-    torch.testing.assert_close(perceptual.distance(weights, a, b, CODEC), wanted, rtol=1e-12, atol=0)
+    wanted = perceptual.lpips(weights, a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1), CODEC)
+    torch.testing.assert_close(perceptual.lpips(weights, a, b, CODEC), wanted, rtol=1e-12, atol=0)
 
 
 def test_distance_is_a_distance(weights):
     """Zero for equal images, positive and symmetric for others, one number an image whatever its neighbours are."""
     a, b = images(), images(seed=2)
-    found = perceptual.distance(weights, a, b, CODEC)
+    found = perceptual.lpips(weights, a, b, CODEC)
     assert found.shape == (3,) and (found > 0).all()
-    assert not perceptual.distance(weights, a, a, CODEC).any()
-    torch.testing.assert_close(found, perceptual.distance(weights, b, a, CODEC), rtol=1e-12, atol=0)
-    torch.testing.assert_close(found[1:2], perceptual.distance(weights, a[1:2], b[1:2], CODEC), rtol=1e-9, atol=0)
+    assert not perceptual.lpips(weights, a, a, CODEC).any()
+    torch.testing.assert_close(found, perceptual.lpips(weights, b, a, CODEC), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[1:2], perceptual.lpips(weights, a[1:2], b[1:2], CODEC), rtol=1e-9, atol=0)
 
 
 def test_gradient_is_finite(weights):
     """At equal images it is zero, not a NaN; at others it lowers the distance."""
     a, b = images().requires_grad_(), images(seed=2)
-    (slope,) = torch.autograd.grad(perceptual.distance(weights, a, a.detach(), CODEC).sum(), a)
+    (slope,) = torch.autograd.grad(perceptual.lpips(weights, a, a.detach(), CODEC).sum(), a)
     assert not slope.any()
-    before = perceptual.distance(weights, a, b, CODEC).sum()
+    before = perceptual.lpips(weights, a, b, CODEC).sum()
     (slope,) = torch.autograd.grad(before, a)
     assert slope.isfinite().all() and slope.any()
-    assert perceptual.distance(weights, a.detach() - 1e-3 * slope / slope.norm(), b, CODEC).sum() < before
+    assert perceptual.lpips(weights, a.detach() - 1e-3 * slope / slope.norm(), b, CODEC).sum() < before
     # Features of zero have no direction.
     silent = {name: torch.zeros_like(value) if "lin" not in name else value for name, value in weights.items()}
-    (slope,) = torch.autograd.grad(perceptual.distance(silent, a, b, CODEC).sum(), a)
+    (slope,) = torch.autograd.grad(perceptual.lpips(silent, a, b, CODEC).sum(), a)
     assert not slope.any()
 
 
@@ -170,25 +170,25 @@ def test_load(weights, tmp_path):
     """The file's names are torchvision's and LPIPS's; a file that lacks a weight, or has one of another shape, is named."""
     path = tmp_path / "whole.safetensors"
     save_file({name: value.float() for name, value in weights.items()} | {"extra": torch.zeros(1)}, path)
-    read = perceptual.load(str(path), dtype=torch.float64)
+    read = perceptual.load_lpips(str(path), dtype=torch.float64)
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], value.float().double()) for name, value in weights.items())
     for name in ("features.28.bias", "lin4"):
         path = tmp_path / f"without-{name}.safetensors"
         save_file({key: value for key, value in weights.items() if key != name}, path)
         with pytest.raises(Problem, match=f"no {name} of shape"):
-            perceptual.load(str(path))
+            perceptual.load_lpips(str(path))
     path = tmp_path / "other.safetensors"
     save_file({**weights, "features.0.weight": torch.zeros(3, 1, 3, 3)}, path)
     with pytest.raises(Problem, match="no features.0.weight of shape"):
-        perceptual.load(str(path))
+        perceptual.load_lpips(str(path))
     with pytest.raises(Problem, match="is missing"):
-        perceptual.load(str(tmp_path / "nothing.safetensors"))
+        perceptual.load_lpips(str(tmp_path / "nothing.safetensors"))
 
 
 def test_shapes_are_those_of_vgg16():
     """14.7 million weights of VGG-16's convolutions and 1,472 of LPIPS."""
-    sizes = {name: int(np.prod(shape)) for name, shape in perceptual.shapes().items()}
+    sizes = {name: int(np.prod(shape)) for name, shape in perceptual.weight_shapes().items()}
     assert sum(n for name, n in sizes.items() if name.startswith("features")) == 14_714_688
     assert sum(n for name, n in sizes.items() if name.startswith("lin")) == 1_472
     assert len(sizes) == 2 * 13 + 5
@@ -200,6 +200,6 @@ def test_consistency_distance(weights, tmp_path):
     save_file({name: value.clone() for name, value in weights.items()}, path)
     a, b = images(), images(seed=2)
     found = consistency.distance(a, b, consistency.Numbers(distance="lpips", lpips=str(path)), CODEC)
-    torch.testing.assert_close(found, perceptual.distance(weights, a, b, CODEC), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, perceptual.lpips(weights, a, b, CODEC), rtol=1e-12, atol=0)
     with pytest.raises(Problem, match="give `lpips`"):
         consistency.distance(a, b, consistency.Numbers(distance="lpips"), CODEC)

@@ -95,7 +95,7 @@ def test_a_converted_teacher_is_a_teacher(tmp_path):
     network, kwargs = golden("song_ddpmpp_cond")
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs))
     about = edm.convert(path, tmp_path / "teacher.safetensors", licence="CC BY-NC-SA 4.0")
-    loaded, description = teachers.load(tmp_path / "teacher.safetensors")
+    loaded, description = teachers.load_denoiser(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.state_dict()) and description == json.loads(json.dumps(about))
     source = about["source"]
     assert source["sha256"] == files.sha256(path) and source["licence"] == "CC BY-NC-SA 4.0"
@@ -111,7 +111,7 @@ def test_half_precision_stays_in_the_file_and_is_raised_on_load(tmp_path):
     path = official.write(tmp_path / "net.pkl", official.edm2(network.half(), kwargs))
     edm.convert(path, tmp_path / "teacher.safetensors")
     assert {tensor.dtype for tensor in load_tensors(tmp_path / "teacher.safetensors")[0].values()} == {torch.float16}
-    loaded, _ = teachers.load(tmp_path / "teacher.safetensors")
+    loaded, _ = teachers.load_denoiser(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.float().state_dict())
 
 

@@ -25,10 +25,10 @@ STEPS, BATCH = 50, 16
 def trained(bench, method: str, precision: str, folder: str, supplements=None) -> tuple[torch.Tensor, loop.Loop]:
     """Images of the running average after fifty steps, and the loop."""
     job = bench.job(method, supplements, folder=folder, batch=BATCH, steps=STEPS)
-    speed.precision(precision, [*job.fixed.values(), *job.nets.values()])
+    speed.set_precision(precision, [*job.fixed.values(), *job.nets.values()])
     work = loop.Loop(job)
     work.run()
-    speed.precision("float32", [work.average])
+    speed.set_precision("float32", [work.average])
     z = torch.randn(64, *job.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return work.average(2.5 * z, torch.full((64,), 2.5)), work
@@ -57,7 +57,7 @@ def test_networks_alone_compute_in_it(bench):
     """The network's convolutions see bfloat16, the denoised image and its gradient are float32."""
     job = bench.job("diff_instruct", batch=4, steps=1)
     net, seen = job.nets["generator"], []
-    speed.precision("bfloat16", [net])
+    speed.set_precision("bfloat16", [net])
     convolution = torch.nn.functional.conv2d
 
     def watching(*args, **named):
@@ -93,7 +93,7 @@ def test_it_is_part_of_a_recipe_unless_it_is_the_reference():
 def test_tf32_is_switched_on_for_its_run_alone():
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
-        speed.precision("tf32", [])
+        speed.set_precision("tf32", [])
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
         from eldistill.steps import work
 

@@ -75,7 +75,7 @@ def trained(bench: Bench, case: str, dtype, steps: int = STEPS, folder: str = "s
 
 
 def outcome(work: loop.Loop) -> tuple[dict, list]:
-    tensors = state.pack({**work.job.nets, "average": work.average}, work.optimisers)
+    tensors = state.pack_tensors({**work.job.nets, "average": work.average}, work.optimisers)
     return {name: each.clone() for name, each in tensors.items()}, work.rows
 
 
@@ -154,7 +154,7 @@ def test_several_processes_are_one(found, size, case):
 
 def trained_weights(case: str) -> dict:
     """The generator that every case starts from."""
-    module = contract.module("methods", CASES[case][0])
+    module = contract.load_module("methods", CASES[case][0])
     numbers = module.Numbers(**({"group": 2} if hasattr(module, "group") else {}))
     labels, dropout = (CASES[case][2].get(name, 0) for name in ("labels", "dropout"))
     net = module.generator(Bench.teacher(labels, torch.float64, dropout), None, numbers)
@@ -183,7 +183,7 @@ def test_any_number_of_processes_continues_a_run(found):
 def test_rows_are_a_partition_in_whole_groups(batch, group, size):
     parts = []
     for rank in range(size):
-        across = object.__new__(distributed.Processes)
+        across = object.__new__(distributed.ProcessGroup)
         across.rank, across.size = rank, size
         parts.append(across.rows(batch, group))
     assert [index for part in parts for index in range(part.start, part.stop)] == list(range(batch))
@@ -191,7 +191,7 @@ def test_rows_are_a_partition_in_whole_groups(batch, group, size):
 
 
 def test_a_batch_too_small_to_be_shared_is_one_sentence():
-    across = object.__new__(distributed.Processes)
+    across = object.__new__(distributed.ProcessGroup)
     across.rank, across.size = 0, 4
     with pytest.raises(
         Problem, match="a batch of 8 images in groups of 4 cannot be shared by 4 processes; expected at least 16"
@@ -246,7 +246,7 @@ def test_by_one_option_or_by_torchrun(project):
         assert len(Path("data/scratch/run-log.jsonl").read_text().splitlines()) == lines
         assert not list(Path("data/scratch/state").glob("*")) and not list(Path("data").rglob("*.tmp*"))
     flop = files.read_json(f"data/runs/{RUN}/provenance.json")["flop_per_iteration"]
-    assert flop and sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors").about["recipe"]
+    assert flop and sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors").metadata["recipe"]
 
 
 def test_an_evaluation_is_shared(project):
@@ -300,9 +300,9 @@ def test_several_processes_start_again_in_parts(monkeypatch):
     """One exit code of a process says so to the launcher; all others end it."""
     answers, seen = [76, 76, 0], []
     monkeypatch.setattr(launch, "_launch", lambda words, count, parts: seen.append(parts) or answers[len(seen) - 1])
-    assert launch.launch([], 2, most=8, say=lambda text: None) == 0 and seen == [1, 2, 4]
+    assert launch.launch([], 2, most=8, log=lambda text: None) == 0 and seen == [1, 2, 4]
     seen.clear()
-    assert launch.launch([], 2, most=2, say=lambda text: None) == 1 and seen == [1, 2]
+    assert launch.launch([], 2, most=2, log=lambda text: None) == 1 and seen == [1, 2]
     for code in (75, 2):
         answers, seen[:] = [code], []
         assert launch.launch([], 2, most=8) == code and seen == [1]
@@ -380,7 +380,7 @@ def test_a_run_of_several_that_is_stopped_or_killed_continues(project):
         assert "Traceback" not in said, how
         if how.startswith("SIG"):
             assert started.returncode == 75 and "stopped by SIGTERM; saved at" in said, (how, told + said)
-            assert (state.folder(plan_digest()) / "state.safetensors").exists(), how
+            assert (state.state_folder(plan_digest()) / "state.safetensors").exists(), how
         else:
             assert started.returncode != 0, how
         deadline = time.monotonic() + 90

@@ -148,7 +148,7 @@ class Recorded(reduction.Reduction):
 
 
 def train(bench: Bench, case: str, size: int, rank: int, limit: int) -> tuple:
-    distributed.Processes.bucket_bytes = limit
+    distributed.ProcessGroup.bucket_bytes = limit
     Recorded.steps = []
     folder = f"{case}-{size}-{rank}-{limit}"
     found = test_processes.outcome(test_processes.trained(bench, case, torch.float64, folder=folder))
@@ -165,7 +165,7 @@ def sparse(rank: int, limit: int) -> list[list]:
         [(0, 1), (0, 1), (0, 1), (0, 1)],
     ]
     every = parameters(3, 2, 4, 2)
-    summed, left = reduction.Reduction(distributed.Processes(), every, limit), []
+    summed, left = reduction.Reduction(distributed.ProcessGroup(), every, limit), []
     for step in has:
         for parameter in every:
             parameter.grad = None
@@ -182,7 +182,7 @@ def sparse(rank: int, limit: int) -> list[list]:
 
 def bad(bench: Bench, rank: int, limit: int, where: str) -> str:
     """The error of a training in which the last process meets a value that is not finite, in the third step."""
-    distributed.Processes.bucket_bytes = limit
+    distributed.ProcessGroup.bucket_bytes = limit
     job = bench.job("diff_instruct", folder=f"bad-{where}-{limit}-{rank}", batch=4, steps=6)
     plain = job.method.critic_terms
 

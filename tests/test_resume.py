@@ -70,7 +70,7 @@ def job_of(bench, folder: str, supplements: dict, **others) -> Job:
 
 def outcome(work: loop.Loop) -> tuple[dict, list, dict, dict]:
     """Networks, averages and optimisers tensor by tensor; rows; digests of snapshots; what supplements remember."""
-    tensors = state.pack({**work.job.nets, "average": work.average}, work.optimisers)
+    tensors = state.pack_tensors({**work.job.nets, "average": work.average}, work.optimisers)
     snapshots = {path.name: files.sha256(path) for path in sorted(work.job.folder.glob("ema-*"))}
     return tensors, work.rows, snapshots, {each.name: each.memory for each in work.job.supplements}
 
@@ -174,16 +174,16 @@ def test_pack_and_unpack_are_inverse(bench):
     job, other = bench.job("diff_instruct", folder="a"), bench.job("diff_instruct", folder="b", seed=5, apart=0.3)
     work, empty = loop.Loop(job), loop.Loop(other)
     work.iterate()
-    flat = state.pack(job.nets, work.optimisers)
+    flat = state.pack_tensors(job.nets, work.optimisers)
     kept = {"n": [1.5, None, 0.1 + 0.2, 2.0, 3]}
-    state.save(job.folder, flat, kept)
-    tensors, numbers = state.load(job.folder)
-    state.unpack(tensors, other.nets, empty.optimisers)
-    again = state.pack(other.nets, empty.optimisers)
+    state.save_state(job.folder, flat, kept)
+    tensors, numbers = state.load_state(job.folder)
+    state.unpack_tensors(tensors, other.nets, empty.optimisers)
+    again = state.pack_tensors(other.nets, empty.optimisers)
     assert flat.keys() == again.keys() and all(torch.equal(flat[name], again[name]) for name in flat)
     assert all(flat[name].dtype == again[name].dtype for name in flat)
     assert repr(numbers) == repr(kept)  # 2.0 stays 2.0: log.csv is written from these
-    assert state.load(other.folder) is None
+    assert state.load_state(other.folder) is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
@@ -223,15 +223,15 @@ def test_an_interrupted_save_keeps_the_state_before(bench, monkeypatch):
     monkeypatch.undo()
     assert (work.job.folder / "state.safetensors").read_bytes() == before
     assert [path.name for path in work.job.folder.iterdir() if path.suffix == ".tmp"] == []
-    assert state.load(work.job.folder)[1]["iteration"] == 1
+    assert state.load_state(work.job.folder)[1]["iteration"] == 1
 
 
 def test_failure_is_remembered_until_the_source_changes(tmp_path):
     """A noted failure is repeated for the same source only."""
-    assert state.failure(tmp_path, "code") is None
-    state.remember_failure(tmp_path, "step 3: a NaN", "code")
-    assert state.failure(tmp_path, "code") == "step 3: a NaN"
-    assert state.failure(tmp_path, "other code") is None
+    assert state.noted_failure(tmp_path, "code") is None
+    state.note_failure(tmp_path, "step 3: a NaN", "code")
+    assert state.noted_failure(tmp_path, "code") == "step 3: a NaN"
+    assert state.noted_failure(tmp_path, "other code") is None
 
 
 # --- one process for a run ---
@@ -315,7 +315,7 @@ def test_a_changed_number_has_its_own_state(tmp_path, shipped, section, key, val
     assert place.get(key) != value
     place[key] = value
     digests = digest(changed), shipped.find("distil", "digits-smoke/di/el/0").digest
-    folders = {state.folder(each, tmp_path) for each in digests}
+    folders = {state.state_folder(each, tmp_path) for each in digests}
     assert len(folders) == 2 and all(folder.is_dir() and tmp_path in folder.parents for folder in folders)
 
 
@@ -455,7 +455,7 @@ def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
     folder = project(inputs, tmp_path / "project", 64)
     monkeypatch.chdir(folder)
     step = Plan(params.load_params()).find("distil", RUN)
-    with lock.lock(state.folder(step.digest)):
+    with lock.lock(state.state_folder(step.digest)):
         assert __main__.main(["distil", RUN]) == 2
     assert re.search(rf"process {os.getpid()} on .* is already at work on this run", capsys.readouterr().err)
     assert __main__.main(["distil", RUN]) == 0

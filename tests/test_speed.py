@@ -18,8 +18,8 @@ from eldistill.errors import NonFinite, Problem
 from eldistill.losses import mmd
 from eldistill.training import compute as speed
 from eldistill.training import loop, optimisers, state
-from eldistill.training import watch as guards
 from eldistill.training.job import Job
+from eldistill.training.monitor import Monitor
 
 METHODS = ["diff_instruct", "dmd", "dmd2", "sid", "sida", "consistency"]
 
@@ -101,8 +101,8 @@ def test_an_iteration_reads_its_numbers_together(bench, method, supplements):
     work, looks = loop.Loop(bench.job(method, supplements, batch=4)), []
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # its age lies on the CPU
-    look = work.watch.look
-    work.watch.look = lambda progress: (looks.append(progress), look(progress))[1]
+    look = work.monitor.look
+    work.monitor.look = lambda progress: (looks.append(progress), look(progress))[1]
     with Reads() as reads:
         work.iterate()
     assert (reads.count, len(looks)) == (0, 1)
@@ -122,11 +122,11 @@ def unreadable(bench, method: str, supplements: dict, **others) -> tuple[loop.Lo
 
     def look(progress) -> None:
         looks.append(progress)
-        for scalars, take in work.watch._asked:
+        for scalars, take in work.monitor._asked:
             take(*(1.0 for _ in scalars))
-        work.watch._asked, work.watch._watched = [], []
+        work.monitor._asked, work.monitor._watched = [], []
 
-    work.watch.look = look
+    work.monitor.look = look
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # torch has no fused one there
     return work, looks
@@ -151,7 +151,7 @@ def test_a_device_is_waited_for_once_an_iteration(bench, method, supplements):
 @pytest.mark.parametrize("levels", LEVELS)
 def test_no_schedule_of_levels_asks_the_device(bench, levels):
     """Grids of CD, CT, iCT and ECT: which images need a target is not known outside the device either."""
-    numbers = contract.module("methods", "consistency").Numbers(levels=levels, choice="lognormal", flip=True)
+    numbers = contract.load_module("methods", "consistency").Numbers(levels=levels, choice="lognormal", flip=True)
     work, looks = unreadable(bench, "consistency", EL, numbers=numbers)
     work.iterate()
     assert len(looks) == 1
@@ -159,31 +159,31 @@ def test_no_schedule_of_levels_asks_the_device(bench, levels):
 
 def test_a_device_computes_all_targets(bench, monkeypatch):
     """Where it is not asked which are needed the loss is the same up to rounding."""
-    numbers = contract.module("methods", "consistency").Numbers(levels="continuous", k=0.0, q=2.0, P_mean=-4.0)
+    numbers = contract.load_module("methods", "consistency").Numbers(levels="continuous", k=0.0, q=2.0, P_mean=-4.0)
     found = []
     for there in (False, True):
         monkeypatch.setattr(draws, "computed_on", lambda device, there=there: there)
         work = loop.Loop(bench.job("consistency", numbers=numbers, batch=16, dropout=0.2, dtype=torch.float64))
         work.iterate()
-        found.append(work.watch.sums["generator.consistency"][0])
+        found.append(work.monitor.sums["generator.consistency"][0])
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_numbers_wait_for_a_look():
     """Sums, in the order of counting, of numbers that are known and of those that a device knows."""
-    watch, progress = guards.Watch(2), contract.Progress(0, 0, 1)
-    watch.count("a", torch.tensor(3.0), 0.5)
-    watch.count("b", 7.0)
-    watch.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
-    watch.count("c", torch.tensor(0.0) / 0, known=torch.tensor(False))  # there is none
-    watch.count("d", torch.tensor(2.0), known=torch.tensor(True))
-    watch.later(contract.Later([torch.tensor(2.0), torch.tensor(5.0)], lambda a, b: {"product": a * b}), "el.")
-    assert watch.sums == {}
-    watch.look(progress)
+    monitor, progress = Monitor(2), contract.Progress(0, 0, 1)
+    monitor.count("a", torch.tensor(3.0), 0.5)
+    monitor.count("b", 7.0)
+    monitor.count("a", torch.tensor(5.0, dtype=torch.float64), 0.5)
+    monitor.count("c", torch.tensor(0.0) / 0, known=torch.tensor(False))  # there is none
+    monitor.count("d", torch.tensor(2.0), known=torch.tensor(True))
+    monitor.later(contract.Later([torch.tensor(2.0), torch.tensor(5.0)], lambda a, b: {"product": a * b}), "el.")
+    assert monitor.sums == {}
+    monitor.flush(progress)
     expected = {"a": [4.0, 1.0], "b": [3.5, 0.5], "d": [1.0, 0.5], "el.product": [5.0, 0.5]}
-    assert watch.sums == expected and list(watch.sums) == list(expected)
-    watch.look(progress)
-    assert watch.sums == expected
+    assert monitor.sums == expected and list(monitor.sums) == list(expected)
+    monitor.flush(progress)
+    assert monitor.sums == expected
 
 
 @pytest.mark.parametrize("method", ["diff_instruct", "consistency"])
@@ -200,23 +200,21 @@ def test_nothing_bad_is_saved(bench, method):
     work.iterate = poisoned
     with pytest.raises(NonFinite, match=r"step 3 \(12 images\): gradient of generator\."):
         work.run()
-    tensors, numbers = state.load(work.job.folder)
+    tensors, numbers = state.load_state(work.job.folder)
     assert numbers["n_images"] == 12 and all(bool(each.isfinite().all()) for each in tensors.values())
 
 
 def test_the_first_bad_tensor_is_named():
-    """Of several the first; in place of a norm the part that spoilt it; after the look it is forgotten."""
-    from eldistill.training import watch as guards
-
-    watch, progress = guards.Watch(1), contract.Progress(12, 3, 100)
+    """Of several the first; in place of a norm the part that spoilt it; after the flush it is forgotten."""
+    monitor, progress = Monitor(1), contract.Progress(12, 3, 100)
     bad = torch.tensor([1.0, math.inf, math.nan])
-    watch.finite("good", torch.ones(2))
-    watch.finite("norm", bad.norm(), [("weight", torch.ones(3)), ("bias", bad)])
-    watch.finite("later", bad)
+    monitor.finite("good", torch.ones(2))
+    monitor.finite("norm", bad.norm(), [("weight", torch.ones(3)), ("bias", bad)])
+    monitor.finite("later", bad)
     sentence = r"step 3 \(12 images\): bias is not finite \(2 of 3 values, shape \(3,\)\); the last good state is kept"
     with pytest.raises(NonFinite, match=sentence):
-        watch.look(progress)
-    watch.look(progress)
+        monitor.flush(progress)
+    monitor.flush(progress)
 
 
 def test_indices_lie_where_they_are_used():
@@ -234,7 +232,7 @@ def trained(job: Job, change) -> dict[str, torch.Tensor]:
     change([*job.fixed.values(), *job.nets.values()])
     work = loop.Loop(job)
     work.run()
-    return state.pack({**job.nets, "average": work.average}, work.optimisers)
+    return state.pack_tensors({**job.nets, "average": work.average}, work.optimisers)
 
 
 @pytest.mark.parametrize("supplements", [None, {"embedding": {}}], ids=["alone", "el"])
@@ -243,7 +241,7 @@ def test_blocks_computed_again_change_no_bit(bench, method, supplements):
     """With dropout, in every method; a supplement of a base loss without images goes back twice through one graph."""
     runs = [
         trained(bench.job(method, supplements, dropout=0.3, folder=name, steps=2), change)
-        for name, change in (("kept", lambda nets: None), ("again", speed.recompute))
+        for name, change in (("kept", lambda nets: None), ("again", speed.recompute_blocks))
     ]
     assert runs[0].keys() == runs[1].keys()
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
@@ -253,7 +251,7 @@ def test_blocks_computed_again_change_no_bit(bench, method, supplements):
 def test_blocks_are_computed_twice_and_only_for_a_gradient(bench, network):
     """Every block once on the way there, once on the way back; without a gradient once in all."""
     net, calls = bench.teacher(dropout=0.2, network=network).train(), []
-    speed.recompute([net])
+    speed.recompute_blocks([net])
     blocks = [each for each in net.modules() if hasattr(each, "recompute")]
     for block in blocks:
         block.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -286,13 +284,13 @@ def test_channels_beside_each_other_agree(bench, method, kind):
             work.run()
         weight = job.nets["generator"].get_parameter("model.dec.8x8_block0.conv0.weight")
         assert weight.is_contiguous() == (folder == "plain")
-        return state.pack({**job.nets, "average": work.average}, work.optimisers)
+        return state.pack_tensors({**job.nets, "average": work.average}, work.optimisers)
 
-    wanted, found = run("plain", lambda nets: None), run("last", speed.channels_last)
+    wanted, found = run("plain", lambda nets: None), run("last", speed.set_channels_last)
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
-    run("stopped", speed.channels_last, stop=2)
-    again = run("stopped", speed.channels_last)
+    run("stopped", speed.set_channels_last, stop=2)
+    again = run("stopped", speed.set_channels_last)
     assert all(torch.equal(again[key], found[key]) for key in found)
 
 
@@ -311,7 +309,7 @@ def tracing(monkeypatch):
 def test_without_a_compiler_there_is_one_sentence(bench, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(Problem, match="distil.compile is true, but there is no C\\+\\+ compiler no-such-compiler"):
-        speed.compiled([bench.teacher()])
+        speed.compile_networks([bench.teacher()])
 
 
 TRACING = "ignore:The .grad attribute of a Tensor that is not a leaf"  # torch's compiler asks for it
@@ -329,7 +327,7 @@ def test_compiled_networks_agree(bench, method, dropout, tracing):
     backend.clear()
     wanted = trained(make("eager"), lambda nets: None)
     assert not backend["stats"]
-    found = trained(make("compiled"), speed.compiled)
+    found = trained(make("compiled"), speed.compile_networks)
     assert 2 <= backend["stats"]["unique_graphs"] <= 8 and not backend["graph_break"]
     assert wanted.keys() == found.keys()
     for key, value in wanted.items():
@@ -360,7 +358,7 @@ def test_every_pass_of_a_denoiser_is_compiled(bench, network, labels, tracing):
     wanted = [three_passes(net, labels) for net in nets]
     stats = torch._dynamo.utils.counters
     stats.clear()
-    speed.compiled(nets)
+    speed.compile_networks(nets)
     for net, plain in zip(nets, wanted, strict=True):
         for _ in range(2):
             for found, each in zip(three_passes(net, labels), plain, strict=True):
@@ -369,7 +367,7 @@ def test_every_pass_of_a_denoiser_is_compiled(bench, network, labels, tracing):
                     torch.testing.assert_close(found, each, rtol=1e-9, atol=1e-12)
     assert stats["stats"]["unique_graphs"] == 3 and not stats["graph_break"]
     stats.clear()
-    with speed.eager(True):
+    with speed.without_compiled_code(True):
         three_passes(nets[0], labels)
     assert not stats["stats"]
 
@@ -378,7 +376,7 @@ def test_every_pass_of_a_denoiser_is_compiled(bench, network, labels, tracing):
 def test_a_copy_is_not_compiled(bench, tracing):
     """Whatever a training copies of its networks is evaluated as it is written, and the original stays compiled."""
     net = bench.teacher().requires_grad_()
-    speed.compiled([net])
+    speed.compile_networks([net])
     copied, stats = copy.deepcopy(net), torch._dynamo.utils.counters
     stats.clear()
     three_passes(copied)
@@ -394,7 +392,7 @@ def test_compiled_to_machine_code(bench):
     """The same with code for this machine."""
     torch._dynamo.reset()
     make = lambda folder: bench.job("sid", dtype=torch.float64, dropout=0.3, folder=folder, steps=6)  # noqa: E731
-    wanted, found = trained(make("eager"), lambda nets: None), trained(make("compiled"), speed.compiled)
+    wanted, found = trained(make("eager"), lambda nets: None), trained(make("compiled"), speed.compile_networks)
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
 
@@ -405,10 +403,10 @@ def test_operations_are_counted_uncompiled(bench, tracing):
     for compile in (False, True):
         job = bench.job("diff_instruct", folder=f"compiled-{compile}", steps=2)
         if compile:
-            speed.compiled([*job.fixed.values(), *job.nets.values()])
+            speed.compile_networks([*job.fixed.values(), *job.nets.values()])
         work = loop.Loop(job)
         work.run()
-        with speed.eager(compile):
+        with speed.without_compiled_code(compile):
             counts.append(work.count_flop())
     assert counts[0] == counts[1] > 1e5
 
@@ -435,7 +433,7 @@ def test_images_used_again_leave_the_expected_gradient(bench, method, labels, mo
     monkeypatch.setattr(Draw, "integers", shared("integers", "label"))
     found = {}
     for images in ("fresh", "reuse"):
-        numbers = contract.module("methods", method).Numbers(
+        numbers = contract.load_module("methods", method).Numbers(
             images=images, **({"group": 2} if method == "sida" else {})
         )
         work = loop.Loop(bench.job(method, numbers=numbers, labels=labels, dtype=torch.float64, steps=9, folder=images))

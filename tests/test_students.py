@@ -110,7 +110,7 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     section = {"source": name, "codec": codec, "labels": bool(theirs.label_dim)}
     if row["kind"] == "teacher":
         about = convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
-        adopted, _ = teachers.load(tmp_path / "teacher.safetensors")
+        adopted, _ = teachers.load_denoiser(tmp_path / "teacher.safetensors")
         assert (
             torch.equal(adopted(x, 2.5, labels), theirs(x, 2.5, labels))
             and about["source"]["licence"] == row["licence"]

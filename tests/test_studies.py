@@ -780,7 +780,7 @@ LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "signal": 1.0}
 def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, verdict):
     """Mean and t-interval of the floor's share over runs; a row for each gradient of an arm."""
     monkeypatch.setattr(
-        probe, "look", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
+        probe, "measure_variance", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
     )
     runs = add_arm(tmp_path, "none", BASE[: len(shares)])
     rows, text = make(tmp_path, runs, kind="variance")
@@ -793,7 +793,7 @@ def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, v
 def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
     """All gradients alike: nothing to take a share of."""
     still = dict.fromkeys(LOOK, 0.0) | {"signal": 1.0}
-    monkeypatch.setattr(probe, "look", lambda run, root: {"own": still})
+    monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": still})
     rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:2]), kind="variance")
     assert rows[0]["share"] == "" and "- toy, di/none, own: no variance at batch 8; noise over signal 0 at 8" in text
 
@@ -802,7 +802,7 @@ def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
                                                    ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs)")])  # fmt: skip
 def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, sentence):
     """One run whose signal is next to nothing does not decide; a mean that is not above 0 has no ratio."""
-    monkeypatch.setattr(probe, "look", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
+    monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
     rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:3]), kind="variance")
     assert sentence in text and bool(rows[0]["noise_8"]) is (sum(signals) > 0)
 
@@ -813,7 +813,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     from PIL import Image
 
     monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
-    monkeypatch.setattr(probe, "look", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
+    monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
     runs = some_runs(tmp_path, kind)
     rows, text = make(tmp_path, runs, kind=kind)
     make(tmp_path, runs, "again", kind=kind)

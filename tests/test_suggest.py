@@ -72,7 +72,7 @@ def test_a_suite_may_ask_for_it_before(project, capsys):
     assert __main__.main(["plan", "mine"]) == 2
     assert "python -m eldistill suggest mine" in capsys.readouterr().err
     assert __main__.main(["suggest", "mine", "--write"]) == 0
-    assert {run.method for run in params.load().runs("mine")} == {"di", "sid"}
+    assert {run.method for run in params.load_params().runs("mine")} == {"di", "sid"}
 
 
 def test_what_is_printed_is_what_is_written(project, capsys):

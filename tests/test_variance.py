@@ -216,7 +216,7 @@ def spread_after_training(reals: data.PackedImages, folder: Path, estimator: str
         "members": [{"family": "conv", "norm": norm, "count": 2} for norm in ("none", "instance")],
         "redraw": 1, "calibration": 256, "draws": 4,
     }  # fmt: skip
-    seed.make(section, number, reals, folder / f"{number}.json", folder / f"{number}.npz")
+    seed.record_ensemble(section, number, reals, folder / f"{number}.json", folder / f"{number}.npz")
     ensemble = seed.Ensemble(folder / f"{number}.json")
     tools = embedding.Prepared(ensemble, reals.sigma_data, number)
     numbers = embedding.Numbers(kernel="linear", estimator=estimator, real_ratio=64 // size, diagnose=0)

@@ -56,7 +56,7 @@ def loaded(path: Path):
     return judges.load("judge-a", "cpu", path)
 
 
-KINDS = {"teacher": (teacher, teachers.load), "generator": (generator, sampling.load_generator), "judge": (judge, loaded),
+KINDS = {"teacher": (teacher, teachers.load_denoiser), "generator": (generator, sampling.load_generator), "judge": (judge, loaded),
          "adopted": (teacher, adopted)}  # fmt: skip
 
 
@@ -143,14 +143,14 @@ def test_a_generator_is_no_teacher_and_a_judge_is_none_either(tmp_path):
     for make, sentence in ((generator, "is a one-step generator"), (judge, "its description has no shape")):
         save_tensors(tmp_path / "net.safetensors", *make())
         with pytest.raises(Problem, match=sentence):
-            teachers.load(tmp_path / "net.safetensors")
+            teachers.load_denoiser(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "1", "[" * 100_000])
 def test_a_description_that_is_no_mapping_is_one_sentence(tmp_path, text):
     save_file(teacher()[0], tmp_path / "net.safetensors", metadata={"eldistill": text})
     with pytest.raises(Problem, match=r"net\.safetensors (is damaged|has a description that is no mapping)"):
-        teachers.load(tmp_path / "net.safetensors")
+        teachers.load_denoiser(tmp_path / "net.safetensors")
 
 
 def test_half_precision_is_not_damage(tmp_path):
@@ -159,7 +159,7 @@ def test_half_precision_is_not_damage(tmp_path):
     half = {name: each.half() for name, each in tensors.items()}
     half[NAME] = torch.full_like(half[NAME], torch.finfo(torch.float16).max)
     save_tensors(tmp_path / "net.safetensors", half, about)
-    loaded, _ = teachers.load(tmp_path / "net.safetensors")
+    loaded, _ = teachers.load_denoiser(tmp_path / "net.safetensors")
     assert loaded.state_dict()[NAME].dtype == torch.float32 and (loaded.state_dict()[NAME] == 65504).all()
 
 
@@ -175,11 +175,11 @@ def test_a_saved_training(change):
     """Its networks, before it is continued."""
     network = networks.build(SONG, 0)
     optimisers = {"net": torch.optim.Adam(network.parameters())}
-    flat = state.pack({"net": network}, optimisers)
-    state.unpack(flat, {"net": network}, optimisers)
+    flat = state.pack_tensors({"net": network}, optimisers)
+    state.unpack_tensors(flat, {"net": network}, optimisers)
     flat[f"net/net/{NAME}"] = change(flat[f"net/net/{NAME}"])
     with pytest.raises(Problem, match=r"somewhere is damaged: its net has a 'model\.enc.*; delete that folder and run"):
-        state.unpack(flat, {"net": network}, optimisers, Path("somewhere"))
+        state.unpack_tensors(flat, {"net": network}, optimisers, Path("somewhere"))
 
 
 # --- weights of others ------------------------------------------------------------------------------------
@@ -187,11 +187,11 @@ def test_a_saved_training(change):
 
 @pytest.mark.parametrize("bad", ["NaN", "whole numbers"])
 def test_lpips(tmp_path, bad):
-    tensors = {name: torch.zeros(shape) for name, shape in perceptual.shapes().items()}
+    tensors = {name: torch.zeros(shape) for name, shape in perceptual.weight_shapes().items()}
     tensors["lin4"] = tensors["lin4"] * math.nan if bad == "NaN" else tensors["lin4"].int()
     save_file(tensors, tmp_path / "lpips.safetensors")
     with pytest.raises(Problem, match=r"lpips\.safetensors has no lin4 of shape .* and finite floats"):
-        perceptual.load(str(tmp_path / "lpips.safetensors"))
+        perceptual.load_lpips(str(tmp_path / "lpips.safetensors"))
 
 
 @pytest.mark.parametrize("bad", ["NaN", "whole numbers"])

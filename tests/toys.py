@@ -11,7 +11,7 @@ from torch import nn
 
 from eldistill import contract
 from eldistill.diffusion import draws, noise
-from eldistill.training.processes import Alone
+from eldistill.training.processes import SingleProcess
 
 DATA = Path(__file__).parent / "data" / "methods"
 
@@ -123,7 +123,7 @@ class Scaled(nn.Module):
         return c_skip * x + c_out * self.scale.to(x.dtype) * self.function(c_in * x, level)
 
 
-class OneOfTwo(Alone):
+class OneOfTwo(SingleProcess):
     """One of two processes that share images; `other` carries what the other one has to say."""
 
     size = 2

@@ -109,7 +109,7 @@ class Bench:
 
     def teacher_row(self) -> dict:
         """Distances of the teacher's own images (Heun, 18 steps), and of train images to held-out ones."""
-        net, about = teachers.load(self.teacher, self.options.device)
+        net, about = teachers.load_denoiser(self.teacher, self.options.device)
         found = self.quality(images_of_teacher(net, about, self.n, 18))
         floor = self.quality(chunks(data.load_pack(self.images, "train")[0]))
         return {"data": self.options.data, "judge": self.judge is not None, "images": self.n, "quality": found,
@@ -138,7 +138,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.options.folder) as place:
             folder = Path(place)
             try:
-                distil.make(recipe, "gpu", upstream, folder, machine, lambda line: None)
+                distil.train_generator(recipe, "gpu", upstream, folder, machine, lambda line: None)
             except Stopped as reason:
                 stopped = str(reason)
             curve, left = self._curve(folder, values, began + seconds)
@@ -150,7 +150,7 @@ class Bench:
         if not path.exists():
             reals = data.load_real_images(self.images, self.codec, self.labels)
             section = self.options.settings.section("ensemble", name)
-            ensembles.make(section, 0, reals, path, path.with_suffix(".npz"))
+            ensembles.record_ensemble(section, 0, reals, path, path.with_suffix(".npz"))
         return path
 
     def _curve(self, folder: Path, values: dict, until: float) -> tuple[list[dict], list[int]]:

@@ -147,7 +147,7 @@ def _stacked(name: str, dtype: torch.dtype, options) -> dict:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     reals = small.reals_of(Case("di"))
     if not path.exists():
-        ensembles.make(options.settings.section("ensemble", name), 0, reals, path, path.with_suffix(".npz"))
+        ensembles.record_ensemble(options.settings.section("ensemble", name), 0, reals, path, path.with_suffix(".npz"))
     members = ensembles.Ensemble(path, options.device, dtype).at(0)
     images = (reals.take(torch.arange(128))[0] / reals.sigma_data).to(options.device, wide)
     found = []
@@ -168,7 +168,7 @@ def group_of_one(options) -> dict:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         collectives.init_process_group(backend, init_method=f"file://{place}/store", world_size=1, rank=0)
         try:
-            across, alone = processes.Processes(), processes.Alone()
+            across, alone = processes.ProcessGroup(), processes.SingleProcess()
             checks = {"collectives": tried(lambda: _collectives(across, alone, options.device))}
             for supplement in ("none", "el"):
                 case = Case("di", supplement, device=options.device, dtype=torch.float64)

@@ -99,11 +99,11 @@ def supplement_of(settings: params.Params, case: Case, folder: Path) -> Suppleme
 def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path) -> Job:
     """The job of a case: the method's optimisers and averages for digits, at a rate that moves weights in a few steps."""
     values = settings.section("method", case.method, "digits")
-    module = contract.method(values["file"])
+    module = contract.load_method(values["file"])
     changes = {"augment": case.augment} if case.augment else {}
     if module.offers("group"):
         changes["group"] = GROUP
-    numbers = dataclasses.replace(contract.numbers(module, values), **changes)
+    numbers = dataclasses.replace(contract.make_numbers(module, values), **changes)
     teacher = teacher_of(case)
     nets = {"generator": module.generator(teacher, None, numbers)}
     for place, (name, net) in enumerate(module.networks(teacher, numbers, 5).items()):
@@ -114,14 +114,14 @@ def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path
     optimisers = {
         name: Optimiser.of({**values["generator" if name == "generator" else "critic"], **changes}) for name in nets
     }
-    compute.precision(case.precision, [teacher, *nets.values()])
+    compute.set_precision(case.precision, [teacher, *nets.values()])
     total = START + STEPS * BATCH
     return Job(
         method=module, numbers=numbers, nets=nets, published="generator", reals=reals_of(case), shape=(1, 8, 8), seed=case.seed,
         training=Training(total, BATCH, Ema.of(values["ema"])),
         optimisers=optimisers, fixed={"teacher": teacher}, device=case.device, dtype=case.dtype,
         supplements=[] if case.supplement == "none" else [supplement_of(settings, case, folder)],
-        micro_batch=case.micro_batch, ticks=total // BATCH, folder=state_folder, say=lambda line: None,
+        micro_batch=case.micro_batch, ticks=total // BATCH, folder=state_folder, log=lambda line: None,
     )  # fmt: skip
 
 
@@ -164,8 +164,8 @@ def trained(settings: params.Params, case: Case, folder: Path, stop: int = 0, ch
 
 def outcome(work: loop.Loop, case: Case) -> Outcome:
     """What a loop has come to."""
-    tensors = state.pack({**work.job.nets, "average": work.average}, {})
-    compute.precision("float32", [work.average])
+    tensors = state.pack_tensors({**work.job.nets, "average": work.average}, {})
+    compute.set_precision("float32", [work.average])
     z = 2.5 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         images = work.average(z.to(case.device, case.dtype), torch.full((64,), 2.5, device=case.device), None)

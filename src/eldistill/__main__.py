@@ -156,7 +156,7 @@ def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
         if code == 0:
             plan.identities.record()
         return code
-    with distributed.joined(params.load_params().top("device")) as rank:
+    with distributed.join_group(params.load_params().top("device")) as rank:
         steps.run_step(*words, say=say, rank=rank)
     return 0
 
@@ -166,7 +166,7 @@ def end_process(code: int) -> None:
     if "torch.distributed" in sys.modules:
         from eldistill.training import processes
 
-        if processes.abandoned():
+        if processes.left_after_error():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract between the loop and a method or a supplement: the values that pass between them.
+"""The contract of methods and supplements: their functions, and the values that pass between them and the loop.
 
 A method is a module with a frozen dataclass `Numbers` and these functions (those in brackets are optional):
 
@@ -16,29 +16,29 @@ A method is a module with a frozen dataclass `Numbers` and these functions (thos
     [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
     sampler(numbers) -> dict                                         how the finished generator is sampled
 
-`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments: it
-makes the images at sigma_init on first call, so that a base loss which does not touch them (consistency) pays nothing.
-A scalar term is backpropagated as it is; an `AtImages` term gives its gradient at the images. A method sees
-micro-batches, so each of its terms is a mean over images. Each module has a literal `RECIPE` (its name and its version),
-whose version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
+`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments. It makes
+the images at sigma_init on its first call, so a base loss that does not use them (consistency) costs no pass. A scalar
+term is backpropagated; an `AtImages` term carries its gradient at the images. A method is called with micro-batches, so
+each of its terms must be a mean over images. Each module has a literal `RECIPE` (its name and its version), whose
+version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
 and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
 
-A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and what it needs of
+A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and those of these functions that it needs:
 
     networks(nets, prepared, numbers, seed)                          adds its weights to the networks
     generator_terms(prepared, images, batch, numbers) -> {name: AtImages}     at the images of the whole batch
     weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
-    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   with a pass of its own; `numbers.weight` is its factor
+    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   from a separate pass; `numbers.weight` is its factor
     critic_terms(prepared, nets, batch, images, numbers) -> {name: scalar}    added to the phase of `fake_score`
     diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
-    warning(means) -> sentence or None                               on the means of a tick
+    warning(means) -> sentence or None                               from the means of a row of the log
 
-generator_terms and weight come together; of its terms, one whose gradient is None is for the log alone. base and own
-are root mean squares of the two gradients where they meet: at the images, or at the generator's last layer if the base
-loss has no gradient at the images; there, and only there, base holds the direct terms of other supplements too. Both are
-scalars of the device, which no supplement may read: that would wait for a GPU. `memory` is a dict of scalars, floats or of
-the device, that is saved with the state as floats. Nothing is drawn from a global generator: `batch.draw` makes
-all random numbers.
+A supplement with generator_terms must also have weight. A term whose gradient is None is only logged. base and own are
+the root mean squares of the gradients of the base loss and of the supplement, at the images. If the base loss has no
+gradient at the images, they are measured at the generator's last layer, where base includes the direct terms of other
+supplements. Both are scalars on the device; a supplement must not read their values, because that would wait for a GPU.
+`memory` is a dict of scalars (floats or tensors on the device) that is saved with the state as floats. All random
+numbers come from `batch.draw`; global generators are not used.
 
 A family of embedding networks offers `Numbers` and
 
@@ -46,8 +46,8 @@ A family of embedding networks offers `Numbers` and
     stages(weights, images, numbers) -> [tensor, …]                  outputs [n, …] of its stages for images over sigma_data
     [fit(weights, images, numbers) -> {name: tensor}]                weights that depend on the calibration images
 
-The last stage is the feature, unless a member says otherwise. A literal `TEACHER = True` in the file hands the frozen
-teacher to `stages` as a fourth argument.
+The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file `stages`
+gets the frozen teacher as a fourth argument.
 """
 
 from __future__ import annotations
@@ -73,32 +73,32 @@ Codec = dict[str, Any]  # how pixels or latents are encoded: mean, std
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
-    n_images: int  # generated so far
+    n_images: int  # images generated so far
     iteration: int  # iterations so far
-    total: int  # images in the whole run
+    total: int  # images until the end of the run
 
 
 @dataclass(frozen=True)
 class Phase:
     """One optimiser step of an iteration.
 
-    The phases of DMD2 with re-use, for example: the generator every fifth iteration, then fake_score on the same images.
+    DMD2, for example, trains the generator in every fifth iteration, and fake_score on the same images:
 
-        [Phase("generator", every=5),
-         Phase("fake_score", images="reuse", labels="same", generator_mode="eval")]
+        order = [
+            Phase("generator", every=5),
+            Phase("fake_score", images="reuse", labels="same", generator_mode="eval"),
+        ]
 
     Raises ValueError for images that are reused with other labels.
     """
 
-    net: str  # the network that is trained
-    every: int = 1  # iterations between such steps
-    images: str = (
-        "fresh"  # fresh: made for this phase; reuse: those of the phase before in this iteration, if any; none
-    )
-    generator_mode: str = "train"  # train or eval, while it makes them
-    labels: str = "fresh"  # fresh, or same as in the phase before in this iteration
+    net: str  # name of the network that is trained
+    every: int = 1  # iterations between these steps
+    images: str = "fresh"  # fresh: new images; reuse: those of the previous phase of this iteration, if any; none
+    generator_mode: str = "train"  # mode of the generator while it makes images: train or eval
+    labels: str = "fresh"  # fresh: new labels; same: those of the previous phase of this iteration
 
     def __post_init__(self) -> None:
         if self.images == "reuse" and self.labels != "same":
@@ -107,9 +107,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class AtImages:
-    """A loss term by its value (scalar) and its gradient at the images [n, c, h, w].
+    """A loss term, given by its value (a scalar) and its gradient at the images [n, c, h, w].
 
-    gradient: None if that of another term of the same loss contains it, or if it has none.
+    gradient: None if the gradient of another term includes it, or if the term is for the log only.
     """
 
     value: torch.Tensor
@@ -118,9 +118,9 @@ class AtImages:
 
 @dataclass(frozen=True)
 class Weight:
-    """The factor of a supplement's gradient, and whether a bound held it: then it is not the one that was asked for.
+    """The factor of a supplement's gradient, and whether it was limited by a bound.
 
-    Both may be scalars of the device: the loop does not wait to know them.
+    Both may be scalars on the device, so that the loop need not wait for a GPU.
     """
 
     factor: float | torch.Tensor
@@ -129,9 +129,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class Later:
-    """Numbers for the log that are made of some scalars of the device, once these are read back with all others.
+    """Numbers for the log that are computed from scalars on the device after these have been read back.
 
-    finish: takes their values in order and gives the numbers by name; it may change the supplement's memory.
+    finish: is given the values of the scalars in order and returns numbers by name. It may change the supplement's
+    memory.
     """
 
     scalars: list[torch.Tensor]
@@ -147,9 +148,9 @@ Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of th
 
 
 class RealImages(Protocol):
-    """Encoded real images, as eldistill.data.dataset.Reals holds them.
+    """Encoded real images; eldistill.data.dataset implements it.
 
-    One of latents has `fresh(indices, normal)` too, which gives them new noise of their encoder.
+    Data sets of latents also have `fresh(indices, normal)`, which returns images with new noise of their encoder.
     """
 
     codec: Codec
@@ -166,11 +167,16 @@ class RealImages(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one phase sees. A slice of it is a micro-batch, with the same numbers for the same images.
+    """The images of one phase: their random numbers, labels, and real images.
 
-    z = batch.draw.normal("z", *batch.shape)          # [n, c, h, w]
-    real, labels = batch.real("label")                # [n, c, h, w] and [n, L] or None
-    first = batch[:8]                                 # of images 0 … 7
+    A slice is a micro-batch, with the same random numbers for the same images.
+
+        z = batch.draw.normal("z", *batch.shape)          # unit noise [n, c, h, w]
+        real, labels = batch.real("label")                # encoded images [n, c, h, w]; one-hot labels [n, L] or None
+        first = batch[:2]                                 # images 0 and 1
+        assert torch.equal(first.draw.normal("z", *batch.shape), z[:2])
+
+    Slices are contiguous. `real` raises ValueError for a batch without real images.
     """
 
     draw: Draw  # random numbers of its n images
@@ -189,14 +195,14 @@ class Batch:
         return Batch(self.draw[part], labels, self.shape, self.progress, self.reals)
 
     def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`each` real images for every image of the batch, drawn independently with replacement; of latents each time with
-        fresh noise of their encoder, which is the draw's as all random numbers are.
+        """Draw real images independently with replacement, `each` of them for every image of the batch.
 
-        Returns images [n * each, c, h, w] (encoded) and their labels [n * each, L] or None. Raises ValueError where the batch
-        has none.
+        purpose: name of the random numbers; the same purpose gives the same images. Latents get new noise of their
+        encoder. Returns encoded images [n * each, c, h, w] and one-hot labels [n * each, L] or None. Raises ValueError
+        for a batch without real images.
         """
         if self.reals is None:
-            raise ValueError(f"{purpose!r} asks for real images, and this batch has none")
+            raise ValueError(f"this batch has no real images, which {purpose!r} needs")
         indices = self.draw.on("cpu").integers(purpose, len(self.reals), each).reshape(-1)
         if not hasattr(self.reals, "fresh"):
             return self.reals.take(indices)
@@ -210,17 +216,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Setting:
-    """What `prepare` of a supplement is given: facts of the run, files, and where to compute."""
+    """The facts, files and device of a run, which `prepare` of a supplement is given."""
 
     sigma_data: float  # standard deviation of the encoded images
     seed: int  # of the run
     sigma_init: float  # noise level that the generator starts from
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32  # of what it computes
+    dtype: torch.dtype = torch.float32  # of its computations
     ensemble: Path | None = None  # manifest of the ensemble that its numbers name
     pairs: Path | None = None  # .npz with pairs of noise and the teacher's image
     codec: Codec = field(default_factory=dict)  # of the data
-    label_dim: int = 0  # width of one-hot labels; 0: there are none
+    label_dim: int = 0  # width of one-hot labels; 0: no labels
     micro_batch: int = 0  # images on the device at once; 0: the whole batch
     teacher: torch.nn.Module | None = None  # frozen
 
@@ -230,7 +236,7 @@ class Setting:
 
 def _unoffered(*_: Any) -> Any:
     raise TypeError(
-        "a function that this method or supplement does not offer is needed; eldistill.contract lists all of them"
+        "this method or supplement lacks a function that is needed here; eldistill.contract lists the functions"
     )
 
 
@@ -247,23 +253,23 @@ def _one(_numbers: Any) -> int:
 
 
 class Functions:
-    """The functions of a module by name, with a default for each that its file leaves out."""
+    """The functions of a module by name, with defaults for those that its file omits."""
 
     @classmethod
     def of(cls, module: Any) -> Self:
-        """From a module, or from anything else that has them as attributes."""
+        """Take them from a module, or from any object that has them as attributes."""
         there = vars(module)
         names = (name for name in cls.__annotations__ if name in there)
         return cls(**{name: there[name] for name in names})
 
     def offers(self, function: str) -> bool:
-        """Whether the module has a function of this name, and no default stands for it."""
+        """Whether the module itself has a function of this name, so that no default is used."""
         return getattr(self, function) is not getattr(type(self), function, None)
 
 
 @dataclass(frozen=True)
 class Method(Functions):
-    """A method at work. The head of this file says what each function takes and gives."""
+    """The functions of a loaded method. The docstring of this module lists their arguments and results."""
 
     phases: Callable[[Any, Progress], list[Phase]]
     Numbers: Callable[..., Any] = _unoffered
@@ -281,7 +287,7 @@ class Method(Functions):
 
 @dataclass(frozen=True)
 class SupplementModule(Functions):
-    """A supplement as its file has it. The head of this file says what each function takes and gives."""
+    """The functions of a loaded supplement. The docstring of this module lists their arguments and results."""
 
     Numbers: Callable[..., Any] = _unoffered
     prepare: Callable[[Any, Setting], Any] = _nothing
@@ -295,26 +301,48 @@ class SupplementModule(Functions):
     passes: Callable[[Any, float], float] = _unoffered
 
 
-def method(file: str) -> Method:
-    """The functions of methods/<file>.py. Raises Problem."""
-    return Method.of(module("methods", file))
+def load_method(file: str) -> Method:
+    """Load a method from methods/<file>.py.
+
+        method = load_method("dmd2")
+        numbers = make_numbers(method, {"every": 3})
+        order = method.phases(numbers, Progress(n_images=0, iteration=0, total=1000))
+        assert [phase.net for phase in order] == ["generator", "fake_score"] and order[0].every == 3
+
+    Raises Problem for an unknown file, with the names of all files.
+    """
+    return Method.of(load_module("methods", file))
 
 
-def supplement(file: str) -> SupplementModule:
-    """The functions of supplements/<file>.py. Raises Problem."""
-    return SupplementModule.of(module("supplements", file))
+def load_supplement(file: str) -> SupplementModule:
+    """Load a supplement from supplements/<file>.py.
+
+        supplement = load_supplement("embedding")
+        numbers = make_numbers(supplement, {"weight": 0.5, "weighting": "fixed", "warmup": 0})
+        progress = Progress(n_images=0, iteration=0, total=1000)
+        assert supplement.weight(1.0, 2.0, 64, numbers, progress, {}).factor == 0.5
+
+    Raises Problem for an unknown file, with the names of all files.
+    """
+    return SupplementModule.of(load_module("supplements", file))
 
 
-def module(kind: str, file: str) -> ModuleType:
-    """The module methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Name is module. Raises Problem."""
+def load_module(kind: str, file: str) -> ModuleType:
+    """Import methods/<file>.py, supplements/<file>.py or ensemble/<file>.py. Raises Problem for an unknown file.
+
+    kind: methods, supplements or ensemble.
+    """
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")
 
 
-def numbers(kind: Any, values: dict[str, Any]) -> Any:
-    """The Numbers of a module (or of its loaded functions) from a resolved section; keys that are not its own are left to
-    others."""
+def make_numbers(kind: Any, values: dict[str, Any]) -> Any:
+    """The `Numbers` of a module or of its loaded functions, from a resolved section of params.yaml.
+
+    Keys that are not fields of its `Numbers` are ignored, because they belong to other parts. Raises Problem for
+    impossible values.
+    """
     fields = kind.Numbers.__dataclass_fields__
     return kind.Numbers(**{key: _cast(fields[key].type, value) for key, value in values.items() if key in fields})
 

@@ -89,14 +89,14 @@ def cost_of_run(plan: Plan, run: params.Run) -> dict:
 
     flop is None if the method declares no passes. Raises Problem if the teacher's network is not known yet."""
     step, values = plan.distil(run), plan.params.section("method", run.method, run.data)
-    method = contract.method(values["file"])
+    method = contract.load_method(values["file"])
     forward, encoder, parameters = operations(network_of(plan, plan.params.section("data", run.data)["teacher"]))
-    passes = method.passes(contract.numbers(method, values), encoder) if method.offers("passes") else None
+    passes = method.passes(contract.make_numbers(method, values), encoder) if method.offers("passes") else None
     for name in run.supplements:
         section = plan.params.section("supplement", name, run.data)
-        module = contract.supplement(section["file"])
+        module = contract.load_supplement(section["file"])
         if passes is not None and module.offers("passes"):
-            passes += module.passes(contract.numbers(module, section), encoder)
+            passes += module.passes(contract.make_numbers(module, section), encoder)
     files = sum(output.endswith(".safetensors") for output in step.outputs)
     return {
         "images": values["n_images"], "flop": None if passes is None else values["n_images"] * passes * forward,

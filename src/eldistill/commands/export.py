@@ -197,12 +197,12 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
 
 def _picture(generator: sampling.Generator, path: Path) -> int:
     # How many images it shows: 64, or eight of each class in a row.
-    dim = generator.about["label_dim"]
+    dim = generator.metadata["label_dim"]
     labels = classes.row_labels(dim, 8) if dim else None
     images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
     board = grid(images, 8, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
-        (classes.add_row_titles(board, classes.row_titles(generator.about)) if dim else board).save(
+        (classes.add_row_titles(board, classes.row_titles(generator.metadata)) if dim else board).save(
             temporary, format="PNG"
         )
     return len(images)

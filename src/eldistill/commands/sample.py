@@ -28,8 +28,8 @@ def command(options, say) -> None:
     generator = load_generator(options.generator, options.device)
     label = None if options.label is None else class_number(generator, options.label)
     images = sample(generator, options.n, options.seed, label, options.steps)
-    if label is None and generator.about["label_dim"]:
-        say(classes.how_drawn(generator.about))
+    if label is None and generator.metadata["label_dim"]:
+        say(classes.how_drawn(generator.metadata))
     if options.grid:
         with atomic(options.grid) as temporary:
             grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentations: EDM's pipe, which tells the network what it did, and one transform shared by two batches.
+"""Augmentations: EDM's pipe, whose parameters the network is given as labels, and one transform for two batches.
 
 EDM's pipe (Karras et al. 2022, arXiv 2206.00364, appendix F.2; after Karras et al. 2020, arXiv 2006.06676,
 appendix B): flips and an affine map per image, resampled with a sym6 wavelet at twice the resolution. It has
@@ -37,8 +37,10 @@ _PAD = len(_SYM6) // 2  # pixels around an image that the filters may touch
 
 @dataclass(frozen=True)
 class Parameters:
-    """What EDM's pipe does to each of n images; zeros change nothing. Tensors of one device, shape [n]: of the CPU, for a
-    GPU would be asked how far the images move, and sent every entry of every matrix."""
+    """The parameters of EDM's pipe for each of n images; zeros change nothing. Tensors have the shape [n].
+
+    They stay on the CPU: on a GPU the padding would have to be read back, and each entry of the matrices sent.
+    """
 
     xflip: torch.Tensor  # 0 or 1: mirror left and right
     yflip: torch.Tensor  # 0 or 1: mirror top and bottom
@@ -49,7 +51,7 @@ class Parameters:
     translate: torch.Tensor  # [n, 2]: to the right and down, in eighths of the width and the height
 
     def labels(self) -> torch.Tensor:
-        """[n, 9], what the network is told; zeros mean an untouched image."""
+        """Augmentation labels [n, 9] for the network; zeros mean an image without augmentation."""
         flips = torch.stack([self.xflip, self.yflip], dim=1).to(self.scale.dtype)
         turn = [self.angle.cos() - 1, self.angle.sin()]
         stretch = [self.aniso * self.aniso_angle.cos(), self.aniso * self.aniso_angle.sin()]
@@ -99,9 +101,9 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     """Apply EDM's pipe: images [n, c, h, w] of any range -> (the same shape, labels [n, 9]).
 
     Both come in the images' dtype, float32 or float64. With p = 0 the filters still run and give images of
-    4 x 4 or more back up to rounding. Beyond the border lies the image's reflection, as far as the neediest
-    image of the batch asks for it, then zero: what else is in the batch shows in the outermost pixels, by up
-    to 1e-4 of the range (1e-5 with p = 0.12).
+    4 x 4 or more back up to rounding. Beyond the border the image is reflected, as far as any image of the batch
+    needs, and then zero. So the outermost pixels depend on the other images of the batch, by up to 1e-4 of the
+    range (1e-5 with p = 0.12).
     """
     height, width = images.shape[2:]
     here = parameters.scale.new_empty(0, dtype=images.dtype)  # where matrices are made
@@ -116,7 +118,7 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     to_units = _affine(here, 2 / (2 * (width + left + right)), 0, 0, 0, 2 / (2 * (height + top + bottom)), 0)
     matrix = to_units @ matrix @ _affine(here, columns / 2, 0, 0, 0, rows / 2, 0)
 
-    # All that the device gets: what is mirrored, the matrices, and what the network is told.
+    # Everything that is sent to the device: the flips, the matrices and the labels.
     mirrored = draws.sent(
         torch.stack((parameters.xflip, parameters.yflip)).bool().reshape(2, -1, 1, 1, 1), images.device
     )
@@ -134,7 +136,7 @@ def edm_apply(images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
 
 
 def _inverse(parameters: Parameters, here: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[n, 3, 3]: from a place in the result to its place in the image; pixels from the centre, x first."""
+    """Matrices [n, 3, 3] from a position in the result to one in the image, in pixels from the centre, x first."""
     p, dtype = parameters, here.dtype
     scale, angle, aniso, axis, shift = (
         values.to(dtype) for values in (p.scale, p.angle, p.aniso, p.aniso_angle, p.translate)
@@ -148,7 +150,7 @@ def _inverse(parameters: Parameters, here: torch.Tensor, height: int, width: int
 
 
 def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
-    """Pixels to add left, top, right, bottom for the neediest image of the batch, within one reflection."""
+    """Pixels to add left, top, right and bottom, for the image of the batch that needs most; at most one reflection."""
     centre = matrix.new_tensor([(width - 1) / 2, (height - 1) / 2])
     signs = matrix.new_tensor([[-1, 1, 1, -1], [-1, -1, 1, 1]])
     corners = matrix[:, :2, :2] @ (signs * centre[:, None]) + matrix[:, :2, 2:]  # [n, 2, 4]
@@ -158,7 +160,7 @@ def _margins(matrix: torch.Tensor, height: int, width: int) -> list[int]:
 
 
 def _affine(here: torch.Tensor, *entries: float | torch.Tensor) -> torch.Tensor:
-    """[n or 1, 3, 3] from the six entries of the upper rows: numbers, or tensors [n] of the device and dtype of `here`."""
+    """Matrices [n or 1, 3, 3] from the six entries of their upper rows, numbers or tensors [n] like `here`."""
     tensors = [e if torch.is_tensor(e) else here.new_tensor(e) for e in (*entries, 0, 0, 1)]
     return torch.stack(torch.broadcast_tensors(*tensors), dim=-1).reshape(-1, 3, 3)
 
@@ -167,11 +169,11 @@ def _rotation(here: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     return _affine(here, angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0)
 
 
-@lru_cache(256)  # one for each size that padding makes: they depend on nothing else
+@lru_cache(256)  # one matrix for each padded size
 def _band(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[size, 2 size]: row k is the filter around fine sample 2 k. It halves a signal; transposed, doubles it.
+    """A matrix [size, 2 size] that halves a signal; its transpose doubles one. Row k is the filter around sample 2 k.
 
-    A product and not a convolution, which on GPUs has ten bits of mantissa unless told otherwise.
+    A matrix product is used because convolutions on GPUs may round to ten bits of mantissa (TF32).
     """
     tap = torch.arange(2 * size) - 2 * torch.arange(size)[:, None] + len(_SYM6) // 2 - 1
     inside = (tap >= 0) & (tap < len(_SYM6))
@@ -188,7 +190,7 @@ def siamese(draw_seed: int, step: int, strategy: Sequence[str]) -> Callable[[tor
     The result takes images [n, c, h, w] divided by sigma_data, any n, to the same shape, does to every image
     the same, and is differentiable; half precision comes back as float32. Raises Problem for an unknown name.
     """
-    check(strategy)
+    check_operations(strategy)
     enabled = [name for name in OPERATIONS if name in strategy]
     if not enabled:
         return lambda images: images
@@ -197,8 +199,8 @@ def siamese(draw_seed: int, step: int, strategy: Sequence[str]) -> Callable[[tor
     return partial(_transform, name, draw.uniform("parameters", 3)[0].tolist())
 
 
-def check(strategy: Sequence[str]) -> None:
-    """Raises Problem if a name is not one of OPERATIONS."""
+def check_operations(strategy: Sequence[str]) -> None:
+    """Check that all names are in OPERATIONS. Raises Problem for the first that is not."""
     unknown = [name for name in strategy if name not in OPERATIONS]
     if unknown:
         raise Problem(f"augmentation has no operation {unknown[0]!r}; there are {', '.join(OPERATIONS)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many small operations as one kernel on a GPU, by torch's compiler, and as they are where it cannot."""
+"""Functions that torch compiles into one kernel on a GPU, with the plain function as a fallback."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 COVERED_BY = "noise"
-DEVICES = ("cuda",)  # on which such code is compiled
-VARIANTS = 32  # of one function: beyond, torch would go on uncompiled without a word
+DEVICES = ("cuda",)  # types of devices for which functions are compiled
+VARIANTS = 32  # compiled versions of one function; beyond this limit torch silently stops compiling
 
 
 class Kernel:
     """A function that is compiled when it is first called for a device of DEVICES.
 
-    function: of tensors and numbers, without a gradient. name: what a warning calls it. Where it cannot be compiled the plain
-    form is used, after one warning, and gives the same.
+    function: takes tensors and numbers; its result has no gradient. name: subject of the warning. If the function
+    cannot be compiled, one warning is given and the plain function is used, which returns the same values.
     """
 
     def __init__(self, function: Callable[..., Any], name: str):
         self.function, self.name = function, name
-        self.failed: str | None = None  # why there is no compiled code, once that is known
+        self.failed: str | None = None  # why compilation failed, if it did
         self._compiled: Callable[..., Any] | None = None
 
     def compiled(self) -> Callable[..., Any]:
@@ -33,7 +33,7 @@ class Kernel:
         return self._compiled
 
     def __call__(self, *arguments: Any, otherwise: Callable[[], Any]) -> Any:
-        """The compiled function of these arguments; what `otherwise` gives, where there is none."""
+        """The result of the compiled function, or that of `otherwise()` if there is no compiled code."""
         if self.failed is None and not counted():
             try:
                 # Torch keeps this setting for each thread, and a backward pass on a GPU has a thread of its own.
@@ -41,7 +41,7 @@ class Kernel:
                     return self.compiled()(*arguments)
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise
-            except Exception as error:  # of a compiler: whatever it is, the plain form can do without
+            except Exception as error:  # compilers raise many types of error; the plain function needs none of them
                 self.failed = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 warnings.warn(
                     f"{self.name} without compiled code, which is slower and equal otherwise: {self.failed}",
@@ -51,5 +51,5 @@ class Kernel:
 
 
 def counted() -> bool:
-    """Whether operations are looked at one by one (FlopCounterMode and its like): then there is nothing to compile."""
+    """Whether torch counts or records single operations now, as FlopCounterMode does; this excludes compiled code."""
     return torch._C._len_torch_dispatch_stack() > 0

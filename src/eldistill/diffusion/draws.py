@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers of images: pure functions of (seed, purpose, index of the image in the run).
+"""Random numbers as pure functions of (seed, purpose, index of the image in the run).
 
-Micro-batches, processes, restarts and the device change none of them.
+They do not depend on micro-batches, the number of processes, restarts or the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEW = (
 
 
 def stream_key(seed: int, purpose: str) -> int:
-    """128 bits that name a stream of random numbers; unrelated for any two (seed, purpose)."""
+    """A 128-bit key of a stream of random numbers, by a hash of seed and purpose."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], "little")
 
 
@@ -42,14 +42,14 @@ def _bits(seed: int, purpose: str, first: int, count: int, each: int) -> np.ndar
 
 
 def sent(tensor: torch.Tensor, device) -> torch.Tensor:
-    """A tensor on the device. From the CPU to a GPU through pinned memory: the GPU's work before it is not waited for."""
+    """The tensor on the device. A copy to a GPU goes through pinned memory and does not wait for the GPU."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def computed_on(device) -> bool:
-    """Whether a device computes its own random bits; the CPU has numpy's."""
+    """Whether random bits are computed on this device. On the CPU they come from NumPy."""
     return torch.device(device).type != "cpu"
 
 
@@ -59,11 +59,18 @@ class Draw:
         draw = Draw(seed=0, scope="generator", first=64, size=32)
         z = draw.normal("z", 3, 32, 32)                   # [32, 3, 32, 32]
         assert torch.equal(draw[:8].normal("z", 3, 32, 32), z[:8])
+        labels = draw.integers("label", 10)               # int64 [32] in 0 … 9
 
-    seed: the run's. scope: a prefix that keeps the streams of one phase apart from those of another.
-    Numbers are Philox 4x64 and Box-Muller in float64. The CPU has numpy's; another device computes the same bits where they
-    are needed (eldistill.diffusion.philox): whole numbers and uniforms are equal everywhere, normals within a unit in the last place
-    of float32, which is how far logarithm and cosine of two devices differ.
+    Args:
+        seed: of the run, any integer.
+        scope: prefix that separates the streams of different phases.
+        first, size: index in the run of the first image, and number of images.
+        device, dtype: of the results of `normal` and `uniform`; `integers` returns int64.
+
+    The numbers are Philox 4x64 and Box-Muller in float64. On the CPU they come from NumPy; another device computes the
+    same bits itself (eldistill.diffusion.philox). Integers and uniforms are equal on all devices, normals up to the
+    last place of float32, because logarithm and cosine differ between devices. A slice with a step other than 1 raises
+    ValueError.
     """
 
     def __init__(self, seed: int, scope: str, first: int, size: int, device="cpu", dtype=torch.float32):
@@ -71,20 +78,20 @@ class Draw:
         self.device, self.dtype = device, dtype
 
     def __getitem__(self, part: slice) -> Draw:
-        """The same numbers for a slice of the images (of step 1)."""
+        """The same random numbers for a slice of the images. Raises ValueError for a step other than 1."""
         start, stop, step = part.indices(self.size)
         if step != 1 or stop < start:
             raise ValueError(f"{part} of {self.size} images; expected start ≤ stop and step 1")
         return Draw(self.seed, self.scope, self.first + start, stop - start, self.device, self.dtype)
 
     def on(self, device) -> Draw:
-        """The same numbers on another device: indices of rows that lie on the CPU must not be fetched back from a GPU."""
+        """The same random numbers on another device, such as indices of rows for tensors on the CPU."""
         there = copy.copy(self)
         there.device = device
         return there
 
     def under(self, purpose: str) -> Draw:
-        """The same images, other streams: for a part that draws under names of its own."""
+        """Random numbers of the same images from other streams. purpose: a further prefix of their names."""
         return type(self)(self.seed, f"{self.scope}/{purpose}", self.first, self.size, self.device, self.dtype)
 
     def _bits(self, purpose: str, each: int) -> np.ndarray:

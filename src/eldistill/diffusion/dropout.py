@@ -16,7 +16,7 @@ COVERED_BY = "noise"
 
 
 class _Masks:
-    """Where dropout finds its numbers: a key for each image, and how many layers have asked."""
+    """The source of dropout masks: a key for each image, and the number of layers that have drawn so far."""
 
     def __init__(self, keys: torch.Tensor, calls: int = 0):
         self.keys, self.calls = keys, calls
@@ -39,7 +39,7 @@ def masks(draw: Draw, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def rows(chosen: torch.Tensor) -> Iterator[None]:
-    """Inside `masks`: a block that sees a part of its images; chosen: bool [n]. Each keeps the masks it would have had."""
+    """Inside `masks`, a context for the images where `chosen` (bool [n]) is true. They keep their masks."""
     source = _masks.get()
     part = None if source is None else _Masks(source.keys[chosen.to(source.keys.device)], source.calls)
     token = _masks.set(part)
@@ -50,7 +50,7 @@ def rows(chosen: torch.Tensor) -> Iterator[None]:
 
 
 class _Again:
-    """Inside it dropout draws the masks that a block drew before, however often it is entered."""
+    """A context in which dropout draws the same masks again, however often it is entered."""
 
     def __init__(self):
         source = _masks.get()
@@ -63,8 +63,8 @@ class _Again:
         _masks.reset(self.token)
 
 
-def again() -> tuple:
-    """Two contexts for torch's checkpoint: one for a block now, one for the same block computed again on the way back."""
+def repeat_masks() -> tuple:
+    """Two contexts for torch's checkpoint: one for the forward pass of a block, one for its recomputation."""
     return nullcontext(), _Again()
 
 
@@ -83,12 +83,12 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def _apply(x: torch.Tensor, keep: torch.Tensor, p: float) -> torch.Tensor:
-    # A product, so that a NaN stays one wherever the mask is zero.
+    # A product keeps a NaN even where the mask is zero.
     return x * keep.reshape(x.shape) / (1 - p)
 
 
-# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at once); on a
-# GPU a fixed number, so that their 256 MB do not grow with the layer.
+# Numbers of a mask that are computed together: on a CPU as many as its cache holds (seven times as fast as all at
+# once); on a GPU a fixed number, so that their 256 MB do not grow with the layer.
 AT_ONCE = {"cpu": 2**16, "cuda": 2**24}
 
 
@@ -98,7 +98,7 @@ def _keep(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int) -> torch.
     place = _scramble(torch.arange(each, device=x.device) + layer)
     keep = torch.empty(len(x), each, dtype=torch.bool, device=x.device)
     together = AT_ONCE.get(x.device.type, 2**24) // max(each, 1)
-    step = len(x) if torch.compiler.is_compiling() else max(1, together)  # a compiler keeps no numbers in between
+    step = len(x) if torch.compiler.is_compiling() else max(1, together)  # compiled code stores no intermediate numbers
     for start in range(0, len(x), step):
         keep[start : start + step] = _hash(keys[start : start + step], place) >= limit
     return keep
@@ -134,8 +134,8 @@ def _fusible() -> bool:
 
 
 class _Fused(torch.autograd.Function):
-    # Dropout by the compiled form. It is linear, so the way back is the same with the same mask, which is computed again
-    # instead of being kept.
+    # Dropout by compiled code. It is linear, so the backward pass applies the same mask to the gradient; the mask is
+    # computed again instead of being stored.
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
@@ -149,13 +149,18 @@ class _Fused(torch.autograd.Function):
 
 
 def _fused(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
-    """What `dropout` gives, from compiled code. The masks are equal to the bit; on a GPU the division may differ from the
-    plain form's in the last place."""
-    # As a tensor: a compiler may hold whole numbers in 32 bits.
+    """`dropout` by compiled code.
+
+    The masks are equal to the bit; on a GPU the division may differ in the last place.
+    """
+    # Passed as a tensor, because compiled code may hold integers in 32 bits.
     place = torch.full((), layer, dtype=torch.int64, device=x.device)
-    # Flat where that is a view: the code of a compiler depends on which sizes of a tensor are equal.
+    # Flattened if that needs no copy, because compiled code is specific to which sizes of a tensor are equal.
     flat = x.view(len(x), x[0].numel()) if x.is_contiguous() else x
-    plain = lambda: _apply(x, _keep(x, keys, layer, limit), p)  # noqa: E731
+
+    def plain() -> torch.Tensor:
+        return _apply(x, _keep(x, keys, layer, limit), p)
+
     return KERNEL(flat, keys, place, limit, 1 - p, otherwise=plain).view(x.shape)
 
 

@@ -35,7 +35,7 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
 
 
 def warped_sigma(u: torch.Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO):
-    """The noise level at u in [0, 1] of Karras' grid from its small end: u 0 is sigma_min, 1 is sigma_max; u's shape."""
+    """The noise level at the position u in [0, 1] of Karras' grid, from sigma_min at 0 to sigma_max at 1; u's shape."""
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (high + (1 - u) * (low - high)) ** rho
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks, data and supplements of a run, from its recipe and files: for the run itself, and for a probe of a finished one."""
+"""Loads the data, networks and supplements of a run from its recipe and files.
+
+A probe of a finished run uses it too.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,17 @@ from eldistill.training.machine import Machine
 
 COVERED_BY = "distil"
 Recipe = dict[str, Any]  # the `params` of a distil recipe
-Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.make` explains
+Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.train_generator` explains
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made from, loaded."""
+    """The loaded method, teacher and images of a run."""
 
     method: Method
     numbers: Any  # of the method
     teacher: torch.nn.Module  # frozen
-    about: dict[str, Any]  # description of the teacher
+    metadata: dict[str, Any]  # of the teacher: config, codec, shape, label_dim, …
     reals: dataset.PackedImages  # train images
 
     @property
@@ -41,27 +44,31 @@ class Parts:
         return float(self.method.sampler(self.numbers)["steps"]["1"][0])
 
 
-def parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
-    """Method, teacher and data of a recipe. Raises Problem if they do not fit together."""
-    method = contract.method(recipe["method"]["file"])
-    numbers = contract.numbers(method, recipe["method"])
-    teacher, about = teachers.load(upstream["teacher"], device)
-    if about["codec"] != recipe["data"]["codec"]:
+def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
+    """Load method, teacher and images of a recipe to a device. Raises Problem if they do not fit together."""
+    method = contract.load_method(recipe["method"]["file"])
+    numbers = contract.make_numbers(method, recipe["method"])
+    teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
+    if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
-            f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"
+            f"{upstream['teacher']} was trained with codec {metadata['codec']}, but the data has {recipe['data']['codec']}; choose "
+            "a teacher that was trained with the codec of the data"
         )
     reals = dataset.load_real_images(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
-    if reals.label_dim != about["label_dim"] or list(reals.shape) != about["shape"]:
+    if reals.label_dim != metadata["label_dim"] or list(reals.shape) != metadata["shape"]:
         raise Problem(
-            f"{upstream['teacher']} makes images of shape {about['shape']} with {about['label_dim']} labels, "
+            f"{upstream['teacher']} makes images of shape {metadata['shape']} with {metadata['label_dim']} labels, "
             f"the data has {list(reals.shape)} and {reals.label_dim}; choose a teacher that fits"
         )
-    return Parts(method, numbers, teacher, about, reals)
+    return Parts(method, numbers, teacher, metadata, reals)
 
 
-def upstream(recipe: Recipe, files: Iterable[Path]) -> Upstream:
-    """Which of the files upstream the supplements of a run read: `ensembles`, manifests in the order of its supplements,
-    and `pairs`, {(n, seed): file}."""
+def upstream_files(recipe: Recipe, files: Iterable[Path]) -> Upstream:
+    """The upstream files that the supplements of a run read.
+
+    files: outputs of all upstream steps. Returns {"ensembles": manifests in the order of the supplements, "pairs":
+    {(n, seed): path}}.
+    """
     files = list(files)
     manifests = {
         (path.parent.name, path.stem): path for path in files if path.suffix == ".json" and "ensembles" in path.parts
@@ -78,29 +85,39 @@ def upstream(recipe: Recipe, files: Iterable[Path]) -> Upstream:
 # --- networks -------------------------------------------------------------------------------------------
 
 
-def start_of(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Module | None, int]:
-    """The generator that a run starts from, and the images it has generated; (None, 0) without one. Raises Problem."""
+def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Module | None, int]:
+    """Load the generator that a run starts from: (network, images it was trained on), or (None, 0) without a path.
+
+    Raises Problem if it starts from another noise level than this method.
+    """
     if not path:
         return None, 0
     begun = generators.load_generator(path, device)
-    level = begun.about["sampler"]["steps"]["1"][0]
+    level = begun.metadata["sampler"]["steps"]["1"][0]
     if level != made.sigma_init:
-        raise Problem(f"{path} starts from noise of level {level}, this method from {made.sigma_init}; make them equal")
-    return begun.network, begun.about["n_images_before"] + begun.about["n_images"]
+        raise Problem(
+            f"{path} starts from the noise level {level}, but this method from {made.sigma_init}; set sigma_init to {level}"
+        )
+    return begun.network, begun.metadata["n_images_before"] + begun.metadata["n_images"]
 
 
-def networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
-    """The networks that a run trains: the generator, and the method's others."""
+def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
+    """Make the networks that a run trains: the generator, and the further ones of the method."""
     key = stream_seed(seed, "initialisation")
     generator = made.method.generator(made.teacher, start, made.numbers)
     nets = {"generator": generator, **made.method.networks(made.teacher, made.numbers, key)}
     if start is not None and "target" in nets:
-        nets["target"].load_state_dict(generator.state_dict())  # the average of a generator starts at it
+        nets["target"].load_state_dict(
+            generator.state_dict()
+        )  # a target is an average of the generator and starts equal to it
     return nets
 
 
 def set_dropout(nets: Nets, probability: float | None) -> None:
-    """Give all layers with dropout this probability; None leaves them as they are. Raises Problem if there is no such layer."""
+    """Give all layers with dropout this probability; None leaves them as they are.
+
+    Raises Problem if there is no such layer.
+    """
     if probability is None:
         return
     every = [each for net in nets.values() for each in net.modules()]
@@ -115,7 +132,10 @@ def set_dropout(nets: Nets, probability: float | None) -> None:
 
 @torch.no_grad()
 def check_start(job: Job, teacher: torch.nn.Module) -> None:
-    """Before any update a generator that is a copy of the teacher must give the teacher's image. Raises Problem."""
+    """Check that a generator that is a copy of the teacher returns the teacher's denoised image before training.
+
+    Raises Problem if it does not, which means that the method's `generate` and `sampler` disagree.
+    """
     net = job.nets["generator"]
     mine, its = net.state_dict(), teacher.state_dict()
     if mine.keys() != its.keys() or any(not torch.equal(mine[key], its[key]) for key in its):
@@ -138,12 +158,15 @@ def check_start(job: Job, teacher: torch.nn.Module) -> None:
 # --- supplements ----------------------------------------------------------------------------------------
 
 
-def supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
-    """The supplements of a run, prepared; their networks are not added yet. upstream: as the function of that name gives it."""
+def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machine) -> list[Supplement]:
+    """Load and prepare the supplements of a run, without adding their networks.
+
+    upstream: see `upstream_files`. Raises Problem.
+    """
     waiting, found = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
-        module = contract.supplement(values["file"])
-        numbers = contract.numbers(module, values)
+        module = contract.load_supplement(values["file"])
+        numbers = contract.make_numbers(module, values)
         pairs = (values["pairs"], values.get("pairs_seed", 0)) if values.get("pairs") else None
         setting = Setting(
             sigma_data=made.reals.sigma_data, seed=recipe["seed"], sigma_init=made.sigma_init, device=machine.device,
@@ -156,6 +179,6 @@ def supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine: Machin
 
 
 def add_networks(nets: Nets, added: Iterable[Supplement], seed: int) -> None:
-    """Let each supplement add its weights to the networks."""
+    """Let each supplement add its weights to the networks, in place. Raises Problem if one does not fit."""
     for each in added:
         each.module.networks(nets, each.prepared, each.numbers, stream_seed(seed, f"initialisation/{each.name}"))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a finished run's generator, drawn again and again: how they vary, and what of that a larger batch averages out.
+"""Measures the variance of the generator's gradient at a snapshot of a finished run, and how it depends on the batch.
 
-At a snapshot of a run the generator is held; some fake_scores are trained on it from the teacher, each with random
-numbers of its own; then the gradient of its parameters is drawn again and again at several batches. Its variance (the
-trace of its covariance) is fitted by floor + slope / batch; that of a supplement, whose images meet in pairs, has a part
-in 1 / batch^2 as well (the variance of a U-statistic). With a noise level of its own for every image and one given
-fake_score the draws of a batch are independent, and there can be no floor; one level for a whole batch leaves one, and
+The generator is fixed. Several fake_scores are trained on it, starting from the teacher, each with different random
+numbers. Then the gradient of the generator's parameters is computed repeatedly at several batch sizes. Its variance
+(the trace of its covariance) is fitted by floor + slope / batch; for a supplement, whose loss compares pairs of images,
+also by a term in 1 / batch^2 (the variance of a U-statistic). With one fake_score and a different noise level for every
+image the images of a batch are independent, so the floor is 0. One noise level for the whole batch gives a floor, and
 so do different fake_scores.
 """
 
@@ -35,17 +35,17 @@ from eldistill.training.machine import Machine
 from eldistill.training.optimisers import Ema, Optimiser
 
 COVERED_BY = "variance"
-PERCENT = 20  # of the run: the snapshot that is looked at
-FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the images each of them is trained on
-REPEATS = {8: 32, 32: 24, 128: 16}  # batch: how many gradients of it
-Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # (images [n, c, h, w], batch) to a gradient at the images
-Look = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
+PERCENT = 20  # of the run: the snapshot that is measured
+FAKES, FAKE_IMAGES = 3, 4096  # fake_scores for each run, and the number of images that each is trained on
+REPEATS = {8: 32, 32: 24, 128: 16}  # {batch: number of gradients}
+Pull = Callable[[torch.Tensor, Batch], torch.Tensor]  # from (images [n, c, h, w], batch) to a gradient at the images
+Variances = dict[int | str, float]  # {batch: variance of the gradient, "signal": …, "floor": …}
 OWN, SHARED, ACROSS = "own noise levels", "one noise level a batch", f"own noise levels, across {FAKES} fake_scores"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of repeated gradients at one batch: their mean [P], the trace of their covariance, how many they are."""
+    """Statistics of repeated gradients at one batch size: mean [P], trace of the covariance, number of gradients."""
 
     mean: np.ndarray
     variance: float
@@ -53,37 +53,39 @@ class Moments:
 
 
 def moments(gradients: np.ndarray) -> Moments:
-    """gradients: [repeats, P]."""
+    """The statistics of gradients [repeats, P]."""
     mean = gradients.mean(0, dtype=np.float64)
     return Moments(mean, float(((gradients - mean) ** 2).sum() / (len(gradients) - 1)), len(gradients))
 
 
-def fit(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
-    """(floor, slope, …) of variance = floor + slope / batch + … up to 1 / batch^order, each point weighed by its own size
-    (errors are relative)."""
+def fit_variance(found: dict[int, float], order: int = 1) -> tuple[float, ...]:
+    """Fit variance = floor + slope / batch + … up to 1 / batch^order; returns (floor, slope, …).
+
+    found: {batch: variance}. Each point is weighted by its inverse, because errors are relative.
+    """
     batches, values = np.array(list(found), float), np.array(list(found.values()))
     design = batches[:, None] ** -np.arange(order + 1) / values[:, None]
     return tuple(map(float, np.linalg.lstsq(design, np.ones_like(values), rcond=None)[0]))
 
 
-def between(means: list[Moments]) -> float:
-    """Variance of the mean gradient from one fake_score to the next, without what is left of the noise within."""
+def variance_between(means: list[Moments]) -> float:
+    """Variance of the mean gradient between fake_scores, corrected for the noise of each mean."""
     stack = np.stack([each.mean for each in means])
     spread = ((stack - stack.mean(0)) ** 2).sum() / (len(means) - 1)
     return float(spread - fmean(each.variance / each.count for each in means))
 
 
-def strength(means: list[Moments]) -> float:
-    """Squared norm of the mean gradient, without what is left of the noise."""
+def squared_mean(means: list[Moments]) -> float:
+    """Squared norm of the mean gradient, corrected for its noise; averaged over `means`."""
     return fmean(float((each.mean**2).sum()) - each.variance / each.count for each in means)
 
 
 class OneLevel(Draw):
-    """The same random numbers, but one noise level for all images of the batch."""
+    """Random numbers like those of a Draw, but with one noise level for all images of the batch."""
 
     @classmethod
     def of(cls, draw: Draw) -> OneLevel:
-        """With the streams of another Draw."""
+        """A OneLevel with the streams of another Draw."""
         return cls(draw.seed, draw.scope, draw.first, draw.size, draw.device, draw.dtype)
 
     def _first(self) -> Draw:
@@ -93,7 +95,7 @@ class OneLevel(Draw):
         return one.repeat(self.size, *[1] * (one.ndim - 1))
 
     def normal(self, purpose: str, *shape: int) -> torch.Tensor:
-        """As Draw.normal; of a noise level that of the first image, for all."""
+        """Like Draw.normal; for a noise level all images get the value of the first."""
         return (
             self._of_all(self._first().normal(purpose, *shape))
             if _is_level(purpose)
@@ -101,7 +103,7 @@ class OneLevel(Draw):
         )
 
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
-        """As Draw.uniform; of a noise level that of the first image, for all."""
+        """Like Draw.uniform; for a noise level all images get the value of the first."""
         return (
             self._of_all(self._first().uniform(purpose, *shape))
             if _is_level(purpose)
@@ -109,7 +111,7 @@ class OneLevel(Draw):
         )
 
     def integers(self, purpose: str, high: int, *shape: int) -> torch.Tensor:
-        """As Draw.integers; of a noise level that of the first image, for all."""
+        """Like Draw.integers; for a noise level all images get the value of the first."""
         if _is_level(purpose):
             return self._of_all(self._first().integers(purpose, high, *shape))
         return super().integers(purpose, high, *shape)
@@ -120,7 +122,7 @@ def _is_level(purpose: str) -> bool:
 
 
 def _file(step: str) -> tuple[str, str]:
-    # (folder, file) of an upstream step of a run that its supplements read.
+    # (folder, file) of an upstream step whose output the supplements read; ("", "") for any other step.
     word, name = step.split(" ", 1)
     if word == "ensemble":
         return "ensembles", f"{name}.json"
@@ -143,7 +145,7 @@ def _upstream(recipe: dict, root: Path) -> Upstream:
     return {
         "images": root / f"data/sets/{named['data']}.safetensors",
         "teacher": root / f"data/teachers/{named['teacher']}/teacher.safetensors",
-        **prepare.upstream(recipe["params"], files),
+        **prepare.upstream_files(recipe["params"], files),
     }
 
 
@@ -163,19 +165,23 @@ class Probe:
         self.params = recipe["params"]
         torch.set_num_threads(self.params["threads"])
         upstream = _upstream(recipe, root)
-        self.parts = prepare.parts(self.params, upstream, "cpu")
+        self.parts = prepare.load_parts(self.params, upstream, "cpu")
         snapshot = root / f"data/runs/{run}/ema-{PERCENT}.safetensors"
         if not snapshot.exists():
-            raise Problem(f"{snapshot} is missing; a study of variance looks there: add {PERCENT} to distil.snapshots")
+            raise Problem(f"{snapshot} is missing; a study of variance needs it: add {PERCENT} to distil.snapshots and "
+                          "make the run again")  # fmt: skip
         self.generator = generators.load_generator(snapshot).network
-        self.supplements = prepare.supplements(self.params, upstream, self.parts, Machine())
+        self.supplements = prepare.prepare_supplements(self.params, upstream, self.parts, Machine())
         for each in self.supplements:
             if each.module.offers("networks") or not each.module.offers("generator_terms"):
-                raise Problem(f"{run}: a study of variance looks at the gradient at the images that a fixed loss gives, and "
-                              f"{each.name} is none; take it from the grids of that study")  # fmt: skip
+                raise Problem(f"{run}: a study of variance needs supplements with a fixed loss at the images, and {each.name} has none; "
+                              "remove it from the grids of that study in params.yaml")  # fmt: skip
 
     def fakes(self) -> list[Nets]:
-        """Networks with FAKES fake_scores, each trained on the held generator with random numbers of its own."""
+        """Train FAKES fake_scores on the fixed generator, each with different random numbers.
+
+        Raises Problem without a fake_score.
+        """
         made = []
         for index in range(FAKES):
             seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
@@ -183,7 +189,8 @@ class Probe:
             nets = {"generator": copy.deepcopy(self.generator), **others}
             if "fake_score" not in nets or not self.parts.method.offers("critic_terms"):
                 raise Problem(
-                    f"the method {self.params['method']['file']} has no fake_score; a study of variance needs one"
+                    f"the method {self.params['method']['file']} has no fake_score, which a study of variance needs; "
+                    "remove its grid from that study in params.yaml"
                 )
             with tempfile.TemporaryDirectory() as folder:
                 Loop(self._job(nets, seed, Path(folder))).run()
@@ -193,19 +200,22 @@ class Probe:
         return made
 
     def _job(self, nets: Nets, seed: int, folder: Path) -> Job:
-        # The training of one fake_score: the method's own, without steps of the generator.
+        # The training of one fake_score: the phases of the method without steps of the generator.
         critic, reals, method = Optimiser.of(self.params["method"]["critic"]), self.parts.reals, self.parts.method
         return Job(
             method=Method(phases=_fake_score_alone, generate=method.generate, critic_terms=method.critic_terms),
             numbers=self.parts.numbers, nets=nets, published="fake_score", reals=reals, shape=reals.shape,
             training=Training(FAKE_IMAGES, 64, Ema("constant", beta=0.0)), seed=seed, folder=folder,
             optimisers=dict.fromkeys(nets, critic), fixed={"teacher": self.parts.teacher}, ticks=1, save_seconds=1e9,
-            say=_nothing,
+            log=_nothing,
         )  # fmt: skip
 
     def gradients(self, scope: str, batch: int, pull: Pull, one_level: bool = False) -> Moments:
-        """Moments over REPEATS[batch] gradients; pull(images, batch) gives one at the images. one_level: all images of a batch
-        have the same noise level."""
+        """Moments of REPEATS[batch] gradients of the generator's parameters.
+
+        scope: prefix of the random numbers. pull: returns a gradient [n, c, h, w] at the images. one_level: all images
+        of a batch have the same noise level.
+        """
         found, nets = [], {"generator": self.generator.requires_grad_(True)}
         parameters = list(self.generator.parameters())
         for repeat in range(REPEATS[batch]):
@@ -220,7 +230,7 @@ class Probe:
         return moments(np.stack(found))
 
     def base(self, nets: Nets) -> Pull:
-        """The base loss's gradient at the images, by its own fake_score."""
+        """A function that returns the gradient of the base loss at the images, with the fake_score of `nets`."""
 
         def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:
             terms = self.parts.method.generator_terms(nets, batch, lambda: images, self.parts.numbers)
@@ -230,7 +240,7 @@ class Probe:
         return pull
 
     def supplement(self, each: Supplement) -> Pull:
-        """A supplement's gradient at the images."""
+        """A function that returns the gradient of a supplement at the images."""
 
         def pull(images: torch.Tensor, batch: Batch) -> torch.Tensor:
             terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
@@ -246,31 +256,37 @@ def _sum(gradients: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def look(run: str, root: Path) -> dict[str, Look]:
-    """{which gradient: {batch: its variance, "signal": squared norm of its mean, "floor"}} of one run."""
+def measure_variance(run: str, root: Path) -> dict[str, Variances]:
+    """Measure the gradient variance of one run: {gradient: {batch: variance, "signal": …, "floor": …}}.
+
+    signal: squared norm of the mean gradient. floor: variance at an infinite batch.
+
+    run: DATA/METHOD/SUPPLEMENTS/SEED. root: the folder of the project. Raises Problem if the run has no snapshot or
+    fake_score.
+    """
     probe = Probe(run, root)
-    found: dict[str, Look] = {}
+    found: dict[str, Variances] = {}
     if probe.supplements:
         for each in probe.supplements:
             per = {batch: probe.gradients(each.name, batch, probe.supplement(each)) for batch in REPEATS}
-            found[each.name] = _found({b: m.variance for b, m in per.items()}, strength([per[max(per)]]), 2)
+            found[each.name] = _found({b: m.variance for b, m in per.items()}, squared_mean([per[max(per)]]), 2)
         return found
     nets = probe.fakes()
     own = {
         batch: [probe.gradients(f"own/{k}", batch, probe.base(each)) for k, each in enumerate(nets)]
         for batch in REPEATS
     }
-    signal, within = strength(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
+    signal, within = squared_mean(own[max(own)]), {b: fmean(m.variance for m in each) for b, each in own.items()}
     found[OWN] = _found(within, signal)
     one = {b: probe.gradients("one", b, probe.base(nets[0]), one_level=True).variance for b in REPEATS}
-    found[SHARED] = _found(one, strength([own[max(own)][0]]))
-    apart = between(own[max(own)])
-    # The mean gradient of a fake_score is the common one and its own deviation: the signal is the former alone.
+    found[SHARED] = _found(one, squared_mean([own[max(own)][0]]))
+    apart = variance_between(own[max(own)])
+    # The mean gradient of a fake_score is the common one plus a deviation; only the common one is the signal.
     found[ACROSS] = _found({b: value + apart for b, value in within.items()}, signal - apart)
     return found
 
 
-def _found(variances: dict[int, float], signal: float, order: int = 1) -> Look:
-    found: Look = {"signal": signal, "floor": fit(variances, order)[0]}
+def _found(variances: dict[int, float], signal: float, order: int = 1) -> Variances:
+    found: Variances = {"signal": signal, "floor": fit_variance(variances, order)[0]}
     found.update(variances.items())
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who made a result, when, by which command, from what, at what cost."""
+"""Records who made a result, when, with which command, from which inputs and at what cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COVERED_BY = "distil"
 
 
 def origin(digest: str) -> dict[str, Any]:
-    """Who made something, when, by which command, from which recipe and commit."""
+    """The command, commit, recipe digest, machine and time of a result, as JSON-able values."""
     return {
         "command": " ".join(["python -m eldistill", *sys.argv[1:]]),
         "git_commit": git("rev-parse", "HEAD"),
@@ -34,7 +34,10 @@ def origin(digest: str) -> dict[str, Any]:
 
 
 def provenance(work: Loop, digest: str, device: str, flop: float | None = None) -> dict[str, Any]:
-    """Who made it, when, from what, at what cost: the one file of a run that differs between equal runs."""
+    """The provenance of a finished training. It is the only output that differs between equal runs.
+
+    flop: floating-point operations of an iteration. Memory is in GiB, times are in seconds or milliseconds.
+    """
     iterations = max(1, work.iteration)
     return {
         **origin(digest),
@@ -52,7 +55,7 @@ def provenance(work: Loop, digest: str, device: str, flop: float | None = None) 
 
 
 def git(*words: str) -> str | None:
-    """What git answers to these words here; None where it does not know."""
+    """The output of a git command in the current folder; None if git fails or is not installed."""
     try:
         answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20)
         return answer.stdout.strip() if answer.returncode == 0 else None

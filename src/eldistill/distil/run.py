@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run: prepares networks, data and supplements, calls the loop, writes the generator.
+"""Trains the generator of one run and writes it.
 
-Everything is first written to the run's state folder; the outputs appear at the end, together.
+All files are first written to the state folder of the run. The outputs are copied from there together at the end.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from eldistill.training.machine import Machine
 from eldistill.training.optimisers import Ema, Optimiser
 
 RECIPE = ("distil", 2)
-Save = Callable[[torch.nn.Module], None]  # writes a network
+Save = Callable[[torch.nn.Module], None]  # a function that writes a network
 
 
-def make(
-    recipe: Recipe, digest: str, upstream: Upstream, folder: Path, machine: Machine, say: Callable[[str], None],
+def train_generator(
+    recipe: Recipe, digest: str, upstream: Upstream, folder: Path, machine: Machine, log: Callable[[str], None],
     whole: dict[str, Any] | None = None,
 ) -> Loop:  # fmt: skip
-    """Train the generator of a recipe; leaves its files in `folder` (the state folder).
+    """Train the generator of a recipe and write its files to `folder`, the state folder of the run.
 
-    recipe: the `params` of a distil recipe; whole: all of it, for the description of the generator. upstream: paths of
-    `images`, `teacher`, `ensembles` (one manifest for each supplement that names an ensemble, in order), `pairs` {(n,
-    seed): path}, `start` (a generator, or None).
-    Raises Problem, NonFinite, Stopped.
+    recipe: `params` of a distil recipe. whole: the complete recipe, which the generator's metadata record. upstream:
+    paths of `images`, `teacher`, `ensembles` (a manifest for each supplement that names an ensemble, in order), `pairs`
+    {(n, seed): path} and `start` (a generator, or None). Raises Problem for inputs that do not fit; NonFinite, Stopped
+    or Lost as `Loop.run` does.
     """
-    parts = prepare.parts(recipe, upstream, machine.device)
-    start, before = prepare.start_of(upstream.get("start"), parts, machine.device)
-    job = _job(recipe, upstream, parts, start, folder, machine, say)
+    parts = prepare.load_parts(recipe, upstream, machine.device)
+    start, before = prepare.load_start(upstream.get("start"), parts, machine.device)
+    job = _job(recipe, upstream, parts, start, folder, machine, log)
     if start is None:
         prepare.check_start(job, parts.teacher)
-    described = {"codec": parts.about["codec"], "shape": parts.about["shape"], "label_dim": parts.about["label_dim"],
+    described = {"codec": parts.metadata["codec"], "shape": parts.metadata["shape"], "label_dim": parts.metadata["label_dim"],
                  "sampler": parts.method.sampler(parts.numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
-    if parts.reals.label_dim:  # as often as training draws them: so are they drawn in sampling
+    if parts.reals.label_dim:  # sampling draws classes with the frequencies of the training images
         described |= classes.describe_classes(upstream["images"])
     job.snapshots = _snapshots(recipe, folder, described)
-    compute.prepare(machine, [parts.teacher], list(job.nets.values()))
+    compute.prepare_networks(machine, [parts.teacher], list(job.nets.values()))
     work = Loop(job)
-    first = work.across.rank == 0  # of several processes one writes
+    first = work.across.rank == 0  # only the first process writes
     if first and 0 in job.snapshots:
-        job.snapshots[0](work.average)  # before the state of a stopped run is read: the start, every time
+        job.snapshots[0](work.average)  # the untrained generator, before a saved state is loaded
     work.run()
     if first:
         lineage = _lineage(whole or {"params": recipe}, recipe["method"], upstream["teacher"])
@@ -65,15 +65,15 @@ def make(
 
 def _job(
     recipe: Recipe, upstream: Upstream, parts: Parts, start: torch.nn.Module | None, folder: Path, machine: Machine,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Job:  # fmt: skip
     values, seed = recipe["method"], recipe["seed"]
-    nets = prepare.networks(parts, start, seed)
-    added = prepare.supplements(recipe, upstream, parts, machine)
+    nets = prepare.make_networks(parts, start, seed)
+    added = prepare.prepare_supplements(recipe, upstream, parts, machine)
     prepare.add_networks(nets, added, seed)
     prepare.set_dropout(nets, values["dropout"])
-    # A recipe leaves float32 out.
-    arithmetic = compute.arithmetic(values.get("precision", "float32"), machine, [parts.teacher, *nets.values()])
+    # Recipes omit the default precision, float32.
+    arithmetic = compute.set_arithmetic(values.get("precision", "float32"), machine, [parts.teacher, *nets.values()])
     settings = {name: Optimiser.of(values[name]) for name in ("generator", "critic")}
     return Job(
         method=parts.method, numbers=parts.numbers,
@@ -81,16 +81,16 @@ def _job(
         nets=nets, published="generator", reals=parts.reals, shape=parts.reals.shape, seed=seed, folder=folder,
         optimisers={name: settings["generator" if name == "generator" else "critic"] for name in nets},
         fixed={"teacher": parts.teacher}, supplements=added, device=machine.device, micro_batch=machine.micro_batch,
-        ticks=recipe["ticks"], save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, say=say,
+        ticks=recipe["ticks"], save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, log=log,
         arithmetic=arithmetic,
     )  # fmt: skip
 
 
-# --- what it writes -------------------------------------------------------------------------------------
+# --- files of a run -------------------------------------------------------------------------------------
 
 
 def _write(work: Loop, folder: Path, described: dict[str, Any]) -> None:
-    # A run that was killed after its last step finds its snapshots written, or writes the last ones again.
+    # A run that was killed after its last step may not have written its last snapshots, so they are written again.
     generators.save_generator(folder / "generator_ema.safetensors", work.average, described)
     if (total := work.job.training.n_images) in work.job.snapshots:
         work.job.snapshots[total](work.average)
@@ -106,7 +106,10 @@ def _lineage(whole: dict[str, Any], values: dict[str, Any], teacher: Path) -> di
 
 
 def _snapshots(recipe: Recipe, folder: Path, described: dict[str, Any]) -> dict[int, Save]:
-    """By number of images: what writes the generator then, perhaps for several percentages of a short run."""
+    """{number of images: function that writes the generator}.
+
+    In a short run one function may write several percentages.
+    """
     total, batch = recipe["method"]["n_images"], recipe["method"]["batch"]
     found: dict[int, Save] = {}
     for percent in recipe["snapshots"]:
@@ -117,15 +120,15 @@ def _snapshots(recipe: Recipe, folder: Path, described: dict[str, Any]) -> dict[
 
 
 def snapshot_images(total: int, batch: int, percent: int) -> int:
-    """The image count at which `percent` of a run is reached: a multiple of the batch; 0 for 0, else at least one."""
+    """The number of images at `percent` of a run of `total` images: a multiple of the batch, and 0 only for 0 %."""
     if percent == 0:
         return 0
     return max(1, round(total * percent / 100 / batch)) * batch if percent < 100 else total
 
 
-def _writer(path: Path, about: dict[str, Any]) -> Save:
+def _writer(path: Path, metadata: dict[str, Any]) -> Save:
     def write(net: torch.nn.Module) -> None:
-        generators.save_generator(path, net, about)
+        generators.save_generator(path, net, metadata)
 
     return write
 
@@ -141,8 +144,8 @@ def _both(first: Save | None, second: Save) -> Save:
     return write
 
 
-def publish(folder: Path, outputs: tuple[str, ...], root: Path) -> None:
-    """Copy finished files from the state folder to the outputs, each to a temporary name first."""
+def publish_outputs(folder: Path, outputs: tuple[str, ...], root: Path) -> None:
+    """Copy the finished files from the state folder to the outputs. Each is written completely or not at all."""
     for output in outputs:
         target = root / output
         with files.atomic(target) as temporary:

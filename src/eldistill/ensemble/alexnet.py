@@ -21,7 +21,7 @@ LAYERS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192
 class Numbers:
     """An alexnet member's numbers."""
 
-    scale: float = number(1.0, "factor of every layer's channels", above=0, high=4)
+    scale: float = number(1.0, "factor of the number of channels of every layer", above=0, high=4)
     bias: float = number(0.2, "standard deviation of the biases", low=0)
 
 

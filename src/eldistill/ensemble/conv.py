@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain convolutional members: depth times (3x3 convolution, norm, activation, halving).
+"""Plain convolutional members: `depth` layers of 3x3 convolution, norm, activation and halving of the resolution.
 
 The network of dataset condensation by distribution matching (Zhao & Bilen 2021, arXiv 2110.04181), with He
-initialisation. Without norm it sees contrast and brightness; with instance norm it is blind to them but sees noise:
-hence mixed ensembles. Other families take their parts from here.
+initialisation. Without norm its features depend on contrast and brightness; with instance norm they do
+not, but they depend on noise, which is why ensembles mix both. Other families use the functions below.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Numbers:
     )  # fmt: skip
     bias: float = number(0.2, "standard deviation of the biases", low=0)
     activation: str = number(
-        "relu", "relu, leaky (slope 0.01), silu, or linear: none at all",
+        "relu", "relu, leaky (slope 0.01), silu, or linear: no activation",
         choices=("relu", "leaky", "silu", "linear"), neutral=True,
     )  # fmt: skip
     pool: str = number(
-        "mean", "how a layer halves: mean or max of 2x2, or a stride of the convolution",
+        "mean", "how a layer halves the resolution: mean or max of 2x2, or a convolution of stride 2",
         choices=("mean", "max", "stride"), neutral=True,
     )  # fmt: skip
     init: str = number(
@@ -84,7 +84,10 @@ POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def layer_of(normal, name: str, shape: tuple[int, ...], bias: float, init: str = "he") -> dict[str, torch.Tensor]:
-    """Weight [out, in, ...] and bias [out] of one layer; bias: standard deviation (he)."""
+    """Weight [out, in, ...] and bias [out] of one layer, by name.
+
+    normal: as for `draw`. shape: of the weight. bias: standard deviation of the bias, for init he. init: see `Numbers`.
+    """
     fan_in = math.prod(shape[1:])
     drawn, shift = normal(f"{name}.weight", *shape), normal(f"{name}.bias", shape[0])
     if init == "he":
@@ -94,7 +97,10 @@ def layer_of(normal, name: str, shape: tuple[int, ...], bias: float, init: str =
 
 
 def check_norm(norm: str, *widths: int) -> None:
-    """Raises Problem for batch norm, or a width that four groups do not divide."""
+    """Check a norm for layers of these widths.
+
+    Raises Problem for batch norm, or a width that four groups do not divide.
+    """
     if norm == "batch":
         raise Problem(
             "an embedding network with norm: batch; expected none, group or instance: batch norm normalises generated "
@@ -108,7 +114,7 @@ def check_norm(norm: str, *widths: int) -> None:
 
 
 def normalised(x: torch.Tensor, norm: str) -> torch.Tensor:
-    """x [n, c, h, w] after its norm, without learned scale."""
+    """x [n, c, h, w] normalised by none, group, instance or layer norm, without a learned scale. Same shape."""
     if norm == "none":
         return x
     groups = {"instance": x.shape[1], "group": min(4, x.shape[1]), "layer": 1}[norm]

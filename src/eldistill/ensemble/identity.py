@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No network: the pixels themselves. With it EL becomes the `pixel-mmd` control; several of them at different `mean`
-are a pyramid."""
+"""Pixels as features, without a network.
+
+EL with them is the `pixel-mmd` control; members with several `mean` form a pyramid.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ RECIPE = ("ensemble/identity", 1)
 class Numbers:
     """The identity's only number."""
 
-    mean: int = number(1, "average over squares of so many pixels a side first", low=1, high=64, neutral=True)
+    mean: int = number(1, "side in pixels of the squares that are averaged first", low=1, high=64, neutral=True)
 
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
-    """No weights. Raises Problem if the squares do not fill the image."""
+    """Return no weights. Raises Problem if the squares do not fill the image."""
     if any(side % numbers.mean for side in shape[1:]):
         raise Problem(
             f"an identity member with mean: {numbers.mean} on {shape[1]}x{shape[2]} pixels; expected a divisor of both"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LeNet members (LeCun et al. 1998) with ReLU and maxima of 2x2; the feature is the last hidden layer, 84 wide.
 
-Below 12 pixels the second convolution is padded, or nothing would be left. Maxima make the gradients of such members
-nearly unrelated from one draw to the next: look at them, do not rely on them.
+Below 12 pixels the second convolution is padded, because its output would be empty otherwise. With maxima the gradients
+of two draws of such a member are nearly unrelated, so it is for comparison rather than for training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Members of an ensemble: frozen random networks, drawn from a seed and calibrated on real images.
 
-The weights of member k in redraw r are a function of (ensemble seed, r, k) alone: not of the run's seed, the
-device, the number of members or earlier draws.
+The weights of member k in redraw r depend only on (ensemble seed, r, k), and not on the seed of the run, the device,
+the number of members or earlier draws.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ COVERED_BY = "ensemble/seed"
 
 @dataclass(frozen=True)
 class Member:
-    """One frozen random network. features: last, multi or gap. order: of the pixels it is shown, [h * w], or None.
-    scale: root of the trace of its covariance over real images, one for each stage with `multi`; bandwidth: median
-    squared distance of its scaled features over pairs of real images."""
+    """One frozen random network.
+
+    features: last, multi or gap (see READOUTS). order: permutation of the pixels [h * w], or None. scale: root of the
+    trace of the features' covariance over real images, one value for each stage with `multi`. bandwidth: median squared
+    distance of the scaled features over pairs of real images. teacher: frozen network for families that read one.
+    """
 
     family: Any
     numbers: Any
@@ -40,18 +43,18 @@ class Member:
     teacher: Any = None
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Scaled features [n, D], float32 or better, of encoded images over sigma_data, [n, c, h, w]."""
+        """Scaled features [n, D], at least float32, of encoded images divided by sigma_data, [n, c, h, w]."""
         return self.read(self.weights, images)
 
     def read(self, weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """The same with other weights of the same shapes: what is mapped over a stack of members."""
+        """Like a call of the member, but with other weights of the same shapes."""
         parts = self.raw(weights, images)
         if not isinstance(self.scale, tuple):
             return parts[0] / self.scale
         return torch.cat([part / scale for part, scale in zip(parts, self.scale, strict=True)], 1) / len(parts) ** 0.5
 
     def raw(self, weights: dict[str, torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
-        """Features before their scale, [n, D] each: one part, or with `multi` one for each stage."""
+        """Unscaled features, a list of [n, D]: one entry, or with `multi` one for each stage."""
         if self.order is not None:
             images = images.flatten(2)[:, :, self.order].reshape(images.shape)
         if any(weight.dtype == torch.bfloat16 for weight in weights.values()):
@@ -62,7 +65,7 @@ class Member:
 
 
 def _four(stage: torch.Tensor) -> torch.Tensor:
-    # At most 4x4 means of a stage that has space.
+    # Averages a stage with spatial dimensions to at most 4x4.
     if stage.ndim < 4:
         return stage
     return functional.adaptive_avg_pool2d(stage, [min(4, side) for side in stage.shape[2:]]).flatten(1)
@@ -75,19 +78,23 @@ READOUTS = {
 }
 
 
-def kinds(section: dict) -> list[dict]:
-    """The ensemble's members one by one (`count` unfolded)."""
+def unfold_members(section: dict) -> list[dict]:
+    """The sections of all members; one with `count: n` appears n times."""
     return [member for member in section["members"] for _ in range(member["count"])]
 
 
-def draw(
+def draw_members(
     section: dict, seed: int, redraw: int, shape: tuple[int, int, int], device="cpu", dtype=torch.float32, teacher=None
 ) -> list[Member]:
-    """The members of one draw, not calibrated; dtype: of the weights. Raises Problem if a member cannot be."""
+    """Draw the members of a section of params.yaml, without calibrating them.
+
+    redraw: number of the draw, from 0. shape: (c, h, w) of the images. dtype: of the weights. Raises Problem if a
+    member is not possible for this shape.
+    """
     members = []
-    for k, kind in enumerate(kinds(section)):
-        family = contract.module("ensemble", kind["family"])
-        numbers = contract.numbers(family, kind)
+    for k, kind in enumerate(unfold_members(section)):
+        family = contract.load_module("ensemble", kind["family"])
+        numbers = contract.make_numbers(family, kind)
         source = Draw(seed, f"el/{redraw}/{k}", 0, 1, dtype=torch.float32)
         weights = family.draw(numbers, shape, lambda name, *size, source=source: source.normal(name, *size)[0])
         weights = {name: w.to(device, dtype) for name, w in weights.items()}
@@ -102,8 +109,11 @@ def draw(
 
 
 def calibrate(member: Member, images: torch.Tensor, scaled: bool = True) -> Member:
-    """The same member with scale and bandwidth measured on real images [n, c, h, w] over sigma_data; where its family
-    has a `fit`, fitted to them first. scaled: False leaves the scale at 1."""
+    """The member with scale and bandwidth measured on real images [n, c, h, w], divided by sigma_data.
+
+    If its family has a `fit`, its weights are fitted to the images first. scaled: False leaves the scale at 1. Raises
+    Problem if all images have the same features.
+    """
     with torch.no_grad():
         if hasattr(member.family, "fit"):
             member = replace(member, weights=member.family.fit(member.weights, images, member.numbers))
@@ -120,7 +130,7 @@ def calibrate(member: Member, images: torch.Tensor, scaled: bool = True) -> Memb
 
 
 def fingerprint(member: Member) -> str:
-    """sha256 of the weights' float32 bytes, by name."""
+    """SHA-256 of the names and float32 bytes of all weights, in the order of the names."""
     total = hashlib.sha256()
     for name, weight in sorted(member.weights.items()):
         total.update(name.encode() + np.ascontiguousarray(weight.float().cpu().numpy()).tobytes())
@@ -128,7 +138,7 @@ def fingerprint(member: Member) -> str:
 
 
 def stacks(members: list[Member]) -> list[list[int]]:
-    """The places of members that differ in nothing but their weights and numbers measured on them, in order."""
+    """Groups of indices of members that differ only in weights and calibration, so that one pass computes them."""
     groups: dict[tuple, list[int]] = {}
     for place, member in enumerate(members):
         alone = (place,) if member.teacher is not None or not member.weights or hasattr(member.family, "fit") else ()
@@ -139,9 +149,9 @@ def stacks(members: list[Member]) -> list[list[int]]:
 
 
 def stacked(members: list[Member]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One function for several members of a stack: images [n, c, h, w] to scaled features [k, n, D].
+    """A function that computes the k members of a stack in one pass: images [n, c, h, w] to scaled features [k, n, D].
 
-    The same numbers as one member after the other, up to rounding; convolutions become grouped ones.
+    The result equals that of one member after the other up to rounding. Convolutions become grouped convolutions.
     """
     first = members[0]
     weights = {name: torch.stack([member.weights[name] for member in members]) for name in first.weights}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members without convolutions: hidden ReLU layers on the flattened image, which is first averaged to 8x8 above 32 pixels."""
+"""Members without convolutions: hidden ReLU layers on the flattened image.
+
+Images above 32 pixels a side are first averaged to 8x8.
+"""
 
 from __future__ import annotations
 

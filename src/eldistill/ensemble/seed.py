@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws an ensemble from its seed, calibrates it on real images, records it, and derives it again.
+"""Draws an ensemble from its seed, calibrates it on real images and records it; `Ensemble` draws it again.
 
-The manifest keeps a digest of the weights, which is checked when a run derives them again.
+The manifest records a digest of the weights, which is checked when a run draws them again.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import numpy as np
 import torch
 
 from eldistill.diffusion.draws import Draw
-from eldistill.ensemble.members import Member, calibrate, draw, fingerprint, kinds
+from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
 from eldistill.errors import Problem
 from eldistill.files import atomic, read_json, write_json
 
 RECIPE = ("ensemble/seed", 1)
 
 
-def make(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
-    """Draw, calibrate and record. reals: encoded train images (see data.Reals). Raises Problem."""
+def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
+    """Draw and calibrate an ensemble and write its manifest and its arrays.
+
+    section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families
+    that read one. Raises Problem for settings that contradict each other or do not fit the images.
+    """
     if section.get("anchor") and section["redraw"]:
         raise Problem(
-            "an ensemble with anchor and redraw; the mean over all images belongs to one draw: set redraw to 0"
+            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; mean features over all images need a single draw: "
+            "set redraw to 0"
         )
     chance = Draw(seed, "el/calibration", 0, len(reals), dtype=torch.float64).uniform("image")
     indices = chance.argsort()[: section["calibration"]]
@@ -35,11 +40,11 @@ def make(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teach
     images, shape = images / reals.sigma_data, tuple(images.shape[1:])
     scaled = section.get("scaled", True)
     drawn = [
-        [calibrate(member, images, scaled) for member in draw(section, seed, r, shape, teacher=teacher)]
+        [calibrate(member, images, scaled) for member in draw_members(section, seed, r, shape, teacher=teacher)]
         for r in range(section["draws"] if section["redraw"] else 1)
     ]
-    first, bare, manifest = drawn[0], draw(section, seed, 0, shape, teacher=teacher), []
-    for k, kind in enumerate(kinds(section)):
+    first, bare, manifest = drawn[0], draw_members(section, seed, 0, shape, teacher=teacher), []
+    for k, kind in enumerate(unfold_members(section)):
         many = isinstance(first[k].scale, tuple)
         scales = zip(*(each[k].scale if many else (each[k].scale,) for each in drawn), strict=True)
         scales = [statistics.median(scale) for scale in scales]
@@ -62,7 +67,7 @@ def make(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teach
 
 
 def _means(members: list[Member], reals, size: int = 1000) -> list[torch.Tensor]:
-    """Each member's mean features over all real images, float64 [D]."""
+    """Mean features of each member over all real images, a list of float64 [D]."""
     totals: list[Any] = [0] * len(members)
     with torch.no_grad():
         for start in range(0, len(reals), size):
@@ -73,13 +78,19 @@ def _means(members: list[Member], reals, size: int = 1000) -> list[torch.Tensor]
 
 
 class Ensemble:
-    """A recorded ensemble at work: `at(iteration)` gives the members of that step, calibrated.
+    """A recorded ensemble; `at(iteration)` returns the calibrated members of that iteration.
 
         ensemble = Ensemble("data/ensembles/digits/conv4/0.json")
-        features = [member(images / 0.5) for member in ensemble.at(0)]    # [n, D] each, of encoded images [n, c, h, w]
+        images = torch.zeros(4, *ensemble.record["shape"])                # encoded images [n, c, h, w]
+        features = [member(images / 0.5) for member in ensemble.at(0)]    # divided by sigma_data
+        assert all(each.shape[0] == 4 for each in features)               # [n, D] of each member
 
-    path: of the manifest. dtype: of the weights. teacher: a frozen network, for families that read one. Raises Problem if the
-    seed gives other weights here than it records.
+    Args:
+        path: of the manifest; the arrays lie beside it in a file with the ending .npz.
+        device, dtype: of the weights.
+        teacher: frozen network for families that read one.
+
+    Raises Problem if the seed gives weights that differ from the recorded ones, or if a file is missing or damaged.
     """
 
     def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None):
@@ -87,11 +98,11 @@ class Ensemble:
         self.record = read_json(path)
         expected = [member["sha256"] for member in self.record["members"]]
         section, shape = self.record["section"], tuple(self.record["shape"])
-        drawn = draw(section, self.record["seed"], 0, shape, teacher=teacher)
+        drawn = draw_members(section, self.record["seed"], 0, shape, teacher=teacher)
         if [fingerprint(member) for member in drawn] != expected:
             raise Problem(f"{path} records other weights than its seed gives here; delete it and run `snakemake all`")
         self.fitted: list[dict[str, torch.Tensor]] = [{} for _ in drawn]
-        self.last: tuple[int, list[Member]] = (-1, [])  # redraw and its members: the last ones are kept
+        self.last: tuple[int, list[Member]] = (-1, [])  # (redraw, its members): the last draw is kept
         for k, member in enumerate(drawn):
             if hasattr(member.family, "fit"):
                 prefix = f"fitted_{k}/"
@@ -114,7 +125,10 @@ class Ensemble:
             raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 
     def anchors(self) -> list[torch.Tensor]:
-        """Each member's mean features over all train images, [D]. Raises Problem if none were recorded."""
+        """Mean features of each member over all training images, a list of [D].
+
+        Raises Problem if none were recorded.
+        """
         arrays, count = self._arrays(), len(self.record["members"])
         if "anchor_0" not in arrays:
             raise Problem(f"{self.path} has no means over all images; give its ensemble `anchor: true` in params.yaml")
@@ -122,7 +136,7 @@ class Ensemble:
         return [torch.from_numpy(arrays[f"anchor_{k}"]).to(self.device, kind) for k in range(count)]
 
     def _draw(self, redraw: int) -> list[Member]:
-        drawn = draw(
+        drawn = draw_members(
             self.record["section"], self.record["seed"], redraw, tuple(self.record["shape"]), self.device, self.dtype,
             self.teacher,
         )  # fmt: skip
@@ -135,7 +149,7 @@ class Ensemble:
         ]  # fmt: skip
 
     def at(self, iteration: int) -> list[Member]:
-        """The members of a training step: the first draw always, or a new one every `redraw` steps."""
+        """The members of an iteration (from 0): always the first draw, or a new one every `redraw` iterations."""
         every = self.record["redraw"]
         redraw = iteration // every if every else 0
         if self.last[0] != redraw:

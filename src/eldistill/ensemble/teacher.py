@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen teacher's encoder as a member: not random, the strongest features that cost no further training."""
+"""The encoder of the frozen teacher as a member.
+
+It is not random; it gives the best features without further training.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import torch
 from eldistill.numbers import number
 
 RECIPE = ("ensemble/teacher", 1)
-TEACHER = True  # stages() gets the teacher, and the ensemble is made after it
+TEACHER = True  # `stages` gets the teacher, so the ensemble is made after it
 
 
 @dataclass(frozen=True)
 class Numbers:
     """The numbers of the teacher as a member."""
 
-    sigma: float = number(0.2, "noise level that the teacher is told; the images get no noise", above=0)
+    sigma: float = number(0.2, "noise level given to the teacher; no noise is added to the images", above=0)
 
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
-    """Nothing is random."""
+    """Return no weights, because nothing is random."""
     return {}
 
 

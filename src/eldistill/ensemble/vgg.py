@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VGG11 members (Simonyan & Zisserman 2015, arXiv 1409.1556) without their fully connected layers; means of 2x2."""
+"""VGG11 members (Simonyan & Zisserman 2015, arXiv 1409.1556) without fully connected layers, pooling by 2x2 means."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class Numbers:
 
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
-    """Weights for images of shape (c, h, w), at least 32 pixels a side. Raises Problem for smaller ones, or batch norm."""
+    """Weights for images of shape (c, h, w), at least 32 pixels a side.
+
+    Raises Problem for smaller ones, or batch norm.
+    """
     conv.check_norm(numbers.norm, *(numbers.width * factor for layers in BLOCKS for factor in layers))
     if min(shape[1:]) < 32:
         raise Problem(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929): 8x8 patches, pre-norm blocks, the mean of the tokens
-after the last layer norm. At initialisation that mean is close to linear in the pixels: weak by itself."""
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) of 8x8 patches with pre-norm blocks.
+
+The feature is the mean of the tokens after the last layer norm. At initialisation it is nearly linear in the pixels, so
+such members are weak on their own."""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ class Numbers:
     width: int = number(192, "width of a token", low=1, high=4096)
     depth: int = number(4, "blocks of attention and perceptron", low=1, high=32)
     heads: int = number(3, "heads of attention; divides the width", low=1, high=64)
-    std: float = number(0.02, "standard deviation of the weights, cut at two of it", above=0)
+    std: float = number(0.02, "standard deviation of the weights, truncated at two standard deviations", above=0)
 
 
 def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, torch.Tensor]:
@@ -38,7 +40,7 @@ def draw(numbers: Numbers, shape: tuple[int, int, int], normal) -> dict[str, tor
     size = shape[0] * math.prod(side // PATCHES for side in shape[1:])
 
     def cut(name: str, *dims: int) -> torch.Tensor:
-        # The inverse of the cut normal's distribution function, at the normal's own: no number is drawn twice.
+        # Maps each normal to a truncated one by their distribution functions, so that no number is drawn again.
         low = torch.special.ndtr(torch.tensor(-2.0, dtype=torch.float64))
         share = torch.special.ndtr(normal(name, *dims).double())
         return (torch.special.ndtri(low + share * (1 - 2 * low)) * numbers.std).float()

@@ -25,7 +25,7 @@ from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed
 from eldistill.evaluate.fid import Moments
 from eldistill.files import atomic
-from eldistill.training.processes import Alone, Processes
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 RECIPE = ("clean", 1)
 SPACE = "inception-clean"
@@ -71,10 +71,12 @@ class Sample:
         """Features of the chosen images, float32 [k, D]; [0, 0] where none has passed."""
         return np.concatenate(self.rows) if self.rows else np.empty((0, 0), np.float32)
 
-    def measure(self, reference: Reference, count: str, team: Alone | Processes | None = None) -> dict[str, float]:
+    def measure(
+        self, reference: Reference, count: str, team: SingleProcess | ProcessGroup | None = None
+    ) -> dict[str, float]:
         """`fid…_clean` and `kid…_clean` of the images of all processes; nothing in processes but the first. count: the number of
         images as names have it (50k)."""
-        team = team or Alone()
+        team = team or SingleProcess()
         (_, mean, cov), rows = self.moments.result(team), team.gather_of(self.kept())
         if team.rank:
             return {}

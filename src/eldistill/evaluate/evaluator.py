@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from eldistill.evaluate import clean, fid, references
 from eldistill.evaluate.features import embed_all
 from eldistill.evaluate.metrics import count_name, measure, measure_labelled
-from eldistill.training.processes import Alone, Processes
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the first ones
 
@@ -27,7 +27,7 @@ class Evaluator:
     references: dict[str, dict]
     options: dict
     batch: int = 250
-    team: Alone | Processes = field(default_factory=Alone)
+    team: SingleProcess | ProcessGroup = field(default_factory=SingleProcess)
 
     def share(self, n: int) -> tuple[int, int]:
         """How many of n images are this process's, and the first of them: whole chunks, in the order of ranks, so that the

@@ -71,7 +71,7 @@ def train(
         numbers=Numbers(numbers["smoothing"], rotations),
         training=Training(total, numbers["batch"], Ema("constant", beta=0.98)),
         nets={"judge": net}, published="judge", reals=reals, shape=reals.shape, seed=seed, folder=folder,
-        optimisers={"judge": optimiser}, device=machine.device, ticks=10, save_seconds=machine.save_seconds, say=say,
+        optimisers={"judge": optimiser}, device=machine.device, ticks=10, save_seconds=machine.save_seconds, log=say,
     )  # fmt: skip
     average = loop.Loop(job).run()
     result = {"config": net.config, "codec": codec, "recipe": digest, "rotations": rotations,

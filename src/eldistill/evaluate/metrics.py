@@ -264,9 +264,22 @@ def measure(
     parts=("heldout", "train"),
     heads: dict[str, Callable] | None = None,
 ) -> dict[str, float]:
-    """All metrics of features {space: [n, D]} against references {space: {train, heldout}}: {name: value}.
+    """The metrics of generated images against real ones: {name: value}, such as {"fd64_pixels_heldout": 0.1}.
 
-    names: which of METRICS; all, and those of ALONE, if None. heads: {space: function from features to class probabilities}.
+        fake, real = np.random.default_rng(0).normal(size=(2, 64, 5))
+        references = {"pixels": {"heldout": real}}
+        found = measure({"pixels": fake}, references, {}, names=["fd"], parts=["heldout"])
+        assert found["fd64_pixels_heldout"] > 0
+
+    Args:
+        features: {space: features [n, D] of the generated images}.
+        references: {space: {"train": [m, D], "heldout": [m, D]}} of real images; only those named in `parts` are needed.
+        options: the resolved section `evaluate` of params.yaml.
+        names: names in METRICS; None computes all, and those in ALONE.
+        parts: the references to compare with.
+        heads: {space: function from features to class probabilities}.
+
+    Raises Problem for too few images.
     """
     found: dict[str, float] = {}
     for space, fake in features.items():

@@ -29,7 +29,7 @@ def logits(
 
 
 def generator_loss(fake: torch.Tensor) -> torch.Tensor:
-    """mean softplus(-logit): low where generated images are taken for real (the non-saturating loss)."""
+    """mean softplus(-logit), the non-saturating loss: low if generated images are classified as real. fake: logits."""
     return F.softplus(-fake).mean()
 
 
@@ -49,7 +49,10 @@ def at_images(
 
 
 def critic(net: Denoiser, batch: Batch, images: torch.Tensor, bins: int, purpose: str) -> torch.Tensor:
-    """critic_loss of the head; generated and real images have noise and levels of their own, real ones their labels."""
+    """critic_loss of the head, a scalar, with independent noise and noise levels for generated and real images.
+
+    images: generated, [n, c, h, w], encoded. Real images are drawn from the batch together with their labels.
+    """
     real, labels = batch.real("label")
     fake = logits(net, batch, images, batch.labels, bins, f"{purpose}/fake")
     return critic_loss(fake, logits(net, batch, real, labels, bins, f"{purpose}/real"))

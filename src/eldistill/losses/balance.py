@@ -21,14 +21,14 @@ Scalar = float | torch.Tensor
 def balanced(share: float, base: Scalar, own: Scalar, decay: float, memory: dict[str, Scalar]) -> Weight:
     """The factor share * EMA[base] / EMA[own], the ratio of the averages held between LOW and HIGH.
 
-    base, own: root mean squares of the two gradients where they meet, >= 0; scalars of a device stay there. decay: of both
-    averages, which start at 0 together, so that their ratio is unbiased from the first step on. `memory` keeps them, as
-    "base" and "own". While the base loss has no gradient the factor is 0; a loss without a gradient of its own gets the
-    bound.
+    base, own: root mean squares of the two gradients where they meet, >= 0; scalars of a device stay there. decay: of
+    both averages, which start at 0 together, so that their ratio is unbiased from the first step on. `memory` keeps
+    them, as "base" and "own". While the base loss has no gradient the factor is 0; a loss without a gradient of its own
+    gets the bound.
     """
     for name, rms in (("base", base), ("own", own)):
         memory[name] = decay * memory.get(name, 0.0) + (1 - decay) * rms
     above, below = (torch.as_tensor(memory[name], dtype=torch.float64) for name in ("base", "own"))
-    ratio, there = above / below, above != 0  # by 0 it is infinite
+    ratio, there = above / below, above != 0  # infinite if `below` is 0; the clamp bounds it
     held = ratio.clamp(LOW, HIGH)
     return Weight(torch.where(there, share * held, 0.0), bounded=there & (held != ratio))

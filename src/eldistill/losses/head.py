@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DMD2's trained discriminator (Yin et al. 2024, arXiv 2405.14867, section 4.3): a head on the encoder of a denoiser.
 
-Its authors build it of torch's own convolutions and leave it as torch makes it: weights and biases uniform within
-1 / sqrt(fan in), so that a weight has the standard deviation 1 / sqrt(3 fan in) (He et al. 2015, arXiv 1502.01852, with the
-gain 1 / sqrt(3)). The layers of EDM's networks start at 1 / sqrt((fan in + fan out) / 2) with biases of 0, which is larger by
+The authors use convolutions of torch with their default initialisation: weights and biases uniform within 1 / sqrt(fan
+in), so that a weight has the standard deviation 1 / sqrt(3 fan in) (He et al. 2015, arXiv 1502.01852, with the gain 1 /
+sqrt(3)). The layers of EDM's networks start at 1 / sqrt((fan in + fan out) / 2) with biases of 0, which is larger by
 sqrt(3) in the first layer.
 """
 
@@ -44,7 +44,7 @@ class Head(nn.Module):
 
 
 class _Conv(layers.Conv2d):
-    # A strided convolution, which the layers of the U-Nets are not; and it starts as torch's own do, not as EDM's.
+    # A strided convolution, which the U-Nets do not have, with the initial weights of torch instead of those of EDM.
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> None:
         super().__init__(in_channels, out_channels, kernel)
         self.stride, self.padding = stride, padding

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The share at which a mix of two gradients has the least variance: a diagnostic of the Embedding Loss, never a weight."""
+"""The mixing share of two gradients that has the least variance.
+
+It is a diagnostic of EL and never used as a weight.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,26 @@ def mix(s1: float, s2: float, r: float) -> float:
 
 
 def optimal(base: torch.Tensor, own: torch.Tensor) -> float | None:
-    """The share of EL in the mix of least variance, from one batch; None if the two do not point the same way at all.
+    """The share of EL in the mix of least variance, from one batch; None if the gradients do not agree in direction.
 
-    The batch is cut into GROUPS; the mean gradients of a group, projected on DIRECTIONS fixed random ones, are repeated
-    measurements. The lemma speaks of two estimators of one vector, which the two losses are not: EL is scaled so that
-    its mean projections fit the base's best. A diagnostic, never a weight.
+    base, own: gradients [n, c, h, w]. The batch is cut into GROUPS parts. Their mean gradients, projected on DIRECTIONS
+    fixed random directions, are repeated measurements. The lemma (appendix C.6) holds for two estimators of one vector,
+    but the two losses estimate different ones. So EL is scaled first, to the least squared difference of the mean
+    projections.
     """
     return share_of(*map(float, projections(base, own)))
 
 
 def share_of(scale: float, s1: float, s2: float, r: float) -> float | None:
-    """The same from the values of `projections`."""
+    """Like `optimal`, from the values that `projections` returned."""
     return mix(s1, s2, r) if scale > 0 else None
 
 
 def projections(base: torch.Tensor, own: torch.Tensor) -> list[torch.Tensor]:
-    """Scalars of the device: what EL is scaled by, the variances of the projections of the base loss and of EL, and their
-    covariance. base, own: gradients [n, c, h, w], n at least twice GROUPS."""
+    """The scale of EL, the variances of the projections of base loss and EL, and their covariance, as scalars.
+
+    base, own: gradients [n, c, h, w] with n at least 2 GROUPS.
+    """
     n = len(base) // GROUPS * GROUPS
     size = base[0].numel()
     directions = _directions(size, base.device)

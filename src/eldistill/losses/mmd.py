@@ -18,16 +18,16 @@ Classes = tuple[torch.Tensor, torch.Tensor]  # labels of x [m] and of y [n]
 
 
 class Rows(Protocol):
-    """Processes that hold the rest of the rows, as eldistill.training.processes has them."""
+    """Processes that share the rows. eldistill.training.processes.ProcessGroup implements it."""
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """The rows of all, with a gradient for the own ones."""
+        """Rows of all processes, [n, …] from [own rows, …]; only the own rows have a gradient."""
 
     def count(self, own: torch.Tensor) -> int:
-        """How many rows all hold."""
+        """The number of rows in all processes."""
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
-        """The sum over processes, with a gradient for the own summand."""
+        """Sum over processes; only the own summand has a gradient."""
 
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median squared distance
@@ -123,7 +123,7 @@ def mmd2(
         if kernel == "energy":  # the distance of a row to itself is 0, not the root of 1e-12
             within_x, within_y = (gram - gram.diagonal().diag() for gram in (within_x, within_y))
         return within_x.mean() + within_y.mean() - 2 * between.mean()
-    # k(x, x) = 1 on the diagonal, up to rounding, which must not leak into the sum.
+    # The unbiased estimator excludes the diagonal.
     off_x = (within_x.sum() - within_x.diagonal().sum()) / (m * (m - 1))
     off_y = (within_y.sum() - within_y.diagonal().sum()) / (n * (n - 1))
     return off_x + off_y - 2 * between.mean()
@@ -134,7 +134,8 @@ def _same(own: torch.Tensor) -> torch.Tensor:
 
 
 def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None) -> torch.Tensor:
-    # O((m + n) D): the same numbers from sums alone. Centring changes no difference of means and saves digits.
+    # The same estimators in O((m + n) D), from sums. Centring does not change differences of means and reduces
+    # rounding.
     total = _same if across is None else across.total
     centre = y.detach().mean(dim=0) if across is None else total(y.detach().sum(dim=0)) / n
     x, y = x - centre, y - centre
@@ -149,9 +150,10 @@ def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: st
 def anchored(
     x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across: Rows | None = None
 ) -> torch.Tensor:
-    """The linear MMD^2 of the rows of x [m, D] to a whole data set whose mean [D] is known: no real row, no real noise.
+    """The linear MMD^2, a scalar, between the rows of x [m, D] and a data set whose mean features [D] are known.
 
-    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one row.
+    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one
+    row.
     """
     total = _same if across is None else across.total
     m = len(x) if across is None else across.count(x)
@@ -170,7 +172,8 @@ def per_class(
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the classes that have enough rows on both sides of the MMD^2 within the class; arguments as in `mmd2`.
 
-    Enough: two (unbiased) or one (biased). Where no class has enough there is nothing to compare: 0, with gradient 0.
+    A class has enough rows with two (unbiased) or one (biased) on each side. If no class has, the result and its
+    gradient are 0.
     """
     if across is not None:
         x, y = across.gather(x), across.gather(y)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """LPIPS, the learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), on VGG-16.
 
-Between the stages of VGG-16 stands a maximum, as in the network that was trained and in LPIPS itself, and so in the code of
-consistency models on CIFAR-10. Their code on ImageNet (PIQ's LPIPS with `replace_pooling`) takes averages instead, with the
-same weights: another distance, which `lpips_pooling: average` computes.
+VGG-16 and LPIPS pool by maxima between the stages, and so does the code of consistency models on CIFAR-10. Their code
+on ImageNet (PIQ's LPIPS with `replace_pooling`) pools by averages with the same weights. `lpips_pooling: average`
+computes that distance.
 
-Its weights are not ours to ship: one safetensors file holds the 13 convolutions of VGG-16 under torchvision's names
-(`features.N.weight`, `features.N.bias`) and the five linear weights of LPIPS 0.1 (`lin0` … `lin4`, [1, c, 1, 1]).
+The weights are not part of this package. One safetensors file holds the 13 convolutions of VGG-16 under torchvision's
+names (`features.N.weight`, `features.N.bias`) and the five linear weights of LPIPS 0.1 (`lin0` … `lin4`, [1, c, 1, 1]).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 POOLINGS: dict[str, Any] = {"max": F.max_pool2d, "average": F.avg_pool2d}
 WIDTHS = (64, 128, 256, 512, 512)
 SIDE = 224  # smaller images are enlarged, as DMD and CM do
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on [0, 1]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels of ImageNet, in [0, 1]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def weight_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights in the file."""
     found: dict[str, tuple[int, ...]] = {}
     before = 3
@@ -44,20 +44,24 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 @functools.cache
-def load(path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """The weights, by name; read once in a process. Raises Problem for a file that lacks one,
-    or has a NaN, an infinity or whole numbers in its place."""
+def load_lpips(
+    path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Load the weights of VGG-16 and LPIPS by name, once in a process.
+
+    Raises Problem if a weight is missing, has another shape or type, or is not finite.
+    """
     tensors, _ = load_tensors(path, foreign=True)
-    for name, shape in shapes().items():
+    for name, shape in weight_shapes().items():
         found = tensors.get(name)
         if found is None or tuple(found.shape) != shape or found.dtype not in FLOATS or not is_finite(found):
             raise Problem(
                 f"{path} has no {name} of shape {list(shape)} and finite floats; expected VGG-16 and LPIPS 0.1 in one file"
             )
-    return {name: tensors[name].to(device, dtype) for name in shapes()}
+    return {name: tensors[name].to(device, dtype) for name in weight_shapes()}
 
 
-def distance(
+def lpips(
     weights: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor, codec: Codec, pooling: str = "max"
 ) -> torch.Tensor:
     """LPIPS [n], at least 0, of encoded images [n, 1 or 3, h, w]; grey ones are repeated. pooling: one of POOLINGS.
@@ -75,7 +79,7 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()
 
 
-@functools.cache  # sent to a device once: a GPU would be waited for
+@functools.cache  # one copy to a device, because copying waits for a GPU
 def _moments(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(each, device=device, dtype=dtype).reshape(1, 3, 1, 1) for each in (MEAN, STD))
     return mean, std

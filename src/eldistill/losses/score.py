@@ -18,13 +18,13 @@ from eldistill.diffusion import augment, noise
 from eldistill.errors import Problem
 
 RECIPE = ("score", 1)
-Pass = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # of a denoiser at noisy images, as `pull` takes it
+Pass = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # a pass of a denoiser through noisy images [n, c, h, w]
 
 
 def student(teacher: Denoiser, start: Denoiser | None) -> Denoiser:
-    """The generator before training: a copy of the teacher, or of the generator of another run."""
+    """The generator before training: a copy of the teacher, or of `start`, the generator of another run."""
     made = copy.deepcopy(teacher if start is None else start)
-    made.boundary = 0.0  # of a consistency model that it may start from
+    made.boundary = 0.0  # `start` may be a consistency model
     return made
 
 
@@ -37,10 +37,11 @@ def generator(teacher: Denoiser, start: Denoiser | None, numbers: Any) -> Denois
 
 
 def networks(teacher: Denoiser, numbers: Any, seed: int) -> Nets:
-    """The extra network: fake_score, a copy of the teacher. Raises Problem if it could not be told augmentations."""
+    """The extra network: fake_score, a copy of the teacher. Raises Problem if the teacher lacks what `numbers` need."""
     if getattr(numbers, "uncertainty", False) and not hasattr(teacher, "logvar"):
         raise Problem(
-            "params.yaml: uncertainty is true, but the teacher's network estimates none; only edm2 does: set it to false"
+            "params.yaml: uncertainty is true, but the teacher's network does not estimate its uncertainty (only edm2 does); set it to "
+            "false"
         )
     layers = list(teacher.modules())
     if getattr(numbers, "normalise", "all") != "all" and not any(hasattr(each, "normalise_weight") for each in layers):
@@ -62,11 +63,11 @@ def generate(nets: Nets, batch: Batch, numbers: Any) -> torch.Tensor:
 
 
 def sampler(numbers: Any) -> dict[str, Any]:
-    """How the finished generator is sampled: one step from numbers.sigma_init."""
+    """The noise levels of sampling: one step from numbers.sigma_init."""
     return {"steps": {"1": [numbers.sigma_init]}}
 
 
-# --- what they call ---
+# --- parts of the methods ---
 
 
 def check_grid(low: float, high: float, method: str) -> None:
@@ -86,7 +87,7 @@ def phases(images: str, every: int = 1, generator_first: bool = False) -> list[P
     """
     fake, own = Phase("fake_score", generator_mode="eval"), Phase("generator", every=every)
     if images == "reuse":
-        # Where the generator rests this iteration, fake_score finds nothing to reuse and makes its own.
+        # In an iteration without a generator step there are no images to reuse, and fake_score makes new ones.
         return [own, Phase("fake_score", images="reuse", labels="same", generator_mode="eval")]
     return [own, fake] if generator_first else [fake, own]
 
@@ -138,7 +139,7 @@ def matching(nets: Nets, batch: Batch, images: torch.Tensor, bins: int, low: flo
 def matching_term(fake: torch.Tensor, real: torch.Tensor, images: torch.Tensor) -> AtImages:
     """Value mean(g^2) / 2 and gradient g / (n c h w) of the squared distance between x and sg[x - g]."""
     weight = (images - real).abs().mean(dim=(1, 2, 3), keepdim=True)
-    g = (fake - real) / weight.clamp_min(torch.finfo(weight.dtype).tiny)  # 0 / 0 is no direction: 0
+    g = (fake - real) / weight.clamp_min(torch.finfo(weight.dtype).tiny)  # 0 / 0 becomes 0: no direction
     return AtImages(g.square().mean() / 2, g / g.numel())
 
 
@@ -151,7 +152,7 @@ def grid_sigma(batch: Batch, purpose: str, bins: int, low: int = 0, high: int | 
 
 @functools.cache
 def _grid(bins: int, device: str | torch.device, dtype: torch.dtype) -> torch.Tensor:
-    # On the device once, not in every phase.
+    # Cached, so that the grid is copied to the device only once.
     return noise.karras_sigmas(bins).flip(0).to(device=device, dtype=dtype)
 
 
@@ -193,8 +194,9 @@ def identity_pull(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """`pull` at x_t = x + sigma n of SiD's noise levels, with an estimate of the uncertainty of fake_score.
 
-    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without `numbers.uncertainty`.
-    numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of fake_score.
+    loss(u, x, D_phi(x_t), *fake(x_t, sigma, labels)) -> (scalar, ...); u [n, 1, 1, 1] is 0 without
+    `numbers.uncertainty`. numbers: those of SiD or SiDA (t_max, uncertainty, sequential). fake: a function of
+    fake_score.
     """
     labels, sigma = batch.labels, identity_sigma(batch, numbers.t_max)
     shift = sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base losses, one file each. The contract stands in eldistill.contract; a file's name is the method's `file:`."""
+"""Base losses, one file each; the key `file` of a method in params.yaml names one.
+
+eldistill.contract explains the functions that a file offers.
+"""

@@ -14,11 +14,11 @@ The boundary condition of ECT holds at sampling only, as in its authors' code. S
 mask; an averaged target has dropout off. LPIPS, the distance of CD and CT, needs its weights; the authors' code on
 ImageNet-64 averages where VGG-16 takes maxima (`lpips_pooling: average`).
 
-Every student starts at the teacher. So it is in the authors' code for CD, for ECT, and for CT on ImageNet-64, whose script
-copies the weights of the EDM teacher into the student. Departures: CT on CIFAR-10 and iCT start from random weights there
-(the paper of CT says so of ImageNet-64 too), which takes hundreds of thousands of iterations and makes no use of a teacher,
-the one input that every run here has; iCT's smaller Fourier scale of the noise level and ECT's decay of the rate on
-ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
+Every student starts as a copy of the teacher. The authors' code does so for CD, for ECT, and for CT on ImageNet-64,
+whose script copies the weights of the EDM teacher into the student. Departures: the authors start CT on CIFAR-10 and
+iCT from random weights (and in the paper of CT also ImageNet-64), which takes hundreds of thousands of iterations and
+does not use the teacher that every run here has; iCT's smaller Fourier scale of the noise level and ECT's decay of the
+rate on ImageNet are not offered; dropout acts at every resolution; a NaN stops the run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Numbers:
     first: int = number(2, "growing, doubling: s0, intervals at the start (CT: 2; iCT: 10)", low=1)
     last: int = number(150, "growing, doubling: s1, intervals at the end (CT on CIFAR-10: 150; iCT: 1280)", low=1)
     choice: str = number(
-        "uniform", "of an interval of the grid: uniform, or lognormal (iCT) by P_mean and P_std",
+        "uniform", "distribution of the interval of the grid: uniform, or lognormal with P_mean and P_std (iCT)",
         choices=("uniform", "lognormal"),
     )  # fmt: skip
     P_mean: float = number(-1.1, "mean of ln sigma where it is lognormal (iCT, ECT)", low=-10, high=10)
@@ -59,11 +59,11 @@ class Numbers:
     b: float = number(1.0, "continuous: see k (ECT)", above=0)
     stage_images: int = number(0, "continuous: images after which the stage rises by one; 0: never (ECT)", low=0)
     source: str = number(
-        "teacher", "of x_r: a Heun step of the teacher, an euler one, or the data with the same noise",
+        "teacher", "source of x_r: a Heun step of the teacher, an Euler step of it, or the real image (data) with the same noise",
         choices=("teacher", "euler", "data"),
     )  # fmt: skip
     target: str = number(
-        "average", "average: a running average of the generator with weight mu; growing: mu of CT; itself",
+        "average", "average: running average of the generator with weight mu; growing: with CT's mu; itself: the generator",
         choices=("average", "growing", "itself"),
     )  # fmt: skip
     mu: float = number(
@@ -75,7 +75,7 @@ class Numbers:
     )  # fmt: skip
     c: float | None = number(None, "huber: null is 0.00054 sqrt(pixels) (iCT); ECT has 0 (CIFAR-10) or 0.06", low=0)
     lpips: str | None = number(
-        None, "lpips: safetensors file with its weights; eldistill.losses.perceptual says which", outside="weights"
+        None, "lpips: safetensors file with its weights, described in eldistill/losses/perceptual.py", outside="weights"
     )
     lpips_pooling: str = number(
         "max", "lpips: between VGG's stages: max (LPIPS itself, CM on CIFAR-10) or average (CM's code on ImageNet-64)",
@@ -88,18 +88,18 @@ class Numbers:
     sigma_max: float = number(80.0, "largest noise level, where sampling starts", above=0)
     sigma_min: float = number(0.002, "smallest noise level of the grid, where f is the identity", above=0)
     boundary: str = number(
-        "always", "where f(x; sigma_min) = x: always, or at sampling only (ECT, with sigma_min 0.003)",
+        "always", "when f(x; sigma_min) = x holds: always, or in sampling only (ECT, with sigma_min 0.003)",
         choices=("always", "sampling"),
     )  # fmt: skip
     flip: bool = number(False, "mirror half of the real images (CD and CT on CIFAR-10)")
     targets: str = number(
-        "needed", "needed: on a CPU no target pass for images with r = 0, whose target is the data; all: the authors' way",
+        "needed", "needed: on a CPU skip the target pass for images with r = 0, whose target is the data; all: compute it (the authors)",
         choices=("needed", "all"),
     )  # fmt: skip
     sigmas_2: tuple[float, ...] = number((80.0, 0.821), "noise levels of two-step sampling (ECT; CD: 1.3824)")
     sigmas_4: tuple[float, ...] = number((80.0, 24.4, 5.84, 0.821), "noise levels of four-step sampling (ours)")
     renoise: str = number(
-        "boundary", "noise added between steps: boundary: sqrt(sigma^2 - sigma_min^2), and clipping (CM); whole: sigma (ECT)",
+        "boundary", "noise added between steps. boundary: sqrt(sigma^2 - sigma_min^2), after clipping (CM); whole: sigma (ECT)",
         choices=("boundary", "whole"),
     )  # fmt: skip
 
@@ -163,7 +163,7 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
     with dropout.masks(batch.draw, "consistency"):
         ours = nets["generator"](noisy, sigma, labels)
     with torch.no_grad():
-        # A new block: the target draws the student's dropout masks.
+        # A new context draws the same masks: the target uses the dropout masks of the student.
         with dropout.masks(batch.draw, "consistency"):
             theirs = targets(nets, real, noisy, epsilon, sigma, lower, labels, numbers)
     loss = distance(ours, theirs, numbers, batch.reals.codec) * WEIGHTS[numbers.weighting](
@@ -176,10 +176,10 @@ def targets(nets: dict, real, noisy, epsilon, sigma, lower, labels, numbers: Num
     """f-(x_r; r), [n, c, h, w]; the data where r = 0."""
     target = nets.get("target", nets["generator"])
     below = SOURCES[numbers.source](nets["teacher"], real, noisy, epsilon, sigma, lower, labels)
-    if numbers.levels != "continuous":  # on a grid all are above 0; a GPU need not be asked
+    if numbers.levels != "continuous":  # all levels of a grid are above 0
         return target(below, lower, labels)
     needed = lower > 0
-    # A device would be waited for to learn how many are needed; it computes them all.
+    # Selecting rows would wait for a GPU, so there the target of all images is computed.
     unknown = draws.computed_on(lower.device)
     if unknown or (numbers.targets == "all" and needed.any()):
         level = torch.where(needed, lower, torch.full_like(lower, noise.SIGMA_MIN))
@@ -193,7 +193,7 @@ def targets(nets: dict, real, noisy, epsilon, sigma, lower, labels, numbers: Num
 
 
 def column(values: torch.Tensor) -> torch.Tensor:
-    """[n] as [n, 1, 1, 1]."""
+    """Values [n] reshaped to [n, 1, 1, 1], to multiply images."""
     return values.reshape(-1, 1, 1, 1)
 
 
@@ -233,7 +233,9 @@ def _neighbours(batch: Batch, numbers: Numbers, n: int) -> tuple[torch.Tensor, t
 def _continuous(batch: Batch, numbers: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
     t = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
     stage = batch.progress.n_images // numbers.stage_images if numbers.stage_images else 0
-    stage = min(stage, max(0, int(18 / math.log2(numbers.q)) - 1))  # beyond, t - r drowns in the rounding of float32
+    stage = min(
+        stage, max(0, int(18 / math.log2(numbers.q)) - 1)
+    )  # in later stages t - r would be lost in float32 rounding
     return t, easy_lower(t, numbers.q, stage, numbers.k, numbers.b)
 
 
@@ -252,14 +254,17 @@ def growing(progress: Progress, numbers: Numbers) -> int:
 
 
 def doubling(progress: Progress, numbers: Numbers) -> int:
-    """Entries of iCT's grid: min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT, eq. 10)."""
-    stages = math.log2(max(1, numbers.last // numbers.first)) + 1  # no whole number unless s1 / s0 is a power of 2
+    """Entries of iCT's grid: min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2 floor(s1 / s0) + 1)) (iCT, eq.
+
+    10).
+    """
+    stages = math.log2(max(1, numbers.last // numbers.first)) + 1  # not an integer unless s1 / s0 is a power of 2
     stage = int(progress.n_images // max(1, progress.total // stages))
     return min(numbers.first * 2**stage, numbers.last) + 1
 
 
 def interval_probabilities(grid: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """Of each interval of a descending grid [n]: the lognormal's mass in it, up to a factor; float64 [n - 1] (iCT)."""
+    """Lognormal probability of each interval of a descending grid [n], not normalised; float64 [n - 1] (iCT)."""
     place = torch.erf((grid.double().log() - mean) / (math.sqrt(2) * std))
     return place[:-1] - place[1:]
 
@@ -277,15 +282,15 @@ def distance(a: torch.Tensor, b: torch.Tensor, numbers: Numbers, codec: dict | N
     if numbers.distance == "lpips":
         if numbers.lpips is None:
             raise Problem("params.yaml: distance is lpips; give `lpips`, the file with its weights, or take huber")
-        weights = perceptual.load(numbers.lpips, a.device, a.dtype)
-        return perceptual.distance(weights, a, b, codec, numbers.lpips_pooling)
+        weights = perceptual.load_lpips(numbers.lpips, a.device, a.dtype)
+        return perceptual.lpips(weights, a, b, codec, numbers.lpips_pooling)
     if numbers.distance == "l1":
         return (a - b).abs().mean(dim=(1, 2, 3))
     square = (a - b).square()
     if numbers.distance == "l2":
         return square.mean(dim=(1, 2, 3))
     c = 0.00054 * math.sqrt(a[0].numel()) if numbers.c is None else numbers.c
-    # The root of zero has no slope: equal images have none to give.
+    # The derivative of the root at zero is infinite; the smallest positive number makes it finite for equal images.
     return (square.sum(dim=(1, 2, 3)) + max(c**2, torch.finfo(a.dtype).tiny)).sqrt() - c
 
 
@@ -306,14 +311,14 @@ def growing_mu(progress: Progress, numbers: Numbers) -> float:
 
 @torch.no_grad()
 def after_step(nets: dict, numbers: Numbers, progress: Progress) -> None:
-    """The target follows the generator."""
+    """Update the target's running average of the generator."""
     if "target" in nets:
         mu = growing_mu(progress, numbers) if numbers.target == "growing" else numbers.mu
         torch._foreach_lerp_(list(nets["target"].parameters()), list(nets["generator"].parameters()), 1 - mu)
 
 
 def sampler(numbers: Numbers) -> dict:
-    """How the finished generator is sampled: in 1, 2 or 4 steps."""
+    """The settings of sampling in 1, 2 or 4 steps; eldistill.sampling.generators explains the keys."""
     few = {"1": [numbers.sigma_max], "2": list(numbers.sigmas_2), "4": list(numbers.sigmas_4)}
     return {
         "steps": few,

@@ -37,7 +37,7 @@ class Numbers:
     P_std: float = number(1.2, "standard deviation of ln sigma in both losses (EDM, table 1)", above=0, high=10)
     augment: float = number(0.0, "fake_score: probability of EDM's augmentations of generated images", low=0, high=1)
     images: str = number(
-        "fresh", "fresh: each phase makes its own images; reuse: fake_score learns from those of the generator's step",
+        "fresh", "fresh: each phase makes new images; reuse: fake_score trains on those of the generator's step",
         choices=("fresh", "reuse"),
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Number
 
 @torch.no_grad()
 def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, AtImages]:
-    """The integral-KL gradient at the images; its value <D_fake - D_teacher, x> is signed and no measure of progress."""
+    """The integral-KL gradient at the images. Its value <D_fake - D_teacher, x> is signed and does not show progress."""
     x = images()
     sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
     noisy = x + sigma.reshape(-1, 1, 1, 1) * batch.draw.normal("epsilon", *batch.shape)

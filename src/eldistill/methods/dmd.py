@@ -34,7 +34,7 @@ class Numbers:
     low: float = number(0.02, "generator: lowest entry, as a share of the grid (DMD, section 3.2)", low=0, below=1)
     high: float = number(0.98, "generator: highest entry, as a share of the grid (DMD, section 3.2)", above=0, high=1)
     images: str = number(
-        "reuse", "reuse: fake_score learns from the images of the generator's step; fresh: from its own, one pass more",
+        "reuse", "reuse: fake_score trains on the images of the generator's step; fresh: on new images, one more pass",
         choices=("reuse", "fresh"),
     )  # fmt: skip
 

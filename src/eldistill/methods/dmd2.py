@@ -34,13 +34,15 @@ class Numbers:
     bins: int = number(1000, "entries of the Karras grid that sigma is drawn from (DMD, appendix B)", low=2)
     low: float = number(0.02, "generator: lowest entry, as a share of the grid (DMD, section 3.2)", low=0, below=1)
     high: float = number(0.98, "generator: highest entry, as a share of the grid (DMD, section 3.2)", above=0, high=1)
-    every: int = number(5, "iterations, each a step of fake_score, between generator steps (DMD2, section 4.2)", low=1)
+    every: int = number(
+        5, "iterations between generator steps; each has one step of fake_score (DMD2, section 4.2)", low=1
+    )
     weight_generator: float = number(3e-3, "factor of the adversarial loss of the generator (authors' recipe)", low=0)
     weight_critic: float = number(
         1e-2, "factor of the adversarial loss of fake_score and head (authors' recipe)", low=0
     )
     images: str = number(
-        "reuse", "reuse: fake_score learns from the images of the generator's step; fresh: from its own, one pass more",
+        "reuse", "reuse: fake_score trains on the images of the generator's step; fresh: on new images, one more pass",
         choices=("reuse", "fresh"),
     )  # fmt: skip
 

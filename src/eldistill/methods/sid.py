@@ -5,9 +5,9 @@ Symbols: their f_phi, f_psi, G_theta are our teacher, fake_score, generator; t_m
 
 Departure from the authors' code: a NaN stops the run; theirs drops the images that hold one.
 
-The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8. The
-larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in float32, or in
-bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8.
+The larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in
+float32, or in bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ class Numbers:
     alpha: float = number(1.2, "weight of the squared difference of the denoisers (SiD, eq. 23)", low=0, high=10)
     t_max: float = number(0.8, "generator: largest noise level, as a share of the rho-warped range", above=0, high=1)
     scale: float = number(
-        100.0, "factor of the generator's loss (authors' recipe); Adam sees it only by its eps", above=0
+        100.0, "factor of the generator's loss (authors' recipe); with Adam it matters only relative to eps", above=0
     )
     P_mean: float = number(-1.2, "fake_score: mean of ln sigma (EDM, table 1; EDM2: -0.4)", low=-10, high=10)
     P_std: float = number(1.2, "fake_score: standard deviation of ln sigma (EDM, table 1; EDM2: 1.0)", above=0, high=10)
     augment: float = number(0.0, "fake_score: probability of EDM's augmentations of generated images", low=0, high=1)
-    uncertainty: bool = number(False, "both losses divided by fake_score's own estimate of them (networks edm2)")
-    sequential: bool = number(False, "hold one denoiser's graph at a time: less memory, one pass of the teacher more")
+    uncertainty: bool = number(False, "divide both losses by the uncertainty that fake_score estimates (networks edm2)")
+    sequential: bool = number(
+        False, "keep the graph of one denoiser at a time: less memory, one more pass of the teacher"
+    )
     images: str = number(
-        "fresh", "fresh: each phase makes its own images; reuse: fake_score learns from those of the generator's step",
+        "fresh", "fresh: each phase makes new images; reuse: fake_score trains on those of the generator's step",
         choices=("fresh", "reuse"),
     )  # fmt: skip
 

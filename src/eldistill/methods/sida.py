@@ -9,14 +9,15 @@ Departures from the authors' code: a NaN stops the run; theirs drops the images 
 cross-entropy is averaged over `group` images, which they call the batch of a GPU: here it is a number of the method,
 so that the machine does not change the loss. A frozen generator's loss is not computed.
 
-EDM2's networks divide every weight by its norm in each pass; forced normalisation also writes the result back after a step,
-which keeps the norm from growing and with it the rate from falling. The authors' recipe of size S for ImageNet-512 has it off
-for both networks, and so has `normalise: none` here. Their other sizes have it on, but it acts on the generator alone: their
-fake_score is a copy of a network in evaluation mode, and the copy never hears that it is trained (`generator`).
+EDM2's networks divide every weight by its norm in each pass; forced normalisation also writes the result back after a
+step, which keeps the norm from growing and with it the rate from falling. The authors' recipe of size S for
+ImageNet-512 has it off for both networks, and so has `normalise: none` here. Their other sizes have it on, but it acts
+on the generator alone: their fake_score is a copy of a network in evaluation mode, and the copy is never set to
+training mode; `normalise: generator` does the same.
 
-The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8. The
-larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in float32, or in
-bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
+The authors train FFHQ, AFHQv2 and ImageNet in half precision with Adam's eps at 1e-6, and CIFAR-10 in float32 at 1e-8.
+The larger eps guards the steps against gradients that half precision has rounded to nothing; networks here train in
+float32, or in bfloat16, which has the exponents of float32, and eps is 1e-8 everywhere.
 """
 
 from __future__ import annotations
@@ -49,19 +50,21 @@ class Numbers:
     weight_critic: float = number(1.0, "factor of the discriminator's loss (authors: 1; EDM2: 100)", low=0)
     weight_generator: float = number(0.01, "factor of the generator's adversarial loss (authors' recipe)", low=0)
     group: int = number(32, "images over which a cross-entropy is averaged before it is weighted", low=1)
-    freeze_images: int = number(0, "images until the generator's first step (authors: 100,000)", low=0)
-    solo_images: int = number(0, "images until the adversarial loss joins (authors: 200,000)", low=0)
+    freeze_images: int = number(0, "images before the generator's first step (authors: 100,000)", low=0)
+    solo_images: int = number(0, "images before the adversarial loss is added (authors: 200,000)", low=0)
     P_mean: float = number(-1.2, "fake_score: mean of ln sigma (EDM, table 1; EDM2: -0.4)", low=-10, high=10)
     P_std: float = number(1.2, "fake_score: standard deviation of ln sigma (EDM, table 1; EDM2: 1.0)", above=0, high=10)
     augment: float = number(0.0, "probability of EDM's augmentations of generated and real images", low=0, high=1)
     normalise: str = number(
-        "all", "networks edm2: whose weights are normalised after their steps: all, generator, none (authors' size S: none)",
+        "all", "networks edm2: networks whose weights are normalised after their steps: all, generator, none (authors' size S: none)",
         choices=("all", "generator", "none"), neutral=True,
     )  # fmt: skip
-    uncertainty: bool = number(False, "all losses divided by fake_score's own estimate of them (networks edm2)")
-    sequential: bool = number(False, "hold one denoiser's graph at a time: less memory, one pass of the teacher more")
+    uncertainty: bool = number(False, "divide all losses by the uncertainty that fake_score estimates (networks edm2)")
+    sequential: bool = number(
+        False, "keep the graph of one denoiser at a time: less memory, one more pass of the teacher"
+    )
     images: str = number(
-        "fresh", "fresh: each phase makes its own images; reuse: fake_score learns from those of the generator's step",
+        "fresh", "fresh: each phase makes new images; reuse: fake_score trains on those of the generator's step",
         choices=("fresh", "reuse"),
     )  # fmt: skip
 
@@ -79,7 +82,7 @@ def normalised(numbers: Numbers) -> tuple[str, ...]:
 
 
 def group(numbers: Numbers) -> int:
-    """Images that stay in one micro-batch."""
+    """The number of images that must stay in one micro-batch."""
     return numbers.group
 
 

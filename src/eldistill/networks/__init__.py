@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoisers by name: the name is the module in this folder.
+"""Builds networks by name, which is the name of a module in this folder.
 
-A network file offers a dataclass `Settings`, which knows the keywords, their defaults and what is impossible,
-and a function `network(**settings)`, which builds the module without drawing its weights.
+A network file offers a dataclass `Settings` with the keywords, their defaults and checks, and a function
+`network(**settings)`, which builds the module without drawing its weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COVERED_BY = "networks/layers"
 
 
 def build(config: dict, seed: int | None = None) -> nn.Module:
-    """The denoiser that `config` describes, in training mode, with weights drawn from `seed` (None: 0).
+    """Build the network that `config` describes, in training mode, with weights drawn from `seed` (None: 0).
 
     config: JSON-able; key `network` names the file, the others are the fields of its `Settings`.
     The result carries `.config`, the same with every default filled in: `build(result.config)` rebuilds it.
@@ -36,7 +36,10 @@ def build(config: dict, seed: int | None = None) -> nn.Module:
 
 
 def outline(config: dict) -> nn.Module:
-    """The same without weights, on the meta device: names, shapes and `.config`, whatever their size. Raises ValueError."""
+    """Build the network without weights on the meta device, which needs no memory: names, shapes and `.config`.
+
+    Raises ValueError as `build` does.
+    """
     with torch.device("meta"):
         return _make(config)
 
@@ -61,7 +64,7 @@ def _files() -> set[str]:
 
 
 def _network(name: str) -> ModuleType | None:
-    # The module of a network; None for another file of this folder, which networks are built from.
+    # The module of a network; None for a file with parts of networks.
     module = importlib.import_module(f"{__name__}.{name}")
     return module if callable(getattr(module, "network", None)) else None
 

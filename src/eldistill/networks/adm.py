@@ -40,7 +40,7 @@ class Settings:
     sigma_max: float | None = None  # None: no limit
 
     def __post_init__(self):
-        layers.check(self.img_resolution, self.channel_mult, self.dropout)
+        layers.check_unet(self.img_resolution, self.channel_mult, self.dropout)
         if self.model_channels % 2 or self.model_channels < 2:
             raise ValueError(
                 f"model_channels, the width of the noise embedding, must be even, not {self.model_channels}."
@@ -80,11 +80,11 @@ class _FanIn:
 
 
 class Linear(_FanIn, layers.Linear):
-    """As in `layers`, with ADM's initial weights."""
+    """Like the layer in `layers`, with ADM's initial weights."""
 
 
 class Conv2d(_FanIn, layers.Conv2d):
-    """As in `layers`, with ADM's initial weights."""
+    """Like the layer in `layers`, with ADM's initial weights."""
 
 
 class LabelEmbedding(layers.Linear):
@@ -101,7 +101,7 @@ class LabelEmbedding(layers.Linear):
 
 @dataclass(frozen=True)
 class Place:
-    """A layer of the U-Net: its name in the state, its widths, how it resamples, whether it attends."""
+    """A layer of the U-Net: name in the state, numbers of channels, resampling, and whether it has attention."""
 
     name: str
     in_channels: int
@@ -167,8 +167,8 @@ class Block(layers.UNetBlock):
 
     @classmethod
     def count_heads(cls, s, channels: int) -> int:
-        """How many heads attention over `channels` channels has. Raises ValueError where they are not equal."""
-        return layers.heads(channels, cls.head_channels)
+        """The number of attention heads for `channels` channels. Raises ValueError if they cannot have equal widths."""
+        return layers.count_heads(channels, cls.head_channels)
 
     def _skip(self, in_channels: int, out_channels: int, resampling: dict) -> nn.Module:
         if in_channels != out_channels:
@@ -177,7 +177,7 @@ class Block(layers.UNetBlock):
         return self.convolution(in_channels, out_channels, 0, **resampling) if resamples else nn.Identity()
 
     def modulate(self, h: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """The embedding enters: [scale, shift] after the normalisation."""
+        """Normalise h [n, c, h, w], then apply scale and shift from the embedding [n, 2 c, 1, 1]."""
         scale, shift = shift.chunk(2, dim=1)
         return self.norm1(h) * (1 + scale) + shift
 
@@ -185,7 +185,7 @@ class Block(layers.UNetBlock):
 class DhariwalUNet(UNet):
     """F(x, c_noise), without preconditioning."""
 
-    block = Block  # another flavour of the network overrides it
+    block = Block  # subclasses override it
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -208,7 +208,7 @@ class DhariwalUNet(UNet):
         self.features_shape = (decoder[0].in_channels, side, side)
 
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
-        embedding, labels, augment_labels = layers.like(
+        embedding, labels, augment_labels = layers.cast_like(
             self.map_layer0.weight, self.map_noise(c_noise), labels, augment_labels
         )
         if self.map_augment is not None and augment_labels is not None:

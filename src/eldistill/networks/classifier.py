@@ -30,7 +30,7 @@ class Settings:
 
 
 class Classifier(nn.Module):
-    """Encoded images [n, c, h, w] to logits [n, label_dim]; `embed` gives the penultimate layer [n, features]."""
+    """A classifier from encoded images [n, c, h, w] to logits [n, label_dim]; `embed` returns its features."""
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -63,5 +63,8 @@ class Classifier(nn.Module):
 
 
 def network(**settings) -> Classifier:
-    """A classifier without weights; eldistill.networks.build draws them."""
+    """The classifier; keywords are those of `Settings`.
+
+    Its weights are NaN until eldistill.networks.build draws them.
+    """
     return Classifier(Settings(**settings))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The U-Nets of diffusers (UNet2DModel) that were trained as DDPM (Ho et al. 2020, arXiv 2006.11239) on pixels in [-1, 1],
-as denoisers in sigma notation.
+"""The U-Nets of diffusers (UNet2DModel) that were trained as DDPM (Ho et al. 2020, arXiv 2006.11239) on pixels in [-1,
+1], as denoisers in sigma notation.
 
 Such a network sees x_t = a x_0 + s n with a^2 = abar_t, s^2 = 1 - abar_t. Divided by a that is x = x_0 + sigma n with
-sigma_t = s / a, so a = 1 / sqrt(1 + sigma^2) and s = sigma a (Karras et al. 2022, arXiv 2206.00364, table 1, column VP).
-Between two steps t is interpolated in ln sigma, as the embedding of t takes fractions; beyond the ends of the
+sigma_t = s / a, so a = 1 / sqrt(1 + sigma^2) and s = sigma a (Karras et al. 2022, arXiv 2206.00364, table 1, column
+VP). Between two steps t is interpolated in ln sigma, as the embedding of t takes fractions; beyond the ends of the
 schedule t stays at the end. From epsilon = n the image is D = x - sigma epsilon; from v = a n - s x_0 (Salimans & Ho
 2022, arXiv 2202.00512, appendix D) it is D = a x_t - s v = a^2 x - s v.
 
@@ -12,9 +12,9 @@ Its F in EDM's preconditioning is what gives that D (with u = c_in x, d = sigma_
 
     F = (sigma u - w epsilon) / d,    or    F = (a^2 sigma (1 - d^2) u - a w v) / d
 
-so that everything which is written for EDM's networks holds, the boundary of consistency models too. The second does not pass
-through epsilon: D = x - sigma epsilon is a difference of two numbers of the size of sigma, and at the largest sigma (157 of the
-linear schedule, 2e4 of the cosine one) it would lose digits that v has.
+so that everything which is written for EDM's networks holds, the boundary of consistency models too. The second does
+not pass through epsilon: D = x - sigma epsilon is a difference of two numbers of the size of sigma, and at the largest
+sigma (157 of the linear schedule, 2e4 of the cosine one) it would lose digits that v has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from eldistill.errors import Problem
 from eldistill.networks.precond import EDMPrecond
 
 RECIPE = ("networks/ddpm", 2)
-LABELS = False  # networks with classes are not understood
+LABELS = False  # networks with classes are not supported
 TINY = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
         "norm_num_groups": 2, "attention_head_dim": 2}  # fmt: skip
 DOWN = ("DownBlock2D", "AttnDownBlock2D")
@@ -74,7 +74,7 @@ class Settings:
         n = len(self.block_out_channels)
         if not n == len(self.down_block_types) == len(self.up_block_types) or self.img_resolution % 2 ** (n - 1):
             raise ValueError(
-                f"{n} widths need as many blocks down and up, and a resolution that can be halved so often"
+                f"{n} widths need {n} blocks down and {n} blocks up, and an img_resolution that is a multiple of {2 ** (n - 1)}"
             )
         for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
             if odd := [each for each in getattr(self, name) if each not in known]:
@@ -188,7 +188,7 @@ class DDPM(nn.Module):
         return h, skips, (embedding, x, sigma.reshape(-1, 1, 1, 1))
 
     def decode(self, features: torch.Tensor, skips: tuple, rest: tuple) -> torch.Tensor:
-        """F from what `encode` gives."""
+        """F(u, c_noise) [n, c, r, r] from what `encode` returned."""
         embedding, x, sigma = rest
         whole = (sigma**2 + self.sigma_data**2).sqrt()
         h = self.unet.mid_block(features, embedding)
@@ -202,7 +202,7 @@ class DDPM(nn.Module):
         return (sigma * x - whole * out) / self.sigma_data
 
     def step(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The step of the schedule, with its fraction, [n] of sigma [n]; ends are kept beyond the ends."""
+        """The fractional step of the schedule [n] for sigma [n], clamped to the first and last step."""
         levels, place = self.levels.to(sigma.dtype), sigma.log()
         above = torch.bucketize(place, levels).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]

@@ -43,16 +43,16 @@ class Settings:
     channels_per_head: int = 64
     dropout: float = 0.0  # probability, in training mode
     resample_filter: Sequence[int] = (1, 1)
-    label_balance: float = 0.5  # shares, in [0, 1]: of the class in the embedding,
-    concat_balance: float = 0.5  # of the encoder's output where the decoder joins it,
-    res_balance: float = 0.3  # of the residual branch,
-    attn_balance: float = 0.3  # of attention
-    clip_act: float = 256.0  # bound of every block's output
+    label_balance: float = 0.5  # weights of mp_sum and mp_cat, in [0, 1]: class embedding,
+    concat_balance: float = 0.5  # output of the encoder in the decoder,
+    res_balance: float = 0.3  # residual branch,
+    attn_balance: float = 0.3  # attention
+    clip_act: float = 256.0  # upper limit of the absolute output of a block
     logvar_channels: int = 128  # width of the noise embedding of logvar; 0: a generator, which has no logvar
     sigma_data: float = SIGMA_DATA  # standard deviation of the images
 
     def __post_init__(self):
-        layers.check(self.img_resolution, self.channel_mult, self.dropout)
+        layers.check_unet(self.img_resolution, self.channel_mult, self.dropout)
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not at {getattr(self, name)}.")
@@ -74,8 +74,9 @@ class Settings:
 
 
 def network(**settings) -> EDM2Generator:
-    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0; keywords and errors are those of
-    `Settings`.
+    """The denoiser with its preconditioning, an EDM2Precond unless logvar_channels is 0.
+
+    Keywords and errors are those of `Settings`.
 
     Its weights are NaN until they are drawn or loaded: use `eldistill.networks.build`.
     """
@@ -116,7 +117,7 @@ def mp_sum(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def mp_cat(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """Channels of a, then of b, so weighted that b brings the share that it has in mp_sum (eq. 103).
+    """Channels of a, then of b, weighted so that b contributes with the weight `share` as in mp_sum (eq. 103).
 
     a [n, c, h, w], b [n, d, h, w] of unit variance -> [n, c + d, h, w] of unit variance.
     """
@@ -148,7 +149,7 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution with zero padding, or with no kernel a linear layer, whose weight is used normalised (EDM2, eq. 47).
+    """A convolution with zero padding (without a kernel: a linear layer) with normalised weights (EDM2, eq. 47).
 
     MPConv(c, d, 3, 3): x [n, c, h, w] -> [n, d, h, w]; MPConv(c, d): x [n, c] -> [n, d]. weight [d, c, *kernel].
     """
@@ -157,7 +158,7 @@ class MPConv(nn.Module):
         super().__init__()
         self.weight = layers.undrawn(out_channels, in_channels, *kernel)
         self.fan_in = in_channels * math.prod(kernel)
-        self.prepared = False  # whether `weight` is what `prepared_weight` gave: inside a pass in half precision
+        self.prepared = False  # whether `weight` holds the result of `prepared_weight`, in a pass in half precision
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -170,7 +171,7 @@ class MPConv(nn.Module):
         self.weight.copy_(normalise(self.weight))
 
     def prepared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """What a pass in half precision uses, before rounding: each row with the root mean square 1 / sqrt(fan in)."""
+        """The weight of a half precision pass before rounding; the root mean square of a row is 1 / sqrt(fan in)."""
         return normalise(weight.to(_precise(weight))) / self.fan_in**0.5
 
     def unprepared_gradient(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -206,7 +207,8 @@ class Block(layers.Recomputed):
     """Residual block with an embedding, then perhaps self-attention (EDM2, figure 21).
 
     x [n, in_channels, h, w], embedding [n or 1, e] -> [n, out_channels, h', w']; h' is h, 2h (up) or h/2 (down).
-    decoder: which flavour. The encoder's one normalises its input for each pixel, after its 1x1 convolution.
+    decoder: whether it is a decoder block. An encoder block normalises its input for each pixel, after its 1x1
+    convolution.
     """
 
     def __init__(self, s: Settings, place: Place, decoder: bool):
@@ -214,7 +216,7 @@ class Block(layers.Recomputed):
         into, out = place.in_channels, place.out_channels
         self.decoder, self.dropout, self.bound = decoder, s.dropout, s.clip_act
         self.res_balance, self.attn_balance = s.res_balance, s.attn_balance
-        self.heads = layers.heads(out, s.channels_per_head) if place.attends else 0
+        self.heads = layers.count_heads(out, s.channels_per_head) if place.attends else 0
         self.emb_gain = layers.undrawn()
         resamples = place.up or place.down
         self.resample = (
@@ -230,7 +232,7 @@ class Block(layers.Recomputed):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """The embedding starts without effect."""
+        """Set the gain of the embedding to zero, so that it has no effect at first."""
         self.emb_gain.zero_()
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -307,7 +309,10 @@ class EDM2Generator(EDMPrecond):
 
 
 class EDM2Precond(EDM2Generator):
-    """The same with the uncertainty u(sigma) that weights the loss in training (EDM2, eq. 14)."""
+    """An EDM2Generator that also estimates u(sigma), the uncertainty that weights the loss in training (EDM2, eq.
+
+    14).
+    """
 
     def __init__(self, model: EDM2UNet, sigma_data: float = SIGMA_DATA, logvar_channels: int = 128):
         super().__init__(model, sigma_data)

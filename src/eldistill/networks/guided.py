@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Nets of OpenAI's consistency models (Song et al. 2023, arXiv 2303.01469) and of the EDM teachers behind them.
 
-They are ADM's network (see adm.py) under other names, with three differences. They see the noise as 250 ln sigma in place of
-EDM's ln(sigma) / 4. Every group normalisation has 32 groups, whatever the width (EDM's has min(32, channels // 4), which is
-the same from 128 channels on). Attention has heads of a given width (their num_head_channels), or a given number of heads at
-every resolution (their num_heads).
+They are ADM's network (see adm.py) under other names, with three differences. They see the noise as 250 ln sigma in
+place of EDM's ln(sigma) / 4. Every group normalisation has 32 groups, whatever the width (EDM's has min(32, channels //
+4), which is the same from 128 channels on). Attention has heads of a given width (their num_head_channels), or a given
+number of heads at every resolution (their num_heads).
 
-Their files hold a state and no settings. `settings` finds in the shapes what these say; the resolution of the images and the
-heads of attention change no shape, so they are known for the published network alone and must be given for any other.
+Their files hold a state and no settings. `settings` derives settings from the shapes. The resolution of the images and
+the attention heads change no shape, so they are known only for the published network and must be given for any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eldistill.networks import adm
 from eldistill.networks.precond import EDMPrecond
 
 RECIPE = ("networks/guided", 2)
-NOISE = 1000.0  # their label of the noise over EDM's
+NOISE = 1000.0  # their noise label divided by EDM's
 GROUPS = 32  # of every group normalisation
 TINY = {
     "model_channels": 32,
@@ -32,12 +32,12 @@ TINY = {
     "dropout": 0.0,
     "num_head_channels": 32,
 }
-# The published network of ImageNet at 64 pixels, by all that shapes say of it, and what they do not say.
+# The published network of ImageNet at 64 pixels: settings that follow from shapes, and those that do not.
 PUBLISHED = {
     "img_channels": 3, "label_dim": 1000, "model_channels": 192, "channel_mult": [1, 2, 3, 4], "channel_mult_emb": 4,
     "num_blocks": 3,
 }  # fmt: skip
-PUBLISHED_LEVELS = [1, 2, 3]  # that attend, 0 being the highest resolution
+PUBLISHED_LEVELS = [1, 2, 3]  # levels with attention; 0 is the highest resolution
 PUBLISHED_GIVEN = {"img_resolution": 64, "num_head_channels": 64}
 BLOCK = {
     "norm0": "in_layers.0", "conv0": "in_layers.2", "affine": "emb_layers.1", "norm1": "out_layers.0",
@@ -48,13 +48,15 @@ ATTENTION = {"norm2": "norm", "qkv": "qkv", "proj": "proj_out"}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(adm.Settings):
-    """As ADM's; the limits are those that these networks were trained between. Raises ValueError for widths that are no
-    multiples of 32, and where not exactly one of the two says how attention is split."""
+    """Settings of ADM, with the range of noise levels that these networks were trained on.
+
+    Raises ValueError for widths that are not multiples of 32, or if not exactly one of the last two is given.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float | None = 80.0
-    num_head_channels: int | None = 64  # channels of a head of attention; None: num_heads says it
-    num_heads: int | None = None  # heads at every resolution; None: num_head_channels says it
+    num_head_channels: int | None = 64  # channels of an attention head; None: num_heads is used
+    num_heads: int | None = None  # heads at every resolution; None: num_head_channels is used
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,7 +69,10 @@ class Settings(adm.Settings):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalisation over 32 groups of channels. Raises ValueError where the channels do not divide evenly among them."""
+    """Normalisation over 32 groups of channels.
+
+    Raises ValueError where the channels do not divide evenly among them.
+    """
 
     def __init__(self, channels: int, eps: float):
         super().__init__(GROUPS, channels, eps=eps)
@@ -80,7 +85,7 @@ class Block(adm.Block):
 
     @classmethod
     def count_heads(cls, s: Settings, channels: int) -> int:
-        """How many heads attention over `channels` channels has. Raises ValueError where they are not equal."""
+        """The number of attention heads for `channels` channels. Raises ValueError if they cannot have equal widths."""
         heads = s.num_heads or channels // s.num_head_channels
         if not heads or channels % heads or (s.num_head_channels and channels % s.num_head_channels):
             each = f"of {s.num_head_channels} channels" if s.num_head_channels else f"in number {s.num_heads}"
@@ -89,7 +94,7 @@ class Block(adm.Block):
 
 
 class Guided(adm.DhariwalUNet):
-    """ADM's network with another label of the noise."""
+    """ADM's network with the noise label of these networks."""
 
     block = Block
 
@@ -108,11 +113,11 @@ def network(**settings) -> EDMPrecond:
 
 
 def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict:
-    """The fields of `Settings` that a state of theirs was made with.
+    """The fields of `Settings` of a network by its state.
 
-    given: what shapes do not say: `img_resolution`, pixels a side, and `num_head_channels` or `num_heads`; None: the state is
-    that of the published network. Raises ValueError, one sentence, if the tensors are not those of such a network, or if it
-    is not the published one and nothing is given.
+    given: settings that do not follow from shapes: `img_resolution` in pixels, and `num_head_channels` or `num_heads`;
+    None: the state is that of the published network. Raises ValueError, one sentence, if the tensors are not those of
+    such a network, or if it is not the published one and nothing is given.
     """
     try:
         found, attend = _shapes(theirs)
@@ -124,8 +129,8 @@ def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict
     heads = given.keys() & {"num_head_channels", "num_heads"}
     if "img_resolution" not in given or len(heads) != 1:
         raise ValueError(
-            "shapes do not say the resolution and the heads of a network other than the published one; set teacher.NAME.state "
-            "to {img_resolution: …, num_head_channels: …}, or num_heads in place of the latter, as its training was started with"
+            "the resolution and the attention heads of a network other than the published one do not follow from its file; set "
+            "teacher.NAME.state to {img_resolution: …, num_head_channels: …}, or {img_resolution: …, num_heads: …}, as in its training"
         )
     side = given["img_resolution"]
     found |= {"attn_resolutions": [side >> level for level in attend]}
@@ -133,7 +138,7 @@ def settings(theirs: dict[str, torch.Tensor], given: dict | None = None) -> dict
 
 
 def _shapes(theirs: dict[str, torch.Tensor]) -> tuple[dict, list[int]]:
-    """What shapes say: fields of `Settings`, and the levels that attend, 0 being the highest resolution."""
+    """Fields of `Settings` that follow from shapes, and the levels with attention; 0 is the highest resolution."""
     width, channels = theirs["input_blocks.0.0.weight"].shape[:2]
     outputs = {int(name.split(".")[1]) for name in theirs if name.startswith("output_blocks.")}
     ups = {name.split(".")[1] for name in theirs if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight", name)}
@@ -153,7 +158,7 @@ def _shapes(theirs: dict[str, torch.Tensor]) -> tuple[dict, list[int]]:
 
 
 def renamed(theirs: dict[str, torch.Tensor], s: Settings) -> dict[str, torch.Tensor]:
-    """The same tensors as the state of `network`. Raises ValueError for one that lacks, or is left over."""
+    """The tensors under the names that `network` uses. Raises ValueError for a missing or an unused tensor."""
     left = dict(theirs)
 
     def take(name: str) -> torch.Tensor:
@@ -177,7 +182,7 @@ def renamed(theirs: dict[str, torch.Tensor], s: Settings) -> dict[str, torch.Ten
             for name, other in ATTENTION.items():
                 move(f"{here}.{name}", f"{attention}.{other}")
             heads = Block.count_heads(s, place.out_channels)
-            for part in ("weight", "bias"):  # theirs lie as [q, k, v][head][channel of the head]
+            for part in ("weight", "bias"):  # their order is [q, k, v][head][channel of the head]
                 qkv = ours[f"model.{here}.qkv.{part}"]
                 parts = qkv.reshape(3, heads, -1, *qkv.shape[1:])
                 ours[f"model.{here}.qkv.{part}"] = parts.permute(1, 2, 0, *range(3, parts.ndim)).reshape(qkv.shape)

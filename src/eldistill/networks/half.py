@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Half precision: a pass of a network in bfloat16 with weights that stay float32.
+"""Passes of a network in bfloat16 (half precision) whose weights stay float32.
 
-The optimiser, the running averages and the gradients see float32 weights. A pass uses a bfloat16 copy of each weight. The
-copy is made once after each change of the weight, so once an optimiser step for a trained network and once for a frozen
-one, whatever the number of passes, micro-batches and phases. Convolutions, linear layers, norms and activations take and
-give bfloat16; the kernels of products and of norms sum in float32, as in the half precision of Karras et al. 2022
-(arXiv 2206.00364, appendix F).
+The optimiser, the running averages and the gradients see float32 weights. A pass uses a bfloat16 copy of each weight.
+The copy is made once after each change of the weight, so once an optimiser step for a trained network and once for a
+frozen one, whatever the number of passes, micro-batches and phases. Convolutions, linear layers, norms and activations
+take and give bfloat16; the kernels of products and of norms sum in float32, as in the half precision of Karras et al.
+2022 (arXiv 2206.00364, appendix F).
 
 torch.autocast is not used: it casts frozen weights in every pass, and norms and activations give float32 under it.
 
@@ -29,14 +29,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 COVERED_BY = "networks/layers"
-LAST = 2**63  # above all numbers that autograd gives to nodes in the order of their making
-# How many passes in half precision, and how many differentiations in forward mode, this process is inside of.
+LAST = 2**63  # larger than every sequence number that autograd gives to its nodes
+# Depth of nested passes in half precision and of nested contexts of forward mode in this process.
 _depth = {"half": 0, "forward": 0}
 
 
 class _Link(torch.autograd.Function):
-    # The copy of a weight as a function of the weight: the gradient of the copy becomes that of the weight. Nothing is saved,
-    # so that one link serves every graph until the weight changes.
+    # The copy of a weight as a differentiable function of the weight. No tensor is saved for the backward pass, so one
+    # link can be part of many graphs until the weight changes.
 
     @staticmethod
     def forward(ctx, weight: torch.Tensor, copied: torch.Tensor, layer: nn.Module | None) -> torch.Tensor:
@@ -55,25 +55,25 @@ class _Link(torch.autograd.Function):
 
 @dataclass
 class _Copy:
-    # Of one weight: where the module holds it, and what is known of it. `layer`: one that says how its weight is prepared.
+    # One weight, its place in the module, and its copy. `layer`: a layer that prepares its weight before rounding.
     place: dict[str, Any]
     name: str
     weight: nn.Parameter
     layer: nn.Module | None
     values: torch.Tensor | None = None
-    link: torch.Tensor | None = None  # values as a function of the weight; until the weight changes
+    link: torch.Tensor | None = None  # `values` as a function of the weight, until the weight changes
     seen: tuple = ()
 
     def state(self) -> tuple:
-        """What is different after every change of the weight: in place, by an optimiser, by a new memory for it."""
+        """Values of which one differs after each change of the weight: in place, by an optimiser, or by new memory."""
         return self.weight._version, self.weight.data_ptr(), self.weight.stride()
 
 
 class Copies:
     """The half precision copies of one network's weights, made when they are first needed.
 
-    They are kept with the denoiser but are no part of its state: a deep copy or a pickle of the denoiser starts without.
-    made: how many copies of a weight have been computed so far. The network's modules must not be replaced after its first
+    They belong to the denoiser but not to its state: a deep copy or a pickle of the denoiser has none.
+    made: number of weight copies computed so far. The network's modules must not be replaced after its first
     pass in half precision; weights may change in any way.
     """
 
@@ -91,7 +91,7 @@ class Copies:
 
     @contextlib.contextmanager
     def inside(self, network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-        """Inside, the modules of `network` hold the copies in `dtype` in place of their weights."""
+        """A context in which the modules of `network` hold copies in `dtype` in place of their weights."""
         self.refresh(network, dtype)
         entries = [(each.place, each.name, _used(each)) for each in self.entries]
         with _Placed([*entries, *((place, "prepared", True) for place in self.switches)]):
@@ -102,7 +102,10 @@ class Copies:
                 _depth["half"] -= 1
 
     def refresh(self, network: nn.Module, dtype: torch.dtype) -> None:
-        """Bring the copies up to date with the weights of `network`. Costs a look at each weight where nothing changed."""
+        """Bring the copies up to date with the weights of `network`.
+
+        Without changes this only compares version numbers.
+        """
         if self.dtype != dtype or any(each.place[each.name] is not each.weight for each in self.entries):
             self._find(network, dtype)
         stale = [each for each in self.entries if each.seen != each.state()]
@@ -116,7 +119,7 @@ class Copies:
                     each.link = _linked(each)
 
     def _find(self, network: nn.Module, dtype: torch.dtype) -> None:
-        # Scalars (gains) stay as they are: they cost nothing, and their rounding would scale whole layers.
+        # Scalars (gains) keep their precision: they cost nothing, and rounding them would rescale layers.
         _notice_fused_optimisers()
         self.entries, self.switches, self.dtype = [], [], dtype
         for layer in network.modules():
@@ -145,27 +148,28 @@ class Copies:
 
 def _linked(each: _Copy) -> torch.Tensor:
     link: torch.Tensor = _Link.apply(each.weight, each.values, each.layer)
-    # Of the nodes that are ready autograd takes the one that was made last. A link is older than every pass: without this all
-    # gradients of weights would wait for the end of the backward pass, in memory, and no sum over processes could begin before.
+    # Autograd runs the most recent of the nodes that are ready. A link is older than every pass. Without the number
+    # below all weight gradients would be kept in memory until the end of the backward pass, and sums over processes
+    # could not begin earlier.
     link.grad_fn._set_sequence_nr(LAST)
     return link
 
 
 def _used(each: _Copy) -> torch.Tensor | None:
-    # What a pass is given: without a gradient of the weight a plain tensor.
+    # The tensor that a pass uses: a plain one if the weight needs no gradient.
     return each.link if each.weight.requires_grad else each.values
 
 
 @contextlib.contextmanager
 def _outside_transforms() -> Iterator[None]:
-    # Neither under the transforms of torch.func nor in inference mode: what is kept outlives both.
+    # Leaves transforms of torch.func and inference mode, because the copies outlive both.
     with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
         yield
 
 
 @functools.cache
 def _notice_fused_optimisers() -> None:
-    # torch counts the changes of a tensor, but not those that its fused optimisers make; from now on these count too.
+    # torch counts changes of a tensor, except those by its fused optimisers. The hook counts these too.
     def count(optimiser: torch.optim.Optimizer, *_) -> None:
         for group in optimiser.param_groups:
             if group.get("fused"):
@@ -175,7 +179,7 @@ def _notice_fused_optimisers() -> None:
 
 
 class _Placed:
-    # Inside, place[name] is the given value; afterwards what it was. May be entered again, but not within itself.
+    # A context in which place[name] is the given value. It may be entered again, but not nested.
 
     def __init__(self, entries: list[tuple[dict, str, Any]]):
         self.entries, self.before = entries, []
@@ -190,9 +194,12 @@ class _Placed:
             place[name] = value
 
 
-def again(module: nn.Module) -> AbstractContextManager:
-    """A context in which `module` has the weights that it has now: for a block that is computed again on the way back, when
-    the pass in half precision is over. Nothing changes outside such a pass."""
+def keep_weights(module: nn.Module) -> AbstractContextManager:
+    """A context in which `module` has the weights that it has at the time of this call.
+
+    Blocks that are computed again in the backward pass need it, because the pass in half precision is over by then.
+    Outside such a pass the context changes nothing.
+    """
     if not _depth["half"]:
         return contextlib.nullcontext()
     entries = []
@@ -205,10 +212,10 @@ def again(module: nn.Module) -> AbstractContextManager:
 
 @contextlib.contextmanager
 def forward_mode(*denoisers: nn.Module) -> Iterator[None]:
-    """Around torch.func.jvp of these denoisers: the derivative along a direction exists for everything they compute.
+    """A context for torch.func.jvp of these denoisers, in which all their operations have a forward-mode derivative.
 
-    Attention is computed by torch's MATH backend, because the fused kernels have no derivative in forward mode, and blocks
-    keep what they computed even if they are set to compute it again. Values change by rounding only.
+    Attention is computed by torch's MATH backend, because the fused kernels have no derivative in forward mode, and
+    blocks keep what they computed even if they are set to compute it again. Values change by rounding only.
     """
     for each in denoisers:
         each.ready()
@@ -221,5 +228,5 @@ def forward_mode(*denoisers: nn.Module) -> Iterator[None]:
 
 
 def in_forward_mode() -> bool:
-    """Whether this is inside `forward_mode`."""
+    """Whether the caller is inside `forward_mode`."""
     return _depth["forward"] > 0

@@ -3,7 +3,7 @@
 
 Images and features are [n, channels, height, width]. Names, shapes and order of the state entries are
 those of the published checkpoints. A new layer holds NaN until its weights are drawn (`initialise`) or
-loaded, so that a forgotten weight shows at once, and no global random state is touched.
+loaded, so that a forgotten weight is noticed, and no global random state is used.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ def xavier_uniform(shape: Sequence[int], fan_in: int, fan_out: int, generator: t
     return (2 * uniform - 1) * math.sqrt(6 / (fan_in + fan_out))
 
 
-def check(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> None:
-    """Raise ValueError where a U-Net of len(channel_mult) resolutions does not fit, or dropout is no probability."""
+def check_unet(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> None:
+    """Check settings of a U-Net with len(channel_mult) resolutions.
+
+    Raises ValueError if img_resolution cannot be halved that often, or if dropout is not in [0, 1).
+    """
     halvings = len(channel_mult) - 1
     if halvings < 0 or img_resolution % 2**halvings:
         raise ValueError(f"img_resolution {img_resolution} cannot be halved {halvings} times.")
@@ -46,8 +49,8 @@ def check(img_resolution: int, channel_mult: Sequence[int], dropout: float) -> N
         raise ValueError(f"dropout must lie in [0, 1), not at {dropout}.")
 
 
-def heads(channels: int, width: int) -> int:
-    """How many heads of at least `width` channels attention has; 0, so no attention, below one.
+def count_heads(channels: int, width: int) -> int:
+    """The number of attention heads of at least `width` channels; 0, so no attention, for fewer channels than that.
 
     Raises ValueError where the channels do not divide evenly among them.
     """
@@ -58,12 +61,15 @@ def heads(channels: int, width: int) -> int:
 
 
 def undrawn(*shape: int) -> nn.Parameter:
-    """A parameter of NaN, to be drawn or loaded."""
+    """A parameter of this shape filled with NaN, to be drawn or loaded."""
     return nn.Parameter(torch.full(shape, math.nan))
 
 
-def like(reference: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """The tensors in the dtype of `reference`; None stays None. What enters layers in half precision; else nothing changes."""
+def cast_like(reference: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The tensors cast to the dtype of `reference`; None stays None.
+
+    Only a pass in half precision changes the dtype.
+    """
     return tuple(None if each is None else each.to(reference.dtype) for each in tensors)
 
 
@@ -122,7 +128,9 @@ class Conv2d(_Weighted):
     ):
         super().__init__()
         if up and down or fused and not (down and kernel):
-            raise ValueError("A convolution goes up or down, not both, and only a down one can be fused.")
+            raise ValueError(
+                "A convolution resamples up or down, not both, and only one that resamples down can be fused."
+            )
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length, not {list(resample_filter)}.")
         self.up, self.down, self.fused, self.gain = up, down, fused, gain
@@ -206,13 +214,13 @@ class FourierEmbedding(nn.Module):
 def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     """Self-attention over all pixels. qkv [n, 3 c, h, w] -> [n, c, h, w], c divisible by `heads`.
 
-    The channels of qkv lie as [head][channel of the head][q, k, v], those of the result as [head][channel].
-    The softmax runs in float32, or in float64 if that is what comes in. In half precision one kernel of torch computes all
-    of it where there is one (`scaled_dot_product_attention`), and no scores are kept.
+    The channels of qkv lie as [head][channel of the head][q, k, v], those of the result as [head][channel]. The softmax
+    runs in float32, or in float64 if that is what comes in. In half precision one kernel of torch computes all of it
+    where there is one (`scaled_dot_product_attention`), and no scores are kept.
     """
     n, channels, height, width = qkv.shape
     if qkv.dtype.itemsize == 2:
-        # Its fast kernels want the channels of a head beside each other.
+        # Its fast kernels need the channels of a head to be contiguous.
         split = qkv.reshape(n, heads, channels // (3 * heads), 3, height * width).permute(3, 0, 1, 4, 2).contiguous()
         return F.scaled_dot_product_attention(*split).transpose(2, 3).reshape(n, channels // 3, height, width)
     q, k, v = qkv.reshape(n, heads, channels // (3 * heads), 3, height * width).unbind(3)
@@ -223,7 +231,7 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 class _Both:
-    # Two contexts as one.
+    # Enters two contexts together.
     def __init__(self, first: AbstractContextManager, second: AbstractContextManager):
         self.first, self.second = first, second
 
@@ -237,8 +245,10 @@ class _Both:
 
 
 class Recomputed(nn.Module):
-    """A block that keeps only its inputs for the way back, if `recompute` is set, and computes what is inside again there:
-    the same to the bit, dropout included (Chen et al. 2016, arXiv 1604.06174)."""
+    """A block that, with `recompute` set, stores only its inputs and is computed again in the backward pass.
+
+    The result is equal to the bit, including dropout (Chen et al. 2016, arXiv 1604.06174).
+    """
 
     recompute = False
 
@@ -250,9 +260,9 @@ class Recomputed(nn.Module):
         )
 
     def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        # For the block now, and for the same block computed again: its dropout masks, and the weights of half precision.
-        now, later = dropout.again()
-        return now, _Both(later, half.again(self))
+        # For the forward pass and for its recomputation, which needs the same dropout masks and half precision weights.
+        now, later = dropout.repeat_masks()
+        return now, _Both(later, half.keep_weights(self))
 
 
 class UNetBlock(Recomputed):
@@ -301,7 +311,7 @@ class UNetBlock(Recomputed):
         return self.convolution(in_channels, out_channels, 1, **resampling)
 
     def modulate(self, h: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """The embedding enters: a shift before the normalisation."""
+        """Add the embedding [n, c, 1, 1] as a shift to h [n, c, h, w] and normalise."""
         return self.norm1(h + shift)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EDM preconditioning: a network F becomes a denoiser D (Karras et al. 2022, arXiv 2206.00364, section 5)."""
+"""EDM preconditioning, which turns a network F into a denoiser D (Karras et al. 2022, arXiv 2206.00364, section 5)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RECIPE = ("networks/precond", 1)
 class EDMPrecond(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (EDM, eq. 7 and table 1).
 
-    model: F(x, c_noise [n or 1], labels, augment_labels) = decode(*encode(...)), with `img_resolution`,
-    `img_channels`, `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images.
-    sigma_min, sigma_max: limits that a sampler respects; None means no upper limit.
-    boundary: the sigma at which D(x) = x: 0 in EDM; set the attribute to make D a consistency model.
-    precision: of what F computes: float32, or bfloat16 with float32 weights (networks/half.py); all else stays as it is.
+    model: F(x, c_noise [n or 1], labels, augment_labels) = decode(*encode(...)), with `img_resolution`, `img_channels`,
+    `label_dim`, `augment_dim` and `features_shape`. sigma_data: standard deviation of the images. sigma_min, sigma_max:
+    limits that a sampler respects; None means no upper limit. boundary: the sigma at which D(x) = x: 0 in EDM; set the
+    attribute to make D a consistency model. precision: of what F computes: float32, or bfloat16 with float32 weights
+    (networks/half.py); all else stays as it is.
     """
 
-    inner = "model"  # what F is called in the state
+    inner = "model"  # name of F in the state
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class EDMPrecond(nn.Module):
         self.boundary = 0.0
         self.precision = torch.float32
         self.copies = half.Copies()
-        self._compiled: dict = {}  # of the functions that `_run` runs
+        self._compiled: dict = {}  # {function that `_run` calls: its compiled version}
         self.img_resolution: int = model.img_resolution
         self.img_channels: int = model.img_channels
         self.label_dim: int = model.label_dim
@@ -57,12 +57,12 @@ class EDMPrecond(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """F, whatever the state calls it."""
+        """The network F."""
         return getattr(self, self.inner)
 
     @property
     def features_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what `encode` gives."""
+        """(channels, height, width) of the features that `encode` returns."""
         return self.network.features_shape
 
     def forward(
@@ -90,19 +90,22 @@ class EDMPrecond(nn.Module):
             return self._run(_features, inputs).to(skipped.dtype)
 
     def both(self, x, sigma, labels=None, augment_labels=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `forward` and `encode` give, from one pass."""
+        """(denoised images [n, c, r, r], features [n, *features_shape]): `forward` and `encode` in one pass."""
         skipped, c_out, inputs = self._scale(x, sigma, labels, augment_labels)
         with self._cast():
             found, features = self._run(_output_and_features, inputs)
         return skipped + c_out * found.to(skipped.dtype), features.to(skipped.dtype)
 
     def ready(self) -> None:
-        """Bring the half precision copies of the weights up to date now, if there are any, and not in the next pass."""
+        """Update the half precision copies of the weights now instead of in the next pass."""
         if self.precision != torch.float32:
             self.copies.refresh(self.network, self.precision)
 
     def compile_passes(self, **options) -> None:
-        """From now on `forward`, `encode` and `both` run F compiled. options: of torch.compile."""
+        """Compile F for `forward`, `encode` and `both`.
+
+        options: of torch.compile. Compilation happens in the first pass.
+        """
         self.network.compile(**options)
         self._compiled = {each: torch.compile(each, **options) for each in (_features, _output_and_features)}
 

@@ -49,7 +49,7 @@ class Settings:
     def __post_init__(self):
         _one_of("embedding_type", self.embedding_type, ("positional", "fourier"))
         _one_of("encoder_type", self.encoder_type, ("standard", "residual"))
-        layers.check(self.img_resolution, self.channel_mult, self.dropout)
+        layers.check_unet(self.img_resolution, self.channel_mult, self.dropout)
         if self.noise_channels % 2 or self.noise_channels < 4:
             raise ValueError(f"The noise embedding's width must be even and >= 4, not {self.noise_channels}.")
 
@@ -108,7 +108,7 @@ class SongUNet(UNet):
     def _embed(self, c_noise, labels, augment_labels) -> torch.Tensor:
         cosine, sine = self.map_noise(c_noise).chunk(2, dim=1)
         embedding = torch.cat([sine, cosine], dim=1)  # the order of the published weights
-        embedding, labels, augment_labels = layers.like(self.map_layer0.weight, embedding, labels, augment_labels)
+        embedding, labels, augment_labels = layers.cast_like(self.map_layer0.weight, embedding, labels, augment_labels)
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
@@ -118,7 +118,7 @@ class SongUNet(UNet):
     def encode(
         self, x, c_noise, labels=None, augment_labels=None
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """As UNet.encode; the residual encoder adds the image, halved and convolved, once at each resolution."""
+        """Like UNet.encode; the residual encoder adds the image, halved and convolved, once at each resolution."""
         embedding = self._embed(c_noise, labels, augment_labels)
         x = pyramid = self._enter(x, embedding)
         skips = []

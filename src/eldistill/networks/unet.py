@@ -14,9 +14,9 @@ COVERED_BY = "networks/layers"
 class UNet(nn.Module):
     """F(x, c_noise) = decode(*encode(x, c_noise)): x [n, c, r, r] of about unit variance -> [n, c, r, r].
 
-    A network fills `enc` and `dec`, layers by name, where each `_block` of the decoder takes one output of the encoder. It
-    says how the noise level and the labels are embedded, how x enters, how decoder and encoder are joined, and how the
-    result leaves.
+    A network fills `enc` and `dec`, layers by name, where each `_block` of the decoder takes one output of the encoder.
+    It says how the noise level and the labels are embedded, how x enters, how decoder and encoder are joined, and how
+    the result leaves.
     """
 
     enc: nn.ModuleDict
@@ -44,7 +44,7 @@ class UNet(nn.Module):
         return x, skips, embedding
 
     def decode(self, features, skips, embedding) -> torch.Tensor:
-        """The result [n, c, r, r] from what `encode` gave."""
+        """The result [n, c, r, r] from what `encode` returned: features, skips and embedding."""
         x, waiting = features, list(skips)
         for name, layer in self.dec.items():
             x = self._pass(layer, self._join(x, waiting.pop()) if "_block" in name else x, embedding)
@@ -58,7 +58,7 @@ class UNet(nn.Module):
         raise NotImplementedError
 
     def _enter(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        return layers.like(embedding, x)[0]
+        return layers.cast_like(embedding, x)[0]
 
     def _join(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, skip], dim=1)

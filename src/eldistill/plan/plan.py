@@ -20,9 +20,18 @@ from eldistill.registry import spaces
 
 
 class Plan(PlanOfModels):
-    """Every step of a project, made on demand from its Params.
+    """All steps of a project. Each is made from the parameters when it is first needed.
 
-    identities: of what lies outside git; those that data/sources.lock.csv records unless others are given.
+        plan = Plan(parameters)
+        step = plan.find("distil", "digits/di/el/0")
+        assert "data/runs/digits/di/el/0/log.csv" in step.outputs
+        assert ("distil", "digits/di/el/0") in plan.suite("demo")
+
+    Args:
+        params: the parameters that eldistill.plan.params reads from params.yaml.
+        identities: digests of files outside git; by default those that data/sources.lock.csv records.
+
+    Its functions raise Problem for a name that params.yaml does not define.
     """
 
     # --- evaluate, tables ---

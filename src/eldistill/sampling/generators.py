@@ -25,46 +25,58 @@ RECIPE = ("sampling", 1)
 
 @dataclass(frozen=True)
 class Generator:
-    """A finished generator.
+    """A finished one-step generator, as `load_generator` returns it.
 
-    generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
-    images = sample(generator, 16, seed=0)            # uint8 [16, c, h, w]
+        generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+        channels, height, width = generator.shape
+        images = sample(generator, 16, seed=0)
+        assert images.shape == (16, channels, height, width) and images.dtype == torch.uint8
+
+    `load_generator` raises Problem for any other file.
     """
 
     network: torch.nn.Module  # frozen, in eval mode
-    about: dict  # its description: shape, label_dim, codec, sampler, lineage, …
+    metadata: dict  # shape, label_dim, codec, sampler, lineage, …, as `save_generator` wrote them
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of its images."""
-        return tuple(self.about["shape"])
+        """(channels, height, width) of the images."""
+        return tuple(self.metadata["shape"])
 
 
-def save_generator(path: str | Path, network: torch.nn.Module, about: dict) -> None:
-    """Write a generator with what is needed to rebuild and sample it. about: shape, label_dim, codec, sampler, …"""
-    save_tensors(path, network.state_dict(), {**about, "config": network.config})
+def save_generator(path: str | Path, network: torch.nn.Module, metadata: dict) -> None:
+    """Write a generator and the metadata needed to rebuild and sample it: shape, label_dim, codec, sampler, …"""
+    save_tensors(path, network.state_dict(), {**metadata, "config": network.config})
 
 
 def load_generator(path: str | Path, device: str = "cpu") -> Generator:
-    """Read a generator_ema.safetensors (or a snapshot). Raises Problem for any other file."""
-    tensors, about = load_tensors(path)
-    if "sampler" not in about:
+    """Load a generator_ema.safetensors or a snapshot to a device, frozen.
+
+    Raises Problem for any other or a damaged file.
+    """
+    tensors, metadata = load_tensors(path)
+    if "sampler" not in metadata:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
-    network = weights.restore_network(path, tensors, about)
-    network.boundary = about["sampler"].get("boundary", 0.0)
-    return Generator(network.requires_grad_(False).eval().to(device), about)
+    network = weights.restore_network(path, tensors, metadata)
+    network.boundary = metadata["sampler"].get("boundary", 0.0)
+    return Generator(network.requires_grad_(False).eval().to(device), metadata)
 
 
-def one_hot_labels(draw: Draw, about: dict, wanted) -> torch.Tensor | None:
-    if not about["label_dim"]:
+def one_hot_labels(draw: Draw, metadata: dict, wanted) -> torch.Tensor | None:
+    """One-hot labels [n, label_dim] for the images of `draw`; None without labels.
+
+    wanted: classes [n]; None draws them.
+    """
+    if not metadata["label_dim"]:
         return None
-    chosen = classes.draw_classes(draw, about) if wanted is None else wanted
-    return torch.nn.functional.one_hot(chosen, about["label_dim"]).to(draw.dtype)
+    chosen = classes.draw_classes(draw, metadata) if wanted is None else wanted
+    return torch.nn.functional.one_hot(chosen, metadata["label_dim"]).to(draw.dtype)
 
 
 def chunks(
     n: int, seed: int, batch: int, device, wanted=None, start: int = 0
 ) -> Iterator[tuple[Draw, torch.Tensor | None]]:
+    """(random numbers, classes [≤ batch] or None) of n images in chunks, starting at image `start`."""
     wanted = None if wanted is None else torch.as_tensor(wanted, dtype=torch.int64, device=device).expand(n)
     for first in range(0, n, batch):
         size = min(batch, n - first)
@@ -75,10 +87,10 @@ def chunks(
 
 
 def sigmas_of(generator: Generator, steps: int) -> list[float]:
-    """The noise levels of sampling in `steps` steps. Raises Problem if its method does not define them."""
-    known = generator.about["sampler"]["steps"]
+    """The noise levels of sampling in `steps` steps. Raises Problem if the generator's method does not define them."""
+    known = generator.metadata["sampler"]["steps"]
     if str(steps) not in known:
-        raise Problem(f"this generator is sampled in {' or '.join(known)} step(s), not in {steps}")
+        raise Problem(f"steps is {steps}; this generator can be sampled in {' or '.join(known)} step(s)")
     return known[str(steps)]
 
 
@@ -89,13 +101,13 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
     s = sqrt(sigma^2 - boundary^2) where the sampler says renoise: boundary (CM, algorithm 1), sigma otherwise (ECT);
     clip: x is first clipped to the range of pixels.
     """
-    settings, net = generator.about["sampler"], generator.network
+    settings, net = generator.metadata["sampler"], generator.network
     x = sigmas[0] * draw.normal("z", *generator.shape)
     for step, sigma in enumerate(sigmas):
         if step:
             below = settings["boundary"] if settings.get("renoise") == "boundary" else 0.0
             if settings.get("clip"):
-                x = x.clamp(*data.encoded_limits(generator.about["codec"]))
+                x = x.clamp(*data.encoded_limits(generator.metadata["codec"]))
             x = x + (sigma**2 - below**2) ** 0.5 * draw.normal(f"renoise/{step}", *generator.shape)
         x = net(x, x.new_full((len(x),), sigma), labels)
     return x
@@ -105,41 +117,58 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
 def images_of(
     generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1, first: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Chunks of uint8 images [≤ batch, c, h, w], those from number `first` on; labels: one class for all, or [n]; if None
-    they are drawn as `classes.draw_classes` says: by the frequency of the train images, where the generator knows it."""
-    device, about = next(generator.network.parameters()).device, generator.about
+    """Chunks of at most `batch` uint8 images [≤ batch, c, h, w], n in total, starting at image number `first`.
+
+    labels: one class for all images, or classes [n]. None draws them by their frequency in the training images if the
+    generator records it, otherwise uniformly (see `classes.draw_classes`). Raises Problem for an undefined number of steps.
+    """
+    device, metadata = next(generator.network.parameters()).device, generator.metadata
     sigmas = sigmas_of(generator, steps)
     for draw, wanted in chunks(n, seed, batch, device, labels, first):
-        x = few_steps(generator, draw, one_hot_labels(draw, about, wanted), sigmas)
-        yield data.decode(x, about["codec"]).cpu()
+        x = few_steps(generator, draw, one_hot_labels(draw, metadata, wanted), sigmas)
+        yield data.decode(x, metadata["codec"]).cpu()
 
 
 @torch.no_grad()
-def between(generator: Generator, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    """uint8 [rows * columns, c, h, w]: in each row one-step images from noise 2r of the seed to noise 2r + 1, on the great
-    circle between them, all of image 2r's class: a generator that has learned images changes by small steps."""
-    device, about = next(generator.network.parameters()).device, generator.about
+def interpolate(generator: Generator, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """One-step images between two noises in each row, uint8 [rows * columns, c, h, w].
+
+    Row r goes along the great circle from noise 2r of the seed to noise 2r + 1; all its images have the class of image
+    2r. A generator that has not just memorised images changes gradually along a row. Raises Problem without one-step
+    sampling.
+    """
+    device, metadata = next(generator.network.parameters()).device, generator.metadata
     draw = Draw(seed, "sample", 0, 2 * rows, device)
-    ends, labels = draw.normal("z", *generator.shape), one_hot_labels(draw, about, None)
+    ends, labels = draw.normal("z", *generator.shape), one_hot_labels(draw, metadata, None)
     one, other = (ends[side::2].repeat_interleave(columns, 0) for side in (0, 1))
     angle = torch.linspace(0, math.pi / 2, columns, dtype=ends.dtype, device=device).repeat(rows).view(-1, 1, 1, 1)
     (sigma,) = sigmas_of(generator, 1)
     x = sigma * (torch.cos(angle) * one + torch.sin(angle) * other)
     labels = None if labels is None else labels[::2].repeat_interleave(columns, 0)
-    return data.decode(generator.network(x, x.new_full((len(x),), sigma), labels), about["codec"]).cpu()
+    return data.decode(generator.network(x, x.new_full((len(x),), sigma), labels), metadata["codec"]).cpu()
 
 
 def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int = 1) -> torch.Tensor:
-    """n images of a generator: uint8 [n, channel, height, width]; image i depends on (seed, i), its label and steps only.
+    """n images of a generator, uint8 [n, channels, height, width].
 
-        sample(generator, 4, labels=7)                    # four of class 7
-        sample(generator, 4, labels=[0, 1, 2, 3], steps=2)
+    Image i depends only on (seed, i), its label and `steps`.
 
-    labels: a class for all, or one for each image; None draws them by their frequency in the train images, uniformly where
-    the generator's file does not say it. Raises Problem for a number of steps that the generator's method does not define,
-    or for a class that there is not.
+        generator = load_generator("data/runs/digits/di/el/0/generator_ema.safetensors")
+        twos = sample(generator, 4, labels=2)             # four images of class 2
+        mixed = sample(generator, 3, labels=[0, 1, 2])    # one image of each of three classes
+        assert torch.equal(sample(generator, 8)[:4], sample(generator, 4))
+
+    Args:
+        generator: from `load_generator`; images are made on its device and returned on the CPU.
+        n: number of images, 1 or more.
+        seed: any integer.
+        labels: a class in 0 … label_dim - 1 for all images, or n classes. None draws them by their frequency in the
+            training images, or uniformly if the generator's file does not record it.
+        steps: network passes for each image.
+
+    Raises Problem for a number of steps that the method does not define, for labels that do not fit, and for n below 1.
     """
-    dim = generator.about["label_dim"]
+    dim = generator.metadata["label_dim"]
     if n < 1:
         raise Problem(f"n is {n}; expected 1 or more images")
     if labels is not None:
@@ -154,8 +183,8 @@ def sample(generator: Generator, n: int, seed: int = 0, labels=None, steps: int 
 
 
 def class_number(generator: Generator, text: str) -> int:
-    """The class that a name says; or, where no class has that name, a number from 0. Raises Problem."""
-    names, dim = generator.about.get("class_names", []), generator.about["label_dim"]
+    """The class by its name, or by its number from 0 if no class has that name. Raises Problem for anything else."""
+    names, dim = generator.metadata.get("class_names", []), generator.metadata["label_dim"]
     if text in names:
         return names.index(text)
     if text.isdecimal() and int(text) < dim:

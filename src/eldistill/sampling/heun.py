@@ -17,8 +17,9 @@ def heun(
 ) -> torch.Tensor:  # fmt: skip
     """EDM's sampler, algorithm 2 (deterministic with churn 0): 2 steps - 1 network calls; arithmetic in float64.
 
-    latents: N(0, 1), [n, c, h, w]. fresh: function of the step that gives new noise, needed with churn.
-    Returns images [n, c, h, w] in float64.
+    latents: N(0, 1), [n, c, h, w]. labels: one-hot [n, L] or None. fresh: function from the number of a step to new
+    noise N(0, 1), [n, c, h, w], needed with churn. Returns images [n, c, h, w] in float64. Raises ValueError for churn
+    without it.
     """
     if churn and fresh is None:
         raise ValueError("heun with churn needs `fresh`, which gives the noise")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as PIL pictures: one, or many in a grid."""
+"""Converts images to PIL pictures: a single one, or many in a grid."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ COVERED_BY = "sampling"
 
 
 def picture(image: torch.Tensor) -> Image.Image:
-    """A uint8 image [c, h, w] as a PIL picture: grey for one channel, else the first three."""
+    """A uint8 image [c, h, w] as a PIL picture: grey for one channel, otherwise the first three channels as RGB."""
     from PIL import Image
 
     return Image.fromarray(image[0].numpy() if len(image) == 1 else image[:3].permute(1, 2, 0).contiguous().numpy())
 
 
 def grid(images: torch.Tensor, columns: int, scale: int = 1) -> Image.Image:
-    """uint8 images [n, c, h, w] as one PIL picture with `columns` a row, each pixel enlarged `scale` times."""
+    """uint8 images [n, c, h, w] as one PIL picture, `columns` a row, enlarged by the whole number `scale`."""
     from PIL import Image
 
     n, c, h, w = images.shape

@@ -19,15 +19,15 @@ COVERED_BY = "evaluate"
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
-    upstream |= prepare.upstream(work.params, (Path(output) for step in work.upstream for output in step.outputs))
+    upstream |= prepare.upstream_files(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = work.optional("run")
 
     def make(folder: Path) -> None:
-        done = run.make(work.params, work.digest, upstream, folder, work.machine, work.say, work.recipe)
+        done = run.train_generator(work.params, work.digest, upstream, folder, work.machine, work.say, work.recipe)
         flop = None
         # It trains on: the result must not depend on it.
         with (
-            compute.eager(work.machine.compile),
+            compute.without_compiled_code(work.machine.compile),
             contextlib.suppress(NonFinite, RuntimeError, MemoryError, Lost),
         ):
             flop = done.count_flop()
@@ -36,6 +36,6 @@ def make_step(work: Work) -> None:
         about = provenance.provenance(done, work.digest, work.machine.device, flop)
         files.write_json(folder / "provenance.json", about)
         with overwriting(work.step):
-            run.publish(folder, work.step.outputs, Path())
+            run.publish_outputs(folder, work.step.outputs, Path())
 
     run_training(work, make)

@@ -18,7 +18,7 @@ def make_step(work: Work) -> None:
     if taught := work.optional("teacher"):
         from eldistill.sampling import teachers
 
-        teacher, _ = teachers.load(taught)
+        teacher, _ = teachers.load_denoiser(taught)
         teacher.requires_grad_(False).eval()
     manifest, tensors = work.outputs
-    seed.make(section, work.params["seed"], reals, manifest, tensors, teacher)
+    seed.record_ensemble(section, work.params["seed"], reals, manifest, tensors, teacher)

@@ -52,7 +52,7 @@ def _evaluation(work: Work) -> None:
     images = _images_of(work, generator)
     rows = _curve(work, ruler, drawn, asked)
     found = ruler.measure(images, work.params["n"], asked=drawn.asked)
-    for steps in [each for each in generator.about["sampler"]["steps"] if each != "1"]:
+    for steps in [each for each in generator.metadata["sampler"]["steps"] if each != "1"]:
         few = ruler.measure(_images_of(work, generator, int(steps)), work.params["n"], metrics.CURVE)
         found |= {f"{name}_{steps}steps": value for name, value in few.items()}
     if asked:
@@ -62,7 +62,7 @@ def _evaluation(work: Work) -> None:
         return
     _write(work, found, shown, drawn)
     files.write_rows(work.output("curve.csv"), sorted(rows, key=lambda row: row["n_images"]))
-    strip = generators.between(generator, STRIPS, work.params["grid"], work.params["seed"])
+    strip = generators.interpolate(generator, STRIPS, work.params["grid"], work.params["seed"])
     _save_picture(work.output("interpolation.png"), strip, work.params["grid"])
     sheet.make_sheet(work.step.name, Path(), work.output("sheet.html"))
 
@@ -113,7 +113,7 @@ def _ruler(work: Work) -> evaluator.Evaluator:
     # A judge is an input of this step under the name of its feature space.
     spaces = {name: features.feature_space(name, work.optional(name), device) for name in names}
     references = {name: load_reference(work.input(f"reference-{name}")) for name in spaces}
-    across = processes.processes() or processes.Alone()
+    across = processes.process_group() or processes.SingleProcess()
     return evaluator.Evaluator(spaces, references, work.params, work.machine.batch, across)
 
 
@@ -142,7 +142,7 @@ def _pack(work: Work) -> Path:
 
 def _generator(work: Work, path: Path, drawn: classes.Drawn) -> generators.Generator:
     found = generators.load_generator(path, work.machine.device)
-    return generators.Generator(found.network, drawn.applied(found.about))
+    return generators.Generator(found.network, drawn.applied(found.metadata))
 
 
 def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> Images:
@@ -154,7 +154,7 @@ def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> I
 
 def _images_of_teacher(work: Work, drawn: classes.Drawn) -> Images:
     options = work.params
-    teacher, about = teachers.load(work.input("teacher"), work.machine.device)
+    teacher, about = teachers.load_denoiser(work.input("teacher"), work.machine.device)
     about = drawn.applied(about)
 
     def images(n: int, start: int = 0, labels: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
@@ -185,7 +185,7 @@ def _curve(
     for path in map(Path, work.inputs["run"][0].outputs):
         if path.name.startswith("ema-"):
             snapshot = _generator(work, path, drawn)
-            seen = snapshot.about["n_images_before"] + snapshot.about["n_images"]
+            seen = snapshot.metadata["n_images_before"] + snapshot.metadata["n_images"]
             row = ruler.measure(_images_of(work, snapshot), options["curve_n"], metrics.CURVE, followed)
             if asked and options["fid"].get("curve_n"):
                 row |= ruler.fid_on_the_way(_images_of(work, snapshot), asked.space, asked.reference, asked.name)

@@ -59,7 +59,7 @@ def _pairs(work: Work) -> None:
     from eldistill.teacher import pairs
     from eldistill.training import lock, state
 
-    folder = work.state = state.folder(work.digest)
+    folder = work.state = state.state_folder(work.digest)
     with lock.lock(folder):
         machine = work.machine
         pairs.make(

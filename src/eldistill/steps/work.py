@@ -171,16 +171,16 @@ def run_training(work: Work, make: Callable[[Path], None]) -> None:
     """
     from eldistill.training import compute, lock, state
 
-    folder = work.state = state.folder(work.digest)
+    folder = work.state = state.state_folder(work.digest)
     code = _code(work.machine)
     with lock.lock(folder) if work.first else contextlib.nullcontext():
-        if not work.force and (sentence := state.failure(folder, code)):
+        if not work.force and (sentence := state.noted_failure(folder, code)):
             raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
         while True:
             try:
                 return make(folder)
             except NonFinite as error:
-                state.remember_failure(folder, str(error), code)
+                state.note_failure(folder, str(error), code)
                 raise
             except RuntimeError as error:
                 if sentence := compute.not_repeatable(error):

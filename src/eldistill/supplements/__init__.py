@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Additions to a base loss, one file each. The contract stands in eldistill.contract."""
+"""Additions to a base loss, one file each. eldistill.contract explains their functions."""

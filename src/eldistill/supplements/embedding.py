@@ -47,7 +47,7 @@ class Numbers:
     )
     estimator: str = number(
         "unbiased",
-        "unbiased: the U-statistic; biased: the V-statistic, which pays for collapse",
+        "unbiased: the U-statistic; biased: the V-statistic, which rewards collapse",
         choices=("unbiased", "biased"),
     )
     labels: str = number(
@@ -56,19 +56,22 @@ class Numbers:
         "both: half marginal, half joint. All but the first need labels: true in the data setting",
         choices=("marginal", "joint", "per_class", "both"), neutral=True,
     )  # fmt: skip
-    real_ratio: int = number(1, "real images for every generated one, drawn anew each step", low=1, high=64)
+    real_ratio: int = number(
+        1, "number of real images for each generated one; new ones are drawn in each step", low=1, high=64
+    )
     anchored: bool = number(
-        False, "linear kernel: to the exact mean of all train images, without any real image in a step; needs an "
-        "ensemble with anchor: true", neutral=True,
+        False, "linear kernel: compare with the exact mean features of all train images, so that a step needs no real images; "
+        "needs an ensemble with anchor: true", neutral=True,
     )  # fmt: skip
     pairs: int | None = number(
-        None, "match so many stored images of the teacher instead of real ones (made by the step `teacher NAME/pairs-N-SEED`)",
+        None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
         low=2, neutral=True,
     )  # fmt: skip
-    pairs_seed: int = number(0, "seed of those images", low=0, neutral=True)
+    pairs_seed: int = number(0, "seed of the teacher's stored images", low=0, neutral=True)
     augmentation: tuple[str, ...] = number(
         (),
-        "operations shared by generated and real images, one a step; none by default: on aligned 8x8 digits they hurt",
+        "operations applied equally to generated and real images, one in each step; none by default, because they hurt on "
+        "aligned 8x8 digits",
         choices=("color", "crop", "cutout", "flip", "scale", "rotate"),
     )
     weighting: str = number(
@@ -87,20 +90,21 @@ class Numbers:
         choices=("auto", "stacked", "loop"), neutral=True,
     )  # fmt: skip
     precision: str = number(
-        "float32", "of the members' layers; sums, norms and differences are float32 either way",
+        "float32", "precision of the members' layers; sums, norms and differences are always float32",
         choices=("float32", "bfloat16"), neutral=True,
     )  # fmt: skip
     diagnose: int = number(
-        10, "iterations between looks at the gradients and the spread; 0: never", low=0, neutral=True
+        10, "iterations between diagnostics of the gradients in the log; 0: never", low=0, neutral=True
     )
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs beside the numbers: the members, sigma_data, the seed of the augmentation; what else it matches.
+    """The data that EL uses in a run.
 
-    anchors: the members' means over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across:
-    the other processes.
+    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: mean features [D] of each
+    member over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share
+    a batch.
     """
 
     ensemble: Ensemble
@@ -108,12 +112,14 @@ class Prepared:
     seed: int
     anchors: list[torch.Tensor] | None = None
     stored: torch.Tensor | None = None
-    across: processes.Processes | None = None
+    across: processes.ProcessGroup | None = None
 
 
 def prepare(numbers: Numbers, setting: Setting) -> Prepared:
-    """The members of the setting's ensemble, and what else the numbers ask for. Raises Problem for numbers that do not go
-    together."""
+    """Load the ensemble and, if the numbers need them, mean features or stored images.
+
+    Raises Problem for numbers that contradict each other or the data, or for a damaged file.
+    """
     dtype = torch.bfloat16 if numbers.precision == "bfloat16" else setting.dtype
     ensemble = Ensemble(setting.ensemble, setting.device, dtype, setting.teacher)
     if numbers.labels != "marginal" and not setting.label_dim:
@@ -129,9 +135,10 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         with np.load(setting.pairs, allow_pickle=False) as arrays:
             stored = torch.from_numpy(arrays["images"])
         if numbers.labels != "marginal":
-            raise Problem("params.yaml: an Embedding Loss to the teacher's images (pairs) has labels: marginal only")
+            raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
+                          "marginal, or pairs to null")  # fmt: skip
     return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
-                 processes.processes())  # fmt: skip
+                 processes.process_group())  # fmt: skip
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
@@ -158,7 +165,7 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
 
 
 def _matched(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers):
-    # What the generated images are compared with: real images, or the teacher's.
+    # Real images, or stored ones of the teacher, that the generated images are compared with.
     if prepared.stored is None:
         return batch.real("el/real", numbers.real_ratio)
     index = batch.draw.on("cpu").integers("el/real", len(prepared.stored), numbers.real_ratio).reshape(-1)
@@ -174,7 +181,7 @@ def embedding_loss(
 
     anchors: the members' means over all real images, instead of real. classes: labels of x [m] and real [n] for every
     `labels` but marginal. stack: members of one shape in one pass. across: processes with the rest of both batches.
-    found: gets `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features.
+    found: a dict that receives `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features.
     """
     if transform is not None:
         x = transform(x)
@@ -199,7 +206,7 @@ def embedding_loss(
 
 
 def _spread(x: torch.Tensor, across) -> torch.Tensor:
-    # The trace of the covariance of the rows, of all processes.
+    # Trace of the covariance of the rows of all processes.
     if across is None:
         return x.var(0).sum()
     n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
@@ -233,8 +240,8 @@ def weight(
 ) -> Weight:
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
-    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the factor
-    weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise.
+    balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the
+    factor weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise.
     """
     if not numbers.weight:
         return Weight(0.0)
@@ -247,17 +254,19 @@ def weight(
     return balance.balanced(numbers.weight * rise, base, own, numbers.decay, memory)
 
 
-# --- what a run says of itself; none of it acts on the training ---
+# --- diagnostics for the log, without effect on the training ---
 
 
 def diagnose(
     value: torch.Tensor, base: torch.Tensor | None, own: torch.Tensor, batch: Batch, numbers: Numbers, memory: Memory
 ) -> Later:
-    """Numbers for the log. value: EL, a scalar; base, own: gradients [n, c, h, w] of the base loss (None if it has none at
-    the images) and of EL.
+    """Numbers for the log.
+
+    value: EL, a scalar. base, own: gradients [n, c, h, w] of the base loss (None if it has none there) and of EL.
 
     snr: running mean of EL over its running deviation. Every `diagnose` iterations, `cosine` of the two gradients, and
-    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see losses/mixing.py).
+    `optimal`: the factor that mixes the two with the least variance, EL scaled to the base's mean (see
+    losses/mixing.py).
     """
     scalars = [value]
     if base is not None and numbers.diagnose and batch.progress.iteration % numbers.diagnose == 0:
@@ -269,11 +278,12 @@ def diagnose(
 
 
 def _diagnosed(decay: float, memory: Memory, value: float, *gradients: float) -> dict[str, float]:
-    # The same from the values of those scalars: EL; two norms and their product; what `optimal` needs.
+    # Like `diagnose`, from the values of its scalars: EL, the two norms, the scalar product, and those of
+    # `mixing.projections`.
     for name, each in (("value", value), ("square", value * value), ("weight", 1.0)):
         memory[name] = decay * memory.get(name, 0.0) + (1 - decay) * each
     mean, square = memory["value"] / memory["weight"], memory["square"] / memory["weight"]
-    spread = square - mean * mean  # of one value, or equal ones, it is rounding
+    spread = square - mean * mean  # for equal values this is a rounding error
     found = {"snr": mean / math.sqrt(spread)} if memory["weight"] > 0.05 and spread > 1e-12 * square else {}
     if not gradients:
         return found
@@ -285,7 +295,10 @@ def _diagnosed(decay: float, memory: Memory, value: float, *gradients: float) ->
 
 
 def warning(means: dict[str, float]) -> str | None:
-    """A sentence if the means of a tick look like collapse: the generated images' spread is below half of the real ones'."""
+    """A warning if the generated images have less than half of the spread of the real ones; None otherwise.
+
+    means: of the logged numbers since the previous row of the log.
+    """
     ratio = means.get("trace_ratio", 1.0)
     if ratio >= 0.5:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A discriminator for methods with a fake_score: DMD2's head on the encoder of fake_score (arXiv 2405.14867, section 4.3).
+"""A discriminator for methods with a fake_score: DMD2's head on its encoder (arXiv 2405.14867, section 4.3).
 
-The head and fake_score's encoder learn to tell noised generated images from noised real ones in the phase of
-fake_score; the generator gets the gradient of its loss at the images.
+In the phase of fake_score its encoder and the head learn to distinguish noised generated images from noised real ones.
+The generator receives the gradient of its adversarial loss at the images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Numbers:
 
     bins: int = number(1000, "entries of the Karras grid that its noise levels are drawn from (DMD2)", low=2)
     weight: float = number(
-        0.1, "balanced: its gradient over the base loss's at the images; fixed: the raw factor", low=0
+        0.1, "balanced: ratio of its gradient to the base loss's at the images; fixed: the factor itself", low=0
     )
     weighting: str = number(
         "balanced", "balanced: relative to the base loss, whose scale differs from method to method; fixed (DMD2: 3e-3)",
@@ -37,21 +37,23 @@ class Numbers:
 
 @dataclass
 class Prepared:
-    """What a run needs beside the numbers."""
+    """The data that the discriminator uses in a run."""
 
     micro_batch: int  # images at once; 0: the whole batch
-    nets: Nets = field(default_factory=dict)  # of the run, once `networks` has seen them
+    nets: Nets = field(default_factory=dict)  # networks of the run, set by `networks`
 
 
 def prepare(numbers: Numbers, setting: Setting) -> Prepared:
-    """Of the setting only the micro-batch counts."""
+    """Keep the micro-batch of the setting."""
     return Prepared(setting.micro_batch)
 
 
 def networks(nets: Nets, prepared: Prepared, numbers: Numbers, seed: int) -> None:
     """Put a head on fake_score. Raises Problem if the method has no fake_score, or one with a head."""
     if "fake_score" not in nets:
-        raise Problem("the supplement gan needs a method with a fake_score; this one has none")
+        raise Problem(
+            "the supplement gan needs a method with a fake_score, and this one has none; choose another method or omit gan"
+        )
     if numbers.weight:
         adversarial.add_head(nets["fake_score"], seed)
     prepared.nets = nets
@@ -86,7 +88,10 @@ def critic_terms(prepared: Prepared, nets: Nets, batch: Batch, images: torch.Ten
 def weight(
     base: balance.Scalar, own: balance.Scalar, batch: int, numbers: Numbers, progress: Progress, memory: Memory
 ) -> Weight:
-    """The factor of its gradient; balanced: the share `weight` of the base loss's, as eldistill.losses.balance has it."""
+    """The factor of its gradient.
+
+    balanced: chosen so that its size is `weight` times the base loss's (losses/balance.py).
+    """
     if not numbers.weight or numbers.weighting == "fixed":
         return Weight(numbers.weight)
     return balance.balanced(numbers.weight, base, own, numbers.decay, memory)

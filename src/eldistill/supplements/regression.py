@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DMD's regression loss (Yin et al. 2024, arXiv 2311.18828, section 3.3): the generator at a stored noise gives the
-teacher's image of that noise.
+"""DMD's regression loss (Yin et al. 2024, arXiv 2311.18828, section 3.3), which fits stored images of the teacher.
 
-The pairs (noise, teacher's image) are made once, by the step `teacher NAME/pairs-N-SEED`. The paper's distance is
-LPIPS, whose weights must be fetched; without them we take iCT's pseudo-Huber distance, over the root of the pixels,
-so that its gradient does not outgrow that of distribution matching on larger images. `weight` is of the paper's scale
-for LPIPS; for the pseudo-Huber distance it is a start. The pairs' noise is at the teacher's largest level; the
-generator sees the same unit noise at its own sigma_init.
+The generator at a stored noise is fitted to the image that the teacher makes from that noise.
+
+The pairs (noise, teacher's image) are made once, by the step `teacher NAME/pairs-N-SEED`. The paper uses LPIPS, whose
+weights are not part of this package. Without them the distance is iCT's pseudo-Huber distance divided by the root of
+the number of pixels, so that its gradient does not exceed that of distribution matching on larger images. The default
+of `weight` is the paper's for LPIPS and untuned for the pseudo-Huber distance. The teacher starts from the unit noise
+times its largest noise level, the generator from the same noise times sigma_init.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ class Numbers:
     )
     pairs_seed: int = number(0, "seed of the pairs", low=0)
     c: float = number(
-        0.00054, "pseudo-Huber of the root mean square over the pixels: sqrt(rms^2 + c^2) - c (iCT)", above=0
+        0.00054, "constant c of the pseudo-Huber distance sqrt(rms^2 + c^2) - c, rms over the pixels (iCT)", above=0
     )
     lpips: str | None = number(
         None, "safetensors file with the weights of LPIPS; null takes the pseudo-Huber distance", outside="weights"
     )
     lpips_pooling: str = number(
-        "max", "of LPIPS, between the stages of VGG: max (LPIPS itself) or average (PIQ's with replace_pooling)",
+        "max", "pooling of LPIPS between the stages of VGG: max (LPIPS itself) or average (PIQ with replace_pooling)",
         choices=("max", "average"), neutral=True,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The pairs, and what it takes to use them."""
+    """The pairs, the facts of the run, and the weights of LPIPS."""
 
     z: torch.Tensor  # unit noise [n, c, h, w], on the CPU
     images: torch.Tensor  # the teacher's images of it [n, c, h, w], on the CPU
@@ -59,19 +60,19 @@ class Prepared:
 
 
 def prepare(numbers: Numbers, setting: Setting) -> Prepared:
-    """Read the pairs of the setting. Raises Problem."""
+    """Load the pairs of the setting, and LPIPS if it is used. Raises Problem for labels or weights that do not fit."""
     path = setting.pairs or Path()  # a run with this supplement has pairs
     with np.load(path, allow_pickle=False) as arrays:
-        # They stay on the CPU: half a million pairs would fill a GPU.
+        # They stay on the CPU, because half a million pairs would fill a GPU.
         z, images, labels = (torch.from_numpy(arrays[key]) for key in ("z", "images", "labels"))
     if setting.label_dim and int(labels.max()) >= setting.label_dim:
         raise Problem(f"{path} has labels beyond the {setting.label_dim} of the data; make the pairs again")
-    measure = perceptual.load(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
+    measure = perceptual.load_lpips(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None
     return Prepared(z, images, labels, setting, measure)
 
 
 def direct_terms(prepared: Prepared, nets: Nets, batch: Batch, numbers: Numbers) -> dict[str, torch.Tensor]:
-    """The distance between D_theta(sigma_init z; sigma_init) and the teacher's image, mean over as many pairs as images."""
+    """The mean distance of D_theta(sigma_init z; sigma_init) from the teacher's image, over one pair for each image."""
     setting = prepared.setting
     index = batch.draw.on("cpu").integers("pair", len(prepared.z))
     z, wanted = (sent(each[index], setting.device).to(setting.dtype) for each in (prepared.z, prepared.images))
@@ -80,7 +81,7 @@ def direct_terms(prepared: Prepared, nets: Nets, batch: Batch, numbers: Numbers)
         labels = sent(torch.nn.functional.one_hot(prepared.labels[index], setting.label_dim), setting.device).to(z)
     made = nets["generator"](setting.sigma_init * z, z.new_full((len(z),), setting.sigma_init), labels)
     if prepared.measure is not None:
-        distance = perceptual.distance(prepared.measure, made, wanted, setting.codec, numbers.lpips_pooling)
+        distance = perceptual.lpips(prepared.measure, made, wanted, setting.codec, numbers.lpips_pooling)
         return {"lpips": distance.mean()}
     return {"huber": (((made - wanted).square().mean(dim=(1, 2, 3)) + numbers.c**2).sqrt() - numbers.c).mean()}
 

@@ -69,7 +69,7 @@ def make(
     """
     from eldistill.sampling import teachers
 
-    network, about = teachers.load(teacher, machine.device)
+    network, about = teachers.load_denoiser(teacher, machine.device)
     network.requires_grad_(False).eval()
     if about["label_dim"]:
         about |= classes.describe_classes(pack) if pack else {}

@@ -68,7 +68,7 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
         if guided.is_state(path):
             return guided.convert(path, output, wanted, licence, params["labels"], params.get("state"))
         return edm.convert(path, output, wanted, licence, params["labels"], codec)
-    _, about = teachers.load(path)  # a teacher, or the sentence that says why not
+    _, about = teachers.load_denoiser(path)  # a teacher, or the sentence that says why not
     digest = agree.digest(path, wanted)
     if about["codec"] != codec:
         raise Problem(f"{path} was trained with codec {about['codec']}, its data has {codec}; make them equal")

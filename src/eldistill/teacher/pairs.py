@@ -29,7 +29,7 @@ def make(
     pack: the images of a conditional teacher, whose classes are drawn by their frequency there; None: uniformly. Chunks are
     kept in `folder`: the same command continues after the last whole one.
     """
-    net, about = teachers.load(teacher, device)
+    net, about = teachers.load_denoiser(teacher, device)
     about |= classes.describe_classes(pack) if pack and about["label_dim"] else {}
     n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []

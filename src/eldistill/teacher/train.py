@@ -59,15 +59,15 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, mac
         net = networks.build(config, recipe["seed"]).to(machine.device)
     except (ValueError, TypeError) as error:
         raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
-    arithmetic = compute.arithmetic(recipe.get("precision", "float32"), machine, [net])
-    compute.prepare(machine, [], [net])
+    arithmetic = compute.set_arithmetic(recipe.get("precision", "float32"), machine, [net])
+    compute.prepare_networks(machine, [], [net])
     job = Job(
         method=Method(phases=phases, critic_terms=critic_terms),
         numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
         training=Training(recipe["n_images"], recipe["batch"], Ema.of(recipe["ema"])),
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={"teacher": Optimiser.of(recipe["optimiser"])},
-        device=machine.device, micro_batch=machine.micro_batch, save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, say=say,
+        device=machine.device, micro_batch=machine.micro_batch, save_seconds=machine.save_seconds, max_seconds=machine.max_seconds, log=say,
         arithmetic=arithmetic,
     )  # fmt: skip
     work = loop.Loop(job)

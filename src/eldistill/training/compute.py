@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the networks of a training compute: their precision, compiled or not, what they keep for the way back,
-and where their memory comes from. The evaluated images are made without any of it but the last.
+"""Precision, memory layout, recomputation and compilation of the networks in a training, and how much memory they take.
+
+Generated images that are evaluated use none of these settings.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from eldistill.training.machine import Machine
 
 COVERED_BY = "loop"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt (glibc)
-VARIANTS = 32  # of one network's code: trained or not, with a gradient of weights or input, with labels or without
+VARIANTS = (
+    32  # upper limit of compiled versions of one network: trained or frozen, with or without gradients and labels
+)
 
 
 def keep_memory() -> None:
-    """On a CPU under Linux: memory that a pass has freed is kept for the next one.
+    """Keep freed memory in this process for the next pass (Linux with glibc on a CPU; elsewhere nothing happens).
 
-    glibc gives it back to the system after every pass and gets it again page by page, thousands of times in an iteration
-    that holds the graphs of several networks. What this process holds at most stays what it was.
+    By default glibc returns memory to the system after every pass and requests it again page by page, thousands of
+    times in an iteration. The peak memory of the process does not change.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -40,24 +43,27 @@ def keep_memory() -> None:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a training computed: for its provenance."""
+    """The arithmetic that a training used, as its provenance records it."""
 
     precision: str  # of the networks: float32 or bfloat16
-    tf32: bool  # convolutions of float32 rounded what enters them to 10 bits
-    deterministic: bool  # equal runs on this device give equal bits
-    benchmark: bool  # convolutions were chosen by a trial
+    tf32: bool  # whether float32 convolutions round their inputs to 10 bits of mantissa (TF32)
+    deterministic: bool  # whether equal runs on this device give results that are equal to the bit
+    benchmark: bool  # whether cuDNN chose its convolution algorithms by timing them
 
 
-def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arithmetic:
-    """Set how this process trains these denoisers: wanted (float32 or bfloat16), and what params.yaml says of the
-    machine. A CPU trains in float32 and gives equal bits, whatever they say."""
+def set_arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arithmetic:
+    """Set the arithmetic of this process and the precision of the denoisers, and return what was set.
+
+    wanted: float32 or bfloat16. machine: its tf32, deterministic and benchmark are used on a GPU only: a CPU always
+    trains in float32 and deterministically.
+    """
     gpu = "cuda" in str(machine.device)
     deterministic = machine.deterministic is True or not gpu
     used = Arithmetic(
         precision=wanted if gpu else "float32", tf32=gpu and machine.tf32, deterministic=deterministic,
         benchmark=gpu and (machine.benchmark is True or (machine.benchmark == "auto" and not deterministic)),
     )  # fmt: skip
-    precision(used.precision, nets)
+    set_precision(used.precision, nets)
     if gpu:
         # Of convolutions alone: the distances of EL are small differences of products.
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, used.tf32
@@ -70,41 +76,45 @@ def arithmetic(wanted: str, machine: Machine, nets: Iterable[Denoiser]) -> Arith
     return used
 
 
-def precision(name: str, nets: Iterable[Denoiser]) -> None:
-    """float32, tf32 (of a process that began without it: steps/work.py) or bfloat16 (networks/half.py) of these denoisers."""
+def set_precision(name: str, nets: Iterable[Denoiser]) -> None:
+    """Set the precision of denoisers: float32, tf32 (of the whole process) or bfloat16 (see networks/half.py)."""
     if name == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for net in nets:
         net.precision = torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def recompute(nets: Iterable[Denoiser]) -> None:
-    """Their blocks keep their inputs alone and are computed again on the way back (layers.Recomputed)."""
+def recompute_blocks(nets: Iterable[Denoiser]) -> None:
+    """Let blocks keep only their inputs and compute the rest again in the backward pass (see layers.Recomputed)."""
     for block in (each for net in nets for each in net.modules() if hasattr(each, "recompute")):
         block.recompute = True
 
 
-def channels_last(nets: Iterable[torch.nn.Module]) -> None:
-    """Their convolutions have the channels of a pixel beside each other in memory. The same up to rounding."""
+def set_channels_last(nets: Iterable[torch.nn.Module]) -> None:
+    """Store images and weights in the channels-last layout. Results are equal up to rounding."""
     for net in nets:
         net.to(memory_format=torch.channels_last)
 
 
-def prepare(machine: Machine, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
-    """What params.yaml says of this machine (channels_last, recompute, compile), for networks held and trained."""
+def prepare_networks(machine: Machine, fixed: list[torch.nn.Module], trained: list[torch.nn.Module]) -> None:
+    """Apply channels_last, recompute and compile of the machine.
+
+    fixed: networks that are not trained. Raises Problem.
+    """
     if machine.channels_last:
-        channels_last([*fixed, *trained])
+        set_channels_last([*fixed, *trained])
     if machine.recompute:
-        recompute(trained)
+        recompute_blocks(trained)
     if machine.compile:
-        compiled([*fixed, *trained])
+        compile_networks([*fixed, *trained])
 
 
-def compiled(nets: Iterable[Denoiser]) -> None:
-    """Compile whole passes through these denoisers for their shapes; a copy of one is not compiled. Equal up to rounding.
+def compile_networks(nets: Iterable[Denoiser]) -> None:
+    """Compile complete passes through these denoisers for fixed shapes. Results are equal up to rounding.
 
-    That includes the passes of SiDA's and DMD2's discriminators, which ask for the encoder's features. DMD2's head itself,
-    a few layers in float32, stays as it is. Raises Problem without a C++ compiler, by the name that torch looks for.
+    This includes passes that return encoder features, for the discriminators of SiDA and DMD2. DMD2's head, a few
+    layers in float32, is not compiled, and neither is a deep copy of a denoiser. Raises Problem if torch finds no C++
+    compiler.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
@@ -113,19 +123,22 @@ def compiled(nets: Iterable[Denoiser]) -> None:
             "another by the environment variable CXX, or set distil.compile to false"
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    torch._functorch.config.donated_buffer = False  # a graph may be run backwards again: for every supplement
+    torch._functorch.config.donated_buffer = False  # a supplement may run the same graph backwards again
     for net in nets:
         if hasattr(net, "compile_passes"):
             net.compile_passes(dynamic=False)
 
 
-def eager(was_compiled: bool) -> AbstractContextManager:
-    """A context in which nothing that was compiled is used: operations are counted one by one."""
+def without_compiled_code(was_compiled: bool) -> AbstractContextManager:
+    """A context without compiled code, in which torch can count operations one by one.
+
+    was_compiled: False changes nothing.
+    """
     return torch.compiler.set_stance("force_eager") if was_compiled else contextlib.nullcontext()
 
 
 def memory_gib(device: str) -> float:
-    """The most memory that this process has held: of the GPU, or on a CPU of the whole process, torch included."""
+    """Peak memory of this process in GiB, on the GPU, or for a CPU of the whole process including torch."""
     if "cuda" in str(device):
         return torch.cuda.max_memory_allocated() / 2**30
     import resource
@@ -134,14 +147,14 @@ def memory_gib(device: str) -> float:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device had too little memory; its libraries say so in words of their own."""
+    """Whether the error means that a device ran out of memory. Libraries of devices word it differently."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def not_repeatable(error: BaseException) -> str | None:
-    """A sentence, where torch has no form of an operation that gives equal bits in equal runs."""
+    """A sentence for the user if torch has no deterministic version of an operation; None for any other error."""
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or "deterministic" not in text:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generator's images of one optimiser step, made once and differentiated as often as it takes."""
+"""The images that the generator makes in one optimiser step, and backward passes through them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,55 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from eldistill.training.watch import Watch
+from eldistill.training.monitor import Monitor
 
 COVERED_BY = "loop"
 
 
 class Images:
-    """The generator's images of one step by micro-batch. One micro-batch keeps its graph; several are made without one, and
-    made again with a graph when a gradient is pulled through them.
+    """The images of one optimiser step, by micro-batch.
 
-    make: gives the images [n, c, h, w] of a slice, with a graph. last: `Update._last`.
+    A single micro-batch keeps its graph. Several are made without a graph, to save memory, and generated again with one
+    when a gradient is propagated back through them.
+
+    make: returns the images [n, c, h, w] of a slice of the batch, with a graph. last: `Update._last`.
     """
 
     def __init__(
         self,
         make: Callable[[slice], torch.Tensor],
         parts: list[slice],
-        watch: Watch,
+        monitor: Monitor,
         last: Callable[[str, bool], contextlib.AbstractContextManager[None]],
     ) -> None:
-        self.make, self.parts, self.watch, self.last = make, parts, watch, last
+        self.make, self.parts, self.monitor, self.last = make, parts, monitor, last
         self.made: dict[int, torch.Tensor] = {}
 
     def of(self, index: int) -> torch.Tensor:
-        """Those of one micro-batch, without a graph; made when they are first asked for."""
+        """The images of one micro-batch [n, c, h, w] without a graph, made on the first call."""
         if index not in self.made:
             with torch.set_grad_enabled(len(self.parts) == 1):
                 self.made[index] = self.make(self.parts[index])
-            self.watch.finite("images", self.made[index])
+            self.monitor.finite("images", self.made[index])
         return self.made[index].detach()
 
     def whole(self) -> torch.Tensor:
-        """Those of all micro-batches, [n, c, h, w]."""
+        """The images of all micro-batches, [n, c, h, w]."""
         return torch.cat([self.of(index) for index in range(len(self.parts))])
 
     def pull(self, gradient_of: Callable[[int], torch.Tensor], again: bool = False) -> None:
-        """Add the gradients of the generator's weights from those at the images. again: the graph is needed once more."""
+        """Propagate gradients at the images back to the weights of the generator, where they are added.
+
+        gradient_of: returns the gradient [n, c, h, w] of a micro-batch by its index. again: keep the graph for another
+        call.
+        """
         for index, part in enumerate(self.parts):
             graph = self.made[index] if len(self.parts) == 1 else self.make(part)
             with self.last("generator", index == len(self.parts) - 1 and not again):
                 graph.backward(gradient_of(index), retain_graph=again)
 
     def pull_whole(self, gradient: torch.Tensor) -> None:
-        """The same from one gradient at all images; the graph stays."""
+        """Like `pull`, with one gradient [n, c, h, w] for all images. The graph is kept."""
         self.pull(lambda index: gradient[self.parts[index]], again=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that ask a training to save itself and to end."""
+"""Signals that make a training save its state and stop."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ COVERED_BY = "loop"
 
 
 class Interrupts:
-    """Inside this block SIGTERM and SIGINT call `stop` with the name of the signal; a second one ends the process at once."""
+    """A context in which SIGTERM and SIGINT call `stop` with the name of the signal.
+
+    A second signal ends the process.
+    """
 
     def __init__(self, stop: Callable[[str], None]) -> None:
         self.stop = stop
-        self.before: dict[int, Any] = {}  # handlers that were there
+        self.before: dict[int, Any] = {}  # the previous handlers
 
     def __enter__(self) -> None:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.before[number] = signal.signal(number, self._caught)
-        except ValueError:  # not in the main thread: signals stay with whoever has it
+        except ValueError:  # Python sets handlers in the main thread only
             self.before = {}
 
     def __exit__(

@@ -15,25 +15,26 @@ from eldistill.training.compute import Arithmetic
 from eldistill.training.optimisers import Ema, Optimiser
 
 COVERED_BY = "loop"
+Snapshot = Callable[[torch.nn.Module], None]  # is given the running average
 
 
 @dataclass
 class Supplement:
-    """A supplement at work."""
+    """A supplement of one run, with its configuration and what it prepared."""
 
-    name: str  # in the log
+    name: str  # prefix of its values in the log
     module: SupplementModule
     numbers: Any  # its Numbers
-    prepared: Any = None  # what its `prepare` made
-    memory: Memory = field(default_factory=dict)  # scalars, perhaps of the device; saved with the state
+    prepared: Any = None  # returned by its `prepare`
+    memory: Memory = field(default_factory=dict)  # scalars (floats or tensors on the device), saved with the state
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long, and in which portions."""
+    """The length of a run, its batch, and its running average."""
 
-    n_images: int  # images in the whole run
-    batch: int  # images in an iteration, of all processes together
+    n_images: int  # generated (or real) images until the end of the run
+    batch: int  # images in an iteration, summed over all processes
     ema: Ema  # of the running average that is published
 
 
@@ -44,21 +45,21 @@ class Job:
     method: Method
     numbers: Any  # of the method
     training: Training
-    nets: Nets  # those that are trained
+    nets: Nets  # networks that are trained, by name
     published: str  # the network whose running average is the result
     reals: RealImages
     shape: tuple[int, int, int]  # (channels, height, width) of images
-    seed: int
+    seed: int  # of all random numbers
     folder: Path  # of the saved state
     optimisers: dict[str, Optimiser]  # for each of `nets`
     fixed: Nets = field(default_factory=dict)  # networks that are not trained
-    supplements: list[Supplement] = field(default_factory=list)
-    device: str = "cpu"
+    supplements: list[Supplement] = field(default_factory=list)  # in the order in which their gradients are added
+    device: str = "cpu"  # cpu or cuda
     dtype: torch.dtype = torch.float32  # of random numbers
-    micro_batch: int = 0  # images at once; 0: all of this process
-    ticks: int = 40  # rows of the log, about
+    micro_batch: int = 0  # images on the device at once; 0: all images of this process
+    ticks: int = 40  # approximate number of rows in the log
     save_seconds: float = 120  # seconds between saved states
     max_seconds: float = 0  # seconds after which the training saves and stops; 0: never
-    snapshots: dict[int, Callable[[torch.nn.Module], None]] = field(default_factory=dict)  # by images: gets the average
-    say: Callable[[str], None] = print  # status lines and warnings
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)  # by number of images, exactly reached
+    log: Callable[[str], None] = print  # gets status lines and warnings
     arithmetic: Arithmetic | None = None  # for the provenance

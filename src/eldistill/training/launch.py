@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts several processes of this machine for one command, and ends them together."""
+"""Starts several processes on this machine for one command and ends them together."""
 
 from __future__ import annotations
 
@@ -17,28 +17,24 @@ from types import FrameType
 from typing import Any
 
 COVERED_BY = "loop"
+MEMORY = 76  # exit code of a process whose device ran out of memory
+GRACE = 20.0  # seconds until the remaining processes are killed after one has failed
 
 
-MEMORY = 76  # exit code of a process whose device has too little memory
+def launch(arguments: list[str], count: int, most: int = 1, log: Callable[[str], None] = print) -> int:
+    """Run `python -m eldistill` with these arguments in `count` processes on this machine.
 
+    Returns 0, or the exit code of the process that failed first (75: the state is saved, the same command continues).
+    most: upper limit of micro-batches in each process. When a device runs out of memory, all processes start again from
+    the last saved state with twice as many micro-batches.
 
-GRACE = 20.0  # seconds that the others have to end by themselves when one process has ended
-
-
-def launch(arguments: list[str], count: int, most: int = 1, say: Callable[[str], None] = print) -> int:
-    """Run `python -m eldistill` with these arguments in `count` processes of this machine; returns the exit code of the
-    first that ended with one, 0 if all did well.
-
-    most: into how many parts every process may cut its images where a GPU has too little memory: all start again, with
-    twice as many parts, from the last saved state.
-
-    As torchrun, but signals reach every process once, exit codes are kept (75: saved, the same command continues), and what
-    a process says that fails first is what is said. If this process is killed, so are they.
+    Differs from torchrun in three ways: each process gets a signal once, exit codes are passed on, and the message of
+    the process that failed first is printed. When this process is killed, the others are killed too.
     """
     parts = 1
     while (code := _launch(arguments, count, parts if most > 1 else 0)) == MEMORY and parts < most:
         parts *= 2
-        say(f"a device has too little memory; going on with the images of each process in {parts} parts")
+        log(f"a device ran out of memory; continuing with {parts} micro-batches in each process")
     return 1 if code == MEMORY else code
 
 
@@ -93,13 +89,14 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
 
 
 def _mortal() -> None:
-    # Between fork and exec: this process is killed when its parent is (Linux; elsewhere it has to be stopped by hand).
+    # Runs between fork and exec. On Linux the process is then killed with its parent; elsewhere it must be stopped by
+    # hand.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _wait(started: list[subprocess.Popen]) -> int:
-    """The rank that ended first with a code other than 0, or rank 0; all have ended."""
+    """Wait for all processes. Returns the rank that failed first, or 0 if none did."""
     first, ended = None, 0.0
     while any(each.poll() is None for each in started):
         for rank, each in enumerate(started):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks of state folders: one process, or one Slurm job, trains a run at a time."""
+"""Locks of state folders, so that only one process or Slurm job trains a run at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COVERED_BY = "loop"
 
 
 def locks_work(root: Path = Path()) -> None:
-    """Raises OSError where the file system of the results has no locks."""
+    """Take a lock on the file system that holds the results. Raises OSError if it does not support locks."""
     path = root / SCRATCH / "locks.probe"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
@@ -29,19 +29,19 @@ def locks_work(root: Path = Path()) -> None:
 
 
 def me() -> str:
-    """This process, for the file of a lock: "process 12 on node0, job 345"."""
+    """This process as a lock file names it: "process 12 on node0, job 345"."""
     job = os.environ.get("SLURM_JOB_ID")
     return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
 
 
 def job_of(holder: str) -> str | None:
-    """The Slurm job that such a text names."""
+    """The Slurm job number in the text of a lock file, or None if it names none."""
     found = re.search(r", job (\d+)", holder)
     return found[1] if found else None
 
 
 def running(job: str) -> bool | None:
-    """Whether Slurm says that a job is at work; False where there is no Slurm to ask, None where it does not answer."""
+    """Whether Slurm lists a job as running. False without Slurm on this machine, None if Slurm does not answer."""
     try:
         answer = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=60
@@ -56,17 +56,20 @@ def running(job: str) -> bool | None:
 
 
 def at_work_elsewhere(holder: str) -> bool | None:
-    """Whether a text names a running job that is not this one: where a file system's locks do not reach other nodes. None
-    where Slurm does not answer."""
+    """Whether the text of a lock file names a running Slurm job other than this one; None if Slurm does not answer.
+
+    This is needed on file systems whose locks are not seen by other nodes.
+    """
     job = job_of(holder)
     return running(job) if job is not None and job != os.environ.get("SLURM_JOB_ID") else False
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the state folder; a second copy of a running job ends with a sentence. Released by the system at exit.
+    """Lock a state folder. The system releases the lock when the process ends.
 
-    The file says who holds it. Where locks do not reach other nodes, Slurm is asked whether the job that it names is alive.
+    The lock file names its holder. Because some file systems do not share locks between nodes, Slurm is asked whether
+    the job that the file names is still running. Raises Problem if another process or job trains this run.
     """
     name = path / "lock"
     file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only training loop. Methods, teachers and judges all train on it.
+"""The training loop, which methods, teachers and judges share.
 
-Several processes (eldistill.training.processes) share every batch: each does its rows, and all numbers are those of the whole.
+With several processes (eldistill.training.processes) each computes its rows of every batch, and all logged numbers are
+those of the whole batch.
 """
 
 from __future__ import annotations
@@ -17,29 +18,35 @@ from eldistill.errors import Stopped
 from eldistill.training import compute, optimisers, processes, state
 from eldistill.training.interrupts import Interrupts
 from eldistill.training.job import Job
+from eldistill.training.monitor import Monitor
 from eldistill.training.update import Update
-from eldistill.training.watch import Watch
 
 RECIPE = ("loop", 1)
-QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # in log.csv, but not in the status line
+QUIET = ("_rms", "_norm", ".snr", ".cosine", ".optimal", ".bounded")  # ends of names that only log.csv shows
 
 
 class Loop:
-    """One training, from its saved state (or nothing) to the end.
+    """One training, from its saved state (or from the start) to the end.
 
-    job: all that it needs. `iterate` makes one iteration, `run` the whole training. `average` is the running average of the
-    published network, `rows` the log: means over the iterations since the row before.
+    `iterate` makes one iteration, `run` the whole training. `average` is the running average of the published network.
+    `rows` is the log: means over the iterations since the previous row.
 
         work = Loop(job)
         average = work.run()            # continues from the state in job.folder, if there is one
-        files.write_rows("log.csv", work.rows)
+        assert work.n_images >= job.training.n_images
+        last = work.rows[-1]            # {"n_images": …, "iteration": …, "generator.kl": …}
+
+    Args:
+        job: everything that the training needs. Its networks and their weights are changed in place.
+
+    `run` raises NonFinite, Stopped, Problem or Lost, as it explains.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.across = processes.others()
-        self.watch = Watch(self.across.size)
-        self.update = Update(job, self.across, self.watch)
+        self.across = processes.process_group_or_single()
+        self.monitor = Monitor(self.across.size)
+        self.update = Update(job, self.across, self.monitor)
         self.nets, self.optimisers = self.update.nets, self.update.optimisers
         self.average = copy.deepcopy(job.nets[job.published]).requires_grad_(False).eval()
         self.averaged: list[torch.Tensor] = [*self.average.parameters()]
@@ -52,13 +59,13 @@ class Loop:
 
     @property
     def progress(self) -> Progress:
-        """Where the run is."""
+        """The images and iterations so far."""
         return Progress(self.n_images, self.iteration, self.job.training.n_images)
 
     # --- one iteration ---
 
     def iterate(self) -> None:
-        """All phases once, then the averages."""
+        """Make all optimiser steps of one iteration and update the running average. Raises NonFinite."""
         job, progress = self.job, self.progress
         self.update.begin()
         seen: dict[str, int] = {}
@@ -69,7 +76,7 @@ class Loop:
                 self.update.step(phase, progress, f"{phase.net}/{again}" if again else phase.net)
         job.method.after_step(self.nets, job.numbers, progress)
         self._average(progress)
-        self.watch.look(progress)  # the one place where a GPU is waited for
+        self.monitor.flush(progress)  # the only synchronisation with a GPU in an iteration
         self.n_images += job.training.batch
         self.iteration += 1
         self.steps += 1
@@ -85,10 +92,14 @@ class Loop:
     # --- the whole run ---
 
     def run(self) -> torch.nn.Module:
-        """Train to the end and return the running average. Raises NonFinite or Stopped, the state being saved."""
+        """Train to the end and return the running average of the published network.
+
+        Raises Stopped after a signal or max_seconds, with the state saved; NonFinite for a bad value, with the last
+        good state kept; Problem for a damaged state; Lost if another process has ended.
+        """
         job, total = self.job, self.job.training.n_images
         self._resume()
-        self.across.barrier()  # a process that finishes first must not remove a state that another still has to read
+        self.across.barrier()  # no process may finish and remove the state before all have read it
         first = self.across.rank == 0
         tick_every = max(1, total // job.training.batch // job.ticks)
         wall, cpu, saved, since = time.perf_counter(), time.process_time(), time.monotonic(), time.monotonic()
@@ -125,14 +136,14 @@ class Loop:
         self.stop_reason = f"stopped by {signal}"
 
     def count_flop(self) -> float:
-        """Floating-point operations of an iteration, as torch counts them: the mean over a cycle of the phases.
+        """Floating-point operations of an iteration, averaged over a cycle of the phases, as torch counts them.
 
-        Of products, convolutions and attention, forwards and backwards, of all networks. To be called when the results
-        are written: it trains on, from what is in memory, and puts only the counters back.
+        They include products, convolutions and attention of all networks, forward and backward. Call it after the
+        results are written: it makes further training steps and restores only the counters.
         """
         from torch.utils.flop_counter import FlopCounterMode
 
-        before = self.n_images, self.iteration, self.steps, dict(self.watch.sums)
+        before = self.n_images, self.iteration, self.steps, dict(self.monitor.sums)
         cycle = max(phase.every for phase in self.job.method.phases(self.job.numbers, self.progress))
         self.iteration -= self.iteration % cycle
         self.n_images = max(0, self.n_images - cycle * self.job.training.batch)
@@ -141,7 +152,7 @@ class Loop:
                 for _ in range(cycle):
                     self.iterate()
         finally:
-            self.n_images, self.iteration, self.steps, self.watch.sums = before
+            self.n_images, self.iteration, self.steps, self.monitor.sums = before
         return float(
             self.across.sum(
                 torch.tensor(counter.get_total_flops() / cycle, dtype=torch.float64, device=self.job.device)
@@ -149,66 +160,68 @@ class Loop:
         )
 
     def _together(self) -> None:
-        """The sums of all processes, in the first one."""
+        """Add the sums of all processes in the first one and clear the others."""
         if self.across.size == 1:
             return
-        names = sorted(self.watch.sums)
-        found = torch.tensor([self.watch.sums[name] for name in names], dtype=torch.float64, device=self.job.device)
+        names = sorted(self.monitor.sums)
+        found = torch.tensor([self.monitor.sums[name] for name in names], dtype=torch.float64, device=self.job.device)
         added = self.across.sum(found).tolist()
-        self.watch.sums = dict(zip(names, added if self.across.rank == 0 else [[0.0, 0.0]] * len(names), strict=True))
+        self.monitor.sums = dict(zip(names, added if self.across.rank == 0 else [[0.0, 0.0]] * len(names), strict=True))
 
     def _tick(self, seconds: float) -> None:
         self._together()
-        means = {name: value / over for name, (value, over) in self.watch.sums.items() if over}
-        steps, self.steps, self.watch.sums = self.steps, 0, {}
+        means = {name: value / over for name, (value, over) in self.monitor.sums.items() if over}
+        steps, self.steps, self.monitor.sums = self.steps, 0, {}
         self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
         left = (total - self.n_images) / max(rate, 1e-9)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith(QUIET))
         memory = compute.memory_gib(self.job.device)
-        self.job.say(
+        self.job.log(
             f"{self.n_images:>8}/{total} images  {rate:6.0f} images/s  {memory:5.1f} GiB  {left / 60:5.1f} min left  {terms}"
         )
         for each in self.job.supplements:
             own = {name.removeprefix(f"{each.name}."): value for name, value in means.items()}
             if bounded := own.get("bounded"):
-                self.job.say(
-                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations; its gradient "
-                    f"is {own.get('share', 0):.3g} of the base loss's on average, and not what was asked for"
+                self.job.log(
+                    f"warning: {each.name}: its weight reached a bound in {100 * bounded:.0f} % of the iterations, so its gradient is "
+                    f"{own.get('share', 0):.3g} times the base loss's on average instead of the chosen share"
                 )
-            late = 2 * self.n_images >= total  # a generator begins with the teacher's blurred guesses
+            late = (
+                2 * self.n_images >= total
+            )  # a generator starts with the teacher's blurred images, which would trigger the warning
             if late and (text := each.module.warning(own)):
-                self.job.say(f"warning: {each.name}: {text}")
+                self.job.log(f"warning: {each.name}: {text}")
 
     def save(self, wait: bool = True) -> None:
-        """Write the state; of several processes the first one does, and any number of them can read it.
+        """Save the state. The first process writes it, and any number of processes can continue from it.
 
-        wait: until it is on the disk; otherwise the training goes on meanwhile.
+        wait: return only when it is on the disk; otherwise it is written in a thread while the training goes on.
         """
         self._together()
         if self.across.rank:
             return
         nets = {**self.job.nets, "average": self.average}
         numbers = {
-            "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.watch.sums, "rows": self.rows,
+            "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.monitor.sums, "rows": self.rows,
             "seconds": self.seconds,
             "memory": {s.name: {key: float(value) for key, value in s.memory.items()} for s in self.job.supplements},
         }  # fmt: skip
-        self.writer.write(self.job.folder, state.pack(nets, self.optimisers), numbers)
+        self.writer.write(self.job.folder, state.pack_tensors(nets, self.optimisers), numbers)
         if wait:
             self.writer.wait()
 
     def _resume(self) -> None:
-        found = state.load(self.job.folder)
+        found = state.load_state(self.job.folder)
         if found is None:
             return
         tensors, numbers = found
-        state.unpack(tensors, {**self.job.nets, "average": self.average}, self.optimisers, self.job.folder)
+        state.unpack_tensors(tensors, {**self.job.nets, "average": self.average}, self.optimisers, self.job.folder)
         self.n_images, self.iteration = numbers["n_images"], numbers["iteration"]
-        self.watch.sums, self.steps = numbers["sums"], numbers["steps"]
-        if self.across.rank:  # they are those of all processes
-            self.watch.sums = {name: [0.0, 0.0] for name in self.watch.sums}
+        self.monitor.sums, self.steps = numbers["sums"], numbers["steps"]
+        if self.across.rank:  # the saved sums are those of all processes, and the first one has them
+            self.monitor.sums = {name: [0.0, 0.0] for name in self.monitor.sums}
         self.rows, self.seconds = numbers["rows"], numbers["seconds"]
         for supplement in self.job.supplements:
             supplement.memory.update(numbers["memory"].get(supplement.name, {}))
-        self.job.say(f"continuing at {self.n_images} of {self.job.training.n_images} images")
+        self.job.log(f"continuing at {self.n_images} of {self.job.training.n_images} images")

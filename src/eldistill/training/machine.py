@@ -10,20 +10,20 @@ COVERED_BY = "loop"
 
 @dataclass
 class Machine:
-    """The keys of params.yaml that are marked `site`, as a step needs them. Results are the same up to rounding.
+    """The keys of params.yaml that are marked `site`, with types. They change results by rounding only.
 
-    micro_batch changes while a step runs, where the device has too little memory for it.
+    micro_batch is halved while a step runs if the device runs out of memory.
     """
 
     device: str = "cpu"  # cpu or cuda
     micro_batch: int = 0  # images on the device at once in training; 0: the whole batch
-    batch: int = 250  # images at once, where they are generated or measured
-    fit: bool = False  # whether a training halves micro_batch until it fits into the memory
+    batch: int = 250  # images on the device at once when they are generated or measured
+    fit: bool = False  # halve micro_batch until a training fits into memory
     channels_last: bool = False  # memory layout of networks in training
-    recompute: bool = False  # blocks are computed again on the way back, for less memory
+    recompute: bool = False  # compute blocks again in the backward pass, which saves memory
     compile: bool = False  # networks in training are compiled
-    tf32: bool = False  # trainings on a GPU round what enters a product of float32 to 10 bits
-    deterministic: bool | str = "auto"  # trainings on a GPU give equal bits in equal runs; auto: no
-    benchmark: bool | str = "auto"  # trainings on a GPU choose convolutions by a trial; auto: unless deterministic
+    tf32: bool = False  # TF32 convolutions in trainings on a GPU: inputs rounded to 10 bits
+    deterministic: bool | str = "auto"  # equal runs on a GPU are equal to the bit; auto: no
+    benchmark: bool | str = "auto"  # cuDNN times its algorithms and takes the fastest; auto: unless deterministic
     save_seconds: float = 120  # seconds between saved states
     max_seconds: float = 0  # seconds after which a training stops with its state saved; 0: never

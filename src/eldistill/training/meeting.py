@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the gradients of a base loss and of supplements meet: at the images, or at the weights of the generator."""
+"""Adds the gradients of the supplements to that of the base loss: at the images, or at the weights of the generator."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ import torch
 from eldistill.contract import Batch
 from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
-from eldistill.training.processes import Alone, Processes
-from eldistill.training.watch import Watch
+from eldistill.training.monitor import Monitor
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 COVERED_BY = "loop"
 
 
 class Meeting:
-    """The supplements at the images of the whole batch. weights: of the generator, in the order of its parameters."""
+    """The supplements that have a loss at the images of the whole batch.
 
-    def __init__(self, job: Job, across: Processes | Alone, watch: Watch, weights: list[torch.Tensor]) -> None:
-        self.job, self.across, self.watch, self.weights = job, across, watch, weights
+    across: the processes that share the batch. weights: parameters of the generator, in their order.
+    """
+
+    def __init__(
+        self, job: Job, across: ProcessGroup | SingleProcess, monitor: Monitor, weights: list[torch.Tensor]
+    ) -> None:
+        self.job, self.across, self.monitor, self.weights = job, across, monitor, weights
         self.supplements = [each for each in job.supplements if each.module.offers("generator_terms")]
 
     def meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """The gradients at the images, by micro-batch, of base loss and supplements together.
+        """Add the weighted gradients of all supplements to those of the base loss.
 
-        Without a gradient of the base loss at the images they meet at the weights, and none is left to be pulled.
+        gradients: of the base loss at the images [n, c, h, w], by index of the micro-batch. Returns the sums in the
+        same form. If the base loss has no gradient at the images, the gradients are added at the weights and {} is
+        returned.
         """
         made = images.whole()
         if not gradients:
@@ -35,10 +42,10 @@ class Meeting:
         return {index: total[part] for index, part in enumerate(images.parts)}
 
     def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The base loss's gradient at the images plus that of every supplement."""
+        """The gradient of the base loss at the images [n, c, h, w] plus the weighted ones of all supplements."""
         total = base
         strength = self._rms(base)
-        self.watch.count("generator.base_rms", strength)
+        self.monitor.count("generator.base_rms", strength)
         for each in self.supplements:
             own = self.own_gradient(each, images, batch, base)
             weight = self.weigh(each, strength, self._rms(own), batch)
@@ -47,15 +54,15 @@ class Meeting:
         return total
 
     def _meet_at_weights(self, made: torch.Tensor, batch: Batch, images: Images) -> None:
-        """The base loss has no gradient at the images: those of base and supplements meet at the weights.
+        """Add the gradients at the weights, for a base loss without a gradient at the images.
 
-        Their strengths are compared at the last layer, the nearest thing to the images that both pass.
+        Their magnitudes are compared at the last layer, which is closest to the images.
         """
         weights = self.weights
         base = [p.grad for p in weights]
         last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
         strength = self._rms_of_weight(base[last])
-        self.watch.count("generator.base_rms", strength)
+        self.monitor.count("generator.base_rms", strength)
         total = base
         for each in self.supplements:
             for p in weights:
@@ -74,16 +81,20 @@ class Meeting:
     def own_gradient(
         self, each: Supplement, images: torch.Tensor, batch: Batch, base: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The gradient of a supplement at the images [n, c, h, w]; its terms are logged. base: that of the base loss there."""
+        """The gradient of a supplement at the images [n, c, h, w]. Its terms are logged.
+
+        base: gradient of the base loss.
+        """
         terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
-        # A supplement that asks the other processes gives the loss of the whole batch, any other that of the own rows.
+        # A supplement that gathers from all processes returns the loss of the whole batch, any other that of its own
+        # rows.
         whole = getattr(each.prepared, "across", None) is not None
         share = None if whole else batch.size / self.job.training.batch
         for name, term in terms.items():
-            self.watch.finite(f"{each.name}.{name}", term.value)
+            self.monitor.finite(f"{each.name}.{name}", term.value)
             if term.gradient is not None:
-                self.watch.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
-            self.watch.count(f"{each.name}.{name}", term.value, share)
+                self.monitor.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
+            self.monitor.count(f"{each.name}.{name}", term.value, share)
         gradients = [term.gradient for term in terms.values() if term.gradient is not None]
         own = gradients[0] if len(gradients) == 1 else sum_of(gradients)
         own = own if share in (None, 1) else own * share
@@ -91,38 +102,41 @@ class Meeting:
             loss = sum_of(term.value for term in terms.values() if term.gradient is not None)
             gathered = None if base is None else self.across.gather(base)
             later = each.module.diagnose(loss, gathered, self.across.gather(own), batch, each.numbers, each.memory)
-            self.watch.later(later, prefix=f"{each.name}.")
+            self.monitor.later(later, prefix=f"{each.name}.")
         return own
 
     def weigh(self, each: Supplement, base: torch.Tensor, own: torch.Tensor, batch: Batch) -> float | torch.Tensor:
-        """The factor of a supplement's gradient. base, own: root mean squares of the two gradients, scalars of the device."""
+        """The factor of a supplement's gradient.
+
+        base, own: root mean squares of both gradients, scalars on the device.
+        """
         size = self.job.training.batch
         weight = each.module.weight(base, own, size, each.numbers, batch.progress, each.memory)
-        self.watch.count(f"{each.name}.gradient_rms", own)
-        self.watch.count(f"{each.name}.weight", weight.factor)
-        # The share of the base loss's gradient that it has, if that has one.
-        self.watch.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
-        self.watch.count(f"{each.name}.bounded", weight.bounded)
+        self.monitor.count(f"{each.name}.gradient_rms", own)
+        self.monitor.count(f"{each.name}.weight", weight.factor)
+        # Its weighted gradient relative to the base loss's, if the base loss has one.
+        self.monitor.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
+        self.monitor.count(f"{each.name}.bounded", weight.bounded)
         return weight.factor
 
     def _rms(self, own: torch.Tensor) -> torch.Tensor:
-        """Root of the mean square over the images of the whole batch."""
+        """Root mean square over all entries of the images of the whole batch, a scalar in float64."""
         if self.across.size == 1:
             return _rms(own)
         squares = self.across.sum(own.double().square().sum())
         return (squares / (own[0].numel() * self.job.training.batch)).sqrt()
 
     def _rms_of_weight(self, gradient: torch.Tensor | None) -> torch.Tensor:
-        # All images pass the layer that is asked, so it has a gradient.
+        # All images pass through this layer, so it has a gradient.
         assert gradient is not None
         return _rms(self.across.sum(gradient))
 
 
 def _rms(tensor: torch.Tensor) -> torch.Tensor:
-    """Root of the mean square over all entries, in float64."""
+    """Root mean square over all entries, a scalar in float64."""
     return tensor.double().square().mean().sqrt()
 
 
 def _acts(weight: float | torch.Tensor) -> bool:
-    """Whether a supplement has a weight; what only the device knows may be 0 and is multiplied."""
+    """Whether a weight may differ from 0. A weight on the device is not read, because that would wait for a GPU."""
     return isinstance(weight, torch.Tensor) or weight != 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimiser of a network, its learning rate, and the weight of the running average.
+"""Optimisers, learning rates, and the weight of the running average.
 
 A change of results here raises the version in the RECIPE of eldistill.training.loop.
 """
@@ -24,13 +24,13 @@ class Section:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From such a section; lists become tuples."""
+        """Build it from a resolved section of params.yaml. Lists become tuples."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 @dataclass(frozen=True)
 class Optimiser(Section):
-    """How a network is trained."""
+    """The optimiser of a network and its numbers."""
 
     kind: str  # adam, adamw or radam
     lr: float  # learning rate, before warm-up and decay
@@ -39,8 +39,8 @@ class Optimiser(Section):
     weight_decay: float
     warmup_images: int  # images over which the rate rises linearly from 0
     decay_images: int  # images at the end over which it falls linearly to 0
-    clip: float  # largest norm of the gradient of the whole network; 0: any
-    clip_value: float  # largest entry of a gradient; 0: any
+    clip: float  # upper limit of the gradient norm of the network; 0: no limit
+    clip_value: float  # upper limit of the absolute value of a gradient entry; 0: no limit
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Ema(Section):
 
     policy: str  # ramped, constant or power
     beta: float = 0.0  # constant: weight of the past
-    halflife_images: float = 0.0  # ramped: images after which an old weight counts half
+    halflife_images: float = 0.0  # ramped: images after which the influence of a weight has halved
     ramp: float = 0.0  # ramped: the half-life is at most this share of the images so far
     gamma: float = 0.0  # power: exponent less 1
 
 
 class RAdam(torch.optim.RAdam):
-    """torch's RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors of a network at once, equal to the bit to one at a time.
+    """RAdam (Liu et al. 2019, arXiv 1908.03265) over all tensors of a network at once, bitwise equal to torch's.
 
-    torch's own `foreach` computes the same in another order of rounding, and on a CPU is a loop; a fused one it does not
-    have. On a CPU, where many small tensors cost more than one large one, the moments of all of them lie in one.
+    torch has no fused RAdam. Its `foreach` version rounds in another order and is a loop on a CPU. Here the moments of
+    all tensors lie in one tensor on a CPU, where many small tensors cost more than one large one.
     """
 
     def __init__(self, params: Iterable[torch.nn.Parameter], **options: Any) -> None:
@@ -96,7 +96,10 @@ class RAdam(torch.optim.RAdam):
         _subtract(params, _apart(update, params))
 
     def state_dict(self) -> dict[str, Any]:
-        """As of torch's; moments that lie in one tensor (on a CPU) are copies, each with a memory of its own."""
+        """The state as torch's RAdam gives it.
+
+        Moments that share one tensor on a CPU are returned as separate copies.
+        """
         found = super().state_dict()
         if not self._whole:
             return found
@@ -104,7 +107,8 @@ class RAdam(torch.optim.RAdam):
         return {**found, "state": state}
 
     def _joined(self, name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        # One tensor with the values of all, which become its parts; kept for as long as they are the same ones.
+        # Joins the tensors into one and makes them views of it. The joined tensor is kept while the tensors stay the
+        # same.
         known = self._whole[name][0] if name in self._whole else []
         if len(known) != len(tensors) or any(a is not b for a, b in zip(known, tensors, strict=True)):
             whole = torch.cat([each.reshape(-1) for each in tensors])
@@ -120,12 +124,12 @@ def _apart(whole: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _subtract(params: Many, update: Many) -> None:
-    foreach: Any = torch._foreach_sub_  # its types know numbers alone
+    foreach: Any = torch._foreach_sub_  # its type hints accept numbers only
     foreach(params, update)
 
 
 def _update(params: Many, grads: Many, exp_avgs: Many, squares: Many, step: float, group: dict[str, Any]) -> Many:
-    # What is to be subtracted from each parameter; moves the moments. params is read only for the decay of weights.
+    # Updates the moments and returns the amount to subtract from each parameter. params is used for weight decay only.
     (beta1, beta2), lr = group["betas"], group["lr"]
     if group["weight_decay"]:
         grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
@@ -134,7 +138,7 @@ def _update(params: Many, grads: Many, exp_avgs: Many, squares: Many, step: floa
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
-    # Of the average of squares; up to 5 its variance is too large to divide by.
+    # Length of the approximated moving average (the paper's rho_t). Up to 5 the variance is too large to divide by it.
     length = longest - 2 * step * beta2**step / correction
     update = torch._foreach_div(exp_avgs, 1 - beta1**step)
     torch._foreach_mul_(update, lr)
@@ -149,8 +153,8 @@ def _update(params: Many, grads: Many, exp_avgs: Many, squares: Many, step: floa
     return list(update)
 
 
-def make(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Optimizer:
-    """The optimiser by `numbers.kind`: torch's, fused where torch offers it."""
+def make_optimiser(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Optimizer:
+    """The optimiser `numbers.kind` for the parameters of `net`: torch's fused version, or `RAdam` above."""
     kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": RAdam}[numbers.kind]
     options = {
         "lr": numbers.lr,
@@ -165,14 +169,14 @@ def make(net: torch.nn.Module, numbers: Optimiser) -> torch.optim.Optimizer:
 
 
 def learning_rate(numbers: Optimiser, progress: Progress) -> float:
-    """The rate at this point: linear from 0 over warmup_images, linear to 0 over the last decay_images."""
+    """The learning rate, which rises linearly over warmup_images and falls linearly to 0 over the last decay_images."""
     rise = min(1.0, (progress.n_images + 1) / numbers.warmup_images) if numbers.warmup_images else 1.0
     left = progress.total - progress.n_images
     return numbers.lr * rise * (min(1.0, left / numbers.decay_images) if numbers.decay_images else 1.0)
 
 
 def ema_beta(numbers: Ema, progress: Progress, batch: int) -> float:
-    """Weight of the past in the running average; progress before the step is counted.
+    """Weight of the old values in the running average, in [0, 1]. progress: before this iteration. batch: its images.
 
     ramped: 0.5^(batch / min(half-life, ramp * n_images)), so 0 at the first step (EDM, appendix F.2);
     constant: beta; power: (1 - batch / t)^(gamma + 1) with t after the step (EDM2, eq. 127).

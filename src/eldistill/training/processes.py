@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes, each with a part of every batch: what they tell each other, and how they are started.
+"""Communication between processes that share every batch of a training.
 
-Each computes the loss of its own rows, as a share of the whole batch's, and the gradients are added: the result is that of
-one process with the whole batch. Random numbers belong to images (see eldistill.diffusion.noise), so no process count changes any.
-EL is a loss of the whole batch: every process computes all of it, and the gradient of the own rows is exact as it stands.
+Each process computes the loss of its own rows, scaled by their share of the batch, and the gradients are summed. The
+result equals that of one process with the whole batch. Random numbers belong to images (see eldistill.diffusion.draws),
+so the number of processes changes none of them. EL is a loss of the whole batch: every process computes all of it, and
+its gradient at the process's own rows needs no further scaling.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from eldistill.errors import Lost, Problem, Stopped
 from eldistill.training import compute
 
 COVERED_BY = "loop"
-BUCKET = 25 * 2**20  # bytes, as torch's DistributedDataParallel: small ones cost latency, large ones begin late
+BUCKET = 25 * 2**20  # bytes, as in torch's DistributedDataParallel: small messages cost latency, large ones start late
 
 
-class Alone:
-    """One process alone, with the methods of `Processes`."""
+class SingleProcess:
+    """One process alone, with the methods of `ProcessGroup`."""
 
     rank, size = 0, 1
 
@@ -42,7 +43,7 @@ class Alone:
         return np.asarray(value, np.float64)
 
     def largest(self, *values: float) -> list[float]:
-        """Of each number the largest of any process."""
+        """The largest value of each number over all processes."""
         return list(values)
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
@@ -50,14 +51,14 @@ class Alone:
         return own
 
     def gather_of(self, own: np.ndarray) -> np.ndarray:
-        """The same outside torch."""
+        """Like `gather`, for a NumPy array."""
         return own
 
     def barrier(self) -> None:
         """Wait until all are here."""
 
 
-class Processes:
+class ProcessGroup:
     """The processes of a group (None: all) that share a batch. Parts may differ in size; ranks give the order of rows.
 
     Every method raises Lost if another process has ended.
@@ -79,15 +80,15 @@ class Processes:
         return slice(units * self.rank // self.size * group, min(batch, units * (self.rank + 1) // self.size * group))
 
     def count(self, own: torch.Tensor) -> int:
-        """How many rows like those of `own` all processes hold together."""
+        """The number of rows in all processes together. own: [rows, …] of this process."""
         return int(self.sum(torch.tensor(len(own), device=own.device)))
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
-        """The sum over processes, of any shape; the gradient goes to the own summand."""
+        """Sum over processes, of the shape of `own`. Only this process's summand has a gradient."""
         return own + (self.sum(own.detach()) - own.detach())
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """The rows of all processes, in the order of their ranks; the gradient goes to the own ones."""
+        """Rows of all processes in the order of ranks, [n, …] from [own rows, …]. Only the own rows have a gradient."""
         sizes = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(self.size)]
         with _together():
             distributed.all_gather(sizes, torch.tensor([len(own)], device=own.device), group=self.group)
@@ -102,7 +103,7 @@ class Processes:
         return torch.cat(parts)
 
     def gather_of(self, own: np.ndarray) -> np.ndarray:
-        """The same outside torch; a process without rows need not know their width."""
+        """Like `gather`, for a NumPy array [rows, width]. A process without rows may pass any width."""
         width = int(self.largest(own.shape[1])[0])
         own = own if own.shape[1] == width else np.empty((0, width), own.dtype)
         return self.gather(torch.as_tensor(own, device=self._device())).cpu().numpy()
@@ -122,7 +123,7 @@ class Processes:
         return "cuda" if distributed.get_backend(self.group) == "nccl" else "cpu"
 
     def largest(self, *values: float) -> list[float]:
-        """Of each number the largest of any process."""
+        """The largest value of each number over all processes."""
         both = torch.tensor(values, dtype=torch.float64, device=self._device())
         with _together():
             distributed.all_reduce(both, distributed.ReduceOp.MAX, group=self.group)
@@ -131,11 +132,11 @@ class Processes:
     def begin_sum(self, tensors: list[torch.Tensor]) -> Callable[[], None]:
         """Begin to sum tensors of one type and device over processes, in place, in one message.
 
-        Returns a function that waits for the result. With NCCL the current stream waits and this process goes on.
+        Returns a function that waits for the result. With NCCL only the current stream waits, not this process.
         """
         options = distributed.AllreduceCoalescedOptions()
-        group: Any = self.group or distributed.group.WORLD  # torch gives no types for what it offers
-        options.asyncOp = True  # otherwise NCCL adds on the current stream, and nothing overlaps
+        group: Any = self.group or distributed.group.WORLD  # torch declares no type for this
+        options.asyncOp = True  # otherwise NCCL sums on the current stream and nothing overlaps
         with _together():
             work = group.allreduce_coalesced(tensors, options)
 
@@ -147,11 +148,14 @@ class Processes:
 
     @property
     def bucket_bytes(self) -> int:
-        """The most bytes of gradients in one message: BUCKET with NCCL; 0, all of them, with gloo (see eldistill.training.reduction)."""
+        """Largest message of gradients in bytes: BUCKET with NCCL, 0 (no limit) with gloo.
+
+        See eldistill.training.reduction.
+        """
         return BUCKET if distributed.get_backend(self.group) == "nccl" else 0
 
     def barrier(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes call it."""
         self.largest(0.0)
 
 
@@ -166,22 +170,22 @@ def _together() -> Iterator[None]:
         raise Lost(f"another process of this run has ended ({text}); the last saved state is kept") from None
 
 
-def processes() -> Processes | None:
-    """All processes that torch was started with; None where there is one."""
+def process_group() -> ProcessGroup | None:
+    """All processes of this run, or None if there is only one."""
     ready = distributed.is_available() and distributed.is_initialized()
-    return Processes() if ready and distributed.get_world_size() > 1 else None
+    return ProcessGroup() if ready and distributed.get_world_size() > 1 else None
 
 
-def others() -> Processes | Alone:
-    """Like `processes()`, but returns a stand-in for one process instead of None."""
-    return processes() or Alone()
+def process_group_or_single() -> ProcessGroup | SingleProcess:
+    """Like `process_group()`, but returns a stand-in for one process instead of None."""
+    return process_group() or SingleProcess()
 
 
 # --- being one of several ------------------------------------------------------------------------------
 
 
-def wanted() -> tuple[int, int]:
-    """(rank, number) of this process as torchrun or `launch` started it; (0, 1) where neither did. Raises Problem."""
+def rank_and_size() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun or `launch` set them, or (0, 1). Raises Problem for impossible values."""
     try:
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError:
@@ -195,14 +199,16 @@ def wanted() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[int]:
-    """Take part with the others, if this process was started as one of several; gives its rank. NCCL on GPUs, one for each
-    process, gloo on CPUs. device: auto, cpu or cuda, as params.yaml has it. Raises Problem.
+def join_group(device: str = "auto") -> Iterator[int]:
+    """A context in which this process belongs to the group of the run. Yields its rank, which is 0 for a single one.
 
-    After an error on a GPU the group stays as it is: NCCL's farewell waits for the others, which wait for this process. Whoever
-    ends the process then ends it at once (`abandoned`).
+    The backend is NCCL with one GPU for each process, or gloo on CPUs. device: auto, cpu or cuda, as in params.yaml.
+    Raises Problem if a process has no GPU.
+
+    After an error on a GPU the group is not closed: closing NCCL waits for the other processes, which wait for this
+    one. The caller then ends the process immediately (see `left_after_error`).
     """
-    rank, size = wanted()
+    rank, size = rank_and_size()
     if size == 1:
         yield 0
         return
@@ -220,7 +226,7 @@ def joined(device: str = "auto") -> Iterator[int]:
         yield rank
         _leave()
         together = True
-    except Stopped:  # all have, at the same step
+    except Stopped:  # all processes stop at the same step
         _leave()
         together = True
         raise
@@ -230,15 +236,12 @@ def joined(device: str = "auto") -> Iterator[int]:
                 distributed.destroy_process_group()
 
 
-def abandoned() -> bool:
-    """Whether this process has left a group after an error, without a farewell."""
+def left_after_error() -> bool:
+    """Whether the group is still open because this process left it after an error."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def _leave() -> None:
-    # Who closes its connections while another still reads makes that one fail.
+    # A process that closes its connections while another still reads makes the other one fail.
     with contextlib.suppress(Lost):
-        Processes().barrier()
-
-
-# --- starting several ----------------------------------------------------------------------------------
+        ProcessGroup().barrier()

@@ -2,16 +2,16 @@
 """Sums the gradients of a network over all processes, in buckets, while the last backward pass still runs.
 
 A bucket holds about 25 MiB of gradients, in the reverse order of the parameters, because a backward pass completes them
-roughly in that order. Its sum begins as soon as the last backward pass of an optimiser step has completed all of it, and
-NCCL adds it on a stream of its own while the pass goes on (Li et al. 2020, arXiv 2006.15704). NCCL sums the gradients where
-they are, many tensors in one call, so no flat copy of them exists.
+roughly in that order. Its sum begins as soon as the last backward pass of an optimiser step has completed all of it,
+and NCCL adds it on a stream of its own while the pass goes on (Li et al. 2020, arXiv 2006.15704). NCCL sums the
+gradients where they are, many tensors in one call, so no flat copy of them exists.
 
-On CPUs all gradients of one type of number form a single bucket, in the order of the parameters. The order in which gloo
-adds the processes' numbers depends on their position in a message; with more than two processes other buckets round
-otherwise.
+On CPUs all gradients of one type of number form a single bucket, in the order of the parameters. The order in which
+gloo adds the processes' numbers depends on their position in a message; with more than two processes other buckets
+round otherwise.
 
-All processes begin the same sums in the same order, even where a value is not finite. The error comes after them, so that
-no process waits for another that has stopped.
+All processes begin the same sums in the same order, even where a value is not finite. The error comes after them, so
+that no process waits for another that has stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from eldistill.training.processes import Alone, Processes
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 COVERED_BY = "loop"
 
@@ -38,21 +38,21 @@ class Reduction:
     reports that it differs.
     """
 
-    def __init__(self, across: Processes, parameters: Iterable[torch.Tensor], bucket: int) -> None:
+    def __init__(self, across: ProcessGroup, parameters: Iterable[torch.Tensor], bucket: int) -> None:
         self.across, self.parameters, self.limit = across, list(parameters), bucket
         self.here: list[bool] = []  # parameters with a gradient in this process, when all processes last agreed
         self.used: list[bool] = []  # parameters with a gradient in any process; empty before the first step
         self.buckets: list[list[int]] = []
         self.bucket_of: dict[int, int] = {}
-        self.missing: list[set[int]] = []  # of each bucket: gradients that the last pass has not completed yet
-        self.begun = 0  # buckets; every process begins them in the same order
+        self.missing: list[set[int]] = []  # for each bucket, gradients that the last pass has not completed yet
+        self.begun = 0  # number of buckets whose sum has begun; all processes begin them in the same order
         self.waits: list[Callable[[], None]] = []
         self.is_last_pass = False
         self.hooked: set[int] = set()
 
     @contextlib.contextmanager
     def last_pass(self) -> Iterator[None]:
-        """Around the last backward pass of a step: gradients are complete one by one, and summed as buckets fill."""
+        """A context for the last backward pass of a step, in which sums of buckets begin as gradients are completed."""
         self.is_last_pass = bool(self.limit and self.used)
         try:
             yield
@@ -60,7 +60,7 @@ class Reduction:
             self.is_last_pass = False
 
     def finish(self) -> torch.Tensor:
-        """Sum what is left and wait for all sums (of NCCL: the device waits, this process does not).
+        """Sum the remaining buckets and wait for all sums (with NCCL only the device waits, not this process).
 
         Returns the number of processes whose set of parameters with a gradient has changed, a scalar on the device;
         `settle` needs it.
@@ -77,7 +77,10 @@ class Reduction:
         return changed
 
     def settle(self, changed: float) -> None:
-        """Where a set has changed, sum the gradients that are new, and drop zeros that stand for none in any process."""
+        """If `finish` found changed sets, sum the new gradients and remove zeros where no process has a gradient.
+
+        changed: the value that `finish` returned.
+        """
         if changed:
             before = self.used
             self._agree(self.here)
@@ -125,13 +128,15 @@ class Reduction:
 
             return hook
 
-        for index in self.bucket_of.keys() - self.hooked:  # torch refuses a hook for a parameter outside its own phase
+        for index in (
+            self.bucket_of.keys() - self.hooked
+        ):  # torch refuses hooks for parameters that need no gradient now
             self.parameters[index].register_post_accumulate_grad_hook(hook_of(index))
             self.hooked.add(index)
 
     def _completed(self, index: int) -> None:
         place = self.bucket_of.get(index)
-        if place is None:  # a gradient that it did not have before: `settle` sums it
+        if place is None:  # this parameter had no gradient before; `settle` sums it
             return
         if index not in self.missing[place]:
             raise RuntimeError(f"parameter {index} got a gradient twice in one pass; its sum may have begun too early")
@@ -158,9 +163,11 @@ class Reduction:
         self._restart()
 
 
-def reductions(across: Processes | Alone, named: dict[str, list[tuple[str, torch.Tensor]]]) -> dict[str, Reduction]:
-    """A Reduction for each network, by its name; none for a single process. named: its parameters with their names."""
-    if isinstance(across, Alone):
+def reductions(
+    across: ProcessGroup | SingleProcess, named: dict[str, list[tuple[str, torch.Tensor]]]
+) -> dict[str, Reduction]:
+    """A Reduction for each network by name; {} for a single process. named: [(name, parameter), …] of each network."""
+    if isinstance(across, SingleProcess):
         return {}
     size = across.bucket_bytes
     return {name: Reduction(across, (each for _, each in pairs), size) for name, pairs in named.items()}

@@ -23,15 +23,17 @@ from eldistill.tensors import load_tensors, save_tensors
 COVERED_BY = "loop"
 
 
-def folder(digest: str, root: str | Path = ".") -> Path:
-    """The state folder of a recipe, made if absent."""
+def state_folder(digest: str, root: str | Path = ".") -> Path:
+    """The state folder of a recipe, created if it does not exist. digest: of the recipe."""
     path = Path(root) / STATE / digest[:32]
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """All tensors of networks and optimisers under flat names."""
+def pack_tensors(
+    nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
+    """All tensors of networks and optimisers by flat names: net/NAME/KEY and optimiser/NAME/INDEX/SLOT."""
     flat = {f"net/{name}/{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
     for name, optimiser in optimisers.items():
         for index, slots in optimiser.state_dict()["state"].items():
@@ -39,9 +41,11 @@ def pack(nets: dict[str, torch.nn.Module], optimisers: dict[str, torch.optim.Opt
     return flat
 
 
-def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Path = Path(STATE)) -> None:
-    """The inverse of `pack`, in place. path: the state's folder, for the message. Raises Problem if a network's tensors are not
-    finite and of its shapes."""
+def unpack_tensors(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Path = Path(STATE)) -> None:
+    """Load what `pack_tensors` returned into networks and optimisers, in place.
+
+    path: the state folder, for messages. Raises Problem if a network's tensors are not finite or have other shapes.
+    """
     for name, net in nets.items():
         prefix = f"net/{name}/"
         own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
@@ -56,25 +60,26 @@ def unpack(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, path: Pa
                 index, slot = key.removeprefix(prefix).split("/")
                 state["state"].setdefault(int(index), {})[slot] = value
         optimiser.load_state_dict(state)
-        # A file knows shapes and no layout in memory; fused optimisers walk through parameter and moments side by side.
+        # A file does not store memory layouts, but fused optimisers need the same layout for a parameter and its
+        # moments.
         for parameter, slots in optimiser.state.items():
             for slot, value in slots.items():
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
                     slots[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-PIECE, ALIGNED = 2**28, 64  # bytes
+PIECE, ALIGNED = 2**28, 64  # size of one allocation and alignment of tensors in it, in bytes
 
 
-def save(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
-    """Write one state file; the one before is replaced only when the new one is complete."""
+def save_state(path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+    """Write the state file. The previous one is replaced only when the new one is complete."""
     save_tensors(path / "state.safetensors", tensors, numbers)
 
 
-def buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> dict[str, torch.Tensor]:
+def make_buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> dict[str, torch.Tensor]:
     """Empty tensors on the CPU of the given shapes and types, packed into pieces of PIECE bytes.
 
-    torch rounds each pinned allocation up to a power of two; thousands of small ones would take half as much again.
+    torch rounds each pinned allocation up to a power of two, so thousands of small ones would take 50 % more memory.
     """
     found: dict[str, torch.Tensor] = {}
     waiting: list[tuple[str, int, int]] = []  # name, place in the piece, bytes
@@ -99,9 +104,10 @@ def buffers(layout: dict[str, tuple[torch.Size, torch.dtype]], pinned: bool) -> 
 
 
 class Writer:
-    """Writes states while the training goes on, one at a time: the loop waits for a copy of the tensors, not for a disk.
+    """Writes states in a thread, one at a time, so that the loop waits only for a copy of the tensors.
 
-    As a context it waits at its end for what is being written. A process that is killed meanwhile leaves the state before.
+    At its end as a context it waits for the state that is being written. If the process is killed, the previous state
+    stays.
     """
 
     def __init__(self) -> None:
@@ -110,15 +116,17 @@ class Writer:
         self._error: BaseException | None = None
 
     def write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
-        """Copy tensors and numbers as they are now and write them behind the back of the caller. Raises what the write before
-        this one raised."""
+        """Copy tensors and numbers and begin to write the copies in a thread.
+
+        Raises the error of the previous write, if any.
+        """
         self.wait()
         arguments = path, self._copied(tensors), copy.deepcopy(numbers)
         self._thread = threading.Thread(target=self._write, args=arguments, name="state")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what writing raised."""
+        """Wait until nothing is being written. Raises the error of the write, if any."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -128,17 +136,17 @@ class Writer:
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], numbers: dict) -> None:
         try:
-            save(path, tensors, numbers)
+            save_state(path, tensors, numbers)
         except BaseException as error:
             self._error = error
 
     def _copied(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # Into buffers that are kept from one state to the next: pinning memory takes as long as filling it.
+        # The buffers are kept between states, because pinning memory takes as long as filling it.
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
         layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if layout != {name: (buffer.shape, buffer.dtype) for name, buffer in self._buffers.items()}:
-            self._buffers = {}  # freed before others are made
-            self._buffers = buffers(layout, pinned=bool(devices))
+            self._buffers = {}  # free the old buffers before allocating new ones
+            self._buffers = make_buffers(layout, pinned=bool(devices))
         for name, tensor in tensors.items():
             self._buffers[name].copy_(tensor.detach(), non_blocking=True)
         for device in devices:
@@ -153,24 +161,27 @@ class Writer:
     ) -> None:
         if kind is None:
             self.wait()
-        elif self._thread is not None:  # what ended the training is said, not what the disk says besides
+        elif self._thread is not None:  # the error that ended the training is reported, not one of the disk
             self._thread.join()
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
-    """The saved state, or None before the first."""
+def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """The saved state (tensors, numbers), or None if there is none. Raises Problem for a damaged file."""
     if not (path / "state.safetensors").exists():
         return None
     return load_tensors(path / "state.safetensors")
 
 
-def remember_failure(path: Path, sentence: str, code: str) -> None:
-    """Note a failure that repeating cannot cure (a NaN), so that a retry says so at once."""
+def note_failure(path: Path, sentence: str, code: str) -> None:
+    """Record a failure that a retry cannot cure (a NaN), so that the next attempt reports it immediately.
+
+    code: digest of the package's source.
+    """
     (path / "failed.json").write_text(json.dumps({"sentence": sentence, "code": code}))
 
 
-def failure(path: Path, code: str) -> str | None:
-    """The noted sentence, unless the package's source has changed since."""
+def noted_failure(path: Path, code: str) -> str | None:
+    """The recorded sentence, or None if there is none or the package's source has changed since."""
     try:
         noted = json.loads((path / "failed.json").read_text())
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimiser step: what a phase does with one network.
+"""One optimiser step of one network, as a phase describes it.
 
-A generator step makes the images of the whole batch first. The gradients of the base loss and of every
-supplement meet at those images, and one backward pass carries their weighted sum into the generator: a supplement
-sees the whole batch however small the micro-batches are, and a weight that compares gradients costs nothing.
+A generator step makes the images of the whole batch first. The gradients of the base loss and of all supplements are
+added at these images, and one backward pass propagates the weighted sum to the generator. So a supplement sees the
+whole batch, however small the micro-batches are, and weights that compare gradients need no further pass.
 """
 
 from __future__ import annotations
@@ -23,46 +23,51 @@ from eldistill.training import optimisers, reduction
 from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
 from eldistill.training.meeting import Meeting
+from eldistill.training.monitor import Monitor
 from eldistill.training.optimisers import Optimiser
-from eldistill.training.processes import Alone, Processes
-from eldistill.training.watch import Watch
+from eldistill.training.processes import ProcessGroup, SingleProcess
 
 COVERED_BY = "loop"
 
 
 class Update:
-    """The networks and optimisers of a training at work; `step` makes one optimiser step of one network.
+    """The networks and optimisers of a training; `step` makes one optimiser step of one network.
 
-    across: the processes that share a batch. watch: gets what must be finite and what is logged.
+    across: the processes that share a batch. monitor: receives tensors that must be finite and numbers for the log.
     """
 
-    def __init__(self, job: Job, across: Processes | Alone, watch: Watch) -> None:
-        self.job, self.across, self.watch = job, across, watch
-        self.group = job.method.group(job.numbers)  # images that stay together
-        self.own = across.rows(job.training.batch, self.group)  # rows of a batch
+    def __init__(self, job: Job, across: ProcessGroup | SingleProcess, monitor: Monitor) -> None:
+        self.job, self.across, self.monitor = job, across, monitor
+        self.group = job.method.group(job.numbers)  # images that must share a micro-batch
+        self.own = across.rows(job.training.batch, self.group)  # rows of a batch that this process computes
         self.nets = {**job.fixed, **job.nets}
         for net in job.fixed.values():
             net.requires_grad_(False).eval()
-        self.optimisers = {name: optimisers.make(net, job.optimisers[name]) for name, net in job.nets.items()}
+        self.optimisers = {name: optimisers.make_optimiser(net, job.optimisers[name]) for name, net in job.nets.items()}
         self.modules = {name: list(net.modules()) for name, net in job.nets.items()}
         self.named: dict[str, list[tuple[str, torch.Tensor]]] = {
             name: [*net.named_parameters()] for name, net in job.nets.items()
         }
         self.reductions = reduction.reductions(across, self.named)
         self.normalised = {name: self._forced(name) for name in job.nets}
-        generator = [parameter for _, parameter in self.named.get("generator", [])]  # a teacher and a judge have none
-        self.meeting = Meeting(job, across, watch, generator)
+        generator = [
+            parameter for _, parameter in self.named.get("generator", [])
+        ]  # trainings of teachers and judges have no generator
+        self.meeting = Meeting(job, across, monitor, generator)
         self.critics = [each for each in job.supplements if each.module.offers("critic_terms")]
         self.direct = [each for each in job.supplements if each.module.offers("direct_terms") and each.numbers.weight]
         self.begin()
 
     def begin(self) -> None:
-        """Begin an iteration: `same` and `reuse` of a phase reach back to phases of the same iteration."""
+        """Forget labels and images of the previous iteration, which `same` and `reuse` of a phase must not use."""
         self._labels: torch.Tensor | None = None
         self._images: torch.Tensor | None = None
 
     def step(self, phase: Phase, progress: Progress, scope: str) -> None:
-        """One optimiser step of the network of a phase. scope: of its random numbers."""
+        """Make one optimiser step of the network of a phase.
+
+        progress: at the beginning of the iteration. scope: prefix that separates its random numbers from other phases.
+        """
         job = self.job
         for name in job.nets:
             training = name == phase.net or (name == "generator" and phase.generator_mode == "train")
@@ -78,10 +83,10 @@ class Update:
         for normalise_weight in self.normalised[phase.net]:
             normalise_weight()
 
-    # --- what a step begins with ---
+    # --- preparation of a step ---
 
     def _forced(self, name: str) -> list[Callable[[], None]]:
-        # EDM2's forced normalisation: once after a step, never inside a graph that may hold the weights twice.
+        # EDM2's forced weight normalisation acts after a step, because changing weights inside a graph would break it.
         chosen = self.job.method.normalised(self.job.numbers)
         if chosen is not None and name not in chosen:
             return []
@@ -99,8 +104,8 @@ class Update:
         if self.job.device != "cpu":
             self.job.nets[name].train(training).requires_grad_(gradient)
             return
-        # The same without a walk through the module tree, and without asking which kind of attribute is set: on a CPU that
-        # costs a tenth of a small step.
+        # Like `train` and `requires_grad_`, but without walking through the module tree and without torch's attribute
+        # checks, which cost a tenth of a small step on a CPU.
         for module in self.modules[name]:
             module.__dict__["training"] = training
         for _, parameter in self.named[name]:
@@ -113,11 +118,14 @@ class Update:
         return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
     def _share(self, part: slice) -> float:
-        # Of the batch of all processes.
+        # The share that these rows have in the batch of all processes.
         return float((part.stop - part.start) / self.job.training.batch)
 
     def _last(self, name: str, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around a backward pass. last: nothing is added to the gradients of this network in this phase after it."""
+        """A context for a backward pass.
+
+        last: it is the last one that adds to this network's gradients in this phase.
+        """
         return self.reductions[name].last_pass() if last and self.reductions else contextlib.nullcontext()
 
     # --- networks other than the generator ---
@@ -130,8 +138,8 @@ class Update:
                 made.append(images)
             terms = self._critic_terms(phase, batch, part, images)
             for name, value in terms.items():
-                self.watch.finite(f"{phase.net}.{name}", value)
-                self.watch.count(f"{phase.net}.{name}", value, self._share(part))
+                self.monitor.finite(f"{phase.net}.{name}", value)
+                self.monitor.count(f"{phase.net}.{name}", value, self._share(part))
             with self._last(phase.net, part.stop == batch.size):
                 (sum_of(terms.values()) * self._share(part)).backward()
         if made:
@@ -144,7 +152,7 @@ class Update:
             return None
         with torch.no_grad():
             images = self._generate(batch, part)
-        self.watch.finite("images", images)
+        self.monitor.finite("images", images)
         return images
 
     def _critic_terms(
@@ -166,11 +174,11 @@ class Update:
 
     def _generator(self, phase: Phase, batch: Batch) -> None:
         parts = self._parts(batch.size)
-        images = Images(functools.partial(self._generate, batch), parts, self.watch, self._last)
+        images = Images(functools.partial(self._generate, batch), parts, self.monitor, self._last)
         gradients: dict[int, torch.Tensor] = {}  # at the images, by micro-batch
         for index, part in enumerate(parts):
             direct = self._terms(batch[part], self._share(part), images, index, gradients)
-            # The last pass, if nothing is pulled through the images afterwards.
+            # This is the last backward pass unless gradients at the images follow.
             ends = index == len(parts) - 1 and not gradients and not self.meeting.supplements
             if direct:
                 with self._last("generator", ends and not self.direct):
@@ -187,7 +195,8 @@ class Update:
     def _terms(
         self, batch: Batch, share: float, images: Images, index: int, gradients: dict[int, torch.Tensor]
     ) -> list[torch.Tensor]:
-        # The base loss of one micro-batch: adds its gradient at the images, and returns its terms without one.
+        # Computes the base loss of one micro-batch. Adds its gradient at the images to `gradients` and returns the
+        # other terms.
         with dropout.masks(batch.draw, "terms"):
             terms = self.job.method.generator_terms(
                 self.nets, batch, functools.partial(images.of, index), self.job.numbers
@@ -195,12 +204,12 @@ class Update:
         direct = []
         for name, term in terms.items():
             value = term.value if isinstance(term, AtImages) else term
-            self.watch.finite(f"generator.{name}", value)
-            self.watch.count(f"generator.{name}", value, share)
+            self.monitor.finite(f"generator.{name}", value)
+            self.monitor.count(f"generator.{name}", value, share)
             if not isinstance(term, AtImages):
                 direct.append(term)
             elif term.gradient is not None:
-                self.watch.finite(f"generator.{name}: gradient at the images", term.gradient)
+                self.monitor.finite(f"generator.{name}: gradient at the images", term.gradient)
                 gradients[index] = gradients.get(index, 0) + term.gradient * share
         return direct
 
@@ -208,40 +217,43 @@ class Update:
         with dropout.masks(batch.draw, each.name):
             terms = each.module.direct_terms(each.prepared, self.nets, batch, each.numbers)
         for name, value in terms.items():
-            self.watch.finite(f"{each.name}.{name}", value)
-            self.watch.count(f"{each.name}.{name}", value, share)
+            self.monitor.finite(f"{each.name}.{name}", value)
+            self.monitor.count(f"{each.name}.{name}", value, share)
         with self._last("generator", last):
             (sum_of(terms.values()) * (share * each.numbers.weight)).backward()
 
     # --- after the backward passes ---
 
     def _sum_gradients(self, name: str, progress: Progress) -> None:
-        """Sum the gradients of all processes. Raises NonFinite for what this process has computed itself."""
+        """Sum the gradients of all processes. Raises NonFinite if a value of this process is not finite."""
         if not self.reductions:
             return
-        # All sums come before an error: no process waits for one that has stopped.
-        self.watch.ask([self.reductions[name].finish()], self.reductions[name].settle)
-        self.watch.look(progress)
+        # All sums finish before an error is raised, so that no process waits for one that has stopped.
+        self.monitor.ask([self.reductions[name].finish()], self.reductions[name].settle)
+        self.monitor.flush(progress)
 
     def _check_gradients(self, name: str, numbers: Optimiser, progress: Progress) -> None:
         found = [(key, gradient) for key, p in self.named[name] if (gradient := p.grad) is not None]
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in found])
         parts = ((f"gradient of {name}.{key}", gradient) for key, gradient in found)
-        self.watch.finite(f"gradient norm of {name}", norm, parts)
-        self.watch.count(f"{name}.gradient_norm", norm)
+        self.monitor.finite(f"gradient norm of {name}", norm, parts)
+        self.monitor.count(f"{name}.gradient_norm", norm)
         if self.across.size > 1:
-            self._look_together(progress)
+            self._flush_together(progress)
         if numbers.clip:
-            # A norm that is no number would spoil every gradient, before the bad one is found and named.
+            # Scaling by a norm that is not finite would spoil all gradients before the bad one is named.
             usable = norm.nan_to_num(0.0, 0.0)
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, usable)
         if numbers.clip_value:
             torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
 
-    def _look_together(self, progress: Progress) -> None:
-        """Look, where another process may have found a bad value of its own and has ended: its sentence is the better one."""
+    def _flush_together(self, progress: Progress) -> None:
+        """Flush the monitor.
+
+        If it raises, wait for the other processes, so that the one with the bad value reports it.
+        """
         try:
-            self.watch.look(progress)
+            self.monitor.flush(progress)
         except NonFinite:
             self.across.barrier()
             raise

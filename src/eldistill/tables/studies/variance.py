@@ -20,12 +20,12 @@ def variance(study: Study) -> tuple[list[dict], list[str]]:
     """Every arm: the variance of its own gradient over the squared norm of its mean, batch by batch (means over runs, then
     their ratio), and the floor in percent of the variance at the smallest batch with its interval over runs. `none`
     shows the base loss's gradient, an arm with a supplement the supplement's."""
-    from eldistill.distil.probe import REPEATS, look  # torch takes seconds
+    from eldistill.distil.probe import REPEATS, measure_variance  # torch takes seconds
 
     rows, said, confidence = [], [], study.params["confidence"]
     least, most = min(REPEATS), max(REPEATS)
     for group in arms_of(study.results).values():
-        looks = [look(result.run, study.root) for result in group]
+        looks = [measure_variance(result.run, study.root) for result in group]
         for which in looks[0]:
             each = [found[which] for found in looks]
             signal = fmean(found["signal"] for found in each)

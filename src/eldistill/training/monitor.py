@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that tensors are finite, and sums for the log. Values stay on the device and are read back together, once an iteration."""
+"""Checks that tensors are finite, and sums for the log.
+
+Values stay on the device and are read back together, once an iteration.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +20,45 @@ Parts = Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass
-class Watched:
-    """A tensor that must be finite, and whether it is, which the device knows first."""
+class Finite:
+    """A tensor that must be finite, and the result of the check on the device."""
 
     name: str
     tensor: torch.Tensor
     good: torch.Tensor
-    parts: Parts  # what it was made of, asked only if it is bad: the first bad one is named in its place
+    parts: Parts  # tensors it was computed from; if it is not finite, the first bad part is named instead
 
 
-class Watch:
-    """Tensors that must be finite and numbers for the log, kept on the device until `look` reads all of them back together.
+class Monitor:
+    """Tensors that must be finite and numbers for the log, kept on the device until `flush` reads them together.
 
-    Reading a number of a GPU waits for all its work, so the loop looks once an iteration. Networks may have taken a step
-    with a bad gradient by then: nothing of it is saved, because `look` raises before anything else can happen.
+    Reading a number of a GPU waits for all its work, so the loop flushes once an iteration. Networks may have taken a
+    step with a bad gradient by then: nothing of it is saved, because `flush` raises before anything else can happen.
     """
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self.sums: dict[str, list[float]] = {}  # of each logged number: its sum, and over how many steps
-        self._watched: list[Watched] = []
-        self._asked: list[tuple[list[torch.Tensor], Callable[..., None]]] = []  # scalars, and what takes their values
+        self.sums: dict[str, list[float]] = {}  # {name of a logged number: [its sum, number of steps]}
+        self._watched: list[Finite] = []
+        self._asked: list[
+            tuple[list[torch.Tensor], Callable[..., None]]
+        ] = []  # scalars, and the function that is given their values
 
     def finite(self, name: str, tensor: torch.Tensor, parts: Parts = ()) -> None:
-        """`tensor`, of any shape, must be finite, or the next look raises."""
+        """Check that `tensor`, of any shape, is finite; if not, the next flush raises NonFinite.
+
+        parts: see `Finite`.
+        """
         tensor = tensor.detach()
-        self._watched.append(Watched(name, tensor, torch.isfinite(tensor).all(), parts))
+        self._watched.append(Finite(name, tensor, torch.isfinite(tensor).all(), parts))
 
     def count(
         self, name: str, value: torch.Tensor | float, share: float | None = None, known: torch.Tensor | None = None
     ) -> None:
-        """Add a number (a scalar) to the sums, at the next look.
+        """Add a number (a scalar) to the sums, at the next flush.
 
-        share: of the batch; None: every process knows it and adds its part. known: a scalar, false where the device finds
-        that there is no such number.
+        share: of the batch that the number stands for; None: it is the same in all processes, and each adds an equal
+        part. known: a scalar on the device; False means that the number does not exist and is not added.
         """
         share = 1 / self.processes if share is None else share
 
@@ -64,7 +72,7 @@ class Watch:
             self.ask([], functools.partial(add, value))
 
     def later(self, later: Later, prefix: str) -> None:
-        """Count the numbers that a supplement makes of some scalars once they have been read."""
+        """Add the numbers that a supplement computes from scalars once these have been read back."""
 
         def add(*values: float) -> None:
             for name, value in later.finish(*values).items():
@@ -73,13 +81,13 @@ class Watch:
         self.ask(later.scalars, add)
 
     def ask(self, scalars: list[torch.Tensor], take: Callable[..., None]) -> None:
-        """Have the values of some scalars handed to a function at the next look, if nothing bad is found."""
+        """Pass the values of scalars to `take` at the next flush, unless a tensor is not finite."""
         self._asked.append(([each.detach() for each in scalars], take))
 
-    def look(self, progress: Progress) -> None:
-        """Read everything back, and add all numbers to their sums in the order of their counting.
+    def flush(self, progress: Progress) -> None:
+        """Read all values back together and add the numbers to their sums, in the order in which they were counted.
 
-        Raises NonFinite for the first bad tensor since the last look.
+        Raises NonFinite for the first bad tensor since the last flush.
         """
         watched, asked = self._watched, self._asked
         self._watched, self._asked = [], []
@@ -100,7 +108,7 @@ def _bad(tensor: torch.Tensor) -> int:
     return int((~torch.isfinite(tensor)).sum())
 
 
-def _sentence(each: Watched, progress: Progress) -> str:
+def _sentence(each: Finite, progress: Progress) -> str:
     parts = ((name, part.detach()) for name, part in each.parts)
     name, tensor = next(((name, part) for name, part in parts if _bad(part)), (each.name, each.tensor))
     return (
