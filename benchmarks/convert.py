@@ -53,7 +53,7 @@ def once(path: Path, output: Path) -> dict[str, float]:
     networks.outline({"network": "song", "img_resolution": 32, "img_channels": 3, "label_dim": 0})
     found, before = {}, grown()
     for name, part in (("hash", lambda: _hash(path)), ("read", lambda: _read(pickles, path)),
-                       ("convert", lambda: edm.convert(path, output))):  # fmt: skip
+                       ("convert", lambda: edm.convert_pickle(path, output))):  # fmt: skip
         begun = time.perf_counter()
         part()
         found[name] = time.perf_counter() - begun

@@ -49,7 +49,7 @@ def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
 
 def read(folder: Path, output: Path) -> torch.nn.Module:
     """Converted, and read as a teacher."""
-    folders.convert(folder, output)
+    folders.convert_folder(folder, output)
     return teachers.load(output)[0].requires_grad_(False).eval()
 
 
@@ -227,11 +227,11 @@ def test_a_scheduler_is_taken_only_if_its_noise_is_ddpms(written, tmp_path, name
         (tmp_path / "ddpm" / SCHEDULER).write_text(json.dumps({"_class_name": name}))
     if name not in folders.SCHEDULERS:
         with pytest.raises(Problem, match=rf"is of '{name}', whose noise or whose network's output is not DDPM's"):
-            folders.folder(tmp_path / "ddpm")
+            folders.read_folder(tmp_path / "ddpm")
         return
     if scheduler is None:
         pytest.skip(f"{name} cannot be made here")
-    config, _ = folders.folder(tmp_path / "ddpm")
+    config, _ = folders.read_folder(tmp_path / "ddpm")
     left = scheduler.alphas_cumprod.double()
     config.pop("network")
     assert torch.allclose(ddpm.sigmas(ddpm.Settings(**config)), ((1 - left) / left).sqrt(), rtol=2e-3)
@@ -260,7 +260,7 @@ def test_a_folder_there_and_back(tmp_path):
         about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
         and about["codec"] == agree.PIXELS
     )
-    assert folders.folder(tmp_path / "ddpm/unet")[0] == folders.folder(tmp_path / "ddpm")[0]
+    assert folders.read_folder(tmp_path / "ddpm/unet")[0] == folders.read_folder(tmp_path / "ddpm")[0]
 
 
 def test_old_names_and_a_square_pair_are_read(tmp_path):
@@ -284,8 +284,8 @@ def test_a_running_average_of_a_training_is_read_where_its_scheduler_is(tmp_path
     spoil(tmp_path / "ddpm", UNET, decay=0.9999, inv_gamma=1.0, optimization_step=7)
     (tmp_path / "ddpm/unet").rename(tmp_path / "ddpm/unet_ema")
     with pytest.raises(Problem, match="has no unet but a unet_ema"):
-        folders.folder(tmp_path / "ddpm")
-    assert folders.folder(tmp_path / "ddpm/unet_ema")[0]["img_resolution"] == 8
+        folders.read_folder(tmp_path / "ddpm")
+    assert folders.read_folder(tmp_path / "ddpm/unet_ema")[0]["img_resolution"] == 8
 
 
 def spoil(folder: Path, file: str, **changes) -> None:
@@ -359,7 +359,7 @@ def test_what_is_not_understood_is_refused(tmp_path, kind):
     write(tmp_path / "ddpm")
     change(tmp_path / "ddpm")
     with pytest.raises(Problem, match=sentence) as caught:
-        folders.convert(tmp_path / "ddpm", tmp_path / "out.safetensors")
+        folders.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 

@@ -198,7 +198,7 @@ def test_censored_runs_stay_censored(tmp_path):
     ],
 )
 def test_the_middle_of_times_is_kaplan_and_meiers(values, expected):
-    assert tables.middle(values) == expected
+    assert tables.median_or_bound(values) == expected
 
 
 @pytest.mark.parametrize("constant", [-0.25, 0.5, 8.0])

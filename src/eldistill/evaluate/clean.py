@@ -33,7 +33,7 @@ MOST = 50_000  # images a side whose features are kept for KID: 410 MB
 SEED = 0  # of KID's subsets
 
 
-def chosen(n: int) -> np.ndarray:
+def choose_for_kid(n: int) -> np.ndarray:
     """Which of n images KID sees: bool [n], at most MOST of them, spread evenly (train images may be sorted by class)."""
     mask = np.zeros(n, bool)
     mask[np.linspace(0, n - 1, min(n, MOST)).astype(int)] = True
@@ -53,7 +53,7 @@ class Reference:
 class Sample:
     """Features of images on their way to somebody else: their moments, and the features of the chosen ones for KID.
 
-    space: from uint8 images [n, c, h, w] to features [n, D]. mask: bool, one for each image that will pass (`chosen`).
+    space: from uint8 images [n, c, h, w] to features [n, D]. mask: bool, one for each image that will pass (`choose_for_kid`).
     """
 
     def __init__(self, space: Callable, mask: np.ndarray):
@@ -84,10 +84,10 @@ class Sample:
         }
 
 
-def make_reference(space: Callable, pack: Path, output: Path, say=lambda line: None) -> None:
+def make_clean_reference(space: Callable, pack: Path, output: Path, say=lambda line: None) -> None:
     """Write the Reference of the train images of a packed data set, one pass over them: an npz of `mean`, `cov` and `rows`."""
     images = data.load(pack, "train")[0]
-    sample = Sample(space, chosen(len(images)))
+    sample = Sample(space, choose_for_kid(len(images)))
     for number, _ in enumerate(sample.watch(chunks(images))):
         if number % 40 == 0:
             say(f"{sample.moments.count} of {len(images)} images")
@@ -96,8 +96,8 @@ def make_reference(space: Callable, pack: Path, output: Path, say=lambda line: N
         np.savez(file, mean=mean, cov=cov, rows=sample.kept())
 
 
-def load_reference(path: Path) -> Reference:
-    """What `make_reference` wrote. Raises Problem if the file is missing, damaged, of other shapes, or not finite."""
+def load_clean_reference(path: Path) -> Reference:
+    """What `make_clean_reference` wrote. Raises Problem if the file is missing, damaged, of other shapes, or not finite."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             mean, cov, rows = (archive[name] for name in ("mean", "cov", "rows"))

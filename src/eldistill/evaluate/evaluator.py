@@ -69,21 +69,23 @@ class Evaluator:
         wanted = self.options["fid"]
         count, start = self.share(wanted["n"])
         number, own = count_name(wanted["n"]), slice(start, start + count)
-        sample = clean.Sample(cleanly[0], clean.chosen(wanted["n"])[own]) if cleanly else None
+        sample = clean.Sample(cleanly[0], clean.choose_for_kid(wanted["n"])[own]) if cleanly else None
 
         def block(index: int) -> Iterable:
             made = images(count, start + index * wanted["n"])
             return sample.watch(made) if sample and index == 0 else made
 
-        found = fid.blocks(block, space, reference, f"fid{number}_{label}", wanted["blocks"], self.team)
+        found = fid.fid_of_blocks(block, space, reference, f"fid{number}_{label}", wanted["blocks"], self.team)
         return found | (sample.measure(cleanly[1], number, self.team) if sample else {})
 
-    def fid_on_the_way(
+    def fid_of_snapshot(
         self, images: Callable[[int, int], Iterable], space: Callable, reference: tuple, label: str
     ) -> dict[str, float]:
         """The same of a snapshot: one number, of its first `curve_n` images."""
         n = self.options["fid"]["curve_n"]
-        return {f"fid{count_name(n)}_{label}": fid.distance(images(*self.share(n)), space, reference, self.team)}
+        return {
+            f"fid{count_name(n)}_{label}": fid.fid_to_reference(images(*self.share(n)), space, reference, self.team)
+        }
 
 
 def nest(evaluations: dict[str, dict]) -> dict:

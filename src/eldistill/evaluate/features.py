@@ -39,7 +39,7 @@ def feature_space(name: str, file: Path | None = None, device="cpu") -> Space:
     """The function from uint8 images [n, c, h, w] to features [n, D] called `name` in params.yaml; file: of a space whose network
     this project trains, a `judge-…`."""
     module = importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}")
-    return module.load(name, device) if file is None else module.load(name, device, file)
+    return module.load_space(name, device) if file is None else module.load_space(name, device, file)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from eldistill.evaluate.features import embed
 RECIPE = ("fid", 1)
 
 
-def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] of a published reference: EDM's .npz or EDM2's .pkl, read without executing it.
     Raises Problem for any other file."""
     from eldistill.external import pickles
@@ -70,7 +70,7 @@ class Moments:
         return count, mean, (square - count * np.outer(mean, mean)) / (count - 1)
 
 
-def streamed(
+def measure_moments(
     images: Iterable, space: Callable, say=lambda count: None, team=None
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Number, mean [D] and covariance [D, D] (divisor n - 1) of the features of uint8 chunks, which are not kept; of all
@@ -82,10 +82,10 @@ def streamed(
     return moments.result(team)
 
 
-def distance(images: Iterable, space: Callable, reference: tuple, team=None) -> float:
+def fid_to_reference(images: Iterable, space: Callable, reference: tuple, team=None) -> float:
     """FID of uint8 chunks to a reference: (mean, covariance), or with the root of the covariance as a third. Raises Problem if
     features and reference differ in their number of features D."""
-    _, mean, cov = streamed(images, space, team=team)
+    _, mean, cov = measure_moments(images, space, team=team)
     if mean.shape != reference[0].shape:
         raise Problem(
             f"features have {len(mean)} numbers, the reference {len(reference[0])}; they do not belong together"
@@ -98,7 +98,7 @@ def reference_label(reference: str) -> str:
     return "admref" if reference.startswith("adm-refs") else "edmref"
 
 
-def blocks(
+def fid_of_blocks(
     images: Callable[[int], Iterator], space: Callable, reference: tuple, name: str, count: int, team=None
 ) -> dict[str, float]:
     """{name: mean over blocks, name_sd, name_min, name_block1, …} of FIDs to (mean, covariance); images(b) gives block b.
@@ -106,6 +106,6 @@ def blocks(
     EDM's table has the minimum of three blocks of 50,000 (it reads low, and says nothing of the spread): here the mean is the
     figure, and the minimum stands beside it.
     """
-    found = [distance(images(block), space, reference, team) for block in range(count)]
+    found = [fid_to_reference(images(block), space, reference, team) for block in range(count)]
     about = {name: fmean(found), f"{name}_min": min(found)} | ({f"{name}_sd": stdev(found)} if count > 1 else {})
     return about | {f"{name}_block{number + 1}": value for number, value in enumerate(found)}

@@ -49,7 +49,7 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     return {"cross_entropy": F.cross_entropy(nets["judge"](x), labels, label_smoothing=numbers.smoothing)}
 
 
-def train(
+def train_judge(
     letter: str, recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say
 ) -> dict:
     """Train judge `letter` (a or b) and write it with its held-out accuracy; returns that description."""

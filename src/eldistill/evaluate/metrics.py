@@ -32,7 +32,7 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(0, dtype=FLOAT), np.atleast_2d(np.cov(features, rowvar=False, dtype=FLOAT))
 
 
-def root(cov: np.ndarray) -> np.ndarray:
+def symmetric_root(cov: np.ndarray) -> np.ndarray:
     """The symmetric square root of a covariance."""
     values, vectors = np.linalg.eigh(cov)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
@@ -43,7 +43,7 @@ def frechet(mean: np.ndarray, cov: np.ndarray, mean_r: np.ndarray, cov_r: np.nda
 
     The Fréchet distance of two Gaussians (Dowson & Landau 1982), as in FID; never complex. root_r: S_r^1/2, where it is known.
     """
-    half = root(cov_r) if root_r is None else root_r
+    half = symmetric_root(cov_r) if root_r is None else root_r
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(half @ cov @ half), 0, None)).sum()
     return float(((mean - mean_r) ** 2).sum() + np.trace(cov) + np.trace(cov_r) - 2 * cross)
 
@@ -75,7 +75,7 @@ def jackknife(fake: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> tuple
     pairs = list(itertools.combinations(range(groups), 2))
     for side, other in ((fake, real), (real, fake)):
         mean, cov = moments(other)
-        half, without = root(cov), _without(side, groups)
+        half, without = symmetric_root(cov), _without(side, groups)
         left = np.array([frechet(*without(group), mean, cov, half) for group in range(groups)])
         both = np.array([frechet(*without(*pair), mean, cov, half) for pair in pairs])
         bias += (groups - 1) * (left.mean() - whole)
@@ -209,7 +209,7 @@ def copied(fake: np.ndarray, real: dict, options: dict) -> float:
     return (share - expected) / (1 - expected)
 
 
-def classes(fake: np.ndarray, real: dict, options: dict) -> float | None:
+def inception_score(fake: np.ndarray, real: dict, options: dict) -> float | None:
     """Inception score (Salimans et al. 2016) with the classifier of this feature space: exp of the mean KL of an image's
     class probabilities to their mean, mean over 10 splits; at most the number of classes. None where features belong to no
     classifier of images. It sees classes that are missing and images of no class, nothing within a class.
@@ -246,7 +246,7 @@ METRICS: dict[str, Metric] = {
     "fd": fd, "relfd": relfd, "debiased": debiased, "kid": kid, "precision": precision, "recall": recall,
     "density": density, "coverage": coverage,
 }  # fmt: skip
-ALONE: dict[str, Callable[[np.ndarray, dict, dict], float | None]] = {"copied": copied, "is": classes}
+ALONE: dict[str, Callable[[np.ndarray, dict, dict], float | None]] = {"copied": copied, "is": inception_score}
 LABELLED: dict[str, Callable[[np.ndarray, np.ndarray, dict], float | None]] = {"agreement": agreement}
 CURVE = ("fd", "relfd")
 

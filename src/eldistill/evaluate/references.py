@@ -38,7 +38,9 @@ def load_reference(path: Path) -> dict[str, np.ndarray]:
         raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 
 
-def real_row(references: dict[str, dict], options: dict, spaces: dict | None = None, labels=None) -> dict[str, float]:
+def noise_floor(
+    references: dict[str, dict], options: dict, spaces: dict | None = None, labels=None
+) -> dict[str, float]:
     """The noise floor: all train images against the held-out ones, and the other way round. `copied` is omitted: it is defined only for
     images that are in neither part. labels: of the held-out images, int64 [n], for the metrics of LABELLED: the judges have
     been trained on those of the train images."""

@@ -3,9 +3,9 @@
 
 A file has RECIPE or COVERED_BY, NAMES (what params.yaml calls its spaces) and
 
-    load(name, device) -> function from uint8 images [n, c, h, w] to float32 features [n, D]
+    load_space(name, device) -> function from uint8 images [n, c, h, w] to float32 features [n, D]
 
-or load(name, device, path) where path is the file of a network that this project trains. Of a classifier it returns a
+or load_space(name, device, path) where path is the file of a network that this project trains. Of a classifier it returns a
 ClassifierSpace (eldistill.evaluate.features), which gives class probabilities too. DOWNLOADS: rows of data/sources.csv that it
 reads. All of these are literals, which the planner reads without importing the file.
 """

@@ -20,7 +20,7 @@ NAMES = ("clip-vit-b-32",)
 MODEL = "ViT-B/32"
 
 
-def load(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+def load_space(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from uint8 images [n, c, h, w] to features [n, 512]: clean-fid's preparation (Pillow's bicubic to 224, grey
     as colour) and its encoder. Raises Problem if the package is missing, or for another number of channels than 1 or 3."""
     try:

@@ -27,7 +27,7 @@ MEAN, STD = (
 )  # of uint8 levels: what the Lite networks were trained on (the package's own example has ImageNet's)
 
 
-def prepare(images: torch.Tensor, side: int) -> torch.Tensor:
+def standardise(images: torch.Tensor, side: int) -> torch.Tensor:
     """uint8 [n, c, h, w] to float32 [n, 3, side, side], standardised: bicubic (antialiased), grey repeated to colour,
     (u - 127) / 128.
 
@@ -43,7 +43,7 @@ def prepare(images: torch.Tensor, side: int) -> torch.Tensor:
     return (x.expand(-1, 3, -1, -1) - MEAN) / STD
 
 
-def network(side: int, device="cpu") -> torch.nn.Module:
+def load_network(side: int, device="cpu") -> torch.nn.Module:
     """The trained network for images of `side` pixels, frozen. Raises Problem if the packages are missing, or hold other
     weights than those the metric is named after."""
     try:
@@ -63,16 +63,16 @@ def network(side: int, device="cpu") -> torch.nn.Module:
     return net.requires_grad_(False).eval().to(device)
 
 
-def load(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+def load_space(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     """name: one of NAMES. The function from uint8 images [n, c, h, w] to features [n, 1280]: the last convolution's mean
-    over space. Raises Problem as `network` does."""
+    over space. Raises Problem as `load_network` does."""
     side = int(name.rsplit("-", 1)[1])
-    net = network(side, device)
+    net = load_network(side, device)
     # On a CPU activations that fit into its caches take a third of the time.
     most = AT_ONCE if torch.device(device).type == "cpu" else 10**9
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        parts = [net.extract_features(prepare(part.to(device), side)).mean((2, 3)) for part in images.split(most)]
+        parts = [net.extract_features(standardise(part.to(device), side)).mean((2, 3)) for part in images.split(most)]
         return torch.cat(parts)
 
     return features

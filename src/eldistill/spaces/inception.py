@@ -161,7 +161,7 @@ def _numbers(tensor: pickles.Tensor) -> bool:
     return tensor.storage.dtype in weights.FLOATS and weights.finite(tensor.view())
 
 
-def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
+def load_network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
     """Inception with the numbers of NVIDIA's pickle, frozen, in float32. Raises Refused for any other file."""
     with torch.device("meta"):
         net = Inception()
@@ -181,19 +181,19 @@ def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
     return net.requires_grad_(False).eval().to(device)
 
 
-def load(name: str, device="cpu", path: Path | None = None) -> Space:
+def load_space(name: str, device="cpu", path: Path | None = None) -> Space:
     """The function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle, if it is not to be fetched.
     Raises Problem for another number of channels than 1 (repeated) or 3, or if the file cannot be had."""
     path = path or fetching.fetch(DOWNLOADS[0])
-    net = network(path, device)
+    net = load_network(path, device)
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        return net(coloured(images, name).to(device))
+        return net(to_rgb(images, name).to(device))
 
-    return ClassifierSpace(features, probabilities(net))
+    return ClassifierSpace(features, probability_head(net))
 
 
-def coloured(images: torch.Tensor, name: str) -> torch.Tensor:
+def to_rgb(images: torch.Tensor, name: str) -> torch.Tensor:
     """Images [n, 1 or 3, h, w] as [n, 3, h, w], grey repeated. name: of the feature space, for the message. Raises Problem for
     another number of channels."""
     if images.shape[1] not in (1, 3):
@@ -203,7 +203,7 @@ def coloured(images: torch.Tensor, name: str) -> torch.Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def probabilities(net: Inception) -> Callable:
+def probability_head(net: Inception) -> Callable:
     """The function from features [n, 2048] to probabilities of Inception's 1,008 outputs, without the bias, as NVIDIA's code
     has it."""
     weight = net.output.weight.cpu().numpy()

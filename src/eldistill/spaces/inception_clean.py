@@ -26,7 +26,7 @@ NAMES = ("inception-clean",)
 DOWNLOADS = ("inception-2015-12-05-pkl",)  # rows of data/sources.csv that it reads
 
 
-def resizer() -> Callable[[np.ndarray], np.ndarray]:
+def clean_resizer() -> Callable[[np.ndarray], np.ndarray]:
     """clean-fid's function from an image [h, w, 3] to float32 [299, 299, 3], levels from 0 to 255. Raises Problem if the package is
     missing."""
     try:
@@ -39,15 +39,15 @@ def resizer() -> Callable[[np.ndarray], np.ndarray]:
     return build_resizer("clean")
 
 
-def load(name: str, device="cpu", path: Path | None = None) -> Space:
+def load_space(name: str, device="cpu", path: Path | None = None) -> Space:
     """The function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle, if it is not to be fetched.
     Raises Problem for another number of channels than 1 (repeated) or 3, or if the file or clean-fid cannot be had."""
-    resize = resizer()
-    net = inception.network(path or fetching.fetch(DOWNLOADS[0]), device)
+    resize = clean_resizer()
+    net = inception.load_network(path or fetching.fetch(DOWNLOADS[0]), device)
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        pictures = inception.coloured(images, name).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = inception.to_rgb(images, name).permute(0, 2, 3, 1).cpu().numpy()
         resized = torch.from_numpy(np.stack([resize(picture) for picture in pictures]))
         return net.pooled(resized.permute(0, 3, 1, 2).to(device))
 
-    return ClassifierSpace(features, inception.probabilities(net))
+    return ClassifierSpace(features, inception.probability_head(net))

@@ -17,7 +17,7 @@ COVERED_BY = "evaluate"
 NAMES = ("judge-a", "judge-b")
 
 
-def load(name: str, device, path: str | Path) -> Space:
+def load_space(name: str, device, path: str | Path) -> Space:
     """The judge in a file as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
     `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
     tensors, about = load_tensors(path)

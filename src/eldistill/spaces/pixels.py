@@ -11,7 +11,7 @@ COVERED_BY = "evaluate"
 NAMES = ("pixels",)
 
 
-def load(name: str, device: str = "cpu") -> Space:
+def load_space(name: str, device: str = "cpu") -> Space:
     """The function `pixels`; it stays on the device of its images."""
     return pixels
 

@@ -85,7 +85,7 @@ def median_time(times: Sequence[tuple[float, bool]]) -> float | None:
     return None
 
 
-def components(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+def variance_components(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Variances (of rows, of columns, of the rest) of a full two-way table with one value a cell, by mean squares.
 
     value = mean + row + column + rest, all independent; an estimate below 0 is given as it is. At least 2 x 2.

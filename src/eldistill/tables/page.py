@@ -92,7 +92,7 @@ def _source(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def to_html(text: str) -> str:
+def markdown_to_html(text: str) -> str:
     """The Markdown that suite.py writes (headings, tables, lists, paragraphs, `code`) as HTML."""
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip()):

@@ -31,25 +31,25 @@ SETS = {  # what published.csv calls the data settings of params.yaml: (data set
 
 
 @functools.cache
-def figures() -> tuple[dict[str, str], ...]:
+def load_figures() -> tuple[dict[str, str], ...]:
     """The rows of published.csv: dataset, conditional, resolution, method, nfe, fid, inception_score, precision, recall and
     source. They were measured by their authors, each in a way of its own: to be shown beside ours, never ranked with them."""
     with open(FIGURES, newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 
-def beside(data: str, method: str, supplement: str) -> list[dict[str, str]]:
+def figures_for(data: str, method: str, supplement: str) -> list[dict[str, str]]:
     """The published figures of an arm: same data, method and supplement (none, or el); of a data setting that nobody published
     those on all data sets, which then compare with nothing here."""
     ending = ENDINGS.get(supplement)
     if ending is None:
         return []
     wanted = {f"{name}{ending}" for name in METHODS.get(method, ())}
-    rows = [row for row in figures() if row["method"].split(" (")[0].split("/")[0] in wanted]
+    rows = [row for row in load_figures() if row["method"].split(" (")[0].split("/")[0] in wanted]
     return [row for row in rows if data not in SETS or _place(row) == SETS[data]]
 
 
-def comparable(data: str, method: str, figure: dict[str, str]) -> bool:
+def is_comparable(data: str, method: str, figure: dict[str, str]) -> bool:
     """Whether our figure of an arm was measured on the data of this published one, with as many network calls: students
     are measured in one call, a teacher in as many as its authors chose."""
     return data in SETS and _place(figure) == SETS[data] and (method == "teacher" or figure["nfe"] == "1")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eldistill.files import write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables.page import STYLE, picture, short_table, to_html
+from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
 RECIPE = ("report", 3)  # the seeds of each supplement
 
@@ -29,7 +29,7 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
         "<nav>" + "".join(f'<a href="#{name}">{text}</a>' for name, text in SECTIONS.items()) + "</nav>",
         _what(params, beds), f'<h2 id="tables">{SECTIONS["tables"]}</h2>',
         # The page has a title of its own.
-        re.sub(r"^<h1>.*?</h1>\n", "", to_html(tables["main.md"].read_text(encoding="utf-8"))),
+        re.sub(r"^<h1>.*?</h1>\n", "", markdown_to_html(tables["main.md"].read_text(encoding="utf-8"))),
         _theirs(tables["published.csv"]), f'<h2 id="curves">{SECTIONS["curves"]}</h2>',
         picture("Convergence of generator_ema: thin lines are seeds, thick ones means, bands a deviation", tables["curves.png"], False),
         picture("The same, held-out, against what it took", tables["costs.png"], False),

@@ -64,7 +64,7 @@ def named(names, metric: str, space: str, part: str) -> str | None:
     return found[0] if found else None
 
 
-def alone(names, metric: str, space: str) -> str | None:
+def named_without_part(names, metric: str, space: str) -> str | None:
     """The one of `names` that is this metric without a part (copied, is), at any n, or None."""
     return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
 
@@ -89,7 +89,7 @@ def read_metrics(path: Path) -> dict[str, float]:
     return metrics
 
 
-def load(run: str, root: Path) -> Result:
+def load_result(run: str, root: Path) -> Result:
     """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
     folder = root / "data/evaluations" / run
     metrics, about = read_metrics(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
@@ -109,7 +109,7 @@ def load(run: str, root: Path) -> Result:
     return Result(run, metrics, curve, about)
 
 
-def check(results: list[Result], primary: str, curves: bool = True) -> None:
+def check_results(results: list[Result], primary: str, curves: bool = True) -> None:
     # Within a data setting every run has the same metrics at the same n, so that names are comparable; only those of
     # more than one step are its method's own.
     first: dict[str, Result] = {}

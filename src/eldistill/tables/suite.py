@@ -26,12 +26,12 @@ from eldistill.tables.results import (
     TEACHER,
     YARDSTICKS,
     Result,
-    alone,
     arms_of,
-    check,
+    check_results,
     ended_no_better,
-    load,
+    load_result,
     named,
+    named_without_part,
     one_device,
     protocols,
     read_metrics,
@@ -42,7 +42,7 @@ RECIPE = ("tables", 2)  # pairs within a data setting; no saving of one seed or 
 # --- statistics ---------------------------------------------------------------------------------------
 
 
-def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int, bool]:
+def time_to_baseline(result: Result, base: Result, primary: str, part: str) -> tuple[int, bool]:
     """(iteration, censored): the first point of the curve at or below the last one of the baseline's curve.
 
     No interpolation: the resolution is that of the snapshots, and a noisy curve crosses a little early.
@@ -67,7 +67,7 @@ def no_goal(bases: list[Result], params: dict, part: str) -> str | None:
     return f"{params['baseline']} ended no better than it began in {sum(ended)} of {runs}" if any(ended) else None
 
 
-def middle(times: list[tuple[int, bool]]) -> tuple[float, bool]:
+def median_or_bound(times: list[tuple[int, bool]]) -> tuple[float, bool]:
     """Kaplan–Meier median of (time, censored); where it is not reached the last time known, and True: a lower bound."""
     found = median_time(times)
     return (max(time for time, _ in times), True) if found is None else (found, False)
@@ -116,7 +116,9 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
             row[f"iterations_to_baseline_{part}"] = None
             if twins:
                 reason = no_goal([twins[0][1]], params, part)
-                row[f"iterations_to_baseline_{part}"] = reason or _bounded(*reached(*twins[0], params["primary"], part))
+                row[f"iterations_to_baseline_{part}"] = reason or _bounded(
+                    *time_to_baseline(*twins[0], params["primary"], part)
+                )
         row["metrics_file"] = f"data/evaluations/{result.run}/metrics.json"
         row["recipe"] = result.about["recipe"][:12]
         row |= {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
@@ -170,8 +172,8 @@ def _speed(twins: list[tuple[Result, Result]], params: dict, part: str, against:
     if twins and reason:
         row[f"iterations_to_baseline_{part}"] = reason
     elif twins:
-        here = middle([reached(result, base, params["primary"], part) for result, base in twins])
-        there = middle([reached(base, base, params["primary"], part) for _, base in twins])
+        here = median_or_bound([time_to_baseline(result, base, params["primary"], part) for result, base in twins])
+        there = median_or_bound([time_to_baseline(base, base, params["primary"], part) for _, base in twins])
         row[f"iterations_to_baseline_{part}"] = _bounded(*here)
         if against and len(twins) > 1:
             row[f"saving_percent_{part}"] = _bounded(100 - 100 * here[0] / there[0], here[1], "<")
@@ -195,7 +197,7 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
         row[f"{stem}_mean"] = fmean(values) if values else None
         row[f"{stem}_sd"] = stdev(values) if len(values) > 1 else None
     for metric in _without_part(arms, params["primary"]):
-        name = alone(results[0].metrics, metric, params["primary"])
+        name = named_without_part(results[0].metrics, metric, params["primary"])
         values = [result.metrics[name] for result in results] if name else []
         row[f"{metric}_{params['primary']}_mean"] = fmean(values) if values else None
     other_spaces = spaces(results, params["primary"])[1:]
@@ -218,7 +220,7 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
     return row | {"runs": " ".join(result.run for result in results)}
 
 
-def corrected(rows: list[dict]) -> None:
+def fill_in_holm(rows: list[dict]) -> None:
     """Fill in `…_p_holm`: Holm's correction over the rows of a data setting, for each feature space and part by itself."""
     for key in [key for key in rows[0] if key.endswith("_p_holm")] if rows else ():
         for row, p in zip(rows, holm([row[key.removesuffix("_holm")] for row in rows]), strict=True):
@@ -240,7 +242,7 @@ def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:
         found.setdefault(data, []).append((row, other))
     said: dict[str, list[str]] = {}
     for data, pairs in found.items():
-        corrected([row for row, _ in pairs])
+        fill_in_holm([row for row, _ in pairs])
         texts = [typeset.sentence(row, part, {**params, "baseline": other}) for row, other in pairs for part in PARTS]
         said[data] = [text for text in texts if text]
     return said
@@ -249,7 +251,10 @@ def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:
 def _without_part(arms: dict[tuple, list[Result]], primary: str) -> list[str]:
     # The metrics without a part: those of LABELLED where a run of the suite has them, so that other tables keep their columns.
     every = [result.metrics for group in arms.values() for result in group]
-    return [*ALONE, *(metric for metric in LABELLED if any(alone(each, metric, primary) for each in every))]
+    return [
+        *ALONE,
+        *(metric for metric in LABELLED if any(named_without_part(each, metric, primary) for each in every)),
+    ]
 
 
 def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
@@ -257,7 +262,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
     arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
-        corrected(groups)
+        fill_in_holm(groups)
         for which, label in YARDSTICKS.items():
             found = read_metrics(root / f"data/evaluations/{data}/{which}/metrics.json")
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
@@ -266,7 +271,9 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
                 raise Problem(f"{data}/{which} has no fd of {params['primary']}; evaluate it again")
             row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
             for metric in _without_part(arms, params["primary"]):
-                row[f"{metric}_{params['primary']}_mean"] = found.get(alone(found, metric, params["primary"]))
+                row[f"{metric}_{params['primary']}_mean"] = found.get(
+                    named_without_part(found, metric, params["primary"])
+                )
             rows.append(row | {f"{name}_mean": found[name] for name in protocols(found)})
         rows += groups
     return rows
@@ -284,9 +291,9 @@ def published_rows(rows: list[dict]) -> list[dict]:
         )
         method = "teacher" if row["supplement"] is None else row["method"]
         data = row["data"] if row["data"] in published.SETS else ""
-        for figure in published.beside(row["data"], method, row["supplement"] or "none"):
+        for figure in published.figures_for(row["data"], method, row["supplement"] or "none"):
             each = {key: figure[key] for key in ("dataset", "conditional", "resolution")}
-            ours = name if published.comparable(row["data"], method, figure) else None
+            ours = name if published.is_comparable(row["data"], method, figure) else None
             each |= {"data": data, "method": method, "supplement": row["supplement"], "published_as": figure["method"],
                      "published_fid": figure["fid"], "calls": figure["nfe"], "source": figure["source"],
                      "ours": row[ours] if ours else None, "ours_is": ours and ours.removesuffix("_mean"),
@@ -304,10 +311,10 @@ def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space
     that ranks), runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input.
     """
-    results = [load(run, root) for run in dict.fromkeys(params["runs"])]
+    results = [load_result(run, root) for run in dict.fromkeys(params["runs"])]
     if not results:
         raise Problem("the suite has no runs; see `suites` in params.yaml")
-    check(results, params["primary"])
+    check_results(results, params["primary"])
     rows = main_rows(results, params, root)
     path = {output.name: output for output in outputs}
     write_rows(path["main.csv"], rows)

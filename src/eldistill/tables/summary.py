@@ -51,7 +51,7 @@ def images_to_quality(run: Evaluation, base: Evaluation, primary: str) -> int | 
     return next((n_images for n_images, distance in ours if distance <= theirs[-1][1]), None)
 
 
-def summary(runs: Runs, primary: Mapping[str, str], baseline: str) -> dict:
+def summarise(runs: Runs, primary: Mapping[str, str], baseline: str) -> dict:
     """Nested mappings of at most LIMIT numbers.
 
     primary: the feature space that ranks, by data setting. baseline: a supplement.

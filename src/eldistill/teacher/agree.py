@@ -17,17 +17,17 @@ COVERED_BY = "teacher/convert"
 PIXELS = {"mean": 0.5, "std": 0.25}  # the codec of EDM's range: u / 127.5 - 1
 
 
-def whole(low: int, high: int) -> Callable:
+def whole_number(low: int, high: int) -> Callable:
     """Takes a whole number from low to high."""
     return lambda value: type(value) is int and low <= value <= high
 
 
-def real(low: float, high: float) -> Callable:
+def real_number(low: float, high: float) -> Callable:
     """Takes a number from low to high."""
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
-def every(one: Callable, most: int = 8) -> Callable:
+def list_of(one: Callable, most: int = 8) -> Callable:
     """Takes a list of 1 to `most` values that `one` takes."""
     return lambda value: isinstance(value, list) and 1 <= len(value) <= most and all(map(one, value))
 
@@ -37,12 +37,12 @@ def or_none(one: Callable) -> Callable:
     return lambda value: value is None or one(value)
 
 
-def among(*choices) -> Callable:
+def one_of(*choices) -> Callable:
     """Takes one of the choices; 0 and False are not the same."""
     return lambda value: any(type(value) is type(choice) and value == choice for choice in choices)
 
 
-def digest(path: Path, wanted: str | None) -> str:
+def check_digest(path: Path, wanted: str | None) -> str:
     """The sha256 of a file. Raises Refused if it is not `wanted`."""
     found = sha256_of(path)
     if wanted not in (None, found):
@@ -50,7 +50,7 @@ def digest(path: Path, wanted: str | None) -> str:
     return found
 
 
-def agree_labels(source: Path, label_dim: int, labels: bool | None) -> None:
+def check_labels(source: Path, label_dim: int, labels: bool | None) -> None:
     """Raise Refused where a network knows classes and its data has none, or the other way round; None takes either."""
     if labels is not None and bool(label_dim) != labels:
         raise Refused(
@@ -58,7 +58,7 @@ def agree_labels(source: Path, label_dim: int, labels: bool | None) -> None:
         )
 
 
-def agree_codec(source: Path, codec: dict, found: dict | None, channels: int) -> None:
+def check_codec(source: Path, codec: dict, found: dict | None, channels: int) -> None:
     """Raise Refused where a network sees other images than its data has: pixels for latents, or latents of other constants.
     found: {scale, bias} of its latents as the file says them, a number for each channel; None if it says nothing."""
     if not latents.has(codec):

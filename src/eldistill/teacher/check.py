@@ -14,7 +14,7 @@ from pathlib import Path
 from eldistill.data import classes
 from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.evaluate.fid import reference_label, statistics, streamed
+from eldistill.evaluate.fid import load_statistics, measure_moments, reference_label
 from eldistill.evaluate.references import load_reference
 from eldistill.external import fetching
 from eldistill.sampling.teachers import images_of_teacher
@@ -51,7 +51,7 @@ def sentence(about: dict, name: str) -> str:
     )
 
 
-def make(
+def check_teacher(
     params: dict,
     teacher: Path,
     reference: Path | None,
@@ -76,16 +76,19 @@ def make(
         say(classes.sentence(about))
     space = features.feature_space(params["features"], judge, machine.device)
     if params["reference"]:
-        other, label = statistics(fetching.fetch(params["reference"], say=say)), reference_label(params["reference"])
+        other, label = (
+            load_statistics(fetching.fetch(params["reference"], say=say)),
+            reference_label(params["reference"]),
+        )
     else:
         other, label = metrics.moments(load_reference(reference)["train"]), "train"
     images = images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], machine.batch, churn=params["churn"]
     )
-    return measured(images, space, other, params, f"{params['features']}_{label}", say)
+    return check_images(images, space, other, params, f"{params['features']}_{label}", say)
 
 
-def measured(images, space, other, params: dict, what: str, say) -> dict:
+def check_images(images, space, other, params: dict, what: str, say) -> dict:
     """The check of chunks of uint8 images [n, c, h, w]: their Fréchet distance in a feature space beside what is published.
 
     other: (mean [D], covariance [D, D]) of the reference. params: n, features, reference, limit, published, steps, churn, seed.
@@ -98,7 +101,7 @@ def measured(images, space, other, params: dict, what: str, say) -> dict:
             told[0] = 10 * count // params["n"]
             say(f"{count} of {params['n']} images")
 
-    count, mean, cov = streamed(images, space, tell)
+    count, mean, cov = measure_moments(images, space, tell)
     if mean.shape != other[0].shape:
         raise Problem(f"features have {len(mean)} numbers, the reference {len(other[0])}; they do not belong together")
     name = f"fd{metrics.count_name(count)}_{what}"

@@ -19,22 +19,22 @@ from eldistill.tensors import load_tensors, save_tensors
 RECIPE = ("teacher/convert", 1)
 
 
-def published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, dict | None]:
+def load_published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, dict | None]:
     """The network of a published file of either kind, frozen, in float32, and the constants of its latents if it has them.
     Raises Refused."""
     if guided.is_state(path):
-        config, tensors, _ = guided.state(path, sha256)
+        config, tensors, _ = guided.read_state(path, sha256)
         constants = None
     else:
         with pickles.read(path, sha256) as file:
             found = file.network()
-            config, tensors, constants = edm.check(found), found.state(), edm.codec_of(file)
+            config, tensors, constants = edm.check_network(found), found.state(), edm.codec_of(file)
     network = networks.build(config)
     network.load_state_dict(tensors)
     return network.requires_grad_(False).eval(), constants
 
 
-def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dict:
+def convert_teacher(params: dict, output: Path, here: str | None = None, say=print) -> dict:
     """The teacher of a section with `source` or `file`: fetched, converted, or taken over if it is one of ours.
 
     params: source or file, perhaps sha256, and codec and labels of its data. here: where the file of `source` lies, if
@@ -63,16 +63,16 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
                 f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )
         if path.is_dir():
-            agree.agree_labels(path, 0, params["labels"])
-            return ddpm.convert(path, output, wanted)
+            agree.check_labels(path, 0, params["labels"])
+            return ddpm.convert_folder(path, output, wanted)
         if guided.is_state(path):
-            return guided.convert(path, output, wanted, licence, params["labels"], params.get("state"))
-        return edm.convert(path, output, wanted, licence, params["labels"], codec)
+            return guided.convert_state(path, output, wanted, licence, params["labels"], params.get("state"))
+        return edm.convert_pickle(path, output, wanted, licence, params["labels"], codec)
     _, about = teachers.load(path)  # a teacher, or the sentence that says why not
-    digest = agree.digest(path, wanted)
+    digest = agree.check_digest(path, wanted)
     if about["codec"] != codec:
         raise Problem(f"{path} was trained with codec {about['codec']}, its data has {codec}; make them equal")
-    agree.agree_labels(path, about["label_dim"], params["labels"])
+    agree.check_labels(path, about["label_dim"], params["labels"])
     about |= {"source": about.get("source") or {"name": path.name, "sha256": digest}}
     save_tensors(output, load_tensors(path)[0], about)
     return about

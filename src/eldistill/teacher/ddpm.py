@@ -16,7 +16,7 @@ from eldistill.data import latents
 from eldistill.external import listing, weights
 from eldistill.external.opcodes import Refused
 from eldistill.teacher import agree
-from eldistill.teacher.agree import among, every, or_none, real, whole
+from eldistill.teacher.agree import list_of, one_of, or_none, real_number, whole_number
 from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("teacher/folders", 1)
@@ -28,25 +28,26 @@ def _any(value) -> bool:
     return True
 
 
-NONE = among(None)
-OFF = or_none(among(False))
+NONE = one_of(None)
+OFF = or_none(one_of(False))
 
 UNET = {
-    "sample_size": whole(4, 1024), "in_channels": whole(1, 16), "out_channels": whole(1, 16),
-    "block_out_channels": every(whole(1, 4096)), "down_block_types": every(among("DownBlock2D", "AttnDownBlock2D")),
-    "up_block_types": every(among("UpBlock2D", "AttnUpBlock2D")), "layers_per_block": whole(1, 16),
-    "mid_block_scale_factor": real(1e-3, 1e3), "downsample_padding": whole(0, 1), "downsample_type": among("conv", "resnet"),
-    "upsample_type": among("conv", "resnet"), "attention_head_dim": or_none(whole(1, 4096)), "norm_num_groups": whole(1, 1024),
-    "attn_norm_num_groups": or_none(whole(1, 1024)), "norm_eps": real(0, 1), "freq_shift": whole(0, 1),
-    "resnet_time_scale_shift": among("default", "scale_shift"), "add_attention": among(True, False),
-    "flip_sin_to_cos": among(True, False), "time_embedding_dim": or_none(whole(1, 65536)),
+    "sample_size": whole_number(4, 1024), "in_channels": whole_number(1, 16), "out_channels": whole_number(1, 16),
+    "block_out_channels": list_of(whole_number(1, 4096)), "down_block_types": list_of(one_of("DownBlock2D", "AttnDownBlock2D")),
+    "up_block_types": list_of(one_of("UpBlock2D", "AttnUpBlock2D")), "layers_per_block": whole_number(1, 16),
+    "mid_block_scale_factor": real_number(1e-3, 1e3), "downsample_padding": whole_number(0, 1), "downsample_type": one_of("conv", "resnet"),
+    "upsample_type": one_of("conv", "resnet"), "attention_head_dim": or_none(whole_number(1, 4096)),
+    "norm_num_groups": whole_number(1, 1024),
+    "attn_norm_num_groups": or_none(whole_number(1, 1024)), "norm_eps": real_number(0, 1), "freq_shift": whole_number(0, 1),
+    "resnet_time_scale_shift": one_of("default", "scale_shift"), "add_attention": one_of(True, False),
+    "flip_sin_to_cos": one_of(True, False), "time_embedding_dim": or_none(whole_number(1, 65536)),
 }  # fmt: skip
 # Keys of which one value is understood, and those that say nothing of a finished network: how it was trained, and what the
 # running average of diffusers' training script notes beside its weights.
 UNET_FIXED = {
-    "center_input_sample": among(False), "time_embedding_type": among("positional"), "act_fn": among("silu", "swish"),
-    "mid_block_type": among("UNetMidBlock2D"), "class_embed_type": NONE, "num_class_embeds": NONE,
-    "num_train_timesteps": or_none(whole(1, 100_000)), "dropout": real(0, 1),
+    "center_input_sample": one_of(False), "time_embedding_type": one_of("positional"), "act_fn": one_of("silu", "swish"),
+    "mid_block_type": one_of("UNetMidBlock2D"), "class_embed_type": NONE, "num_class_embeds": NONE,
+    "num_train_timesteps": or_none(whole_number(1, 100_000)), "dropout": real_number(0, 1),
     **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"), _any),
 }  # fmt: skip
 # Schedulers of diffusers with the x_t above, whose networks predict epsilon or v of it.
@@ -57,16 +58,16 @@ SCHEDULERS = (
     "LMSDiscreteScheduler", "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 SCHEDULE = {
-    "num_train_timesteps": whole(2, 100_000), "beta_start": real(0, 1), "beta_end": real(0, 1),
-    "beta_schedule": among("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": among("epsilon", "v_prediction"),
-    "trained_betas": or_none(every(real(0, 1), 100_000)),
+    "num_train_timesteps": whole_number(2, 100_000), "beta_start": real_number(0, 1), "beta_end": real_number(0, 1),
+    "beta_schedule": one_of("linear", "scaled_linear", "squaredcos_cap_v2"), "prediction_type": one_of("epsilon", "v_prediction"),
+    "trained_betas": or_none(list_of(real_number(0, 1), 100_000)),
 }  # fmt: skip
 NEEDED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")  # their defaults differ from class to class
 # Keys that would change x_t, the label of a step or the meaning of the output: one value of each is understood.
 SCHEDULE_FIXED = {
-    "rescale_betas_zero_snr": OFF, "use_flow_sigmas": OFF, "use_dynamic_shifting": OFF, "timestep_type": among("discrete"),
-    "predict_epsilon": among(True), "sigma_min": NONE, "sigma_max": NONE, "timestep_values": NONE, "shift_terminal": NONE,
-    "variance_type": or_none(among("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
+    "rescale_betas_zero_snr": OFF, "use_flow_sigmas": OFF, "use_dynamic_shifting": OFF, "timestep_type": one_of("discrete"),
+    "predict_epsilon": one_of(True), "sigma_min": NONE, "sigma_max": NONE, "timestep_values": NONE, "shift_terminal": NONE,
+    "variance_type": or_none(one_of("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
 }  # fmt: skip
 # Keys that concern how samples are drawn: the steps that are taken, the solver, what it clips. A teacher is sampled here.
 SAMPLING = (
@@ -139,7 +140,7 @@ def _schedule(path: Path) -> dict:
     return {key: value for key, value in values.items() if key in SCHEDULE}
 
 
-def folder(source: Path) -> tuple[dict, Path]:
+def read_folder(source: Path) -> tuple[dict, Path]:
     """The configuration and the weights of a DDPM folder of diffusers: a pipeline's, or that of its UNet2DModel with the
     scheduler's beside it. Raises Refused."""
     if (encoder := next((name for name in AUTOENCODERS if (source / name).is_dir()), None)) is not None:
@@ -166,11 +167,11 @@ def folder(source: Path) -> tuple[dict, Path]:
     return config, path
 
 
-def convert(source: Path, output: Path, sha256: str | None = None) -> dict:
+def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dict:
     """Write the network of a DDPM folder of diffusers as a teacher; returns its description. Raises Refused; then nothing
     is written. sha256: of its file of weights."""
-    config, path = folder(source)
-    digest = agree.digest(path, sha256)
+    config, path = read_folder(source)
+    digest = agree.check_digest(path, sha256)
     try:
         outline = networks.outline(config)
     except ValueError as error:

@@ -18,7 +18,7 @@ from eldistill.external import pickles, weights
 from eldistill.external.pickles import Network, Refused
 from eldistill.files import canonical
 from eldistill.teacher import agree
-from eldistill.teacher.agree import PIXELS, among, every, or_none, real, whole
+from eldistill.teacher.agree import PIXELS, list_of, one_of, or_none, real_number, whole_number
 from eldistill.tensors import save_tensors
 
 COVERED_BY = "teacher/convert"
@@ -26,26 +26,27 @@ COVERED_BY = "teacher/convert"
 # --- what may be said of a network -----------------------------------------------------------------------
 
 COMMON = {
-    "img_resolution": whole(4, 1024), "img_channels": whole(1, 16), "label_dim": whole(0, 100_000),
-    "model_channels": whole(1, 1024), "channel_mult": every(whole(1, 16)), "num_blocks": whole(1, 16),
-    "attn_resolutions": lambda value: value == [] or every(whole(1, 1024))(value), "dropout": real(0, 1),
-    "sigma_data": real(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
+    "img_resolution": whole_number(4, 1024), "img_channels": whole_number(1, 16), "label_dim": whole_number(0, 100_000),
+    "model_channels": whole_number(1, 1024), "channel_mult": list_of(whole_number(1, 16)), "num_blocks": whole_number(1, 16),
+    "attn_resolutions": lambda value: value == [] or list_of(whole_number(1, 1024))(value), "dropout": real_number(0, 1),
+    "sigma_data": real_number(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
 }  # fmt: skip
 EDM = COMMON | {
-    "model_type": lambda value: isinstance(value, str), "augment_dim": whole(0, 64), "channel_mult_emb": whole(1, 16),
-    "sigma_min": real(0, 1e3), "sigma_max": real(1e-3, math.inf), "label_dropout": real(0, 0),
+    "model_type": lambda value: isinstance(value, str), "augment_dim": whole_number(0, 64), "channel_mult_emb": whole_number(1, 16),
+    "sigma_min": real_number(0, 1e3), "sigma_max": real_number(1e-3, math.inf), "label_dropout": real_number(0, 0),
 }  # fmt: skip
 SONG = EDM | {
-    "channel_mult_noise": whole(1, 16), "embedding_type": among("positional", "fourier"),
-    "encoder_type": among("standard", "residual"), "decoder_type": among("standard"), "resample_filter": every(whole(1, 64)),
+    "channel_mult_noise": whole_number(1, 16), "embedding_type": one_of("positional", "fourier"),
+    "encoder_type": one_of("standard", "residual"), "decoder_type": one_of("standard"), "resample_filter": list_of(whole_number(1, 64)),
 }  # fmt: skip
 EDM2 = COMMON | {
-    "channel_mult_noise": or_none(whole(1, 16)), "channel_mult_emb": or_none(whole(1, 16)), "resample_filter": every(whole(1, 64)),
-    "channels_per_head": whole(1, 1024), "clip_act": real(1e-3, 1e9), "logvar_channels": whole(2, 4096),
-    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), real(0, 1)),
+    "channel_mult_noise": or_none(whole_number(1, 16)), "channel_mult_emb": or_none(whole_number(1, 16)),
+    "resample_filter": list_of(whole_number(1, 64)),
+    "channels_per_head": whole_number(1, 1024), "clip_act": real_number(1e-3, 1e9), "logvar_channels": whole_number(2, 4096),
+    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), real_number(0, 1)),
 }  # fmt: skip
 # force_normalization and use_gan change training, not what a finished generator computes.
-EDM2_STUDENT = EDM2 | {"force_normalization": among(True, False), "use_gan": among(True, False)}
+EDM2_STUDENT = EDM2 | {"force_normalization": one_of(True, False), "use_gan": one_of(True, False)}
 # By the class of the whole and that of the U-Net in it: the network here, and the keywords that it may have.
 CLASSES = {
     ("EDMPrecond", "SongUNet"): ("song", SONG),
@@ -73,7 +74,7 @@ def _known(found: Network) -> tuple[str, dict]:
     return CLASSES[found.class_name, inner]
 
 
-def configuration(found: Network) -> dict:
+def read_configuration(found: Network) -> dict:
     """The `config` of networks.build for a network of a file. Raises Refused for a class, a keyword or a value that no
     published network has."""
     name, allowed = _known(found)
@@ -96,10 +97,10 @@ def configuration(found: Network) -> dict:
     return {"network": name, **settings}
 
 
-def check(found: Network) -> dict:
+def check_network(found: Network) -> dict:
     """The complete configuration of a network of a file, whose tensors have the names, the order and the shapes that it
     asks for, and finite numbers. Raises Refused; nothing of the network's size is allocated."""
-    config = configuration(found)
+    config = read_configuration(found)
     try:
         outline = networks.outline(config)
     except (ValueError, TypeError) as error:
@@ -120,9 +121,9 @@ def check(found: Network) -> dict:
     return outline.config
 
 
-def build(found: Network) -> torch.nn.Module:
-    """The network of a file, in float32, frozen. Raises Refused as `check` does."""
-    network = networks.build(check(found))
+def build_network(found: Network) -> torch.nn.Module:
+    """The network of a file, in float32, frozen. Raises Refused as `check_network` does."""
+    network = networks.build(check_network(found))
     network.load_state_dict(found.state())
     return network.requires_grad_(False).eval()
 
@@ -160,7 +161,7 @@ def _told(file: pickles.File) -> dict | None:
     return found
 
 
-def convert(
+def convert_pickle(
     source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
     codec: dict | None = None,
 ) -> dict:  # fmt: skip
@@ -176,7 +177,7 @@ def convert(
                 f"{source} holds a {found.class_name}, a one-step generator of SiDA or SiD2A; expected a denoiser of all noise levels"
             )
         try:
-            config = check(found)
+            config = check_network(found)
         except Refused as error:
             raise Refused(
                 f"{source} holds a network that is not understood ({error}); give one of EDM or EDM2"
@@ -191,8 +192,8 @@ def convert(
                 "dataset_kwargs": _told(file),
             },
         }  # fmt: skip
-        agree.agree_labels(source, about["label_dim"], labels)
+        agree.check_labels(source, about["label_dim"], labels)
         if codec is not None:
-            agree.agree_codec(source, codec, about["source"]["latents"], channels)
+            agree.check_codec(source, codec, about["source"]["latents"], channels)
         save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
     return about

@@ -35,14 +35,14 @@ def is_state(path: Path) -> bool:
         return False
 
 
-def state(
+def read_state(
     source: Path, sha256: str | None = None, given: dict | None = None
 ) -> tuple[dict, dict[str, torch.Tensor], str]:
     """The configuration, the state under our names and the digest of a network of OpenAI's consistency models.
 
     given: what shapes do not say (see `guided.settings`). Raises Refused, one sentence, for every other or damaged file.
     """
-    digest = agree.digest(source, sha256)
+    digest = agree.check_digest(source, sha256)
     try:
         theirs = _load(source)
         settings = guided.settings(theirs, given)
@@ -107,16 +107,16 @@ def _whole(tensors: Iterable[torch.Tensor], records: list[tuple[int, int]]) -> N
         raise ValueError("its numbers do not lie where its records do")
 
 
-def convert(
+def convert_state(
     source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
     given: dict | None = None,
 ) -> dict:  # fmt: skip
     """Write such a network as a teacher; returns its description. Raises Refused; then nothing is written.
 
-    licence, labels: as in `edm.convert`. given: as in `state`.
+    licence, labels: as in `edm.convert_pickle`. given: as in `read_state`.
     """
-    config, tensors, digest = state(source, sha256, given)
-    agree.agree_labels(source, config["label_dim"], labels)
+    config, tensors, digest = read_state(source, sha256, given)
+    agree.check_labels(source, config["label_dim"], labels)
     about = {
         "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], *[config["img_resolution"]] * 2],
         "label_dim": config["label_dim"],

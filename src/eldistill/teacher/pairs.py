@@ -21,7 +21,7 @@ RECIPE = ("teacher/pairs", 1)
 
 
 @torch.no_grad()
-def make(
+def make_pairs(
     recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say, pack: Path | None = None
 ) -> None:
     """Write z [n, c, h, w] (unit normal), images [n, c, h, w] (encoded), float32, and labels [n] (-1: none).

@@ -48,7 +48,9 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
 
 
-def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say) -> loop.Loop:
+def train_teacher(
+    recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say
+) -> loop.Loop:
     """Train the teacher of a recipe and write its running average with its configuration inside."""
     reals = data.reals(pack, recipe["codec"], recipe["labels"], machine.device)
     config = {**recipe["network"], "img_resolution": reals.shape[1], "img_channels": reals.shape[0],

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from eldistill.errors import Problem
 from eldistill.tables import inference
 from eldistill.tables.results import Result, arms_of, identity, short
-from eldistill.tables.studies.comparisons import compared, paired, summary
+from eldistill.tables.studies.comparisons import compare_pairs, mean_and_sd, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
@@ -43,11 +43,11 @@ def _settings(study: Study) -> list[dict]:
     for space in study.spaces():
         for group in arms.values():
             values = [study.metric(r, space=space) for r in group]
-            row = identity(group) | {"space": space} | summary(values, "fd")
-            twins = paired(study, group, arms)
+            row = identity(group) | {"space": space} | mean_and_sd(values, "fd")
+            twins = pair_with_baseline(study, group, arms)
             if twins:
                 ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
-                row |= compared(ours, theirs, study.params["confidence"])
+                row |= compare_pairs(ours, theirs, study.params["confidence"])
                 deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
                 row |= _equivalence(deltas, bound, level)
                 row["verdict"] = _decide(row, level)
@@ -62,7 +62,9 @@ def _pooled(name: str, study: Study) -> list[dict]:
     fewer than two such seeds, whose own rows then answer. Raises Problem if settings are ranked by different metrics."""
     rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
     for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
-        settings = [paired(study, group, arms) for arm, group in arms.items() if arm[1:] == (method, supplement)]
+        settings = [
+            pair_with_baseline(study, group, arms) for arm, group in arms.items() if arm[1:] == (method, supplement)
+        ]
         settings = [{a.seed: (a, b) for a, b in twins} for twins in settings if twins]
         common = [seed for seed in settings[0] if all(seed in each for each in settings)] if settings else []
         if len(settings) < 2 or len(common) < 2:
@@ -82,7 +84,7 @@ def _pooled(name: str, study: Study) -> list[dict]:
             "seeds": len(deltas),
             "space": study.primary(study.results[0]),
         }
-        row |= compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
+        row |= compare_pairs(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
         row |= _equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
         rows.append(row)
     return rows

@@ -17,7 +17,7 @@ from eldistill.tables.studies.study import Study
 RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
 
 
-def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
+def pair_with_baseline(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
     """(run, the baseline's run of the same data and seed, and method unless it names one); none for the baseline itself."""
     data, method, _ = group[0].arm
     named, _, against = study.params["against"].rpartition("/")
@@ -28,7 +28,7 @@ def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, 
     return [(result, bases[result.seed]) for result in group if result.seed in bases]
 
 
-def compared(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
+def compare_pairs(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
     """Differences of paired values: mean, interval, percent of the mean of the bases (or of `unit`), p, who is lower.
     Percent is None where the mean of the bases is 0."""
     deltas = [a - b for a, b in zip(values, bases, strict=True)]
@@ -41,7 +41,7 @@ def compared(values: list[float], bases: list[float], confidence: float, unit: f
     }  # fmt: skip
 
 
-def summary(values: list[float], stem: str) -> dict:
+def mean_and_sd(values: list[float], stem: str) -> dict:
     """Mean and deviation, as columns that begin with `stem`; of what was not measured (None) there is none."""
     values = [] if None in values else values
     return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
@@ -52,20 +52,21 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
     arms, rows = arms_of(study.results), []
     others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
     for group in arms.values():
-        twins = paired(study, group, arms)
-        row = identity(group) | summary([study.metric(r) for r in group], "fd")
-        row |= compared(
+        twins = pair_with_baseline(study, group, arms)
+        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd")
+        row |= compare_pairs(
             [study.metric(a) for a, _ in twins], [study.metric(b) for _, b in twins], study.params["confidence"]
         )
         row["p_holm"] = None
-        train = compared(*([study.metric(r, part="train") for r in side] for side in (zip(*twins, strict=True) if twins else ((), ()))),
-                          study.params["confidence"])  # fmt: skip
-        row |= summary([study.metric(r, part="train") for r in group], "fd_train")
+        sides = zip(*twins, strict=True) if twins else ((), ())
+        of_train = [[study.metric(result, part="train") for result in side] for side in sides]
+        train = compare_pairs(*of_train, study.params["confidence"])
+        row |= mean_and_sd([study.metric(r, part="train") for r in group], "fd_train")
         row |= {f"train_{key}": train[key] for key in ("difference", "low", "high")}
         for space in others:
-            row |= summary([study.metric(r, space=space) for r in group], f"fd_{space}")
+            row |= mean_and_sd([study.metric(r, space=space) for r in group], f"fd_{space}")
         for metric in ("kid", "precision", "recall"):
-            row |= summary([study.metric(r, metric) for r in group], metric)
+            row |= mean_and_sd([study.metric(r, metric) for r in group], metric)
         row |= _realised(study, group)
         row["step_ms_cpu"] = median(r.about["milliseconds_per_iteration_cpu"] for r in group)
         rows.append(row | {"runs": " ".join(r.run for r in group)})
@@ -117,7 +118,7 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
         if len(cells) < len(training) * len(ensemble) or min(len(training), len(ensemble)) < 2:
             raise Problem(f"{data}/{method}/{stem}-e*: {len(cells)} runs for {len(training)} seeds and {len(ensemble)} ensembles; "
                           "expected a full table")  # fmt: skip
-        parts = inference.components([[cells[t, e] for e in ensemble] for t in training])
+        parts = inference.variance_components([[cells[t, e] for e in ensemble] for t in training])
         names = ("training", "ensemble", "rest")
         total = sum(max(part, 0.0) for part in parts)
         row = {
@@ -127,7 +128,7 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
             "training_seeds": len(training),
             "ensemble_seeds": len(ensemble),
         }
-        row |= summary(list(cells.values()), "fd") | {
+        row |= mean_and_sd(list(cells.values()), "fd") | {
             f"variance_{name}": part for name, part in zip(names, parts, strict=True)
         }
         row |= {
@@ -170,7 +171,9 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
                 "never": sum(censored for _, censored in times[arm].values()),
                 "cpu_seconds": None if middle is None else middle * _seconds(group),
             }
-        rows.append(row | summary([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)})
+        rows.append(
+            row | mean_and_sd([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)}
+        )
     for row in rows:
         arm, base = (row["data"], row["method"], row["supplement"]), (row["data"], row["method"], against)
         who = f"{row['data']}, {row['method']}/{row['supplement']}"
@@ -239,7 +242,7 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
         for kind, cost_of in COSTS.items():
             if any(cost_of(result) is None for result in study.results):
                 continue
-            twins = paired(study, group, arms)
+            twins = pair_with_baseline(study, group, arms)
             if not twins or (kind == "seconds" and not one_device([result for pair in twins for result in pair])):
                 continue
             ours, theirs = [], []
@@ -254,9 +257,9 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
                     raise Problem(f"the curves of {mine.run} and {base.run} share no {kind}; add 0 to distil.snapshots")
                 ours.append(_at(curves[0], end))
                 theirs.append(_at(curves[1], end))
-            row = identity(group) | {"equal": kind} | summary(ours, "fd") | summary(theirs, "baseline")
+            row = identity(group) | {"equal": kind} | mean_and_sd(ours, "fd") | mean_and_sd(theirs, "baseline")
             rows.append(
-                row | compared(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
+                row | compare_pairs(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
             )
     for row, p in zip(rows, inference.holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p

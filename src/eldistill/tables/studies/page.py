@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
-from eldistill.tables.results import check, load, short
+from eldistill.tables.results import check_results, load_result, short
 from eldistill.tables.studies import forest
 from eldistill.tables.studies.study import Study
 
@@ -135,10 +135,10 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     """Write the study's csv, md and png (outputs, in this order). params: the section with beds, confidence, tuning
     and runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input."""
-    results = [load(run, root) for run in params["runs"]]
+    results = [load_result(run, root) for run in params["runs"]]
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
-        check(ranked, space, curves=params["kind"] in CURVED)
+        check_results(ranked, space, curves=params["kind"] in CURVED)
     study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
     kind = params["kind"]
     rows, said = getattr(importlib.import_module(f"eldistill.tables.studies.{KINDS[kind]}"), kind)(study)
