@@ -298,7 +298,7 @@ def test_latents_are_judged_by_their_pixels():
     run = plan.evaluation(params.Run("imagenet512-s", "di", "el", 0))
     names = [step.name for step in run.upstream]
     assert {"imagenet512-rgb/images", "imagenet512-s/images"} <= set(names), "of the latents the labels alone are read"
-    real = [step.name for step in plan.yardstick("imagenet512-s", "real").upstream]
+    real = [step.name for step in plan.reference_run("imagenet512-s", "real").upstream]
     assert "imagenet512-rgb/images" in real and "imagenet512-s/images" not in real
     assert {name.split("/")[0] for name in names if "judge" in name or "reference" in name} == {"imagenet512-rgb"}
     assert "imagenet512-s/images" in [

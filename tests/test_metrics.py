@@ -160,7 +160,7 @@ def ruler(tmp_path_factory):
         return seen(evaluate.Evaluator(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
 
     images, labels, _ = data.load(folder / "pack")
-    # The class score of train images is nobody's yardstick but their own: that of held-out ones stands for real images.
+    # The class score of train images is a reference only for themselves: that of held-out ones stands for real images.
     row = noise_floor(known, OPTIONS, spaces)
     floor = seen({name: value for name, value in row.items() if not name.startswith("is1437")})
     return measure, floor, images, labels
@@ -225,7 +225,7 @@ def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
     """metrics.py with one more function in METRICS: it is measured in every space and to both parts, under its name, and every
     evaluation is stale without it."""
     plan = lambda: Plan(params.from_values(conftest.shipped(), ROOT))  # noqa: E731
-    before = plan().yardstick("digits", "real")
+    before = plan().reference_run("digits", "real")
     for source in PACKAGE.rglob("*.py"):
         target = tmp_path / source.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,7 @@ def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PACKAGE", tmp_path)
     versions.metric_names.cache_clear()
     try:
-        after = plan().yardstick("digits", "real")
+        after = plan().reference_run("digits", "real")
     finally:
         versions.metric_names.cache_clear()
     assert set(after.params["metrics"]) - set(before.params["metrics"]) == {"shift"} and after.digest != before.digest

@@ -74,7 +74,7 @@ class Plan(PlanOfModels):
         return self._evaluation("evaluation", str(run), run.data, grid, (self.distil(run),), outputs)
 
     @functools.cache  # noqa: B019
-    def yardstick(self, data: str, which: str) -> Step:
+    def reference_run(self, data: str, which: str) -> Step:
         """The same metrics of real held-out images (`real`) or of the teacher's samples (`teacher`)."""
         section = self.data(data)
         if which == "real":
@@ -98,14 +98,14 @@ class Plan(PlanOfModels):
         )
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:
-        """All evaluations of a suite, the yardsticks of its data settings first."""
+        """All evaluations of a suite, the reference runs of its data settings first."""
         runs = list(self.params.runs(suite))
-        yardsticks = [
-            self.yardstick(data, which)
+        reference_runs = [
+            self.reference_run(data, which)
             for data in dict.fromkeys(run.data for run in runs)
             for which in ("real", "teacher")
         ]
-        return (*yardsticks, *(self.evaluation(run) for run in runs))
+        return (*reference_runs, *(self.evaluation(run) for run in runs))
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
@@ -212,7 +212,7 @@ class Plan(PlanOfModels):
         if parts[0] not in data:
             unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
-            return self.yardstick(parts[0], parts[1])
+            return self.reference_run(parts[0], parts[1])
         if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
             self.params.section("ensemble", parts[1], where="ensemble on the command line")
             return self.ensemble(parts[0], parts[1], int(parts[2]))

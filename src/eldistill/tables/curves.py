@@ -18,7 +18,7 @@ MARKERS = "osD^vPX"
 
 
 def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary: str) -> None:
-    # One panel: arms of one data setting and method against one part; rows: the yardsticks.
+    # One panel: arms of one data setting and method against one part; rows: the reference runs.
     for (data, method, supplement), results in arms.items():
         column, points = named(results[0].curve[0], "fd", primary, part), {}
         colour, marker = styles[supplement]
@@ -88,7 +88,7 @@ def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
 def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
     """curves.png: two panels (held-out, train) of 600 x 500 pixels for each data setting and method.
 
-    Thick: mean over the seeds at points that all of them have; thin: each seed; dashed: the two yardsticks.
+    Thick: mean over the seeds at points that all of them have; thin: each seed; dashed: the two reference runs.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -99,9 +99,9 @@ def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dic
         figure = Figure(figsize=(12, 5 * len(beds)), dpi=100, layout="constrained")
         for panels, bed in zip(figure.subplots(len(beds), 2, squeeze=False), beds, strict=True):
             here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
-            yardsticks = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
+            reference_runs = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
             for axes, part in zip(panels, PARTS, strict=True):
-                _panel(axes, here, yardsticks, styles, part, params["primary"])
+                _panel(axes, here, reference_runs, styles, part, params["primary"])
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 

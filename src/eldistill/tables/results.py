@@ -18,7 +18,7 @@ RECIPE = ("results", 2)  # numbers must be finite
 
 PARTS = {"heldout": "held-out", "train": "train"}
 REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"
-YARDSTICKS = {"real": REAL, "teacher": TEACHER}
+REFERENCE_RUNS = {"real": REAL, "teacher": TEACHER}
 NAME = re.compile(r"(?P<metric>[a-z]+)(?P<n>\d+k?)_(?P<space>.+)_(?P<part>heldout|train)")
 ABOUT = ("n_images", "iterations", "milliseconds_per_iteration_cpu", "milliseconds_per_iteration_wall",
          "recipe", "git_commit", "command")  # fmt: skip

@@ -24,7 +24,7 @@ from eldistill.tables.results import (
     NAME,
     PARTS,
     TEACHER,
-    YARDSTICKS,
+    REFERENCE_RUNS,
     Result,
     arms_of,
     check_results,
@@ -263,7 +263,7 @@ def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
         fill_in_holm(groups)
-        for which, label in YARDSTICKS.items():
+        for which, label in REFERENCE_RUNS.items():
             found = read_metrics(root / f"data/evaluations/{data}/{which}/metrics.json")
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
             row |= {f"metric_{p}": named(found, "fd", params["primary"], p) for p in PARTS}

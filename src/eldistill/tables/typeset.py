@@ -62,7 +62,7 @@ def _reach(iterations, saving) -> str:
 def _line(row: dict, params: dict, wanted: list) -> list[str]:
     values = [_cell(row, "_".join(want)) for want in wanted]
     if row["seeds"] is None:
-        # A yardstick has another number of images than the arms.
+        # A reference run may have another number of images than the arms.
         n, n_train = (NAME.fullmatch(row[f"metric_{part}"])["n"] for part in PARTS)
         # Of few images the distance to train ones is no floor for many: it is left out here, not in main.csv.
         against_train = values[1] if n_train == n else ""
