@@ -152,7 +152,7 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     capsys.readouterr()
     assert __main__.main(["teacher", "theirs/check"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "more than 1.2 times it" in error and "check.limit" in error
+    assert error.count("\n") == 1 and "more than 1.2 times the published distance" in error and "check.limit" in error
     assert not Path("data/teachers/theirs/check.json").exists()
     test_foreign_teachers.change(check={"n": 4, "limit": 1e9})
     assert __main__.main(["teacher", "theirs/check"]) == 0

@@ -367,7 +367,7 @@ def test_a_record_of_another_length_than_its_numbers_is_refused(tmp_path, change
     same = rewritten(source, tmp_path / "same.pt", lambda name, content: content)
     assert all(torch.equal(a, b) for a, b in zip(guided_states.read_state(source, given=given)[1].values(),
                                                  guided_states.read_state(same, given=given)[1].values(), strict=True))  # fmt: skip
-    with pytest.raises(Refused, match="a record of it is not as long as its numbers"):
+    with pytest.raises(Refused, match="one of its records has another length than its numbers"):
         guided_states.read_state(rewritten(source, tmp_path / "cut.pt", cut), given=given)
 
 
@@ -428,7 +428,7 @@ def test_from_their_teacher_to_a_generator(project, capsys):
     values["data"]["theirs"]["labels"] = True
     Path("params.yaml").write_text(conftest.write_yaml(values), encoding="utf-8")
     assert __main__.main(["teacher", "theirs"]) == 2
-    assert "knows 0 classes, its data has labels: true" in capsys.readouterr().err
+    assert "has 0 classes, but its data setting has labels: true; set labels to false" in capsys.readouterr().err
 
 
 def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, capsys):  # noqa: F811

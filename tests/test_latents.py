@@ -366,9 +366,9 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     assert about["codec"] == codec and about["shape"][0] == 4
     assert teachers.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
-        "sees latents with scale": EDM2,
+        "was trained on latents with scale": EDM2,
         "sees 4 channels, the codec of its data has 1": SMALL,
-        "sees latents, its data has pixels": agree.PIXELS,
+        "was trained on latents, but its data setting has pixels": agree.PIXELS,
     }
     for sentence, other in wrong.items():
         with pytest.raises(Problem, match=sentence):

@@ -508,14 +508,14 @@ def test_only_ordinary_files_are_opened(tmp_path, kind):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "NCSNpp"}, "its model_type is 'NCSNpp', its U-Net is of the class 'SongUNet'"),
+        ({"model_type": "NCSNpp"}, "its model_type is 'NCSNpp', but its U-Net is of the class 'SongUNet'"),
         ({"model_channels": 10**9}, "its model_channels is 1000000000"), ({"model_channels": True}, "its model_channels is True"),
         ({"model_channels": 4.0}, "its model_channels is 4.0"), ({"num_blocks": 10**6}, "its num_blocks is"),
         ({"channel_mult": [1] * 99}, "its channel_mult is"), ({"channel_mult": "12"}, "its channel_mult is '12'"),
         ({"decoder_type": "skip"}, "its decoder_type is 'skip'"), ({"embedding_type": "eval"}, "its embedding_type is 'eval'"),
         ({"__class__": 1}, "its keyword '__class__' is none of"), ({"sigma_max": math.nan}, "its sigma_max is nan"),
         ({"img_resolution": 8}, "its keyword img_resolution is 8, its attribute img_resolution 4"),
-        ({"num_blocks": 2}, "its keywords ask for"), ({"model_channels": 8}, r"expected \["), ({"dropout": -1}, "its dropout is -1"),
+        ({"num_blocks": 2}, "its keywords need"), ({"model_channels": 8}, r"expected \["), ({"dropout": -1}, "its dropout is -1"),
     ],
 )  # fmt: skip
 def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):

@@ -109,7 +109,9 @@ def test_two_processes_find_what_one_finds():
 
 
 def test_features_that_do_not_belong_to_the_reference_are_one_sentence():
-    with pytest.raises(Problem, match="features have 4 dimensions, the reference statistics 3; expected the same number"):
+    with pytest.raises(
+        Problem, match="features have 4 dimensions, the reference statistics 3; expected the same number"
+    ):
         fid.fid_of_blocks(lambda block: images(20), space, (np.zeros(3), np.eye(3)), "x", 1)
 
 

@@ -175,7 +175,7 @@ def test_clip_is_clean_fids_and_optional(monkeypatch):
     for name in ("clip", "cleanfid.clip_features"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "clip", None)
-    with pytest.raises(Problem, match=r"clip-vit-b-32 needs the package clip; .*leave it out of evaluate\.features"):
+    with pytest.raises(Problem, match=r"clip-vit-b-32 needs the package clip; .*remove it from evaluate\.features"):
         features.feature_space("clip-vit-b-32")
     seen = []
 

@@ -157,7 +157,7 @@ OUTER, INNER = "EDMPrecond_EncoderDecoder", "SongUNet_EncoderDecoder"
         ("song", {"kwargs": {"use_gan": True}}, "its keyword 'use_gan' is none of"),
         ("edm2", {"classes": ("EDM_2_Precond_EncoderDecoder", "UNet_EncoderDecoder")}, "a network 'EDM_2_Precond_EncoderDecoder'"),
         ("edm2", {"kwargs": {"use_gan": 1}}, "its use_gan is 1"),
-        ("edm2", {"logvar": 8}, "its keywords ask for"),
+        ("edm2", {"logvar": 8}, "its keywords need"),
     ],
 )  # fmt: skip
 def test_what_is_neither_is_refused(tmp_path, kind, changes, sentence):

@@ -70,7 +70,8 @@ def embed_all(
     for each in features.values():
         if not np.isfinite(each).all():
             raise Problem(
-                f"{int((~np.isfinite(each)).any(1).sum())} images have features that are not finite; expected finite features: look at these images and at the network that made them"
+                f"{int((~np.isfinite(each)).any(1).sum())} images have features that are not finite; look at the images "
+                "and at the network that made them"
             )
     return features
 
