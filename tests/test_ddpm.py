@@ -310,7 +310,7 @@ def weights(change):
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 SPOILED = {
     "another class": (lambda f: spoil(f, UNET, _class_name="UNet2DConditionModel"), "expected a UNet2DModel"),
-    "a keyword of its own": (lambda f: spoil(f, UNET, hook="import os"), "has 'hook', which no"),
+    "a keyword of its own": (lambda f: spoil(f, UNET, hook="import os"), "has the key 'hook', which no"),
     "a huge width": (lambda f: spoil(f, UNET, block_out_channels=[10**9, 8]), "has block_out_channels"),
     "another block": (lambda f: spoil(f, UNET, down_block_types=["SkipDownBlock2D", "DownBlock2D"]), "has down_block_types"),
     "classes": (lambda f: spoil(f, UNET, num_class_embeds=10), "has num_class_embeds 10"),
@@ -324,7 +324,7 @@ SPOILED = {
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "which defines the noise of each step"),
     "the image as prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="sample"), "has prediction_type 'sample'"),
     "no signal at the end": (lambda f: spoil(f, SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
-    "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; put the pixels a side"),
+    "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; add it, with the side"),
     "an oblong": (lambda f: spoil(f, UNET, sample_size=[8, 16]), "has sample_size"),
     "half precision alone": (lambda f: (f / "unet" / listing.WEIGHTS).rename(f / "unet/diffusion_pytorch_model.fp16.safetensors"),
                              "there are diffusion_pytorch_model.fp16.safetensors"),
@@ -335,7 +335,7 @@ SPOILED = {
     "old word for the image": (lambda f: spoil(f, SCHEDULER, predict_epsilon=False), "has predict_epsilon False"),
     "a flow's prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="flow_prediction"), "has prediction_type 'flow_prediction'"),
     "an unknown key": (lambda f: spoil(f, SCHEDULER, shift=3.0), "has the key 'shift', which no supported scheduler has"),
-    "an unknown key with a bar": (lambda f: spoil(f, SCHEDULER, _shift=3.0), "has '_shift', which no scheduler"),
+    "an unknown key with a bar": (lambda f: spoil(f, SCHEDULER, _shift=3.0), "has the key '_shift', which no supported scheduler"),
     "no class": (lambda f: spoil(f, SCHEDULER, _class_name=None), "describes None, whose noise"),
     "a class that is a list": (lambda f: spoil(f, SCHEDULER, _class_name=["DDPMScheduler"]), "whose noise"),
     "no beta": (lambda f: (f / SCHEDULER).write_text('{"_class_name": "DDPMScheduler"}'), "has no num_train_timesteps"),

@@ -367,7 +367,7 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     assert teachers.load(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
         "was trained on latents with scale": EDM2,
-        "sees 4 channels, the codec of its data has 1": SMALL,
+        "was trained on 4 channels, but the codec of its data setting has 1": SMALL,
         "was trained on latents, but its data setting has pixels": agree.PIXELS,
     }
     for sentence, other in wrong.items():

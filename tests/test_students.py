@@ -122,7 +122,7 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     images = sampling.sample(sampling.Generator(ours, about | {"codec": agree.PIXELS}), 2)
     assert images.shape == x.shape and images.dtype == torch.uint8
     if classes(row)[0] in edm.STUDENTS:
-        with pytest.raises(Problem, match="a one-step generator of SiDA or SiD2A; expected a denoiser"):
+        with pytest.raises(Problem, match="a one-step generator of SiDA or SiD2A; expected a teacher"):
             convert.convert_teacher({**section, "source": None, "file": str(path)}, tmp_path / "teacher.safetensors")
     assert not (tmp_path / "teacher.safetensors").exists()
 
