@@ -35,7 +35,7 @@ def load_space(name: str, device="cpu") -> Callable[[torch.Tensor], torch.Tensor
     def features(images: torch.Tensor) -> torch.Tensor:
         if images.shape[1] not in (1, 3):
             raise Problem(
-                f"images of {images.shape[1]} channels for {name}; expected 1 or 3; remove it from evaluate.features"
+                f"images of {images.shape[1]} channels for {name}; expected 1 or 3: remove it from evaluate.features"
             )
         pictures = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
         prepared = np.stack([img_preprocess_clip(picture) for picture in pictures])

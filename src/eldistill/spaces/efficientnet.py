@@ -36,7 +36,7 @@ def standardise(images: torch.Tensor, side: int) -> torch.Tensor:
     """
     if images.shape[1] not in (1, 3):
         raise Problem(
-            f"images of {images.shape[1]} channels for efficientnet-lite0; expected 1 or 3; remove it from evaluate.features"
+            f"images of {images.shape[1]} channels for efficientnet-lite0; expected 1 or 3: remove it from evaluate.features"
         )
     x = images.float()
     if x.shape[-1] != side:

@@ -200,7 +200,7 @@ def to_rgb(images: torch.Tensor, name: str) -> torch.Tensor:
     Problem for another number of channels."""
     if images.shape[1] not in (1, 3):
         raise Problem(
-            f"images of {images.shape[1]} channels for {name}; expected 1 or 3; remove it from evaluate.features"
+            f"images of {images.shape[1]} channels for {name}; expected 1 or 3: remove it from evaluate.features"
         )
     return images.expand(-1, 3, -1, -1)
 
