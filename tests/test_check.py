@@ -47,10 +47,10 @@ def test_moments_do_not_depend_on_the_chunks():
     images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
     mean, cov = metrics.moments(features.embed([images], pixels))
     for size in (1, 7, 40):
-        count, own_mean, own_cov = check.streamed(images.split(size), pixels)
+        count, own_mean, own_cov = check.measure_moments(images.split(size), pixels)
         assert count == 40 and np.allclose(own_mean, mean, rtol=1e-13) and np.allclose(own_cov, cov, atol=1e-14)
     with pytest.raises(Problem, match="1 images for a covariance"):
-        check.streamed([images[:1]], pixels)
+        check.measure_moments([images[:1]], pixels)
 
 
 def test_both_forms_of_reference_statistics(tmp_path):
@@ -63,7 +63,7 @@ def test_both_forms_of_reference_statistics(tmp_path):
     }
     pkl = official.write(tmp_path / "refs.pkl", content)
     for path in (tmp_path / "refs.npz", pkl):
-        found = check.statistics(path)
+        found = check.load_statistics(path)
         assert np.array_equal(found[0], mean) and np.array_equal(found[1], cov)
     np.savez(tmp_path / "half.npz", mu=mean)
     np.savez(tmp_path / "objects.npz", mu=np.array([{}], dtype=object), sigma=cov)
@@ -72,7 +72,7 @@ def test_both_forms_of_reference_statistics(tmp_path):
     official.write(tmp_path / "other.pkl", {"fid": 3})
     for name in ("half.npz", "objects.npz", "nan.npz", "page.npz", "other.pkl", "none.npz"):
         with pytest.raises(Problem, match=name):
-            check.statistics(tmp_path / name)
+            check.load_statistics(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def published(project, net, monkeypatch):  # noqa: F811
     official.write(Path("mirror/inception-2015-12-05.pkl"), wrapped(net))
     draw = np.random.default_rng(0)
     np.savez("mirror/ffhq-64x64.npz", mu=draw.normal(size=64), sigma=np.eye(64))
-    whole = inception.load
+    whole = inception.load_space
     # Of 2048 features 64: the roots of their covariances take most of the time.
-    monkeypatch.setattr(inception, "load", lambda *args, **kw: lambda images: whole(*args, **kw)(images)[:, :64])
+    monkeypatch.setattr(inception, "load_space", lambda *args, **kw: lambda images: whole(*args, **kw)(images)[:, :64])
     with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     with open("data/sources.csv", "w", newline="", encoding="utf-8") as file:
@@ -144,15 +144,15 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     assert (found["reference"], found["features"]) == ("fid-refs-ffhq-64x64", "inception")
     teacher, about = teachers.load_denoiser("data/teachers/theirs/teacher.safetensors")
     images = list(images_of_teacher(teacher, about, 4, 2))
-    rows = features.embed(images, inception.load("inception", path=Path("mirror/inception-2015-12-05.pkl")))
-    wanted = metrics.frechet(*metrics.moments(rows), *check.statistics(Path("mirror/ffhq-64x64.npz")))
+    rows = features.embed(images, inception.load_space("inception", path=Path("mirror/inception-2015-12-05.pkl")))
+    wanted = metrics.frechet(*metrics.moments(rows), *check.load_statistics(Path("mirror/ffhq-64x64.npz")))
     assert found["fd4_inception_edmref"] == pytest.approx(wanted, rel=1e-9)
     monkeypatch.setattr(check, "ENOUGH", 4)
     Path("data/teachers/theirs/check.json").unlink()
     capsys.readouterr()
     assert __main__.main(["teacher", "theirs/check"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "more than 1.2 times it" in error and "check.limit" in error
+    assert error.count("\n") == 1 and "more than 1.2 times the published distance" in error and "check.limit" in error
     assert not Path("data/teachers/theirs/check.json").exists()
     test_foreign_teachers.change(check={"n": 4, "limit": 1e9})
     assert __main__.main(["teacher", "theirs/check"]) == 0
@@ -172,7 +172,7 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
         colour[0],
         {"shape": [3, 8, 8], "label_dim": 0, "codec": agree.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
     )
-    rows = features.embed(sampling.images_of(generator, 4), inception.load("inception"))
+    rows = features.embed(sampling.images_of(generator, 4), inception.load_space("inception"))
     wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in printed
     command = ["check", NAME, "--file", "student.pkl", "--n", "2", "--steps", "1", "--reference", "refs.npz"]
@@ -199,7 +199,7 @@ def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch
     )
     images = list(sampling.images_of(generator, 4))
     assert images[0].shape[1:] == (3, 16, 16)
-    rows = features.embed(images, inception.load("inception"))
+    rows = features.embed(images, inception.load_space("inception"))
     wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in capsys.readouterr().out
 

@@ -76,7 +76,7 @@ def weights(net, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def ours(weights):
-    return inception_clean.load("inception-clean", path=weights / "inception-2015-12-05.pkl")
+    return inception_clean.load_space("inception-clean", path=weights / "inception-2015-12-05.pkl")
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def test_fid_and_kid_are_clean_fids_on_the_same_png_files(ours, theirs, tmp_path
         wanted_kid = cleanfid.compute_kid(*reversed(png), **options)
 
     space = lambda x: ours(x)[:, :FEW]  # noqa: E731
-    clean.make_reference(space, packed(tmp_path / "pack", train), tmp_path / "moments.npz")
-    reference = clean.load_reference(tmp_path / "moments.npz")
+    clean.make_clean_reference(space, packed(tmp_path / "pack", train), tmp_path / "moments.npz")
+    reference = clean.load_clean_reference(tmp_path / "moments.npz")
     ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 8, "blocks": 1, "reference": "x"}}, 3)
     found = ruler.fid(stream(made), pixels, STANDARD, "x", (space, reference))
     assert wanted_fid > 1 and abs(found["fid8_clean"] - wanted_fid) < 1e-3
@@ -225,7 +225,7 @@ def test_two_processes_find_what_one_finds(monkeypatch, most):
 @pytest.mark.parametrize("n", [2, 10, 11, 97])
 def test_kid_sees_all_images_or_so_many_spread_evenly(monkeypatch, n):
     monkeypatch.setattr(clean, "MOST", 10)
-    places = np.flatnonzero(clean.chosen(n))
+    places = np.flatnonzero(clean.choose_for_kid(n))
     assert len(places) == min(n, 10) and places[0] == 0 and places[-1] == n - 1
     assert np.ptp(np.diff(places)) <= 1
 
@@ -235,18 +235,18 @@ def test_a_reference_is_moments_and_rows_of_all_train_images(tmp_path, monkeypat
     monkeypatch.setattr(clean, "MOST", 25)
     train = pictures(600, 9)
     for name in ("one", "other"):
-        clean.make_reference(pixels, packed(tmp_path / "pack", train), tmp_path / name)
+        clean.make_clean_reference(pixels, packed(tmp_path / "pack", train), tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-    found, rows = clean.load_reference(tmp_path / "one"), features.embed(train.split(100), pixels)
+    found, rows = clean.load_clean_reference(tmp_path / "one"), features.embed(train.split(100), pixels)
     mean, cov = metrics.moments(rows)
     assert np.allclose(found.mean, mean, rtol=0, atol=1e-12) and np.allclose(found.cov, cov, rtol=0, atol=1e-12)
-    assert np.array_equal(found.rows, rows[clean.chosen(600)].astype(np.float32)) and len(found.rows) == 25
+    assert np.array_equal(found.rows, rows[clean.choose_for_kid(600)].astype(np.float32)) and len(found.rows) == 25
 
 
 def test_the_distance_of_the_train_images_to_themselves_is_zero():
     rows = features.embed(pictures(60, 10).split(10), pixels)
     known = reference_of(rows)
-    sample = clean.Sample(pixels, clean.chosen(60))
+    sample = clean.Sample(pixels, clean.choose_for_kid(60))
     assert sum(len(chunk) for chunk in sample.watch(pictures(60, 10).split(10))) == 60
     assert abs(sample.measure(known, "60")["fid60_clean"]) < 1e-9
 
@@ -265,7 +265,7 @@ def test_features_that_are_not_finite_are_never_masked():
     images = pictures(4, 11)
     broken = lambda chunk: pixels(chunk) / 0 * 0  # noqa: E731
     with pytest.raises(Problem, match="not finite"):
-        list(clean.Sample(broken, clean.chosen(4)).watch([images]))
+        list(clean.Sample(broken, clean.choose_for_kid(4)).watch([images]))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an archive", b"PK\x03\x04 half an archive"])
@@ -274,7 +274,7 @@ def test_a_damaged_reference_is_one_sentence(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Problem, match="moments-clean.npz is missing or damaged"):
-        clean.load_reference(path)
+        clean.load_clean_reference(path)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_reference_of_other_shapes_is_one_sentence(tmp_path, change):
     with pytest.raises(
         Problem, match=r"moments\.npz (is missing or damaged|has a mean of shape .*expected finite \[D\])"
     ):
-        clean.load_reference(tmp_path / "moments.npz")
+        clean.load_clean_reference(tmp_path / "moments.npz")
 
 
 # --- plan and parameters --------------------------------------------------------------------------------
@@ -376,13 +376,13 @@ def test_every_evaluation_has_the_figures_and_tables_take_them(tmp_path, monkeyp
     made = Plan(params.load_params()).suite("smoke").values()
     assert not [each.name for each in made if not (each.on_demand or each.fresh(Path()))]
 
-    train = clean.load_reference(Path("data/sets/digits-smoke/moments-clean.npz"))
+    train = clean.load_clean_reference(Path("data/sets/digits-smoke/moments-clean.npz"))
     assert len(train.rows) == 1437
     folder = Path("data/evaluations/digits-smoke")
     for name in ("di/none/0", "teacher"):
         found = json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
         assert {"fid60_inception_edmref", "fid60_clean", "kid60_clean"} <= set(found), name
-    run = results.load("digits-smoke/di/none/0", Path())
+    run = results.load_result("digits-smoke/di/none/0", Path())
     assert all("fid60_inception_edmref" in point for point in run.curve)
     assert float(run.curve[-1]["fid60_inception_edmref"]) == pytest.approx(
         run.metrics["fid60_inception_edmref_block1"], rel=1e-9

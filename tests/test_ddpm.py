@@ -49,7 +49,7 @@ def write(folder: Path, seed: int = 0, schedule: dict | None = None, **changes):
 
 def read(folder: Path, output: Path) -> torch.nn.Module:
     """Converted, and read as a teacher."""
-    folders.convert(folder, output)
+    folders.convert_folder(folder, output)
     return teachers.load_denoiser(output)[0].requires_grad_(False).eval()
 
 
@@ -226,12 +226,12 @@ def test_a_scheduler_is_taken_only_if_its_noise_is_ddpms(written, tmp_path, name
         (tmp_path / "ddpm/scheduler").mkdir(exist_ok=True)
         (tmp_path / "ddpm" / SCHEDULER).write_text(json.dumps({"_class_name": name}))
     if name not in folders.SCHEDULERS:
-        with pytest.raises(Problem, match=rf"is of '{name}', whose noise or whose network's output is not DDPM's"):
-            folders.folder(tmp_path / "ddpm")
+        with pytest.raises(Problem, match=rf"describes '{name}', whose noise or network output differs from DDPM's"):
+            folders.read_folder(tmp_path / "ddpm")
         return
     if scheduler is None:
         pytest.skip(f"{name} cannot be made here")
-    config, _ = folders.folder(tmp_path / "ddpm")
+    config, _ = folders.read_folder(tmp_path / "ddpm")
     left = scheduler.alphas_cumprod.double()
     config.pop("network")
     assert torch.allclose(ddpm.sigmas(ddpm.Settings(**config)), ((1 - left) / left).sqrt(), rtol=2e-3)
@@ -260,7 +260,7 @@ def test_a_folder_there_and_back(tmp_path):
         about["source"]["sha256"] == files.sha256(tmp_path / "ddpm/unet" / listing.WEIGHTS)
         and about["codec"] == agree.PIXELS
     )
-    assert folders.folder(tmp_path / "ddpm/unet")[0] == folders.folder(tmp_path / "ddpm")[0]
+    assert folders.read_folder(tmp_path / "ddpm/unet")[0] == folders.read_folder(tmp_path / "ddpm")[0]
 
 
 def test_old_names_and_a_square_pair_are_read(tmp_path):
@@ -283,9 +283,9 @@ def test_a_running_average_of_a_training_is_read_where_its_scheduler_is(tmp_path
     write(tmp_path / "ddpm")
     spoil(tmp_path / "ddpm", UNET, decay=0.9999, inv_gamma=1.0, optimization_step=7)
     (tmp_path / "ddpm/unet").rename(tmp_path / "ddpm/unet_ema")
-    with pytest.raises(Problem, match="has no unet but a unet_ema"):
-        folders.folder(tmp_path / "ddpm")
-    assert folders.folder(tmp_path / "ddpm/unet_ema")[0]["img_resolution"] == 8
+    with pytest.raises(Problem, match="has no unet, only a unet_ema"):
+        folders.read_folder(tmp_path / "ddpm")
+    assert folders.read_folder(tmp_path / "ddpm/unet_ema")[0]["img_resolution"] == 8
 
 
 def spoil(folder: Path, file: str, **changes) -> None:
@@ -309,22 +309,22 @@ def weights(change):
 
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 SPOILED = {
-    "another class": (lambda f: spoil(f, UNET, _class_name="UNet2DConditionModel"), "expected UNet2DModel"),
-    "a keyword of its own": (lambda f: spoil(f, UNET, hook="import os"), "has 'hook', which no"),
+    "another class": (lambda f: spoil(f, UNET, _class_name="UNet2DConditionModel"), "expected a UNet2DModel"),
+    "a keyword of its own": (lambda f: spoil(f, UNET, hook="import os"), "has the key 'hook', which no"),
     "a huge width": (lambda f: spoil(f, UNET, block_out_channels=[10**9, 8]), "has block_out_channels"),
     "another block": (lambda f: spoil(f, UNET, down_block_types=["SkipDownBlock2D", "DownBlock2D"]), "has down_block_types"),
     "classes": (lambda f: spoil(f, UNET, num_class_embeds=10), "has num_class_embeds 10"),
     "centred input": (lambda f: spoil(f, UNET, center_input_sample=True), "has center_input_sample True"),
-    "more channels out": (lambda f: spoil(f, UNET, out_channels=2), "as many channels out as in"),
+    "more channels out": (lambda f: spoil(f, UNET, out_channels=2), "another number of out_channels than of in_channels"),
     "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its description asks for"),
-    "widths that do not fit": (lambda f: spoil(f, UNET, norm_num_groups=7), "describes no network that is understood"),
+    "widths that do not fit": (lambda f: spoil(f, UNET, norm_num_groups=7), "describes a network that is not supported"),
     "no JSON": (lambda f: (f / UNET).write_text("{"), "cannot be read"),
-    "a list": (lambda f: (f / UNET).write_text("[1]"), "is no mapping"),
+    "a list": (lambda f: (f / UNET).write_text("[1]"), "is not a mapping"),
     "no configuration": (lambda f: (f / UNET).unlink(), "is missing"),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "which says what noise a step has"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "which defines the noise of each step"),
     "the image as prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="sample"), "has prediction_type 'sample'"),
     "no signal at the end": (lambda f: spoil(f, SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
-    "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; put the pixels a side"),
+    "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; add it, with the side"),
     "an oblong": (lambda f: spoil(f, UNET, sample_size=[8, 16]), "has sample_size"),
     "half precision alone": (lambda f: (f / "unet" / listing.WEIGHTS).rename(f / "unet/diffusion_pytorch_model.fp16.safetensors"),
                              "there are diffusion_pytorch_model.fp16.safetensors"),
@@ -334,13 +334,13 @@ SPOILED = {
     "limits of its own": (lambda f: spoil(f, SCHEDULER, sigma_max=80.0), "has sigma_max 80.0"),
     "old word for the image": (lambda f: spoil(f, SCHEDULER, predict_epsilon=False), "has predict_epsilon False"),
     "a flow's prediction": (lambda f: spoil(f, SCHEDULER, prediction_type="flow_prediction"), "has prediction_type 'flow_prediction'"),
-    "an unknown key": (lambda f: spoil(f, SCHEDULER, shift=3.0), "has 'shift', which no scheduler that is understood has"),
-    "an unknown key with a bar": (lambda f: spoil(f, SCHEDULER, _shift=3.0), "has '_shift', which no scheduler"),
-    "no class": (lambda f: spoil(f, SCHEDULER, _class_name=None), "is of None, whose noise"),
+    "an unknown key": (lambda f: spoil(f, SCHEDULER, shift=3.0), "has the key 'shift', which no supported scheduler has"),
+    "an unknown key with a bar": (lambda f: spoil(f, SCHEDULER, _shift=3.0), "has the key '_shift', which no supported scheduler"),
+    "no class": (lambda f: spoil(f, SCHEDULER, _class_name=None), "describes None, whose noise"),
     "a class that is a list": (lambda f: spoil(f, SCHEDULER, _class_name=["DDPMScheduler"]), "whose noise"),
     "no beta": (lambda f: (f / SCHEDULER).write_text('{"_class_name": "DDPMScheduler"}'), "has no num_train_timesteps"),
     "betas of another number": (lambda f: spoil(f, SCHEDULER, trained_betas=[0.1, 0.2]), "has 2 trained_betas"),
-    "an autoencoder beside it": (lambda f: (f / "vqvae").mkdir(), "has a vqvae beside its unet"),
+    "an autoencoder beside it": (lambda f: (f / "vqvae").mkdir(), "has a vqvae next to its unet"),
     "a huge file": (lambda f: (f / UNET).write_text(" " * 5_000_000), "more than 4 MiB"),
     "steps without noise": (lambda f: spoil(f, SCHEDULER, beta_start=0, beta_end=0), "steps that add no noise"),
     "pickles only": (only_pickles, "safe_serialization=True"),
@@ -359,7 +359,7 @@ def test_what_is_not_understood_is_refused(tmp_path, kind):
     write(tmp_path / "ddpm")
     change(tmp_path / "ddpm")
     with pytest.raises(Problem, match=sentence) as caught:
-        folders.convert(tmp_path / "ddpm", tmp_path / "out.safetensors")
+        folders.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 

@@ -293,7 +293,7 @@ def test_the_commands_of_the_quickstart_are_those_of_the_rehearsal():
 
 
 def figure(method: str) -> set[str]:
-    return {row["fid"] for row in published.figures() if row["method"] == method and row["dataset"] == "CIFAR-10"}
+    return {row["fid"] for row in published.load_figures() if row["method"] == method and row["dataset"] == "CIFAR-10"}
 
 
 def test_lengths_and_figures_of_gpu_day():

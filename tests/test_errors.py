@@ -447,13 +447,10 @@ def test_help_of_the_program_lists_every_step(project, capsys):
     [
         ("data", ["heldout", "default 360", "units of 255", "label smoothing"]),
         ("teacher", ["P_mean", "default -1.2", "images a step", "Heun steps"]),
-        (
-            "ensemble",
-            ["calibration", "default 512", "channels of every layer", "steps after which all members are drawn again"],
-        ),
-        ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between saved states", "percent"]),
-        ("evaluate", ["curve_n", "default 2000", "images behind a final number", "k of precision"]),
-        ("tables", ["confidence", "default 0.95", "level of the intervals"]),
+        ("ensemble", ["calibration", "default 512", "channels of every layer", "steps between new draws"]),
+        ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between two saved states", "percent"]),
+        ("evaluate", ["curve_n", "default 2000", "number of images for each final metric", "neighbours for precision"]),
+        ("tables", ["confidence", "default 0.95", "confidence level of the intervals"]),
     ],
 )
 def test_help_of_a_step_says_meaning_unit_and_default_of_its_numbers(project, capsys, word, words):

@@ -16,7 +16,7 @@ from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, judges, metrics
-from eldistill.evaluate.references import load_reference, make_reference, real_row
+from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.spaces.pixels import pixels
 from eldistill.training.machine import Machine
 
@@ -202,7 +202,7 @@ def test_a_function_put_into_metrics_is_measured(monkeypatch):
 
 
 def test_the_real_row_is_symmetric_in_train_and_heldout():
-    row = real_row(references(), OPTIONS)
+    row = noise_floor(references(), OPTIONS)
     for space in ("judge-a", "pixels"):
         assert row[f"fd60_{space}_heldout"] == pytest.approx(row[f"fd40_{space}_train"], rel=1e-10)
         assert row[f"fdj60_{space}_heldout"] == pytest.approx(row[f"fdj40_{space}_train"], rel=1e-10)
@@ -234,7 +234,7 @@ def train_judge(letter: str, pack: Path, output: Path, n_images: int = 1920) -> 
     folder.mkdir(parents=True)
     site = Machine(save_seconds=1e9)
     recipe = {"judges": numbers, "codec": CODEC}
-    return judges.train(letter, recipe, pack, output, folder, "digest", site, lambda text: None)
+    return judges.train_judge(letter, recipe, pack, output, folder, "digest", site, lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +356,7 @@ def test_images_in_metrics_out(pack, spaces, tmp_path):
     found = ruler.measure(lambda n, first: images[first : first + n].split(100), len(images))
     assert found["fd1437_pixels_train"] == pytest.approx(0, abs=1e-5)
     assert found["precision1437_pixels_train"] == found["recall1437_pixels_train"] == 1
-    row = real_row(known, OPTIONS)
+    row = noise_floor(known, OPTIONS)
     assert found["fd1437_pixels_heldout"] == pytest.approx(row["fd1437_pixels_heldout"], rel=1e-5)
     curve = ruler.measure(lambda n, first: [images], len(images), metrics.CURVE)
     assert {name.split("1437")[0] for name in curve} == set(metrics.CURVE)

@@ -144,14 +144,14 @@ def test_a_file_that_is_not_one_is_one_sentence(project, capsys, values, sentenc
 def test_what_does_not_go_with_its_data_is_one_sentence(project, capsys):
     """Classes and pixels; before anything is written."""
     official.write(Path("net.pkl"), official.edm(*network(label_dim=10)))
-    assert "net.pkl knows 10 classes, its data has labels: false; make them agree" in refuses(
+    assert "net.pkl has 10 classes, but its data setting has labels: false; set labels to true" in refuses(
         capsys, "teacher", "theirs"
     )
     official.write(Path("net.pkl"), official.edm(*network()))
     tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     tree["data"]["theirs"]["codec"] = {"mean": 0.3, "std": 0.3}
     Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
-    assert "net.pkl sees pixels on [-1, 1]" in refuses(capsys, "teacher", "theirs")
+    assert "net.pkl was trained on pixels on [-1, 1]" in refuses(capsys, "teacher", "theirs")
     assert not Path("data/teachers/theirs").exists() or not list(Path("data/teachers/theirs").iterdir())
 
 

@@ -192,7 +192,7 @@ def test_the_denoiser_is_theirs(tmp_path, sizes):
     """D of our network on their tensors equals theirs, computed independently, in float64: of a teacher, whose boundary is
     0, and of a consistency model."""
     theirs = state(dtype=torch.float64, **sizes)
-    config, tensors, _ = guided_states.state(save(theirs, tmp_path / "net.pt"), given=SMALL)
+    config, tensors, _ = guided_states.read_state(save(theirs, tmp_path / "net.pt"), given=SMALL)
     network = networks.build(config).double().eval()
     network.load_state_dict(tensors)
     x = torch.randn(3, config["img_channels"], *[config["img_resolution"]] * 2, dtype=torch.float64)
@@ -217,7 +217,7 @@ def test_every_width_and_split_of_attention_is_theirs(tmp_path, width, heads):
     """F at widths where their 32 groups and EDM's min(32, channels // 4) differ (below 128) and where they do not."""
     theirs = state(width=width, dtype=torch.float64, classes=0, channels=1)
     given = {"img_resolution": 8, **heads}
-    config, tensors, _ = guided_states.state(save(theirs, tmp_path / "net.pt"), given=given)
+    config, tensors, _ = guided_states.read_state(save(theirs, tmp_path / "net.pt"), given=given)
     network = networks.build(config).double().eval()
     network.load_state_dict(tensors)
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
@@ -232,10 +232,12 @@ def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
     """The second of three levels attends: of 32 pixels that is 16, of 64 pixels 32; the state alone does not say which."""
     path = save(state(mult=(1, 2, 2), attend=(1,)), tmp_path / "net.pt")
     for side in (32, 64):
-        config, tensors, _ = guided_states.state(path, given={"img_resolution": side, "num_head_channels": 64})
+        config, tensors, _ = guided_states.read_state(path, given={"img_resolution": side, "num_head_channels": 64})
         assert (config["img_resolution"], config["attn_resolutions"]) == (side, [side // 2])
         networks.build(config).load_state_dict(tensors)
-    about = guided_states.convert(path, tmp_path / "out.safetensors", given={"img_resolution": 32, "num_heads": 4})
+    about = guided_states.convert_state(
+        path, tmp_path / "out.safetensors", given={"img_resolution": 32, "num_heads": 4}
+    )
     assert about["shape"] == [3, 32, 32] and teachers.load_denoiser(tmp_path / "out.safetensors")[1] == about
 
 
@@ -255,7 +257,7 @@ def test_attention_is_where_its_blocks_are_whatever_the_resolution(tmp_path):
 def test_what_shapes_do_not_say_is_asked_for(tmp_path, sizes, given, sentence):
     save(state(**sizes), tmp_path / "net.pt")
     with pytest.raises(Refused, match=sentence) as caught:
-        guided_states.convert(tmp_path / "net.pt", tmp_path / "out.safetensors", given=given)
+        guided_states.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors", given=given)
     assert "\n" not in str(caught.value) and not (tmp_path / "out.safetensors").exists()
 
 
@@ -326,7 +328,7 @@ def damaged(kind: str, path: Path) -> None:
 def test_what_is_no_state_of_theirs_is_one_sentence(tmp_path, kind):
     damaged(kind, tmp_path / "net.pt")
     with pytest.raises(Refused, match="net.pt is no network of OpenAI's consistency models") as caught:
-        guided_states.convert(tmp_path / "net.pt", tmp_path / "out.safetensors", given=SMALL)
+        guided_states.convert_state(tmp_path / "net.pt", tmp_path / "out.safetensors", given=SMALL)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert os.listdir(tmp_path) == ["net.pt"]
 
@@ -348,7 +350,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path):
         damaged[at + random.integers(0, size)] ^= 1 << random.integers(0, 8)
         path.write_bytes(damaged)
         with pytest.raises(Refused, match="the checksum of its part"):
-            guided_states.state(path, given={"img_resolution": 8, "num_head_channels": 32})
+            guided_states.read_state(path, given={"img_resolution": 8, "num_head_channels": 32})
 
 
 @pytest.mark.parametrize("change", [-4, -64, 4, 64])
@@ -363,10 +365,10 @@ def test_a_record_of_another_length_than_its_numbers_is_refused(tmp_path, change
         return content[:change] if change < 0 else content + bytes(change)
 
     same = rewritten(source, tmp_path / "same.pt", lambda name, content: content)
-    assert all(torch.equal(a, b) for a, b in zip(guided_states.state(source, given=given)[1].values(),
-                                                 guided_states.state(same, given=given)[1].values(), strict=True))  # fmt: skip
-    with pytest.raises(Refused, match="a record of it is not as long as its numbers"):
-        guided_states.state(rewritten(source, tmp_path / "cut.pt", cut), given=given)
+    assert all(torch.equal(a, b) for a, b in zip(guided_states.read_state(source, given=given)[1].values(),
+                                                 guided_states.read_state(same, given=given)[1].values(), strict=True))  # fmt: skip
+    with pytest.raises(Refused, match="one of its records has another length than its numbers"):
+        guided_states.read_state(rewritten(source, tmp_path / "cut.pt", cut), given=given)
 
 
 def test_a_state_executes_nothing(tmp_path, monkeypatch):
@@ -379,7 +381,7 @@ def test_a_state_executes_nothing(tmp_path, monkeypatch):
 
     torch.save({"input_blocks.0.0.weight": Evil()}, "net.pt")
     with pytest.raises(Refused):
-        guided_states.state(Path("net.pt"))
+        guided_states.read_state(Path("net.pt"))
     assert not Path("canary").exists()
 
 
@@ -395,7 +397,7 @@ def test_mutations_are_read_or_refused(tmp_path):
             mutated[at] = random.integers(0, 256)
         (tmp_path / "net.pt").write_bytes(mutated)
         try:
-            guided_states.state(tmp_path / "net.pt", given=SMALL | {"num_head_channels": 32})
+            guided_states.read_state(tmp_path / "net.pt", given=SMALL | {"num_head_channels": 32})
         except Refused as error:
             assert "\n" not in str(error)
 
@@ -426,7 +428,7 @@ def test_from_their_teacher_to_a_generator(project, capsys):
     values["data"]["theirs"]["labels"] = True
     Path("params.yaml").write_text(conftest.write_yaml(values), encoding="utf-8")
     assert __main__.main(["teacher", "theirs"]) == 2
-    assert "knows 0 classes, its data has labels: true" in capsys.readouterr().err
+    assert "has 0 classes, but its data setting has labels: true; set labels to false" in capsys.readouterr().err
 
 
 def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, capsys):  # noqa: F811
@@ -440,8 +442,8 @@ def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, cap
         sigma=np.eye(64),
         arr_0=np.zeros((2, 8, 8, 3), np.uint8),
     )
-    whole = inception.load
-    monkeypatch.setattr(inception, "load", lambda *args, **kw: lambda images: whole(*args, **kw)(images)[:, :64])
+    whole = inception.load_space
+    monkeypatch.setattr(inception, "load_space", lambda *args, **kw: lambda images: whole(*args, **kw)(images)[:, :64])
     with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
         Path("data/sources.csv").write_text(file.read(), encoding="utf-8")
     theirs = state(mult=(1,), attend=(0,))
@@ -454,9 +456,9 @@ def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, cap
     assert __main__.main(["check", "cd-imagenet64-lpips", "--file", "cd.pt", "--n", "4"]) == 0
     printed = capsys.readouterr().out
     assert "published sigma_init 80, boundary 0.002; fid 6.20, 1 call" in printed
-    network, _ = convert.published(Path("cd.pt"))
+    network, _ = convert.load_published(Path("cd.pt"))
     network.boundary = 0.002
     about = {"shape": [3, 8, 8], "label_dim": 5, "codec": agree.PIXELS, "sampler": {"steps": {"1": [80.0]}}}
-    rows = features.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load("inception"))
+    rows = features.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load_space("inception"))
     wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_admref {wanted:.4g} " in printed

@@ -118,7 +118,7 @@ def wrapped(net, **changes):
 def test_its_file_is_read_without_executing_it(net, tmp_path, monkeypatch):
     """Bit for bit; the feature space by name, grey images repeated; another network is refused, and a missing file."""
     path = official.write(tmp_path / "inception-2015-12-05.pkl", wrapped(net))
-    again = inception.network(path)
+    again = inception.load_network(path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
     monkeypatch.setattr(inception.fetching, "fetch", lambda name: {inception.DOWNLOADS[0]: path}[name])
     space = features.feature_space("inception")
@@ -130,4 +130,4 @@ def test_its_file_is_read_without_executing_it(net, tmp_path, monkeypatch):
     small.layers = nn.Sequential(nn.Linear(2, 2))
     other = official.write(tmp_path / "other.pkl", official.wrapped(small, class_name="InceptionV3"))
     with pytest.raises(Refused, match="is not the Inception network of December 2015"):
-        inception.network(other)
+        inception.load_network(other)

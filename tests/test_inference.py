@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from eldistill.tables.inference import (
-    components,
     equivalence_p,
     holm,
     interval,
     median_time,
     paired_p,
     seeds_for_equivalence,
+    variance_components,
 )
 
 DRAWS = [np.random.default_rng(seed).normal(loc, scale, n).tolist()
@@ -192,28 +192,28 @@ def test_censored_runs_make_a_median_later_never_sooner():
     assert median_time([*arrived, *[(90, True)] * 4]) is None
 
 
-# --- variance components ------------------------------------------------------------------------------
+# --- components of variance ------------------------------------------------------------------------------
 
 
 def test_an_additive_table_has_no_rest():
     """value = row + column: the components are the variances of the two effects, whatever is added to all."""
     rows, columns = np.array([0.0, 1.0, 5.0]), np.array([2.0, -2.0, 0.5, 1.0])
     for constant in (0.0, 100.0):
-        found = components((constant + rows[:, None] + columns).tolist())
+        found = variance_components((constant + rows[:, None] + columns).tolist())
         assert found == pytest.approx((rows.var(ddof=1), columns.var(ddof=1), 0), abs=1e-12)
 
 
 def test_a_transposed_table_swaps_rows_and_columns():
     """The two ways are treated alike."""
     table = np.random.default_rng(4).normal(size=(3, 5))
-    row, column, rest = components(table.tolist())
-    assert components(table.T.tolist()) == pytest.approx((column, row, rest), rel=1e-12)
+    row, column, rest = variance_components(table.tolist())
+    assert variance_components(table.T.tolist()) == pytest.approx((column, row, rest), rel=1e-12)
 
 
 def test_components_are_the_mean_squares_of_the_analysis_of_variance():
     """Against numpy's sums of squares; together with the degrees of freedom they make up the total one."""
     table = np.random.default_rng(5).normal(size=(4, 6))
-    row, column, rest = components(table.tolist())
+    row, column, rest = variance_components(table.tolist())
     total = ((table - table.mean()) ** 2).sum()
     assert 3 * (6 * row + rest) + 5 * (4 * column + rest) + 15 * rest == pytest.approx(total, rel=1e-12)
     assert rest == pytest.approx(
@@ -227,7 +227,7 @@ def test_components_are_unbiased(truth):
     generator = np.random.default_rng(6)
     sds = np.sqrt(truth)
     found = np.array([
-        components((sds[0] * generator.normal(size=(5, 1)) + sds[1] * generator.normal(size=(1, 5))
+        variance_components((sds[0] * generator.normal(size=(5, 1)) + sds[1] * generator.normal(size=(1, 5))
                     + sds[2] * generator.normal(size=(5, 5))).tolist())
         for _ in range(600)
     ])  # fmt: skip
@@ -254,7 +254,7 @@ def test_no_spread_is_certainty(value, p, equivalent):
     assert interval(deltas, 0.95) == (value, value)
     assert paired_p(deltas) == p and equivalence_p(deltas, 1.0) == equivalent
     assert seeds_for_equivalence(deltas, 1.0) == 2
-    assert components([deltas, deltas]) == (0, 0, 0)
+    assert variance_components([deltas, deltas]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("deltas", [[0.1 + 0.2 - 0.3, 0.0], [1e-300, 2e-300], [1e12, 1e12 + 1], [-1e-9, 1e-9, 0]])

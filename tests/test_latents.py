@@ -361,17 +361,19 @@ def test_a_teacher_of_latents_must_have_the_codec_of_its_data(tmp_path):
     path = official.write(tmp_path / "net.pkl", official.edm2(*golden_edm2()))
     scale, bias = [0.12, 0.11, 0.13, 0.15], [-0.7, -0.35, -0.02, 0.33]
     codec = {"mean": [-b / s for s, b in zip(scale, bias, strict=True)], "std": [0.5 / s for s in scale]}
-    about = convert.adopt({"file": str(path), "codec": codec, "labels": True}, tmp_path / "teacher.safetensors")
+    about = convert.convert_teacher(
+        {"file": str(path), "codec": codec, "labels": True}, tmp_path / "teacher.safetensors"
+    )
     assert about["codec"] == codec and about["shape"][0] == 4
     assert teachers.load_denoiser(tmp_path / "teacher.safetensors")[1]["codec"] == codec
     wrong = {
-        "sees latents with scale": EDM2,
-        "sees 4 channels, the codec of its data has 1": SMALL,
-        "sees latents, its data has pixels": agree.PIXELS,
+        "was trained on latents with scale": EDM2,
+        "was trained on 4 channels, but the codec of its data setting has 1": SMALL,
+        "was trained on latents, but its data setting has pixels": agree.PIXELS,
     }
     for sentence, other in wrong.items():
         with pytest.raises(Problem, match=sentence):
-            convert.adopt({"file": str(path), "codec": other, "labels": True}, tmp_path / "other.safetensors")
+            convert.convert_teacher({"file": str(path), "codec": other, "labels": True}, tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()
 
 

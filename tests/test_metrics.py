@@ -19,7 +19,7 @@ from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import features, metrics
-from eldistill.evaluate.references import load_reference, make_reference, real_row
+from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
@@ -112,11 +112,11 @@ def test_density_and_coverage_are_brute_force():
 def test_the_inception_score_has_its_closed_forms():
     """Sure and balanced: the number of classes. The same for all images, sure or not: 1."""
     sure = {"probabilities": lambda features: np.eye(4)[np.arange(len(features)) % 4]}
-    assert metrics.classes(normal(400, 2), {}, sure) == pytest.approx(4)
+    assert metrics.inception_score(normal(400, 2), {}, sure) == pytest.approx(4)
     for row in (np.eye(4)[0], np.full(4, 0.25), np.array([0.7, 0.1, 0.1, 0.1])):
         same = {"probabilities": lambda features, row=row: np.tile(row, (len(features), 1))}
-        assert metrics.classes(normal(400, 2), {}, same) == pytest.approx(1, abs=1e-9)
-    assert metrics.classes(normal(400, 2), {}, {}) is None
+        assert metrics.inception_score(normal(400, 2), {}, same) == pytest.approx(1, abs=1e-9)
+    assert metrics.inception_score(normal(400, 2), {}, {}) is None
 
 
 def test_probabilities_are_a_softmax_of_the_last_layer():
@@ -160,8 +160,8 @@ def ruler(tmp_path_factory):
         return seen(evaluate.Evaluator(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
 
     images, labels, _ = data.load_pack(folder / "pack")
-    # The class score of train images is nobody's yardstick but their own: that of held-out ones stands for real images.
-    row = real_row(known, OPTIONS, spaces)
+    # The class score of train images is a reference only for themselves: that of held-out ones stands for real images.
+    row = noise_floor(known, OPTIONS, spaces)
     floor = seen({name: value for name, value in row.items() if not name.startswith("is1437")})
     return measure, floor, images, labels
 

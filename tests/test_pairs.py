@@ -38,7 +38,7 @@ def made(
     teacher, folder, name: str = "pairs", batch: int = 3, recipe=RECIPE, say=lambda text: None
 ) -> dict[str, np.ndarray]:
     output = folder / f"{name}.npz"
-    pairs.make(recipe, teacher.path, output, folder / f"{name}-parts", batch, "cpu", say)
+    pairs.make_pairs(recipe, teacher.path, output, folder / f"{name}-parts", batch, "cpu", say)
     with np.load(output) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
@@ -111,7 +111,7 @@ def test_chunks_are_closed(teacher, tmp_path, monkeypatch):
         return opened[-1]
 
     monkeypatch.setattr(np, "load", watched)
-    pairs.make(RECIPE, teacher.path, tmp_path / "pairs.npz", tmp_path / "parts", 1, "cpu", lambda text: None)
+    pairs.make_pairs(RECIPE, teacher.path, tmp_path / "pairs.npz", tmp_path / "parts", 1, "cpu", lambda text: None)
     assert len(opened) == 3 * 7 and all(each.fid is None for each in opened)
 
 

@@ -78,7 +78,7 @@ def test_a_network_comes_back_bit_for_bit(tmp_path, name, old):
         found = file.network()
         assert same(found.state(), network.state_dict())
         assert found.kwargs == kwargs and found.inner_kwargs == kwargs
-        loaded = edm.build(found)
+        loaded = edm.build_network(found)
         latents = edm.codec_of(file)
         assert (latents is not None) is latent
         if latent:
@@ -94,7 +94,7 @@ def test_a_converted_teacher_is_a_teacher(tmp_path):
     """convert writes one safetensors file which the other steps load; it says where it comes from."""
     network, kwargs = golden("song_ddpmpp_cond")
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs))
-    about = edm.convert(path, tmp_path / "teacher.safetensors", licence="CC BY-NC-SA 4.0")
+    about = edm.convert_pickle(path, tmp_path / "teacher.safetensors", licence="CC BY-NC-SA 4.0")
     loaded, description = teachers.load_denoiser(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.state_dict()) and description == json.loads(json.dumps(about))
     source = about["source"]
@@ -102,14 +102,14 @@ def test_a_converted_teacher_is_a_teacher(tmp_path):
     assert source["dataset_kwargs"]["max_size"] == 50000 and source["class"] == "EDMPrecond"
     assert about["codec"] == {"mean": 0.5, "std": 0.25} and about["label_dim"] == 10
     with pytest.raises(Refused, match="has the sha256 .*; expected 0000000000000000"):
-        edm.convert(path, tmp_path / "other.safetensors", sha256="0" * 64)
+        edm.convert_pickle(path, tmp_path / "other.safetensors", sha256="0" * 64)
     assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_half_precision_stays_in_the_file_and_is_raised_on_load(tmp_path):
     network, kwargs = golden("edm2_cond_latent")
     path = official.write(tmp_path / "net.pkl", official.edm2(network.half(), kwargs))
-    edm.convert(path, tmp_path / "teacher.safetensors")
+    edm.convert_pickle(path, tmp_path / "teacher.safetensors")
     assert {tensor.dtype for tensor in load_tensors(tmp_path / "teacher.safetensors")[0].values()} == {torch.float16}
     loaded, _ = teachers.load_denoiser(tmp_path / "teacher.safetensors")
     assert same(loaded.state_dict(), network.float().state_dict())
@@ -395,7 +395,7 @@ def refused(path: Path) -> str:
     """The one sentence with which a file is refused."""
     with pytest.raises(Refused) as caught:
         with pickles.read_network_file(path) as file:
-            edm.build(file.network())
+            edm.build_network(file.network())
     text = str(caught.value)
     assert "\n" not in text and len(text) < 600 and "Traceback" not in text
     return text
@@ -471,13 +471,15 @@ def shares(kind: str):
 def test_what_a_file_shares_is_counted_as_often_as_it_is_named(tmp_path, kind):
     """Memory grows by less than twice the file and 64 MB; nothing is written."""
     network, kwargs = small()
-    edm.convert(official.write(tmp_path / "good.pkl", official.edm(network, kwargs)), tmp_path / "good.safetensors")
+    edm.convert_pickle(
+        official.write(tmp_path / "good.pkl", official.edm(network, kwargs)), tmp_path / "good.safetensors"
+    )
     os.remove(tmp_path / "good.pkl"), os.remove(tmp_path / "good.safetensors")  # what is imported for it is not counted
     path = official.write(tmp_path / "net.pkl", shares(kind))
     tracemalloc.start()
     try:
         with pytest.raises(Refused, match="names of more than|than settings need|or too many"):
-            edm.convert(path, tmp_path / "out.safetensors")
+            edm.convert_pickle(path, tmp_path / "out.safetensors")
         assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + 64e6
     finally:
         tracemalloc.stop()
@@ -506,14 +508,14 @@ def test_only_ordinary_files_are_opened(tmp_path, kind):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "NCSNpp"}, "its model_type is 'NCSNpp', its U-Net is of the class 'SongUNet'"),
+        ({"model_type": "NCSNpp"}, "its model_type is 'NCSNpp', but its U-Net is of the class 'SongUNet'"),
         ({"model_channels": 10**9}, "its model_channels is 1000000000"), ({"model_channels": True}, "its model_channels is True"),
         ({"model_channels": 4.0}, "its model_channels is 4.0"), ({"num_blocks": 10**6}, "its num_blocks is"),
         ({"channel_mult": [1] * 99}, "its channel_mult is"), ({"channel_mult": "12"}, "its channel_mult is '12'"),
         ({"decoder_type": "skip"}, "its decoder_type is 'skip'"), ({"embedding_type": "eval"}, "its embedding_type is 'eval'"),
         ({"__class__": 1}, "its keyword '__class__' is none of"), ({"sigma_max": math.nan}, "its sigma_max is nan"),
         ({"img_resolution": 8}, "its keyword img_resolution is 8, its attribute img_resolution 4"),
-        ({"num_blocks": 2}, "its keywords ask for"), ({"model_channels": 8}, r"expected \["), ({"dropout": -1}, "its dropout is -1"),
+        ({"num_blocks": 2}, "its keywords need"), ({"model_channels": 8}, r"expected \["), ({"dropout": -1}, "its dropout is -1"),
     ],
 )  # fmt: skip
 def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):
@@ -521,7 +523,7 @@ def test_keywords_that_do_not_fit_are_refused(tmp_path, changes, sentence):
     network, kwargs = small()
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs | changes))
     with pytest.raises(Refused, match=sentence):
-        edm.convert(path, tmp_path / "out.safetensors")
+        edm.convert_pickle(path, tmp_path / "out.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
 
 
@@ -536,7 +538,7 @@ def test_what_is_told_of_the_data_must_be_plain(tmp_path, told):
     network, kwargs = small()
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, dataset_kwargs=told))
     with pytest.raises(Refused, match="net.pkl"):
-        edm.convert(path, tmp_path / "out.safetensors")
+        edm.convert_pickle(path, tmp_path / "out.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["net.pkl"]
 
 
@@ -547,7 +549,7 @@ def test_constants_of_latents_are_a_few_numbers(tmp_path, bias):
     encoder = official.Persistent("StabilityVAEEncoder", {"scale": official.Array(np.ones(4), "core"), "bias": value})
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
     with pytest.raises(Refused, match="bias of its latents"):
-        edm.convert(path, tmp_path / "out.safetensors")
+        edm.convert_pickle(path, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("scale", [np.zeros(4), np.ones(3), -np.ones(4)], ids=str)
@@ -557,7 +559,7 @@ def test_scales_of_latents_can_be_divided_by(tmp_path, scale):
     encoder = official.Persistent("StabilityVAEEncoder", state)
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs, encoder=encoder))
     with pytest.raises(Refused, match="scales of its latents"):
-        edm.convert(path, tmp_path / "out.safetensors")
+        edm.convert_pickle(path, tmp_path / "out.safetensors")
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
@@ -565,7 +567,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     next(network.parameters()).data.view(-1)[0] = math.nan
     path = official.write(tmp_path / "net.pkl", official.edm(network, kwargs))
     with pytest.raises(Refused, match="is not finite"):
-        edm.convert(path, tmp_path / "out.safetensors")
+        edm.convert_pickle(path, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -616,7 +618,7 @@ def fuzz(path: Path, whole: bytes, count: int, seed: int) -> int:
         try:
             with pickles.read_network_file(path) as file:
                 file.network()
-            edm.convert(path, path.with_suffix(".safetensors"))
+            edm.convert_pickle(path, path.with_suffix(".safetensors"))
         except Refused as error:
             bad += 1
             assert "\n" not in str(error) and len(str(error)) < 600

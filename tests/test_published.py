@@ -29,7 +29,7 @@ SHIPPED = conftest.shipped()
 
 
 def test_every_row_has_a_source_and_a_figure():
-    rows = published.figures()
+    rows = published.load_figures()
     assert len(rows) > 200
     for row in rows:
         assert re.search(r"arXiv|README|arxiv|github|[A-Z]\w+/\w+@", row["source"]) or len(row["source"]) > 10, row
@@ -44,19 +44,19 @@ def test_it_is_shipped_as_package_data():
 
 
 def test_a_published_figure_stands_beside_its_arm():
-    found = lambda *arm: [(row["method"], row["fid"]) for row in published.beside(*arm)]  # noqa: E731
+    found = lambda *arm: [(row["method"], row["fid"]) for row in published.figures_for(*arm)]  # noqa: E731
     assert found("cifar10", "sid2a", "el") == [("SiD2A+EL", "1.475")]
     assert found("cifar10-cond", "sid2a", "el") == [("SiD2A+EL", "1.380")]
     assert found("cifar10", "di", "none") == [("Diff-Instruct (DI)", "4.53")]
     assert ("EDM (VP) teacher", "1.97") in found("cifar10", "teacher", "none")
     assert found("cifar10", "di", "pixel-mmd") == [] and found("cifar10", "unknown", "none") == []
-    elsewhere = published.beside("digits", "sid2a", "el")
+    elsewhere = published.figures_for("digits", "sid2a", "el")
     assert len({row["dataset"] for row in elsewhere}) > 2  # of other data: the page says that they compare with nothing
 
 
 @pytest.mark.parametrize("method", [name for name in published.METHODS if name != "teacher"])
 def test_each_method_is_one_of_the_project(method):
-    assert method in SHIPPED["distil"]["methods"] and published.beside("digits", method, "none")
+    assert method in SHIPPED["distil"]["methods"] and published.figures_for("digits", method, "none")
     assert set(published.SETS) <= set(SHIPPED["data"])
 
 
@@ -109,8 +109,10 @@ def test_two_processes_find_what_one_finds():
 
 
 def test_features_that_do_not_belong_to_the_reference_are_one_sentence():
-    with pytest.raises(Problem, match="features have 4 numbers, the reference 3; they do not belong together"):
-        fid.blocks(lambda block: images(20), space, (np.zeros(3), np.eye(3)), "x", 1)
+    with pytest.raises(
+        Problem, match="features have 4 dimensions, the reference statistics 3; expected the same number"
+    ):
+        fid.fid_of_blocks(lambda block: images(20), space, (np.zeros(3), np.eye(3)), "x", 1)
 
 
 def test_images_become_levels_as_edm_rounds_them():

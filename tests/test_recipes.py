@@ -77,8 +77,8 @@ JUDGED = {
     "data digits/reference-judge-a",
     "data digits/reference-judge-b",
 }
-YARDSTICKS = {"evaluate digits/real", "evaluate digits/teacher"}
-EVALUATIONS = {f"evaluate {run}" for run in runs()} | YARDSTICKS | {"evaluate suite/demo", "tables demo"}
+REFERENCE_RUNS = {"evaluate digits/real", "evaluate digits/teacher"}
+EVALUATIONS = {f"evaluate {run}" for run in runs()} | REFERENCE_RUNS | {"evaluate suite/demo", "tables demo"}
 CHECK = {"teacher digits/check"}
 TAUGHT = {"teacher digits", "evaluate digits/teacher"} | CHECK
 ENSEMBLES = {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity") for seed in (0, 1, 2)}
@@ -91,7 +91,7 @@ def test_a_suite_holds_every_step_upstream_first():
     found = list(steps())
     assert set(found) == {
         "data digits/images", "data digits/reference-pixels", "teacher digits", *CHECK, *JUDGED, *ENSEMBLES,
-        *down(runs()), *YARDSTICKS,
+        *down(runs()), *REFERENCE_RUNS,
     }  # fmt: skip
     place = {name: index for index, name in enumerate(found)}
     for name, step in steps().items():

@@ -14,7 +14,7 @@ from eldistill.errors import Problem
 from eldistill.tables import report
 from eldistill.tables import sheet as sheets
 from eldistill.tables import suite as tables
-from eldistill.tables.page import picture, to_html
+from eldistill.tables.page import markdown_to_html, picture
 
 ROOT = report.Path(__file__).parent.parent
 
@@ -22,7 +22,7 @@ ROOT = report.Path(__file__).parent.parent
 def test_markdown_becomes_html():
     """Headings, tables, lists, code and paragraphs; text is escaped."""
     text = "# A <b>\n\n## B\n\n`fd` ranks.\nMore & more.\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n| 3 | 4 |\n\n- one\n- two\n"
-    made = to_html(text)
+    made = markdown_to_html(text)
     assert "<h1>A &lt;b&gt;</h1>" in made and "<h3>B</h3>" in made
     assert "<p><code>fd</code> ranks. More &amp; more.</p>" in made
     assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr><tr><td>3</td><td>4</td></tr>" in made

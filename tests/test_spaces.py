@@ -35,7 +35,7 @@ def square(picture: np.ndarray) -> torch.Tensor:
 
 def test_it_recognises_a_palace_and_a_flower():
     """The right weights in the right network after the right preparation: its own last layer names two photographs."""
-    net, space = efficientnet.network(224), features.feature_space("efficientnet-lite0-224")
+    net, space = efficientnet.load_network(224), features.feature_space("efficientnet-lite0-224")
     temple, flower = (
         (space(square(picture)) @ net._fc.weight.T + net._fc.bias)[0] for picture in load_sample_images().images
     )
@@ -45,7 +45,7 @@ def test_it_recognises_a_palace_and_a_flower():
 
 def test_images_have_the_scale_that_the_network_was_trained_on():
     """Its first normalisation remembers the spread of ImageNet behind the first layer; photographs must have about that."""
-    net = efficientnet.network(224)
+    net = efficientnet.load_network(224)
     crops = [
         square(picture)[..., i : i + 224, j : j + 224]
         for picture in load_sample_images().images
@@ -53,7 +53,7 @@ def test_images_have_the_scale_that_the_network_was_trained_on():
         for j in (0, 200)
     ]
     with torch.no_grad():
-        found = net._conv_stem(efficientnet.prepare(torch.cat(crops), 224)).var((0, 2, 3)) / net._bn0.running_var
+        found = net._conv_stem(efficientnet.standardise(torch.cat(crops), 224)).var((0, 2, 3)) / net._bn0.running_var
     assert 0.5 < float(found.median()) < 2  # 6 with ImageNet's moments in place of (u - 127) / 128
 
 
@@ -64,7 +64,7 @@ def test_features_do_not_depend_on_the_chunk(name):
     together, apart = space(images), torch.cat([space(image[None]) for image in images])
     assert together.shape == (3, 1280) and together.dtype == torch.float32
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
-    assert not any(each.requires_grad for each in efficientnet.network(96).parameters())
+    assert not any(each.requires_grad for each in efficientnet.load_network(96).parameters())
 
 
 @pytest.mark.parametrize("size", [8, 32, 96, 300])
@@ -73,7 +73,7 @@ def test_images_are_resized_as_pillow_does_it(size):
     # Away from black and white, where pillow clips between its two passes.
     image = np.random.default_rng(size).integers(80, 176, (size, size), np.uint8)
     wanted = np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.BICUBIC), np.float32) / 255
-    found = efficientnet.prepare(torch.from_numpy(image)[None, None], 96)[0]
+    found = efficientnet.standardise(torch.from_numpy(image)[None, None], 96)[0]
     assert found.shape == (3, 96, 96)
     for channel in range(3):
         back = (found[channel].numpy() * 128 + 127) / 255
@@ -82,13 +82,13 @@ def test_images_are_resized_as_pillow_does_it(size):
 
 def test_four_channels_are_one_sentence():
     with pytest.raises(Problem, match=r"4 channels for efficientnet-lite0; expected 1 or 3: .*evaluate\.features"):
-        efficientnet.prepare(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), 96)
+        efficientnet.standardise(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), 96)
 
 
 def test_other_weights_are_refused(monkeypatch):
     monkeypatch.setattr(efficientnet, "WEIGHTS", "0" * 64)
     with pytest.raises(Problem, match="has digest 579344248a93e230; expected 0000000000000000"):
-        efficientnet.network(96)
+        efficientnet.load_network(96)
 
 
 def plan(**evaluate_section):
@@ -150,7 +150,7 @@ def test_a_new_space_is_one_file(tmp_path, monkeypatch):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
     (tmp_path / "spaces/mean.py").write_text(
-        "RECIPE = ('spaces/mean', 1)\nNAMES = ('mean',)\n\ndef load(name, device='cpu'):\n"
+        "RECIPE = ('spaces/mean', 1)\nNAMES = ('mean',)\n\ndef load_space(name, device='cpu'):\n"
         "    return lambda images: images.float().mean((2, 3))\n"
     )
     import eldistill.spaces
@@ -175,7 +175,7 @@ def test_clip_is_clean_fids_and_optional(monkeypatch):
     for name in ("clip", "cleanfid.clip_features"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "clip", None)
-    with pytest.raises(Problem, match=r"clip-vit-b-32 needs the package clip; .*leave it out of evaluate\.features"):
+    with pytest.raises(Problem, match=r"clip-vit-b-32 needs the package clip; .*remove it from evaluate\.features"):
         features.feature_space("clip-vit-b-32")
     seen = []
 

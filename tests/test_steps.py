@@ -74,7 +74,7 @@ def test_every_kind_has_its_maker(word):
 
 def test_kinds_that_ask_for_a_gpu_are_those_whose_rules_do():
     rules = {"moments_clean": "moments", "train_teacher": "teacher", "check_teacher": "check", "make_pairs": "pairs",
-             "distil_run": "run", "evaluate_run": "evaluation", "evaluate_yardstick": "reals samples"}  # fmt: skip
+             "distil_run": "run", "evaluate_run": "evaluation", "evaluate_reference_run": "reals samples"}  # fmt: skip
     asking = set()
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         for name, body in re.findall(r"^rule (\w+):\n((?:(?:    .*)?\n)+)", path.read_text(encoding="utf-8"), re.M):

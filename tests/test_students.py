@@ -99,7 +99,7 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     names; a teacher is adopted; a student is none, and says what it is."""
     row, path = ROWS[name], tmp_path / ("net.pt" if classes(ROWS[name])[0] == "state" else "net.pkl")
     theirs = write(path, row)
-    ours, constants = convert.published(path)
+    ours, constants = convert.load_published(path)
     assert [(key, each.shape) for key, each in ours.state_dict().items()] == [
         (key, each.shape) for key, each in theirs.state_dict().items()
     ]
@@ -109,7 +109,7 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
     codec = codec_of(name, constants, theirs.img_channels)
     section = {"source": name, "codec": codec, "labels": bool(theirs.label_dim)}
     if row["kind"] == "teacher":
-        about = convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
+        about = convert.convert_teacher(section, tmp_path / "teacher.safetensors", str(path))
         adopted, _ = teachers.load_denoiser(tmp_path / "teacher.safetensors")
         assert (
             torch.equal(adopted(x, 2.5, labels), theirs(x, 2.5, labels))
@@ -117,13 +117,13 @@ def test_every_row_is_read_as_its_class_says(tmp_path, name):
         )
         return
     with pytest.raises(Problem, match=f"{name} of data/sources.csv is of the kind student; expected a teacher"):
-        convert.adopt(section, tmp_path / "teacher.safetensors", str(path))
+        convert.convert_teacher(section, tmp_path / "teacher.safetensors", str(path))
     about = {"shape": [*x.shape[1:]], "label_dim": theirs.label_dim, "codec": codec, "sampler": {"steps": {"1": [2.5]}}}
     images = sampling.sample(sampling.Generator(ours, about | {"codec": agree.PIXELS}), 2)
     assert images.shape == x.shape and images.dtype == torch.uint8
     if classes(row)[0] in edm.STUDENTS:
-        with pytest.raises(Problem, match="a one-step generator of SiDA or SiD2A; expected a denoiser"):
-            convert.adopt({**section, "source": None, "file": str(path)}, tmp_path / "teacher.safetensors")
+        with pytest.raises(Problem, match="a one-step generator of SiDA or SiD2A; expected a teacher"):
+            convert.convert_teacher({**section, "source": None, "file": str(path)}, tmp_path / "teacher.safetensors")
     assert not (tmp_path / "teacher.safetensors").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_student_has_the_tensors_of_the_network_it_started_from(name):
         inner = f"{kwargs['model_type']}_EncoderDecoder"
         kwargs = {key: math.inf if value == "Infinity" else value for key, value in kwargs.items()}
         found = pickles.Network("EDMPrecond_EncoderDecoder", kwargs | {"model_type": inner}, {}, {"model": inner})
-    outline = networks.outline(edm.configuration(found))
+    outline = networks.outline(edm.read_configuration(found))
     wanted = [(key, tuple(shape)) for key, shape, *_ in about["tensors"] if not key.startswith("logvar")]
     assert [(key, tuple(each.shape)) for key, each in outline.state_dict().items()] == wanted
     assert not hasattr(outline, "logvar")
@@ -157,7 +157,7 @@ OUTER, INNER = "EDMPrecond_EncoderDecoder", "SongUNet_EncoderDecoder"
         ("song", {"kwargs": {"use_gan": True}}, "its keyword 'use_gan' is none of"),
         ("edm2", {"classes": ("EDM_2_Precond_EncoderDecoder", "UNet_EncoderDecoder")}, "a network 'EDM_2_Precond_EncoderDecoder'"),
         ("edm2", {"kwargs": {"use_gan": 1}}, "its use_gan is 1"),
-        ("edm2", {"logvar": 8}, "its keywords ask for"),
+        ("edm2", {"logvar": 8}, "its keywords need"),
     ],
 )  # fmt: skip
 def test_what_is_neither_is_refused(tmp_path, kind, changes, sentence):
@@ -172,7 +172,7 @@ def test_what_is_neither_is_refused(tmp_path, kind, changes, sentence):
         value["ema"].meta["state"]["_init_kwargs"].update(changes["kwargs"])
     with pytest.raises(Problem, match=re.escape(sentence)) as caught:
         with pickles.read_network_file(official.write(tmp_path / "net.pkl", value)) as opened:
-            edm.check(opened.network())
+            edm.check_network(opened.network())
     assert "\n" not in str(caught.value)
 
 

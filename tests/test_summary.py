@@ -35,7 +35,7 @@ def test_the_numbers_of_an_arm():
     """Mean, deviation and seeds of the metric that ranks; the median of the images to the baseline's final distance."""
     slow = [(200, 2.0), (0, 9.0), (100, 5.0)]
     fast = [(0, 9.0), (100, 2.0), (200, 1.0)]
-    found = summary.summary(
+    found = summary.summarise(
         {
             ("digits", "di", "none"): {"0": evaluation(3.0, slow), "1": evaluation(5.0, slow)},
             ("digits", "di", "el"): {"0": evaluation(2.0, fast), "1": evaluation(1.0, slow)},
@@ -47,7 +47,7 @@ def test_the_numbers_of_an_arm():
 
 def test_a_published_measure_ranks_where_it_was_taken():
     run = evaluation(3.0, **{"fid50k_inception_edmref": 1.5, "fid50k_inception_edmref_min": 1.4})
-    found = summary.summary({("cifar10", "di", "none"): {"0": run}}, {"cifar10": "judge-a"}, "none")
+    found = summary.summarise({("cifar10", "di", "none"): {"0": run}}, {"cifar10": "judge-a"}, "none")
     assert found["cifar10"]["di"]["none"]["fid50k_inception_edmref_mean"] == 1.5
 
 
@@ -64,7 +64,7 @@ def test_what_is_never_reached_has_no_number():
 def test_there_are_never_more_than_twenty(arms):
     """And each is the mean of its arm, or the geometric mean of ratios of such means."""
     made = runs(arms)
-    found = summary.summary(made, {"digits": "judge-a"}, "none")
+    found = summary.summarise(made, {"digits": "judge-a"}, "none")
     assert 1 <= len(leaves(found)) <= summary.LIMIT
     if arms <= summary.LIMIT:
         for (data, method, supplement), seeds in made.items():
@@ -80,6 +80,6 @@ def test_there_are_never_more_than_twenty(arms):
 
 
 def test_every_name_says_what_it_is():
-    found = summary.summary(runs(2), {"digits": "judge-a"}, "none")
+    found = summary.summarise(runs(2), {"digits": "judge-a"}, "none")
     assert all(re.fullmatch(r"fd5k_judge-a_heldout_(mean|sd)|seeds|images_to_quality", name)
                for arm in found["digits"]["m0"].values() for name in arm)  # fmt: skip

@@ -65,7 +65,7 @@ def add_run(root, run, value, curve=FALLING, milliseconds=80.0, n="5k", shift=0.
     write(root / f"data/runs/{run}/provenance.json", about)
 
 
-def add_yardsticks(root, data="toy", n="5k"):
+def add_reference_runs(root, data="toy", n="5k"):
     write(root / f"data/evaluations/{data}/real/metrics.json", metrics(0.125, "1437", "360"))
     write(root / f"data/evaluations/{data}/teacher/metrics.json", metrics(0.25, n))
     picture(root / f"data/evaluations/{data}/teacher/samples.png")
@@ -109,7 +109,7 @@ def undrawn(monkeypatch):
 
 
 def add_suite(tmp_path):
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = []
     for supplement, values, cost in (("el", EL, 100.0), ("none", BASE, 80.0)):
         for seed, value in enumerate(values):
@@ -163,7 +163,7 @@ def test_crossings_saving_and_overhead(known):
 
 
 def test_a_baseline_that_was_there_earlier_gets_credit(tmp_path):
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(2)]
     for run in runs:
         add_run(tmp_path, run, 1.0, (1.0, 1.0, 1.0, 1.0) if "/el/" in run else (4.0, 1.0, 2.0, 1.0))
@@ -173,7 +173,7 @@ def test_a_baseline_that_was_there_earlier_gets_credit(tmp_path):
 
 
 def test_censored_runs_stay_censored(tmp_path):
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(3)]
     for run in runs[:3]:
         add_run(tmp_path, run, 1.0)
@@ -198,7 +198,7 @@ def test_censored_runs_stay_censored(tmp_path):
     ],
 )
 def test_the_middle_of_times_is_kaplan_and_meiers(values, expected):
-    assert tables.middle(values) == expected
+    assert tables.median_or_bound(values) == expected
 
 
 @pytest.mark.parametrize("constant", [-0.25, 0.5, 8.0])
@@ -269,7 +269,7 @@ def test_every_number_of_the_main_table_follows_from_the_runs(known):
 
 
 def test_one_seed_has_no_deviation_and_no_interval(tmp_path):
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = ["toy/di/none/0", "toy/di/el/0"]
     add_run(tmp_path, runs[0], 1.0)
     add_run(tmp_path, runs[1], 0.5)
@@ -348,7 +348,7 @@ def test_no_times_of_day(known):
 
 def test_rows_stand_in_the_order_of_the_suite_and_settings_may_differ_in_n(suite):
     root, runs = suite
-    add_yardsticks(root, "tiny", "512")
+    add_reference_runs(root, "tiny", "512")
     add_run(root, "tiny/sid/none/7", 1.0, n="512")
     outputs = make(root, ["tiny/sid/none/7", *runs])
     main = [(row["data"], row["method"], row["supplement"]) for row in read(outputs["main.csv"])]
@@ -363,7 +363,7 @@ def test_rows_stand_in_the_order_of_the_suite_and_settings_may_differ_in_n(suite
 
 
 def test_the_curves_keep_every_bit_and_count_iterations(tmp_path):
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     add_run(tmp_path, "toy/di/none/0", 1.0, (0.1 + 0.2, 3.0, 2.0, 1.0))
     rows = read(make(tmp_path, ["toy/di/none/0"])["curves.csv"])
     assert rows[0]["fd2k_pixels_train"] == "0.30000000000000004"
@@ -497,7 +497,7 @@ def test_the_plots_of_dvc_show_the_points_of_every_suite(tmp_path, undrawn, curv
 
 def add_setting(root, data, shift=0.0, n="5k", curve_n="2k", supplements=("none", "el", "pixel-mmd")):
     """A data setting with three supplements of three seeds each, all values shifted; returns its runs."""
-    add_yardsticks(root, data, n)
+    add_reference_runs(root, data, n)
     values = {"none": BASE, "el": EL, "pixel-mmd": (0.75, 1.5, 1.75)}
     runs = [f"{data}/di/{supplement}/{seed}" for supplement in supplements for seed in range(3)]
     for run in runs:
@@ -580,7 +580,7 @@ def test_costs_of_several_devices_are_not_compared(tmp_path, undrawn):
 def test_ours_stands_beside_figures_of_the_same_data_and_calls(tmp_path, undrawn, data, ours):
     """Our FID is of one call: beside a published one of two calls, or of another data set, the place is empty; clean-fid's
     figures stand in main.csv and beside none of them."""
-    add_yardsticks(tmp_path, data)
+    add_reference_runs(tmp_path, data)
     add_run(tmp_path, f"{data}/cd/none/0", 1.0)
     path = tmp_path / f"data/evaluations/{data}/cd/none/0/metrics.json"
     figures = {"fid50k_clean": 2.25, "kid50k_clean": -0.125, "fid50k_inception_edmref": 2.5}
@@ -658,7 +658,7 @@ def begin_at_0(root, runs):
 def test_a_baseline_that_ends_no_better_than_it_began_is_no_goal(tmp_path, curve, bad, zero):
     """One of its runs, or all: the table says so in place of times, whether or not the curves begin at 0; the rest of it and
     all pictures are there. A run whose own baseline fell keeps its time in runs.csv."""
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(3)]
     for run in runs:
         add_run(tmp_path, run, 1.0, curve if "/none/" in run and int(run[-1]) < bad else FALLING)
@@ -681,7 +681,7 @@ def test_a_baseline_that_ends_no_better_than_it_began_is_no_goal(tmp_path, curve
 
 def test_a_curve_of_one_point_is_no_goal(tmp_path):
     """distil.snapshots: [100]: there is a table, with no time to anything."""
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el") for seed in range(2)]
     for run in runs:
         add_run(tmp_path, run, 1.0, (1.0,))
@@ -693,7 +693,7 @@ def test_a_curve_of_one_point_is_no_goal(tmp_path):
 @pytest.mark.parametrize("value", [0.0, 2.0, 1e12])
 def test_equal_and_extreme_values_make_a_table(tmp_path, value):
     """All runs alike, also at 0 and where everything has diverged: means, sentences and pictures, and no number that is none."""
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for supplement in ("none", "el", "pixel-mmd") for seed in range(2)]
     for run in runs:
         add_run(tmp_path, run, value, (value,) * 4, milliseconds=0.0)
@@ -716,7 +716,7 @@ def test_a_metric_that_is_not_finite_is_a_problem_that_names_it(suite, undrawn, 
 
 def test_one_seed_claims_no_saving(tmp_path, undrawn):
     """The iterations of both are shown; that one of them saves some is not said anywhere, with two seeds it is."""
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = [f"toy/di/{supplement}/{seed}" for seed in range(2) for supplement in ("none", "el")]
     for run in runs:
         add_run(tmp_path, run, 1.0, (4.0, 1.0, 0.75, 0.5) if "/el/" in run else FALLING)
@@ -736,7 +736,7 @@ def test_one_seed_claims_no_saving(tmp_path, undrawn):
 
 def test_one_paired_seed_claims_no_saving_however_many_seeds_an_arm_has(tmp_path, undrawn):
     """Three seeds of el, of which the baseline has one."""
-    add_yardsticks(tmp_path)
+    add_reference_runs(tmp_path)
     runs = ["toy/di/none/0", *(f"toy/di/el/{seed}" for seed in range(3))]
     for run in runs:
         add_run(tmp_path, run, 1.0, (4.0, 1.0, 0.75, 0.5) if "/el/" in run else FALLING)

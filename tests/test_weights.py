@@ -49,11 +49,11 @@ def judge() -> tuple[dict, dict]:
 
 def adopted(path: Path):
     """As a teacher of another project."""
-    convert.adopt({"file": str(path), "codec": CODEC, "labels": False}, path.with_name("adopted.safetensors"))
+    convert.convert_teacher({"file": str(path), "codec": CODEC, "labels": False}, path.with_name("adopted.safetensors"))
 
 
 def loaded(path: Path):
-    return judges.load("judge-a", "cpu", path)
+    return judges.load_space("judge-a", "cpu", path)
 
 
 KINDS = {"teacher": (teacher, teachers.load_denoiser), "generator": (generator, sampling.load_generator), "judge": (judge, loaded),
@@ -232,4 +232,4 @@ def test_inception(tmp_path, net):  # noqa: F811
     path = official.write(tmp_path / "inception.pkl", wrapped(net))
     net.layers.conv.weight.data[0, 0, 0, 0] = 0.0
     with pytest.raises(Problem, match="is not the Inception network of December 2015"):
-        inception.network(path)
+        inception.load_network(path)

@@ -25,7 +25,7 @@ from eldistill import files
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.lacking()), reason=cluster.lacking() or "all there")]
 SEEDS = 5
 RUNS = [f"digits-smoke/di/el/{seed}" for seed in range(SEEDS)]
-GPU = {"train_teacher", "check_teacher", "distil_run", "evaluate_run", "evaluate_yardstick"}
+GPU = {"train_teacher", "check_teacher", "distil_run", "evaluate_run", "evaluate_reference_run"}
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from eldistill.data import classes, latents
 from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import Problem
 from eldistill.evaluate import features
-from eldistill.evaluate.fid import reference_label, statistics
+from eldistill.evaluate.fid import load_statistics, reference_label
 from eldistill.external import fetching, sources
 from eldistill.sampling import generators as sampling
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.teacher import agree, convert
-from eldistill.teacher.check import measured
+from eldistill.teacher.check import check_images
 
 COVERED_BY = "teacher/check"
 
@@ -44,7 +44,7 @@ def command(options, say) -> None:
     if row.get("form"):  # remarks about the published file
         say(f"{options.name}: {row['form']}")
     path = Path(options.file) if options.file else fetching.fetch(options.name, say=say)
-    network, constants = convert.published(path, row["sha256"] or None)
+    network, constants = convert.load_published(path, row["sha256"] or None)
     codec = codec_of(options.name, constants, network.img_channels)
     network.to(options.device)
     channels, side = network.img_channels, network.img_resolution
@@ -63,8 +63,8 @@ def command(options, say) -> None:
         steps = options.steps or (int(calls[1]) + 1) // 2
         images = images_of_teacher(network, about, options.n, steps, options.seed, options.batch)
     reference = options.reference or row["reference"]
-    other = statistics(Path(reference) if Path(reference).suffix else fetching.fetch(reference, say=say))
+    other = load_statistics(Path(reference) if Path(reference).suffix else fetching.fetch(reference, say=say))
     space = features.feature_space("inception", None, options.device)
     params = {"n": options.n, "features": "inception", "reference": reference, "steps": steps, "churn": None,
               "seed": options.seed, "limit": float("inf"), "published": row["published"]}  # fmt: skip
-    measured(images, space, other, params, f"inception_{reference_label(reference)}", say)
+    check_images(images, space, other, params, f"inception_{reference_label(reference)}", say)

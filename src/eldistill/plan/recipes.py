@@ -26,7 +26,7 @@ WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 REMADE = ("evaluate", "tables")
 
 # What a step makes, and the word that makes it. A conversion is a teacher that others trained, in our form; `reals` and `samples`
-# are the yardsticks of an evaluation: held-out images, and images of the teacher.
+# are the reference runs of an evaluation: held-out images, and images of the teacher.
 KINDS = {
     "download": "data", "images": "data", "judge": "data", "reference": "data", "moments": "data",
     "teacher": "teacher", "conversion": "teacher", "check": "teacher", "pairs": "teacher",

@@ -37,7 +37,7 @@ def _judge(work: Work) -> None:
     from eldistill.evaluate import judges
 
     def make(folder: Path) -> None:
-        result = judges.train(
+        result = judges.train_judge(
             work.step.item, work.params, work.input("images"), work.outputs[0], folder, work.digest, work.machine, work.say
         )  # fmt: skip
         work.say(f"{work.step.role}: held-out accuracy {result['accuracy_heldout']}")
@@ -56,7 +56,7 @@ def _moments(work: Work) -> None:
     from eldistill.evaluate import clean, features
 
     space = features.feature_space(clean.SPACE, None, work.machine.device)
-    clean.make_reference(space, work.input("images"), work.outputs[0], work.say)
+    clean.make_clean_reference(space, work.input("images"), work.outputs[0], work.say)
 
 
 MAKERS = {"download": _download, "images": _images, "judge": _judge, "reference": _reference, "moments": _moments}

@@ -13,7 +13,7 @@ import torch
 from eldistill import files
 from eldistill.data import classes, dataset
 from eldistill.evaluate import clean, evaluator, features, fid, metrics
-from eldistill.evaluate.references import load_reference, real_row
+from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
 from eldistill.sampling import generators, pictures, teachers
 from eldistill.steps.work import Work
@@ -83,7 +83,7 @@ def _samples(work: Work) -> None:
 def _reals(work: Work) -> None:
     ruler = _ruler(work)
     drawn = _classes(work, ruler.spaces, real=True)
-    found = real_row(ruler.references, work.params, ruler.spaces, drawn.asked)
+    found = noise_floor(ruler.references, work.params, ruler.spaces, drawn.asked)
     shown = _shown(work, drawn, None)
     if work.first:
         _write(work, found, shown, drawn)
@@ -97,7 +97,7 @@ def _metrics(work: Work) -> None:
         curve = files.read_rows(Path(step.outputs[1]))
         runs.setdefault((data, method, supplement), {})[seed] = summary.Evaluation(found[step.name], curve)
     files.write_json(
-        work.output("metrics.json"), summary.summary(runs, work.params["primary"], work.params["baseline"])
+        work.output("metrics.json"), summary.summarise(runs, work.params["primary"], work.params["baseline"])
     )
     files.write_json(work.output("metrics-all.json"), evaluator.nest(found))
 
@@ -188,7 +188,7 @@ def _curve(
             seen = snapshot.metadata["n_images_before"] + snapshot.metadata["n_images"]
             row = ruler.measure(_images_of(work, snapshot), options["curve_n"], metrics.CURVE, followed)
             if asked and options["fid"].get("curve_n"):
-                row |= ruler.fid_on_the_way(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
+                row |= ruler.fid_of_snapshot(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
             rows.append({"n_images": seen, **row})
             work.say(
                 f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
@@ -202,9 +202,11 @@ def _published(work: Work, ruler: evaluator.Evaluator) -> Published | None:
         return None
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
-    mean, cov = fid.statistics(path)
+    mean, cov = fid.load_statistics(path)
     return Published(
-        _space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.reference_label(name)}"
+        _space(work, ruler, "inception"),
+        (mean, cov, metrics.symmetric_root(cov)),
+        f"inception_{fid.reference_label(name)}",
     )
 
 
@@ -215,7 +217,7 @@ def _space(work: Work, ruler: evaluator.Evaluator, name: str) -> Any:
 def _fid(work: Work, ruler: evaluator.Evaluator, images: Images, asked: Published) -> dict[str, float]:
     cleanly = None
     if work.params["fid"].get("clean"):
-        cleanly = _space(work, ruler, clean.SPACE), clean.load_reference(work.input("moments"))
+        cleanly = _space(work, ruler, clean.SPACE), clean.load_clean_reference(work.input("moments"))
     found: dict[str, float] = ruler.fid(images, asked.space, asked.reference, asked.name, cleanly)
     work.say("  ".join(f"{key} {value:.4g}" for key, value in found.items()))
     return found
