@@ -75,7 +75,9 @@ def test_commands_of_the_package_are_understood():
             assert words[0] in {*recipes.WORDS, "--help"}
             continue
         options = __main__.parser().parse_args(list(words))
-        if options.word == "distil":
+        if (
+            options.word == "distil" and "/my_method/" not in options.name
+        ):  # test_workflow.py adds this method to a copy
             assert PARAMS.run(options.name)
         if options.word in ("plan", "cost", "fetch") and (suite := getattr(options, "suite", None)) != "mine":
             assert suite in {*PARAMS.values["suites"], "SUITE", None}, words

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from eldistill import contract
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import KINDS, WORDS, Step
@@ -119,3 +120,33 @@ def test_the_machine_is_what_params_yaml_says_of_it(monkeypatch):
     assert (
         works.find_machine(values, step.params, step, 0).micro_batch == 11
     )  # of 64 images, in 3 processes, in two parts
+
+
+def sizes(step: Step) -> list[int]:
+    """The micro-batches that a run tries one after the other while its device runs out of memory, the whole batch first."""
+    given = work(step.upstream, step=step, recipe=json.loads(step.recipe), machine=Machine(fit=True))
+    found = [given.params["method"]["batch"]]
+    while found[-1]:
+        given.machine.micro_batch = found[-1]
+        found.append(works._smaller(given))
+    return found[:-1]
+
+
+METHODS = {json.loads(s.recipe)["params"]["method"]["file"]: s for s in STEPS.values() if s.kind == "run"}
+
+
+@pytest.mark.parametrize("file", METHODS)
+def test_out_of_memory_halves_down_to_the_group_of_the_method(file):
+    """Never fewer than the images that the method keeps together, and that many at last."""
+    values, module = json.loads(METHODS[file].recipe)["params"]["method"], contract.load_method(file)
+    found, group = sizes(METHODS[file]), module.group(contract.make_numbers(module, values))
+    assert found[-1] == min(group, found[0]) and all(
+        big > small >= big / 2 for big, small in zip(found, found[1:], strict=False)
+    )
+
+
+def test_the_group_is_the_answer_of_the_method_and_no_name_of_a_number(monkeypatch):
+    """A method may compute it, and a number that happens to be called `group` means what the method says it means."""
+    load = contract.load_method
+    monkeypatch.setattr(contract, "load_method", lambda file: dataclasses.replace(load(file), group=lambda numbers: 24))
+    assert sizes(METHODS["diff_instruct"])[-2:] == [32, 24] and sizes(METHODS["sida"])[-2:] == [32, 24]

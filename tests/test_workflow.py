@@ -6,10 +6,12 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ import pytest
 import yaml
 from project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
-from eldistill.plan import reading
+from eldistill.errors import Problem
+from eldistill.plan import params, reading
 
 RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
 COLLECT = {"evaluate suite/smoke", "tables smoke"}
@@ -174,26 +177,56 @@ def test_runs_at_once_do_not_collide(quick, count):  # noqa: F811
     assert digests(clone, "data/runs/digits-smoke/di/el/1?/generator_ema.safetensors") == found
 
 
-def test_a_new_method_is_one_file_and_one_section(project):  # noqa: F811
-    """A copy of diff_instruct with another weight runs to tables with no other edit, and nothing else does."""
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+ADDING = PAGE.partition("\n## Adding a method\n")[2].partition("\n##")[0]
+QUICK = "terms_are_named or phases or declared or functions or offers or sampler or starts_at or embedding_loss or downwards"
+
+
+@pytest.mark.parametrize("asked", [f"my_method and ({QUICK})", pytest.param("my_method", marks=pytest.mark.slow)])
+def test_a_method_is_added_as_the_page_says(project, asked):  # noqa: F811
+    """The list in docs/architecture.md, typed: one file and one section make a run and tables, and nothing else is made."""
     clone = project
-    source = (clone.path / "src/eldistill/methods/diff_instruct.py").read_text()
-    other = source.replace("difference / len(images))", "difference * 0.5 / len(images))")
-    assert other != source
-    other = other.replace('RECIPE = ("methods/diff_instruct"', 'RECIPE = ("methods/another"')
-    (clone.path / "src/eldistill/methods/another.py").write_text(other)
-    clone.edit("distil", "methods", "another", value={"file": "another", "n_images": 64, "batch": 32})
-    clone.edit(
-        "suites",
-        "smoke",
-        value=[{"data": ["digits-smoke"], "methods": ["another"], "supplements": ["el"], "seeds": [0]}],
-    )
-    ran = clone.ran("snakemake", "all", "--cores", "2")
-    assert ran == {"distil digits-smoke/another/el/0", "evaluate digits-smoke/another/el/0"} | COLLECT
-    folder = clone.path / "data/runs/digits-smoke/another/el/0"
-    versions = json.loads((folder / "generator_ema.safetensors.recipe").read_text())["versions"]
-    assert {"methods/another", "score", "noise"} <= versions.keys()  # what it imports retires it too
-    assert "another/el" in (clone.path / "data/tables/smoke/main.md").read_text()
+    copying, running = (textwrap.dedent(each).splitlines() for each in re.findall(r"```sh\n(.*?)```", ADDING, re.S))
+    for line in copying:
+        clone.run(*shlex.split(line))
+    path = clone.path / "src/eldistill/methods/my_method.py"
+    source = path.read_text()
+    path.write_text(source.replace("difference / len(images))", "difference * 0.5 / len(images))"))
+    assert path.read_text() != source
+    (block,) = re.findall(r"```yaml\n(.*?)```", ADDING, re.S)
+    ((name, section),) = yaml.safe_load(block)["distil"]["methods"].items()
+    clone.edit("distil", "methods", name, value=section | {"n_images": 64})
+    recipes, teacher, distil, contracts = map(shlex.split, running)
+    clone.run(*recipes)
+    assert json.loads((clone.path / "workflow/versions.json").read_text())["methods/my_method"] == 1
+    assert not clone.ran(*teacher), "it is there"
+    assert clone.ran(*distil) == {"distil digits-smoke/my_method/none/0"}
+    assert contracts[-2:] == ["-k", "my_method"]
+    assert re.search(r"\d+ passed", text := clone.run(*contracts[:-1], asked)) and "failed" not in text
+    grid = {"data": ["digits-smoke"], "methods": ["my_method"], "supplements": ["none", "el"], "seeds": [0]}
+    clone.edit("suites", "smoke", value=[grid])
+    runs = {f"digits-smoke/my_method/{supplement}/0" for supplement in ("none", "el")}
+    wanted = {"distil digits-smoke/my_method/el/0"} | {f"evaluate {run}" for run in runs} | COLLECT
+    assert clone.ran("snakemake", "all", "--cores", "2") == wanted
+    recipe = clone.path / "data/runs/digits-smoke/my_method/el/0/generator_ema.safetensors.recipe"
+    assert {"methods/my_method", "score", "noise"} <= json.loads(recipe.read_text())[
+        "versions"
+    ].keys()  # and what it imports
+    assert "my_method/el" in (clone.path / "data/tables/smoke/main.md").read_text()
+
+
+def test_the_page_names_the_keys_that_no_number_of_a_method_may_have():
+    """Those of every method and of every supplement, as the schema has them; a field of Numbers with such a name is refused."""
+    definitions = params.load(ROOT / "params.yaml").definitions
+    for kind, sentence in (
+        ("method", r"keys of every method are taken:(.*?)\."),
+        ("supplement", r"keys of every supplement are(.*?)\."),
+    ):
+        (listed,) = re.findall(sentence, PAGE, re.S)
+        assert set(re.findall(r"`(\w+)`", listed)) == set(definitions[kind]["properties"]), kind
+        for key in definitions[kind]["properties"]:
+            with pytest.raises(Problem, match=f"{kind}s/mine.py: Numbers has a field '{key}'.*rename it"):
+                params._add_numbers({"properties": dict(definitions[kind]["properties"])}, {key: {}}, f"{kind}s/mine")
 
 
 SHRINK = '''"""Pulls images towards 0, at the images and by a pass of its own."""

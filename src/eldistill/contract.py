@@ -1,53 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of methods and supplements: their functions, and the values that pass between them and the loop.
+"""The contract of methods, supplements and families: their functions, and the values that pass between them and the loop.
 
-A method is a module with a frozen dataclass `Numbers` and these functions (those in brackets are optional):
+A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functions (those in brackets are optional):
 
-    phases(numbers, progress) -> [Phase, …]                          the order of one iteration
-    generator(teacher, start, numbers) -> Module                     the student before training
-    networks(teacher, numbers, seed) -> {name: Module}               extra networks; seed for new weights
-    generate(nets, batch, numbers) -> images [n, c, h, w]            with gradient to nets["generator"]
-    generator_terms(nets, batch, images, numbers) -> {name: AtImages or scalar}
-    [critic_terms(nets, batch, images, numbers) -> {name: scalar}]   for the extra networks that a phase trains
-    [after_step(nets, numbers, progress)]                            weights changed outside an optimiser
-    [normalised(numbers) -> (name, …)]                               networks of EDM2 whose weights are normalised after each
-                                                                     of their steps; all of them without this function
-    [group(numbers) -> int]                                          images that must share a micro-batch
-    [passes(numbers, encoder) -> float]                              network passes an image, for the estimate of cost
-    sampler(numbers) -> dict                                         how the finished generator is sampled
+    phases(numbers, progress) -> [Phase, …]                         optimiser steps of one iteration, in order
+    generator(teacher, start, numbers) -> Module                    student before training; start: generator of another run, or None
+    networks(teacher, numbers, seed) -> {name: Module}              further networks; seed: for weights that are not copied
+    generate(nets, batch, numbers) -> images [n, c, h, w]           one-step images of nets["generator"], see below
+    generator_terms(nets, batch, images, numbers) -> Terms          loss of the generator; images() makes [n, c, h, w], detached
+    [critic_terms(nets, batch, images, numbers) -> Scalars]         loss of the further networks; images: a tensor, or None
+    [after_step(nets, numbers, progress)]                           at the end of an iteration, before the running average
+    [normalised(numbers) -> (name, …)]                              networks with EDM2's forced normalisation; without it all
+    [group(numbers) -> int]                                         images that must share a micro-batch; without it 1
+    [passes(numbers, encoder) -> float]                             cost of an image in forward passes, for `cost`; encoder: its share
+    sampler(numbers) -> dict                                        {"steps": {"1": [sigma], …}}, see eldistill.sampling.generators
 
-`start` is the generator of another run, or None. `images` of generator_terms is a function without arguments. It makes
-the images at sigma_init on its first call, so a base loss that does not use them (consistency) costs no pass. A scalar
-term is backpropagated; an `AtImages` term carries its gradient at the images. A method is called with micro-batches, so
-each of its terms must be a mean over images. Each module has a literal `RECIPE` (its name and its version), whose
-version is raised when a change of code changes results. A sampler has `steps` {"1": [sigma], "2": [sigma, sigma], …}
-and perhaps `boundary`, `renoise` and `clip`, which eldistill.sampling.generators explains.
+generate returns D(sigma z; sigma) with z = batch.draw.normal("z", *batch.shape) and sigma the one level of "1" in
+sampler(numbers)["steps"]. A student with the weights of its teacher must give the teacher's image, which is checked before the
+first step. It is called with and without a graph. The student has an attribute `boundary` (networks/precond.py).
 
-A supplement offers `Numbers`, `prepare(numbers, setting) -> prepared`, and those of these functions that it needs:
+Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
+trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
+fake_score, and target is set to the generator where a run starts from another one.
 
-    networks(nets, prepared, numbers, seed)                          adds its weights to the networks
-    generator_terms(prepared, images, batch, numbers) -> {name: AtImages}     at the images of the whole batch
-    weight(base, own, batch, numbers, progress, memory) -> Weight    factor of that gradient
-    direct_terms(prepared, nets, batch, numbers) -> {name: scalar}   from a separate pass; `numbers.weight` is its factor
-    critic_terms(prepared, nets, batch, images, numbers) -> {name: scalar}    added to the phase of `fake_score`
-    diagnose(value, base, own, batch, numbers, memory) -> Later      for the log: value (scalar) and gradients at the images
-    warning(means) -> sentence or None                               from the means of a row of the log
+A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
+backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
 
-A supplement with generator_terms must also have weight. A term whose gradient is None is only logged. base and own are
-the root mean squares of the gradients of the base loss and of the supplement, at the images. If the base loss has no
-gradient at the images, they are measured at the generator's last layer, where base includes the direct terms of other
-supplements. Both are scalars on the device; a supplement must not read their values, because that would wait for a GPU.
-`memory` is a dict of scalars (floats or tensors on the device) that is saved with the state as floats. All random
-numbers come from `batch.draw`; global generators are not used.
+critic_terms is called in each phase of a network other than the generator, and is not told of which one: it returns the terms
+of all of them, and only the network of the phase receives a gradient. images is None if the phase has images="none".
 
-A family of embedding networks offers `Numbers` and
+A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, and of these what it needs:
 
-    draw(numbers, shape, normal) -> {name: tensor}                   random weights; normal(name, *size) gives N(0, 1)
-    stages(weights, images, numbers) -> [tensor, …]                  outputs [n, …] of its stages for images over sigma_data
-    [fit(weights, images, numbers) -> {name: tensor}]                weights that depend on the calibration images
+    networks(nets, prepared, numbers, seed)                         adds weights to the networks, in place
+    generator_terms(prepared, images, batch, numbers) -> AtAll      loss at the images [n, c, h, w] of the batch, all micro-batches
+    weight(base, own, batch, numbers, progress, memory) -> Weight   factor of that gradient; batch: int, images in an iteration
+    direct_terms(prepared, nets, batch, numbers) -> Scalars         loss with a pass of its own; the loop multiplies it by numbers.weight
+    critic_terms(prepared, nets, batch, images, numbers) -> Scalars added as they are to those of the method, for fake_score only
+    diagnose(value, base, own, batch, numbers, memory) -> Later     for the log; value: a scalar; base (or None), own: gradients
+    warning(means) -> sentence or None                              of the means of a row of the log
+    passes(numbers, encoder) -> float                               as for a method
 
-The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file `stages`
-gets the frozen teacher as a fourth argument.
+A supplement with generator_terms must have weight, and the other way round. A term whose gradient is None is logged and not
+trained; for a method also one whose gradient another term contains.
+
+In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
+be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
+none there, at the generator's last layer, where base includes the direct terms of other supplements.
+
+With several processes, images are the rows of this process and the loop sums gradients. If prepared has an attribute `across`
+that is not None, the supplement gathers from all processes and returns the loss of the complete batch.
+
+memory is a dict of scalars (floats or tensors on the device), saved with the state as floats. All random numbers come from
+batch.draw; global generators are not used.
+
+A family of embedding networks has `Numbers`, `RECIPE` and
+
+    draw(numbers, shape, normal) -> {name: tensor}                  random weights; normal(name, *size) gives N(0, 1)
+    stages(weights, images, numbers) -> [tensor, …]                 outputs [n, …] of its stages for images over sigma_data
+    [fit(weights, images, numbers) -> {name: tensor}]               weights that depend on the calibration images
+
+The last stage gives the features unless a member sets `features`. With a literal `TEACHER = True` in the file, `stages` gets the
+frozen teacher as a fourth argument. docs/architecture.md lists what the contract tests ask of each file.
 """
 
 from __future__ import annotations
@@ -95,7 +108,8 @@ class Phase:
     """
 
     net: str  # name of the network that is trained
-    every: int = 1  # iterations between these steps
+    every: int = 1  # the phase is part of the iterations 0, every, 2 every, …
+    # These two are for phases of networks other than the generator, which may need generated images:
     images: str = "fresh"  # fresh: new images; reuse: those of the previous phase of this iteration, if any; none
     generator_mode: str = "train"  # mode of the generator while it makes images: train or eval
     labels: str = "fresh"  # fresh: new labels; same: those of the previous phase of this iteration
@@ -107,9 +121,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class AtImages:
-    """A loss term, given by its value (a scalar) and its gradient at the images [n, c, h, w].
+    """A loss term, given by its value (a scalar) and its gradient at the images [n, c, h, w], which is detached.
 
-    gradient: None if the gradient of another term includes it, or if the term is for the log only.
+    gradient: of the mean over the n images, so each row is of order 1/n; the loop multiplies it by the share that the micro-batch
+    has in the batch. None if the gradient of another term includes it, or if the term is for the log only.
     """
 
     value: torch.Tensor
@@ -169,6 +184,9 @@ class RealImages(Protocol):
 class Batch:
     """The images of one phase: their random numbers, labels, and real images.
 
+    A purpose, such as "z", names a stream of random numbers: within a phase the same purpose gives the same numbers, in another
+    phase or iteration others.
+
     A slice is a micro-batch, with the same random numbers for the same images.
 
         z = batch.draw.normal("z", *batch.shape)          # unit noise [n, c, h, w]
@@ -197,9 +215,9 @@ class Batch:
     def real(self, purpose: str, each: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw real images independently with replacement, `each` of them for every image of the batch.
 
-        purpose: name of the random numbers; the same purpose gives the same images. Latents get new noise of their
-        encoder. Returns encoded images [n * each, c, h, w] and one-hot labels [n * each, L] or None. Raises ValueError
-        for a batch without real images.
+        purpose: name of the random numbers; the same purpose gives the same images. In a phase with fresh labels "label" gives
+        the images whose labels `batch.labels` are. Latents get new noise of their encoder. Returns encoded images
+        [n * each, c, h, w] and one-hot labels [n * each, L] or None. Raises ValueError for a batch without real images.
         """
         if self.reals is None:
             raise ValueError(f"this batch has no real images, which {purpose!r} needs")

@@ -49,6 +49,8 @@ class Plan(PlanOfModels):
         }
         references = tuple(self.reference(data, features) for features in section["features"])
         judges = tuple(step for each in references for step in each.upstream if step.kind == "judge")
+        # seen: the data setting whose pixels are compared, another than `data` for latents. modules: names in RECIPE, whose versions
+        # enter the recipe. more, packs: modules and packed images that decide which classes are drawn; empty without labels.
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
         more, packs = self._labelled(data)

@@ -20,6 +20,8 @@ from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import MEASURED, Step, by_role
 from eldistill.training.machine import Machine
 
+# The files of steps/ pass paths and numbers to modules that compute. Of them only steps/evaluate.py computes results itself, so all
+# name its module. A change of `set_threads` that alters results raises `loop` as well, for trainings.
 COVERED_BY = "evaluate"
 MACHINE = (
     "channels_last",
@@ -203,8 +205,19 @@ def _smaller(work: Work) -> int:
     """Half the present number of images at once; 0 if it cannot be reduced, or if several processes share the training: they must
     change together, which `launch` does."""
     now = work.machine.micro_batch or _batch(work.params)
-    fewest = work.params.get("method", {}).get("group", 1)  # images that must be together
+    fewest = _group(work.params)
     return max(fewest, -(-now // 2)) if work.machine.fit and work.alone and now > fewest else 0
+
+
+def _group(params: dict[str, Any]) -> int:
+    """Images that must share a micro-batch: the answer of the method in a distil recipe, as the loop asks for it; 1 for all
+    other trainings."""
+    from eldistill import contract  # imports torch, which `tables` does without
+
+    if "method" not in params:
+        return 1
+    method = contract.load_method(params["method"]["file"])
+    return method.group(contract.make_numbers(method, params["method"]))
 
 
 def _free_memory() -> None:

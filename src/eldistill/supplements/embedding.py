@@ -42,12 +42,12 @@ class Numbers:
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     kernel: str = number(
         "rbf",
-        "rbf: a mixture of five widths around the median distance; linear: the means only; cubic: (x.y + 1)^3; energy",
+        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy",
         choices=("rbf", "linear", "cubic", "energy"),
     )
     estimator: str = number(
         "unbiased",
-        "unbiased: the U-statistic; biased: the V-statistic, which rewards collapse",
+        "unbiased: the U-statistic; biased: the V-statistic, which rewards a smaller spread",
         choices=("unbiased", "biased"),
     )
     labels: str = number(
@@ -142,7 +142,11 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
-    """EL of the whole batch of images [n, c, h, w] (encoded) and its gradient. Raises Problem for one image."""
+    """EL of images [n, c, h, w] (encoded) and its gradient. Raises Problem for one image.
+
+    images: of all micro-batches. With several processes they are the rows of this one; `prepared.across` adds those of the others,
+    so that the value is that of the complete batch.
+    """
     iteration = batch.progress.iteration
     transform = augment.siamese(prepared.seed, iteration, numbers.augmentation) if numbers.augmentation else None
     real, labels = (None, None) if numbers.anchored else _matched(prepared, images, batch, numbers)
@@ -241,7 +245,8 @@ def weight(
     """The factor of EL's gradient. base, own: root mean squares of the two gradients where they meet.
 
     balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the
-    factor weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run; `fade` ends it likewise.
+    factor weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run. Over the share `fade`, at the
+    end of the run, the weight falls to 0 along half a cosine.
     """
     if not numbers.weight:
         return Weight(0.0)

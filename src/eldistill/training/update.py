@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One optimiser step of one network, as a phase describes it.
 
-A generator step makes the images of the whole batch first. The gradients of the base loss and of all supplements are
-added at these images, and one backward pass propagates the weighted sum to the generator. So a supplement sees the
-whole batch, however small the micro-batches are, and weights that compare gradients need no further pass.
+In a step of the generator the images are made when a loss first asks for them. The base loss gives its gradient at these images,
+micro-batch by micro-batch. Each supplement then sees the images of all micro-batches (of this process, unless it gathers from all)
+and adds its weighted gradient, and one backward pass propagates the sum to the generator. So a supplement does not depend on the
+size of micro-batches, and weights that compare gradients need no further pass.
+
+A base loss without a gradient at the images, as that of consistency models, is backpropagated as it is. The supplements' gradients
+are then added at the weights of the generator, at the price of a backward pass for each of them (training/meeting.py).
 """
 
 from __future__ import annotations
