@@ -55,7 +55,7 @@ def test_what_is_written_beats_the_rule():
 def test_it_is_of_trainings():
     """A teacher that others have trained has none."""
     with pytest.raises(
-        Problem, match="edm-cifar10.precision is of a training; leave it out of a teacher from a source"
+        Problem, match="edm-cifar10.precision is only for a teacher that is trained; remove it"
     ):
         changed("teacher/edm-cifar10/precision", "bfloat16")
     assert changed("teacher/digits/precision", "bfloat16").section("teacher", "digits")["precision"] == "bfloat16"

@@ -349,7 +349,7 @@ def test_agreement_needs_a_judge_in_the_features(unbalanced, capsys):
         assert __main__.main(["data", "shapes/reference-pixels"]) == 0
         assert __main__.main(["evaluate", "shapes/teacher"]) == 0
         said = capsys.readouterr().out
-        assert "agreement is left out: none of pixels is a classifier of these 3 classes" in said
+        assert "agreement is not measured: none of pixels is a classifier of these 3 classes" in said
         found = json.loads(Path("data/evaluations/shapes/teacher/metrics.json").read_text())
         assert found and not any(name.startswith("agreement") for name in found)
     finally:

@@ -102,7 +102,7 @@ def test_orphans_are_told_to_end(tmp_path, slurm):
     told: list[str] = []
     assert cluster.end_orphans(here, told.append) == ["11", "12"]
     assert (slurm / "cancelled").read_text() == "11\n12\n"
-    assert len(told) == 1 and "2 jobs of an earlier snakemake are still there (11, 12)" in told[0]
+    assert len(told) == 1 and "2 jobs of an earlier snakemake still run (11, 12)" in told[0]
     assert cluster.end_orphans(here, told.append) == [] and len(told) == 1
     assert cluster.jobs_of(other) == ["13"]
 
@@ -340,7 +340,7 @@ def test_every_network_of_ours_can_be_given_away(name, tmp_path):
 
 def test_a_network_of_another_package_cannot_be_given_away():
     with pytest.raises(
-        Problem, match="of the kind ddpm needs more than torch; give its generator_ema.safetensors away as it is"
+        Problem, match="of the kind ddpm needs more than torch and cannot be exported; share its generator_ema.safetensors as it is"
     ):
         export.code("ddpm")
 

@@ -447,7 +447,7 @@ def test_help_of_the_program_lists_every_step(project, capsys):
     [
         ("data", ["heldout", "default 360", "units of 255", "label smoothing"]),
         ("teacher", ["P_mean", "default -1.2", "images a step", "Heun steps"]),
-        ("ensemble", ["calibration", "default 512", "channels of every layer", "steps between new draws"]),
+        ("ensemble", ["calibration", "default 512", "channels of every layer", "steps after which all members are drawn again"]),
         ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between saved states", "percent"]),
         ("evaluate", ["curve_n", "default 2000", "images behind a final number", "k of precision"]),
         ("tables", ["confidence", "default 0.95", "level of the intervals"]),
@@ -543,7 +543,7 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
     vouch()
     change("teacher/digits-smoke/seed", 7)
     text = fails(capsys, "distil", "digits-smoke/di/none/0")
-    assert "was not made by the numbers" in text and "teacher digits-smoke" in text
+    assert "was made with other numbers" in text and "teacher digits-smoke" in text
 
 
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):

@@ -360,7 +360,7 @@ def test_a_wrong_file_on_a_mirror_does_not_stop_the_right_one_elsewhere(monkeypa
     table("http://127.0.0.1:9/thing.bin", "", "")
     fetching.fetch("thing")
     assert re.search(
-        r"sha256 \w{64} is trusted from now on.*; it came from file://.*/mirror/thing\.bin", capsys.readouterr().out
+        r"sha256 \w{64} is trusted from now on.*; fetched from file://.*/mirror/thing\.bin", capsys.readouterr().out
     )
 
 

@@ -205,7 +205,7 @@ def test_a_link_whose_image_is_gone_is_one_sentence():
     tree(PLAIN)
     Path("source/cat/9.png").symlink_to(Path("nowhere.png").absolute())
     with pytest.raises(
-        Problem, match="source/cat/9.png is a link to a file that is not there; restore the file, or remove"
+        Problem, match="source/cat/9.png is a link to a missing file; restore the file, or remove"
     ):
         packed()
 

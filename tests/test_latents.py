@@ -326,7 +326,7 @@ def test_what_is_no_latent_has_none_of_it_in_its_recipes():
         ({"pixels": None}, "imagenet512-s.pixels is missing; source: latents needs it"),
         ({"path": None}, "imagenet512-s.path is missing"),
         ({"pixels": "imagenet512-rbg"}, "did you mean imagenet512-rgb"),
-        ({"pixels": "imagenet512-s"}, "what it names has pixels of its own"),
+        ({"pixels": "imagenet512-s"}, "only latents have .pixels."),
         ({"codec": {"mean": 0.5, "std": 0.25}}, "source: latents needs two lists"),
         ({"codec": {"mean": [1, 2], "std": [1]}}, "source: latents needs two lists"),
         ({"codec": {"mean": [1, 2], "std": [1, 0]}}, r"std\[1\] is 0; expected a number > 0"),
@@ -630,7 +630,7 @@ def test_what_cannot_be_encoded_is_one_sentence(tmp_path, monkeypatch, capsys, t
     for path in Path("pictures").glob("*.png"):
         Image.open(path).convert("L").save(path)
     assert __main__.main(["encode", "rgb", "--out", "x.zip"]) == 2
-    assert "has grey images; expected colours" in capsys.readouterr().err and not Path("x.zip").exists()
+    assert "has grey images; expected images in colour" in capsys.readouterr().err and not Path("x.zip").exists()
     changed = copy.deepcopy(values)
     changed["data"]["rgb"]["count"] = "ffhq"
     Path("params.yaml").write_text(conftest.write_yaml(changed))

@@ -285,4 +285,4 @@ def test_a_zip_by_its_command(tmp_path, monkeypatch, capsys):
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("heldout: 360", "heldout: 361", 1), encoding="utf-8")
     assert __main__.main(["zip", "digits", "--out", "other.zip"]) == 2
-    assert "is missing or of other numbers; run `python -m eldistill data digits/images`" in capsys.readouterr().err
+    assert "is missing, or was made with other numbers; run `python -m eldistill data digits/images`" in capsys.readouterr().err

@@ -502,7 +502,7 @@ def test_fill_makes_equal_numbers_equal_text():
 def test_an_option_that_a_source_does_not_read_is_no_silence(data, key, value):
     values = conftest.shipped()
     values["data"][data][key] = value
-    with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; leave it away"):
+    with pytest.raises(Problem, match=rf"data\.{data}.*{key} is .*does not read it; remove it"):
         params.from_values(values, ROOT)
 
 

@@ -153,7 +153,7 @@ def test_a_download_is_a_link_into_the_store(project):
 
 def test_a_job_takes_what_is_there_and_asks_nobody(project, monkeypatch):
     monkeypatch.setenv("ELDISTILL_FETCH", "no")
-    with pytest.raises(Problem, match="fid-refs-cifar10-32x32 is not in data/scratch/store, and a job does not fetch"):
+    with pytest.raises(Problem, match="fid-refs-cifar10-32x32 is not in data/scratch/store, and jobs fetch nothing"):
         fetching.fetch("fid-refs-cifar10-32x32")
     monkeypatch.delenv("ELDISTILL_FETCH")
     path = fetching.fetch("fid-refs-cifar10-32x32")

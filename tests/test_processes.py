@@ -287,7 +287,7 @@ def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
     monkeypatch.setattr(update.Update, "_generate", small)
     capsys.readouterr()
     assert __main__.main(["distil", RUN, "--force"]) == 0
-    assert tried == [16] and "going on with 8 images at once" in capsys.readouterr().out
+    assert tried == [16] and "continuing with 8 images at once" in capsys.readouterr().out
     assert near(weights(), alone)
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["distil"]["fit"] = False
@@ -310,7 +310,7 @@ def test_several_processes_start_again_in_parts(monkeypatch):
 
 def test_what_is_no_training_or_no_number_is_one_sentence(project, capsys):
     for words, sentence in (
-        (["data", "digits/images", "--force", "--processes", "2"], "is made by one process; leave --processes away"),
+        (["data", "digits/images", "--force", "--processes", "2"], "is made by one process; remove --processes"),
         (["distil", RUN, "--processes", "0"], "--processes 0; expected 1 or more"),
         (["distil", RUN, "--force", "--processes", "300"], "cannot be shared by 300 processes") if os.cpu_count() > 64 else
         (["distil", RUN, "--max-minutes", "x"], "invalid float value"),

@@ -933,7 +933,7 @@ def shipped_plan():
         ("suites/demo/0/studies", ["centrl"], ["suites.demo: a study is 'centrl'", "what-matters", "mean central?"]),
         ("suites/ablation/1/studies", ["central", "budgt"], ["suites.ablation", "'budgt'", "did you mean budget?"]),
         ("tables/studies/main", {"question": "?"}, ["tables.studies.main cannot be a name", "main, runs, curves"]),
-        ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "tables already"]),
+        ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
         ("tables/studies/reuse-di/against", "dj/none", ["tables.studies.reuse-di.against is 'dj'", "did you mean di?"]),

@@ -166,9 +166,9 @@ def test_a_block_is_put_at_the_end_of_its_mapping(path, expected):
 @pytest.mark.parametrize(
     "path, key, sentence",
     [
-        (["a", "d"], "new", "a.d is not written as a list of keys, one a line; put the block there by hand"),
-        (["a", "b"], "c", "a.b.c is there already; change it by hand"),
-        (["a", "b", "c"], "new", "a.b.c is not written as a list of keys"),
+        (["a", "d"], "new", "a.d is not written with one key per line; insert the block by hand"),
+        (["a", "b"], "c", "a.b.c exists already; change it by hand"),
+        (["a", "b", "c"], "new", "a.b.c is not written with one key per line"),
     ],
 )
 def test_where_it_cannot_be_put(path, key, sentence):

@@ -211,7 +211,7 @@ def test_an_autoencoder(tmp_path, bad):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"_class_name": "VQModel"}, "its config.json is of 'VQModel'"),
+        ({"_class_name": "VQModel"}, "its config.json describes a 'VQModel'"),
         ({"hook": 1}, "its config.json has 'hook', which no"),
     ],
 )

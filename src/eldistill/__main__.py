@@ -39,8 +39,11 @@ ABOUT = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m eldistill", description="One-step generators from diffusion teachers.",
-                                  epilog="All numbers stand in params.yaml; each subcommand's --help lists those it reads.")  # fmt: skip
+    top = argparse.ArgumentParser(
+        prog="python -m eldistill",
+        description="Distil diffusion models into one-step generators, measure them and write the tables.",
+        epilog="All numbers are in params.yaml; `--help` of a step lists the numbers that it reads.",
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="word", required=True, metavar="STEP")
     for word, (about, names) in ABOUT.items():
@@ -48,12 +51,16 @@ def parser() -> argparse.ArgumentParser:
             word, help=about, description=about + ".", formatter_class=argparse.RawDescriptionHelpFormatter
         )
         each.add_argument("name", metavar="NAME", help=names)
-        each.add_argument("--recipe", metavar="FILE", help="recipe to follow (default: computed from params.yaml)")
-        each.add_argument("--force", action="store_true", help="make it again even if it is up to date (default: no)")
+        each.add_argument(
+            "--recipe", metavar="FILE", help="recipe that the step follows (default: computed from params.yaml)"
+        )
+        each.add_argument(
+            "--force", action="store_true", help="run the step even if its outputs are up to date (default: no)"
+        )
         each.add_argument("--max-minutes", type=float, default=0, metavar="MINUTES",
-                          help="stop politely after this time, exit code 75 (default: 0, no limit)")  # fmt: skip
+                          help="save the state and stop after this time, with exit code 75 (default: 0, no limit)")  # fmt: skip
         each.add_argument("--processes", type=int, default=1, metavar="N",
-                          help="share every batch among so many processes, one for each GPU; for trainings (default: 1)")  # fmt: skip
+                          help="number of processes that share each batch of a training, one for each GPU (default: 1)")  # fmt: skip
         each.set_defaults(parser=each)
     for word, tool in TOOLS.items():
         each = commands.add_parser(word, help=tool.help, description=tool.description)
@@ -85,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         # Permissions, a lost file system: the machine's own words name the file.
         print(
-            f"eldistill: {error}; mend it and repeat the command, which continues from the last saved state",
+            f"eldistill: {error}; correct this and repeat the command, which continues from the last saved state",
             file=sys.stderr,
         )
         return 1
@@ -103,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 76  # to the launcher, which tries again
         print(
             "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
-            "(or evaluate.batch lower) and repeat the command, which continues from the last saved state",
+            "(in an evaluation: lower evaluate.batch) and repeat the command, which continues from the last saved state",
             file=sys.stderr,
         )
         return 1

@@ -141,7 +141,7 @@ class Growing:
         lacking = [name for name, (at, end) in self.places.items() if at != end]
         header = self._header()
         if lacking or len(header) > self.room:
-            raise ValueError(f"unfinished: {lacking or 'the description is longer than the room that was kept for it'}")
+            raise ValueError(f"unfinished: {lacking or 'the description is longer than the space reserved for it'}")
         self.file.seek(0)
         self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
 

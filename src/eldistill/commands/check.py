@@ -27,7 +27,9 @@ def codec_of(name: str, found: dict | None, channels: int) -> dict:
     if found is None and channels in known:
         return known[channels]
     if found is None or len(found["scale"]) != channels:
-        raise Problem(f"{name} makes images of {channels} channels; expected 3, pixels in colour, or 4, EDM2's latents")
+        raise Problem(
+            f"{name} makes images of {channels} channels; expected 3 (pixels in colour) or 4 (latents of EDM2)"
+        )
     pairs = list(zip(found["scale"], found["bias"], strict=True))
     return {"mean": [-bias / scale for scale, bias in pairs], "std": [SIGMA_DATA / scale for scale, _ in pairs]}
 

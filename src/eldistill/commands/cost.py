@@ -156,10 +156,10 @@ def allow(plan: Plan, suite: str, most: float) -> str:
     try:
         hours = hours_left(bills_left(plan, suite))
     except Problem as problem:
-        return f"suite {suite}: what its trainings take is not known yet: {problem}"
+        return f"suite {suite}: the cost of its trainings is not known yet: {problem}"
     if hours is not None and hours > most:
         raise Problem(
-            f"{left(plan, suite)}; max_gpu_hours allows {most:g} hours: if they are meant, set max_gpu_hours in params.yaml, or "
+            f"{left(plan, suite)}; max_gpu_hours allows {most:g} hours: if you want them, set max_gpu_hours in params.yaml, or "
             f"ELDISTILL_MAX_GPU_HOURS={math.ceil(hours)}, and repeat the command, or choose another suite"
         )
     return left(plan, suite)
@@ -169,7 +169,7 @@ def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     """One line about the trainings that are still to be made."""
     bills = bills_left(plan, suite)
     if not bills:
-        return f"suite {suite}: every training is there"
+        return f"suite {suite}: all trainings are finished"
     hours = hours_left(bills, tflops)
     spent = "an unknown time" if hours is None else f"{_number(hours)} hours" if hours > 1 else "less than an hour"
     weights, disk = max(each["weights"] for each in bills), sum(each["disk"] for each in bills)

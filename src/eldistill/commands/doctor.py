@@ -74,7 +74,7 @@ def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
         bills = cost.bills_left(plan, suite)
     except Problem as problem:
-        yield None, f"{free:.0f} GB of disk are free; what the suite {suite} needs cannot be said yet ({problem})"
+        yield None, f"{free:.0f} GB of disk are free; how much the suite {suite} needs is not known yet ({problem})"
         return
     need = sum(each["disk"] for each in bills)
     word = (
@@ -138,7 +138,7 @@ def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
         except OSError as error:
             found, why = None, f"cannot be read ({error})"
         if found is None:
-            yield None, f"{where} {why}; what was made of it stays, and cannot be made again"
+            yield None, f"{where} {why}; results that were made from it are kept, but cannot be made again here"
         elif found.sha256 == row["sha256"]:
             yield True, f"{where} is what {LOCK} records ({found.files} files)"
         else:
@@ -155,7 +155,10 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
         return
     code, text = _answer("sinfo", "--noheader", "--format", "%R")
     if code:
-        yield False, f"sinfo says: {text.splitlines()[0] if text else 'nothing'}; ask whoever runs this cluster"
+        yield (
+            False,
+            f"sinfo fails: {text.splitlines()[0] if text else 'no output'}; ask the administrators of this cluster",
+        )
         return
     partitions = sorted(set(text.split()))
     for kind, usual in (("CPU", "cpu"), ("GPU", "gpu")):
@@ -177,7 +180,7 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
         advice = (
             f"export ELDISTILL_SLURM_STATUS={other}"
             if other
-            else "neither it nor its alternative does: ask whoever runs this cluster"
+            else "the alternative does not work either: ask the administrators of this cluster"
         )
         yield False, f"{status}, by which Snakemake sees its jobs end, does not work here: {advice}"
     else:

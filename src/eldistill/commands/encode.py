@@ -35,7 +35,9 @@ def write_latents(section: dict, path: str | Path, vae: str | None = None, devic
     for note in stream.notes:
         say(note)
     if stream.shape[0] != 3:
-        raise Problem(f"{section['path']} has grey images; expected colours")
+        raise Problem(
+            f"{section['path']} has grey images; expected images in colour, because the autoencoder reads three channels"
+        )
     count, began, last = len(stream.labels), time.monotonic(), time.monotonic()
     counted(section, count)
     whole = path.suffix == ".zip"

@@ -88,7 +88,7 @@ def code(file: str) -> dict[str, str]:
         ours, others = _imports(found[path])
         if others - {"torch"}:
             raise Problem(
-                f"a network of the kind {file} needs more than torch; give its generator_ema.safetensors away as it is"
+                f"a network of the kind {file} needs more than torch and cannot be exported; share its generator_ema.safetensors as it is"
             )
         waiting += [*ours, *(f"{parent}/__init__".removeprefix("./") for parent in PurePosixPath(name).parents)]
     return found

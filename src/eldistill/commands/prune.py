@@ -48,8 +48,8 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
                 if parent.as_posix() in FOLDERS or any(parent.iterdir()):
                     break
                 parent.rmdir()
-    what = "removed" if remove else "that no suite of params.yaml names; `make prune REMOVE=yes` removes them"
-    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing: every result is named by a suite of params.yaml")
+    what = "removed" if remove else "in total, which no suite of params.yaml uses; `make prune REMOVE=yes` removes them"
+    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing to remove: suites of params.yaml use all results")
     return total
 
 

@@ -24,7 +24,7 @@ def command(options, say) -> None:
     if options.n < 1:
         raise Problem(f"--n is {options.n}; expected 1 or more")
     if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
-        raise Problem(f"--device is {options.device}, which is not here; use cpu")
+        raise Problem(f"--device is {options.device}, but torch does not see it on this machine; use cpu")
     generator = load_generator(options.generator, options.device)
     label = None if options.label is None else class_number(generator, options.label)
     images = sample(generator, options.n, options.seed, label, options.steps)

@@ -85,7 +85,7 @@ def suggest(project: Params, data: str, images: int | None = None) -> Iterator[S
     side = side_of(project, project.section("data", data, where="data on the command line"))
     if side is None:
         raise Problem(
-            f"data.{data} does not say how large its images are; give it a `resolution`, and the command again"
+            f"data.{data} does not say how large its images are; give it a `resolution` and repeat the command"
         )
     for method in project.named("method"):
         if not project.has_numbers(method, data) and (model := _model(project, method, side)):

@@ -61,7 +61,7 @@ def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
     try:
         file = open(place, "rb")
     except FileNotFoundError:
-        why = "is a link to a file that is not there" if place.is_symlink() else "was there a moment ago and is gone"
+        why = "is a link to a missing file" if place.is_symlink() else "was removed while it was read"
         raise Problem(f"{place} {why}; restore the file, or remove the link") from None
     with file:
         yield file
@@ -83,7 +83,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 @contextmanager
 def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Iterator[BinaryIO]:
     if member.file_size > LARGEST:
-        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}, remove it")
+        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}: remove it")
     if member.flag_bits & 1:
         raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
     try:

@@ -111,7 +111,7 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
     tensors, _ = load_tensors(path, foreign=True)
     try:
         if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-            raise ValueError(f"its config.json is of {ascii(name)[:60]}")
+            raise ValueError(f"its config.json describes a {ascii(name)[:60]}")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         if odd := sorted(config.keys() - inspect.signature(AutoencoderKL.__init__).parameters.keys()):
             raise ValueError(f"its config.json has {ascii(odd[0])[:60]}, which no AutoencoderKL has")

@@ -62,7 +62,7 @@ def fetch(
         return _checked(found, row, say)
     if os.environ.get("ELDISTILL_FETCH") == "no":
         raise Problem(
-            f"{name} is not in {store}, and a job does not fetch; type `python -m eldistill data download/{name} --force` "
+            f"{name} is not in {store}, and jobs fetch nothing; type `python -m eldistill data download/{name} --force` "
             "on a machine that reaches the network, or `snakemake all`, which does it first"
         )
     store.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def fetch(
         os.replace(part, path)
         _drop(part)
         if not row["sha256"]:
-            _note(row, digest, size, say, f"; it came from {address}")
+            _note(row, digest, size, say, f"; fetched from {address}")
     return path
 
 
@@ -95,7 +95,7 @@ def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
 def _note(row: dict[str, str], digest: str, size: int, say, origin: str = "") -> None:
     # Trust on first use: what came first is what has to come ever after.
     sourcelock.note([{"name": row["name"], "sha256": digest, "bytes": str(size)}])
-    say(f"{row['name']}: its digest was not known; sha256 {digest} is trusted from now on, and noted in {LOCK}{origin}")
+    say(f"{row['name']}: no digest was known; sha256 {digest} is trusted from now on and recorded in {LOCK}{origin}")
 
 
 def _content_digest(path: Path) -> str:
@@ -147,7 +147,8 @@ def _alone(path: Path, row: dict[str, str], say) -> Iterator[None]:
                     "ELDISTILL_STORE to a folder of a local disk"
                 ) from None
             print(
-                f"eldistill: this file system has no locks ({error}); let one job fetch {name} first", file=sys.stderr
+                f"eldistill: this file system has no locks ({error}); fetch {name} with one job before you start others",
+                file=sys.stderr,
             )
         yield
 
@@ -192,7 +193,7 @@ def _download(row: dict[str, str], part: Path, say) -> tuple[str, str]:
             say(f"{row['name']}: {reason}" + ("; trying again" if waiting and attempt + 1 < TRIES else ""))
             if waiting and attempt + 1 < TRIES:
                 time.sleep(max(broken.wait, min(2**attempt, 30) * random.uniform(0.5, 1)) if broken.again else 0)
-    reason = "; ".join(reasons.values()) or "nobody may be asked: ELDISTILL_OFFLINE is set"
+    reason = "; ".join(reasons.values()) or "ELDISTILL_OFFLINE is set, so that no server is asked"
     raise Problem(
         f"{row['name']} could not be fetched from {row['url']} ({reason}); "
         f"put the file into a folder and name that folder in params.yaml"
@@ -234,7 +235,7 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
                 _drop(part)
                 raise _Broken("the file changed while it was fetched")
             if total is None and not row["sha256"] and not getattr(answer, "chunked", False):
-                raise _Broken("it does not say how long the file is, and no digest is known", again=False)
+                raise _Broken("the server does not say how long the file is, and no digest is known", again=False)
             _room(part, (total or 0) - start)
             if not start:
                 _drop(part)  # before it is said of the part what it is a part of
@@ -267,7 +268,9 @@ def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
         words = answer.headers.get("Content-Range", "").replace("bytes ", "").partition("/")
         first = words[0].partition("-")[0]
         if first and first != str(start):
-            raise _Broken(f"it was asked for the part from byte {start} and sends that from {first}", again=False)
+            raise _Broken(
+                f"the server was asked for the bytes from {start} on and sends those from {first} on", again=False
+            )
         total = int(words[2]) if words[2].isdigit() else None if total is None else total + start
     else:
         start = 0
@@ -293,7 +296,7 @@ def _receive(answer, part: Path, start: int, total: int | None) -> None:
             if total is not None and seen > total:
                 file.close()
                 _drop(part)
-                raise _Broken(f"it sends more than {total:,} bytes", again=False)
+                raise _Broken(f"the server sends more than {total:,} bytes", again=False)
             file.write(block)
             bar.update(len(block))
     # A connection that is cut ends like a file that is complete.
@@ -301,7 +304,7 @@ def _receive(answer, part: Path, start: int, total: int | None) -> None:
         raise _Broken(f"the connection ended after {seen:,} of {total:,} bytes")
     if not seen:
         _drop(part)
-        raise _Broken("it sends nothing")
+        raise _Broken("the server sends nothing")
 
 
 def _read(answer) -> bytes:

@@ -50,7 +50,7 @@ class Progress:
         if self.say and time.monotonic() - self.last > PATIENCE:
             self.last = time.monotonic()
             rate = self.bytes / (self.last - self.began)
-            self.say(f"{self.name}: is its content the same? {self.files:,} of at most {self.count:,} files hashed, "
+            self.say(f"{self.name}: checking its content, {self.files:,} of at most {self.count:,} files hashed, "
                      f"{self.bytes / 1e9:.1f} of {self.size / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s")  # fmt: skip
 
 

@@ -38,7 +38,9 @@ def rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
     except FileNotFoundError:
         pass
     except (UnicodeDecodeError, csv.Error):
-        raise Problem(f"{LOCK} is damaged; restore it from git, or delete it to trust what comes next") from None
+        raise Problem(
+            f"{LOCK} is damaged; restore it from git, or delete it, after which the next files are trusted"
+        ) from None
     return found
 
 

@@ -17,7 +17,9 @@ AUTOENCODER = "sd-vae-ft-mse"  # what latents are decoded with, where params.yam
 
 def source(name: str, table: str | os.PathLike = TABLE) -> dict[str, str]:
     """The row of data/sources.csv called `name`; its sha256 and bytes are those of data/sources.lock.csv if it has none."""
-    rows = _rows(Path(table), f"{table} is missing; expected the table of what can be fetched: git restores it")
+    rows = _rows(
+        Path(table), f"{table} is missing; expected the table of published files: `git checkout {table}` restores it"
+    )
     if name not in rows:
         close = difflib.get_close_matches(name, rows, 6, 0.4) or list(rows)[:6]
         more = f" and {len(rows) - len(close)} others" if len(rows) > len(close) else ""
@@ -47,4 +49,6 @@ def _rows(path: Path, absent: str) -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         raise Problem(absent) from None
     except (KeyError, UnicodeDecodeError):
-        raise Problem(f"{path} is not the table of what can be fetched: git restores it") from None
+        raise Problem(
+            f"{path} is damaged; expected the table of published files: `git checkout {path}` restores it"
+        ) from None

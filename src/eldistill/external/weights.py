@@ -49,7 +49,7 @@ def fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor
 def check(path: str | Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
     """Raise Problem, one sentence, where `fault` finds something."""
     if (found := fault(tensors, wanted)) is not None:
-        raise Problem(f"{path} {found}: it is damaged or not what it says; make or fetch it again")
+        raise Problem(f"{path} {found}: it is damaged, or its description is wrong; make or fetch it again")
 
 
 def restore(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) -> nn.Module:

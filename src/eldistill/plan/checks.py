@@ -114,7 +114,7 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
     options = {key for each in readers().values() for key in each.options}
     for key in sorted(options - set(readers()[source].options)):
         if value[key] != known[key]["default"]:
-            raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; leave it away")
+            raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; remove it")
 
 
 def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
@@ -133,7 +133,10 @@ def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
     if pixels not in params.values["data"]:
         unknown(f"{where}.pixels", pixels, params.values["data"])
     if not latent or params.section("data", pixels)["source"] == "latents":
-        raise Wrong(f"{where}.pixels", f"is {pixels!r}; only latents have it, and what it names has pixels of its own")
+        raise Wrong(
+            f"{where}.pixels",
+            f"is {pixels!r}; expected null, because only latents have `pixels`, or a data setting of images: set source to latents, or name one",
+        )
 
 
 def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
@@ -144,9 +147,15 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
         both = "a network and a source or a file" if theirs else "neither a network to train nor a source or a file"
         raise Wrong(where, f"has {both}; give one of `network`, `source` and `file`")
     if value["state"] is not None and not theirs:
-        raise Wrong(f"{where}.state", "is for a source or a file; leave it out of a teacher that is trained")
+        raise Wrong(
+            f"{where}.state",
+            "is only for a teacher from a `source` or a `file`; remove it, because this teacher is trained",
+        )
     if value["precision"] != "float32" and theirs:
-        raise Wrong(f"{where}.precision", "is of a training; leave it out of a teacher from a source or a file")
+        raise Wrong(
+            f"{where}.precision",
+            "is only for a teacher that is trained; remove it, because this one comes from a source or a file",
+        )
     if not theirs:
         _network(f"{where}.network", value["network"])
 
@@ -175,12 +184,12 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
             if each not in params.named(kind):
                 unknown(f"{where}: the {kind}", each, params.named(kind))
         if method in seen:
-            raise Wrong(where, f"goes in a circle ({' → '.join([*seen, method])}); remove one")
+            raise Wrong(where, f"goes in a circle ({' → '.join([*seen, method])}); remove one `start_from`")
         seen.append(method)
         layers = params.chain("method", method, where)
         start = functools.reduce(merge, layers, dict[str, Any]()).get("start_from")
     if name in seen:
-        raise Wrong(where, "goes in a circle; a method cannot start from itself")
+        raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
 
 
 # --- all of them ----------------------------------------------------------------------------------------
@@ -193,15 +202,14 @@ def names(params: Sections) -> None:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("none", "real", "suite"):
                 raise Wrong(
                     params.place(kind, name),
-                    "cannot be a name; expected letters, digits, . _ - and none of none, real, suite, which mean "
-                    "something else",
+                    "cannot be a name; expected letters, digits, . _ - but not none, real or suite, which are reserved",
                 )
     for name in params.values["data"]:
         _taught_alike(params, name)
     if params.top("distil")["compile"] and params.top("distil")["recompute"]:
         raise Wrong(
             "distil.compile",
-            "and distil.recompute are both true, but a compiler decides itself what to keep and what to compute again; set one "
+            "and distil.recompute are both true, but a compiled network decides by itself what to keep and what to compute again; set one "
             "of them to false",
         )
     _tables(params, params.top("tables"))
@@ -225,7 +233,7 @@ def _tables(params: Sections, tables: dict[str, Any]) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)) or name in TABLE_NAMES:
             raise Wrong(
                 f"tables.studies.{name}",
-                f"cannot be a name; expected letters, digits, _ - and none of {', '.join(TABLE_NAMES)}, which are tables already",
+                f"cannot be a name; expected letters, digits, _ - but none of {', '.join(TABLE_NAMES)}, which name other tables",
             )
     _supplement(params, "tables.baseline", tables["baseline"])
     for name, study in tables["studies"].items():
@@ -239,7 +247,7 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     if method and study["kind"] != "contrast":
         raise Wrong(
             where,
-            f"is {study['against']!r}; a method can be named only where the kind is contrast: give a supplement",
+            f"is {study['against']!r}; only studies of the kind contrast can name a method: give a supplement",
         )
     _supplement(params, where, supplement)
 

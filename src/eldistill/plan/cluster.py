@@ -80,12 +80,12 @@ def end_orphans(root: Path = Path(), say: Callable[[str], object] = print, patie
     found = jobs_of(root)
     if found is None:
         say(
-            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still be there; the locks of their runs hold"
+            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still run; their locks keep others from the same runs"
         )
         return []
     if found:
-        say(f"eldistill: {len(found)} jobs of an earlier snakemake are still there ({', '.join(found)}); they are told to save and "
-            "to end, and continued")  # fmt: skip
+        say(f"eldistill: {len(found)} jobs of an earlier snakemake still run ({', '.join(found)}); they are told to save and end, "
+            "and new jobs continue them")  # fmt: skip
         subprocess.run(["scancel", *found], capture_output=True, timeout=60)
     deadline = time.monotonic() + patience
     while _some_left(found, jobs_of(root)) and time.monotonic() < deadline:

@@ -168,8 +168,8 @@ def unmade(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> lis
 def complaint(left: list[Step]) -> str:
     """One sentence about steps that Snakemake took for finished."""
     return (
-        f"{names(left)} {'is' if len(left) == 1 else 'are'} still not what params.yaml asks for, though snakemake found no "
-        "more to do; nothing of this should be recorded: run the same command again, and report it if it stays"
+        f"{names(left)} {'is' if len(left) == 1 else 'are'} still not what params.yaml asks for, although snakemake found "
+        "nothing more to do; do not record these results: run the same command again, and report this as a bug if it stays"
     )
 
 
@@ -204,6 +204,6 @@ def _edited(step: Step, paths: list[str], stale: bool) -> str:
     if stale:
         return f"{what}; it is made again"
     return (
-        f"{what}; it is kept, `dvc checkout {Path(paths[0]).parent}` brings back what was recorded, and "
+        f"{what}; it is kept: `dvc checkout {Path(paths[0]).parent}` restores the recorded version, "
         f"`python -m eldistill {step.word} {step.name} --force` makes it again"
     )

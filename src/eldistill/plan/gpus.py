@@ -27,11 +27,13 @@ def devices() -> list[str]:
     """The GPUs to share, by the names that CUDA_VISIBLE_DEVICES gives or will get. Raises Problem."""
     count = os.environ[COUNT]
     if not count.isdigit() or int(count) < 1:
-        raise Problem(f"{COUNT} is {count!r}; expected how many GPUs the jobs share, such as --resources gpu=4")
+        raise Problem(
+            f"{COUNT} is {count!r}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
+        )
     listed = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     if listed and len(listed) < int(count):
         raise Problem(
-            f"{VISIBLE} names {len(listed)} GPUs and {COUNT} is {count}; give no more jobs a GPU than there are"
+            f"{VISIBLE} names {len(listed)} GPUs and {COUNT} is {count}; pass --resources gpu=N with at most that many"
         )
     return (listed or [str(index) for index in range(int(count))])[: int(count)]
 
@@ -46,7 +48,9 @@ def take(wanted: int, folder: Path = FOLDER) -> list[str]:
         return []
     names = devices()
     if wanted > len(names):
-        raise Problem(f"a job wants {wanted} GPUs and {COUNT} is {len(names)}; give it fewer under set-resources")
+        raise Problem(
+            f"a job asks for {wanted} GPUs, but {COUNT} is {len(names)}; set its `gpu` lower under set-resources of the profile"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     while wanted:
         found = _lock(names, wanted, folder)

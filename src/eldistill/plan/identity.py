@@ -160,7 +160,7 @@ class Identities:
                     self.found[source] = identity.sha256
                     self.new[source] = identity
                 elif row and source.path:
-                    self.say(f"{source.name} {why}; its content counts as {sourcelock.LOCK} records it, {row['files']} files of "
+                    self.say(f"{source.name} {why}; {sourcelock.LOCK} is trusted instead, which records {row['files']} files with "
                              f"sha256 {row['sha256'][:16]}…")  # fmt: skip
         return self.found[source]
 
@@ -175,7 +175,7 @@ class Identities:
                 changed.append(row)
                 was = f", it was {old['sha256'][:16]}… of {old['files']}" if old else ""
                 self.say(f"{source.name}: sha256 {identity.sha256[:16]}… of {identity.files} files{was}; "
-                         f"recorded in {sourcelock.LOCK}, which belongs into git")  # fmt: skip
+                         f"recorded in {sourcelock.LOCK}; commit that file")  # fmt: skip
         if changed:
             sourcelock.note(changed, self.root)
             self.recorded = sourcelock.rows(self.root)
@@ -198,5 +198,5 @@ def check(sources: Iterable[Source], wanted: dict[str, str | None], root: Path =
             continue
         if not same:
             raise Problem(
-                f"{source.name} changed since this recipe was written; run the same command, or snakemake, again"
+                f"{source.name} changed since this recipe was written; run the same command again, or `snakemake all`"
             )

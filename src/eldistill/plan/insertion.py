@@ -20,9 +20,9 @@ def insert(text: str, path: list[str], key: str, lines: list[str]) -> str:
         node, depth = below, depth + 1
     where = ".".join(path[:depth]) or "the file"
     if not isinstance(node, yaml.MappingNode) or not node.value or node.flow_style:
-        raise Problem(f"params.yaml: {where} is not written as a list of keys, one a line; put the block there by hand")
+        raise Problem(f"params.yaml: {where} is not written with one key per line; insert the block by hand")
     if depth == len(path) and _child(node, key) is not None:
-        raise Problem(f"params.yaml: {'.'.join([*path, key])} is there already; change it by hand")
+        raise Problem(f"params.yaml: {'.'.join([*path, key])} exists already; change it by hand")
     indent = node.value[0][0].start_mark.column
     new = []
     for name in path[depth:]:
@@ -41,7 +41,7 @@ def insert(text: str, path: list[str], key: str, lines: list[str]) -> str:
     place[key] = read_yaml("\n".join(lines[1:]))
     if read_yaml(changed) != expected:
         raise Problem(
-            f"params.yaml: {'.'.join([*path, key])} cannot be put in without changing another key; do it by hand"
+            f"params.yaml: {'.'.join([*path, key])} cannot be inserted without changing another key; insert it by hand"
         )
     return changed
 

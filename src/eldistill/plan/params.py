@@ -251,7 +251,7 @@ class Params:
                 f"rates, or type `python -m eldistill suggest {run.data}` for a start",
             )
         if len(set(run.supplements)) < len(run.supplements):
-            raise Problem(f"the run {text} names a supplement twice; expected each once")
+            raise Problem(f"the run {text} names a supplement twice; remove one of them")
         return run
 
     @functools.cache  # noqa: B019

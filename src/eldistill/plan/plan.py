@@ -225,4 +225,6 @@ class Plan(PlanOfModels):
                 return self.judge(parts[0], parts[1][-1])
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
-        raise Problem(f"{name!r} is nothing that `{word}` makes; see `python -m eldistill {word} --help`")
+        raise Problem(
+            f"{name!r} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
+        )

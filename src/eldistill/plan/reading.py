@@ -70,7 +70,7 @@ def read(path: Path) -> Any:
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run this command in the folder that holds {path.name}") from None
     except yaml.YAMLError as error:
-        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; correct that line") from None
 
 
 def parts(root: Path, last: Path | None = None) -> dict[str, Any]:

@@ -127,8 +127,8 @@ def _classes(work: Work, spaces: dict[str, Any], real: bool) -> classes.Drawn:
     if drawn.asked is not None and not any(
         getattr(each, "label_dim", 0) == drawn.label_dim for each in spaces.values()
     ):
-        work.say(f"agreement is left out: none of {', '.join(spaces)} is a classifier of these {drawn.label_dim} classes; "
-                 "judge-a under evaluate.features is one")  # fmt: skip
+        work.say(f"agreement is not measured: none of {', '.join(spaces)} is a classifier of these {drawn.label_dim} classes; "
+                 "add judge-a to evaluate.features")  # fmt: skip
         return classes.without_asked(drawn)
     return drawn
 

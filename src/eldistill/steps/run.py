@@ -43,7 +43,7 @@ def run(
     plan = Plan(params.load(), Identities(measured=not recipe_file))
     step = plan.find(word, name)
     if rank is not None and step.kind not in TRAINED | MEASURED:
-        raise Problem(f"{word} {name} is made by one process; leave --processes away")
+        raise Problem(f"{word} {name} is made by one process; remove --processes")
     if rank:
         say = _silent
     text = _text(step, recipe_file)
@@ -75,7 +75,7 @@ def _text(step: Step, recipe_file: str | None) -> str:
     if not recipe_file:
         return step.recipe
     if not Path(recipe_file).is_file():
-        raise Problem(f"{recipe_file} is missing; leave --recipe away to compute it from params.yaml")
+        raise Problem(f"{recipe_file} is missing; remove --recipe, which computes it from params.yaml")
     return Path(recipe_file).read_text(encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
         # Existing is not enough: a student of another teacher must not get this recipe.
         if not Path(each.sidecar).exists() or files.digest(Path(each.sidecar).read_text(encoding="utf-8")) != wanted:
             raise Problem(
-                f"{each.outputs[0]} was not made by the numbers that this step asks for; "
+                f"{each.outputs[0]} was made with other numbers than this step asks for; "
                 f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
         if each.word in REMADE and (edited := each.changed(Path())):

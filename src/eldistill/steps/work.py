@@ -185,7 +185,7 @@ def train(work: Work, make: Callable[[Path], None]) -> None:
                     raise
             _free_memory()
             work.machine.micro_batch = smaller
-            work.say(f"the device has too little memory; going on with {smaller} images at once")
+            work.say(f"the device has too little memory; continuing with {smaller} images at once")
 
 
 def _code(machine: Machine) -> str:
