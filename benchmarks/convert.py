@@ -66,7 +66,7 @@ def _hash(path: Path) -> None:
 
 
 def _read(pickles, path: Path) -> None:
-    with pickles.read(path) as file:
+    with pickles.read_network_file(path) as file:
         file.network()
 
 

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import loops
 import torch
 
-from eldistill.data.dataset import Reals
+from eldistill.data.dataset import PackedImages
 from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed as ensembles
 from eldistill.losses import mmd
@@ -95,7 +95,7 @@ class Clocked(loop.Loop):
         return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def images(options, device: str = "cpu") -> Reals:
+def images(options, device: str = "cpu") -> PackedImages:
     """Random images, grey at 8x8 as the digits are, else in colour."""
     return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device)
 
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.batch = options.batch or ([64] if options.quick else [16, 64, 256])
     options.repeats = options.repeats or (5 if options.quick else 21)
     torch.set_num_threads(options.threads)
-    settings, text = params.load(Path(__file__).parents[1] / "params.yaml"), head(options)
+    settings, text = params.load_params(Path(__file__).parents[1] / "params.yaml"), head(options)
     names = ["conv4", f"mix8-{options.resolution}", "identity", "conv8"]
     print(*text, sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:

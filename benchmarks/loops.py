@@ -11,7 +11,7 @@ import torch
 
 from eldistill import contract, networks
 from eldistill.contract import Setting
-from eldistill.data.dataset import Reals
+from eldistill.data.dataset import PackedImages
 from eldistill.diffusion import augment
 from eldistill.ensemble import seed as ensembles
 from eldistill.plan.params import Params
@@ -22,20 +22,20 @@ CODEC = {"mean": 0.5, "std": 0.29}
 RATE = 1e-9
 
 
-def random_images(channels: int, side: int, device: str = "cpu", count: int = 2048) -> Reals:
+def random_images(channels: int, side: int, device: str = "cpu", count: int = 2048) -> PackedImages:
     """Images of random pixels without labels: they cost what others cost."""
     pixels = torch.randint(
         0, 256, (count, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    return Reals(pixels, torch.zeros(count, dtype=torch.int64), CODEC, 0, device)
+    return PackedImages(pixels, torch.zeros(count, dtype=torch.int64), CODEC, 0, device)
 
 
-def ensemble_of(settings: Params, name: str, reals: Reals, folder: Path, **changes: Any) -> Path:
+def ensemble_of(settings: Params, name: str, reals: PackedImages, folder: Path, **changes: Any) -> Path:
     """The manifest of an ensemble of params.yaml, made once in `folder`. changes: of its section."""
     path = folder / f"{name}-{'x'.join(map(str, reals.shape))}.json"
     if not path.exists():
         section = {**settings.section("ensemble", name), **changes}
-        here = Reals(reals.images.cpu(), reals.classes.cpu(), reals.codec, 0)  # members are drawn on the CPU
+        here = PackedImages(reals.images.cpu(), reals.classes.cpu(), reals.codec, 0)  # members are drawn on the CPU
         ensembles.make(section, 0, here, path, path.with_suffix(".npz"))
     return path
 
@@ -44,14 +44,14 @@ def supplement_of(name: str, values: dict[str, Any], ensemble: Path, device: str
     """A supplement at work, by its resolved section. setting: other fields of its Setting."""
     module = contract.supplement(values["file"])
     numbers = contract.numbers(module, values)
-    given = {"sigma_data": Reals.sigma_data, "seed": 0, "sigma_init": 2.5, **setting}
+    given = {"sigma_data": PackedImages.sigma_data, "seed": 0, "sigma_init": 2.5, **setting}
     return Supplement(
         name, module, numbers, module.prepare(numbers, Setting(ensemble=ensemble, device=device, **given))
     )
 
 
 def still_job(
-    values: dict[str, Any], network: dict[str, Any], reals: Reals, batch: int, folder: Path,
+    values: dict[str, Any], network: dict[str, Any], reals: PackedImages, batch: int, folder: Path,
     supplements: Sequence[Supplement] = (), micro_batch: int = 0,
 ) -> Job:  # fmt: skip
     """A job without end. values: the resolved section of a method; network: that of a teacher, without what the images say."""

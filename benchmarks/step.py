@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     set_threads(options.threads, "distil")  # what every step begins with
     options.ceiling = ceiling(options)
-    settings, rows = params.load(ROOT / "params.yaml"), []
+    settings, rows = params.load_params(ROOT / "params.yaml"), []
     others = json.loads(options.compare.read_text(encoding="utf-8"))["rows"] if options.compare else []
     machine = (
         torch.cuda.get_device_name()

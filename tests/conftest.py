@@ -65,7 +65,7 @@ def one_thread():
 
 @functools.cache
 def _shipped() -> dict:
-    return reading.merged(reading.parts(Path(__file__).parents[1]))
+    return reading.merge_files(reading.read_files(Path(__file__).parents[1]))
 
 
 def shipped() -> dict:
@@ -116,7 +116,7 @@ def _teacher(labels: int, dtype, dropout: float, seed: int, network: str) -> tor
     return perturb(networks.build(config, seed), seed=seed).requires_grad_(False).eval().to(dtype)
 
 
-def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.Reals:
+def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.PackedImages:
     """Grey 8x8 images whose class decides where a bright square lies, encoded to deviation 0.5."""
     normal = torch.Generator().manual_seed(1)
     classes = torch.arange(count) % (labels or 3)
@@ -126,7 +126,7 @@ def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.Reals:
     images = images.clamp(0, 255).to(torch.uint8)
     level = images.double() / 255
     codec = {"mean": float(level.mean()), "std": float(level.std())}
-    return data.Reals(images, classes, codec, labels, dtype=dtype)
+    return data.PackedImages(images, classes, codec, labels, dtype=dtype)
 
 
 @dataclasses.dataclass
@@ -204,7 +204,7 @@ class Bench:
         for each in added:
             each.module.networks(nets, each.prepared, each.numbers, 6)
         if device != "cpu":
-            images = data.Reals(images.images, images.classes, images.codec, labels, device, dtype)
+            images = data.PackedImages(images.images, images.classes, images.codec, labels, device, dtype)
             for net in (frozen, *nets.values()):
                 net.to(device)
         path = self.folder / folder

@@ -108,9 +108,9 @@ def run(name: str, arguments: list[str], whole: bool = False) -> int:
     if whole:
         return __main__.main(arguments[2:])
     if arguments[:3] != ["-m", "eldistill", "cost"]:  # which Snakemake starts when a run begins
-        steps.make = make
+        steps.make_step = make
         work.set_threads = lambda *given: None
-        work.machine = lambda *given: Machine()
+        work.find_machine = lambda *given: Machine()
         return __main__.main(arguments[2:])
     return 0
 

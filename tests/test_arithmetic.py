@@ -17,7 +17,7 @@ from eldistill.plan.plan import Plan
 from eldistill.training import compute as speed
 
 ROOT = Path(__file__).parents[1]
-PROJECT = params.load(ROOT / "params.yaml")
+PROJECT = params.load_params(ROOT / "params.yaml")
 PLAN = Plan(PROJECT)
 CELLS = sorted({(run.method, run.data) for suite in PROJECT.values["suites"] for run in PROJECT.runs(suite)})
 
@@ -54,9 +54,7 @@ def test_what_is_written_beats_the_rule():
 
 def test_it_is_of_trainings():
     """A teacher that others have trained has none."""
-    with pytest.raises(
-        Problem, match="edm-cifar10.precision is only for a teacher that is trained; remove it"
-    ):
+    with pytest.raises(Problem, match="edm-cifar10.precision is only for a teacher that is trained; remove it"):
         changed("teacher/edm-cifar10/precision", "bfloat16")
     assert changed("teacher/digits/precision", "bfloat16").section("teacher", "digits")["precision"] == "bfloat16"
     with pytest.raises(Problem, match="precision is 'tf32'; expected one of auto, float32, bfloat16"):

@@ -13,7 +13,7 @@ from eldistill.plan import params
 
 ROOT = Path(__file__).parent.parent
 AUTHORS = conftest.read_yaml((Path(__file__).parent / "data/authors.yaml").read_text(encoding="utf-8"))["blocks"]
-PROJECT = params.load(ROOT / "params.yaml")
+PROJECT = params.load_params(ROOT / "params.yaml")
 
 
 def marked() -> set[str]:

@@ -44,7 +44,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def settings():
-    return params.load(ROOT / "params.yaml")
+    return params.load_params(ROOT / "params.yaml")
 
 
 def options(**changes) -> SimpleNamespace:

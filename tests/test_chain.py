@@ -15,7 +15,7 @@ from eldistill.plan.plan import Plan
 
 def stale() -> set[str]:
     """What a driver would make, by the recipes."""
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     return {f"{step.word} {step.name}" for step in freshness.refresh(plan.suite("smoke").values())}
 
 
@@ -26,7 +26,7 @@ def test_from_data_to_tables_and_again_where_a_number_changed(tmp_path, monkeypa
     monkeypatch.chdir(project.path)
 
     def run() -> None:
-        for word, name in Plan(params.load()).suite("smoke"):
+        for word, name in Plan(params.load_params()).suite("smoke"):
             assert __main__.main([word, name]) == 0, (word, name, capsys.readouterr().err)
 
     run()

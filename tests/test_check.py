@@ -102,7 +102,7 @@ def test_a_teacher_that_was_trained_here(made, monkeypatch, capsys):
     teacher, about = teachers.load("data/teachers/digits-smoke/teacher.safetensors")
     images = torch.cat(list(images_of_teacher(teacher, about, 1000, 3, 0, 333)))
     space = features.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
-    reals, _, _ = data.load("data/sets/digits/images.safetensors")
+    reals, _, _ = data.load_pack("data/sets/digits/images.safetensors")
     wanted = metrics.fd(features.embed([images], space), features.embed([reals], space), {})
     assert found["fd1k_judge-a_train"] == pytest.approx(wanted, rel=1e-4)
     assert (found["n"], found["steps"], found["published"], found["agrees"]) == (1000, 3, None, None)
@@ -188,7 +188,7 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
 
 def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch, capsys):
     """A student's file says nothing of its codec: it is EDM2's. What is decoded is measured."""
-    monkeypatch.setattr(latents, "load", lambda folder=None, device="cpu": test_latents.Toy())
+    monkeypatch.setattr(latents, "load_autoencoder", lambda folder=None, device="cpu": test_latents.Toy())
     network = test_foreign_teachers.network(img_channels=4)
     official.write(Path("student.pkl"), official.edm(*network))
     np.savez("refs.npz", mu=np.zeros(64), sigma=np.eye(64))
@@ -207,7 +207,7 @@ def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch
 def test_the_constants_of_a_file_are_its_codec():
     """There and back: scale and bias of a codec give that codec; other numbers of channels are one sentence."""
     codec = {"mean": [0.5, -1.0], "std": [2.0, 3.0]}
-    scale, bias = (part.flatten().tolist() for part in latents.constants(codec))
+    scale, bias = (part.flatten().tolist() for part in latents.codec_constants(codec))
     found = codec_of("net", {"scale": scale, "bias": bias}, 2)
     assert found["mean"] == pytest.approx(codec["mean"]) and found["std"] == pytest.approx(codec["std"])
     assert codec_of("net", None, 3) == agree.PIXELS

@@ -370,10 +370,10 @@ def test_every_evaluation_has_the_figures_and_tables_take_them(tmp_path, monkeyp
     monkeypatch.setattr(
         features, "feature_space", lambda name, *rest: pixels if name.startswith("inception") else known(name, *rest)
     )
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     for step in plan.suite("smoke").values():
         assert step.on_demand or __main__.main([step.word, step.name]) == 0, step.name
-    made = Plan(params.load()).suite("smoke").values()
+    made = Plan(params.load_params()).suite("smoke").values()
     assert not [each.name for each in made if not (each.on_demand or each.fresh(Path()))]
 
     train = clean.load_reference(Path("data/sets/digits-smoke/moments-clean.npz"))

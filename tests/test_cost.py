@@ -32,7 +32,9 @@ PLAN = Plan(params.from_values(conftest.shipped(), ROOT))
 )  # fmt: skip
 def test_whole_recipes_cost_what_others_counted(run, flop):
     """Independent counts of the published recipes, to their two digits."""
-    assert cost.of_run(PLAN, PLAN.params.run(run))["flop"] == pytest.approx(flop, rel=0.05 if flop > 5e18 else 0.02)
+    assert cost.cost_of_run(PLAN, PLAN.params.run(run))["flop"] == pytest.approx(
+        flop, rel=0.05 if flop > 5e18 else 0.02
+    )
 
 
 def test_the_published_networks_are_those_of_the_registry():
@@ -74,8 +76,8 @@ def test_passes_are_what_the_loop_counts(project, run):
         assert __main__.main(["teacher", "digits-smoke/pairs-40-0"]) == 0
     assert __main__.main(["distil", f"digits-smoke/{run}/0"]) == 0
     about = json.loads(Path(f"data/runs/digits-smoke/{run}/0/provenance.json").read_text())
-    plan = Plan(params.load())
-    found = cost.of_run(plan, plan.params.run(f"digits-smoke/{run}/0"))
+    plan = Plan(params.load_params())
+    found = cost.cost_of_run(plan, plan.params.run(f"digits-smoke/{run}/0"))
     assert found["images"] == about["n_images"]
     counted = about["flop_per_iteration"] * about["iterations"]
     if run.startswith("ect"):  # its target is not asked where its lower level is 0: three passes in place of four
@@ -90,7 +92,7 @@ def test_a_suite_by_one_command(project, capsys):
     lines = capsys.readouterr().out.splitlines()
     names = [["| digits, di", "9"], ["| digits, sid", "1"], ["| digits, all", "10"], ["| all", "10"]]
     assert [line.split(" | ")[:2] for line in lines[2:6]] == names
-    whole = cost.of_run(plan := Plan(params.load()), plan.params.run("digits/di/none/0"))
+    whole = cost.cost_of_run(plan := Plan(params.load_params()), plan.params.run("digits/di/none/0"))
     assert lines[0].endswith("| numbers |") and {line.count("|") for line in lines[:6]} == {9}
     hours = float(lines[2].split(" | ")[4])
     assert hours == pytest.approx(9 * whole["flop"] / 60e12 / 3600, rel=0.01)
@@ -105,12 +107,12 @@ def test_a_method_that_names_no_passes_is_still_listed(monkeypatch):
     from eldistill.methods import diff_instruct
 
     monkeypatch.delattr(diff_instruct, "passes")
-    found = cost.of_run(PLAN, PLAN.params.run("cifar10/di/none/0"))
+    found = cost.cost_of_run(PLAN, PLAN.params.run("cifar10/di/none/0"))
     assert found["flop"] is None and found["weights"] == pytest.approx(2.2, rel=0.05) and found["disk"] > 1
 
 
 def test_each_line_says_whose_numbers_it_has():
     """authors, paper or ours for what the papers train; nothing for what is tuned here."""
-    rows = {line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-1] for line in cost.table(PLAN, "gpu-day")}
+    rows = {line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-1] for line in cost.cost_table(PLAN, "gpu-day")}
     assert rows["| cifar10, di-day"] == rows["| cifar10, dmd-day"] == "ours"
     assert PLAN.params.status("method", "sid", "cifar10") == "authors"

@@ -86,21 +86,21 @@ def test_the_edm_codec_is_edms_formula():
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     path = tmp_path_factory.mktemp("digits") / "images.safetensors"
-    return path, packing.pack(DIGITS, path)
+    return path, packing.pack_dataset(DIGITS, path)
 
 
 def test_the_digits_are_counted(digits):
     path, about = digits
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (1437, 360, [1, 8, 8], 10)
     for part, count in (("train", 1437), ("heldout", 360)):
-        images, labels, again = data.load(path, part)
+        images, labels, again = data.load_pack(path, part)
         assert images.shape == (count, 1, 8, 8) and images.dtype == torch.uint8
         assert labels.shape == (count,) and labels.dtype == torch.int64 and set(labels.tolist()) == set(range(10))
         assert again == about
 
 
 def test_the_split_is_fixed_for_ever():
-    train, heldout = packing.split(1797, 360)
+    train, heldout = packing.split_heldout(1797, 360)
     assert hashlib.sha256(",".join(map(str, heldout)).encode()).hexdigest() == (
         "c088ef83f43280c4dd8ecac8d05b515c09be7a3940707dd79e05a9d77acc9086"
     )
@@ -110,42 +110,42 @@ def test_the_split_is_fixed_for_ever():
 def test_packed_digits_are_scikit_learns_in_that_split(digits):
     from sklearn.datasets import load_digits
 
-    source, (train, heldout) = load_digits(), packing.split(1797, 360)
+    source, (train, heldout) = load_digits(), packing.split_heldout(1797, 360)
     for part, indices in (("train", train), ("heldout", heldout)):
-        images, labels, _ = data.load(digits[0], part)
+        images, labels, _ = data.load_pack(digits[0], part)
         assert np.abs(images[:, 0].double().numpy() * 16 / 255 - source.images[indices]).max() < 16 / 255 / 2
         assert np.array_equal(labels, source.target[indices])
 
 
 def test_the_shipped_codec_gives_the_digits_sigma_data(digits):
     codec = conftest.shipped()["data"]["digits"]["codec"]
-    x = data.encode(data.load(digits[0])[0], codec)
+    x = data.encode(data.load_pack(digits[0])[0], codec)
     assert abs(float(x.mean())) < 1e-3 and abs(float(x.std()) - SIGMA_DATA) < 1e-3
     assert codec == pytest.approx({"mean": digits[1]["mean"], "std": digits[1]["std"]}, abs=1e-4)
 
 
 def test_a_smaller_heldout_part_is_inside_a_larger_one():
-    assert set(packing.split(100, 10)[1]) < set(packing.split(100, 20)[1])
+    assert set(packing.split_heldout(100, 10)[1]) < set(packing.split_heldout(100, 20)[1])
     with pytest.raises(Problem, match="heldout is 100, but there are 100 images"):
-        packing.split(100, 100)
+        packing.split_heldout(100, 100)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, digits):
-    packing.pack(DIGITS, tmp_path / "again.safetensors")
+    packing.pack_dataset(DIGITS, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == digits[0].read_bytes()
-    packing.pack({**DIGITS, "heldout": 361}, tmp_path / "other.safetensors")
+    packing.pack_dataset({**DIGITS, "heldout": 361}, tmp_path / "other.safetensors")
     assert (tmp_path / "other.safetensors").read_bytes() != digits[0].read_bytes()
 
 
 def test_reals_are_encoded_images_with_one_hot_labels(digits):
-    reals = data.reals(digits[0], CODECS["edm"], True)
-    images, labels, _ = data.load(digits[0])
+    reals = data.load_real_images(digits[0], CODECS["edm"], True)
+    images, labels, _ = data.load_pack(digits[0])
     picked = torch.tensor([5, 3, 5])
     x, one_hot = reals.take(picked)
     assert torch.equal(data.decode(x, CODECS["edm"]), images[picked])
     assert one_hot.shape == (3, 10) and torch.equal(one_hot.argmax(1), labels[picked])
     assert len(reals) == 1437 and reals.shape == (1, 8, 8) and reals.label_dim == 10
-    plain = data.reals(digits[0], CODECS["edm"], False)
+    plain = data.load_real_images(digits[0], CODECS["edm"], False)
     assert plain.label_dim == 0 and plain.take(picked)[1] is None
 
 
@@ -209,10 +209,10 @@ def place(contents: dict[str, bytes]) -> dict:
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_idx_files_are_padded_about_their_centre(here, ending):
-    about = packing.pack(place(tiny(ending)), "pack.safetensors", "own")
+    about = packing.pack_dataset(place(tiny(ending)), "pack.safetensors", "own")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (6, 3, [1, 32, 32], 6)
     for part, seed, count in (("train", 0, 6), ("heldout", 1, 3)):
-        images, labels, _ = data.load("pack.safetensors", part)
+        images, labels, _ = data.load_pack("pack.safetensors", part)
         whole = random(6 if part == "train" else 4, 28, 28, seed=seed)
         assert np.array_equal(images[:, 0, 2:30, 2:30], whole[:count])
         assert int(images.sum()) == int(whole[:count].sum(dtype=np.int64)), "the border is not zero"
@@ -220,7 +220,7 @@ def test_idx_files_are_padded_about_their_centre(here, ending):
 
 
 def test_gzip_and_plain_give_the_same_pack(here):
-    digests = [packing.pack(place(tiny(ending)), f"pack{ending}", "own")["sha256"] for ending in ("", ".gz")]
+    digests = [packing.pack_dataset(place(tiny(ending)), f"pack{ending}", "own")["sha256"] for ending in ("", ".gz")]
     assert digests[0] == digests[1]
     assert Path("pack").read_bytes() == Path("pack.gz").read_bytes()
 
@@ -228,10 +228,10 @@ def test_gzip_and_plain_give_the_same_pack(here):
 @pytest.mark.parametrize(("resolution", "padding", "times"), [(16, 2, 2), (14, 0, 2), (8, 2, 4), (7, 0, 4)])
 def test_a_smaller_resolution_averages_blocks(here, resolution, padding, times):
     """28 pixels to 16 are padded to 32 and every four become one: explicit sums, rounded half up."""
-    about = packing.pack({**place(tiny("")), "resolution": resolution}, "pack", "own")
+    about = packing.pack_dataset({**place(tiny("")), "resolution": resolution}, "pack", "own")
     assert about["shape"] == [1, resolution, resolution]
     whole = np.pad(random(6, 28, 28, seed=0), ((0, 0), (padding, padding), (padding, padding))).astype(int)
-    images = data.load("pack")[0][:, 0].numpy()
+    images = data.load_pack("pack")[0][:, 0].numpy()
     for row in range(resolution):
         for column in range(resolution):
             block = whole[:, row * times : (row + 1) * times, column * times : (column + 1) * times]
@@ -241,18 +241,18 @@ def test_a_smaller_resolution_averages_blocks(here, resolution, padding, times):
 def test_a_limit_keeps_some_train_images_and_all_held_out_ones(here):
     """The same ones every time, with their labels; more than there are is no limit."""
     section = place(tiny(""))
-    packing.pack(section, "all", "own")
+    packing.pack_dataset(section, "all", "own")
     for count in (2, 4, 6, 99):
-        about = packing.pack({**section, "limit": count}, "some", "own")
+        about = packing.pack_dataset({**section, "limit": count}, "some", "own")
         assert (about["train"], about["heldout"]) == (min(count, 6), 3)
-        kept = packing.split(6, count)[1] if count < 6 else np.arange(6)
-        for found, wanted in zip(data.load("some")[:2], data.load("all")[:2], strict=True):
+        kept = packing.split_heldout(6, count)[1] if count < 6 else np.arange(6)
+        for found, wanted in zip(data.load_pack("some")[:2], data.load_pack("all")[:2], strict=True):
             assert torch.equal(found, wanted[kept])
-        assert torch.equal(data.load("some", "heldout")[0], data.load("all", "heldout")[0])
+        assert torch.equal(data.load_pack("some", "heldout")[0], data.load_pack("all", "heldout")[0])
 
 
 def test_without_a_resolution_the_size_stays(here):
-    assert packing.pack({**place(tiny("")), "resolution": None}, "pack", "own")["shape"] == [1, 28, 28]
+    assert packing.pack_dataset({**place(tiny("")), "resolution": None}, "pack", "own")["shape"] == [1, 28, 28]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_without_a_resolution_the_size_stays(here):
 )
 def test_a_bad_idx_file_is_one_sentence(here, change, sentence):
     with pytest.raises(Problem, match=sentence):
-        packing.pack(place(tiny("", change)), "pack", "own")
+        packing.pack_dataset(place(tiny("", change)), "pack", "own")
     assert not Path("pack").exists()
 
 
@@ -278,19 +278,19 @@ def test_a_bad_idx_file_is_one_sentence(here, change, sentence):
 )
 def test_a_bad_gzip_is_one_sentence(here, content):
     with pytest.raises(Problem, match="tiny-train-images"):
-        packing.pack(place(tiny(".gz", ("train-images", content))), "pack", "own")
+        packing.pack_dataset(place(tiny(".gz", ("train-images", content))), "pack", "own")
 
 
 def test_too_many_heldout_images_are_one_sentence(here):
     with pytest.raises(Problem, match="heldout is 5, but tiny has 4 test images"):
-        packing.pack({**place(tiny("")), "heldout": 5}, "pack", "own")
+        packing.pack_dataset({**place(tiny("")), "heldout": 5}, "pack", "own")
 
 
 def test_a_file_that_changed_in_the_users_folder_is_refused_and_kept(here):
     section = place(tiny(""))
     Path("own/tiny-test-images").write_bytes(b"changed")
     with pytest.raises(Problem, match="tiny-test-images has sha256 .*, expected"):
-        packing.pack(section, "pack", "own")
+        packing.pack_dataset(section, "pack", "own")
     assert Path("own/tiny-test-images").read_bytes() == b"changed"
 
 
@@ -341,11 +341,11 @@ def test_fashion_mnist_is_read_from_a_folder(here):
     Path("data").mkdir()
     Path("data/sources.csv").write_bytes((ROOT / "data/sources.csv").read_bytes())
     setting = conftest.shipped()["data"]["fashion-mnist"]
-    about = packing.pack(setting, "pack", ".")
+    about = packing.pack_dataset(setting, "pack", ".")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (60000, 10000, [1, 32, 32], 10)
     assert setting["codec"] == pytest.approx({"mean": about["mean"], "std": about["std"]}, abs=1e-4)
     for part, each in (("train", 6000), ("heldout", 1000)):
-        assert torch.bincount(data.load("pack", part)[1]).tolist() == [each] * 10
+        assert torch.bincount(data.load_pack("pack", part)[1]).tolist() == [each] * 10
 
 
 # --- folders and zips -----------------------------------------------------------------------------------
@@ -377,9 +377,9 @@ def section(path: str, resolution: int | None = None, heldout: int = 2) -> dict:
 
 def both_parts(path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a pack in the order of the source."""
-    train, heldout = packing.split(count, count - len(data.load(path)[0]))
+    train, heldout = packing.split_heldout(count, count - len(data.load_pack(path)[0]))
     order = np.argsort([*train, *heldout])
-    images, labels = zip(*(data.load(path, part)[:2] for part in ("train", "heldout")), strict=True)
+    images, labels = zip(*(data.load_pack(path, part)[:2] for part in ("train", "heldout")), strict=True)
     return torch.cat(images).numpy()[order], torch.cat(labels).numpy()[order]
 
 
@@ -392,7 +392,7 @@ LABELS = {name: index % 3 for index, name in enumerate(NAMES)}
 def test_images_and_labels_come_in_sorted_order(here, kind):
     table = json.dumps({"labels": [[name, label] for name, label in LABELS.items()]}).encode()
     path = build({**{name: png(image) for name, image in GREY.items()}, "dataset.json": table, "x.txt": b"x"}, kind)
-    about = packing.pack(section(path), "pack")
+    about = packing.pack_dataset(section(path), "pack")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (4, 2, [1, 8, 8], 3)
     images, labels = both_parts("pack", 6)
     wanted = sorted(NAMES)
@@ -403,23 +403,23 @@ def test_images_and_labels_come_in_sorted_order(here, kind):
 def test_a_folder_and_its_zip_give_the_same_bytes(here):
     contents = {name: png(image) for name, image in GREY.items()}
     for kind in ("folder", "zip"):
-        packing.pack(section(build(contents, kind)), f"pack-{kind}")
+        packing.pack_dataset(section(build(contents, kind)), f"pack-{kind}")
     assert Path("pack-folder").read_bytes() == Path("pack-zip").read_bytes()
 
 
 @pytest.mark.parametrize("table", [None, b"{}", b'{"labels": null}'])
 def test_without_labels_there_are_no_classes(here, table):
     contents = {name: png(image) for name, image in GREY.items()}
-    packing.pack(section(build(contents | ({"dataset.json": table} if table else {}))), "pack")
-    assert data.load("pack")[2]["classes"] == 0 and set(data.load("pack")[1].tolist()) == {-1}
+    packing.pack_dataset(section(build(contents | ({"dataset.json": table} if table else {}))), "pack")
+    assert data.load_pack("pack")[2]["classes"] == 0 and set(data.load_pack("pack")[1].tolist()) == {-1}
     with pytest.raises(Problem, match="has no labels, but its data setting has labels: true"):
-        data.reals("pack", CODECS["edm"], True)
+        data.load_real_images("pack", CODECS["edm"], True)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (31, 20), (24, 24), (12, 15)])
 def test_crop_and_resize_are_pillows(here, height, width):
     pictures = [random(height, width, 3, seed=seed) for seed in range(4)]
-    packing.pack(section(build({f"{i}.png": png(picture) for i, picture in enumerate(pictures)}), 16), "pack")
+    packing.pack_dataset(section(build({f"{i}.png": png(picture) for i, picture in enumerate(pictures)}), 16), "pack")
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
     for found, picture in zip(both_parts("pack", 4)[0], pictures, strict=True):
@@ -429,7 +429,7 @@ def test_crop_and_resize_are_pillows(here, height, width):
 
 def test_one_colour_image_makes_all_three_channels(here):
     grey, colour = random(8, 8), random(8, 8, 3)
-    packing.pack(
+    packing.pack_dataset(
         section(build({"a.png": png(grey), "b.png": png(colour), "c.png": png(grey), "d.png": png(grey)})), "pack"
     )
     images, _ = both_parts("pack", 4)
@@ -440,8 +440,8 @@ def test_one_colour_image_makes_all_three_channels(here):
 
 def test_sixteen_bit_grey_keeps_its_contrast(here):
     ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    packing.pack(section(build({f"{i}.png": png(ramp) for i in range(4)})), "pack")
-    assert np.abs(data.load("pack")[0][0, 0].numpy().astype(int) - ramp / 257).max() <= 1
+    packing.pack_dataset(section(build({f"{i}.png": png(ramp) for i in range(4)})), "pack")
+    assert np.abs(data.load_pack("pack")[0][0, 0].numpy().astype(int) - ramp / 257).max() <= 1
 
 
 GOOD = {f"{i}.png": png(random(8, 8, seed=i)) for i in range(4)}
@@ -468,7 +468,7 @@ BAD_FOLDERS = {
 def test_a_bad_folder_is_one_sentence(here, case, kind):
     contents, sentence = BAD_FOLDERS[case]
     with pytest.raises(Problem, match=sentence) as caught:
-        packing.pack(section(build(contents, kind)), "pack")
+        packing.pack_dataset(section(build(contents, kind)), "pack")
     assert "\n" not in str(caught.value) and not Path("pack").exists()
 
 
@@ -476,4 +476,4 @@ def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     Path("file").write_text("x")
     for path in ("file", "nowhere"):
         with pytest.raises(Problem, match=f"{path} is neither a folder nor a zip file"):
-            packing.pack(section(path), "pack")
+            packing.pack_dataset(section(path), "pack")

@@ -109,10 +109,10 @@ def test_sid2a_starts_where_sid_ended(project, capsys):
     assert not same(weights("sid2a/el/3"), weights("sid/none/3"))
     assert second.about["n_images_before"] == 64 and second.about["n_images"] == 64
     assert f"distil {DATA}/sid/none/3" in second.about["lineage"]["upstream"]
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     old = plan.find("distil", f"{DATA}/sid2a/none/3").digest
     change("sid", alpha=0.5)
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     assert plan.find("distil", f"{DATA}/sid2a/none/3").digest != old  # another SiD is another SiD²A
     assert __main__.main(["distil", f"{DATA}/sid2a/el/3"]) == 2
     assert "was made with other numbers" in capsys.readouterr().err

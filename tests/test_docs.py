@@ -247,7 +247,7 @@ def test_the_bill_of_the_paper_is_what_the_command_prints():
     trainings = len(list(PARAMS.runs("paper")))
     page = PAGES["paper.md"]
     assert f"{jobs} jobs, {trainings} of them trainings" in page and f"[{trainings} trainings]" in EVERY["README.md"]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in cost.table(plan, "paper")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in cost.cost_table(plan, "paper")]
     made = {row[0]: row for row in cells}
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
@@ -309,7 +309,7 @@ def test_lengths_and_figures_of_gpu_day():
     assert PARAMS.section("method", "sid-day", "cifar10")["alpha"] == 1.2
     runs = list(PARAMS.runs("gpu-day"))
     assert f"two seeds: {len(runs)} trainings" in page
-    hours = cost.hours_left([cost.of_run(Plan(PARAMS), run) for run in runs])
+    hours = cost.hours_left([cost.cost_of_run(Plan(PARAMS), run) for run in runs])
     assert f"{hours:.0f} hours of one GPU that reaches {cost.TFLOPS:g} TFLOP/s" in page
 
 

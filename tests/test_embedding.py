@@ -33,13 +33,13 @@ FORMS = [(kernel, estimator) for kernel in ("rbf", "linear") for estimator in ("
 each_form = pytest.mark.parametrize("kernel, estimator", FORMS)
 
 
-def reals(n: int = 40, dtype=torch.float64) -> data.Reals:
+def reals(n: int = 40, dtype=torch.float64) -> data.PackedImages:
     """Grey images with a bright bar whose place is the class."""
     images = 90 + 40 * torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(1))
     for i, image in enumerate(images):
         image[:, i % 7 : i % 7 + 2] += 80
     images = images.clamp(0, 255).to(torch.uint8)
-    return data.Reals(images, torch.arange(n) % 7, {"mean": 0.5, "std": 0.25}, 7, dtype=dtype)
+    return data.PackedImages(images, torch.arange(n) % 7, {"mean": 0.5, "std": 0.25}, 7, dtype=dtype)
 
 
 def batch(size: int = 6, iteration: int = 3, source=None, dtype=torch.float64, number: int = 0) -> Batch:
@@ -281,7 +281,7 @@ def test_real_images_do_not_depend_on_the_generated_ones(tmp_path):
     """Other images, the same real batch; another step or another seed, another one."""
     seen = []
 
-    class Watched(data.Reals):
+    class Watched(data.PackedImages):
         def take(self, indices):
             seen.append(indices.tolist())
             return super().take(indices)

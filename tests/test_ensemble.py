@@ -36,9 +36,9 @@ def smooth(n: int = 60, channels: int = 1, size: int = 8, start: int = 0) -> tor
     return (128 + 70 * waves + 20 * level).clamp(0, 255).to(torch.uint8)
 
 
-def reals(**changes) -> data.Reals:
+def reals(**changes) -> data.PackedImages:
     images = smooth(**changes)
-    return data.Reals(images, torch.zeros(len(images), dtype=torch.int64), {"mean": 0.5, "std": 0.25}, 0)
+    return data.PackedImages(images, torch.zeros(len(images), dtype=torch.int64), {"mean": 0.5, "std": 0.25}, 0)
 
 
 def standard(n: int = 60, dtype=torch.float64, **changes) -> torch.Tensor:

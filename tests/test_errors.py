@@ -43,7 +43,7 @@ CODEC = {"mean": 0.3053, "std": 0.3756}
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("pack") / "images.safetensors"
-    packing.pack({"source": "digits", "heldout": 360}, path)
+    packing.pack_dataset({"source": "digits", "heldout": 360}, path)
     return path.read_bytes()
 
 
@@ -190,7 +190,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(project, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     change("device", "cuda")
     for word, name in (("teacher", "digits"), ("evaluate", "digits/real")):
-        upstream = Plan(params.load()).find(word, name).upstream
+        upstream = Plan(params.load_params()).find(word, name).upstream
         for step in upstream:
             Path(step.outputs[0]).touch()
             Path(step.sidecar).write_text(step.recipe, encoding="utf-8")
@@ -447,7 +447,10 @@ def test_help_of_the_program_lists_every_step(project, capsys):
     [
         ("data", ["heldout", "default 360", "units of 255", "label smoothing"]),
         ("teacher", ["P_mean", "default -1.2", "images a step", "Heun steps"]),
-        ("ensemble", ["calibration", "default 512", "channels of every layer", "steps after which all members are drawn again"]),
+        (
+            "ensemble",
+            ["calibration", "default 512", "channels of every layer", "steps after which all members are drawn again"],
+        ),
         ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between saved states", "percent"]),
         ("evaluate", ["curve_n", "default 2000", "images behind a final number", "k of precision"]),
         ("tables", ["confidence", "default 0.95", "level of the intervals"]),
@@ -550,7 +553,7 @@ def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
     from eldistill.steps import work
 
-    step = Plan(params.load()).find("data", "digits/images")
+    step = Plan(params.load_params()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         assert not Path(step.sidecar).exists()

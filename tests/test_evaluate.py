@@ -224,7 +224,7 @@ def test_nest_keeps_every_value_at_its_place():
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     path = tmp_path_factory.mktemp("pack") / "images.safetensors"
-    packing.pack({"source": "digits", "heldout": 360}, path)
+    packing.pack_dataset({"source": "digits", "heldout": 360}, path)
     return path
 
 
@@ -265,7 +265,7 @@ def test_the_judges_are_two(judge_files):
 
 @pytest.mark.parametrize("name", ["judge-a", "judge-b", "pixels"])
 def test_features_do_not_depend_on_chunking(spaces, pack, name):
-    images = data.load(pack, "heldout")[0]
+    images = data.load_pack(pack, "heldout")[0]
     whole = features.embed([images], spaces[name])
     assert whole.dtype == np.float64 and len(whole) == 360
     for size in (1, 7, 250):
@@ -299,7 +299,7 @@ def identity(image: np.ndarray) -> np.ndarray:
 def test_clean_fids_pass_over_png_files_gives_the_same_features(spaces, pack, tmp_path, name):
     from cleanfid import fid
 
-    images = data.load(pack, "heldout")[0][:40]
+    images = data.load_pack(pack, "heldout")[0][:40]
     for index, image in enumerate(images):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{index:03}.png")
     seen = []
@@ -325,7 +325,7 @@ def test_a_reference_holds_features_and_moments_and_has_equal_bytes(pack, tmp_pa
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
     loaded = load_reference(tmp_path / "one.npz")
     for part in ("train", "heldout"):
-        rows = pixels(data.load(pack, part)[0]).double().numpy()
+        rows = pixels(data.load_pack(pack, part)[0]).double().numpy()
         assert np.allclose(loaded[part], rows, rtol=0, atol=1e-7) and loaded[part].dtype == np.float64
         with np.load(tmp_path / "one.npz") as archive:
             assert np.allclose(archive[f"mu_{part}"], rows.mean(0), rtol=0, atol=1e-12)
@@ -351,7 +351,7 @@ def test_a_reference_is_never_unpickled(tmp_path):
 def test_images_in_metrics_out(pack, spaces, tmp_path):
     make_reference(spaces["pixels"], pack, tmp_path / "r.npz")
     known = {"pixels": load_reference(tmp_path / "r.npz")}
-    images = data.load(pack)[0]
+    images = data.load_pack(pack)[0]
     ruler = evaluate.Evaluator({"pixels": pixels}, known, OPTIONS)
     found = ruler.measure(lambda n, first: images[first : first + n].split(100), len(images))
     assert found["fd1437_pixels_train"] == pytest.approx(0, abs=1e-5)

@@ -32,7 +32,7 @@ def test_an_exported_network_stands_alone(name, tmp_path):
     """Every network that can be exported: built from its files alone it gives the same image, to the bit."""
     net, x = conftest.teacher(network=name), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     (tmp_path / "network").mkdir()
-    for file, text in export.code(name).items():
+    for file, text in export.source_files(name).items():
         (tmp_path / "network" / file).write_text(text, encoding="utf-8")
     torch.save({"config": net.config, "state": net.state_dict(), "x": x}, tmp_path / "saved.pt")
     script = f"import torch; torch.set_num_threads(1)\n{SCRIPT}"

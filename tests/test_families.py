@@ -55,8 +55,8 @@ def waves(n: int, shape, start: int) -> torch.Tensor:
     return (clean + 10 * torch.randn(n, *shape, generator=normal)).clamp(0, 255).to(torch.uint8)
 
 
-def reals(n: int = 80) -> data.Reals:
-    return data.Reals(waves(n, SHAPE, 0), torch.zeros(n, dtype=torch.int64), CODEC, 0)
+def reals(n: int = 80) -> data.PackedImages:
+    return data.PackedImages(waves(n, SHAPE, 0), torch.zeros(n, dtype=torch.int64), CODEC, 0)
 
 
 def standard(n: int = 80, shape=SHAPE, start: int = 0, dtype=torch.float64) -> torch.Tensor:

@@ -237,7 +237,7 @@ def test_trust_on_first_use(capsys):
         table(server.url, "", "")
         path = fetching.fetch("thing")
         assert f"sha256 {DIGEST} is trusted from now on" in capsys.readouterr().out
-        assert path.read_bytes() == CONTENT and sources.source("thing")["sha256"] == DIGEST
+        assert path.read_bytes() == CONTENT and sources.source_row("thing")["sha256"] == DIGEST
         assert fetching.fetch("thing") == path and len(server.asked) == 1
     assert fetching.LOCK.read_text().splitlines()[1].startswith(f"thing,{DIGEST},400000,20")
     path.unlink()
@@ -321,7 +321,7 @@ def test_notes_of_many_processes_are_all_kept():
         worker.start()
     for worker in workers:
         worker.join()
-    assert sorted(sources.noted()) == sorted(names)
+    assert sorted(sources.noted_rows()) == sorted(names)
 
 
 def test_waits_grow_and_the_server_may_ask_for_more(here):

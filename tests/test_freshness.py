@@ -70,7 +70,7 @@ class Toy:
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_text(text)
             os.utime(self.root / path, (time.time() + skew,) * 2)
-        recipes.records.write(self.root, step.record, step.digest, step.outputs)
+        recipes.records.write_record(self.root, step.record, step.digest, step.outputs)
 
     def plan(self, word: str = "all") -> tuple[list[Step], dict[str, rule.Job], set[str]]:
         """The stale steps, the jobs behind a target, and which of them the model of Snakemake runs."""
@@ -154,7 +154,7 @@ def toy_sequence(folder: Path, seed: int, length: int = 6) -> None:
         wanted = {f"{step.word} {step.name}" for step in toy.steps() if stale_by_hand(step, folder)}
         assert wanted == {f"{step.word} {step.name}" for step in stale} == planned, (seed, said)
     toy.run()
-    assert not freshness.unmade(toy.steps(), set(), folder), (seed, said)
+    assert not freshness.stale_targets(toy.steps(), set(), folder), (seed, said)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_a_sidecar_of_a_colleague_makes_nothing_run(tmp_path, monkeypatch):
 def test_results_that_are_planned_by_nobody_are_named(tmp_path):
     """A run of another suite with other numbers is; one that is fresh, one of this suite, and the file of metrics that all
     suites share are not."""
-    plan = Plan(params.load(ROOT / "params.yaml"))
+    plan = Plan(params.load_params(ROOT / "params.yaml"))
     old, fresh, own = (plan.distil(plan.params.run(f"digits/{run}")) for run in ("dmd/el/0", "dmd/none/0", "di/el/0"))
     metrics = plan.metrics("bench")
     for step in (old, fresh, own, metrics):
@@ -361,7 +361,7 @@ class Real:
         (self.path / "params.yaml").write_text(write_yaml(values, sort_keys=False))
 
     def steps(self) -> list[Step]:
-        return list(Plan(params.load(self.path / "params.yaml")).suite("smoke").values())
+        return list(Plan(params.load_params(self.path / "params.yaml")).suite("smoke").values())
 
     def expected(self, word: str) -> tuple[dict[str, rule.Job], set[str]]:
         """What the model says that `snakemake WORD` runs, by name."""
@@ -557,7 +557,7 @@ def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
     }
     it.do("dvc", "exp", "run", *(word for file, change in changes.items() for word in ("-S", f"{file}:{change}")))
     assert set(it.log()[before:]) == {f"distil {arm}", f"evaluate {arm}", "evaluate suite/smoke", "tables smoke"}
-    loaded = params.load(it.path / "params.yaml")
+    loaded = params.load_params(it.path / "params.yaml")
     assert loaded.section("method", "sid", "cifar10")["batch"] == 128
     assert (
         loaded.section("supplement", "el-base")["weight"] == 0.5 == loaded.section("supplement", "pixel-base")["weight"]

@@ -66,7 +66,7 @@ def of():
 def options(tmp_path) -> SimpleNamespace:
     """What a part sees."""
     return SimpleNamespace(
-        device="cpu", toy=True, folder=tmp_path, settings=params.load(ROOT / "params.yaml"), threads=1, compile=False,
+        device="cpu", toy=True, folder=tmp_path, settings=params.load_params(ROOT / "params.yaml"), threads=1, compile=False,
         ceilings={"bfloat16": 1e12}, data="digits", carry=tmp_path, breaks=[],
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ def _job(folder: str, wanted: int, count: int, rows) -> None:
     os.environ[gpus.COUNT] = str(count)
     os.environ.pop(gpus.VISIBLE, None)
     gpus.PATIENCE = 0.02
-    found = gpus.take(wanted, Path(folder))
+    found = gpus.take_gpus(wanted, Path(folder))
     assert os.environ[gpus.VISIBLE] == ",".join(found) and gpus.COUNT not in os.environ
     began = time.monotonic()
     time.sleep(0.3)
@@ -49,8 +49,8 @@ def test_four_gpus_are_all_used_and_none_twice(tmp_path, wanted):
 def test_what_is_visible_already_is_what_is_shared(tmp_path, monkeypatch):
     monkeypatch.setenv(gpus.COUNT, "2")
     monkeypatch.setenv(gpus.VISIBLE, "5,7,9")
-    assert gpus.devices() == ["5", "7"]
-    assert gpus.take(2, tmp_path) == ["5", "7"] and os.environ[gpus.VISIBLE] == "5,7"
+    assert gpus.shared_gpus() == ["5", "7"]
+    assert gpus.take_gpus(2, tmp_path) == ["5", "7"] and os.environ[gpus.VISIBLE] == "5,7"
     for file in gpus._held:
         file.close()
     gpus._held.clear()
@@ -59,13 +59,13 @@ def test_what_is_visible_already_is_what_is_shared(tmp_path, monkeypatch):
 def test_a_step_without_a_gpu_sees_none(tmp_path, monkeypatch):
     monkeypatch.setenv(gpus.COUNT, "2")
     monkeypatch.setenv(gpus.VISIBLE, "")
-    assert gpus.take(0, tmp_path) == [] and os.environ[gpus.VISIBLE] == ""
+    assert gpus.take_gpus(0, tmp_path) == [] and os.environ[gpus.VISIBLE] == ""
 
 
 def test_without_the_variable_nothing_happens(tmp_path, monkeypatch):
     monkeypatch.delenv(gpus.COUNT, raising=False)
     monkeypatch.setenv(gpus.VISIBLE, "3")
-    assert gpus.take(1, tmp_path) == [] and os.environ[gpus.VISIBLE] == "3" and not list(tmp_path.iterdir())
+    assert gpus.take_gpus(1, tmp_path) == [] and os.environ[gpus.VISIBLE] == "3" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("count", "visible", "wanted"), [("two", "", 1), ("0", "", 1), ("4", "0,1", 1), ("2", "", 3)])
@@ -73,7 +73,7 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch, count, visibl
     monkeypatch.setenv(gpus.COUNT, count)
     monkeypatch.setenv(gpus.VISIBLE, visible)
     with pytest.raises(Problem, match="GPUs"):
-        gpus.take(wanted, tmp_path)
+        gpus.take_gpus(wanted, tmp_path)
 
 
 def test_a_job_that_is_killed_gives_its_gpu_back(tmp_path):
@@ -92,5 +92,5 @@ def test_a_job_that_is_killed_gives_its_gpu_back(tmp_path):
 
 def _hold(folder: str, rows) -> None:
     os.environ[gpus.COUNT] = "1"
-    rows.put(gpus.take(1, Path(folder)))
+    rows.put(gpus.take_gpus(1, Path(folder)))
     time.sleep(60)

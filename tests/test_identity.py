@@ -71,7 +71,7 @@ def put(name: str, content: bytes = b"x") -> Path:
 
 
 def of(source: Source = PICTURES) -> str | None:
-    found = identity.measure(source)
+    found = identity.measure_source(source)
     return None if found is None else found.sha256
 
 
@@ -81,7 +81,7 @@ def of(source: Source = PICTURES) -> str | None:
 def test_content_and_names_decide_and_times_do_not(hashed):
     put("pictures/a.png", b"a"), put("pictures/cat/b.PNG", b"b")
     first = of()
-    assert identity.measure(PICTURES) == identity.Identity(first, 2, 2) and hashed == ["a.png", "b.PNG"]
+    assert identity.measure_source(PICTURES) == identity.Identity(first, 2, 2) and hashed == ["a.png", "b.PNG"]
     os.utime("pictures/a.png", (5, 5))
     assert of() == first and hashed == ["a.png", "b.PNG", "a.png"]
     put("pictures/a.png", b"c")
@@ -222,7 +222,7 @@ def test_two_files_of_one_size_and_time_that_changed_places(hashed):
 def test_what_was_hashed_right_after_it_was_written_is_hashed_once_more(hashed):
     put("pictures/a.png", b"1")
     for times in (1, 2):
-        identity.measure(PICTURES, unsettled=60 * 10**9)
+        identity.measure_source(PICTURES, unsettled=60 * 10**9)
         assert len(hashed) == times
 
 
@@ -266,7 +266,7 @@ def test_long_hashing_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr(hashes, "PATIENCE", -1.0)
     put("pictures/a.png", b"1"), put("pictures/b.png", b"2")
     lines: list[str] = []
-    identity.measure(PICTURES, say=lines.append)
+    identity.measure_source(PICTURES, say=lines.append)
     assert "2 of at most 2 files" in lines[-1] and lines[-1].startswith("pictures: ")
 
 
@@ -305,7 +305,7 @@ def test_an_identity_is_recorded_once_and_holds_where_the_source_is_absent(hashe
     plan, lines = plan_of()
     assert plan((PICTURES,)) != {"pictures": wanted["pictures"]}
     plan.record()
-    assert f"it was {wanted['pictures'][:16]}" in lines[0] and len(sourcelock.rows()) == 2
+    assert f"it was {wanted['pictures'][:16]}" in lines[0] and len(sourcelock.read_rows()) == 2
 
 
 def test_a_source_that_cannot_be_read_counts_as_absent_and_why_is_said():
@@ -342,7 +342,7 @@ def test_one_path_that_is_read_in_two_ways_has_two_rows():
     plan, _ = plan_of()
     wanted = {kind: plan((Source("both", kind, "both"),)) for kind in ("folder", "latents")}
     plan.record()
-    assert set(sourcelock.rows()) == {("both", "folder"), ("both", "latents")}
+    assert set(sourcelock.read_rows()) == {("both", "folder"), ("both", "latents")}
     job, _ = plan_of(measured=False)
     assert {kind: job((Source("both", kind, "both"),)) for kind in wanted} == wanted and len(
         set(map(str, wanted.values()))
@@ -355,12 +355,12 @@ def test_rows_of_fetched_files_and_of_paths_live_in_one_file():
         f"name,sha256,bytes,noted\nother,{'1' * 64},5,2026-01-01\npictures,{'a' * 64},3,x,y,images\nz,abc"
     )
     path = {"name": "pictures", "sha256": "2" * 64, "bytes": "7", "files": "3", "read_as": "images"}
-    sourcelock.note([{"name": "other", "sha256": "3" * 64, "bytes": "6"}, path])
-    sourcelock.note([path | {"sha256": "4" * 64}])
+    sourcelock.add_rows([{"name": "other", "sha256": "3" * 64, "bytes": "6"}, path])
+    sourcelock.add_rows([path | {"sha256": "4" * 64}])
     lines = sourcelock.LOCK.read_text().splitlines()
     assert lines[1] == f"other,{'1' * 64},5,2026-01-01"
     assert lines[2].startswith(f"pictures,{'4' * 64},7,") and lines[2].endswith(",3,images") and len(lines) == 3
-    assert set(sourcelock.rows()) == {("other", ""), ("pictures", "images")}
+    assert set(sourcelock.read_rows()) == {("other", ""), ("pictures", "images")}
 
 
 # --- keys of params.yaml --------------------------------------------------------------------------------
@@ -624,7 +624,7 @@ def test_by_hand_up_to_date_means_of_this_content(pictures, capsys, hashed):
 def job(name: str = "mine/images") -> str:
     """Plan as the driver does, and give the recipe to a job."""
     found = Identities(measured=True, say=lambda line: None)
-    step = Plan(params.load(), found).find("data", name)
+    step = Plan(params.load_params(), found).find("data", name)
     freshness.refresh([step])
     found.record()
     return step.file
@@ -633,8 +633,8 @@ def job(name: str = "mine/images") -> str:
 def test_a_job_takes_the_recipe_that_it_is_given_and_hashes_nothing(pictures, hashed):
     file = job()
     del hashed[:]
-    assert steps.run("data", "mine/images", file) is True
-    assert steps.run("data", "mine/images", file) is False and hashed == []
+    assert steps.run_step("data", "mine/images", file) is True
+    assert steps.run_step("data", "mine/images", file) is False and hashed == []
     assert Path("data/sets/mine/images.safetensors.recipe").read_text() == Path(file).read_text()
 
 
@@ -649,15 +649,15 @@ def test_a_job_refuses_what_changed_since_it_was_planned(pictures, capsys):
 
 
 def test_pictures_that_change_while_they_are_packed_make_no_result(pictures, monkeypatch):
-    file, original = job(), steps.make
+    file, original = job(), steps.make_step
 
     def slow(work):
         original(work)
         recolour("0", 200)
 
-    monkeypatch.setattr(steps, "make", slow)
+    monkeypatch.setattr(steps, "make_step", slow)
     with pytest.raises(Problem, match="pictures changed since"):
-        steps.run("data", "mine/images", file)
+        steps.run_step("data", "mine/images", file)
     assert not Path("data/sets/mine/images.safetensors.recipe").exists()
 
 
@@ -666,19 +666,19 @@ def test_pictures_that_appear_make_a_step_stale_that_had_none(pictures):
     file = job()
     assert json.loads(Path(file).read_text())["sources"] == {"pictures": None}
     with pytest.raises(Problem, match="neither a folder nor a zip"):
-        steps.run("data", "mine/images", file)
+        steps.run_step("data", "mine/images", file)
     Path("elsewhere").rename("pictures")
     with pytest.raises(Problem, match="changed since"):
-        steps.run("data", "mine/images", file)
-    assert steps.run("data", "mine/images", job())
+        steps.run_step("data", "mine/images", file)
+    assert steps.run_step("data", "mine/images", job())
 
 
 def test_the_doctor_says_what_is_absent_and_what_changed(pictures):
     def said() -> list[tuple]:
-        return [finding for finding in doctor._sources(Plan(params.load()), "mine") if "pictures" in finding[1]]
+        return [finding for finding in doctor._sources(Plan(params.load_params()), "mine") if "pictures" in finding[1]]
 
     assert said() == []
-    steps.run("data", "mine/images", job())
+    steps.run_step("data", "mine/images", job())
     assert said() == [(True, "data mine/images: pictures is what data/sources.lock.csv records (8 files)")]
     recolour("0", 200)
     ((good, sentence),) = said()

@@ -64,14 +64,14 @@ def packed(path: str = "source", **keys) -> tuple[dict, list[str]]:
     """The description of a pack and the sentences that were printed."""
     said: list[str] = []
     section = {"source": "folder", "path": path, "resolution": None, "heldout": 2} | keys
-    return packing.pack(section, "pack", say=said.append), said
+    return packing.pack_dataset(section, "pack", say=said.append), said
 
 
 def counts(about: dict) -> dict[str, int]:
     """{class: images}, train and held-out."""
-    numbers = torch.cat([data.load("pack", part)[1] for part in ("train", "heldout")])
+    numbers = torch.cat([data.load_pack("pack", part)[1] for part in ("train", "heldout")])
     assert (about["classes"] == 0) == bool((numbers == -1).all())
-    return dict(zip(about["class_names"], labels.count(numbers.numpy(), about["classes"]), strict=True))
+    return dict(zip(about["class_names"], labels.count_labels(numbers.numpy(), about["classes"]), strict=True))
 
 
 PLAIN = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(4)]
@@ -148,7 +148,7 @@ def test_what_the_packer_reads_is_what_the_identity_holds():
             else:
                 place.mkdir()
                 folders.append(place)
-        found = listing.of_folder(top, ENDINGS)
+        found = listing.list_folder(top, ENDINGS)
         read = sorted([*found.names, *filter(None, [found.labels])])
         assert identity._listed(identity.Source("x", "folder", str(top)), Path()) == read
         inodes = [os.stat(top / name).st_ino for name in found.names]
@@ -162,7 +162,7 @@ def reachable(top: Path) -> set[int]:
         folder = waiting.pop()
         seen.add(folder)
         for entry in folder.iterdir():
-            if listing.hidden(entry.name):
+            if listing.is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 waiting |= {entry.resolve()} - seen
@@ -204,9 +204,7 @@ def test_circles_and_second_links_end_and_are_said(target):
 def test_a_link_whose_image_is_gone_is_one_sentence():
     tree(PLAIN)
     Path("source/cat/9.png").symlink_to(Path("nowhere.png").absolute())
-    with pytest.raises(
-        Problem, match="source/cat/9.png is a link to a missing file; restore the file, or remove"
-    ):
+    with pytest.raises(Problem, match="source/cat/9.png is a link to a missing file; restore the file, or remove"):
         packed()
 
 
@@ -296,12 +294,15 @@ def test_classes_are_numbered_from_zero_in_order_and_keep_their_names(raw):
     about, said = packed(tree(NAMES, [[name, raw[i % len(raw)]] for i, name in enumerate(NAMES)]))
     assert about["class_names"] == [str(label) for label in raw] and about["classes"] == len(raw)
     assert set(counts(about).values()) == {12 // len(raw)}
-    train, heldout = packing.split(12, 2)
+    train, heldout = packing.split_heldout(12, 2)
     for part, indices in (("train", train), ("heldout", heldout)):
-        assert data.load("pack", part)[1].tolist() == [index % len(raw) for index in indices]
+        assert data.load_pack("pack", part)[1].tolist() == [index % len(raw) for index in indices]
     assert about["class_counts"] == np.bincount(train % len(raw), minlength=len(raw)).tolist()
     assert bool(said) == (raw != list(range(len(raw))))
-    assert data.reals("pack", {"mean": 0.5, "std": 0.25}, True).take(torch.arange(3))[1].shape == (3, len(raw))
+    assert data.load_real_images("pack", {"mean": 0.5, "std": 0.25}, True).take(torch.arange(3))[1].shape == (
+        3,
+        len(raw),
+    )
 
 
 GOOD = [[name, i % 3] for i, name in enumerate(NAMES)]
@@ -368,7 +369,7 @@ def test_tables_that_are_refused(table, sentence):
 def test_a_class_whose_images_are_all_held_out_or_cut_off_is_said():
     about, _ = packed(tree(NAMES, [[name, int(i == 7)] for i, name in enumerate(NAMES)]), limit=2)
     assert sum(about["class_counts"]) == 2 == about["train"] and about["classes"] == 2
-    text = " ".join(labels.table(["a", "b"], [5, 0]))
+    text = " ".join(labels.class_table(["a", "b"], [5, 0]))
     assert (
         text
         == "classes  a 5, b 0 (train images) b: no train image; all that the class has are held out or beyond `limit`"
@@ -376,18 +377,18 @@ def test_a_class_whose_images_are_all_held_out_or_cut_off_is_said():
 
 
 def test_many_classes_are_abridged():
-    (line,) = labels.table([f"n{i}" for i in range(1000)], [*range(1, 1001)])
+    (line,) = labels.class_table([f"n{i}" for i in range(1000)], [*range(1, 1001)])
     assert line == "classes  1,000, from n0 with 1 train images to n999 with 1,000"
-    assert labels.table([], []) == ["no classes"]
+    assert labels.class_table([], []) == ["no classes"]
 
 
 # --- other sources, and there and back ------------------------------------------------------------------
 
 
 def test_digits_have_their_names():
-    about = packing.pack({"source": "digits", "heldout": 360}, "pack")
+    about = packing.pack_dataset({"source": "digits", "heldout": 360}, "pack")
     assert about["class_names"] == [str(i) for i in range(10)] and sum(about["class_counts"]) == 1437
-    assert about["class_counts"] == torch.bincount(data.load("pack")[1]).tolist()
+    assert about["class_counts"] == torch.bincount(data.load_pack("pack")[1]).tolist()
 
 
 def test_labels_of_arrays_are_numbered_too():
@@ -430,7 +431,7 @@ def test_names_go_from_folders_to_generator_command_and_card(capsys):
     for word, name in (("data", "mine/images"), ("teacher", "mine"), ("distil", "mine/di/none/0")):
         assert __main__.main([word, name]) == 0
     said = capsys.readouterr().out
-    train, _ = packing.split(35, 8)
+    train, _ = packing.split_heldout(35, 8)
     number = np.bincount(np.repeat(range(3), (20, 10, 5))[train]).tolist()
     assert (
         "classes  cat {}, dog {}, owl {}".format(*number) in said

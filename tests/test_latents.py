@@ -68,16 +68,16 @@ def container(path: Path, arrays, labels=None) -> dict:
     return {"source": "latents", "path": str(path), "resolution": None, "heldout": 5}
 
 
-def reals_of(arrays: np.ndarray, codec=SMALL, labels: int = 0, dtype=torch.float32) -> data.Latents:
+def reals_of(arrays: np.ndarray, codec=SMALL, labels: int = 0, dtype=torch.float32) -> data.PackedLatents:
     classes = torch.arange(len(arrays)) % (labels or 1)
-    return data.Latents(torch.from_numpy(arrays), classes, codec, labels, dtype=dtype)
+    return data.PackedLatents(torch.from_numpy(arrays), classes, codec, labels, dtype=dtype)
 
 
 # --- codec ----------------------------------------------------------------------------------------------
 
 
 def test_the_constants_are_edm2s_to_the_bit():
-    scale, bias = latents.constants(EDM2)
+    scale, bias = latents.codec_constants(EDM2)
     with np.load(ROOT / "tests/data/networks/edm2_math.npz") as golden:
         assert scale.dtype == bias.dtype == torch.float32
         assert np.array_equal(scale.flatten(), golden["vae_scale"].ravel())
@@ -97,15 +97,15 @@ def test_latents_are_standardised_channel_by_channel():
 
 def test_their_own_moments_give_latents_sigma_data(tmp_path):
     """What a pack says of its channels, as the codec: every channel has mean 0 and deviation 0.5, noise included."""
-    about = packing.pack(container(tmp_path / "latents", stored(40)), tmp_path / "pack")
+    about = packing.pack_dataset(container(tmp_path / "latents", stored(40)), tmp_path / "pack")
     codec = {"mean": about["mean"], "std": about["std"]}
-    reals = data.reals(tmp_path / "pack", codec, False)
+    reals = data.load_real_images(tmp_path / "pack", codec, False)
     x = torch.cat([reals.take(torch.arange(35))[0] for _ in range(2)])
     assert x.mean((0, 2, 3)).abs().max() < 0.01 and (x.std((0, 2, 3)) - 0.5).abs().max() < 0.01
 
 
 def test_latents_have_no_limits_and_no_lpips():
-    assert data.limits(EDM2) == (-float("inf"), float("inf"))
+    assert data.encoded_limits(EDM2) == (-float("inf"), float("inf"))
     from eldistill.losses import perceptual
 
     with pytest.raises(Problem, match="LPIPS sees pixels, but this data has latents"):
@@ -119,11 +119,11 @@ def test_latents_have_no_limits_and_no_lpips():
 @pytest.mark.parametrize("labelled", [True, False])
 def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
     arrays, labels = stored(17), np.arange(17) % 3
-    about = packing.pack(container(tmp_path / kind, arrays, labels if labelled else None), tmp_path / "pack")
-    train_, heldout = packing.split(17, 5)
+    about = packing.pack_dataset(container(tmp_path / kind, arrays, labels if labelled else None), tmp_path / "pack")
+    train_, heldout = packing.split_heldout(17, 5)
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (12, 5, [8, 8, 8], 3 * labelled)
     for part, indices in (("train", train_), ("heldout", heldout)):
-        found, classes, _ = data.load(tmp_path / "pack", part)
+        found, classes, _ = data.load_pack(tmp_path / "pack", part)
         assert found.dtype == torch.float32 and np.array_equal(found, arrays[indices])
         assert classes.tolist() == (labels[indices].tolist() if labelled else [-1] * len(indices))
     mean, deviation = np.split(arrays[train_].astype(np.float64), 2, axis=1)
@@ -134,16 +134,17 @@ def test_latents_are_packed_as_they_are(tmp_path, kind, labelled):
 
 def test_a_container_there_and_back(tmp_path):
     """`zip` writes latents under EDM2's names, and they are read again."""
-    packing.pack(container(tmp_path / "latents.zip", stored(9), np.arange(9) % 2), tmp_path / "pack")
+    packing.pack_dataset(container(tmp_path / "latents.zip", stored(9), np.arange(9) % 2), tmp_path / "pack")
     assert archives.write_zip(tmp_path / "pack", tmp_path / "again.zip") == 9
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
         assert archive.namelist()[0] == "00000/img-mean-std-00000000.npy"
     section = {"source": "latents", "path": str(tmp_path / "again.zip"), "resolution": None, "heldout": 4}
-    assert packing.pack(section, tmp_path / "other")["classes"] == 2
+    assert packing.pack_dataset(section, tmp_path / "other")["classes"] == 2
     both = [
-        torch.cat([data.load(tmp_path / name, part)[0] for part in ("train", "heldout")]) for name in ("pack", "other")
+        torch.cat([data.load_pack(tmp_path / name, part)[0] for part in ("train", "heldout")])
+        for name in ("pack", "other")
     ]
-    order = np.concatenate(packing.split(9, 4))
+    order = np.concatenate(packing.split_heldout(9, 4))
     assert torch.equal(both[1], both[0][order])
 
 
@@ -162,23 +163,23 @@ def test_bad_latents_are_one_sentence(tmp_path, case):
     array, sentence = BAD[case]
     section = container(tmp_path / "latents", [*stored(8), array])
     with pytest.raises(Problem, match=f"img-mean-std-00000008.npy .*{sentence}"):
-        packing.pack(section | {"heldout": 2}, tmp_path / "sets/pack")
+        packing.pack_dataset(section | {"heldout": 2}, tmp_path / "sets/pack")
     assert not list((tmp_path / "sets").glob("*"))
 
 
 def test_a_container_without_latents_is_one_sentence(tmp_path):
     (tmp_path / "latents").mkdir()
     with pytest.raises(Problem, match="has no latents; expected .npy files, as `python -m eldistill encode`"):
-        packing.pack({"source": "latents", "path": str(tmp_path / "latents"), "heldout": 2}, tmp_path / "pack")
+        packing.pack_dataset({"source": "latents", "path": str(tmp_path / "latents"), "heldout": 2}, tmp_path / "pack")
 
 
 def test_a_codec_of_the_other_kind_is_one_sentence(tmp_path):
-    packing.pack(container(tmp_path / "latents", stored(8)), tmp_path / "pack")
+    packing.pack_dataset(container(tmp_path / "latents", stored(8)), tmp_path / "pack")
     with pytest.raises(Problem, match="has latents, its codec is .*a list of means"):
-        data.reals(tmp_path / "pack", {"mean": 0.5, "std": 0.25}, False)
-    packing.pack({"source": "digits", "heldout": 360}, tmp_path / "digits")
+        data.load_real_images(tmp_path / "pack", {"mean": 0.5, "std": 0.25}, False)
+    packing.pack_dataset({"source": "digits", "heldout": 360}, tmp_path / "digits")
     with pytest.raises(Problem, match="has pixels, its codec is"):
-        data.reals(tmp_path / "digits", EDM2, False)
+        data.load_real_images(tmp_path / "digits", EDM2, False)
 
 
 # --- noise ------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def batch_at(reals, n_images: int, size: int = 6, seed: int = 0, scope: str = "g
     return contract.Batch(draw, None, reals.shape, contract.Progress(n_images, 0, 1000), reals)
 
 
-def one(dtype=torch.float64) -> data.Latents:
+def one(dtype=torch.float64) -> data.PackedLatents:
     """A data set of one image: what differs between two draws is the encoder's noise alone."""
     return reals_of(stored(1, channels=2), {"mean": [0.3, -1.0], "std": [0.9, 2.0]}, dtype=dtype)
 
@@ -199,7 +200,7 @@ def test_the_noise_is_fresh_for_every_image_of_a_run():
     reals = one()
     x = torch.cat([batch_at(reals, first, 500).real("el/real", 2)[0] for first in range(0, 2000, 500)])
     assert len({float(each[0, 0, 0]) for each in x}) == len(x) == 4000
-    scale, bias = latents.constants(reals.codec)
+    scale, bias = latents.codec_constants(reals.codec)
     mean, deviation = (part[0] for part in reals.images.double().chunk(2, 1))
     z = ((x - bias) / scale - mean) / deviation
     assert z.mean((0,)).abs().max() < 5 / 4000**0.5 and (z.std((0,)) - 1).abs().max() < 5 / 8000**0.5
@@ -298,7 +299,7 @@ def test_latents_are_judged_by_their_pixels():
     run = plan.evaluation(params.Run("imagenet512-s", "di", "el", 0))
     names = [step.name for step in run.upstream]
     assert {"imagenet512-rgb/images", "imagenet512-s/images"} <= set(names), "of the latents the labels alone are read"
-    real = [step.name for step in plan.yardstick("imagenet512-s", "real").upstream]
+    real = [step.name for step in plan.reference_run("imagenet512-s", "real").upstream]
     assert "imagenet512-rgb/images" in real and "imagenet512-s/images" not in real
     assert {name.split("/")[0] for name in names if "judge" in name or "reference" in name} == {"imagenet512-rgb"}
     assert "imagenet512-s/images" in [
@@ -326,7 +327,7 @@ def test_what_is_no_latent_has_none_of_it_in_its_recipes():
         ({"pixels": None}, "imagenet512-s.pixels is missing; source: latents needs it"),
         ({"path": None}, "imagenet512-s.path is missing"),
         ({"pixels": "imagenet512-rbg"}, "did you mean imagenet512-rgb"),
-        ({"pixels": "imagenet512-s"}, "only latents have .pixels."),
+        ({"pixels": "imagenet512-s"}, "expected a data setting of images, and only where source is latents"),
         ({"codec": {"mean": 0.5, "std": 0.25}}, "source: latents needs two lists"),
         ({"codec": {"mean": [1, 2], "std": [1]}}, "source: latents needs two lists"),
         ({"codec": {"mean": [1, 2], "std": [1, 0]}}, r"std\[1\] is 0; expected a number > 0"),
@@ -394,7 +395,9 @@ class Toy(nn.Module):
 def toy(monkeypatch) -> list:
     """The toy in place of the real one; returns for which (folder, device) it was asked."""
     asked = []
-    monkeypatch.setattr(latents, "load", lambda folder=None, device="cpu": asked.append((folder, device)) or Toy())
+    monkeypatch.setattr(
+        latents, "load_autoencoder", lambda folder=None, device="cpu": asked.append((folder, device)) or Toy()
+    )
     return asked
 
 
@@ -413,15 +416,15 @@ def tiny(tmp_path):
         torch.manual_seed(0)
         vae = diffusers.AutoencoderKL(**TINY).eval()
         vae.save_pretrained(tmp_path / "vae", safe_serialization=True)
-    latents.load.cache_clear()
+    latents.load_autoencoder.cache_clear()
     yield str(tmp_path / "vae"), vae
-    latents.load.cache_clear()
+    latents.load_autoencoder.cache_clear()
 
 
 def test_decoding_clips_and_truncates(toy):
     """(x - bias) / scale, then the decoder, then 255 times what is between 0 and 1, without a half added."""
     raw = torch.randn(9, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    scale, bias = latents.constants(EDM2)
+    scale, bias = latents.codec_constants(EDM2)
     found = data.decode(raw * scale + bias, EDM2)
     pixels = (raw[:, :3].double() + 1) / 4 * 255
     wanted = pixels.clamp(0, 255).floor().repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -445,7 +448,7 @@ def test_what_is_not_finite_is_no_image(toy, monkeypatch):
 
 def test_without_diffusers_the_sentence_says_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    latents.load.cache_clear()
+    latents.load_autoencoder.cache_clear()
     with pytest.raises(Problem, match=r"need the package diffusers, .*type: pip install '\.\[latent\]'"):
         data.decode(torch.zeros(1, 4, 8, 8), EDM2)
 
@@ -456,10 +459,10 @@ def test_a_folder_of_diffusers_is_read_as_it_was_saved(tiny):
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8))
     with torch.no_grad():
         wanted = vae.encode(image[None].float() / 255).latent_dist
-        found = latents.moments(image, folder)
+        found = latents.encode_moments(image, folder)
         assert found.shape == (8, 8, 8) and torch.equal(found, torch.cat([wanted.mean, wanted.std], 1)[0])
         x = torch.randn(2 * latents.CHUNK + 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        scale, bias = latents.constants(EDM2)
+        scale, bias = latents.codec_constants(EDM2)
         z = (x - bias) / scale
         wanted = (
             torch.cat([vae.decode(part).sample for part in z.split(latents.CHUNK)]).clamp(0, 1).mul(255).to(torch.uint8)
@@ -473,7 +476,7 @@ def test_a_folder_of_diffusers_is_read_as_it_was_saved(tiny):
         old[name] = each[..., None, None].clone() if name.endswith("query.weight") else each.clone()
     assert sum(".query." in name or ".proj_attn." in name for name in old) == 8, "both halves have attention"
     save_tensors(Path(folder) / listing.WEIGHTS, old, {})
-    latents.load.cache_clear()
+    latents.load_autoencoder.cache_clear()
     assert torch.equal(data.decode(x, EDM2 | {"vae": folder}), wanted)
 
 
@@ -497,7 +500,7 @@ def test_a_bad_folder_is_one_sentence(tiny, kind):
     else:
         (folder / (listing.WEIGHTS if kind == "no weights" else "config.json")).unlink()
     with pytest.raises(Problem, match="is no AutoencoderKL of the expected architecture|is missing") as caught:
-        latents.load(str(folder))
+        latents.load_autoencoder(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -555,7 +558,7 @@ def whole_way(capsys, encode: list[str]) -> None:
     threads = torch.get_num_threads()
     assert __main__.main(["encode", "rgb", "--out", "latents.zip", *encode]) == 0
     assert "latents.zip: latents of 40 images" in capsys.readouterr().out
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     for (word, name), step in plan.suite("demo").items():
         if word != "tables" and not step.on_demand:
             assert __main__.main([word, name]) == 0, (word, name)
@@ -566,8 +569,8 @@ def test_from_images_to_metrics_through_latents(tmp_path, monkeypatch, capsys, t
     """Encoded, packed, a teacher trained on them, distilled with EL, decoded, and compared with the pixels."""
     project(tmp_path / "project", monkeypatch)
     whole_way(capsys, [])
-    images, labels, about = data.load("data/sets/small/images.safetensors")
-    order = packing.split(40, 12)[0]
+    images, labels, about = data.load_pack("data/sets/small/images.safetensors")
+    order = packing.split_heldout(40, 12)[0]
     picture = np.asarray(Image.open(f"pictures/{order[3]:03d}.png")).astype(np.float64) / 255
     pooled = picture.reshape(8, 2, 8, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.allclose(images[3, :3], 4 * pooled - 1, atol=1e-5) and labels[3] == order[3] % 2
@@ -593,11 +596,11 @@ def test_the_same_with_an_autoencoder_of_diffusers(tmp_path, monkeypatch, capsys
     folder, vae = tiny
     project(tmp_path / "project", monkeypatch, folder)
     whole_way(capsys, ["--vae", folder])
-    index = packing.split(40, 12)[1][0]
+    index = packing.split_heldout(40, 12)[1][0]
     image = torch.from_numpy(np.asarray(Image.open(f"pictures/{index:03d}.png")).transpose(2, 0, 1).copy())
     with torch.no_grad():
         wanted = vae.encode(image[None].float() / 255).latent_dist
-    found = data.load("data/sets/small/images.safetensors", "heldout")[0][0]
+    found = data.load_pack("data/sets/small/images.safetensors", "heldout")[0][0]
     assert torch.equal(found, torch.cat([wanted.mean, wanted.std], 1)[0])
     assert Path("data/evaluations/small/di/el/0/metrics.json").exists()
 

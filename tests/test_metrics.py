@@ -145,7 +145,7 @@ def test_copies_count_from_chance_to_all():
 def ruler(tmp_path_factory):
     """Measures images of digits in the features of a judge that has learned them: {name without n and space: value}."""
     folder = tmp_path_factory.mktemp("ruler")
-    packing.pack({"source": "digits", "heldout": 360}, folder / "pack")
+    packing.pack_dataset({"source": "digits", "heldout": 360}, folder / "pack")
     train_judge("a", folder / "pack", folder / "judge", 57_600)
     spaces = {"judge-a": features.feature_space("judge-a", folder / "judge")}
     make_reference(spaces["judge-a"], folder / "pack", folder / "reference.npz")
@@ -159,7 +159,7 @@ def ruler(tmp_path_factory):
     def measure(images: torch.Tensor) -> dict[str, float]:
         return seen(evaluate.Evaluator(spaces, known, OPTIONS).measure(lambda n, first: images.split(250), len(images)))
 
-    images, labels, _ = data.load(folder / "pack")
+    images, labels, _ = data.load_pack(folder / "pack")
     # The class score of train images is nobody's yardstick but their own: that of held-out ones stands for real images.
     row = real_row(known, OPTIONS, spaces)
     floor = seen({name: value for name, value in row.items() if not name.startswith("is1437")})
@@ -225,7 +225,7 @@ def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
     """metrics.py with one more function in METRICS: it is measured in every space and to both parts, under its name, and every
     evaluation is stale without it."""
     plan = lambda: Plan(params.from_values(conftest.shipped(), ROOT))  # noqa: E731
-    before = plan().yardstick("digits", "real")
+    before = plan().reference_run("digits", "real")
     for source in PACKAGE.rglob("*.py"):
         target = tmp_path / source.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,7 @@ def test_a_new_metric_is_one_function_and_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PACKAGE", tmp_path)
     versions.metric_names.cache_clear()
     try:
-        after = plan().yardstick("digits", "real")
+        after = plan().reference_run("digits", "real")
     finally:
         versions.metric_names.cache_clear()
     assert set(after.params["metrics"]) - set(before.params["metrics"]) == {"shift"} and after.digest != before.digest

@@ -89,17 +89,17 @@ def test_python_agrees_about_a_batch():
         warnings.simplefilter("ignore")
         found = pickle.loads(batch(images, labels), encoding="latin1")
     assert found["labels"] == labels and np.array_equal(found["data"], images.reshape(FEW, -1))
-    ours = pickles.python2(batch(images, labels))
+    ours = pickles.read_python2_pickle(batch(images, labels))
     assert ours["labels"] == labels and np.array_equal(ours["data"], found["data"])
     assert ours["filenames"] == found["filenames"]
 
 
 def test_cifar_is_packed_in_its_order(tmp_path):
     """Five batches of train images, then held-out ones from the test batch; red, green, blue planes; labels as filed."""
-    about = packing.pack(tarball(tmp_path / "cifar-10-python.tar.gz"), tmp_path / "pack")
+    about = packing.pack_dataset(tarball(tmp_path / "cifar-10-python.tar.gz"), tmp_path / "pack")
     assert (about["train"], about["heldout"], about["shape"], about["classes"]) == (5 * FEW, 15, [3, 32, 32], 10)
     for part, names, count in (("train", cifar10.BATCHES[0], 5 * FEW), ("heldout", cifar10.BATCHES[1], 15)):
-        images, labels, _ = data.load(tmp_path / "pack", part)
+        images, labels, _ = data.load_pack(tmp_path / "pack", part)
         wanted = [images_of(name) for name in names]
         assert np.array_equal(images, np.concatenate([each for each, _ in wanted])[:count])
         assert labels.tolist() == sum((classes for _, classes in wanted), [])[:count]
@@ -121,7 +121,7 @@ def test_a_bad_tarball_is_one_sentence(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     change, section, sentence = BAD[kind]
     with pytest.raises(Problem, match=sentence):
-        packing.pack(tarball(Path("cifar-10-python.tar.gz"), change) | section, "pack")
+        packing.pack_dataset(tarball(Path("cifar-10-python.tar.gz"), change) | section, "pack")
     assert not Path("canary").exists() and not Path("pack").exists()
 
 
@@ -130,9 +130,9 @@ def test_the_digest_is_the_authors_own(tmp_path, monkeypatch):
     section = tarball(tmp_path / "cifar-10-python.tar.gz")
     del section["md5"]
     with pytest.raises(Problem, match="c58f30108f718f92721af3b95e74349a"):
-        packing.pack(section, tmp_path / "pack")
+        packing.pack_dataset(section, tmp_path / "pack")
     with pytest.raises(Problem, match="cannot be read"):
-        packing.pack(section | {"path": str(tmp_path / "no.tar.gz")}, tmp_path / "pack")
+        packing.pack_dataset(section | {"path": str(tmp_path / "no.tar.gz")}, tmp_path / "pack")
 
 
 # --- crops ----------------------------------------------------------------------------------------------
@@ -192,8 +192,8 @@ def test_a_crop_is_chosen_by_its_name(tmp_path):
     section = {"source": "folder", "path": str(tmp_path / "images"), "resolution": 32, "heldout": 2}
     packs = {}
     for crop in (None, "square", "adm"):
-        packing.pack(section | ({"crop": crop} if crop else {}), tmp_path / "pack")
-        packs[crop] = data.load(tmp_path / "pack")[0].numpy()
+        packing.pack_dataset(section | ({"crop": crop} if crop else {}), tmp_path / "pack")
+        packs[crop] = data.load_pack(tmp_path / "pack")[0].numpy()
     assert np.array_equal(packs[None], packs["square"]) and not np.array_equal(packs["adm"], packs["square"])
 
 
@@ -211,14 +211,14 @@ def test_folders_of_classes_are_labels_in_sorted_order(tmp_path):
     """ImageNet's train folder: WordNet ids in order are 0, 1, …; a file beside them has no place."""
     names = [f"{wnid}/{wnid}_{i}.png" for wnid in ("n02", "n01", "n10") for i in range(3)]
     section = tree(tmp_path / "train", names)
-    packing.pack(section, tmp_path / "pack")
-    labels = np.concatenate([data.load(tmp_path / "pack", part)[1] for part in ("train", "heldout")])
+    packing.pack_dataset(section, tmp_path / "pack")
+    labels = np.concatenate([data.load_pack(tmp_path / "pack", part)[1] for part in ("train", "heldout")])
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    train, _ = packing.split(9, 2)
-    assert data.load(tmp_path / "pack")[1].tolist() == [index // 3 for index in train]
+    train, _ = packing.split_heldout(9, 2)
+    assert data.load_pack(tmp_path / "pack")[1].tolist() == [index // 3 for index in train]
     Image.fromarray(random(16, 16, 3)).save(tmp_path / "train/loose.png")
     with pytest.raises(Problem, match=r"loose.png lies beside the folders of classes \(n01, n02, n10\)"):
-        packing.pack(section, tmp_path / "pack")
+        packing.pack_dataset(section, tmp_path / "pack")
 
 
 @pytest.mark.parametrize("listed", [{"labels": None}, {"labels": [["00000/img00000000.png", 3]]}])
@@ -229,19 +229,20 @@ def test_a_dataset_json_beats_the_folders(tmp_path, listed):
         listed = {"labels": [[name, 7 - i] for i, name in enumerate(sorted(names))]}
     section = tree(tmp_path / "images", names)
     (tmp_path / "images/dataset.json").write_text(json.dumps(listed))
-    about = packing.pack(section, tmp_path / "pack")
+    about = packing.pack_dataset(section, tmp_path / "pack")
     assert about["class_names"] == (["4", "5", "6", "7"] if listed["labels"] else [])
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in sorted((tmp_path / "images").rglob("*.*")):
             archive.write(path, path.relative_to(tmp_path / "images"))
     assert (
-        packing.pack(section | {"path": str(tmp_path / "images.zip")}, tmp_path / "zipped")["sha256"] == about["sha256"]
+        packing.pack_dataset(section | {"path": str(tmp_path / "images.zip")}, tmp_path / "zipped")["sha256"]
+        == about["sha256"]
     )
 
 
 def test_one_folder_below_is_no_class(tmp_path):
     names = [f"00000/{i}.png" for i in range(4)]
-    assert packing.pack(tree(tmp_path / "images", names), tmp_path / "pack")["classes"] == 0
+    assert packing.pack_dataset(tree(tmp_path / "images", names), tmp_path / "pack")["classes"] == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -264,10 +265,10 @@ def test_a_zip_there_and_back(tmp_path, channels, labelled):
         assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
         assert (json.loads(archive.read("dataset.json"))["labels"] is None) is not labelled
     section = {"source": "folder", "path": str(tmp_path / "images.zip"), "resolution": None, "heldout": 2}
-    about = packing.pack(section, tmp_path / "again")
-    train, heldout = packing.split(7, 2)
+    about = packing.pack_dataset(section, tmp_path / "again")
+    train, heldout = packing.split_heldout(7, 2)
     for part, indices in (("train", train), ("heldout", heldout)):
-        found, classes, _ = data.load(tmp_path / "again", part)
+        found, classes, _ = data.load_pack(tmp_path / "again", part)
         assert np.array_equal(found, images[indices]) and np.array_equal(classes, labels[indices])
     assert about["classes"] == (3 if labelled else 0)
 
@@ -285,4 +286,7 @@ def test_a_zip_by_its_command(tmp_path, monkeypatch, capsys):
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("heldout: 360", "heldout: 361", 1), encoding="utf-8")
     assert __main__.main(["zip", "digits", "--out", "other.zip"]) == 2
-    assert "is missing, or was made with other numbers; run `python -m eldistill data digits/images`" in capsys.readouterr().err
+    assert (
+        "is missing, or was made with other numbers; run `python -m eldistill data digits/images`"
+        in capsys.readouterr().err
+    )

@@ -58,7 +58,7 @@ def sentence(values) -> str:
 
 
 def test_the_shipped_file_is_accepted_and_every_suite_has_runs():
-    project = params.load(ROOT / "params.yaml")
+    project = params.load_params(ROOT / "params.yaml")
     assert {kind for kind, _, _ in project.sections()} == {"data", "teacher", "ensemble", "method", "supplement"}
     for suite in SHIPPED["suites"]:
         runs = list(project.runs(suite))
@@ -212,9 +212,9 @@ def test_like_passes_through_several_sections_of_every_kind():
 def test_merge_mixes_mappings_and_replaces_the_rest():
     below = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
     above = {"a": {"c": [3]}, "d": {"e": 2}}
-    assert schema.merge(below, above) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+    assert schema.merge_mappings(below, above) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
     assert below == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
-    assert schema.merge(below, {}) == below and schema.merge({}, above) == above
+    assert schema.merge_mappings(below, {}) == below and schema.merge_mappings({}, above) == above
 
 
 def test_resolving_leaves_the_file_as_it_was():
@@ -328,7 +328,7 @@ def test_a_mistake_is_one_sentence_with_place_found_and_expected(case):
 def test_what_is_not_yaml_is_one_sentence_with_a_line(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(Problem, match="not YAML: .*line [12]") as caught:
-        params.load(tmp_path / "params.yaml")
+        params.load_params(tmp_path / "params.yaml")
     assert "\n" not in str(caught.value)
 
 
@@ -336,12 +336,12 @@ def test_what_is_not_yaml_is_one_sentence_with_a_line(tmp_path, text):
 def test_a_file_that_is_no_mapping_is_one_sentence(tmp_path, text, kind):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(Problem, match=f"holds {kind}; expected a mapping"):
-        params.load(tmp_path / "params.yaml")
+        params.load_params(tmp_path / "params.yaml")
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(Problem, match=r"params\.yaml is missing; run"):
-        params.load(tmp_path / "params.yaml")
+        params.load_params(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("text", ["digits/di/el", "digits/di/el/0/1", "digits/di/el/x", "digits/di/el/-1", ""])
@@ -412,7 +412,7 @@ def test_our_checker_agrees_with_jsonschema(case):
     library = jsonschema.Draft202012Validator(COMPLETE).is_valid(document)
     definitions = COMPLETE["$defs"]
     try:
-        schema.check(document, {k: v for k, v in COMPLETE.items() if k != "$defs"}, "", definitions)
+        schema.check_value(document, {k: v for k, v in COMPLETE.items() if k != "$defs"}, "", definitions)
         ours = True
     except Problem:
         ours = False
@@ -430,7 +430,7 @@ def test_the_schema_is_a_schema():
 
 def leaves(owner: dict, where: str):
     for key, each in owner.get("properties", {}).items():
-        yield f"{where}.{key}", each, schema.follow(each, COMPLETE["$defs"])
+        yield f"{where}.{key}", each, schema.follow_reference(each, COMPLETE["$defs"])
         yield from leaves(each, f"{where}.{key}")
 
 
@@ -449,14 +449,14 @@ def test_every_default_satisfies_its_own_schema():
     checked = 0
     for where, _, each in EVERY:
         if "default" in each:
-            schema.check(each["default"], each, where, COMPLETE["$defs"])
+            schema.check_value(each["default"], each, where, COMPLETE["$defs"])
             jsonschema.Draft202012Validator({**each, "$defs": COMPLETE["$defs"]}).validate(each["default"])
             checked += 1
     assert checked > 60
 
 
 def test_fill_gives_every_default_at_every_depth():
-    filled = schema.fill({}, COMPLETE["$defs"]["method"], COMPLETE["$defs"])
+    filled = schema.fill_defaults({}, COMPLETE["$defs"]["method"], COMPLETE["$defs"])
     assert filled["generator"]["betas"] == [0.9, 0.999] and filled["ema"]["policy"] == "ramped"
     assert filled["batch"] == 128 and "file" not in filled
 
@@ -477,19 +477,19 @@ def nested(depth: int, schema_of: dict) -> tuple[dict, dict]:
 )  # fmt: skip
 def test_recipes_leave_out_neutral_defaults_and_machines_at_every_depth(depth, mark, lasts):
     values, known = nested(depth, mark)
-    found = schema.lasting(values, known, {})
+    found = schema.lasting_keys(values, known, {})
     assert ("key" in canonical(found).replace("kept", "")) == lasts
     assert canonical(found).count('"kept"') == depth + 1 and values == nested(depth, mark)[0]
     by_reference = {"a": {"$ref": "#/$defs/a", "default": None}}
-    assert schema.lasting({"a": values}, by_reference, {"a": {"properties": known}}) == {"a": found}
-    assert schema.lasting({"a": None}, by_reference, {"a": {"properties": known}}) == {"a": None}
+    assert schema.lasting_keys({"a": values}, by_reference, {"a": {"properties": known}}) == {"a": found}
+    assert schema.lasting_keys({"a": None}, by_reference, {"a": {"properties": known}}) == {"a": None}
 
 
 def test_fill_makes_equal_numbers_equal_text():
     definitions = COMPLETE["$defs"]
     optimiser = definitions["optimiser"]
-    one = schema.fill({"lr": 1, "warmup_images": 5, "betas": [0, 0.5]}, optimiser, definitions)
-    other = schema.fill({"lr": 1.0, "warmup_images": 5.0, "betas": [0.0, 0.5]}, optimiser, definitions)
+    one = schema.fill_defaults({"lr": 1, "warmup_images": 5, "betas": [0, 0.5]}, optimiser, definitions)
+    other = schema.fill_defaults({"lr": 1.0, "warmup_images": 5.0, "betas": [0.0, 0.5]}, optimiser, definitions)
     assert canonical(one) == canonical(other)
     assert isinstance(one["lr"], float) and isinstance(other["warmup_images"], int)
 
@@ -540,7 +540,7 @@ def test_a_study_with_a_dot_in_its_name_is_one_sentence(against):
 def test_what_only_snakemake_would_see_is_refused(given, said):
     """The steps read params.yaml: another number on Snakemake's command line would be planned and not computed."""
     root = Path(params.__file__).parents[3]
-    config = schema.merge(conftest.shipped(), given)
+    config = schema.merge_mappings(conftest.shipped(), given)
     with pytest.raises(Problem) as caught:
         params.from_snakemake(config, given, root)
     assert all(each in str(caught.value) for each in said) and "\n" not in str(caught.value)
@@ -550,5 +550,5 @@ def test_a_suite_and_numbers_that_params_yaml_has_are_accepted():
     root = Path(params.__file__).parents[3]
     values = conftest.shipped()
     given = {"suite": "smoke", "threads": values["threads"]}
-    assert params.from_snakemake(schema.merge(values, given), given, root).values["suite"] == "smoke"
-    assert params.from_snakemake(schema.merge(values, {"suite": "smoke"}), {"suite": "smoke"}, root)
+    assert params.from_snakemake(schema.merge_mappings(values, given), given, root).values["suite"] == "smoke"
+    assert params.from_snakemake(schema.merge_mappings(values, {"suite": "smoke"}), {"suite": "smoke"}, root)

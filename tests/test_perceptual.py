@@ -127,7 +127,7 @@ def test_pooling_differs_nowhere_on_images_without_a_pattern(weights, monkeypatc
 
 def test_imagenet_has_the_pooling_of_its_authors():
     """CD and CT of the shipped parameters: average on ImageNet-64, the maximum on CIFAR-10 and wherever nobody said."""
-    whole = params.load(Path(__file__).parents[1] / "params.yaml")
+    whole = params.load_params(Path(__file__).parents[1] / "params.yaml")
     for method in ("cd", "ct"):
         for setting in ("cifar10", "imagenet64"):
             wanted = "average" if setting == "imagenet64" else "max"

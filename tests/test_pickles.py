@@ -74,7 +74,7 @@ def test_a_network_comes_back_bit_for_bit(tmp_path, name, old):
         network = network.half()
     more = {"latent": latent} if name.startswith("edm2") else {}
     path = official.write(tmp_path / "net.pkl", write(network, kwargs, core, old, **more))
-    with pickles.read(path) as file:
+    with pickles.read_network_file(path) as file:
         found = file.network()
         assert same(found.state(), network.state_dict())
         assert found.kwargs == kwargs and found.inner_kwargs == kwargs
@@ -120,13 +120,13 @@ def test_reference_statistics_and_a_bare_root(tmp_path):
     mean, cov = np.arange(3.0), np.asfortranarray(np.arange(9.0).reshape(3, 3))
     for core in ("core", "_core"):
         value = {"num_images": 1281167, "fid": {"mu": official.Array(mean, core), "sigma": official.Array(cov, core)}}
-        with pickles.read(official.write(tmp_path / "refs.pkl", value)) as file:
+        with pickles.read_network_file(official.write(tmp_path / "refs.pkl", value)) as file:
             found = file.plain(file.value)
         assert found["num_images"] == 1281167
         assert np.array_equal(found["fid"]["mu"], mean) and np.array_equal(found["fid"]["sigma"], cov)
     layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.MaxPool2d(3, 2), torch.nn.AvgPool2d(2))
     inception = official.Persistent("InceptionV3", {"_parameters": {}, "_buffers": {}, "_modules": {"layers": layers}})
-    with pickles.read(official.write(tmp_path / "inception.pkl", inception)) as file:
+    with pickles.read_network_file(official.write(tmp_path / "inception.pkl", inception)) as file:
         found = file.network()
         assert same(found.state(), {f"layers.{key}": value for key, value in layers.state_dict().items()})
         assert found.classes["layers.1"] == "MaxPool2d"
@@ -151,7 +151,7 @@ def test_the_pickler_of_python_agrees_about_plain_values(tmp_path):
             twice = [value, value, [value]]
             path = tmp_path / "value.pkl"
             path.write_bytes(pickle.dumps(twice, protocol))
-            with pickles.read(path) as file:
+            with pickles.read_network_file(path) as file:
                 assert file.value == twice and file.value[0] is file.value[2][0]
 
 
@@ -167,7 +167,7 @@ def test_tensors_that_are_not_in_order_are_read_in_order(tmp_path):
     tensors |= {f"t{i}": base.reshape(2, 3, 4).to(dtype) for i, dtype in enumerate(STORAGES.values())}
     tensors["last"] = base.reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     value = {"ema": official.Persistent("Net", {"_parameters": {}, "_buffers": tensors, "_modules": {}})}
-    with pickles.read(official.write(tmp_path / "net.pkl", value)) as file:
+    with pickles.read_network_file(official.write(tmp_path / "net.pkl", value)) as file:
         assert same(file.network().state(), tensors)
 
 
@@ -394,7 +394,7 @@ HOSTILE: dict[str, bytes] = {
 def refused(path: Path) -> str:
     """The one sentence with which a file is refused."""
     with pytest.raises(Refused) as caught:
-        with pickles.read(path) as file:
+        with pickles.read_network_file(path) as file:
             edm.build(file.network())
     text = str(caught.value)
     assert "\n" not in text and len(text) < 600 and "Traceback" not in text
@@ -425,7 +425,7 @@ def test_a_source_in_the_file_is_only_hashed(tmp_path):
     import hashlib
 
     network, kwargs = small()
-    with pickles.read(official.write(tmp_path / "net.pkl", official.edm(network, kwargs))) as file:
+    with pickles.read_network_file(official.write(tmp_path / "net.pkl", official.edm(network, kwargs))) as file:
         assert file.network().source_sha256 == hashlib.sha256(official.SOURCE.encode()).hexdigest()
 
 
@@ -575,10 +575,10 @@ def test_one_number_that_is_not_finite_is_found_anywhere(dtype):
         for value in (math.nan, math.inf, -math.inf):
             numbers = torch.ones(1000, dtype=dtype)
             numbers[place] = value
-            assert not weights.finite(numbers)
+            assert not weights.is_finite(numbers)
             numbers[place - 1] = -value
-            assert not weights.finite(numbers)
-    assert weights.finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
+            assert not weights.is_finite(numbers)
+    assert weights.is_finite(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
 
 
 def test_truncations_are_refused_everywhere(tmp_path):
@@ -614,7 +614,7 @@ def fuzz(path: Path, whole: bytes, count: int, seed: int) -> int:
                 data = bytearray(b"\x80")
         path.write_bytes(data)
         try:
-            with pickles.read(path) as file:
+            with pickles.read_network_file(path) as file:
                 file.network()
             edm.convert(path, path.with_suffix(".safetensors"))
         except Refused as error:

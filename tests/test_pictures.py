@@ -41,8 +41,8 @@ def packed(contents: dict[str, bytes], **keys) -> tuple[np.ndarray, list[str]]:
         path.write_bytes(content)
     said: list[str] = []
     section = {"source": "folder", "path": "source", "resolution": None, "heldout": 2} | keys
-    packing.pack(section, "sets/pack", say=said.append)
-    return data.load("sets/pack")[0][0].numpy(), said
+    packing.pack_dataset(section, "sets/pack", say=said.append)
+    return data.load_pack("sets/pack")[0][0].numpy(), said
 
 
 def four(kind: made.Kind) -> dict[str, bytes]:
@@ -136,7 +136,7 @@ def test_how_many_pictures_hide_something_is_said():
 @pytest.mark.parametrize("value", ["whit", [1, 2], [1, 2, 256], [1, 2, -1], [1, 2, 0.5], [True, 0, 0], 5, "#ffffff"])
 def test_a_background_that_is_none_is_one_sentence(value):
     with pytest.raises(Problem, match="background is .*; expected white, black, or three whole numbers from 0 to 255"):
-        pictures.background(value)
+        pictures.parse_background(value)
     values = conftest.shipped()
     values["data"]["ffhq64"]["background"] = value
     with pytest.raises(Problem, match=r"data\.ffhq64\.background"):

@@ -105,7 +105,7 @@ def test_a_download_decides_nothing():
     assert download.sidecar not in inputs(step)
     inputs = freshness.Inputs([step, download], lambda path: path, forced=False, root=ROOT)
     assert download.sidecar in inputs(step)
-    assert download not in freshness.unmade(plan.suite("one").values(), set(), ROOT)
+    assert download not in freshness.stale_targets(plan.suite("one").values(), set(), ROOT)
 
 
 def test_every_place_that_fetches_is_planned():
@@ -144,7 +144,7 @@ def test_a_download_is_a_link_into_the_store(project):
     assert __main__.main(["data", "download/fid-refs-cifar10-32x32"]) == 0
     link = Path("data/scratch/downloads/fid-refs-cifar10-32x32/file")
     assert link.is_symlink() and link.read_bytes() == b"statistics"
-    step = Plan(params.load()).download("fid-refs-cifar10-32x32")
+    step = Plan(params.load_params()).download("fid-refs-cifar10-32x32")
     assert step.fresh(project)
     link.resolve().unlink()
     assert not step.fresh(project)
@@ -179,36 +179,36 @@ def made(plan: Plan, suite: str) -> None:
 
 
 def test_the_page_says_what_is_stale_and_why(project):
-    plan = Plan(params.load())
-    states = planned.states(plan, "smoke")
+    plan = Plan(params.load_params())
+    states = planned.suite_states(plan, "smoke")
     assert {each.is_ for each in states} == {"missing"}
     made(plan, "smoke")
-    assert {each.is_ for each in planned.states(plan, "smoke")} == {"fresh"}
+    assert {each.is_ for each in planned.suite_states(plan, "smoke")} == {"fresh"}
     values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     values["distil"]["supplements"]["el"]["weight"] = 1.4
     changed = Plan(params.from_values(values, project))
     Path("data/tables/smoke/main.tex").unlink()
-    states = {f"{each.step.word} {each.step.name}": each for each in planned.states(changed, "smoke")}
+    states = {f"{each.step.word} {each.step.name}": each for each in planned.suite_states(changed, "smoke")}
     assert states["distil digits-smoke/di/el/0"].why == ("supplements.el.weight: 0.7 → 1.4",)
     assert states["distil digits-smoke/di/none/0"].is_ == "fresh"
     assert states["evaluate digits-smoke/di/el/0"] == planned.State(
         states["evaluate digits-smoke/di/el/0"].step, "stale", ()
     )
-    text = "\n".join(planned.page(changed, "smoke", "the bill"))
+    text = "\n".join(planned.plan_page(changed, "smoke", "the bill"))
     assert "supplements.el.weight: 0.7 → 1.4   (distil digits-smoke/di/el/0)" in text and "the bill" in text
     assert "3 steps that follow from them" in text
-    states = {each.step.name: each for each in planned.states(plan, "smoke") if each.step.word == "tables"}
+    states = {each.step.name: each for each in planned.suite_states(plan, "smoke") if each.step.word == "tables"}
     assert states["smoke"].why == ("data/tables/smoke/main.tex is missing",)
 
 
 def test_what_is_to_be_downloaded(project):
     plan = plan_of(project, one=grid("cifar10"))
-    states = planned.states(plan, "one")
+    states = planned.suite_states(plan, "one")
     assert sorted(planned.downloads(plan, states)) == [
         "cifar-10-python", "edm-cifar10-32x32-uncond-vp", "fid-refs-cifar10-32x32", "inception-2015-12-05-pkl",
     ]  # fmt: skip
     made(plan, "one")
-    assert planned.downloads(plan, planned.states(plan, "one")) == []
+    assert planned.downloads(plan, planned.suite_states(plan, "one")) == []
 
 
 # --- the bill -------------------------------------------------------------------------------------------
@@ -220,10 +220,10 @@ def test_a_bill_above_the_limit_is_refused_with_a_way_out(project):
     with pytest.raises(
         Problem, match=r"1 trainings are left, .* hours .*max_gpu_hours allows 100 hours: .*ELDISTILL_MAX_GPU_HOURS="
     ):
-        cost.allow(plan, "one", 100)
-    assert "1 trainings are left" in cost.allow(plan, "one", 1e9)
-    assert "less than an hour" in cost.allow(plan, "demo", 0.5)
-    assert "less than an hour" in cost.allow(plan, "bench", 0.5)
+        cost.check_allowed(plan, "one", 100)
+    assert "1 trainings are left" in cost.check_allowed(plan, "one", 1e9)
+    assert "less than an hour" in cost.check_allowed(plan, "demo", 0.5)
+    assert "less than an hour" in cost.check_allowed(plan, "bench", 0.5)
 
 
 def test_what_cannot_be_counted_stops_nothing(project):
@@ -231,7 +231,7 @@ def test_what_cannot_be_counted_stops_nothing(project):
     values["teacher"]["mine"] = {"data": "cifar10", "file": "net.pkl"}
     values["data"]["cifar10"]["teacher"] = "mine"
     values["suites"]["one"] = grid("cifar10")
-    assert "is not known yet" in cost.allow(Plan(params.from_values(values, project)), "one", 1e-9)
+    assert "is not known yet" in cost.check_allowed(Plan(params.from_values(values, project)), "one", 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -393,4 +393,4 @@ def plan_digest() -> str:
     from eldistill.plan import params
     from eldistill.plan.plan import Plan
 
-    return files.digest(Plan(params.load()).find("distil", RUN).recipe)
+    return files.digest(Plan(params.load_params()).find("distil", RUN).recipe)

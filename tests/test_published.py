@@ -144,4 +144,4 @@ def test_the_data_sets_of_the_papers_ask_for_it(name):
     wanted = here.params.top("evaluate", name)["fid"]
     assert (wanted["n"], wanted["blocks"]) == (50_000, 3)
     teacher = here.params.section("teacher", here.params.section("data", name)["teacher"])
-    assert wanted["reference"] == sources.source(teacher["source"], ROOT / sources.TABLE)["reference"]
+    assert wanted["reference"] == sources.source_row(teacher["source"], ROOT / sources.TABLE)["reference"]

@@ -20,7 +20,7 @@ from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.external import listing
-from eldistill.external.sources import published
+from eldistill.external.sources import published_rows
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
@@ -55,9 +55,9 @@ def test_every_reader_says_what_can_be_asked_of_it():
         assert callable(module.read) and module.read.__doc__
         assert set(each.needs) <= set(each.options) <= SCHEMA.keys()
         assert all("default" in SCHEMA[key] for key in each.options)
-        assert set(each.modules) <= versions.table().keys() and all(end.startswith(".") for end in each.endings)
+        assert set(each.modules) <= versions.version_table().keys() and all(end.startswith(".") for end in each.endings)
         rows = [row.format(files="fashion-mnist") for row in each.downloads]
-        assert len(published(tuple(rows), ROOT / "data/sources.csv")) == len(rows)
+        assert len(published_rows(tuple(rows), ROOT / "data/sources.csv")) == len(rows)
         assert (name in listing.READ_AS) >= ("path" in each.options)
 
 
@@ -119,20 +119,20 @@ def test_a_new_reader_is_one_file(package, tmp_path, monkeypatch):
     step = Plan(settings(own=own)).pack("own")
     assert json.loads(step.recipe)["versions"] == {
         "data": 2,
-        "labels": versions.version("labels"),
+        "labels": versions.version_of("labels"),
         "pictures": 1,
         "stripes": 7,
     }
     assert [each.name for each in step.after] == ["download/fashion-mnist-train-images"]
-    about = packing.pack(own, tmp_path / "pack")
+    about = packing.pack_dataset(own, tmp_path / "pack")
     assert about["class_names"] == ["even", "odd"] and about["class_counts"] == [5, 4]
-    images, labels, _ = data.load(tmp_path / "pack", "heldout")
+    images, labels, _ = data.load_pack(tmp_path / "pack", "heldout")
     assert images.shape == (3, 1, 4, 4) and images[:, 0, 0, 0].tolist() == [9, 10, 11] and labels.tolist() == [1, 0, 1]
 
 
 def test_the_planner_imports_no_reader():
     code = (
-        "import sys; from eldistill.plan import params; from eldistill.plan.plan import Plan; p = Plan(params.load()); "
+        "import sys; from eldistill.plan import params; from eldistill.plan.plan import Plan; p = Plan(params.load_params()); "
         "[p.pack(name).recipe for name in p.params.values['data']]; "
         "print([m for m in sys.modules if m.startswith('eldistill.data') or m in ('torch', 'numpy')])"
     )

@@ -38,7 +38,7 @@ def change(project: Path, file: str, where: str, value) -> params.Params:
         place = place.setdefault(key, {})
     place[last] = value
     (project / file).write_text(conftest.write_yaml(values, sort_keys=False), encoding="utf-8")
-    return params.load(project / OWN)
+    return params.load_params(project / OWN)
 
 
 # --- merged ---------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_files_merge_as_snakemake_merges_its_configfiles(seed):
     for each in files.values():
         update_config(wanted, copy.deepcopy(each))
     before = copy.deepcopy(files)
-    assert reading.merged(files) == wanted and files == before
+    assert reading.merge_files(files) == wanted and files == before
 
 
 def test_the_snakefile_names_the_same_files_in_the_same_order():
@@ -68,8 +68,8 @@ def test_the_snakefile_names_the_same_files_in_the_same_order():
     assert tuple(re.findall(r'^configfile: "(.*)"$', text, re.M)) == reading.FILES
     config: dict = {}
     for name in reading.FILES:
-        update_config(config, reading.read(ROOT / name))
-    loaded = params.load(ROOT / OWN)
+        update_config(config, reading.read_file(ROOT / name))
+    loaded = params.load_params(ROOT / OWN)
     assert config == loaded.values == params.from_snakemake(config, {}, ROOT).values
     assert params.from_snakemake(config | {"suite": "smoke"}, {"suite": "smoke"}, ROOT).values["suite"] == "smoke"
 
@@ -84,7 +84,7 @@ def leaves(values: dict, where: str = "") -> set[str]:
 
 def test_no_key_stands_in_two_files():
     """Else nobody knows which one to edit."""
-    found = [leaves(values) for values in reading.parts(ROOT).values()]
+    found = [leaves(values) for values in reading.read_files(ROOT).values()]
     assert all(not one & other for i, one in enumerate(found) for other in found[:i])
 
 
@@ -115,7 +115,7 @@ def test_a_project_with_params_yaml_alone_is_one(project):
     for name in (PAPER, ABLATION):
         (project / name).unlink()
     (project / OWN).write_text(conftest.write_yaml(conftest.shipped()), encoding="utf-8")
-    assert params.load(project / OWN).values == params.load(ROOT / OWN).values
+    assert params.load_params(project / OWN).values == params.load_params(ROOT / OWN).values
 
 
 # --- sentences name the file ----------------------------------------------------------------------------
@@ -151,10 +151,10 @@ def test_a_mistake_names_the_file_of_its_key(project, file, where, value, senten
 def test_a_file_that_is_no_yaml_or_no_mapping_is_one_sentence(project, file):
     (project / file).write_text("data: [", encoding="utf-8")
     with pytest.raises(Problem, match=rf"{re.escape(file)} is not YAML: .* correct that line"):
-        params.load(project / OWN)
+        params.load_params(project / OWN)
     (project / file).write_text("- 1", encoding="utf-8")
     with pytest.raises(Problem, match=rf"{re.escape(file)} holds list; expected a mapping of sections"):
-        params.load(project / OWN)
+        params.load_params(project / OWN)
 
 
 def test_what_only_snakemake_would_see_names_the_file_to_write_into():
@@ -170,7 +170,7 @@ def test_what_only_snakemake_would_see_names_the_file_to_write_into():
 
 def test_no_recipe_sees_a_status(project):
     """Neither of a block nor of a section, whatever it says."""
-    before = {key: step.digest for key, step in Plan(params.load(project / OWN)).suite("gpu-day").items()}
+    before = {key: step.digest for key, step in Plan(params.load_params(project / OWN)).suite("gpu-day").items()}
     for where in ("distil/methods/di/status", "distil/methods/di/per_data/cifar10/status", "distil/supplements/el/status",
                   "teacher/cifar10/status"):  # fmt: skip
         there = change(project, OWN, where, "paper")
@@ -188,4 +188,4 @@ def test_no_recipe_sees_a_status(project):
     ],
 )  # fmt: skip
 def test_numbers_that_are_inherited_are_ours(method, data, status):
-    assert params.load(ROOT / OWN).status("method", method, data) == status
+    assert params.load_params(ROOT / OWN).status("method", method, data) == status

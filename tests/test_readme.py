@@ -304,7 +304,7 @@ def test_make_check_finds_the_test_of_a_promise(promise):
 def test_the_example_of_own_data_is_valid(name):
     """The YAML of "Your own images", merged into params.yaml, passes the check; README and docs show the same."""
     example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", PAGES[name], re.S).group(1))
-    values = schema.merge(PARAMS, example)
+    values = schema.merge_mappings(PARAMS, example)
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
 
 

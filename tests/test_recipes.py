@@ -351,12 +351,16 @@ USES = {
 
 def test_every_version_has_its_dependents_listed_here():
     plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
-    assert {name for name in versions.table() if not name.startswith(plugins)} <= set(USES) <= set(versions.table())
+    assert (
+        {name for name in versions.version_table() if not name.startswith(plugins)}
+        <= set(USES)
+        <= set(versions.version_table())
+    )
 
 
 def test_every_module_names_what_it_is_built_on():
     """USES holds at least what a method or a supplement imports; for one that is not listed the imports are read."""
-    for module in versions.table():
+    for module in versions.version_table():
         if module.startswith(("methods/", "supplements/")) and module in versions.USES:
             named = set(versions.USES[module])
             below = named | {each for name in named for each in versions.USES.get(name, ())}
@@ -366,8 +370,8 @@ def test_every_module_names_what_it_is_built_on():
 
 @pytest.mark.parametrize("module", USES)
 def test_a_raised_version_retires_exactly_its_dependents(monkeypatch, module):
-    old = versions.version
-    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
+    old = versions.version_of
+    monkeypatch.setattr(versions, "version_of", lambda name: old(name) + (name == module))
     assert differing(digests()) == USES[module]
 
 
@@ -388,8 +392,8 @@ IN_BENCH = {
 
 @pytest.mark.parametrize("module", IN_BENCH)
 def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from_them(monkeypatch, module):
-    old, before = versions.version, digests(suite="bench")
-    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
+    old, before = versions.version_of, digests(suite="bench")
+    monkeypatch.setattr(versions, "version_of", lambda name: old(name) + (name == module))
     changed = {name for name in differing(digests(suite="bench"), before) if name.startswith("distil ")}
     assert {name.split("/")[1] for name in changed} == IN_BENCH[module]
     if module in ("supplements/regression", "teacher/pairs"):
@@ -412,15 +416,15 @@ def test_every_file_says_who_it_is_in_recipes():
     packages = {file for file in files if file.endswith("__init__")} - {
         "networks/__init__"
     }  # a docstring; names read late
-    groups = set(versions.named_files()), set(versions.covered()), WITHOUT_RESULTS, packages
+    groups = set(versions.named_files()), set(versions.covering_names()), WITHOUT_RESULTS, packages
     assert set().union(*groups) == files and sum(map(len, groups)) == len(files)
     for file in files:  # what the search of the text finds is what the file says
         name = literal(file, "RECIPE", (None,))[0]
         assert (name, literal(file, "COVERED_BY")) == (
             versions.named_files().get(file),
-            versions.covered().get(file),
+            versions.covering_names().get(file),
         ), file
-    assert set(versions.covered().values()) <= set(versions.table())
+    assert set(versions.covering_names().values()) <= set(versions.version_table())
 
 
 def package(monkeypatch, tmp_path, texts):
@@ -447,7 +451,7 @@ def package(monkeypatch, tmp_path, texts):
 def test_a_name_that_is_not_one_is_refused_in_one_sentence(monkeypatch, tmp_path, texts, sentence):
     package(monkeypatch, tmp_path, texts)
     with pytest.raises(Problem, match=sentence):
-        versions.table()
+        versions.version_table()
 
 
 def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
@@ -468,13 +472,13 @@ def test_an_import_counts_by_the_name_of_what_it_reaches(monkeypatch, tmp_path):
 
 def test_every_module_of_a_recipe_has_a_literal_version():
     modules = {module for suite in SHIPPED["suites"] for step in steps(suite=suite).values() for module in step.modules}
-    assert len(modules) > 10 and all(isinstance(versions.version(module), int) for module in modules)
+    assert len(modules) > 10 and all(isinstance(versions.version_of(module), int) for module in modules)
     with pytest.raises(Problem, match=r"no module .* has the name 'files' in its RECIPE; add"):
-        versions.version("files")
+        versions.version_of("files")
 
 
 def test_the_version_table_in_git_is_the_present_one():
-    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == versions.table()
+    assert json.loads((ROOT / "workflow/versions.json").read_text(encoding="utf-8")) == versions.version_table()
 
 
 def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
@@ -486,7 +490,7 @@ def test_writing_versions_leaves_an_equal_file_alone(tmp_path):
     assert path.stat().st_mtime == 5
     path.write_text("{}")
     versions.write_versions(tmp_path)
-    assert json.loads(path.read_text()) == versions.table()
+    assert json.loads(path.read_text()) == versions.version_table()
 
 
 # --- packs shared by `like` ---------------------------------------------------------------------------

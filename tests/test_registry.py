@@ -46,4 +46,4 @@ def test_every_official_teacher_is_there():
 
 def test_a_row_is_found_by_its_name(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert sources.source("edm-cifar10-32x32-uncond-vp")["url"].endswith("/edm-cifar10-32x32-uncond-vp.pkl")
+    assert sources.source_row("edm-cifar10-32x32-uncond-vp")["url"].endswith("/edm-cifar10-32x32-uncond-vp.pkl")

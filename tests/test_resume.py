@@ -453,7 +453,7 @@ def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
     """A second copy of a running command ends with exit code 2 and a sentence."""
     folder = project(inputs, tmp_path / "project", 64)
     monkeypatch.chdir(folder)
-    step = Plan(params.load()).find("distil", RUN)
+    step = Plan(params.load_params()).find("distil", RUN)
     with lock.lock(state.folder(step.digest)):
         assert __main__.main(["distil", RUN]) == 2
     assert re.search(rf"process {os.getpid()} on .* is already at work on this run", capsys.readouterr().err)

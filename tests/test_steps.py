@@ -19,7 +19,7 @@ from eldistill.steps.work import Work
 from eldistill.training.machine import Machine
 
 ROOT = Path(__file__).parent.parent
-PLAN = Plan(params.load(ROOT / "params.yaml"))
+PLAN = Plan(params.load_params(ROOT / "params.yaml"))
 STEPS = {key: step for suite in PLAN.params.values["suites"] for key, step in PLAN.suite(suite).items()}
 # What one file of a step is called; the role that an input has by its kind must be the one that it has by its file.
 FILES = {
@@ -69,7 +69,7 @@ def test_recipes_know_nothing_of_kinds():
 def test_every_kind_has_its_maker(word):
     module = importlib.import_module(f"eldistill.steps.{word}")
     kinds = {kind for kind, its in KINDS.items() if its == word}
-    assert callable(module.make) and set(getattr(module, "MAKERS", kinds)) == kinds
+    assert callable(module.make_step) and set(getattr(module, "MAKERS", kinds)) == kinds
 
 
 def test_kinds_that_ask_for_a_gpu_are_those_whose_rules_do():
@@ -108,12 +108,14 @@ def test_work_finds_its_files():
 def test_the_machine_is_what_params_yaml_says_of_it(monkeypatch):
     """Every key that is marked `site` below distil has a field; time is left for the last step and saving."""
     step, values = STEPS["distil", "digits/di/el/0"], PLAN.params
-    found = works.machine(values, step.params, step, 60)
-    assert found.max_seconds == 3600 - 300 and works.machine(values, step.params, step, 4).max_seconds == 180
+    found = works.find_machine(values, step.params, step, 60)
+    assert found.max_seconds == 3600 - 300 and works.find_machine(values, step.params, step, 4).max_seconds == 180
     fields = {field.name for field in dataclasses.fields(Machine)}
     site = {key for key, each in values.definitions["distil"]["properties"].items() if each.get("site")}
     assert site <= fields and fields - site == {"device", "batch", "max_seconds"}
     assert all(getattr(found, key) == values.top("distil")[key] for key in site)
     monkeypatch.setenv("ELDISTILL_PARTS", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert works.machine(values, step.params, step, 0).micro_batch == 11  # of 64 images, in 3 processes, in two parts
+    assert (
+        works.find_machine(values, step.params, step, 0).micro_batch == 11
+    )  # of 64 images, in 3 processes, in two parts

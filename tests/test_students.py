@@ -171,7 +171,7 @@ def test_what_is_neither_is_refused(tmp_path, kind, changes, sentence):
     if "kwargs" in changes:
         value["ema"].meta["state"]["_init_kwargs"].update(changes["kwargs"])
     with pytest.raises(Problem, match=re.escape(sentence)) as caught:
-        with pickles.read(official.write(tmp_path / "net.pkl", value)) as opened:
+        with pickles.read_network_file(official.write(tmp_path / "net.pkl", value)) as opened:
             edm.check(opened.network())
     assert "\n" not in str(caught.value)
 

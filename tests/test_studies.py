@@ -1023,8 +1023,8 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
 )
 def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
     """All that its three files are made by, and no other kind's code."""
-    before, old = BEFORE(), versions.version
-    monkeypatch.setattr(versions, "version", lambda name: old(name) + (name == module))
+    before, old = BEFORE(), versions.version_of
+    monkeypatch.setattr(versions, "version_of", lambda name: old(name) + (name == module))
     after = digests()
     assert {name for name in before if before[name] != after[name]} == expected
 

@@ -50,7 +50,7 @@ def test_every_method_gets_numbers_that_can_be_planned(project, side, capsys):
     after = (root / "params.yaml").read_text(encoding="utf-8")
     kept = iter(after.splitlines())
     assert all(line in kept for line in before.splitlines())  # each, in its order
-    found = params.load()
+    found = params.load_params()
     plan = Plan(found)
     for method in BASES:
         values = found.section("method", method, "mine")
@@ -83,7 +83,7 @@ def test_what_is_printed_is_what_is_written(project, capsys):
     printed = reading.read_yaml(capsys.readouterr().out)["distil"]["methods"]
     assert (root / "params.yaml").read_bytes() == before
     assert __main__.main(["suggest", "mine", "--write"]) == 0
-    written = reading.read(root / "params.yaml")["distil"]["methods"]
+    written = reading.read_file(root / "params.yaml")["distil"]["methods"]
     assert {name: each["per_data"]["mine"] for name, each in printed.items()} == {
         name: written[name]["per_data"]["mine"] for name in printed
     }
@@ -91,7 +91,7 @@ def test_what_is_printed_is_what_is_written(project, capsys):
 
 def test_the_nearest_images_are_the_model():
     """By size, and of two alike the one whose numbers are the authors'; a variant without rates of its own needs none."""
-    found = params.load(ROOT / "params.yaml")
+    found = params.load_params(ROOT / "params.yaml")
     values = found.values | {"data": found.values["data"] | {"mine": dict(found.values["data"]["ffhq64"])}}
     for side, model in ((10, "digits"), (24, "cifar10"), (40, "cifar10"), (100, "ffhq64")):
         values["data"]["mine"] |= {"resolution": side, "path": "mine"}
@@ -104,13 +104,13 @@ def test_a_shorter_run_is_the_long_one_in_small():
     """Rates by the root of the batch, stages by the length, an average that is ramped; a run that is short already stays."""
     long = {"status": "authors", "n_images": 8192000, "batch": 1024, "dropout": 0.1, "alpha": 1.2, "freeze_images": 102400,
             "group": 384, "generator": {"lr": 4e-5, "warmup_images": 81920}, "ema": {"policy": "constant", "beta": 0.9}}  # fmt: skip
-    assert suggest.adapted(long, 512000) == {
+    assert suggest.adapt_numbers(long, 512000) == {
         "status": "ours", "n_images": 512000, "batch": 256, "alpha": 1.2, "freeze_images": 6400, "group": 128,
         "generator": {"lr": 2e-5, "warmup_images": 5120}, "ema": {"policy": "ramped", "halflife_images": 51200, "ramp": 0.05},
     }  # fmt: skip
     short = {"n_images": 10240, "batch": 64, "generator": {"lr": 1e-3}, "ema": {"policy": "constant", "beta": 0.97}}
-    assert suggest.adapted(short, None) == {"status": "ours"} | short
-    assert suggest.adapted(short, 5000)["n_images"] == 4992
+    assert suggest.adapt_numbers(short, None) == {"status": "ours"} | short
+    assert suggest.adapt_numbers(short, 5000)["n_images"] == 4992
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_where_it_cannot_be_put(path, key, sentence):
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        ("\ndistil:\n  methods:\n    di: {}\n", "distil stands twice, at line {first} and at line {last}"),
-        ("\n\ndata:\n  mine: {}\n", "data stands twice, at line {first} and at line {last}"),
+        ("\ndistil:\n  methods:\n    di: {}\n", "distil occurs twice, in line {first} and in line {last}"),
+        ("\n\ndata:\n  mine: {}\n", "data occurs twice, in line {first} and in line {last}"),
     ],
 )
 def test_a_block_at_the_wrong_place_is_refused_with_both_lines(project, more, sentence, capsys):
@@ -202,7 +202,7 @@ def test_a_key_that_stands_twice_is_found_at_every_depth():
     for text, place in (
         ("a: {b: 1, b: 2}", "a.b"), ("a:\n- b: 1\n- c: {d: 1, e: 2, d: 1}\n", r"a\[1\].c.d"), ("1: a\n1: b\n", "1"),
     ):  # fmt: skip
-        with pytest.raises(Problem, match=f"^{place} stands twice"):
+        with pytest.raises(Problem, match=f"^{place} occurs twice"):
             reading.read_yaml(text)
     assert reading.read_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\n") == {"x": {"a": 1}, "y": {"a": 2}}
     assert reading.read_yaml("") is None

@@ -165,9 +165,9 @@ def test_half_precision_is_not_damage(tmp_path):
 
 def test_fault_names_the_first_of_several():
     wanted = {"a": torch.empty(2, device="meta"), "b": torch.empty(1, dtype=torch.int64, device="meta")}
-    assert weights.fault({"a": torch.ones(2), "b": torch.ones(1, dtype=torch.int64)}, wanted) is None
-    assert "'a'" in weights.fault({"a": torch.ones(2) * math.nan, "b": torch.ones(1)}, wanted)
-    assert weights.fault({"a": torch.ones(2), "b": torch.ones(1)}, wanted).endswith("expected [1] of torch.int64")
+    assert weights.find_fault({"a": torch.ones(2), "b": torch.ones(1, dtype=torch.int64)}, wanted) is None
+    assert "'a'" in weights.find_fault({"a": torch.ones(2) * math.nan, "b": torch.ones(1)}, wanted)
+    assert weights.find_fault({"a": torch.ones(2), "b": torch.ones(1)}, wanted).endswith("expected [1] of torch.int64")
 
 
 @pytest.mark.parametrize("change", [holed(math.nan), lambda each: each[:1].clone(), lambda each: each.int()])
@@ -205,7 +205,7 @@ def test_an_autoencoder(tmp_path, bad):
     state[name] = state[name] * math.nan if bad == "NaN" else state[name].int()
     save_file(state, tmp_path / "vae/diffusion_pytorch_model.safetensors")
     with pytest.raises(Problem, match="is no AutoencoderKL of the expected architecture .*of finite floats"):
-        latents.load(str(tmp_path / "vae"))
+        latents.load_autoencoder(str(tmp_path / "vae"))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_an_autoencoder_of_another_class_or_key(tmp_path, changes, sentence):
     )
     files.write_json(tmp_path / "vae/config.json", files.read_json(tmp_path / "vae/config.json") | changes)
     with pytest.raises(Problem, match=sentence):
-        latents.load(str(tmp_path / "vae"))
+        latents.load_autoencoder(str(tmp_path / "vae"))
 
 
 def test_inception(tmp_path, net):  # noqa: F811

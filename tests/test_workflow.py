@@ -291,7 +291,7 @@ def test_dvc_stages_are_the_six_words():
         names = [each for each in stage["params"] if isinstance(each, str)]
         assert {word, "suite", "suites"} <= set(names)
         # Of the files below params.yaml, the sections that stand there and that the word reads.
-        for file, values in reading.parts(ROOT).items():
+        for file, values in reading.read_files(ROOT).items():
             listed = [each[file] for each in stage["params"] if isinstance(each, dict) and file in each]
             assert listed == ([] if file == "params.yaml" else [[name for name in names if name in values]]), file
         assert "workflow/versions.json" in stage["deps"]
@@ -307,7 +307,7 @@ def test_versions_file_is_current():
     """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
     from eldistill.plan import versions
 
-    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.table()
+    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.version_table()
 
 
 def test_distil_needs_five_packages_only():

@@ -80,7 +80,7 @@ class Bench:
         self.n = 64 if options.toy else IMAGES
         self.references = {}
         for part in ("train", "heldout"):
-            features = embed_all(chunks(data.load(self.images, part)[0]), spaces)
+            features = embed_all(chunks(data.load_pack(self.images, part)[0]), spaces)
             self.references[part] = {name: metrics.moments(each) for name, each in features.items()}
 
     def _carried(self) -> tuple[Path, Path, Path | None]:
@@ -111,7 +111,7 @@ class Bench:
         """Distances of the teacher's own images (Heun, 18 steps), and of train images to held-out ones."""
         net, about = teachers.load(self.teacher, self.options.device)
         found = self.quality(images_of_teacher(net, about, self.n, 18))
-        floor = self.quality(chunks(data.load(self.images, "train")[0]))
+        floor = self.quality(chunks(data.load_pack(self.images, "train")[0]))
         return {"data": self.options.data, "judge": self.judge is not None, "images": self.n, "quality": found,
                 "train images": {name: value for name, value in floor.items() if name.endswith("heldout")}}  # fmt: skip
 
@@ -148,7 +148,7 @@ class Bench:
     def _ensemble(self, name: str) -> Path:
         path = self.options.folder / f"{self.options.data}-{name}.json"
         if not path.exists():
-            reals = data.reals(self.images, self.codec, self.labels)
+            reals = data.load_real_images(self.images, self.codec, self.labels)
             section = self.options.settings.section("ensemble", name)
             ensembles.make(section, 0, reals, path, path.with_suffix(".npz"))
         return path

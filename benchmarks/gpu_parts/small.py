@@ -79,14 +79,14 @@ def teacher_of(case: Case) -> torch.nn.Module:
     return net.requires_grad_(False).eval().to(case.device, case.dtype)
 
 
-def reals_of(case: Case, count: int = 128) -> data.Reals:
+def reals_of(case: Case, count: int = 128) -> data.PackedImages:
     """Grey images whose class decides where a bright square lies."""
     classes = torch.arange(count) % 3
     images = 60 + 30 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for image, label in zip(images, classes.tolist(), strict=True):
         image[:, label : label + 4, label : label + 4] += 120
     images = images.clamp(0, 255).to(torch.uint8)
-    return data.Reals(images, classes, {"mean": 0.33, "std": 0.23}, case.labels, case.device, case.dtype)
+    return data.PackedImages(images, classes, {"mean": 0.33, "std": 0.23}, case.labels, case.device, case.dtype)
 
 
 def supplement_of(settings: params.Params, case: Case, folder: Path) -> Supplement:

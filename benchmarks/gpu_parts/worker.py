@@ -42,7 +42,7 @@ def run(options) -> int:
         tell("device", **device(options.device))
         warm(options.device)
         options.folder, options.ceilings = Path(folder), {}
-        options.settings = params.load(ROOT / "params.yaml")
+        options.settings = params.load_params(ROOT / "params.yaml")
         tell("ready")
         for line in sys.stdin:
             if not make(options, tell, **json.loads(line)):

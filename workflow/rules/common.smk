@@ -57,7 +57,7 @@ onstart:
         cluster.end_orphans()
     # What is ahead, and whether somebody meant to spend so much.
     if workflow.is_main_process and driver.trains(workflow, stale):
-        driver.bill(SUITE, PARAMS.top("max_gpu_hours"))
+        driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"))
 
 
 def outputs_of(*words):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill check`: a published teacher or student, measured as its authors did."""
+"""The command `check`: measures a published teacher or student as its authors did."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ COVERED_BY = "teacher/check"
 
 
 def codec_of(name: str, found: dict | None, channels: int) -> dict:
-    """The codec of a published network's images: pixels in colour, or latents with the constants that its file says, {scale, bias}, or
-    with EDM2's where it says none, as students' files do. Raises Problem for other channels."""
+    """The codec of a published network: that of pixels for 3 channels, otherwise that of latents.
+
+    found: {scale, bias}, lists with one number for each channel, from the file of the network. None if the file has no such
+    constants, as those of students; then 4 channels are latents of EDM2. Raises Problem for other channels."""
     known = {3: agree.PIXELS, len(latents.EDM2["mean"]): latents.EDM2}
     if found is None and channels in known:
         return known[channels]
@@ -36,10 +38,10 @@ def codec_of(name: str, found: dict | None, channels: int) -> dict:
 
 def command(options, say) -> None:
     """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
-    row = sources.source(options.name)
+    row = sources.source_row(options.name)
     if row["kind"] not in ("teacher", "student"):
         raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")
-    if row.get("form"):  # what is known of the published file
+    if row.get("form"):  # remarks about the published file
         say(f"{options.name}: {row['form']}")
     path = Path(options.file) if options.file else fetching.fetch(options.name, say=say)
     network, constants = convert.published(path, row["sha256"] or None)
@@ -48,8 +50,8 @@ def command(options, say) -> None:
     channels, side = network.img_channels, network.img_resolution
     about = {"shape": [channels, side, side], "label_dim": network.label_dim, "codec": codec}
     calls = re.search(r"(\d+) calls?", row["published"])
-    if network.label_dim:  # its file does not say how often each occurs
-        say(classes.sentence(about))
+    if network.label_dim:  # the file does not say how frequent each class is
+        say(classes.how_drawn(about))
     if row["kind"] == "student":
         start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])
         sampler = {"steps": {"1": [float(start[1]) if start else 2.5]}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill doctor`: what would stop a suite on this machine, looked at before it costs a night."""
+"""The command `doctor`: checks whether this machine can run a suite, before hours are lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eldistill.training import lock
 
 GIB = 2**30
 
-# A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
+# A finding: (True: good, False: needs attention, None: only information; a sentence that ends with what to do).
 Finding = tuple[bool | None, str]
 
 
@@ -89,7 +89,7 @@ def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _files(plan: Plan, suite: str) -> Iterator[Finding]:
-    """Teachers of others, and the data, that are not on this machine yet."""
+    """Published teachers and data that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
     for name in sorted({plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}):
@@ -101,7 +101,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
             advice = "is there" if there else f"is missing: put it there, or change teacher.{name}.file"
             yield there, f"teacher {name}: {section['file']} {advice}"
             continue
-        row = sources.source(section["source"])
+        row = sources.source_row(section["source"])
         file_name = row["url"].rsplit("/", 1)[-1]
         if any(store.glob(f"*-{file_name}")):
             yield True, f"teacher {name}: {file_name} has been fetched"
@@ -123,7 +123,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
-    """What lies outside git, beside what is recorded of it."""
+    """Files outside git, compared with their recorded digests."""
     readers: dict[identity.Source, list[str]] = {}
     for (word, name), step in plan.suite(suite).items():
         for source in step.sources:
@@ -134,7 +134,7 @@ def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
             continue
         where = f"{steps[0]}{f' and {len(steps) - 1} other steps' if len(steps) > 1 else ''}: {source.name}"
         try:
-            found, why = identity.measure(source, plan.identities.root, print), "is not here"
+            found, why = identity.measure_source(source, plan.identities.root, print), "is not here"
         except OSError as error:
             found, why = None, f"cannot be read ({error})"
         if found is None:
@@ -200,15 +200,15 @@ def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _results(plan: Plan, suite: str) -> Iterator[Finding]:
-    """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
+    """Stale results that this suite does not make again, and outputs that were edited."""
     root = plan.params.root
     for other, steps in freshness.abandoned(plan, suite, root):
         yield (
             None,
             f"{len(steps)} results of the suite {other} were made by other numbers than params.yaml asks for, and the suite "
-            f"{suite} does not make them again: {freshness.names(steps)}; `snakemake all --config suite={other}` does",
+            f"{suite} does not make them again: {freshness.step_names(steps)}; `snakemake all --config suite={other}` does",
         )
-    for sentence in freshness.edits(plan.suite(suite).values(), root):
+    for sentence in freshness.describe_edits(plan.suite(suite).values(), root):
         yield False, sentence
 
 
@@ -216,8 +216,8 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
-    """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
-    values = params.load()
+    """Run all checks and log their findings. Returns whether none needs attention. Raises Problem for wrong parameters."""
+    values = params.load_params()
     plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill sample`: images from a finished generator, as one picture, as files, or both."""
+"""The command `sample`: writes images from a finished generator as one picture, as files, or both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command(options, say) -> None:
     label = None if options.label is None else class_number(generator, options.label)
     images = sample(generator, options.n, options.seed, label, options.steps)
     if label is None and generator.about["label_dim"]:
-        say(classes.sentence(generator.about))
+        say(classes.how_drawn(generator.about))
     if options.grid:
         with atomic(options.grid) as temporary:
             grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")

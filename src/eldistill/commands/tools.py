@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands beside the six steps: one entry of TOOLS each, with its options and the function that it runs."""
+"""The table of commands that are not steps: TOOLS has the options of each and the function that runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eldistill.plan.plan import Plan
 
 
 def say(text: str) -> None:
-    """A line that is seen at once, also in a log."""
+    """Print a line and flush it, so that it appears at once also in a log file."""
     print(text, flush=True)
 
 
@@ -30,7 +30,8 @@ def option(*names: str, **settings) -> Option:
 
 @dataclass(frozen=True)
 class Tool:
-    """help: a line in the list; description: above its own help; run: gets the options, returns an exit code or None."""
+    """help: its line in the list of commands. description: the text above its options. run: gets the options and returns an exit
+    code, or None for 0."""
 
     help: str
     description: str
@@ -39,14 +40,14 @@ class Tool:
 
 
 def _command(module: str) -> Callable[[Namespace], None]:
-    # What a module offers as `command(options, say)`; it is imported when it is wanted: most take torch's seconds.
+    # The function `command(options, say)` of a module, which is imported when it runs: most modules import torch for seconds.
     return lambda chosen: importlib.import_module(f"eldistill.{module}").command(chosen, say=say)
 
 
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
-    step = Plan(params.load()).find("data", f"{chosen.name}/images")
+    step = Plan(params.load_params()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
             f"{step.outputs[0]} is missing, or was made with other numbers; run `python -m eldistill data {step.name}` first"
@@ -61,11 +62,11 @@ def _fetch(chosen: Namespace) -> None:
     from eldistill.commands import planned
     from eldistill.steps import run as steps
 
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     suite = chosen.suite or plan.params.values["suite"]
-    names = planned.downloads(plan, planned.states(plan, suite))
+    names = planned.downloads(plan, planned.suite_states(plan, suite))
     for name in names:
-        steps.run("data", f"download/{name}", say=say)
+        steps.run_step("data", f"download/{name}", say=say)
     say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: there is nothing to fetch")
 
 
@@ -78,7 +79,7 @@ def _doctor(chosen: Namespace) -> int:
 def _export(chosen: Namespace) -> None:
     from eldistill.commands import export
 
-    export.make(chosen.name, chosen.out, say)
+    export.export_run(chosen.name, chosen.out, say)
 
 
 DEVICE = option("--device", default="cpu", help="cpu or cuda (default: cpu)")

@@ -33,7 +33,7 @@ class Parts:
     numbers: Any  # of the method
     teacher: torch.nn.Module  # frozen
     about: dict[str, Any]  # description of the teacher
-    reals: dataset.Reals  # train images
+    reals: dataset.PackedImages  # train images
 
     @property
     def sigma_init(self) -> float:
@@ -50,7 +50,7 @@ def parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
         raise Problem(
             f"{upstream['teacher']} was trained with codec {about['codec']}, the data has {recipe['data']['codec']}; make them equal"
         )
-    reals = dataset.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
+    reals = dataset.load_real_images(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
     if reals.label_dim != about["label_dim"] or list(reals.shape) != about["shape"]:
         raise Problem(
             f"{upstream['teacher']} makes images of shape {about['shape']} with {about['label_dim']} labels, "

@@ -49,7 +49,7 @@ def make(
     described = {"codec": parts.about["codec"], "shape": parts.about["shape"], "label_dim": parts.about["label_dim"],
                  "sampler": parts.method.sampler(parts.numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     if parts.reals.label_dim:  # as often as training draws them: so are they drawn in sampling
-        described |= classes.describe(upstream["images"])
+        described |= classes.describe_classes(upstream["images"])
     job.snapshots = _snapshots(recipe, folder, described)
     compute.prepare(machine, [parts.teacher], list(job.nets.values()))
     work = Loop(job)

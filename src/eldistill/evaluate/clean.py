@@ -86,7 +86,7 @@ class Sample:
 
 def make_reference(space: Callable, pack: Path, output: Path, say=lambda line: None) -> None:
     """Write the Reference of the train images of a packed data set, one pass over them: an npz of `mean`, `cov` and `rows`."""
-    images = data.load(pack, "train")[0]
+    images = data.load_pack(pack, "train")[0]
     sample = Sample(space, chosen(len(images)))
     for number, _ in enumerate(sample.watch(chunks(images))):
         if number % 40 == 0:

@@ -23,7 +23,7 @@ def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from eldistill.external import pickles
 
     if path.suffix == ".pkl":
-        with pickles.read(path) as file:
+        with pickles.read_network_file(path) as file:
             found = file.plain(file.value)
         found = found.get("fid") if isinstance(found, dict) else None
         found = found if isinstance(found, dict) else {}

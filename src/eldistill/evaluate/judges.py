@@ -54,9 +54,9 @@ def train(
 ) -> dict:
     """Train judge `letter` (a or b) and write it with its held-out accuracy; returns that description."""
     numbers, codec = recipe["judges"], recipe["codec"]
-    _, _, about = data.load(pack)
+    _, _, about = data.load_pack(pack)
     rotations = about["classes"] < 2
-    reals = data.reals(pack, codec, not rotations, machine.device)
+    reals = data.load_real_images(pack, codec, not rotations, machine.device)
     config = {"network": "classifier", "body": BODIES[letter], "img_resolution": reals.shape[1],
               "img_channels": reals.shape[0], "label_dim": 4 if rotations else about["classes"]}  # fmt: skip
     seed = stream_seed(0, f"judge-{letter}") % 2**31
@@ -83,7 +83,7 @@ def train(
 @torch.no_grad()
 def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
     """Share of held-out images whose label is the largest logit."""
-    images, labels, _ = data.load(pack, "heldout")
+    images, labels, _ = data.load_pack(pack, "heldout")
     device = next(net.parameters()).device
     parts = images.split(1000)  # larger images of larger sets do not fit at once
     guesses = torch.cat([net(data.encode(part, codec).to(device)).argmax(1).cpu() for part in parts])

@@ -22,7 +22,7 @@ def make_reference(space: Space, pack: Path, output: Path) -> None:
     """Features and moments of the train and the held-out images in one feature space: an npz."""
     arrays: dict[str, np.ndarray] = {}
     for part in ("train", "heldout"):
-        features = embed(chunks(data.load(pack, part)[0]), space)
+        features = embed(chunks(data.load_pack(pack, part)[0]), space)
         mean, cov = moments(features)
         arrays |= {part: features.astype(np.float32), f"mu_{part}": mean, f"sigma_{part}": cov}
     with atomic(output) as temporary, open(temporary, "wb") as file:

@@ -50,7 +50,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     tensors, about = load_tensors(path)
     if "sampler" not in about:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
-    network = weights.restore(path, tensors, about)
+    network = weights.restore_network(path, tensors, about)
     network.boundary = about["sampler"].get("boundary", 0.0)
     return Generator(network.requires_grad_(False).eval().to(device), about)
 
@@ -58,7 +58,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
 def one_hot_labels(draw: Draw, about: dict, wanted) -> torch.Tensor | None:
     if not about["label_dim"]:
         return None
-    chosen = classes.drawn(draw, about) if wanted is None else wanted
+    chosen = classes.draw_classes(draw, about) if wanted is None else wanted
     return torch.nn.functional.one_hot(chosen, about["label_dim"]).to(draw.dtype)
 
 
@@ -95,7 +95,7 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
         if step:
             below = settings["boundary"] if settings.get("renoise") == "boundary" else 0.0
             if settings.get("clip"):
-                x = x.clamp(*data.limits(generator.about["codec"]))
+                x = x.clamp(*data.encoded_limits(generator.about["codec"]))
             x = x + (sigma**2 - below**2) ** 0.5 * draw.normal(f"renoise/{step}", *generator.shape)
         x = net(x, x.new_full((len(x),), sigma), labels)
     return x
@@ -106,7 +106,7 @@ def images_of(
     generator: Generator, n: int, seed: int = 0, labels=None, batch: int = 250, steps: int = 1, first: int = 0
 ) -> Iterator[torch.Tensor]:
     """Chunks of uint8 images [≤ batch, c, h, w], those from number `first` on; labels: one class for all, or [n]; if None
-    they are drawn as `classes.drawn` says: by the frequency of the train images, where the generator knows it."""
+    they are drawn as `classes.draw_classes` says: by the frequency of the train images, where the generator knows it."""
     device, about = next(generator.network.parameters()).device, generator.about
     sigmas = sigmas_of(generator, steps)
     for draw, wanted in chunks(n, seed, batch, device, labels, first):

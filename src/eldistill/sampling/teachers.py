@@ -31,7 +31,7 @@ def load(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[torch.nn.
         raise Problem(
             f"{path} is not a teacher of this project: its description has no {lacking[0]}; expected a teacher.safetensors"
         )
-    net = weights.restore(path, tensors, about)
+    net = weights.restore_network(path, tensors, about)
     return net.requires_grad_(False).eval().to(device, dtype), about
 
 

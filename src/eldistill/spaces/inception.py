@@ -158,7 +158,7 @@ def resize(x: torch.Tensor, side: int = SIDE) -> torch.Tensor:
 
 
 def _numbers(tensor: pickles.Tensor) -> bool:
-    return tensor.storage.dtype in weights.FLOATS and weights.finite(tensor.view())
+    return tensor.storage.dtype in weights.FLOATS and weights.is_finite(tensor.view())
 
 
 def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
@@ -166,7 +166,7 @@ def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
     with torch.device("meta"):
         net = Inception()
     wanted = net.state_dict()
-    with pickles.read(path, sha256) as file:
+    with pickles.read_network_file(path, sha256) as file:
         found = file.network()
         odd = sorted(wanted.keys() ^ found.tensors.keys())
         odd += [name for name, each in wanted.items() if not odd and tuple(each.shape) != found.tensors[name].size]

@@ -21,7 +21,7 @@ def load(name: str, device, path: str | Path) -> Space:
     """The judge in a file as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
     `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
     tensors, about = load_tensors(path)
-    net = weights.restore(path, tensors, about)
+    net = weights.restore_network(path, tensors, about)
     net.requires_grad_(False).eval().to(device)
 
     def features(images: torch.Tensor) -> torch.Tensor:

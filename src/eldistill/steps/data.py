@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `data`: download a file, pack images, train a judge, measure a reference."""
+"""The steps of the word `data`: fetch a file, pack images, train a judge, compute a reference."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from eldistill import files
 from eldistill.external import fetching
-from eldistill.steps.work import Work, train
+from eldistill.steps.work import Work, run_training
 
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     MAKERS[work.step.kind](work)
 
 
@@ -26,10 +26,10 @@ def _download(work: Work) -> None:
 def _images(work: Work) -> None:
     from eldistill.data import labels, packing
 
-    about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say)
+    about = packing.pack_dataset(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say)
     work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
              f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
-    for line in labels.table(about["class_names"], about["class_counts"]):
+    for line in labels.class_table(about["class_names"], about["class_counts"]):
         work.say(line)
 
 
@@ -42,7 +42,7 @@ def _judge(work: Work) -> None:
         )  # fmt: skip
         work.say(f"{work.step.role}: held-out accuracy {result['accuracy_heldout']}")
 
-    train(work, make)
+    run_training(work, make)
 
 
 def _reference(work: Work) -> None:

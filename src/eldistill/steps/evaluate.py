@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `evaluate`: metrics of generators, of teachers and of held-out images, and the metrics of a suite in one file."""
+"""The steps of the word `evaluate`: metrics of generators, teachers and held-out images, and the metrics of a suite in one file."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Images = Callable[..., Iterator[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Published:
-    """What the FID that is comparable with published values needs."""
+    """Feature space and reference statistics of the FID that is comparable with published values."""
 
     space: Any  # Inception's features
     reference: tuple[Any, Any, Any]  # mean, covariance and its root, of the authors' images
     name: str  # end of the metric's name
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite for images or features that are not finite."""
     MAKERS[work.step.kind](work)
 
 
@@ -110,7 +110,7 @@ MAKERS = {"evaluation": _evaluation, "samples": _samples, "reals": _reals, "metr
 
 def _ruler(work: Work) -> evaluator.Evaluator:
     names, device = work.params["features"], work.machine.device
-    # A judge is a space by the name that it has as an input.
+    # A judge is an input of this step under the name of its feature space.
     spaces = {name: features.feature_space(name, work.optional(name), device) for name in names}
     references = {name: load_reference(work.input(f"reference-{name}")) for name in spaces}
     across = processes.processes() or processes.Alone()
@@ -121,9 +121,9 @@ def _classes(work: Work, spaces: dict[str, Any], real: bool) -> classes.Drawn:
     # How classes are drawn and shown in an evaluation, and what is left out.
     if not work.params.get("labels"):
         return classes.Drawn()
-    drawn = classes.of_pack(_pack(work), work.params, real)
+    drawn = classes.classes_of_pack(_pack(work), work.params, real)
     if not real:
-        work.say(classes.sentence(drawn.about))
+        work.say(classes.how_drawn(drawn.about))
     if drawn.asked is not None and not any(
         getattr(each, "label_dim", 0) == drawn.label_dim for each in spaces.values()
     ):
@@ -169,7 +169,7 @@ def _shown(work: Work, drawn: classes.Drawn, images: Images | None) -> torch.Ten
     # What samples.png shows, uint8 [n, c, h, w]: the first images, or a row of each class; images: None for real ones.
     columns, dim = work.params["grid"], drawn.label_dim
     if images is None:
-        real, labels, _ = dataset.load(_pack(work), "heldout")
+        real, labels, _ = dataset.load_pack(_pack(work), "heldout")
         return classes.first_of_each(real, labels, dim, columns) if dim else real[: columns**2]
     if not dim:
         return torch.cat(list(images(columns**2)))
@@ -229,4 +229,4 @@ def _write(work: Work, found: dict[str, float], shown: torch.Tensor, drawn: clas
 def _save_picture(path: Path, images: torch.Tensor, columns: int, titles: list[str] | None = None) -> None:
     board = pictures.grid(images, columns, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
-        (classes.beside(board, titles) if titles else board).save(temporary, format="PNG")
+        (classes.add_row_titles(board, titles) if titles else board).save(temporary, format="PNG")

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `teacher`: train a denoiser or convert a published one, check its samples, make pairs with it."""
+"""The steps of the word `teacher`: train a denoiser or convert a published one, check its samples, make pairs with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from eldistill import files
-from eldistill.steps.work import Work, train
+from eldistill.steps.work import Work, run_training
 
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     MAKERS[work.step.kind](work)
 
 
@@ -29,7 +29,7 @@ def _teacher(work: Work) -> None:
         files.write_rows(work.outputs[1], done.rows)
         files.write_json(work.outputs[2], provenance.provenance(done, work.digest, work.machine.device))
 
-    train(work, make)
+    run_training(work, make)
 
 
 def _conversion(work: Work) -> None:

@@ -61,7 +61,7 @@ def agree_labels(source: Path, label_dim: int, labels: bool | None) -> None:
 def agree_codec(source: Path, codec: dict, found: dict | None, channels: int) -> None:
     """Raise Refused where a network sees other images than its data has: pixels for latents, or latents of other constants.
     found: {scale, bias} of its latents as the file says them, a number for each channel; None if it says nothing."""
-    if not latents.has(codec):
+    if not latents.is_latent(codec):
         if found is not None:
             raise Refused(f"{source} sees latents, its data has pixels; give it a data setting with source: latents")
         return
@@ -69,7 +69,7 @@ def agree_codec(source: Path, codec: dict, found: dict | None, channels: int) ->
         raise Refused(
             f"{source} sees {channels} channels, the codec of its data has {len(codec['mean'])}; make them agree"
         )
-    for key, ours in zip(("scale", "bias"), latents.constants(codec), strict=True):
+    for key, ours in zip(("scale", "bias"), latents.codec_constants(codec), strict=True):
         theirs = None if found is None else found[key]
         same = theirs is None or len(theirs) == channels
         if not (same and (theirs is None or torch.allclose(torch.tensor(theirs), ours.flatten(), 1e-5, 1e-6))):

@@ -72,8 +72,8 @@ def make(
     network, about = teachers.load(teacher, machine.device)
     network.requires_grad_(False).eval()
     if about["label_dim"]:
-        about |= classes.describe(pack) if pack else {}
-        say(classes.sentence(about))
+        about |= classes.describe_classes(pack) if pack else {}
+        say(classes.how_drawn(about))
     space = features.feature_space(params["features"], judge, machine.device)
     if params["reference"]:
         other, label = statistics(fetching.fetch(params["reference"], say=say)), reference_label(params["reference"])

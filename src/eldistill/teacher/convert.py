@@ -26,7 +26,7 @@ def published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, d
         config, tensors, _ = guided.state(path, sha256)
         constants = None
     else:
-        with pickles.read(path, sha256) as file:
+        with pickles.read_network_file(path, sha256) as file:
             found = file.network()
             config, tensors, constants = edm.check(found), found.state(), edm.codec_of(file)
     network = networks.build(config)
@@ -43,7 +43,7 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
     """
     codec, wanted, licence = params["codec"], params.get("sha256"), None
     if params.get("source"):
-        row = sources.source(params["source"])
+        row = sources.source_row(params["source"])
         if row["kind"] != "teacher":
             raise Problem(
                 f"{params['source']} of data/sources.csv is of the kind {row['kind']}; expected a teacher, a denoiser of all noise "
@@ -58,7 +58,7 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
             f"{path} is no state of OpenAI's consistency models; leave out `state`, which only such a file needs"
         )
     if path.is_dir() or path.suffix != ".safetensors":
-        if codec != PIXELS and (path.is_dir() or guided.is_state(path) or not latents.has(codec)):
+        if codec != PIXELS and (path.is_dir() or guided.is_state(path) or not latents.is_latent(codec)):
             raise Problem(
                 f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
             )

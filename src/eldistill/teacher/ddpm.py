@@ -150,7 +150,7 @@ def folder(source: Path) -> tuple[dict, Path]:
         raise Refused(
             f"{source} has no unet but a unet_ema, the running average of a training; give {source / 'unet_ema'}"
         )
-    described, schedule, path = listing.unet(source)
+    described, schedule, path = listing.unet_files(source)
     config = {"network": "ddpm", "img_channels": 3, **_unet(described)}
     if schedule is None:
         raise Refused(
@@ -178,9 +178,9 @@ def convert(source: Path, output: Path, sha256: str | None = None) -> dict:
     wanted = outline.state_dict()
     # Files of before 2023 have older names of attention's layers.
     tensors = {
-        f"model.unet.{name}": each for name, each in latents.renamed(load_tensors(path, foreign=True)[0]).items()
+        f"model.unet.{name}": each for name, each in latents.rename_tensors(load_tensors(path, foreign=True)[0]).items()
     }
-    weights.check(path, tensors, wanted)
+    weights.check_weights(path, tensors, wanted)
     config = outline.config
     side = config["img_resolution"]
     about = {

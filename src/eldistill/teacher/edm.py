@@ -115,7 +115,7 @@ def check(found: Network) -> dict:
             raise Refused(
                 f"its {name} is {list(tensor.size)} {tensor.storage.dtype}; expected {list(wanted[name].shape)} of floats"
             )
-        if not weights.finite(tensor.view()):
+        if not weights.is_finite(tensor.view()):
             raise Refused(f"its {name} is not finite")
     return outline.config
 
@@ -169,7 +169,7 @@ def convert(
     The tensors keep the file's precision. licence: of the source, for the description. labels: whether it must know
     classes; None: either. codec: that of its data, which must be what the file says; None: pixels.
     """
-    with pickles.read(source, sha256) as file:
+    with pickles.read_network_file(source, sha256) as file:
         found = file.network()
         if found.class_name in STUDENTS:
             raise Refused(

@@ -48,7 +48,7 @@ def state(
         settings = guided.settings(theirs, given)
         outline = networks.outline({"network": "guided", **settings})
         tensors = guided.renamed(theirs, guided.Settings(**settings))
-        if (found := weights.fault(tensors, outline.state_dict())) is not None:
+        if (found := weights.find_fault(tensors, outline.state_dict())) is not None:
             raise ValueError(f"it {found}")
     except Exception as error:  # what torch and zipfile raise for a damaged file is not written down anywhere
         text = " ".join(str(error).split())[:400]

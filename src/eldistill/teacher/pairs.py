@@ -30,7 +30,7 @@ def make(
     kept in `folder`: the same command continues after the last whole one.
     """
     net, about = teachers.load(teacher, device)
-    about |= classes.describe(pack) if pack and about["label_dim"] else {}
+    about |= classes.describe_classes(pack) if pack and about["label_dim"] else {}
     n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []
     while done < n:
@@ -39,7 +39,7 @@ def make(
         if not path.exists():
             draw = Draw(recipe["seed"], "pairs", done, size, device)
             z = draw.normal("z", *about["shape"])
-            chosen = classes.drawn(draw, about) if about["label_dim"] else torch.full((size,), -1)
+            chosen = classes.draw_classes(draw, about) if about["label_dim"] else torch.full((size,), -1)
             labels = torch.nn.functional.one_hot(chosen, about["label_dim"]).to(z) if about["label_dim"] else None
             images = heun(net, z, labels, recipe["steps"]).float()
             if not bool(images.isfinite().all()):

@@ -50,7 +50,7 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
 
 def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say) -> loop.Loop:
     """Train the teacher of a recipe and write its running average with its configuration inside."""
-    reals = data.reals(pack, recipe["codec"], recipe["labels"], machine.device)
+    reals = data.load_real_images(pack, recipe["codec"], recipe["labels"], machine.device)
     config = {**recipe["network"], "img_resolution": reals.shape[1], "img_channels": reals.shape[0],
               "label_dim": reals.label_dim}  # fmt: skip
     if recipe["augment"]:

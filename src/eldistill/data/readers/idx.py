@@ -21,8 +21,10 @@ DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-image
 
 
 def read(section: dict) -> Arrays:
-    """Four IDX files (images and labels, train and test), zero-padded to `resolution`, or to its next multiple and
-    averaged in blocks (28 pixels to 16: padded to 32, means of 2x2); held-out are test images."""
+    """Four IDX files: images and labels, train and test. The held-out images are the first test images. Raises Problem.
+
+    Images are padded with zeros to `resolution`, or to a multiple of it and averaged in blocks (from 28 pixels to 16: padded
+    to 32, means of 2x2)."""
     arrays = []
     for part in ("train", "test"):
         images = _idx(fetch(f"{section['files']}-{part}-images", section["folder"]))[:, None]
