@@ -90,8 +90,8 @@ def test_a_suite_by_one_command(project, capsys):
     """A line for each data setting and method; hours go down with a faster GPU; a method without a count says so."""
     assert __main__.main(["cost", "demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [["| digits, di", "9"], ["| digits, sid", "1"], ["| digits, all", "10"], ["| all", "10"]]
-    assert [line.split(" | ")[:2] for line in lines[2:6]] == names
+    names = [["| digits, di", "9"], ["| digits, sid", "1"], ["| digits, all", "10"], ["| teacher digits", "1"], ["| all", "11"]]
+    assert [line.split(" | ")[:2] for line in lines[2:7]] == names
     whole = cost.cost_of_run(plan := Plan(params.load_params()), plan.params.run("digits/di/none/0"))
     assert lines[0].endswith("| numbers |") and {line.count("|") for line in lines[:6]} == {9}
     hours = float(lines[2].split(" | ")[4])
@@ -100,6 +100,16 @@ def test_a_suite_by_one_command(project, capsys):
     assert float(capsys.readouterr().out.splitlines()[2].split(" | ")[4]) == pytest.approx(10 * hours, rel=0.01)
     assert __main__.main(["cost", "dem"]) == 2
     assert "did you mean demo?" in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_trained_here_is_in_the_bill(project):
+    """Three forward passes for each image; a published teacher costs nothing here."""
+    plan = Plan(params.load_params())
+    bills = [each for each in cost.bills_left(plan, "smoke") if each.get("teacher")]
+    forward = cost.operations(cost.network_of(plan, "digits-smoke"))[0]
+    assert cost.trained_here(PLAN, "gpu-day") == [] and cost.trained_here(plan, "smoke") == ["digits-smoke"]
+    done = plan.teacher("digits-smoke").fresh(plan.params.root)
+    assert [each["flop"] for each in bills] == ([] if done else [3 * forward * 6400])
 
 
 def test_a_method_that_names_no_passes_is_still_listed(monkeypatch):

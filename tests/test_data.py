@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from eldistill.data import dataset as data
-from eldistill.data import packing
+from eldistill.data import images, packing
 from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching
@@ -474,6 +475,18 @@ def test_a_bad_folder_is_one_sentence(here, case, kind):
 
 def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     Path("file").write_text("x")
-    for path in ("file", "nowhere"):
-        with pytest.raises(Problem, match=f"{path} is neither a folder nor a zip file"):
+    for path, what in (("file", "is neither a folder nor a zip file"), ("nowhere", "does not exist; put it there"),
+                       ("~/nowhere", "does not exist; ~ is not expanded")):  # fmt: skip
+        with pytest.raises(Problem, match=f"{path} {what}"):
             packing.pack_dataset(section(path), "pack")
+
+
+@pytest.mark.parametrize("count", [3, 10, 300])
+@pytest.mark.parametrize("more", [0, 1, 700])
+def test_too_many_held_out_images_are_refused_with_a_number_that_works(count, more):
+    """The sentence says how many images there are; what it proposes is accepted."""
+    with pytest.raises(Problem, match=f"heldout is {count + more}, but there are {count} images; set .* below {count}") as caught:
+        images.split_heldout(count, count + more)
+    for proposed in re.findall(r"for instance to (\d+)", str(caught.value)):
+        train, rest = images.split_heldout(count, int(proposed))
+        assert len(train) > 1 and len(rest) > 1

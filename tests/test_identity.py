@@ -30,6 +30,7 @@ from eldistill.plan import freshness, identity, params, recipes, schema
 from eldistill.plan.identity import Identities, Source
 from eldistill.plan.plan import Plan
 from eldistill.registry import available, readers
+from eldistill.steps import data as steps_data
 from eldistill.steps import run as steps
 
 ROOT = Path(__file__).parent.parent
@@ -618,7 +619,41 @@ def test_by_hand_up_to_date_means_of_this_content(pictures, capsys, hashed):
     said = capsys.readouterr()
     assert "up to date" in said.out and said.err.count("\n") == 1 and "pictures is not here" in said.err
     assert __main__.main(["data", "mine/images", "--force"]) == 2
-    assert "pictures is neither a folder nor a zip file" in capsys.readouterr().err
+    assert "pictures does not exist; put it there" in capsys.readouterr().err
+
+
+def test_packing_says_again_what_it_found_and_what_is_not_used(pictures, capsys):
+    """Mean, deviation and classes are printed by a second call too; few held-out images are called few."""
+    assert __main__.main(["data", "mine/images"]) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert __main__.main(["data", "mine/images"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == first
+    assert any("2 held-out images are few" in line for line in first)
+    about = {"train": 9, "heldout": 900, "shape": [1, 8, 8], "mean": 0.5, "std": 0.2, "sha256": "0" * 64,
+             "class_names": ["cat", "dog"], "class_counts": [4, 5]}  # fmt: skip
+    lines = [steps_data.described(about, labelled) for labelled in (True, False)]
+    assert lines[1][:-1] == lines[0] and "networks do not see these classes; `labels: true`" in lines[1][-1]
+    assert not any("few" in line for line in lines[1])
+
+
+def test_plan_sees_what_lies_outside_git(pictures, capsys):
+    """As Snakemake does, and without recording it: a file that was removed, and a path that is nowhere."""
+    values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
+    values["data"]["mine"]["resolution"] = 8
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert __main__.main(["data", "mine/images"]) == 0
+    recorded = Path("data/sources.lock.csv").read_text(encoding="utf-8")
+    assert __main__.main(["plan", "mine"]) == 0
+    said = capsys.readouterr().out
+    assert "content of pictures" not in said and "does not exist" not in said and "of a teacher" in said
+    Path("pictures/3.png").unlink()
+    assert __main__.main(["plan", "mine"]) == 0
+    assert "content of pictures" in capsys.readouterr().out
+    assert Path("data/sources.lock.csv").read_text(encoding="utf-8") == recorded
+    values["data"]["mine"]["path"] = "nowhere"
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert __main__.main(["plan", "mine"]) == 0
+    assert "nowhere does not exist, and `data mine/images` reads it: put it there" in capsys.readouterr().out
 
 
 def job(name: str = "mine/images") -> str:
@@ -665,7 +700,7 @@ def test_pictures_that_appear_make_a_step_stale_that_had_none(pictures):
     Path("pictures").rename("elsewhere")
     file = job()
     assert json.loads(Path(file).read_text())["sources"] == {"pictures": None}
-    with pytest.raises(Problem, match="neither a folder nor a zip"):
+    with pytest.raises(Problem, match="pictures does not exist"):
         steps.run_step("data", "mine/images", file)
     Path("elsewhere").rename("pictures")
     with pytest.raises(Problem, match="changed since"):

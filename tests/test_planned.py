@@ -201,6 +201,14 @@ def test_the_page_says_what_is_stale_and_why(project):
     assert states["smoke"].why == ("data/tables/smoke/main.tex is missing",)
 
 
+def test_a_file_of_all_suites_is_not_compared_with_that_of_another(project):
+    """data/metrics.json of another suite is stale because of the suite, not because of each of its numbers."""
+    plan = Plan(params.load_params())
+    made(plan, "smoke"), made(plan, "demo")
+    (last,) = (each for each in planned.suite_states(plan, "smoke") if each.step.outputs[0] == "data/metrics.json")
+    assert last.why == ("data/metrics.json holds suite/demo; it will hold suite/smoke",)
+
+
 def test_what_is_to_be_downloaded(project):
     plan = plan_of(project, one=grid("cifar10"))
     states = planned.suite_states(plan, "one")

@@ -58,8 +58,8 @@ def test_every_method_gets_numbers_that_can_be_planned(project, side, capsys):
         assert found.status("method", method, "mine") == "ours"
         assert "mine" in plan.distil(found.run(f"mine/{method}/none/0")).name
     assert "untuned" in capsys.readouterr().out
-    assert __main__.main(["suggest", "mine", "--write"]) == 2
-    assert "every method has numbers for the data mine already" in capsys.readouterr().err
+    assert __main__.main(["suggest", "mine", "--write"]) == 0
+    assert "every method has numbers for the data mine already" in capsys.readouterr().out
     assert (root / "params.yaml").read_text(encoding="utf-8") == after
 
 
@@ -87,6 +87,15 @@ def test_what_is_printed_is_what_is_written(project, capsys):
     assert {name: each["per_data"]["mine"] for name, each in printed.items()} == {
         name: written[name]["per_data"]["mine"] for name in printed
     }
+
+
+def test_a_chain_that_continues_a_run_of_its_own_method_is_not_suggested(project):
+    """`suggest` starts methods; what starts from a run of the method that it is like has nothing to start from."""
+    project(32)
+    methods = params.load_params().named("method")
+    continued = {n for n, each in methods.items() if str(each.get("start_from")).split("/")[0] == each.get("like")}
+    found = {each.method for each in suggest.suggest(suggest._loaded("mine"), "mine")}
+    assert continued and not continued & found and "sid2a" in found
 
 
 def test_the_nearest_images_are_the_model():
@@ -204,5 +213,8 @@ def test_a_key_that_stands_twice_is_found_at_every_depth():
     ):  # fmt: skip
         with pytest.raises(Problem, match=f"^{place} occurs twice"):
             reading.read_yaml(text)
+    with pytest.raises(Problem) as caught:
+        reading.read_yaml("a: 1\nb: {c: 1, c: 2}\na: 2\na: 3\n")
+    assert "b.c occurs twice, in line 2 and in line 2; a occurs twice, in line 1 and in line 3; a occurs" in str(caught.value)
     assert reading.read_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\n") == {"x": {"a": 1}, "y": {"a": 2}}
     assert reading.read_yaml("") is None

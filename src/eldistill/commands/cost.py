@@ -20,10 +20,13 @@ from eldistill import contract, networks
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.plan import params
+from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.tensors import load_tensors
 
 TFLOPS = 60.0  # speed of an A100 in bfloat16, which follows from DMD2's 53 hours on seven of them
+TEACHER_COPIES = 5  # of the weights of a teacher in training: itself, its average, two moments, gradients
+TEACHER_PASSES = 3  # of a training of a denoiser, in forward passes: one forward and one backward, which costs two
 COPIES = 10  # of the weights: teacher, fake_score, generator, its average, two times two moments, gradients
 
 
@@ -104,6 +107,22 @@ def cost_of_run(plan: Plan, run: params.Run) -> dict:
     }  # fmt: skip
 
 
+def trained_here(plan: Plan, suite: str) -> list[str]:
+    """The names of a suite's teachers that are trained here, not converted from a file."""
+    names = dict.fromkeys(plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite))
+    return [name for name in names if plan.teacher(name).kind == "teacher"]
+
+
+def cost_of_teacher(plan: Plan, name: str) -> dict:
+    """{images, flop, weights, disk, teacher} of the training of a teacher, as `cost_of_run` has them. Raises Problem."""
+    forward, _, parameters = operations(network_of(plan, name))
+    images = plan.params.section("teacher", name)["n_images"]
+    return {
+        "images": images, "flop": images * TEACHER_PASSES * forward, "weights": TEACHER_COPIES * 4e-9 * parameters,
+        "disk": 4e-9 * parameters, "teacher": True,
+    }  # fmt: skip
+
+
 def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
     """Lines of a Markdown table: one for each data setting and method, one for each data setting, and one for the suite.
 
@@ -125,6 +144,9 @@ def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
             "",
             None,
         )
+    for name in trained_here(plan, suite):
+        whole.append(bill := cost_of_teacher(plan, name))
+        yield _line(f"teacher {name}", [bill], tflops, f"{bill['images'] / 1e6:.4g} M", bill["flop"])
     yield _line("all", whole, tflops, "", None)
 
 
@@ -141,8 +163,11 @@ def _number(value: float) -> str:
 
 
 def bills_left(plan: Plan, suite: str) -> list[dict]:
-    """The result of `cost_of_run` for each unfinished training of a suite. Raises Problem."""
-    return [cost_of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
+    """The result of `cost_of_run` or `cost_of_teacher` for each unfinished training of a suite. Raises Problem."""
+    root = plan.params.root
+    teachers = [name for name in trained_here(plan, suite) if not plan.teacher(name).fresh(root)]
+    runs = [run for run in plan.params.runs(suite) if not plan.distil(run).fresh(root)]
+    return [*(cost_of_teacher(plan, name) for name in teachers), *(cost_of_run(plan, run) for run in runs)]
 
 
 def hours_left(bills: list[dict], tflops: float = TFLOPS) -> float | None:
@@ -177,8 +202,10 @@ def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     hours = hours_left(bills, tflops)
     spent = "an unknown time" if hours is None else f"{_number(hours)} hours" if hours > 1 else "less than an hour"
     weights, disk = max(each["weights"] for each in bills), sum(each["disk"] for each in bills)
+    teachers = sum(each.get("teacher", False) for each in bills)
+    of_teachers = f" ({teachers} of {'a teacher' if teachers == 1 else 'teachers'})" if teachers else ""
     return (
-        f"suite {suite}: {len(bills)} trainings are left, {spent} of one GPU at {tflops:g} TFLOP/s, at most {weights:.1f} GB of "
+        f"suite {suite}: {len(bills)} trainings are left{of_teachers}, {spent} of one GPU at {tflops:g} TFLOP/s, at most {weights:.1f} GB of "
         f"weights and optimisers at a time, {_number(disk)} GB on disk"
     )
 
@@ -189,7 +216,8 @@ def command(options, say) -> None:
         say(check_allowed(Plan(params.load_params()), options.suite, options.allow))
         return
     if options.left:
-        say(describe_left(Plan(params.load_params()), options.suite, options.tflops))
+        plan = Plan(params.load_params(), Identities(measured=True, say=say))
+        say(describe_left(plan, options.suite, options.tflops))
         return
     for line in cost_table(Plan(params.load_params()), options.suite, options.tflops):
         say(line)

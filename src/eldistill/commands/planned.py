@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.plan import params
+from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
 
@@ -35,6 +36,8 @@ def state_of(step: Step, root: Path) -> State:
     except (OSError, ValueError):
         return State(step, MISSING)
     now = json.loads(step.recipe)
+    if before.get("name") != now["name"]:  # one file of all suites
+        return State(step, STALE, (f"{step.outputs[0]} holds {before.get('name')}; it will hold {now['name']}",))
     why = [*_changes(before.get("params"), now["params"], "")]
     why += [f"version of {change}" for change in _changes(before.get("versions"), now["versions"], "")]
     why += [f"content of {name}" for name in _unlike(before.get("sources"), now.get("sources"))]
@@ -73,6 +76,19 @@ def downloads(plan: Plan, found: list[State]) -> list[str]:
     return list(dict.fromkeys(step.item for step in waiting if not step.fresh(plan.params.root)))
 
 
+def missing_files(found: list[State], root: Path) -> list[str]:
+    """A sentence for each path outside git that steps which will run read, and that does not exist."""
+    steps: dict[str, Step] = {}
+    for state in found:
+        for source in state.step.sources if state.is_ != FRESH else ():
+            if source.path and not (root / Path(source.path)).exists():
+                steps.setdefault(source.name, state.step)
+    return [
+        f"{name} does not exist, and `{step.word} {step.name}` reads it: put it there, or change its path in params.yaml"
+        for name, step in steps.items()
+    ]
+
+
 def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
     """The lines of the page. bill: the line of `cost.describe_left` about the unfinished trainings."""
     found = suite_states(plan, suite)
@@ -87,6 +103,8 @@ def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
     yield from _reasons(found)
     if names := downloads(plan, found):
         yield f"\nto download: {', '.join(names)}"
+    for sentence in missing_files(found, plan.params.root):
+        yield f"\n{sentence}"
     yield f"\n{bill}"
 
 
@@ -109,7 +127,7 @@ def command(options, say: Callable[[str], None]) -> None:
     """Print the page. Raises Problem for an unknown suite."""
     from eldistill.commands import cost  # torch takes seconds
 
-    plan = Plan(params.load_params())
+    plan = Plan(params.load_params(), Identities(measured=True, say=say))  # as Snakemake does; nothing is recorded
     suite = options.suite or plan.params.values["suite"]
     list(plan.params.runs(suite))
     for line in plan_page(plan, suite, cost.describe_left(plan, suite, options.tflops)):

@@ -47,7 +47,8 @@ def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     found = _loaded(chosen.name)
     suggestions = list(suggest(found, chosen.name, chosen.images))
     if not suggestions:
-        raise Problem(f"every method has numbers for the data {chosen.name} already; change them in params.yaml")
+        say(f"every method has numbers for the data {chosen.name} already; change them in params.yaml")
+        return
     if not chosen.write:
         say(suggestion_text(chosen.name, suggestions))
         say(f"# untuned. `python -m eldistill suggest {chosen.name} --write` writes them into params.yaml")
@@ -62,7 +63,8 @@ def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     )  # the same checks as everywhere, before anything is written
     files.write_text(path, after)
     say(
-        f"params.yaml: {len(suggestions)} blocks for {chosen.name}, untuned, under {', '.join(e.method for e in suggestions)}"
+        f"params.yaml: {len(suggestions)} blocks for {chosen.name}, untuned, under {', '.join(e.method for e in suggestions)}; "
+        "name those that you want in the `methods` of a suite"
     )
 
 
@@ -88,10 +90,18 @@ def suggest(project: Params, data: str, images: int | None = None) -> Iterator[S
             f"data.{data} does not say how large its images are; give it a `resolution` and repeat the command"
         )
     for method in project.named("method"):
+        if _continues(project.named("method")[method]):
+            continue  # a longer chain of another method's run, not a method to begin with
         if not project.has_numbers(method, data) and (model := _model(project, method, side)):
             block = adapt_numbers(_own(project, method, model), images or (None if side <= SMALL else IMAGES))
             known = side_of(project, project.section("data", model)) or 0
             yield Suggestion(method, block, model, known, project.status("method", method, model) or "ours")
+
+
+def _continues(section: dict[str, Any]) -> bool:
+    # Whether a method starts from a run of the very method that it is like.
+    start = section.get("start_from") or ""
+    return bool(section.get("like")) and start.split("/")[0] == section["like"]
 
 
 def _model(project: Params, method: str, side: int) -> str | None:

@@ -48,6 +48,9 @@ def open_container(path: Path) -> Iterator[Container]:
                 lambda endings: listing.choose_files(members, endings),
                 lambda name: _of_zip(path, archive, name, members[name]),
             )
+    elif not path.exists():
+        home = "; ~ is not expanded, so write the path out" if str(path).startswith("~") else ""
+        raise Problem(f"{path} does not exist{home}; put it there, or change `path` of the data setting in params.yaml")
     else:
         tar = path.is_file() and tarfile.is_tarfile(path)
         raise Problem(

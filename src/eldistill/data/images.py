@@ -36,7 +36,10 @@ def split_heldout(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
     """(train, held-out) indices, each ascending. A hash of the index decides, so the choice never changes. Raises Problem if
     `heldout` is not below `count`."""
     if heldout >= count:
-        raise Problem(f"heldout is {heldout}, but there are {count} images; expected fewer")
+        raise Problem(
+            f"heldout is {heldout}, but there are {count} images; set `heldout` of the data setting below {count}"
+            + (f", for instance to {count // 5}" if count >= 10 else "")
+        )
     order = sorted(range(count), key=lambda index: hashlib.sha256(str(index).encode()).digest())
     return np.sort(order[: count - heldout]), np.sort(order[count - heldout :])
 

@@ -24,7 +24,7 @@ def read_yaml(text: str) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         node = loader.get_single_node()
-        if twice := _twice(node, ""):
+        if twice := _twice(node):
             raise Problem(twice)
         return None if node is None else loader.construct_document(node)
     finally:
@@ -41,25 +41,38 @@ def compose_yaml(text: str) -> yaml.Node | None:
         loader.dispose()
 
 
-def _twice(node: yaml.Node | None, where: str) -> str | None:
-    # A sentence about the first key that occurs twice in a mapping; None if there is none.
-    if isinstance(node, yaml.SequenceNode):
-        return next(filter(None, (_twice(each, f"{where}[{index}]") for index, each in enumerate(node.value))), None)
-    if not isinstance(node, yaml.MappingNode):
+def _twice(node: yaml.Node | None) -> str | None:
+    # A sentence about all keys that occur twice in a mapping; None if there is none.
+    found = list(_repeated(node, ""))
+    if not found:
         return None
+    second = "the second one to the first, and remove the second" if len(found) == 1 else "each second one to its first, and remove it"
+    return f"{'; '.join(found)}; move what is below {second}"
+
+
+def _repeated(node: yaml.Node | None, where: str) -> Iterator[str]:
+    if isinstance(node, yaml.SequenceNode):
+        for index, each in enumerate(node.value):
+            yield from _repeated(each, f"{where}[{index}]")
+    if not isinstance(node, yaml.MappingNode):
+        return
     lines: dict[str, int] = {}
     for key, value in node.value:
         place = f"{where}.{key.value}" if where else str(key.value)
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in lines:
-            return (
-                f"{place} occurs twice, in line {lines[key.value]} and in line {line}; "
-                "move what is below the second one to the first, and remove the second"
-            )
-        lines[str(key.value)] = line
-        if found := _twice(value, place):
-            return found
-    return None
+            yield f"{place} occurs twice, in line {lines[key.value]} and in line {line}"
+        lines.setdefault(str(key.value), line)
+        yield from _repeated(value, place)
+
+
+def _where(error: yaml.YAMLError) -> str:
+    # Near which lines, and what to look at.
+    marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
+    lines = sorted({mark.line + 1 for mark in marks if mark})
+    near = f"near line{'s' * (len(lines) > 1)} {' to '.join(map(str, lines))}" if lines else "anywhere"
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{near}: {problem}; compare the indentation there with the lines around it, and each bracket and quote with its partner"
 
 
 def read_file(path: Path) -> Any:
@@ -71,7 +84,7 @@ def read_file(path: Path) -> Any:
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run this command in the folder that holds {path.name}") from None
     except yaml.YAMLError as error:
-        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; correct that line") from None
+        raise Problem(f"{path} is not YAML {_where(error)}") from None
 
 
 def read_files(root: Path, last: Path | None = None) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def run_step(
     if not force and text == step.recipe and step.fresh(Path()):
         plan.identities.record()
         say(f"{step.word} {step.name} is up to date; --force makes it again")
+        if step.word == "data" and not recipe_file:
+            for line in importlib.import_module("eldistill.steps.data").summary(step, plan):
+                say(f"{step.name}  {line}")
         return False
     if mirror := plan.params.top("mirror"):
         os.environ.setdefault("ELDISTILL_MIRROR", mirror)
