@@ -157,7 +157,9 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_one_sentence(project, file):
         params.load_params(project / OWN)
 
 
-@pytest.mark.parametrize("text, lines", [("a:\n  b: 1\n c: 2\n", "near line"), ("a: 1\nb: [1,\nc: 2\n", "near lines? 2")])
+@pytest.mark.parametrize(
+    "text, lines", [("a:\n  b: 1\n c: 2\n", "near line"), ("a: 1\nb: [1,\nc: 2\n", "near lines? 2")]
+)
 def test_wrong_indentation_is_shown_by_its_lines(project, text, lines):
     """One sentence with numbers of lines, and no word of the parser's own files."""
     (project / OWN).write_text(text, encoding="utf-8")

@@ -217,7 +217,7 @@ def test_a_method_is_added_as_the_page_says(project, asked):  # noqa: F811
 
 def test_the_page_names_the_keys_that_no_number_of_a_method_may_have():
     """Those of every method and of every supplement, as the schema has them; a field of Numbers with such a name is refused."""
-    definitions = params.load(ROOT / "params.yaml").definitions
+    definitions = params.load_params(ROOT / "params.yaml").definitions
     for kind, sentence in (
         ("method", r"keys of every method are taken:(.*?)\."),
         ("supplement", r"keys of every supplement are(.*?)\."),
