@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 KWARGS = {"model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard",
           "channel_mult_noise": 1, "resample_filter": [1, 1], "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9,
           "dropout": 0.13, "use_fp16": False, "img_resolution": 32, "img_channels": 3, "label_dim": 0}  # fmt: skip
@@ -26,10 +26,9 @@ REPEATS = 5
 
 def write(path: Path) -> None:
     """Write the replica."""
-    import official
-
     from eldistill import networks
     from eldistill.teacher import edm
+    from tests import official
 
     settings = {key: value for key, value in KWARGS.items() if key not in edm.UNUSED}
     official.write(path, official.edm(networks.build({"network": "song", **settings}).eval(), KWARGS))

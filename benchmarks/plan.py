@@ -21,8 +21,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests/slurm"))
-import cluster  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests.slurm import cluster  # noqa: E402
 
 TARGETS = {
     "snakemake -n, 200 jobs": 5,

@@ -58,7 +58,7 @@ sys.exit(int(line.recv(8) or 1))
 def serving(folder: Path, whole: bool = False) -> Iterator[Path]:
     """A server for as long as the context lasts; gives a folder with snakemake, dvc and python for the PATH."""
     programs(folder / "bin", folder / "door")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1",
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / 'src'), "OMP_NUM_THREADS": "1",
                    "MPLBACKEND": "agg"}  # fmt: skip
     command = [sys.executable, __file__, str(folder / "door"), *(["whole"] if whole else [])]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:

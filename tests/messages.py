@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+
 ERRORS = {"Problem", "Wrong", "Refused", "NonFinite", "Stopped", "Lost", "_Broken", "ValueError", "RuntimeError"}
 LOGS = {"say", "log", "print"}
 HELP = {"Tool", "option", "number", "add_argument", "add_parser", "ArgumentParser"}

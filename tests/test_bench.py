@@ -6,15 +6,14 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 
 from eldistill.plan import params
 from eldistill.tables import results
 from eldistill.tables import suite as tables
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/tables/bench"
 PRIMARY = params.load_params(ROOT / "params.yaml").top("evaluate")["features"][0]  # the feature space that ranks
 

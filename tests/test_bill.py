@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
+
+from tests.project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
 ALL = ("snakemake", "all", "--cores", "1")
 

@@ -6,11 +6,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from project import digests, tracked
-
 from eldistill import __main__
 from eldistill.plan import freshness, params
 from eldistill.plan.plan import Plan
+from tests.project import digests, tracked
 
 
 def stale() -> set[str]:

@@ -11,12 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_sampling import Plain, about
 
 from eldistill import __main__
 from eldistill.data import classes, packing
@@ -33,8 +31,9 @@ from eldistill.sampling.pictures import grid
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.spaces.pixels import pixels
 from eldistill.tables.alarms import alarms
-
-ROOT = Path(__file__).parents[1]
+from tests import conftest
+from tests.conftest import ROOT
+from tests.sampling.test_sampling import Plain, about
 
 
 def known(counts: list[int], **other) -> dict:

@@ -10,9 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
-import test_distil
 import torch
 
 from eldistill import __main__, files, networks
@@ -24,6 +22,8 @@ from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.training import lock as locks
 from eldistill.training import state
+from tests import conftest
+from tests.distil import test_distil
 
 made = test_distil.made  # the fixture
 SOURCE = Path(state.__file__).parents[2]

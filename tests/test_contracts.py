@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -27,8 +26,10 @@ from eldistill.plan import params, schema, versions
 from eldistill.registry import available
 from eldistill.training import loop, state
 from eldistill.training.job import Job
+from tests import conftest
+from tests.conftest import ROOT
 
-PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
+PACKAGE = Path(eldistill.__file__).parent
 
 
 METHODS, SUPPLEMENTS, FAMILIES = available("methods"), available("supplements"), available("ensemble")
@@ -271,7 +272,7 @@ def test_forced_normalisation_acts_on_the_networks_that_a_method_names(bench, ch
 
 def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator():
     """SiD has it, SiDA and SiD²A of the authors' size S have not."""
-    whole = params.load_params(Path(__file__).parents[1] / "params.yaml")
+    whole = params.load_params(ROOT / "params.yaml")
     for method in ("sida", "sid2a"):
         values = whole.section("method", method, "imagenet512-s")
         numbers = contract.make_numbers(contract.load_module("methods", values["file"]), values)

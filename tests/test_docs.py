@@ -13,11 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
 import yaml
-from conftest import read_yaml
-from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
 import eldistill
 from eldistill import __main__
@@ -25,8 +22,10 @@ from eldistill.commands import cost
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from eldistill.tables import published
+from tests import conftest
+from tests.conftest import ROOT, read_yaml
+from tests.project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
-ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 EVERY = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 PARAMS = params.from_values(conftest.shipped(), ROOT)

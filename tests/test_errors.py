@@ -17,7 +17,6 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -32,8 +31,9 @@ from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from eldistill.tensors import save_tensors
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
 TEACHER = "data/teachers/digits-smoke/teacher.safetensors"
 PACK = "data/sets/digits/images.safetensors"

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from eldistill.plan import params
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks/gpu.py"
 HEAVY = ("scipy", "sklearn", "pandas", "matplotlib", "PIL", "snakemake", "dvc", "cleanfid", "torchvision")
 # As if they were not installed: found by nobody who asks for them.

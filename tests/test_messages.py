@@ -6,8 +6,9 @@ from __future__ import annotations
 import ast
 import re
 
-import messages
 import pytest
+
+from tests import messages
 
 PACKAGE = messages.ROOT / "src/eldistill"
 FOLDERS = ("", "plan", "steps", "commands", "data", "data/readers", "external")

@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-import test_distil
 import torch
 import yaml
-from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
@@ -28,6 +26,8 @@ from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 from eldistill.training import launch, loop, state, update
 from eldistill.training import processes as distributed
+from tests.conftest import Bench
+from tests.distil import test_distil
 
 made = test_distil.made  # the fixture
 METHODS = sorted(path.stem for path in (Path(loop.__file__).parents[1] / "methods").glob("[!_]*.py"))

@@ -11,14 +11,13 @@ import re
 import subprocess
 from pathlib import Path
 
-import check
-import conftest
 import pytest
 import yaml
 
 from eldistill.plan import params, schema
+from tests import check, conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

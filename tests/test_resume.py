@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
 import torch
 
@@ -26,8 +25,9 @@ from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.training import lock, loop, state
 from eldistill.training.job import Job
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 STEPS, BATCH, TICKS = 10, 4, 3  # a row every 3 steps: 3, 6, 9 and 10
 EL = {"none": {}, "el": {"embedding": {}},
       "el that changes": {"embedding": {"augmentation": ("flip", "cutout", "scale"), "real_ratio": 2, "redraw": 3}}}  # fmt: skip

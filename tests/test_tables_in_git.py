@@ -13,8 +13,8 @@ import pytest
 from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 METRICS = "data/metrics.json.recipe"
 
 

@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import perturb, teacher
-from test_methods import Gaussian
-from toys import batch_of
 
 from eldistill.contract import Batch, Progress
 from eldistill.data import dataset as data
@@ -24,6 +21,9 @@ from eldistill.ensemble import seed
 from eldistill.losses import mmd
 from eldistill.methods import diff_instruct
 from eldistill.supplements import embedding
+from tests.conftest import perturb, teacher
+from tests.methods.test_methods import Gaussian
+from tests.toys import batch_of
 
 NUMBERS = diff_instruct.Numbers()  # ln sigma ~ N(-1.2, 1.2^2), weight sigma^2
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
 from eldistill.errors import Problem
 from eldistill.plan import params, reading
+from tests.project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
 RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
 COLLECT = {"evaluate suite/smoke", "tables smoke"}

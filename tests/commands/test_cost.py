@@ -6,18 +6,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import conftest
 import pytest
-import test_distil
 
 from eldistill import __main__, networks
 from eldistill.commands import cost
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
+from tests import conftest
+from tests.conftest import GOLDEN, ROOT
+from tests.distil import test_distil
 
-ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_distil.project  # the fixtures
-OFFICIAL = json.loads((Path(__file__).parent / "data/networks/official_state_shapes.json").read_text())
+OFFICIAL = json.loads((GOLDEN / "networks/official_state_shapes.json").read_text())
 PLAN = Plan(params.from_values(conftest.shipped(), ROOT))
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import conftest
 import pytest
 import torch
 
 from eldistill import files
 from eldistill.commands import export
 from eldistill.registry import available
+from tests import conftest
 
 NETWORKS = sorted(
     set(available("networks")) - {"classifier", "ddpm"}

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import pytest
 
 from eldistill import __main__, files
@@ -20,8 +19,9 @@ from eldistill.external import fetching
 from eldistill.plan import driver, freshness, params
 from eldistill.plan.plan import Plan
 from eldistill.registry import readers
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 
 

@@ -13,8 +13,8 @@ from eldistill.commands import suggest
 from eldistill.errors import Problem
 from eldistill.plan import insertion, params, reading
 from eldistill.plan.plan import Plan
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 DATA = """  mine: {source: folder, path: mine.zip, resolution: %d, heldout: 100, codec: {mean: 0.5, std: 0.25}, teacher: mine}
 """
 TEACHER = """  mine: {data: mine, network: {network: song, model_channels: 16, channel_mult: [1, 1], num_blocks: 1, attn_resolutions: []}}

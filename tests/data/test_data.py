@@ -13,7 +13,6 @@ import re
 import zipfile
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -24,8 +23,9 @@ from eldistill.data import images, packing
 from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 CODECS = {
     "edm": {"mean": 0.5, "std": 0.25},
     "digits": {"mean": 0.3053, "std": 0.3756},

@@ -13,14 +13,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import conftest
 import numpy as np
-import pictures
 import pytest
 import torch
 import yaml
 from PIL import Image
-from test_data import build
 
 from eldistill import __main__
 from eldistill.data import archives, containers, labels, packing
@@ -30,8 +27,9 @@ from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.plan import identity
 from eldistill.sampling import generators as sampling
-
-ROOT = Path(__file__).parent.parent
+from tests import conftest, pictures
+from tests.conftest import ROOT
+from tests.data.test_data import build
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import numpy as np
-import official
 import pytest
 import torch
 from PIL import Image
@@ -34,8 +32,9 @@ from eldistill.teacher import agree, convert, edm
 from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop, state
 from eldistill.training.job import Job
+from tests import conftest, official
+from tests.conftest import GOLDEN, ROOT
 
-ROOT = Path(__file__).parents[1]
 EDM2 = latents.EDM2
 SMALL = {"mean": [0.3], "std": [0.9]}  # of one channel: what the networks of conftest.py see
 TINY = {"block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
@@ -78,7 +77,7 @@ def reals_of(arrays: np.ndarray, codec=SMALL, labels: int = 0, dtype=torch.float
 
 def test_the_constants_are_edm2s_to_the_bit():
     scale, bias = latents.codec_constants(EDM2)
-    with np.load(ROOT / "tests/data/networks/edm2_math.npz") as golden:
+    with np.load(GOLDEN / "networks/edm2_math.npz") as golden:
         assert scale.dtype == bias.dtype == torch.float32
         assert np.array_equal(scale.flatten(), golden["vae_scale"].ravel())
         assert np.array_equal(bias.flatten(), golden["vae_bias"].ravel())
@@ -347,7 +346,7 @@ def test_a_mistake_is_one_sentence(changes, sentence):
 
 
 def golden_edm2():
-    with np.load(ROOT / "tests/data/networks/edm2_cond_latent.npz", allow_pickle=False) as arrays:
+    with np.load(GOLDEN / "networks/edm2_cond_latent.npz", allow_pickle=False) as arrays:
         kwargs = json.loads(str(arrays["_kwargs_json"]))["init_kwargs"]
         settings = {key: value for key, value in kwargs.items() if key not in edm.UNUSED}
         network = build({"network": "edm2", **settings})

@@ -11,7 +11,6 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -24,8 +23,8 @@ from eldistill.data.readers import cifar10
 from eldistill.errors import Problem
 from eldistill.external import pickles
 from eldistill.tensors import save_tensors
+from tests import conftest
 
-ROOT = Path(__file__).parent.parent
 FEW = 20  # images in each of the six batches
 
 

@@ -6,9 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import conftest
 import numpy as np
-import pictures as made
 import pytest
 from PIL import Image
 
@@ -18,8 +16,10 @@ from eldistill.data.readers.folder import ENDINGS
 from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
+from tests import conftest
+from tests import pictures as made
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/images.md").read_text(encoding="utf-8")
 ROWS = [
     tuple(cell.strip() for cell in line.strip("|").split("|"))

@@ -8,9 +8,7 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import conftest
 import pytest
 import yaml
 
@@ -24,8 +22,9 @@ from eldistill.external.sources import published_rows
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))["$defs"]["data"]["properties"]
 STRIPES = '''"""Grey images whose rows are all alike: image i has the level i."""

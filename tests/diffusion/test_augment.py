@@ -14,8 +14,9 @@ import torch
 from eldistill.diffusion import augment, draws
 from eldistill.errors import Problem
 from eldistill.losses import mmd
+from tests import conftest
 
-GOLDEN = Path(__file__).parent / "data" / "networks" / "edm_augment.npz"
+GOLDEN = conftest.GOLDEN / "networks" / "edm_augment.npz"
 # Filter and bilinear weights are rounded at coordinates of up to about 100 fine pixels; images are about 1.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 EVERY = augment.OPERATIONS

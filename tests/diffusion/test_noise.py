@@ -6,15 +6,15 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from eldistill.diffusion import compiled, draws, dropout, noise
+from tests import conftest
 
-GOLDEN = Path(__file__).parent / "data" / "methods"
+GOLDEN = conftest.GOLDEN / "methods"
 SIGMAS = torch.logspace(-3, 3, 61, dtype=torch.float64)
 MASK = 2**64 - 1
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import conftest
 import pytest
 import torch
 
@@ -19,8 +18,8 @@ from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 from eldistill.training import compute as speed
 from eldistill.training import loop
+from tests import conftest
 
-ROOT = Path(__file__).parents[1]
 DATA = "digits-smoke"
 
 

@@ -5,13 +5,13 @@ import itertools
 
 import numpy as np
 import pytest
-import test_distil
 import torch
 
 from eldistill import __main__
 from eldistill.diffusion.draws import Draw
 from eldistill.distil import probe
 from eldistill.errors import Problem
+from tests.distil import test_distil
 
 made, project = test_distil.made, test_distil.project  # the fixtures
 RUN = f"{test_distil.DATA}/di/none/0"

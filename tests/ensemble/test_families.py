@@ -9,12 +9,10 @@ import json
 import math
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
 import yaml
-from project import project, smoke  # noqa: F401  (the fixtures)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,8 +29,10 @@ from eldistill.numbers import declared
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.supplements import embedding
+from tests import conftest
+from tests.conftest import ROOT
+from tests.project import project, smoke  # noqa: F401  (the fixtures)
 
-ROOT = Path(__file__).parents[1]
 SHAPE, CODEC = (1, 8, 8), {"mean": 0.5, "std": 0.25}
 NORMS = ["none", "group", "instance", "layer"]
 CONV, PIXELS, VGG = {"family": "conv", "width": 8}, {"family": "identity"}, {"family": "vgg", "width": 4}

@@ -8,15 +8,10 @@ import json
 import warnings
 from pathlib import Path
 
-import conftest
 import numpy as np
-import official
 import pytest
 import torch
 from PIL import Image
-from project import tracked
-from test_inception import net, wrapped  # noqa: F401  (the fixture)
-from toys import OneOfTwo
 
 from eldistill import __main__, files
 from eldistill.errors import Problem
@@ -28,8 +23,12 @@ from eldistill.sampling import generators as sampling
 from eldistill.spaces import inception_clean
 from eldistill.tables import results
 from eldistill.tensors import save_tensors
+from tests import conftest, official
+from tests.conftest import ROOT
+from tests.project import tracked
+from tests.spaces.test_inception import net, wrapped  # noqa: F401  (the fixture)
+from tests.toys import OneOfTwo
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 CPU = torch.device("cpu")
 FEW = 256  # of the 2,048 features, for clean-fid's root of a matrix, which takes 20 s of all

@@ -19,8 +19,9 @@ from eldistill.evaluate import features, judges, metrics
 from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.spaces.pixels import pixels
 from eldistill.training.machine import Machine
+from tests import conftest
 
-GOLDEN = Path(__file__).parent / "data" / "evaluate" / "fid_formula.npz"
+GOLDEN = conftest.GOLDEN / "evaluate" / "fid_formula.npz"
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 CODEC = {"mean": 0.3053, "std": 0.3756}
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from test_evaluate import normal, train_judge
 
 from eldistill import paths
 from eldistill.data import dataset as data
@@ -24,8 +21,10 @@ from eldistill.paths import PACKAGE
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
 from eldistill.tables.alarms import alarms
+from tests import conftest
+from tests.conftest import ROOT
+from tests.evaluate.test_evaluate import normal, train_judge
 
-ROOT = Path(__file__).parents[1]
 OPTIONS = {"neighbours": 3, "neighbours_n": 2000}
 
 # --- the jackknife --------------------------------------------------------------------------------------

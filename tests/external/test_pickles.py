@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import official
 import pytest
 import torch
 
@@ -26,8 +25,9 @@ from eldistill.external.pickles import Refused
 from eldistill.sampling import teachers
 from eldistill.teacher import edm
 from eldistill.tensors import load_tensors
+from tests import conftest, official
 
-DATA = Path(__file__).parent / "data" / "networks"
+DATA = conftest.GOLDEN / "networks"
 GOLDEN = sorted(
     path.stem
     for path in DATA.glob("*.npz")

@@ -4,14 +4,13 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 from eldistill.external import sources
+from tests.conftest import GOLDEN, ROOT
 
-ROOT = Path(__file__).parent.parent
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
     ROWS = {row["name"]: row for row in csv.DictReader(file)}
-OFFICIAL = json.loads((Path(__file__).parent / "data/networks/official_state_shapes.json").read_text())
+OFFICIAL = json.loads((GOLDEN / "networks/official_state_shapes.json").read_text())
 
 
 def test_rows_are_complete_and_unlike():

@@ -6,11 +6,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import official
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 from eldistill import files, networks
 from eldistill.data import latents
@@ -23,6 +21,8 @@ from eldistill.spaces import inception, judges
 from eldistill.teacher import convert
 from eldistill.tensors import save_tensors
 from eldistill.training import state
+from tests import official
+from tests.spaces.test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 SONG = {"network": "song", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
         "img_resolution": 8, "img_channels": 1}  # fmt: skip

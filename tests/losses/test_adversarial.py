@@ -7,9 +7,7 @@ import math
 
 import pytest
 import torch
-from test_methods import Gaussian
 from torch import nn
-from toys import Images, batch_of
 
 from eldistill import contract
 from eldistill.contract import Setting
@@ -19,6 +17,8 @@ from eldistill.losses import adversarial, balance, head
 from eldistill.methods import dmd2, sida
 from eldistill.supplements import gan
 from eldistill.training import loop
+from tests.methods.test_methods import Gaussian
+from tests.toys import Images, batch_of
 
 # Generated and real images occur at four places, so often.
 FAKE, REAL = torch.tensor([5, 2, 2, 1]), torch.tensor([1, 3, 2, 4])

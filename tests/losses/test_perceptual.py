@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from eldistill.losses import perceptual
 from eldistill.methods import consistency
 from eldistill.numbers import declared
 from eldistill.plan import params
+from tests.conftest import ROOT
 
 CODEC = {"mean": 0.4, "std": 0.3}
 SMALL = (3, 4, 5, 4, 3)  # channels instead of 64 … 512
@@ -127,7 +126,7 @@ def test_pooling_differs_nowhere_on_images_without_a_pattern(weights, monkeypatc
 
 def test_imagenet_has_the_pooling_of_its_authors():
     """CD and CT of the shipped parameters: average on ImageNet-64, the maximum on CIFAR-10 and wherever nobody said."""
-    whole = params.load_params(Path(__file__).parents[1] / "params.yaml")
+    whole = params.load_params(ROOT / "params.yaml")
     for method in ("cd", "ct"):
         for setting in ("cifar10", "imagenet64"):
             wanted = "average" if setting == "imagenet64" else "max"

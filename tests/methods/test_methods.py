@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +19,9 @@ from eldistill.methods import diff_instruct
 from eldistill.training import loop, optimisers, update
 from eldistill.training.job import Job, Training
 from eldistill.training.optimisers import Ema, Optimiser
+from tests.conftest import GOLDEN
 
-DATA = Path(__file__).parent / "data" / "methods"
+DATA = GOLDEN / "methods"
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -12,9 +12,7 @@ import math
 
 import pytest
 import torch
-from test_methods import Gaussian, Line, job_of
 from torch import nn
-from toys import Tape, batch_of
 
 from eldistill import contract
 from eldistill.contract import Progress
@@ -22,6 +20,8 @@ from eldistill.diffusion import draws, noise
 from eldistill.methods import consistency, dmd, sid, sida
 from eldistill.sampling.heun import heun
 from eldistill.training import loop, update
+from tests.methods.test_methods import Gaussian, Line, job_of
+from tests.toys import Tape, batch_of
 
 MEAN, DEVIATION = 0.1, 0.8  # of the data
 Z = torch.tensor([[1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]]).double()

@@ -13,8 +13,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_methods import Affine, job_of
-from toys import Scaled, Tape, batch_of, golden, linear, near
 
 from eldistill.contract import Progress
 from eldistill.diffusion import noise
@@ -23,6 +21,8 @@ from eldistill.methods import consistency, dmd2, sid, sida
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop, update
 from eldistill.training.optimisers import Optimiser
+from tests.methods.test_methods import Affine, job_of
+from tests.toys import Scaled, Tape, batch_of, golden, linear, near
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from toys import batch_of
 
 from eldistill import contract
 from eldistill.errors import NonFinite, Problem
@@ -16,6 +15,7 @@ from eldistill.methods import consistency, sida
 from eldistill.supplements import regression
 from eldistill.training import loop
 from eldistill.training.job import Job
+from tests.toys import batch_of
 
 ECT = {"levels": "continuous", "source": "data", "target": "itself", "weighting": "inverse", "P_mean": 1.0}
 # A name, the method, changes of its numbers, and the networks and sources that it reads.

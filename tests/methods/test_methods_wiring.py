@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import batch_of, linear
 
 from eldistill import contract
 from eldistill.contract import Batch, Phase, Progress
@@ -16,6 +15,7 @@ from eldistill.methods import consistency, diff_instruct, dmd, dmd2, sid, sida
 from eldistill.networks import precond
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop
+from tests.toys import batch_of, linear
 
 START = Progress(0, 0, 10**6)
 FAKE, OWN = Phase("fake_score", generator_mode="eval"), Phase("generator")

@@ -13,9 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
-import conftest
 import pytest
-import test_distil
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -29,6 +27,8 @@ from eldistill.sampling.heun import heun
 from eldistill.teacher import agree
 from eldistill.teacher import ddpm as folders
 from eldistill.tensors import load_tensors
+from tests import conftest
+from tests.distil import test_distil
 
 diffusers = pytest.importorskip("diffusers")
 made = test_distil.made  # the fixture

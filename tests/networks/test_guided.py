@@ -8,13 +8,9 @@ import os
 import zipfile
 from pathlib import Path
 
-import conftest
 import numpy as np
-import official
 import pytest
-import test_foreign_teachers
 import torch
-from test_inception import net, wrapped  # noqa: F401  (the fixture)
 from torch.nn import functional as F
 
 from eldistill import __main__, networks
@@ -26,8 +22,11 @@ from eldistill.sampling import teachers
 from eldistill.spaces import inception
 from eldistill.teacher import agree, convert
 from eldistill.teacher import guided as guided_states
+from tests import conftest, official
+from tests.conftest import ROOT
+from tests.spaces.test_inception import net, wrapped  # noqa: F401  (the fixture)
+from tests.teacher import test_foreign_teachers
 
-ROOT = Path(__file__).parents[1]
 made, project = test_foreign_teachers.made, test_foreign_teachers.project  # the fixtures
 PUBLISHED = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_channels": 192, "channel_mult": [1, 2, 3, 4],
              "channel_mult_emb": 4, "num_blocks": 3, "attn_resolutions": [32, 16, 8], "num_head_channels": 64,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ import torch
 from eldistill import networks
 from eldistill.diffusion import draws, dropout, noise
 from eldistill.networks import adm, edm2, layers, precond, song
+from tests import conftest
 
-DATA = Path(__file__).parent / "data" / "networks"
+DATA = conftest.GOLDEN / "networks"
 GOLDEN = [
     *("song_ddpmpp_uncond", "song_ddpmpp_cond", "song_ddpmpp_3level", "song_ncsnpp_uncond"),
     *("adm_cond", "adm_cond_2heads", "edm2_cond_latent", "edm2_uncond_rgb_3level", "edm2_variant"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ from eldistill.diffusion import draws, noise
 from eldistill.diffusion.dropout import masks
 from eldistill.networks import adm, edm2, layers
 from eldistill.sampling.heun import heun
+from tests.conftest import GOLDEN
 
-DATA = Path(__file__).parent / "data"
+DATA = GOLDEN
 COMMON = {"img_resolution": 8, "img_channels": 2, "label_dim": 3, "num_blocks": 1, "attn_resolutions": [4]}
 SMALL = {
     "song": {**COMMON, "model_channels": 16, "channel_mult": [1, 2], "augment_dim": 9, "dropout": 0.0},

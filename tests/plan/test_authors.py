@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of every block with the status authors, or paper, are those of its authors' scripts, or paper (tests/data/authors.yaml,
+"""The numbers of every block with the status authors, or paper, are those of its authors' scripts, or paper (tests/golden/authors.yaml,
 by hand)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import conftest
 import pytest
 
 from eldistill.plan import params
+from tests import conftest
+from tests.conftest import GOLDEN, ROOT
 
-ROOT = Path(__file__).parent.parent
-AUTHORS = conftest.read_yaml((Path(__file__).parent / "data/authors.yaml").read_text(encoding="utf-8"))["blocks"]
+AUTHORS = conftest.read_yaml((GOLDEN / "authors.yaml").read_text(encoding="utf-8"))["blocks"]
 PROJECT = params.load_params(ROOT / "params.yaml")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from pathlib import Path
 
 import pytest
 import snakemake
@@ -14,8 +13,7 @@ from snakemake import api, workflow
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from eldistill.plan import driver
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 @pytest.fixture

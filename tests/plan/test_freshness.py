@@ -2,7 +2,7 @@
 """What is stale is planned and nothing else, in any order of edits, runs, commits and checkouts; dvc.lock says nothing false.
 
 Random sequences with the real Snakemake and the real DVC, and many more with a model of Snakemake's rule, which the real
-ones check. A sequence is made again by its seed: `SEED=7 python -m pytest tests/test_freshness.py -k real`.
+ones check. A sequence is made again by its seed: `SEED=7 python -m pytest tests/plan/test_freshness.py -k real`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
-import forks
 import pytest
-import snakemake_rule as rule
-from conftest import read_yaml, write_yaml
 from snakemake.exceptions import WorkflowError
 
 from eldistill.errors import Problem
 from eldistill.plan import driver, freshness, params, reading, recipes
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
+from tests import conftest, forks
+from tests import snakemake_rule as rule
+from tests.conftest import ROOT, read_yaml, write_yaml
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = {"data": "sets", "teacher": "teachers", "ensemble": "ensembles", "distil": "runs", "evaluate": "evaluations",
            "tables": "tables"}  # fmt: skip
 SEED = int(os.environ.get("SEED", 0))

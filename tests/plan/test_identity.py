@@ -14,11 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import yaml
-from project import Project
 
 from eldistill import __main__
 from eldistill.commands import doctor
@@ -32,8 +30,10 @@ from eldistill.plan.plan import Plan
 from eldistill.registry import available, readers
 from eldistill.steps import data as steps_data
 from eldistill.steps import run as steps
+from tests import conftest
+from tests.conftest import ROOT
+from tests.project import Project
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 SCHEMA = yaml.safe_load((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 IDX_PARTS = [row.removeprefix("{files}-") for row in readers()["idx"].downloads]

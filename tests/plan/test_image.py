@@ -19,8 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 from eldistill.errors import Problem
 from eldistill.plan import driver
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / driver.DEFINITION).read_text(encoding="utf-8")
 HEADER, *PARTS = re.split(r"^%(\w+)\n", TEXT, flags=re.M)
 SECTIONS = dict(zip(PARTS[::2], PARTS[1::2], strict=True))

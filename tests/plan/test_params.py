@@ -8,7 +8,6 @@ import dataclasses
 import random
 from pathlib import Path
 
-import conftest
 import jsonschema
 import pytest
 
@@ -17,8 +16,9 @@ from eldistill.files import canonical
 from eldistill.numbers import declared
 from eldistill.plan import params, schema
 from eldistill.registry import available
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 SCHEMA = conftest.read_yaml((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 NAN, INF = float("nan"), float("inf")

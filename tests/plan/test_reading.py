@@ -8,15 +8,15 @@ import random
 import re
 from pathlib import Path
 
-import conftest
 import pytest
 from snakemake.utils import update_config
 
 from eldistill.errors import Problem
 from eldistill.plan import params, reading
 from eldistill.plan.plan import Plan
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAPER, ABLATION, OWN = reading.FILES
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import conftest
 import pytest
 import yaml
 
@@ -22,8 +21,9 @@ from eldistill.paths import PACKAGE
 from eldistill.plan import freshness, params, recipes, versions
 from eldistill.plan.plan import Plan
 from eldistill.registry import literal
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 
 SHIPPED["suites"]["demo"] = SHIPPED["suites"]["demo"][:1]  # the cases below count this grid

@@ -24,8 +24,9 @@ from eldistill.sampling import pictures
 from eldistill.sampling.heun import heun
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.tensors import save_tensors
+from tests import conftest
 
-GOLDEN = Path(__file__).parent / "data" / "networks" / "song_ddpmpp_cond.npz"
+GOLDEN = conftest.GOLDEN / "networks" / "song_ddpmpp_cond.npz"
 SOURCE = Path(sampling.__file__).parents[2]
 CODEC = {"mean": 0.5, "std": 0.25}
 SMALL = {

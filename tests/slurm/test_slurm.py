@@ -17,10 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-import cluster
-
 from eldistill import files
+from tests.slurm import cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.lacking()), reason=cluster.lacking() or "all there")]
 SEEDS = 5

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inception of December 2015: its shape, its resize, the same features as a second construction, and its file."""
 
-import official
 import pytest
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from eldistill.errors import Problem
 from eldistill.evaluate import features
 from eldistill.external.pickles import Refused
 from eldistill.spaces import inception
+from tests import official
 
 BLOCKS = {f"mixed_{i}" if i else "mixed": name for i, name in enumerate(
     ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"))}  # fmt: skip

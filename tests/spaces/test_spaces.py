@@ -3,9 +3,7 @@
 
 import copy
 import json
-from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -21,8 +19,9 @@ from eldistill.plan.plan import Plan
 from eldistill.plan.versions import recipe_name
 from eldistill.registry import literal, spaces
 from eldistill.spaces import efficientnet
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 PALACE, BELL_COTE, DAISY = 698, 442, 985  # of ImageNet's 1,000 classes
 

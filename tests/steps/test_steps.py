@@ -18,8 +18,8 @@ from eldistill.plan.recipes import KINDS, WORDS, Step
 from eldistill.steps import work as works
 from eldistill.steps.work import Work
 from eldistill.training.machine import Machine
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 PLAN = Plan(params.load_params(ROOT / "params.yaml"))
 STEPS = {key: step for suite in PLAN.params.values["suites"] for key, step in PLAN.suite(suite).items()}
 # What one file of a step is called; the role that an input has by its kind must be the one that it has by its file.

@@ -7,13 +7,10 @@ import copy
 import json
 import re
 from importlib import resources
-from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from toys import OneOfTwo
 
 from eldistill.data import dataset as data
 from eldistill.errors import Problem
@@ -23,8 +20,10 @@ from eldistill.external import sources
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.tables import published
+from tests import conftest
+from tests.conftest import ROOT
+from tests.toys import OneOfTwo
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 
 

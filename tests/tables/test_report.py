@@ -6,17 +6,15 @@ import shutil
 import subprocess
 
 import pytest
-import test_tables
 from PIL import Image
-from test_tables import NAMES, PARAMS, suite  # noqa: F401  (the fixture)
 
 from eldistill.errors import Problem
 from eldistill.tables import report
 from eldistill.tables import sheet as sheets
 from eldistill.tables import suite as tables
 from eldistill.tables.page import markdown_to_html, picture
-
-ROOT = report.Path(__file__).parent.parent
+from tests.tables import test_tables
+from tests.tables.test_tables import NAMES, PARAMS, suite  # noqa: F401  (the fixture)
 
 
 def test_markdown_becomes_html():

@@ -7,13 +7,10 @@ import functools
 import json
 import math
 import re
-from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 from scipy import stats
-from test_tables import add_run, metrics, read, write
 
 from eldistill.distil import probe
 from eldistill.errors import Problem
@@ -22,8 +19,10 @@ from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
 from eldistill.tables.studies import forest
 from eldistill.tables.studies import page as studies
+from tests import conftest
+from tests.conftest import ROOT
+from tests.tables.test_tables import add_run, metrics, read, write
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 ABLATION = SHIPPED["suites"]["ablation"]
 

@@ -9,9 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
-import conftest
 import pytest
 from matplotlib.figure import Figure
 
@@ -19,8 +17,9 @@ from eldistill.errors import Problem
 from eldistill.paths import TABLES
 from eldistill.tables import results, typeset
 from eldistill.tables import suite as tables
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = TABLES[:-1]  # without the report
 PARAMS = {"confidence": 0.95, "baseline": "none", "grid": 4, "primary": "judge-a"}
 SPACES, PARTS = ("judge-a", "judge-b", "pixels"), ("heldout", "train")

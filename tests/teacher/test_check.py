@@ -7,15 +7,9 @@ import csv
 import json
 from pathlib import Path
 
-import conftest
 import numpy as np
-import official
 import pytest
-import test_distil
-import test_foreign_teachers
-import test_latents
 import torch
-from test_inception import net, wrapped  # noqa: F401  (the fixture)
 
 from eldistill import __main__
 from eldistill.commands.check import codec_of
@@ -31,8 +25,13 @@ from eldistill.sampling.teachers import images_of_teacher
 from eldistill.spaces import inception
 from eldistill.spaces.pixels import pixels
 from eldistill.teacher import agree, check
+from tests import conftest, official
+from tests.conftest import ROOT
+from tests.data import test_latents
+from tests.distil import test_distil
+from tests.spaces.test_inception import net, wrapped  # noqa: F401  (the fixture)
+from tests.teacher import test_foreign_teachers
 
-ROOT = Path(__file__).parents[1]
 made, project = test_distil.made, test_foreign_teachers.project  # the fixtures
 NAME = "edm-ffhq-64x64-uncond-vp"
 

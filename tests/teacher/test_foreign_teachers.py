@@ -7,10 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-import conftest
-import official
 import pytest
-import test_distil
 import torch
 
 from eldistill import __main__, files, networks
@@ -21,8 +18,10 @@ from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.teacher import edm
 from eldistill.tensors import load_tensors
+from tests import conftest, official
+from tests.conftest import ROOT
+from tests.distil import test_distil
 
-ROOT = Path(__file__).parents[1]
 made = test_distil.made  # the fixture
 KWARGS = {"model_type": "SongUNet", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [], "dropout": 0.13,
           "use_fp16": False, "img_resolution": 8, "img_channels": 1, "label_dim": 0}  # fmt: skip

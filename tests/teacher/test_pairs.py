@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toys import batch_of
 
 from eldistill.contract import Setting
 from eldistill.errors import Problem
@@ -17,6 +16,7 @@ from eldistill.sampling.heun import heun
 from eldistill.supplements import regression
 from eldistill.teacher import pairs
 from eldistill.tensors import save_tensors
+from tests.toys import batch_of
 
 RECIPE = {"n": 7, "seed": 3, "steps": 4}
 

@@ -13,9 +13,7 @@ import math
 import re
 from pathlib import Path
 
-import official
 import pytest
-import test_guided
 import torch
 
 from eldistill import __main__, networks
@@ -26,11 +24,13 @@ from eldistill.networks import guided
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
 from eldistill.teacher import agree, convert, edm
+from tests import official
+from tests.conftest import GOLDEN, ROOT
+from tests.networks import test_guided
 
-ROOT = Path(__file__).parents[1]
 with open(ROOT / "data/sources.csv", newline="", encoding="utf-8") as file:
     ROWS = {row["name"]: row for row in csv.DictReader(file) if row["kind"] in ("teacher", "student")}
-FULL = json.loads((ROOT / "tests/data/networks/official_state_shapes.json").read_text())
+FULL = json.loads((GOLDEN / "networks/official_state_shapes.json").read_text())
 COMMON = {
     "model_channels": 16,
     "dropout": 0.1,

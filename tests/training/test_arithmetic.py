@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import pytest
 import torch
 
@@ -15,8 +13,9 @@ from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.training import compute as speed
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROJECT = params.load_params(ROOT / "params.yaml")
 PLAN = Plan(PROJECT)
 CELLS = sorted({(run.method, run.data) for suite in PROJECT.values["suites"] for run in PROJECT.runs(suite)})

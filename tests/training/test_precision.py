@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 
-import conftest
 import pytest
 import torch
 
@@ -16,8 +14,9 @@ from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.training import compute as speed
 from eldistill.training import loop
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = conftest.shipped()
 STEPS, BATCH = 50, 16
 

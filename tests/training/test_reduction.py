@@ -10,15 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import test_processes
 import torch
-from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
 from eldistill.errors import Lost, NonFinite
 from eldistill.training import loop, reduction
 from eldistill.training import processes as distributed
+from tests import test_processes
+from tests.conftest import Bench
 
 SMALL = 2000  # bytes: the networks of these tests are of several buckets
 # One case for each way in which a phase ends: a critic, images that are pulled, direct terms, gradients that meet at the
