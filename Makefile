@@ -90,9 +90,10 @@ test-slurm: env ## the tests with a Slurm that they start themselves: 6 minutes
 rehearsal: env ## rehearse a published teacher on Slurm, from download to FID, then DVC: at most 10 minutes
 	$(BIN)/python tests/slurm/rehearsal.py
 
-lint: env ## check the code with ruff, snakefmt and snakemake --lint, without changing it
+lint: env ## check the code with ruff, mypy, snakefmt and snakemake --lint, without changing it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
