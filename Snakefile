@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# eldistill: data → teacher → ensemble → distil → evaluate → tables. `snakemake all` builds the tables of the suite.
+# The workflow of eldistill: data → teacher → ensemble → distil → evaluate → tables. `snakemake all` builds the tables of the suite.
 from snakemake.utils import min_version
 
 min_version("9.0")
 
 
-# A later one wins (FILES in src/eldistill/plan/reading.py).
+# Values of a later file override those of an earlier one (FILES in src/eldistill/plan/reading.py).
 configfile: "workflow/params/paper.yaml"
 configfile: "workflow/params/ablation.yaml"
 configfile: "params.yaml"
@@ -23,7 +23,8 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tables.smk"
 
 
-# Tables and metrics are in git: asking for every generator and evaluation too keeps them from being shown unmade.
+# Tables and metrics are in git, so that they exist in a fresh clone. The rule also asks for every generator and evaluation; without
+# them Snakemake would take the tables as finished although no run exists.
 rule all:
     default_target: True
     input:

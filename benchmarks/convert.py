@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to convert a published network: time over reading and hashing the file, memory over its size.
+"""Benchmark of the conversion of a published network: its time relative to reading and hashing the file, and its memory.
 
     python benchmarks/convert.py
 
-writes a replica of EDM's CIFAR-10 network (223 MB) with the writer of the tests, converts it a few times in processes of
-their own, and prints the least of each. The file lies in the system's cache: what is measured is work, not the disk.
+writes a replica of EDM's CIFAR-10 network (223 MB) with the writer of the tests, converts it several times in separate processes,
+and prints the minimum of each time. The file is in the page cache, so that the time of the disk is not measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 KWARGS = {"model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard",
           "channel_mult_noise": 1, "resample_filter": [1, 1], "model_channels": 128, "channel_mult": [2, 2, 2], "augment_dim": 9,
           "dropout": 0.13, "use_fp16": False, "img_resolution": 32, "img_channels": 3, "label_dim": 0}  # fmt: skip
@@ -25,24 +25,23 @@ REPEATS = 5
 
 
 def write(path: Path) -> None:
-    """The replica."""
-    import official
-
+    """Write the replica."""
     from eldistill import networks
     from eldistill.teacher import edm
+    from tests import official
 
     settings = {key: value for key, value in KWARGS.items() if key not in edm.UNUSED}
     official.write(path, official.edm(networks.build({"network": "song", **settings}).eval(), KWARGS))
 
 
 def grown() -> int:
-    """Bytes that this process has held at most (Linux)."""
+    """Peak memory of this process in bytes (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def once(path: Path, output: Path) -> dict[str, float]:
-    """Seconds of each part, and by how much memory grew, with everything imported before."""
+    """Seconds of each part, and the growth of memory in bytes; all modules are imported before."""
     import torch
 
     from eldistill import networks
@@ -53,7 +52,7 @@ def once(path: Path, output: Path) -> dict[str, float]:
     networks.outline({"network": "song", "img_resolution": 32, "img_channels": 3, "label_dim": 0})
     found, before = {}, grown()
     for name, part in (("hash", lambda: _hash(path)), ("read", lambda: _read(pickles, path)),
-                       ("convert", lambda: edm.convert(path, output))):  # fmt: skip
+                       ("convert", lambda: edm.convert_pickle(path, output))):  # fmt: skip
         begun = time.perf_counter()
         part()
         found[name] = time.perf_counter() - begun
@@ -66,7 +65,7 @@ def _hash(path: Path) -> None:
 
 
 def _read(pickles, path: Path) -> None:
-    with pickles.read(path) as file:
+    with pickles.read_network_file(path) as file:
         file.network()
 
 

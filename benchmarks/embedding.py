@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Embedding Loss (EL) costs beside the rest of an iteration of Diff-Instruct, side by side in one process.
+"""Benchmark of the Embedding Loss (EL): its share of the time of an iteration of Diff-Instruct.
 
     python benchmarks/embedding.py                # the demo's network on 8x8 images
     python benchmarks/embedding.py --device cuda --resolution 32 --channels 128
 
-How a share is measured: one ordinary training loop (a step of fake_score, a step of the generator, the averages)
-carries every variant of EL as a supplement of its own, so that all of them work on the very images of the iteration. A
-clock runs around each supplement (drawing and encoding its real images, the members on both sides, the kernel, the
-gradient at the images, its weight) and around the whole iteration. The rest is the iteration without any supplement:
+One training loop (a step of fake_score, a step of the generator, the averages) has every variant of EL as a separate supplement, so
+that all of them use the same images. The time of each supplement is measured (its real images, the members on both sides, the kernel,
+the gradient at the images, its weight), and the time of the whole iteration. The rest is the iteration without any supplement:
 
-    share = EL / (rest + EL),    the median over the iterations of this ratio
+    share = EL / (rest + EL),    the median of this ratio over the iterations
 
-What is compared is hence a fraction of a second apart, and other jobs on the machine cancel. The order of the
-supplements rotates; the first two iterations are not counted. The two ratios are medians likewise, of EL as a whole
-with the rbf kernel: stacked over loop, and bfloat16 over float32. The look at the gradients every tenth iteration is
-left out. On one CPU thread the clock counts CPU time, else wall time (a GPU finishes before each reading). Ensembles
-and numbers are those of params.yaml; the real images are random, which costs the same.
+All times are measured within a fraction of a second, so that the load from other jobs cancels. The order of the supplements
+rotates, and the first two iterations are not counted. The two other columns are medians of the time of EL with the rbf kernel:
+stacked over loop, and bfloat16 over float32. The diagnosis of gradients every tenth iteration is omitted. With one CPU thread CPU
+time is measured, otherwise wall time (synchronised with a GPU). Ensembles and numbers are those of params.yaml. Real images are
+random, which does not change the time.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from typing import NamedTuple
 import loops
 import torch
 
-from eldistill.data.dataset import Reals
+from eldistill.data.dataset import PackedImages
 from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed as ensembles
 from eldistill.losses import mmd
@@ -41,11 +40,11 @@ from eldistill.plan import params
 from eldistill.training import loop
 from eldistill.training.job import Job, Supplement
 
-KERNEL = "rbf"  # of the two ratios
+KERNEL = "rbf"  # kernel of the two ratios
 
 
 class Variant(NamedTuple):
-    """One EL to be measured."""
+    """A variant of EL that is measured."""
 
     ensemble: str
     kernel: str
@@ -54,12 +53,12 @@ class Variant(NamedTuple):
 
 
 class Clocked(loop.Loop):
-    """The training loop with a clock: `seen` gives the seconds of the last iteration, `rest` and each supplement."""
+    """The training loop with a clock: `seen` has the seconds of the last iteration, for `rest` and for each supplement."""
 
     def __init__(self, job: Job):
         super().__init__(job)
         self.seen: dict[str, float] = {}
-        for name in ("own_gradient", "weigh"):  # all that is done for a supplement
+        for name in ("own_gradient", "weigh"):  # all work for a supplement
             setattr(self.update.meeting, name, self._clocked(getattr(self.update.meeting, name)))
 
     @property
@@ -68,7 +67,7 @@ class Clocked(loop.Loop):
         return self.update.meeting.supplements
 
     def iterate(self) -> None:
-        """One iteration; the next one has the supplements in another order."""
+        """Make one iteration, and rotate the order of the supplements for the next one."""
         self.seen = dict.fromkeys(["rest", *(each.name for each in self.at_images)], 0.0)
         with self._clock("rest"):
             super().iterate()
@@ -95,13 +94,13 @@ class Clocked(loop.Loop):
         return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def images(options, device: str = "cpu") -> Reals:
-    """Random images, grey at 8x8 as the digits are, else in colour."""
+def images(options, device: str = "cpu") -> PackedImages:
+    """Random images, grey for 8x8 pixels like the digits, otherwise in colour."""
     return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device)
 
 
 def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, Supplement]:
-    """Every kernel in the form that a run chooses on this device; the other form and bfloat16, where they differ."""
+    """A supplement for each kernel in the form that a run uses on this device, and for the other form and bfloat16 if they differ."""
     own, other = ("stacked", "loop") if options.device == "cuda" else ("loop", "stacked")
     values, made = settings.section("supplement", "el"), {}
     for name in names:
@@ -117,7 +116,7 @@ def supplements(settings: params.Params, names: list[str], options, folder: Path
 
 
 def loop_of(settings: params.Params, added: list[Supplement], batch: int, options, folder: Path) -> Clocked:
-    """Diff-Instruct with the numbers of the digits, at a rate so low that nothing moves."""
+    """The loop of Diff-Instruct with the numbers of the digits and a learning rate so low that weights hardly change."""
     changes = {"model_channels": options.channels} if options.channels else {}
     network = {**settings.section("teacher", options.network)["network"], **changes}
     values = settings.section("method", "di", "digits")
@@ -125,7 +124,7 @@ def loop_of(settings: params.Params, added: list[Supplement], batch: int, option
 
 
 def measure(settings: params.Params, names: list[str], batch: int, options, folder: Path) -> list[dict]:
-    """A row for each ensemble: batch, ensemble, a share for each kernel, the two ratios (None: nothing to compare)."""
+    """A row for each ensemble: batch, ensemble, the share for each kernel, and the two ratios (None if there is only one form)."""
     added = supplements(settings, names, options, folder)
     work, seen = loop_of(settings, list(added.values()), batch, options, folder), []
     for _ in range(2 + options.repeats):
@@ -149,14 +148,14 @@ def measure(settings: params.Params, names: list[str], batch: int, options, fold
 
 
 def line(row: dict) -> str:
-    """A row of the Markdown table: shares in per cent, ratios as they are."""
+    """A row of the Markdown table, with shares in percent."""
     shares = [f"{100 * row[kernel]:.1f} %" for kernel in mmd.KERNELS]
     ratios = ["–" if row[name] is None else f"{row[name]:.2f}" for name in ("stacked/loop", "bfloat16/float32")]
     return "| " + " | ".join([str(row["batch"]), row["ensemble"], *shares, *ratios]) + " |"
 
 
 def head(options) -> list[str]:
-    """Where and what: a sentence and the head of the table."""
+    """A sentence about the measurement, and the head of the table."""
     cpu = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     machine = torch.cuda.get_device_name() if options.device == "cuda" else cpu
     network = f"`{options.network}`" + (f" with {options.channels} channels" if options.channels else "")
@@ -167,22 +166,22 @@ def head(options) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and perhaps write the table."""
+    """Measure and print the table, and write it if --out is given."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--resolution", type=int, choices=[8, 16, 32, 64], default=8)
     parser.add_argument("--network", default="digits", help="a name under `teacher` in params.yaml")
-    parser.add_argument("--channels", type=int, help="model_channels of that network, if others than its own")
-    parser.add_argument("--batch", type=int, nargs="+", help="16 64 256; --quick: 64")
-    parser.add_argument("--repeats", type=int, help="iterations that count: 21; --quick: 5")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="under a minute at 8 px")
-    parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument("--channels", type=int, help="model_channels of that network (default: those in params.yaml)")
+    parser.add_argument("--batch", type=int, nargs="+", help="batches (default: 16 64 256, with --quick 64)")
+    parser.add_argument("--repeats", type=int, help="number of measured iterations (default: 21, with --quick 5)")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads")
+    parser.add_argument("--quick", action="store_true", help="measure less: under a minute at 8 pixels")
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args(arguments)
     options.batch = options.batch or ([64] if options.quick else [16, 64, 256])
     options.repeats = options.repeats or (5 if options.quick else 21)
     torch.set_num_threads(options.threads)
-    settings, text = params.load(Path(__file__).parents[1] / "params.yaml"), head(options)
+    settings, text = params.load_params(Path(__file__).parents[1] / "params.yaml"), head(options)
     names = ["conv4", f"mix8-{options.resolution}", "identity", "conv8"]
     print(*text, sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:

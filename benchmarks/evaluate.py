@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation costs: generated digits in every offline feature space in one pass, beside clean-fid's route by files.
+"""Benchmark of the evaluation: generated digits in all feature spaces in one pass, compared with clean-fid, which reads files.
 
     python benchmarks/evaluate.py [--n 10000] [--few 2000] [--threads 2]
 
-Needs the demo's generator and references (`make demo`). clean-fid sees the same images as PNGs, a pass for each space, with
-the same feature functions: in its own mode, which resizes every image to 299 pixels on the way (the functions then see the
-shrunk image), and without any resizing, which it leaves to those who ask. Writing the files counts, for both need them. Prints
-Markdown, and writes benchmarks/evaluate.json.
+It needs the demo's generator and references (`make demo`). clean-fid reads the same images as PNG files, in one pass for each space,
+with the same feature functions: in its default mode, which resizes every image to 299 pixels (the functions then resize it back), and
+without resizing. The time of writing the files is included in both. Prints Markdown, and writes benchmarks/evaluate.json.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ SETS = Path("data/sets/digits")
 
 
 def identity(image):
-    """clean-fid's hook for images that are not to be resized."""
+    """The function for clean-fid's hooks that leaves an image unchanged."""
     return image
 
 
 def main() -> None:
-    """See above."""
+    """Measure, print the table and write the JSON file."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--n", type=int, default=10_000)
     options.add_argument("--few", type=int, default=2_000)
@@ -52,10 +51,12 @@ def main() -> None:
         known = {name: load_reference(SETS / f"reference-{name}.npz") for name in names[:3]}
         known[SLOW] = load_reference(Path(folder) / "slow.npz")
         generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
-        ruler = evaluate.Evaluator(spaces, known, {"neighbours": 3, "neighbours_n": 2000, "n_of": {SLOW: options.few}})
+        measuring = evaluate.Evaluator(
+            spaces, known, {"neighbours": 3, "neighbours_n": 2000, "n_of": {SLOW: options.few}}
+        )
         parts = {}
         began = time.perf_counter()
-        rows = ruler.measure(lambda n, first: sampling.images_of(generator, n, first=first), options.n)
+        rows = measuring.measure(lambda n, first: sampling.images_of(generator, n, first=first), options.n)
         parts["in one pass, all metrics"] = time.perf_counter() - began
         began = time.perf_counter()
         images = torch.cat(list(sampling.images_of(generator, options.n)))
@@ -88,14 +89,14 @@ def main() -> None:
 
 
 def by_files(images: torch.Tensor, spaces: dict, few: int, folder: Path) -> dict[str, float]:
-    """Seconds of clean-fid's routes: PNGs, then a pass over them for each space."""
+    """Seconds that clean-fid takes in both modes: writing PNG files, then a pass over them for each space."""
     from cleanfid import fid
 
     found, side = {}, images.shape[-1]
     for part, count in (
         ("few", few),
         ("all", len(images)),
-    ):  # the few are a folder, for it knows no other way to take a part
+    ):  # clean-fid has no option for a part of a folder, so that the few images get their own folder
         began = time.perf_counter()
         (folder / part).mkdir()
         for index, image in enumerate(images[:count]):

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that is to be measured on a GPU that is there for ten minutes, in one command.
+"""One command with all measurements that need a GPU, in ten minutes.
 
     python benchmarks/gpu.py --minutes 9 --out DIR                      # DIR/gpu-results.json and DIR/log.txt
     srun --gres=gpu:1 --time=10 python benchmarks/gpu.py --minutes 9 --out DIR    # on a cluster with Slurm
-    python benchmarks/gpu.py --minutes 0.5 --device cpu --out DIR       # the same code on toy networks: a test
+    python benchmarks/gpu.py --minutes 0.5 --device cpu --out DIR       # a test of the same code with toy networks
 
-It needs Python >= 3.11 and what `eldistill distil` needs (torch >= 2.11, numpy, pyyaml, safetensors, tqdm), no network, and
-no installation: the package beside it is used. Beforehand: `make demo` makes the files that the part `learning` reads
-(data/teachers/digits/ and data/sets/digits/; git ignores them, so they have to be copied along with the repository; --carry
-FOLDER names another place). Afterwards: copy the JSON to benchmarks/gpu/DATE-DEVICE.json and run
+It needs Python >= 3.11 and the packages of `eldistill distil` (torch >= 2.11, numpy, pyyaml, safetensors, tqdm). It needs no network
+and no installation, because it uses the package of this repository. Before: run `make demo`, which makes the files for the part
+`learning` (data/teachers/digits/ and data/sets/digits/), and copy them together with the repository, because git ignores them;
+--carry FOLDER names another place. After: copy the JSON to benchmarks/gpu/DATE-DEVICE.json and run
 `python benchmarks/gpu_readme.py`, which shows the newest results in benchmarks/gpu/README.md.
 
-Parts, in order, with their share of the time: right 90, fast 230, sampling 20, learning 170, of 540 seconds; 30 are kept.
-What one does not use the next ones have. A process of its own measures: if it hangs it is killed, and if it loses the GPU (an
-illegal access) it ends; another one begins with the item after. An item that fails is written down with its traceback, and the
-next begins. The JSON is complete after every item; what was not reached is listed with the reason.
-The exit code is 0, 1 if anything failed or differs, 2 if nothing could begin.
+The parts in order, with their seconds out of 540: right 90, fast 230, sampling 20, learning 170; 30 are a reserve. Time that a part
+does not use goes to the next ones. A separate process measures. It is killed if it hangs, and it ends if it loses the GPU (an illegal
+access); a new process then starts with the next item. If an item fails, its traceback is recorded and the next one starts. The JSON
+is complete after every item, and lists items that were not reached with the reason.
+The exit code is 0, or 1 if an item failed or differs, or 2 if nothing could start.
 """
 
 from __future__ import annotations
@@ -34,19 +34,24 @@ from gpu_parts.supervise import Part, Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"right": 90.0, "fast": 230.0, "sampling": 20.0, "learning": 170.0}
-TOY_SHARES = {"right": 120.0, "fast": 170.0, "sampling": 60.0, "learning": 160.0}  # starting costs more than measuring
+TOY_SHARES = {
+    "right": 120.0,
+    "fast": 170.0,
+    "sampling": 60.0,
+    "learning": 160.0,
+}  # starting takes more time than measuring
 RESERVE, WHOLE = 30.0, 540.0
-STARTING = 1 / 3  # share of the time that the first start may take
-GRACE = 0.03  # share of the time in which an item may end after its part's time
+STARTING = 1 / 3  # largest fraction of the time for the first start
+GRACE = 0.03  # fraction of the time by which an item may exceed the time of its part
 RESULTS, LOG = "gpu-results.json", "log.txt"
 
 
 class Stop(Exception):
-    """A signal asked for the end."""
+    """A signal that ends the benchmark."""
 
 
 def measure(options, say=print, begun: float | None = None) -> int:
-    """Run the parts asked for within options.minutes of `begun` (None: of now); returns the exit code."""
+    """Run the selected parts within options.minutes from `begun` (a time.monotonic(), None means now); returns the exit code."""
     begun = time.monotonic() if begun is None else begun
     whole = 60 * options.minutes
     deadline, reserve = begun + whole, RESERVE / WHOLE * whole
@@ -93,7 +98,7 @@ def measure(options, say=print, begun: float | None = None) -> int:
 
 
 def report(results: Results, say) -> int:
-    """Print the summary; the exit code."""
+    """Print the summary; returns the exit code."""
     found = results.values["summary"]
     say(f"{found['done']} items measured in {results.values['seconds']:.0f} s: {results.path}")
     for kind, words in (("failed", "failed"), ("left_out", "left out"), ("not_reached", "not reached")):
@@ -105,7 +110,7 @@ def report(results: Results, say) -> int:
 
 
 def about(options) -> dict:
-    """Where these results come from."""
+    """The origin of the results: command, date, commit and versions."""
     import torch
 
     return {
@@ -130,18 +135,20 @@ def _git(*words: str) -> str | None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; `words` are those that the process that measures is started with."""
+    """The parsed options; `words` are the arguments for the process that measures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="of wall time, which are not exceeded")
+    parser.add_argument("--minutes", type=float, default=9.0, help="limit of the wall time in minutes")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the results")
     parser.add_argument("--part", nargs="+", choices=list(SHARES), default=list(SHARES), help="parts to run")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: on toy networks, as a test")
-    parser.add_argument("--toy", action="store_true", help="toy networks on a GPU too: a look of a minute")
-    parser.add_argument("--compile", action="store_true", help="compile toy networks too")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu tests the code with toy networks"
+    )
+    parser.add_argument("--toy", action="store_true", help="use toy networks on a GPU too, for a test of a minute")
+    parser.add_argument("--compile", action="store_true", help="also compile toy networks")
     parser.add_argument("--carry", type=Path, default=ROOT, help="folder that holds data/teachers and data/sets")
-    parser.add_argument("--data", default="digits", help="data setting of the part learning")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    # Be the process that measures, and write its events into this file.
+    parser.add_argument("--data", default="digits", help="data setting for the part learning")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads")
+    # Internal: act as the process that measures, and write its events to this file.
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     # For tests: PART/ITEM=HOW, HOW being one of raise, memory, exit, kill, hang, poison.
     parser.add_argument("--break", dest="breaks", action="append", default=[], help=argparse.SUPPRESS)
@@ -162,7 +169,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, or be the process that does."""
+    """Run the benchmark, or act as the process that measures."""
     begun, options = time.monotonic(), parsed(arguments)
     for place in (str(ROOT / "src"), str(ROOT / "benchmarks")):
         if place not in sys.path:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes benchmarks/gpu/README.md: the newest results of benchmarks/gpu.py, or that there are none.
+"""Writes benchmarks/gpu/README.md with the newest results of benchmarks/gpu.py, or a note that there are none.
 
     python benchmarks/gpu_readme.py
 
-Results are the JSON files in benchmarks/gpu/, named by date and device (2026-11-27-nvidia-h100.json). Those of a CPU or of toy
+Results are the JSON files in benchmarks/gpu/, named by date and device (2026-11-27-nvidia-h100.json). Results of a CPU or of toy
 networks are not shown.
 """
 
@@ -31,7 +31,7 @@ FAST = (  # column: key of a row, digits
 
 
 def newest(folder: Path) -> tuple[Path, dict] | None:
-    """The file with the latest date of those that were measured on a GPU with networks of full size."""
+    """The newest file of those that were measured on a GPU with full networks: its path and content; None if there is none."""
     found = []
     for path in sorted(folder.glob("*.json")):
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -41,18 +41,18 @@ def newest(folder: Path) -> tuple[Path, dict] | None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, the first column to the left."""
+    """A Markdown table whose first column is left-aligned."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(value, digits: int) -> str:
-    """A number with so many digits after the point; a dash where there is none."""
+    """A number with this many digits after the point; a dash if there is no number."""
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
 
 
 def small(check: dict, key: str) -> str:
-    """A small difference of a check; a dash where it was not made."""
+    """A small difference of a check in exponent form; a dash if it was not measured."""
     value = check.get(key)
     return f"{value:.0e}" if isinstance(value, int | float) else "–"
 
@@ -63,7 +63,7 @@ def yes(check: dict) -> str:
 
 
 def right(items: dict) -> str:
-    """Every method against the CPU; the checks of EL and of a group of one process in sentences."""
+    """A table of every method compared with the CPU, and sentences for the checks of EL and of a group of one process."""
     rows, lines = [], []
     for name, row in items.items():
         checks = row["checks"]
@@ -83,7 +83,7 @@ def right(items: dict) -> str:
 
 
 def fast(items: dict) -> str:
-    """Milliseconds of an iteration and what they are spent on."""
+    """A table of the milliseconds of an iteration and of its parts."""
     rows = []
     for name, row in items.items():
         cut = f" ({row['micro_batch']} images at once)" if row["micro_batch"] else ""
@@ -92,7 +92,7 @@ def fast(items: dict) -> str:
 
 
 def sampling(items: dict) -> str:
-    """Images a second by precision."""
+    """A table of images per second by precision."""
     rows = [[name, *(number(row[key], digits) for key, digits in
                      (("batch", 0), ("one step, images/s", 0), ("Heun, 18 steps, images/s", 1), ("ratio", 1)))]
             for name, row in items.items()]  # fmt: skip
@@ -100,7 +100,7 @@ def sampling(items: dict) -> str:
 
 
 def learning(items: dict) -> str:
-    """The distance at the start, on the way and at the end of every run."""
+    """A table of the distance at the start, during and at the end of every run."""
     runs = {name: row for name, row in items.items() if row.get("curve")}
     teacher = items.get("teacher", {})
     spaces = teacher.get("quality") or next(iter(runs.values()))["curve"][0]

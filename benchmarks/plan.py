@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What planning costs: `snakemake -n` of 200 and 2,000 jobs, `dvc repro` with nothing to do, `dvc metrics diff`.
+"""Benchmark of planning: `snakemake -n` with 200 and 2,000 jobs, `dvc repro` with nothing to do, and `dvc metrics diff`.
 
     python benchmarks/plan.py [--times 3]
 
-In a clone of the tracked files, which runs the suite smoke once. Prints Markdown, and writes benchmarks/plan.json.
+Runs in a clone of the tracked files, after it has made the suite smoke. Prints Markdown, and writes benchmarks/plan.json.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests/slurm"))
-import cluster  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests.slurm import cluster  # noqa: E402
 
 TARGETS = {
     "snakemake -n, 200 jobs": 5,
@@ -33,7 +33,7 @@ TARGETS = {
 
 
 def main() -> None:
-    """See above."""
+    """Measure, print the table and write the JSON file."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--times", type=int, default=3)
     times = options.parse_args().times
@@ -58,7 +58,7 @@ def main() -> None:
 
         text = (there / "params.yaml").read_text(encoding="utf-8")
         values = yaml.safe_load(text)
-        for jobs in (200, 2000):  # a run is three: its ensemble, its training, its evaluation
+        for jobs in (200, 2000):  # a run has three jobs: its ensemble, its training and its evaluation
             grid = {"data": ["digits-smoke"], "methods": ["di"], "supplements": ["el"], "seeds": list(range(jobs // 3))}
             values["suites"][f"plan-{jobs}"] = [grid]
         (there / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an iteration of each method costs beside the passes of its networks that it cannot do without.
+"""Benchmark of an iteration of each method: its time relative to the passes of its networks, which are necessary.
 
     python benchmarks/step.py                                    # every method, the demo's network, with and without EL
     python benchmarks/step.py --network cifar10 --batch 4 --methods di sid
     python benchmarks/step.py --compare other.json               # ratios to another machine or commit
 
-How the ratio is measured: the loop makes an iteration while every pass through a network is written down: which network, of
-how many images, forwards alone or backwards too, to the weights, to the input, or to both. Then the very same passes are made
-bare, one after the other, with the same inputs and nothing between them: no drawing of noise, no loss, no optimiser, no average,
-no check for a NaN. Iteration and bare passes take turns in one process, and the ratio is the median over the turns:
+The loop makes an iteration while every pass through a network is recorded: the network, the number of images, and whether it goes
+backwards to the weights, the input, or both. Then the same passes are made alone, one after the other, with the same inputs and
+without noise, losses, optimisers, averages and checks for NaN. Iterations and bare passes alternate in one process, and the ratio is
+the median over the turns:
 
     ratio = iteration / sum of its bare passes
 
-DMD2 and others whose iterations differ are measured over a whole cycle. `passes` counts them in forward passes of a whole network
-for an image (a backward pass to the weights costs two, to the input one more than none), from the numbers of each method. On
-one CPU thread the clock counts CPU time, else wall time. `% for data` is the share of an iteration spent on reading, sending and
-encoding real images and labels. `% of ceiling` compares the operations of an iteration, as torch counts them, in its time with
-those of a large matrix product in the same precision on the same device. The images are random, which costs the same.
+Methods whose iterations differ, such as DMD2, are measured over a whole cycle. `passes` is the number of recorded calls of networks
+per iteration, in units of a batch. With one CPU thread CPU time is measured, otherwise wall time. `% for data` is the share of an
+iteration for reading, sending and encoding real images and labels. `% of ceiling` is the rate of floating-point operations of an
+iteration, as counted by torch, relative to a large matrix product in the same precision on the same device. Images are random, which
+does not change the time.
 """
 
 from __future__ import annotations
@@ -47,14 +47,16 @@ from eldistill.training.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "cd", "ect")
-LEAST = 3  # turns that count, where time is short
+LEAST = 3  # smallest number of measured turns if time is short
 SETTINGS = ("precision", "channels_last", "recompute", "compile")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that is measured. network: its section under `teacher` in params.yaml, or its settings; side: pixels;
-    data: the data setting whose numbers the methods and supplements take, augmentation included; dropout: None: that of them.
+    """A network that is measured.
+
+    network: the name of a teacher in params.yaml, or the settings of a network. side: of its images, in pixels. data: the data
+    setting whose numbers methods and supplements use, including augmentation. dropout: None means that of the method.
     """
 
     network: str | dict
@@ -75,7 +77,7 @@ NETWORKS = {
 
 @dataclass
 class Pass:
-    """One call of a network, so that it can be made again."""
+    """A recorded call of a network, which can be repeated."""
 
     net: torch.nn.Module
     call: Callable
@@ -83,11 +85,11 @@ class Pass:
     training: bool
     weights: bool
     to_input: bool
-    masks: AbstractContextManager  # the dropout masks that it drew
+    masks: AbstractContextManager  # reproduces its dropout masks
     back: bool = False
 
     def again(self) -> None:
-        """The pass alone."""
+        """Repeat the pass alone."""
         x, *rest = self.arguments
         grad = self.weights or self.to_input
         with self.masks, torch.set_grad_enabled(grad):
@@ -99,7 +101,7 @@ class Pass:
 
 
 class Recorder:
-    """Writes down the passes of a loop's networks while it is on."""
+    """Records the passes of a loop's networks while `passes` is a list."""
 
     def __init__(self, work: loop.Loop):
         self.passes: list[Pass] | None = None
@@ -117,7 +119,7 @@ class Recorder:
                         grad and any(p.requires_grad for p in net.parameters()), grad and x.requires_grad,
                         dropout.repeat_masks()[1])  # fmt: skip
             self.passes.append(seen)
-            kept, self.passes = self.passes, None  # `both` calls others of its own
+            kept, self.passes = self.passes, None  # `both` calls the other functions, which must not be recorded again
             found = call(x, *rest, **named)
             self.passes = kept
             for each in found if isinstance(found, tuple) else (found,):
@@ -129,11 +131,10 @@ class Recorder:
 
 
 class Clock:
-    """The seconds of an iteration by what they are spent on; of calls within each other the outermost counts.
+    """Measures the seconds of an iteration by part. Of nested calls only the outermost is counted.
 
-    `data` is what real images wait for: reading their rows, sending and encoding them. `augmentation` is EDM's pipe of a method
-    that augments, its random numbers included. `rest` is what no other part has: losses, scalings, and whatever Python does
-    between.
+    `data` is the time for real images: reading their rows, sending and encoding them. `augmentation` is EDM's augmentation, including
+    its random numbers. `rest` is all other time: losses, scalings, and Python between the parts.
     """
 
     def __init__(self, work: loop.Loop, options, only_data: bool = False):
@@ -177,7 +178,7 @@ class Clock:
 
 
 def now(options) -> float:
-    """Seconds, of the processor if there is one thread."""
+    """A time in seconds: CPU time with one CPU thread, otherwise wall time, synchronised with a GPU."""
     if options.device == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -187,8 +188,8 @@ def now(options) -> float:
 def loop_of(
     settings: params.Params, method: str, supplement: str, options, folder: Path, micro_batch: int = 0
 ) -> loop.Loop:
-    """The method with its numbers for the subject's data, and a rate so low that nothing moves. micro_batch: images at once,
-    0: the whole batch."""
+    """The loop of a method with its numbers for the data of the subject and a learning rate near 0. micro_batch: images at once; 0
+    means the whole batch."""
     subject, network = NETWORKS[options.network], None
     if isinstance(subject.network, str):
         network = settings.section("teacher", subject.network)["network"]
@@ -198,7 +199,7 @@ def loop_of(
     added = []
     if supplement != "none":
         section = settings.section("supplement", supplement, subject.data)
-        # Scales cost nothing in a step: few images are enough for them.
+        # Scales do not affect the time of a step, so that few images are enough.
         ensemble = loops.ensemble_of(settings, section["ensemble"], reals, folder, calibration=64)
         added.append(loops.supplement_of(supplement, section, ensemble, options.device))
     config = {**(network or subject.network), **({} if dropout is None else {"dropout": dropout})}
@@ -212,7 +213,7 @@ def loop_of(
     machine = Machine(channels_last=options.channels_last, recompute=options.recompute, compile=options.compile)
     compute.prepare_networks(machine, nets[:1], nets[1:])
     work = loop.Loop(job)
-    work.n_images = 64 * options.batch * (10**6 // options.batch)  # beyond every warm-up that is counted in images
+    work.n_images = 64 * options.batch * (10**6 // options.batch)  # after all warm-ups, which are counted in images
     return work
 
 
@@ -220,9 +221,9 @@ def measure(
     settings: params.Params, method: str, supplement: str, options, folder: Path, micro_batch: int = 0,
     seconds: float = math.inf,
 ) -> dict:  # fmt: skip
-    """A row: milliseconds of an iteration and of its bare passes, their ratio, the passes, images a second, memory.
+    """A row of the table: milliseconds of an iteration and of its bare passes, their ratio, the passes, images per second, memory.
 
-    seconds: no turn begins after them, once LEAST turns count, and the look at the parts is shorter.
+    seconds: no turn starts after this time, once there are LEAST turns, and the parts are measured over fewer iterations.
     """
     begun = time.monotonic()
     work = loop_of(settings, method, supplement, options, folder, micro_batch)
@@ -240,7 +241,7 @@ def measure(
             for _ in range(cycle):
                 work.iterate()
             between, waited = now(options), waiting.seconds.get("data", 0.0)
-        if turn == 0:  # written down once: the writing itself takes time
+        if turn == 0:  # recorded once, because recording takes time
             recorder.passes = []
             for _ in range(cycle):
                 work.iterate()
@@ -250,7 +251,7 @@ def measure(
     kept = turns[options.warmup :]
     step, bare = (statistics.median(each[i] for each in kept) for i in (0, 1))
     looks = cycle * (3 if seconds == math.inf else 1)
-    with Clock(work, options) as clock:  # apart from the turns: looking costs time
+    with Clock(work, options) as clock:  # not during the turns, because the clock takes time
         before = now(options)
         for _ in range(looks):
             work.iterate()
@@ -281,7 +282,7 @@ def measure(
 
 
 def ceiling(options) -> float:
-    """Floating-point operations a second of a product of two large matrices: the fastest of ten."""
+    """Floating-point operations per second of a product of two large matrices, the fastest of ten."""
     n = 8192 if options.device == "cuda" else 2048
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     compute.set_precision(options.precision, [])
@@ -295,7 +296,7 @@ def ceiling(options) -> float:
 
 
 def _bare(each: Pass, options) -> float:
-    # Seconds of a pass; putting the network into the state that it had is not counted.
+    # Seconds of a pass, without the time for restoring the state of the network.
     for parameter in each.net.parameters():
         parameter.requires_grad, parameter.grad = each.weights, None
     for module in each.net.modules():
@@ -306,7 +307,7 @@ def _bare(each: Pass, options) -> float:
 
 
 def throughput(settings: params.Params, options, folder: Path) -> dict:
-    """Images a second of one step and of Heun's method in 18 steps (35 calls), with the same network; in turns."""
+    """Images per second of one-step generation and of Heun's method in 18 steps (35 calls), alternating, with the same network."""
     work, n = loop_of(settings, "di", "none", options, folder), options.images
     net = work.nets["teacher"]
     about = {
@@ -333,7 +334,7 @@ def throughput(settings: params.Params, options, folder: Path) -> dict:
 
 
 def line(row: dict, other: dict | None) -> str:
-    """A row of the Markdown table; other: the same on another machine or commit."""
+    """A row of the Markdown table. other: the row of the same measurement on another machine or commit."""
     cells = [row["method"], row["supplement"], f"{row['milliseconds']:.1f}", f"{row['bare_milliseconds']:.1f}", f"{row['ratio']:.2f}",
              f"{row['data_percent']:.1f}", f"{row['passes']:g}", f"{row['images_per_second']:.3g}", f"{row['ceiling_percent']:.0f}",
              f"{row['memory_gib']:.1f}"]  # fmt: skip
@@ -343,7 +344,7 @@ def line(row: dict, other: dict | None) -> str:
 
 
 def parts_table(rows: list[dict]) -> str:
-    """Milliseconds of an iteration by part, in Markdown: a look of its own, a few iterations after the turns."""
+    """A Markdown table of the milliseconds of an iteration by part, measured over a few iterations after the turns."""
     names = list(dict.fromkeys(part for row in rows for part in row["parts_milliseconds"] if part != "rest")) + ["rest"]
     lines = [["method", "supplement", *names], ["---", "---", *["---:"] * len(names)]]
     for row in rows:
@@ -354,7 +355,7 @@ def parts_table(rows: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write the table."""
+    """Measure and print the table, and write it if --out is given."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--network", choices=list(NETWORKS), default="demo")
@@ -363,24 +364,24 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--supplements", nargs="+", default=["none", "el"])
     parser.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="networks compiled, as with distil.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the networks, as with distil.compile")
     parser.add_argument("--channels-last", action="store_true", help="as with distil.channels_last")
-    parser.add_argument("--recompute", action="store_true", help="blocks computed again, as with distil.recompute")
+    parser.add_argument("--recompute", action="store_true", help="recompute blocks, as with distil.recompute")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15, help="turns that count")
+    parser.add_argument("--repeats", type=int, default=15, help="number of measured turns")
     parser.add_argument(
-        "--images", type=int, default=1000, help="of the comparison with Heun's method; 0 leaves it out"
+        "--images", type=int, default=1000, help="number of images for the comparison with Heun's method; 0 omits it"
     )
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", type=Path, help="JSON file for the rows")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads")
+    parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
     parser.add_argument(
-        "--compare", type=Path, help="a file that --out has written: milliseconds over its own in a last column"
+        "--compare", type=Path, help="a file written by --out: adds a column with the ratio of the times to those in it"
     )
     options = parser.parse_args(arguments)
     set_threads(options.threads, "distil")  # what every step begins with
     options.ceiling = ceiling(options)
-    settings, rows = params.load(ROOT / "params.yaml"), []
+    settings, rows = params.load_params(ROOT / "params.yaml"), []
     others = json.loads(options.compare.read_text(encoding="utf-8"))["rows"] if options.compare else []
     machine = (
         torch.cuda.get_device_name()

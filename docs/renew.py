@@ -38,7 +38,8 @@ def read_working_tree(name: str) -> str:
 
 
 def table(text: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The first table of a main.md: its header, with every second name made its own, and its rows by their first cell."""
+    """The first table of a main.md: its header, and its rows by their first cell. A header `minus …` carries the name of the
+    column before it."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header: list[str] = []
@@ -65,7 +66,8 @@ DIFFERENCE = f"{RANK}, minus none"
 TRAIN = "fd judge-a train"
 SMALL = {
     "seeds": "seeds", RANK: "judge-a", DIFFERENCE: "minus none (95 % interval)",
-    "fd judge-b held-out": "judge-b", "fd pixels held-out": "pixels", "CPU ms an iteration": "CPU ms per iteration",
+    "fd judge-b held-out": "judge-b", "fd pixels held-out": "pixels", "fdj judge-a held-out": "judge-a, unbiased",
+    "CPU ms an iteration": "CPU ms per iteration",
 }  # fmt: skip
 DEMO = {
     "seeds": "seeds", RANK: "judge-a, held-out", DIFFERENCE: "minus none", TRAIN: "judge-a, train",
@@ -134,17 +136,106 @@ def finding(read: Read) -> str:
     )
 
 
+def lower_in(text: str, arm: str, other: str) -> str:
+    """In how many seeds an arm ends below another one in the features that rank, such as "3 of 3"."""
+    found = re.search(
+        rf"^- {re.escape(arm)}: fd5k_judge-a_heldout is [^\n]*? {re.escape(other)}\b[^\n]*lower in (\d+ of \d+)",
+        text,
+        re.M,
+    )
+    if not found:
+        raise SystemExit(f"main.md does not say in how many seeds {arm} is lower than {other}")
+    return found[1]
+
+
+def share_of_gain(text: str, metric: str) -> str | None:
+    """The control's mean gain over the baseline in per cent of EL's; None unless both gain."""
+    el, control = (-float(comparison(text, f"di/{name}", metric, "none")[0]) for name in ("el", "pixel-mmd"))
+    return f"{100 * control / el:.0f} %" if min(el, control) > 0 else None
+
+
+def savings(text: str) -> str:
+    """How many iterations EL and the control save on the way to the baseline's final distance."""
+    header, rows = table(text)
+    place = header.index(f"iterations to none's final {RANK}")
+    saved = [re.search(r"saves (-?\d+ %)", rows[f"di/{name}"][place]) for name in ("el", "pixel-mmd")]
+    el, control = (each[1] if each else "an unknown share" for each in saved)
+    return f"{el} and the control {control}"
+
+
 def demo_reading(read: Read) -> str:
-    """What the small table of the README says, in sentences."""
+    """What the small table of the README says, in sentences, and what it leaves out."""
     text = read("data/tables/demo/main.md")
-    seeds = re.search(r"^- di/el: fd5k_judge-a_heldout is .* none\b.*lower in (\d+ of \d+)", text, re.M)
-    el, control = (comparison(text, f"di/{name}", "fd5k_judge-a_heldout", "none") for name in ("el", "pixel-mmd"))
-    gains = [-float(each[0]) for each in (el, control)]
-    share = f" The control has {100 * gains[1] / gains[0]:.0f} % of the mean gain." if min(gains) > 0 else ""
+    shares = [share_of_gain(text, f"fd5k_{space}_heldout") for space in ("judge-a", "pixels")]
+    gains = (
+        f" The control has {shares[0]} of EL's mean gain there and {shares[1]} of it in the pixels."
+        if all(shares)
+        else ""
+    )
+    low, high = standard_errors(text)
     other = comparison(text, "di/el", "fd5k_judge-b_heldout", "none")
+    precision = paired(read, "demo", "precision5k_judge-a_heldout", "di/el", "di/none")
+    return (
+        wrapped(
+            f"In the features of judge-a, by which runs are ranked, the distance is lower than without a supplement in "
+            f"{lower_in(text, 'di/el', 'none')} seeds with EL and in {lower_in(text, 'di/pixel-mmd', 'none')} with the control; EL's is "
+            f"below the control's in {lower_in(text, 'di/el', 'pixel-mmd')}.{gains} To reach the baseline's final distance, EL saves "
+            f"{savings(text)} of the iterations. In the features of judge-b EL's difference {with_interval(other)}. EL's "
+            f"difference in precision {with_interval(precision)}. The intervals cover training seeds only; each arm's standard error from "
+            f"sampling images, 360 of them held out, is {low} to {high} and partly shared.\n"
+        )
+        + "\n"
+        + wrapped(f"{bench_short(read)} {papers_figure(read)}")
+    )
+
+
+def standard_errors(text: str) -> tuple[str, str]:
+    """The smallest and the largest standard error of the arms' distances, from sampling images."""
+    header, rows = table(text)
+    place = header.index("fdse judge-a held-out")
+    errors = sorted((row[place].split(" ± ")[0] for name, row in rows.items() if name.startswith("di/")), key=float)
+    return errors[0], errors[-1]
+
+
+def demo_error(read: Read) -> str:
+    """The sampling error that the intervals leave out."""
+    low, high = standard_errors(read("data/tables/demo/main.md"))
     return wrapped(
-        f"In the features of judge-a, by which runs are ranked, the distance with EL is lower in {seeds[1]} seeds.{share} In the "
-        f"features of judge-b the difference {with_interval(other)}."
+        f"Intervals cover training seeds only. The standard error of a distance from sampling images (`fdse`), 360 of them held out, "
+        f"is {low} to {high} for each arm of Diff-Instruct, which is about as large as the differences above. All arms share the "
+        "held-out images, so this error cancels partly in a difference. How much was not measured."
+    )
+
+
+def holm(text: str, metric: str) -> str:
+    """Holm's p of EL against the baseline, as printed in a main.md."""
+    return re.search(rf"^- di/el: {re.escape(metric)} is [^\n]*? none\b[^\n]*Holm ([\d.]+)", text, re.M)[1]
+
+
+def demo_holm(read: Read) -> str:
+    """What Holm's correction says of the same comparisons in the demo's table and in that of the bench."""
+    demo, bench = (read(f"data/tables/{suite}/main.md") for suite in ("demo", "bench"))
+    parts = [
+        f"{holm(bench, metric)} {where} (here {holm(demo, metric)})"
+        for metric, where in (
+            ("fd5k_judge-a_heldout", "on held-out images"),
+            ("fd5k_judge-a_train", "on train images"),
+            ("fd5k_pixels_heldout", "in the pixels"),
+        )
+    ]
+    return wrapped(
+        "Holm's p corrects within one table, over the comparisons in the same features and with the same real images. Corrected over the "
+        f"larger table of the bench, p of the same runs of `di/el` against `none` is {parts[0]}, {parts[1]} and {parts[2]}."
+    )
+
+
+def papers_figure(read: Read) -> str:
+    """What the paper reports for the method of the demo, in a sentence."""
+    rows = rows_of(read("src/eldistill/tables/published.csv"))
+    fid = {row["method"]: row["fid"] for row in rows if (row["dataset"], row["conditional"]) == ("CIFAR-10", "no")}
+    return (
+        f"The paper reports FIDs of finished trainings, such as {fid['DI+EL']} with EL instead of {fid['Diff-Instruct (DI)']} for "
+        "Diff-Instruct on CIFAR-10."
     )
 
 
@@ -155,7 +246,9 @@ def demo_metrics(read: Read) -> str:
         for metric in ("precision", "recall", "kid", "coverage"):
             difference = paired(read, "demo", f"{metric}5k_judge-a_heldout", f"di/{name}", "di/none")
             lines.append(f"- `{name}`, {metric}: the difference to `none` {with_interval(difference)}.\n")
-    return "".join(lines)
+    clear = sum("excludes zero" in line for line in lines)
+    note = f"These intervals are not corrected for their number: {clear} of {len(lines)} excludes zero."
+    return "".join(lines) + "\n" + wrapped(note.replace("excludes", "exclude") if clear != 1 else note)
 
 
 def demo_sentences(read: Read) -> str:
@@ -218,7 +311,7 @@ def start_and_end(read: Read) -> str:
         f"{below} of {len(ends)} runs end below where they began, after {min(lengths):,} to {max(lengths):,} generated "
         "images. The distance to held-out images (2,000 generated, judge-a) is "
         f"{min(first):.1f} to {max(first):.1f} before training (`sid2a` starts from trained generators) and {min(last):.2f} to "
-        f"{max(last):.2f} after it."
+        f"{max(last):.2f} after it. This checks that every training learns; it compares nothing."
     )
 
 
@@ -244,6 +337,12 @@ def supplement_counts(read: Read) -> list[str]:
         f"`el` has a lower mean than the control `pixel-mmd` for {len(ahead)} of {len(methods)} methods. The interval of that "
         f"difference excludes zero for {listed(apart)}.",
     ]
+
+
+def bench_short(read: Read) -> str:
+    """The bench in two sentences."""
+    first, second = supplement_counts(read)
+    return f"In the bench, {first[0].lower()}{first[1:]} {second}"
 
 
 def precision_and_recall(read: Read) -> str:
@@ -284,12 +383,35 @@ def alarms(read: Read) -> str:
     """How many arms the page asks one to look at, and by which metrics."""
     text = read("data/tables/bench/main.md")
     found = re.findall(r"^- (\S+): (\w+) \S+, its teacher ", text, re.M)
-    _, rows = table(text)
+    header, rows = table(text)
     arms = [name for name in rows if "/" in name.split(" ")[0]]
-    metrics = listed(sorted({metric for _, metric in found}))
+    parts = []
+    for metric in sorted({metric for _, metric in found}):
+        place = next(index for index, name in enumerate(header) if name.startswith(f"{metric} judge-a"))
+        real, teacher = (
+            next(rows[name][place] for name in rows if name.startswith(kind)) for kind in ("real", "teacher")
+        )
+        parts.append(
+            f"{ALARMED.get(metric, f'`{metric}`')} is far below that of real images ({real}) and of the teacher ({teacher})"
+        )
     return (
-        f"For {len({arm for arm, _ in found})} of {len(arms)} arms the page raises an alarm, by {metrics}: images of no class, "
-        "or classes that are missing. See [how alarms are set](measuring.md#alarms)."
+        f"For {len({arm for arm, _ in found})} of {len(arms)} arms the list below the bench's table raises an alarm: "
+        f"{' or '.join(parts)}. This means images of no class, or classes that are missing. See [how alarms are "
+        "set](measuring.md#alarms)."
+    )
+
+
+ALARMED = {"is": "the class score (`is`, an Inception score with the classes of judge-a)"}
+
+
+def own_batches(read: Read) -> str:
+    """Why a supplement costs more with the consistency models."""
+    header, rows = table(read("data/tables/bench/main.md"))
+    cells = [row[header.index("CPU ms an iteration")] for name, row in rows.items() if name.startswith(("cd/", "ect/"))]
+    more = sorted(int(found[1]) for cell in cells if (found := re.search(r"\(([+-]\d+) %\)", cell)))
+    return (
+        "The consistency models make no one-step images in training, so a supplement needs a batch of its own. It adds "
+        f"{more[0]} to {more[-1]} % to the time of an iteration."
     )
 
 
@@ -316,6 +438,7 @@ def bench_sentences(read: Read) -> str:
             precision_and_recall(read),
             *pairs_of_arms(read),
             few_steps(read),
+            own_batches(read),
             alarms(read),
             f"The page makes {compared} comparisons at the 95 % level on one teacher and 360 held-out digits. Without a "
             "correction some of them exclude zero by chance; Holm's p in [main.md](../data/tables/bench/main.md) corrects.",
@@ -366,6 +489,8 @@ MADE: dict[str, Callable[[Read], str]] = {
     "demo-small": lambda read: chosen(read("data/tables/demo/main.md"), SMALL, without_networks),
     "demo-table": lambda read: chosen(read("data/tables/demo/main.md"), DEMO, lambda name: True),
     "demo-reading": demo_reading,
+    "demo-error": demo_error,
+    "demo-holm": demo_holm,
     "demo-metrics": demo_metrics,
     "demo-sentences": demo_sentences,
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),

@@ -30,6 +30,8 @@ OPTIMISER = {
     "warmup_images": 0, "decay_images": 0, "clip": 0.0, "clip_value": 0.0,
 }  # fmt: skip
 EMA = {"policy": "constant", "beta": 0.5, "halflife_images": 5e5, "ramp": 0.05, "gamma": 6.94}
+ROOT = Path(__file__).parents[1]  # of the project
+GOLDEN = ROOT / "tests/golden"  # small arrays computed by the original codes; LICENSES.md says which
 MEMBERS = [{"family": "conv", "norm": "none", "width": 4, "count": 1}, {"family": "identity", "count": 1}]
 
 
@@ -37,10 +39,10 @@ MEMBERS = [{"family": "conv", "norm": "none", "width": 4, "count": 1}, {"family"
 LONG = (
     "test_workflow",
     "test_processes",
-    "test_freshness",
+    "plan/test_freshness",
     "test_gpu_benchmark",
     "test_contracts",
-    "test_identity",
+    "plan/test_identity",
     "test_resume",
 )
 
@@ -54,7 +56,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, all others as they were."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    order = {ROOT / f"tests/{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(LONG)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -65,7 +68,7 @@ def one_thread():
 
 @functools.cache
 def _shipped() -> dict:
-    return reading.merged(reading.parts(Path(__file__).parents[1]))
+    return reading.merge_files(reading.read_files(ROOT))
 
 
 def shipped() -> dict:
@@ -76,7 +79,7 @@ def shipped() -> dict:
 def copy_parameters(folder: Path) -> None:
     """The parameters of this project in one params.yaml, and their schema, in another folder."""
     (folder / "workflow/schemas").mkdir(parents=True, exist_ok=True)
-    shutil.copy(Path(__file__).parents[1] / params.SCHEMA, folder / params.SCHEMA)
+    shutil.copy(ROOT / params.SCHEMA, folder / params.SCHEMA)
     (folder / "params.yaml").write_text(write_yaml(shipped(), sort_keys=False), encoding="utf-8")
 
 
@@ -116,7 +119,7 @@ def _teacher(labels: int, dtype, dropout: float, seed: int, network: str) -> tor
     return perturb(networks.build(config, seed), seed=seed).requires_grad_(False).eval().to(dtype)
 
 
-def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.Reals:
+def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.PackedImages:
     """Grey 8x8 images whose class decides where a bright square lies, encoded to deviation 0.5."""
     normal = torch.Generator().manual_seed(1)
     classes = torch.arange(count) % (labels or 3)
@@ -126,7 +129,7 @@ def reals(labels: int = 0, dtype=torch.float32, count: int = 48) -> data.Reals:
     images = images.clamp(0, 255).to(torch.uint8)
     level = images.double() / 255
     codec = {"mean": float(level.mean()), "std": float(level.std())}
-    return data.Reals(images, classes, codec, labels, dtype=dtype)
+    return data.PackedImages(images, classes, codec, labels, dtype=dtype)
 
 
 @dataclasses.dataclass
@@ -204,7 +207,7 @@ class Bench:
         for each in added:
             each.module.networks(nets, each.prepared, each.numbers, 6)
         if device != "cpu":
-            images = data.Reals(images.images, images.classes, images.codec, labels, device, dtype)
+            images = data.PackedImages(images.images, images.classes, images.codec, labels, device, dtype)
             for net in (frozen, *nets.values()):
                 net.to(device)
         path = self.folder / folder
@@ -229,7 +232,7 @@ class Bench:
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory) -> Path:
     """A project folder with packed digits, a teacher of 320 images and an ensemble: to copy, not to change."""
-    import test_distil
+    from tests.distil import test_distil
 
     return test_distil.make(tmp_path_factory.mktemp("small"))
 

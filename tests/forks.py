@@ -58,7 +58,7 @@ sys.exit(int(line.recv(8) or 1))
 def serving(folder: Path, whole: bool = False) -> Iterator[Path]:
     """A server for as long as the context lasts; gives a folder with snakemake, dvc and python for the PATH."""
     programs(folder / "bin", folder / "door")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1",
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / 'src'), "OMP_NUM_THREADS": "1",
                    "MPLBACKEND": "agg"}  # fmt: skip
     command = [sys.executable, __file__, str(folder / "door"), *(["whole"] if whole else [])]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
@@ -108,9 +108,9 @@ def run(name: str, arguments: list[str], whole: bool = False) -> int:
     if whole:
         return __main__.main(arguments[2:])
     if arguments[:3] != ["-m", "eldistill", "cost"]:  # which Snakemake starts when a run begins
-        steps.make = make
+        steps.make_step = make
         work.set_threads = lambda *given: None
-        work.machine = lambda *given: Machine()
+        work.find_machine = lambda *given: Machine()
         return __main__.main(arguments[2:])
     return 0
 

@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forks
 import pytest
-from conftest import read_yaml, write_yaml
-from shared import made_once
 
-ROOT = Path(__file__).parents[1]
+from tests import forks
+from tests.conftest import ROOT, read_yaml, write_yaml
+from tests.shared import made_once
+
 BIN = Path(sys.executable).parent
 # The suite smoke, with as little training as its steps can have: what it makes is not looked at.
 SMALL = {

@@ -6,17 +6,16 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 
 from eldistill.plan import params
 from eldistill.tables import results
 from eldistill.tables import suite as tables
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/tables/bench"
-PRIMARY = params.load(ROOT / "params.yaml").top("evaluate")["features"][0]  # the feature space that ranks
+PRIMARY = params.load_params(ROOT / "params.yaml").top("evaluate")["features"][0]  # the feature space that ranks
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -30,7 +29,7 @@ def run_of(row: dict[str, str]) -> str:
 
 def test_the_table_holds_every_run_of_the_suite():
     """Eight methods by three supplements by three seeds, and DMD's regression with and without EL."""
-    wanted = {str(run) for run in params.load(ROOT / "params.yaml").runs("bench")}
+    wanted = {str(run) for run in params.load_params(ROOT / "params.yaml").runs("bench")}
     assert {run_of(row) for row in rows("runs.csv")} == wanted and len(wanted) == 8 * 3 * 3 + 2 * 3
 
 

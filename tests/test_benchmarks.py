@@ -8,7 +8,6 @@ import importlib.util
 import json
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +17,8 @@ from eldistill.diffusion import draws
 from eldistill.losses import mmd
 from eldistill.plan import params
 from eldistill.supplements import embedding
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["conv4", "mix8-8", "identity", "conv8"]
 
 
@@ -44,7 +43,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def settings():
-    return params.load(ROOT / "params.yaml")
+    return params.load_params(ROOT / "params.yaml")
 
 
 def options(**changes) -> SimpleNamespace:

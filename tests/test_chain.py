@@ -6,16 +6,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from project import digests, tracked
-
 from eldistill import __main__
 from eldistill.plan import freshness, params
 from eldistill.plan.plan import Plan
+from tests.project import digests, tracked
 
 
 def stale() -> set[str]:
     """What a driver would make, by the recipes."""
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     return {f"{step.word} {step.name}" for step in freshness.refresh(plan.suite("smoke").values())}
 
 
@@ -26,7 +25,7 @@ def test_from_data_to_tables_and_again_where_a_number_changed(tmp_path, monkeypa
     monkeypatch.chdir(project.path)
 
     def run() -> None:
-        for word, name in Plan(params.load()).suite("smoke"):
+        for word, name in Plan(params.load_params()).suite("smoke"):
             assert __main__.main([word, name]) == 0, (word, name, capsys.readouterr().err)
 
     run()

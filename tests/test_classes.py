@@ -11,12 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_sampling import Plain, about
 
 from eldistill import __main__
 from eldistill.data import classes, packing
@@ -33,8 +31,9 @@ from eldistill.sampling.pictures import grid
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.spaces.pixels import pixels
 from eldistill.tables.alarms import alarms
-
-ROOT = Path(__file__).parents[1]
+from tests import conftest
+from tests.conftest import ROOT
+from tests.sampling.test_sampling import Plain, about
 
 
 def known(counts: list[int], **other) -> dict:
@@ -50,8 +49,8 @@ def known(counts: list[int], **other) -> dict:
 def test_of_a_balanced_set_the_classes_are_those_of_a_uniform_choice(number, each):
     """floor(floor(u C m) / m) = floor(u C): nothing changes, image by image, where all classes are equally frequent."""
     draw = Draw(5, "sample", 11, 4000)
-    uniform = classes.drawn(draw, about(label_dim=number))
-    assert torch.equal(classes.drawn(draw, known([each] * number)), uniform)
+    uniform = classes.draw_classes(draw, about(label_dim=number))
+    assert torch.equal(classes.draw_classes(draw, known([each] * number)), uniform)
     assert uniform.min() >= 0 and uniform.max() < number and uniform.dtype == torch.int64
 
 
@@ -59,7 +58,7 @@ def test_of_a_balanced_set_the_classes_are_those_of_a_uniform_choice(number, eac
 def test_classes_are_as_frequent_as_among_the_train_images(counts):
     """Each count lies within 5 binomial deviations; a class without train images is never drawn."""
     n = 20_000
-    found = torch.bincount(classes.drawn(Draw(0, "sample", 0, n), known(counts)), minlength=len(counts))
+    found = torch.bincount(classes.draw_classes(Draw(0, "sample", 0, n), known(counts)), minlength=len(counts))
     for count, seen in zip(counts, found.tolist(), strict=True):
         share = count / sum(counts)
         assert abs(seen - n * share) <= 5 * math.sqrt(n * share * (1 - share))
@@ -67,18 +66,18 @@ def test_classes_are_as_frequent_as_among_the_train_images(counts):
 
 def test_the_class_of_an_image_depends_on_its_seed_and_number_alone():
     counts = known([5, 80, 15])
-    whole = classes.asked(counts, 300, 4)
-    parts = [classes.drawn(Draw(4, "sample", first, 60), counts) for first in range(0, 300, 60)]
-    assert torch.equal(torch.cat(parts), whole) and torch.equal(classes.asked(counts, 7, 4), whole[:7])
-    assert not torch.equal(classes.asked(counts, 300, 5), whole)
-    assert classes.asked(about(label_dim=0), 3, 0) is None
+    whole = classes.requested_classes(counts, 300, 4)
+    parts = [classes.draw_classes(Draw(4, "sample", first, 60), counts) for first in range(0, 300, 60)]
+    assert torch.equal(torch.cat(parts), whole) and torch.equal(classes.requested_classes(counts, 7, 4), whole[:7])
+    assert not torch.equal(classes.requested_classes(counts, 300, 5), whole)
+    assert classes.requested_classes(about(label_dim=0), 3, 0) is None
 
 
 def test_the_images_of_a_generator_have_these_classes():
     """Of generators and of teachers; and the noise of an image is that of its number, whatever its class is."""
     counts = [1, 30, 2]
     net = sampling.Generator(Plain(), known(counts))
-    wanted = classes.asked(net.metadata, 40, 6)
+    wanted = classes.requested_classes(net.metadata, 40, 6)
     assert torch.equal(sampling.sample(net, 40, seed=6), sampling.sample(net, 40, seed=6, labels=wanted))
     assert not torch.equal(
         sampling.sample(net, 40, seed=6), sampling.sample(sampling.Generator(Plain(), about()), 40, seed=6)
@@ -98,15 +97,15 @@ BAD = {"too few": [1, 2], "negative": [1, -1, 3], "all 0": [0, 0, 0], "no number
 @pytest.mark.parametrize("kind", BAD)
 def test_counts_that_are_none_are_one_sentence(kind):
     with pytest.raises(Problem, match="expected 3 whole numbers, one for each label") as error:
-        classes.counts(about(class_counts=BAD[kind]))
+        classes.class_counts(about(class_counts=BAD[kind]))
     assert "\n" not in str(error.value)
 
 
 def test_a_network_that_does_not_know_its_counts_says_so():
-    assert classes.counts(about()) is None and classes.counts(about(label_dim=0, class_counts=[1])) is None
-    assert classes.sentence(about()) == "each of 3 classes is drawn equally often"
+    assert classes.class_counts(about()) is None and classes.class_counts(about(label_dim=0, class_counts=[1])) is None
+    assert classes.how_drawn(about()) == "each of 3 classes is drawn equally often"
     assert (
-        classes.sentence(known([4, 9, 2])) == "classes are drawn by their frequency: 2 to 9 train images in each of 3"
+        classes.how_drawn(known([4, 9, 2])) == "classes are drawn by their frequency: 2 to 9 train images in each of 3"
     )
 
 
@@ -151,7 +150,7 @@ def test_an_alarm_names_images_of_other_classes():
 
 @pytest.mark.parametrize("number", [1, 2, 19, 20, 21, 1000])
 def test_a_grid_has_a_row_for_each_class_or_for_some_that_are_spread(number):
-    rows = classes.rows(number)
+    rows = classes.shown_classes(number)
     assert len(rows) == min(number, classes.MOST_ROWS) and rows == sorted(set(rows)) and rows[0] == 0
     assert max(np.diff([*rows, number])) <= -(-number // len(rows))
     assert classes.row_labels(number, 3).tolist() == [each for each in rows for _ in range(3)]
@@ -168,7 +167,7 @@ def test_real_images_stand_in_the_row_of_their_class():
 def test_names_stand_beside_the_rows_and_leave_the_images_as_they_are():
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     board = grid(images, 3, 4)
-    shown = classes.beside(board, ["a", "a rather lon…"])
+    shown = classes.add_row_titles(board, ["a", "a rather lon…"])
     margin = shown.width - board.width
     assert margin > 8 and shown.height == board.height
     assert np.array_equal(np.asarray(shown)[:, margin:], np.asarray(board))
@@ -178,8 +177,12 @@ def test_names_stand_beside_the_rows_and_leave_the_images_as_they_are():
 
 
 def test_titles_are_names_or_numbers():
-    assert classes.titles(about()) == ["0", "1", "2"]
-    assert classes.titles(about(class_names=["cat", "a name that is long", "dog"])) == ["cat", "a name that i…", "dog"]
+    assert classes.row_titles(about()) == ["0", "1", "2"]
+    assert classes.row_titles(about(class_names=["cat", "a name that is long", "dog"])) == [
+        "cat",
+        "a name that i…",
+        "dog",
+    ]
 
 
 # --- from images to metrics ---------------------------------------------------------------------------
@@ -238,7 +241,7 @@ def unbalanced(tmp_path_factory):
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data/sources.csv", folder / "data")
     patch.chdir(folder)
-    for word, name in Plan(params.load()).suite("demo"):
+    for word, name in Plan(params.load_params()).suite("demo"):
         assert __main__.main([word, name]) == 0, (word, name)
     yield values
     patch.undo()
@@ -248,7 +251,7 @@ RUN = "shapes/di/none/0"
 
 
 def test_a_generator_carries_the_counts_of_its_train_images(unbalanced):
-    labels = data.load("data/sets/shapes/images.safetensors")[1]
+    labels = data.load_pack("data/sets/shapes/images.safetensors")[1]
     wanted = np.bincount(labels, minlength=3).tolist()
     assert sum(wanted) == 72 and wanted[0] > 2 * wanted[1] > 2 * wanted[2]
     for name in ("generator_ema", "ema-0"):
@@ -259,9 +262,9 @@ def test_a_generator_carries_the_counts_of_its_train_images(unbalanced):
 def test_every_evaluation_draws_by_frequency(unbalanced):
     """The run's and the teacher's first images of a seed are of the classes that the train images would give."""
     pack = Path("data/sets/shapes/images.safetensors")
-    drawn = classes.of_pack(pack, {"n": 200, "seed": 0})
+    drawn = classes.classes_of_pack(pack, {"n": 200, "seed": 0})
     generator = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors")
-    assert torch.equal(drawn.asked, classes.asked(generator.metadata, 200, 0))
+    assert torch.equal(drawn.asked, classes.requested_classes(generator.metadata, 200, 0))
     shares = torch.bincount(drawn.asked, minlength=3) / 200
     wanted = torch.tensor(generator.metadata["class_counts"]) / 72
     assert (shares - wanted).abs().max() < 0.1 and (shares - 1 / 3).abs().max() > 0.15
@@ -290,18 +293,18 @@ def test_grids_have_a_row_a_class(unbalanced):
 def test_pairs_have_the_classes_of_the_train_images(unbalanced):
     with np.load("data/teachers/shapes/pairs-60-0.npz") as arrays:
         found = torch.from_numpy(arrays["labels"])
-    about = classes.describe(Path("data/sets/shapes/images.safetensors")) | {"label_dim": 3}
-    assert torch.equal(found, classes.drawn(Draw(0, "pairs", 0, 60), about))
+    about = classes.describe_classes(Path("data/sets/shapes/images.safetensors")) | {"label_dim": 3}
+    assert torch.equal(found, classes.draw_classes(Draw(0, "pairs", 0, 60), about))
 
 
 def test_the_key_for_uniform_classes_makes_evaluations_again_and_nothing_else(unbalanced, capsys):
     before = json.loads(Path(f"data/evaluations/{RUN}/metrics.json").read_text())
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     changed = copy.deepcopy(unbalanced)
     changed["evaluate"]["classes"] = "uniform"
     Path("params.yaml").write_text(conftest.write_yaml(changed))
     try:
-        again = Plan(params.load())
+        again = Plan(params.load_params())
         differ = {name for name, step in plan.suite("demo").items() if again.suite("demo")[name].digest != step.digest}
         assert {word for word, name in differ} == {"evaluate", "tables"}
         assert __main__.main(["evaluate", RUN]) == 0
@@ -349,7 +352,7 @@ def test_agreement_needs_a_judge_in_the_features(unbalanced, capsys):
         assert __main__.main(["data", "shapes/reference-pixels"]) == 0
         assert __main__.main(["evaluate", "shapes/teacher"]) == 0
         said = capsys.readouterr().out
-        assert "agreement is left out: none of pixels is a classifier of these 3 classes" in said
+        assert "agreement is not measured: none of pixels is a classifier of these 3 classes" in said
         found = json.loads(Path("data/evaluations/shapes/teacher/metrics.json").read_text())
         assert found and not any(name.startswith("agreement") for name in found)
     finally:
@@ -358,7 +361,7 @@ def test_agreement_needs_a_judge_in_the_features(unbalanced, capsys):
 
 def test_unlabelled_data_are_as_before():
     """No step of a suite without labels knows of classes, so that none is stale."""
-    plan = Plan(params.load(ROOT / "params.yaml"))
+    plan = Plan(params.load_params(ROOT / "params.yaml"))
     for step in plan.suite("demo").values():
         recipe = json.loads(step.recipe)
         assert "classes" not in recipe["versions"] and "agreement" not in recipe["params"].get("metrics", [])
@@ -370,8 +373,8 @@ def test_a_pack_without_labels_is_one_sentence(tmp_path):
     (tmp_path / "plain").mkdir()
     for index in range(8):
         picture("cross", random).save(tmp_path / f"plain/{index}.png")
-    packing.pack({"source": "folder", "path": str(tmp_path / "plain"), "resolution": None, "crop": "square", "heldout": 3,
+    packing.pack_dataset({"source": "folder", "path": str(tmp_path / "plain"), "resolution": None, "crop": "square", "heldout": 3,
                   "limit": None, "count": None}, tmp_path / "pack")  # fmt: skip
-    assert classes.describe(tmp_path / "pack") == {}
+    assert classes.describe_classes(tmp_path / "pack") == {}
     with pytest.raises(Problem, match="has no labels, but its data setting has labels: true"):
-        classes.of_pack(tmp_path / "pack", {"n": 4, "seed": 0})
+        classes.classes_of_pack(tmp_path / "pack", {"n": 4, "seed": 0})

@@ -10,9 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
-import test_distil
 import torch
 
 from eldistill import __main__, files, networks
@@ -24,6 +22,8 @@ from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.training import lock as locks
 from eldistill.training import state
+from tests import conftest
+from tests.distil import test_distil
 
 made = test_distil.made  # the fixture
 SOURCE = Path(state.__file__).parents[2]
@@ -102,7 +102,7 @@ def test_orphans_are_told_to_end(tmp_path, slurm):
     told: list[str] = []
     assert cluster.end_orphans(here, told.append) == ["11", "12"]
     assert (slurm / "cancelled").read_text() == "11\n12\n"
-    assert len(told) == 1 and "2 jobs of an earlier snakemake are still there (11, 12)" in told[0]
+    assert len(told) == 1 and "2 jobs of an earlier snakemake still run (11, 12)" in told[0]
     assert cluster.end_orphans(here, told.append) == [] and len(told) == 1
     assert cluster.jobs_of(other) == ["13"]
 
@@ -230,7 +230,7 @@ def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
 
 def test_the_doctor_names_what_is_stale_or_edited_and_planned_by_nobody(project, capsys):
     """Results of another suite by other numbers, and a log that somebody has edited."""
-    plan, log = Plan(params.load()), Path("data/teachers/digits-smoke/log.csv")
+    plan, log = Plan(params.load_params()), Path("data/teachers/digits-smoke/log.csv")
     log.write_text(log.read_text() + "\n")
     found = examined(capsys)
     assert any(str(log) in line and "it is kept" in line for line in found["LOOK"])
@@ -258,7 +258,7 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
         path.write_bytes(b"x" * 1000)
     old, busy = state.state_folder("a" * 64), state.state_folder("b" * 64)
     (old / "state.safetensors").write_bytes(b"x" * 5000)
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     mine = state.state_folder(files.digest(plan.find("distil", RUN).recipe))
     with locks.lock(busy):
         assert __main__.main(["prune"]) == 0
@@ -321,7 +321,7 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
 @pytest.mark.parametrize("name", [name for name in networks.available() if name != "ddpm"])
 def test_every_network_of_ours_can_be_given_away(name, tmp_path):
     """Its files and those that they import, unchanged but for two; a copy in which it is built with torch alone."""
-    sources = export.code(name)
+    sources = export.source_files(name)
     kept = {path: text for path, text in sources.items() if path not in export.IN_PLACE}
     assert f"eldistill/networks/{name}.py" in kept and sources.keys() - kept.keys() <= set(export.IN_PLACE)
     assert all((SOURCE / path).read_text(encoding="utf-8") == text for path, text in kept.items())
@@ -340,9 +340,10 @@ def test_every_network_of_ours_can_be_given_away(name, tmp_path):
 
 def test_a_network_of_another_package_cannot_be_given_away():
     with pytest.raises(
-        Problem, match="of the kind ddpm needs more than torch; give its generator_ema.safetensors away as it is"
+        Problem,
+        match="of the kind ddpm needs more than torch and cannot be exported; share its generator_ema.safetensors as it is",
     ):
-        export.code("ddpm")
+        export.source_files("ddpm")
 
 
 def test_what_cannot_be_given_away_is_one_sentence(project, capsys):

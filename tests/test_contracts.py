@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -27,8 +26,10 @@ from eldistill.plan import params, schema, versions
 from eldistill.registry import available
 from eldistill.training import loop, state
 from eldistill.training.job import Job
+from tests import conftest
+from tests.conftest import ROOT
 
-PACKAGE, ROOT = Path(eldistill.__file__).parent, Path(__file__).parents[1]
+PACKAGE = Path(eldistill.__file__).parent
 
 
 METHODS, SUPPLEMENTS, FAMILIES = available("methods"), available("supplements"), available("ensemble")
@@ -271,7 +272,7 @@ def test_forced_normalisation_acts_on_the_networks_that_a_method_names(bench, ch
 
 def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator():
     """SiD has it, SiDA and SiD²A of the authors' size S have not."""
-    whole = params.load(Path(__file__).parents[1] / "params.yaml")
+    whole = params.load_params(ROOT / "params.yaml")
     for method in ("sida", "sid2a"):
         values = whole.section("method", method, "imagenet512-s")
         numbers = contract.make_numbers(contract.load_module("methods", values["file"]), values)
@@ -401,13 +402,13 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
     assert rest_a == rest_b and len(rest_a[0]) == 2
 
 
-NAMED = list(params.load(ROOT / "params.yaml").values["distil"]["methods"])
+NAMED = list(params.load_params(ROOT / "params.yaml").values["distil"]["methods"])
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_named_method_continues(bench, name):
     """Each section of distil.methods (CT's growing grid, iCT's stages, SiDA's warm-up, ...): stopped at half, bit for bit."""
-    section = params.load(ROOT / "params.yaml").section("method", name, "digits")
+    section = params.load_params(ROOT / "params.yaml").section("method", name, "digits")
     warm = {"group": 2, "freeze_images": 4, "solo_images": 12, "stage_images": 4, "every": 2}
     module = contract.load_module("methods", section["file"])
     changes = {
@@ -619,7 +620,7 @@ def test_numbers_are_declared(kind, file):
             setattr(numbers, field.name, field.default)
     with pytest.raises(dataclasses.FrozenInstanceError):
         numbers.another = 1
-    assert module.RECIPE == (f"{kind}/{file}", versions.version(f"{kind}/{file}"))
+    assert module.RECIPE == (f"{kind}/{file}", versions.version_of(f"{kind}/{file}"))
 
 
 @with_every
@@ -638,7 +639,7 @@ def test_declared_agrees_with_the_dataclass(kind, file):
             where = found.pop("items") if types == "array" else found
             assert where.pop("enum") == list(choices)
         assert found == {key: value for key, value in limits.items() if value is not None}
-        schema.check(default, read[field.name], field.name, {})
+        schema.check_value(default, read[field.name], field.name, {})
         names = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "tuple": "array"}
         word, *rest = re.split(r"\s*\|\s*", field.type)
         kinds = [names[word.split("[")[0]], *("null" for _ in rest)]

@@ -13,11 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
 import yaml
-from conftest import read_yaml
-from project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
 import eldistill
 from eldistill import __main__
@@ -25,8 +22,10 @@ from eldistill.commands import cost
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from eldistill.tables import published
+from tests import conftest
+from tests.conftest import ROOT, read_yaml
+from tests.project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
 
-ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 EVERY = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 PARAMS = params.from_values(conftest.shipped(), ROOT)
@@ -249,7 +248,7 @@ def test_the_bill_of_the_paper_is_what_the_command_prints():
     trainings = len(list(PARAMS.runs("paper")))
     page = PAGES["paper.md"]
     assert f"{jobs} jobs, {trainings} of them trainings" in page and f"[{trainings} trainings]" in EVERY["README.md"]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in cost.table(plan, "paper")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in cost.cost_table(plan, "paper")]
     made = {row[0]: row for row in cells}
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
@@ -295,7 +294,7 @@ def test_the_commands_of_the_quickstart_are_those_of_the_rehearsal():
 
 
 def figure(method: str) -> set[str]:
-    return {row["fid"] for row in published.figures() if row["method"] == method and row["dataset"] == "CIFAR-10"}
+    return {row["fid"] for row in published.load_figures() if row["method"] == method and row["dataset"] == "CIFAR-10"}
 
 
 def test_lengths_and_figures_of_gpu_day():
@@ -311,7 +310,7 @@ def test_lengths_and_figures_of_gpu_day():
     assert PARAMS.section("method", "sid-day", "cifar10")["alpha"] == 1.2
     runs = list(PARAMS.runs("gpu-day"))
     assert f"two seeds: {len(runs)} trainings" in page
-    hours = cost.hours_left([cost.of_run(Plan(PARAMS), run) for run in runs])
+    hours = cost.hours_left([cost.cost_of_run(Plan(PARAMS), run) for run in runs])
     assert f"{hours:.0f} hours of one GPU that reaches {cost.TFLOPS:g} TFLOP/s" in page
 
 

@@ -49,7 +49,7 @@ def example(door) -> str:
 @pytest.fixture
 def names(bench, tmp_path, monkeypatch) -> dict:
     """What examples use: names, and files in a folder of the test."""
-    parameters = params.from_values(reading.merged(reading.parts(ROOT)), ROOT)
+    parameters = params.from_values(reading.merge_files(reading.read_files(ROOT)), ROOT)
     monkeypatch.chdir(tmp_path)
     run, recorded = tmp_path / "data/runs/digits/di/el/0", tmp_path / "data/ensembles/digits/conv4"
     for folder in (run, recorded):

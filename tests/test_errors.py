@@ -17,7 +17,6 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -32,8 +31,9 @@ from eldistill.paths import PACKAGE
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from eldistill.tensors import save_tensors
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 RUN = "digits-smoke/di/none/0"
 TEACHER = "data/teachers/digits-smoke/teacher.safetensors"
 PACK = "data/sets/digits/images.safetensors"
@@ -43,7 +43,7 @@ CODEC = {"mean": 0.3053, "std": 0.3756}
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("pack") / "images.safetensors"
-    packing.pack({"source": "digits", "heldout": 360}, path)
+    packing.pack_dataset({"source": "digits", "heldout": 360}, path)
     return path.read_bytes()
 
 
@@ -190,7 +190,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(project, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     change("device", "cuda")
     for word, name in (("teacher", "digits"), ("evaluate", "digits/real")):
-        upstream = Plan(params.load()).find(word, name).upstream
+        upstream = Plan(params.load_params()).find(word, name).upstream
         for step in upstream:
             Path(step.outputs[0]).touch()
             Path(step.sidecar).write_text(step.recipe, encoding="utf-8")
@@ -448,9 +448,9 @@ def test_help_of_the_program_lists_every_step(project, capsys):
         ("data", ["heldout", "default 360", "units of 255", "label smoothing"]),
         ("teacher", ["P_mean", "default -1.2", "images a step", "Heun steps"]),
         ("ensemble", ["calibration", "default 512", "channels of every layer", "steps between new draws"]),
-        ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between saved states", "percent"]),
-        ("evaluate", ["curve_n", "default 2000", "images behind a final number", "k of precision"]),
-        ("tables", ["confidence", "default 0.95", "level of the intervals"]),
+        ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between two saved states", "percent"]),
+        ("evaluate", ["curve_n", "default 2000", "number of images for each final metric", "neighbours for precision"]),
+        ("tables", ["confidence", "default 0.95", "confidence level of the intervals"]),
     ],
 )
 def test_help_of_a_step_says_meaning_unit_and_default_of_its_numbers(project, capsys, word, words):
@@ -543,14 +543,14 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
     vouch()
     change("teacher/digits-smoke/seed", 7)
     text = fails(capsys, "distil", "digits-smoke/di/none/0")
-    assert "was not made by the numbers" in text and "teacher digits-smoke" in text
+    assert "was made with other numbers" in text and "teacher digits-smoke" in text
 
 
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
     from eldistill.steps import work
 
-    step = Plan(params.load()).find("data", "digits/images")
+    step = Plan(params.load_params()).find("data", "digits/images")
     Path(step.sidecar).write_text("old", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         assert not Path(step.sidecar).exists()

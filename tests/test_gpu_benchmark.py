@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from eldistill.plan import params
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks/gpu.py"
 HEAVY = ("scipy", "sklearn", "pandas", "matplotlib", "PIL", "snakemake", "dvc", "cleanfid", "torchvision")
 # As if they were not installed: found by nobody who asks for them.
@@ -66,7 +66,7 @@ def of():
 def options(tmp_path) -> SimpleNamespace:
     """What a part sees."""
     return SimpleNamespace(
-        device="cpu", toy=True, folder=tmp_path, settings=params.load(ROOT / "params.yaml"), threads=1, compile=False,
+        device="cpu", toy=True, folder=tmp_path, settings=params.load_params(ROOT / "params.yaml"), threads=1, compile=False,
         ceilings={"bfloat16": 1e12}, data="digits", carry=tmp_path, breaks=[],
     )  # fmt: skip
 

@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-import test_distil
 import torch
 import yaml
-from conftest import Bench
 from torch import distributed as collectives
 from torch import multiprocessing
 
@@ -28,6 +26,8 @@ from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
 from eldistill.training import launch, loop, state, update
 from eldistill.training import processes as distributed
+from tests.conftest import Bench
+from tests.distil import test_distil
 
 made = test_distil.made  # the fixture
 METHODS = sorted(path.stem for path in (Path(loop.__file__).parents[1] / "methods").glob("[!_]*.py"))
@@ -287,7 +287,7 @@ def test_too_much_for_the_memory_is_done_in_parts(project, monkeypatch, capsys):
     monkeypatch.setattr(update.Update, "_generate", small)
     capsys.readouterr()
     assert __main__.main(["distil", RUN, "--force"]) == 0
-    assert tried == [16] and "going on with 8 images at once" in capsys.readouterr().out
+    assert tried == [16] and "continuing with 8 images at once" in capsys.readouterr().out
     assert near(weights(), alone)
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["distil"]["fit"] = False
@@ -310,7 +310,7 @@ def test_several_processes_start_again_in_parts(monkeypatch):
 
 def test_what_is_no_training_or_no_number_is_one_sentence(project, capsys):
     for words, sentence in (
-        (["data", "digits/images", "--force", "--processes", "2"], "is made by one process; leave --processes away"),
+        (["data", "digits/images", "--force", "--processes", "2"], "is made by one process; remove --processes"),
         (["distil", RUN, "--processes", "0"], "--processes 0; expected 1 or more"),
         (["distil", RUN, "--force", "--processes", "300"], "cannot be shared by 300 processes") if os.cpu_count() > 64 else
         (["distil", RUN, "--max-minutes", "x"], "invalid float value"),
@@ -393,4 +393,4 @@ def plan_digest() -> str:
     from eldistill.plan import params
     from eldistill.plan.plan import Plan
 
-    return files.digest(Plan(params.load()).find("distil", RUN).recipe)
+    return files.digest(Plan(params.load_params()).find("distil", RUN).recipe)

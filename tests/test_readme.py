@@ -11,14 +11,13 @@ import re
 import subprocess
 from pathlib import Path
 
-import check
-import conftest
 import pytest
 import yaml
 
 from eldistill.plan import params, schema
+from tests import check, conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -304,7 +303,7 @@ def test_make_check_finds_the_test_of_a_promise(promise):
 def test_the_example_of_own_data_is_valid(name):
     """The YAML of "Your own images", merged into params.yaml, passes the check; README and docs show the same."""
     example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", PAGES[name], re.S).group(1))
-    values = schema.merge(PARAMS, example)
+    values = schema.merge_mappings(PARAMS, example)
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
 
 

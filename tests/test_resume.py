@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
 import torch
 
@@ -26,8 +25,9 @@ from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.training import lock, loop, state
 from eldistill.training.job import Job
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 STEPS, BATCH, TICKS = 10, 4, 3  # a row every 3 steps: 3, 6, 9 and 10
 EL = {"none": {}, "el": {"embedding": {}},
       "el that changes": {"embedding": {"augmentation": ("flip", "cutout", "scale"), "real_ratio": 2, "redraw": 3}}}  # fmt: skip
@@ -454,7 +454,7 @@ def test_command_names_a_running_copy(inputs, tmp_path, monkeypatch, capsys):
     """A second copy of a running command ends with exit code 2 and a sentence."""
     folder = project(inputs, tmp_path / "project", 64)
     monkeypatch.chdir(folder)
-    step = Plan(params.load()).find("distil", RUN)
+    step = Plan(params.load_params()).find("distil", RUN)
     with lock.lock(state.state_folder(step.digest)):
         assert __main__.main(["distil", RUN]) == 2
     assert re.search(rf"process {os.getpid()} on .* is already at work on this run", capsys.readouterr().err)

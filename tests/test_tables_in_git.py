@@ -13,8 +13,8 @@ import pytest
 from eldistill.errors import Problem
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 METRICS = "data/metrics.json.recipe"
 
 
@@ -34,7 +34,7 @@ SIDECARS = [name for name in tracked() if name.endswith(".recipe")]
 @functools.cache
 def plan() -> Plan:
     """What the present params.yaml asks for."""
-    return Plan(params.load(ROOT / "params.yaml"))
+    return Plan(params.load_params(ROOT / "params.yaml"))
 
 
 def asked(name: str, text: str) -> recipes.Step:

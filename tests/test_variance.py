@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import perturb, teacher
-from test_methods import Gaussian
-from toys import batch_of
 
 from eldistill.contract import Batch, Progress
 from eldistill.data import dataset as data
@@ -24,6 +21,9 @@ from eldistill.ensemble import seed
 from eldistill.losses import mmd
 from eldistill.methods import diff_instruct
 from eldistill.supplements import embedding
+from tests.conftest import perturb, teacher
+from tests.methods.test_methods import Gaussian
+from tests.toys import batch_of
 
 NUMBERS = diff_instruct.Numbers()  # ln sigma ~ N(-1.2, 1.2^2), weight sigma^2
 
@@ -199,15 +199,15 @@ def test_the_student_ends_between_teacher_and_data():
 # --- collapse (c.12) ---
 
 
-def digits() -> data.Reals:
+def digits() -> data.PackedImages:
     """scikit-learn's 1,797 digits."""
     datasets = pytest.importorskip("sklearn.datasets")
     images = np.round(datasets.load_digits().images * 255 / 16).astype(np.uint8)[:, None]
     codec = {"mean": float(images.mean() / 255), "std": float(images.std() / 255)}
-    return data.Reals(torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64), codec, 0)
+    return data.PackedImages(torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64), codec, 0)
 
 
-def spread_after_training(reals: data.Reals, folder: Path, estimator: str, size: int, number: int) -> float:
+def spread_after_training(reals: data.PackedImages, folder: Path, estimator: str, size: int, number: int) -> float:
     """tr Cov(generated) / tr Cov(real) in fresh members after 800 steps of EL alone on 64 real images a step.
 
     The generator is an MLP whose output lies within the pixels' range; the four members are redrawn every step.
@@ -224,7 +224,7 @@ def spread_after_training(reals: data.Reals, folder: Path, estimator: str, size:
         torch.manual_seed(number)
         layers = [torch.nn.Linear(32, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU()]
         generator = torch.nn.Sequential(*layers, torch.nn.Linear(512, 64), torch.nn.Unflatten(1, SHAPE))
-    low, high = data.limits(reals.codec)
+    low, high = data.encoded_limits(reals.codec)
     optimiser = torch.optim.Adam(generator.parameters(), lr=1e-3)
 
     def images_of(draw: Draw) -> torch.Tensor:

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
 from eldistill.errors import Problem
 from eldistill.plan import params, reading
+from tests.project import BIN, ROOT, bins, digests, project, quick, smoke  # noqa: F401  (the fixtures)
 
 RUN_EL, RUN_NONE = "digits-smoke/di/el/0", "digits-smoke/di/none/0"
 COLLECT = {"evaluate suite/smoke", "tables smoke"}
@@ -217,7 +217,7 @@ def test_a_method_is_added_as_the_page_says(project, asked):  # noqa: F811
 
 def test_the_page_names_the_keys_that_no_number_may_have(monkeypatch):
     """Those of every method and of every supplement, as the schema has them: a field of Numbers with such a name is refused."""
-    definitions, known = params.load(ROOT / "params.yaml").definitions, params.declared
+    definitions, known = params.load_params(ROOT / "params.yaml").definitions, params.declared
     for kind in ("method", "supplement"):
         (listed,) = re.findall(rf"keys of every {kind} are (.*?)\.", PAGE.replace("\n", " "))
         keys = set(definitions[kind]["properties"])
@@ -230,7 +230,7 @@ def test_the_page_names_the_keys_that_no_number_may_have(monkeypatch):
             with pytest.raises(
                 Problem, match=rf"src/eldistill/{kind}s/\w+\.py: Numbers has a field '{key}'.* rename it"
             ):
-                params.load(ROOT / "params.yaml")
+                params.load_params(ROOT / "params.yaml")
 
 
 SHRINK = '''"""Pulls images towards 0, at the images and by a pass of its own."""
@@ -328,7 +328,7 @@ def test_dvc_stages_are_the_six_words():
         names = [each for each in stage["params"] if isinstance(each, str)]
         assert {word, "suite", "suites"} <= set(names)
         # Of the files below params.yaml, the sections that stand there and that the word reads.
-        for file, values in reading.parts(ROOT).items():
+        for file, values in reading.read_files(ROOT).items():
             listed = [each[file] for each in stage["params"] if isinstance(each, dict) and file in each]
             assert listed == ([] if file == "params.yaml" else [[name for name in names if name in values]]), file
         assert "workflow/versions.json" in stage["deps"]
@@ -344,7 +344,7 @@ def test_versions_file_is_current():
     """workflow/versions.json is what the modules say; `python -m eldistill recipes` writes it."""
     from eldistill.plan import versions
 
-    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.table()
+    assert json.loads((ROOT / "workflow/versions.json").read_text()) == versions.version_table()
 
 
 def test_distil_needs_five_packages_only():

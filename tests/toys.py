@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
@@ -12,8 +10,9 @@ from torch import nn
 from eldistill import contract
 from eldistill.diffusion import draws, noise
 from eldistill.training.processes import SingleProcess
+from tests.conftest import GOLDEN
 
-DATA = Path(__file__).parent / "data" / "methods"
+DATA = GOLDEN / "methods"
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:

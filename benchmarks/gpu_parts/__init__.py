@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of benchmarks/gpu.py. A part is a module with `items(options)`, which lists what it measures, in order."""
+"""The parts of benchmarks/gpu.py. A part is a module with `items(options)`, which lists its measurements in order."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast is a GPU? An iteration beside its bare passes, by method, precision and network, and what it is spent on."""
+"""The part `fast`: the time of an iteration relative to its bare passes, by method, precision and network, and its parts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from eldistill.steps import work
 from gpu_parts.items import Item, LeftOut, free, is_memory
 
-SMALLEST = 4  # images at once, below which a network is not tried
+SMALLEST = 4  # smallest number of images at once that is tried
 SHARES = ("supplement", "noise", "augmentation", "data", "optimiser")
-SUBJECTS = {  # of the papers: their numbers, dropout and augmentation too
+SUBJECTS = {  # networks of the papers, with their numbers, dropout and augmentation
     "ddpmpp-cifar10": step.Subject("cifar10", 32, 3, "cifar10"),
     "adm-imagenet64": step.Subject("imagenet64", 64, 3, "imagenet64"),
     "edm2-xs-latents": step.Subject({"network": "edm2", "model_channels": 128}, 64, 4, "imagenet512-s"),
@@ -34,7 +34,7 @@ TOYS["ddpmpp-cifar10 without dropout"] = dataclasses.replace(TOYS["ddpmpp-cifar1
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: network, batch, method, supplement, precision of products, compiled or not."""
+    """The settings of a measurement."""
 
     network: str
     batch: int
@@ -49,7 +49,7 @@ class Setting:
 
 
 def items(options) -> list[Item]:
-    """CIFAR's DDPM++ with SiD in three precisions, with EL, compiled; then other methods; then ADM and EDM2."""
+    """DDPM++ for CIFAR-10 with SiD in three precisions, with EL, and compiled; then other methods; then ADM and EDM2."""
     step.NETWORKS.update(TOYS if options.toy else SUBJECTS)
     cifar, large = (8, 4) if options.toy else (256, 64)
     wanted = [
@@ -75,12 +75,12 @@ def items(options) -> list[Item]:
 
 
 def measured(setting: Setting, options, seconds: float) -> dict:
-    """A row of step.measure with the percent of each part. A batch that does not fit is cut in halves, and the row says so."""
+    """The row of step.measure, with the percentage of each part. A batch that does not fit is halved, which the row records."""
     if setting.precision == "tf32" and options.device != "cuda":
         raise LeftOut("tf32 is a format of GPUs")
     if setting.compile and options.toy and not options.compile:
         raise LeftOut("toy networks are not compiled unless --compile asks for it")
-    work.set_threads(options.threads, "distil")  # what every step begins with; also ends tf32 of the item before
+    work.set_threads(options.threads, "distil")  # like every step; this also switches off tf32 after the previous item
     asked = Namespace(
         device=options.device, network=setting.network, batch=setting.batch, precision=setting.precision,
         compile=setting.compile, channels_last=False, recompute=False, warmup=1, repeats=3 if options.toy else 20,
@@ -93,7 +93,7 @@ def measured(setting: Setting, options, seconds: float) -> dict:
             break
         too_much.append(at_once)
         at_once //= 2
-        free(options.device)  # after the error has gone, and with it the frames that hold tensors
+        free(options.device)  # after the exception is gone, because its frames hold tensors
         if at_once < SMALLEST:
             raise torch.OutOfMemoryError(f"{2 * at_once} images at once do not fit")
     whole = sum(row["parts_milliseconds"].values())
@@ -113,11 +113,11 @@ def _measured(setting: Setting, asked, options, at_once: int, seconds: float) ->
         return None
     finally:
         if setting.compile:
-            torch.compiler.reset()  # compiled code holds what it was compiled for
+            torch.compiler.reset()  # compiled code keeps its networks alive
 
 
 def ceiling_of(asked, known: dict[str, float]) -> float:
-    """Operations a second of a large matrix product in this precision, measured once."""
+    """Floating-point operations per second of a large matrix product in this precision, measured once."""
     if asked.precision not in known:
         known[asked.precision] = step.ceiling(asked)
     return known[asked.precision]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing that a part measures, how it is tried, and what is written down if it fails."""
+"""Items, which are the single measurements of a part: how they are run, and what is recorded if they fail."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
-TAIL = 14  # lines of a traceback that are kept
+TAIL = 14  # number of lines of a traceback that are recorded
 
 
 class LeftOut(Exception):
-    """An item cannot be measured here, for the reason in its message; nothing is broken."""
+    """Raised if an item cannot be measured on this machine; the message is the reason. It is not a failure."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """run: a function of the seconds it may take; its result is a JSON-able dict, with `differs` where a check failed.
+    """A measurement.
 
-    weight: its share of the time left to the part. patience: it is stopped after so many times its share.
+    run: function of the seconds that it may take. It returns a dict for JSON, with `differs` if a check failed. weight: its share of
+    the remaining time of the part, relative to the other items. patience: it is stopped after this multiple of its share.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Item:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether a device had too little memory; its libraries say so in words of their own."""
+    """Whether an exception means that a device ran out of memory, which its libraries report with different messages."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in ("out of memory", "ALLOC_FAILED"))
@@ -39,7 +40,7 @@ def is_memory(error: BaseException) -> bool:
 
 
 def failure(error: BaseException) -> dict:
-    """Type, message and the end of the traceback of an exception."""
+    """Reason, type, message and the end of the traceback of an exception."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     return {
         "reason": "out of memory" if is_memory(error) else "failed",
@@ -50,7 +51,7 @@ def failure(error: BaseException) -> dict:
 
 
 def attempt(item: Item, seconds: float) -> dict:
-    """The row of an item: `status` done, failed or left out, and its result or what went wrong."""
+    """Run an item; returns its row, with `status` done, failed or left out, and its result or its failure."""
     try:
         return {"status": "done", **item.run(seconds)}
     except LeftOut as reason:
@@ -60,14 +61,14 @@ def attempt(item: Item, seconds: float) -> dict:
 
 
 def free(device: str) -> None:
-    """Give back what the last item held: networks whose calls were recorded hold each other until they are collected."""
+    """Free the memory of the last item. Networks with recorded calls form reference cycles, which need a garbage collection."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def poisoned(device: str) -> bool:
-    """Whether this process can no longer use its GPU: after an illegal access every later call fails too."""
+    """Whether this process can no longer use its GPU, because every call after an illegal access fails."""
     if device != "cuda":
         return False
     try:

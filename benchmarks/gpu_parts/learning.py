@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a GPU learn? Real distillations with the numbers of params.yaml, from files that are carried in: quality over images
-generated and over seconds of training.
+"""The part `learning`: distillations with the numbers of params.yaml, and their quality over generated images and over seconds.
 
-Quality is the Fréchet distance of 2,000 images to the held-out and to the train images, in pixels and, where its file is there,
-in the features of judge-a. Images are made after a run has ended, from its snapshots: their cost is in no second of a curve.
+It needs files of the demo that are copied along. Quality is the Fréchet distance of 2,000 images to the held-out and to the train
+images, in pixels and, if its file exists, in the features of judge-a. Images are made from the snapshots after the end of a run, so
+that the seconds of a curve do not include them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,14 @@ from eldistill.training.machine import Machine
 from gpu_parts import small
 from gpu_parts.items import Item, LeftOut
 
-SNAPSHOTS = [0, 1, 2, 3, 5, 7, 10, 20, 35, 50, 75, 100]  # percent of a run
+SNAPSHOTS = [0, 1, 2, 3, 5, 7, 10, 20, 35, 50, 75, 100]  # in percent of a run
 IMAGES = 2000
-FASTER = 4  # factor of the rates of the last runs
-EVALUATION = (
-    0.3  # share of a run's time that its snapshots' images may take; what they do not take goes to the next item
-)
+FASTER = 4  # factor on the learning rates of the last runs
+EVALUATION = 0.3  # fraction of the time of a run for the images of its snapshots; unused time goes to the next item
 
 
 def items(options) -> list[Item]:
-    """The teacher, then {di, dmd} x {none, el}, then the control pixel-mmd, then all four at higher rates."""
+    """The teacher, then {di, dmd} x {none, el}, then the control pixel-mmd, then the first four with higher learning rates."""
     runs = [(method, supplement, 1) for method in ("di", "dmd") for supplement in ("none", "el")]
     runs += [(method, "pixel-mmd", 1) for method in ("di", "dmd")]
     runs += [(method, supplement, FASTER) for method, supplement, _ in runs[:4]]
@@ -50,7 +48,7 @@ def items(options) -> list[Item]:
             bench.append(Bench(options))
         return bench[0]
 
-    # The first four share most of the time: a run ends where its number of images is reached, and leaves the rest.
+    # The first four runs share most of the time. A run ends when its number of images is reached, and leaves the rest of its time.
     return [
         Item("teacher", lambda _: prepared().teacher_row(), 0.3),
         *(
@@ -66,7 +64,7 @@ def items(options) -> list[Item]:
 
 
 class Bench:
-    """The files that are carried in, and the spaces in which images are compared."""
+    """The files of the demo, and the feature spaces in which images are compared."""
 
     def __init__(self, options):
         self.options, self.plan = options, Plan(options.settings)
@@ -80,7 +78,7 @@ class Bench:
         self.n = 64 if options.toy else IMAGES
         self.references = {}
         for part in ("train", "heldout"):
-            features = embed_all(chunks(data.load(self.images, part)[0]), spaces)
+            features = embed_all(chunks(data.load_pack(self.images, part)[0]), spaces)
             self.references[part] = {name: metrics.moments(each) for name, each in features.items()}
 
     def _carried(self) -> tuple[Path, Path, Path | None]:
@@ -108,15 +106,15 @@ class Bench:
         }
 
     def teacher_row(self) -> dict:
-        """Distances of the teacher's own images (Heun, 18 steps), and of train images to held-out ones."""
+        """The row of the teacher: distances of its images (Heun, 18 steps), and of train images to held-out ones."""
         net, about = teachers.load_denoiser(self.teacher, self.options.device)
         found = self.quality(images_of_teacher(net, about, self.n, 18))
-        floor = self.quality(chunks(data.load(self.images, "train")[0]))
+        floor = self.quality(chunks(data.load_pack(self.images, "train")[0]))
         return {"data": self.options.data, "judge": self.judge is not None, "images": self.n, "quality": found,
                 "train images": {name: value for name, value in floor.items() if name.endswith("heldout")}}  # fmt: skip
 
     def run(self, method: str, supplement: str, factor: float, seconds: float) -> dict:
-        """One distillation and its curve: rows of images generated, seconds of training, distances."""
+        """Run one distillation; its row has the curve: generated images, seconds of training, and distances."""
         began = time.monotonic()
         work.set_threads(self.options.threads, "distil")
         run = self.options.settings.run(f"{self.options.data}/{method}/{supplement}/0")
@@ -148,14 +146,14 @@ class Bench:
     def _ensemble(self, name: str) -> Path:
         path = self.options.folder / f"{self.options.data}-{name}.json"
         if not path.exists():
-            reals = data.reals(self.images, self.codec, self.labels)
+            reals = data.load_real_images(self.images, self.codec, self.labels)
             section = self.options.settings.section("ensemble", name)
             ensembles.record_ensemble(section, 0, reals, path, path.with_suffix(".npz"))
         return path
 
     def _curve(self, folder: Path, values: dict, until: float) -> tuple[list[dict], list[int]]:
-        # Rows of the snapshots that there are, and the images at those for which no time was left; the last and the first
-        # snapshot come first. Seconds: between a file's time and that of the first, written before the first step.
+        # Rows of the existing snapshots, and the numbers of images of those for which no time was left. The last and the first
+        # snapshot are measured first. Seconds are counted from the time of the first file, which is written before the first step.
         counts = {
             distil.snapshot_images(values["n_images"], values["batch"], percent): folder / f"ema-{percent}.safetensors"
             for percent in reversed(SNAPSHOTS)
@@ -174,7 +172,7 @@ class Bench:
 
 
 def toys(options) -> tuple[Path, Path, None]:
-    """A small pack and an untrained teacher with the codec of the data setting, for a look at the code: nothing is learned."""
+    """A small packed data set and an untrained teacher with the codec of the data setting, which only test the code."""
     values = options.settings.section("data", options.data)
     images, teacher = options.folder / "images.safetensors", options.folder / "teacher.safetensors"
     reals = small.reals_of(small.Case("di"))

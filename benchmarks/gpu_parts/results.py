@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of results of benchmarks/gpu.py, and sentences about what is in it. Nothing here needs torch."""
+"""The file of results of benchmarks/gpu.py, and sentences about its items. This module does not need torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def plain(value):
-    """A value for JSON: numbers that are not finite as their names."""
+    """A value that JSON can store; numbers that are not finite become text."""
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -22,7 +22,7 @@ def plain(value):
 
 
 class Results:
-    """The one file of results, written anew after every change, whole or not at all."""
+    """The file of results. It is rewritten atomically after every change."""
 
     def __init__(self, path: Path, begun: float, about: dict):
         self.path, self.begun = path, begun
@@ -41,7 +41,7 @@ class Results:
         os.replace(temporary, self.path)
 
     def summary(self) -> dict:
-        """Numbers of items by status; what failed, differs, was not reached."""
+        """The number of finished items, and lists of items that failed, differ, were left out or were not reached."""
         rows = [(f"{part}: {name}", row) for part, entry in self.values["parts"].items()
                 for name, row in entry["items"].items()]  # fmt: skip
         parts = [(part, entry) for part, entry in self.values["parts"].items() if entry.get("failed")]
@@ -62,12 +62,12 @@ class Results:
 
 
 def first_line(message: str) -> str:
-    """The beginning of an error's message."""
+    """The first line of the message of an error, at most 160 characters."""
     return (message.splitlines() or [""])[0][:160]
 
 
 def sentence(part: str, name: str, row: dict) -> str:
-    """What is printed of an item."""
+    """The sentence that is printed about an item."""
     where, took = f"{part}: {name}", f"{row.get('seconds', 0):.1f} s"
     if row["status"] == "failed":
         return f"{where} FAILED after {took} ({row['type']}: {first_line(row['message'])})"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a GPU right? Every method, with and without EL, against the CPU in float64; repeats, restarts, micro-batches, bfloat16."""
+"""The part `right`: every method, with and without EL, compared with the CPU in float64; repeated runs, restarts, micro-batches and
+bfloat16."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ from gpu_parts import small
 from gpu_parts.items import Item, failure, is_memory
 from gpu_parts.small import Case
 
-EXACT = 1e-9  # largest relative difference of float64 on two devices, after small.STEPS steps
-MOVED = 1e-6  # what the steps must have changed at least, for an agreement to mean anything
-SHORT = ("float64", "float32", "micro-batch")  # of cases that vary one thing
+EXACT = 1e-9  # largest accepted relative difference between two devices in float64, after small.STEPS steps
+MOVED = 1e-6  # smallest change that the steps must make; without it an agreement would mean nothing
+SHORT = ("float64", "float32", "micro-batch")  # checks of cases that vary one thing
 
 
 def items(options) -> list[Item]:
-    """Every method with and without EL, EL stacked, a group of one process, and cases that vary one thing; a few of each kind
-    first, for the case that there is time for no more."""
+    """Every method with and without EL, EL stacked, a group of one process, and cases that vary one thing. A few of each kind come
+    first, in case the time ends."""
     cases = [Case(method, supplement) for method in step.METHODS for supplement in ("none", "el")]
     more = {
         "di/none, dropout": Case("di", dropout=0.2),
@@ -53,7 +54,7 @@ def verdict(checks: dict[str, dict]) -> dict:
 
 
 def compare(case: Case, options, only: tuple[str, ...] = ()) -> dict:
-    """The checks of one case; a check that raises is written down as not passed, and the next is made."""
+    """Make the checks of one case. A check that raises an exception is recorded as not passed, and the next one is made."""
     runs: dict[str, small.Outcome] = {}
     cases = {
         "cpu float64": dataclasses.replace(case, dtype=torch.float64),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast does one step sample? Beside Heun's method in 18 steps with the same network, CIFAR's DDPM++."""
+"""The part `sampling`: images per second of one-step generation and of Heun's method in 18 steps, with DDPM++ for CIFAR-10."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpu_parts.items import Item
 
 
 def items(options) -> list[Item]:
-    """In bfloat16, then in float32, in which generators are evaluated."""
+    """One item in bfloat16, and one in float32, the precision of evaluations."""
     step.NETWORKS.update(fast.TOYS if options.toy else fast.SUBJECTS)
     counts = {"bfloat16": 8, "float32": 8} if options.toy else {"bfloat16": 256, "float32": 64}
     return [
@@ -23,7 +23,7 @@ def items(options) -> list[Item]:
 
 
 def rates(precision: str, n: int, options) -> dict:
-    """Images a second of both, and their ratio, for n images at once."""
+    """Images per second of both, and their ratio, for n images at once."""
     work.set_threads(options.threads, "distil")
     asked = Namespace(
         device=options.device, network="ddpmpp-cifar10", batch=n, images=n, precision=precision, compile=False,

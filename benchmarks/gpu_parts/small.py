@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small trainings of a few iterations, whole, for comparisons: every method of params.yaml on 8x8 images."""
+"""Complete small trainings of a few iterations for comparisons: every method of params.yaml on 8x8 images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eldistill.training.job import Job, Supplement, Training
 from eldistill.training.optimisers import Ema, Optimiser
 
 STEPS, BATCH, GROUP = 4, 8, 4
-START = 2048  # images before the first step: beyond the warm-ups of the numbers for digits; a multiple of the batch
+START = 2048  # number of images before the first step: after the warm-ups of the numbers for digits, and a multiple of the batch
 NETWORKS = {
     "song": {"model_channels": 8, "attn_resolutions": [], "dropout": 0.0},
     "song with attention": {"network": "song", "model_channels": 8, "attn_resolutions": [8], "dropout": 0.0},
@@ -79,14 +79,14 @@ def teacher_of(case: Case) -> torch.nn.Module:
     return net.requires_grad_(False).eval().to(case.device, case.dtype)
 
 
-def reals_of(case: Case, count: int = 128) -> data.Reals:
+def reals_of(case: Case, count: int = 128) -> data.PackedImages:
     """Grey images whose class decides where a bright square lies."""
     classes = torch.arange(count) % 3
     images = 60 + 30 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for image, label in zip(images, classes.tolist(), strict=True):
         image[:, label : label + 4, label : label + 4] += 120
     images = images.clamp(0, 255).to(torch.uint8)
-    return data.Reals(images, classes, {"mean": 0.33, "std": 0.23}, case.labels, case.device, case.dtype)
+    return data.PackedImages(images, classes, {"mean": 0.33, "std": 0.23}, case.labels, case.device, case.dtype)
 
 
 def supplement_of(settings: params.Params, case: Case, folder: Path) -> Supplement:
@@ -126,27 +126,27 @@ def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path
 
 
 class Stopping(loop.Loop):
-    """A loop that is asked to stop after `stop` iterations; 0: never."""
+    """A loop that stops after `stop` iterations; 0 means never."""
 
     stop = 0
 
     def iterate(self) -> None:
-        """One iteration."""
+        """Make one iteration."""
         super().iterate()
         if self.iteration == self.stop:
             self.stop_reason = "the comparison asks for it"
 
 
 def loop_of(settings: params.Params, case: Case, folder: Path, state_folder: Path, stop: int = 0) -> loop.Loop:
-    """The loop of a case at its first step."""
+    """The loop of a case before its first step."""
     work = Stopping(job_of(settings, case, folder, state_folder))
     work.stop, work.n_images = stop, START
     return work
 
 
 def trained(settings: params.Params, case: Case, folder: Path, stop: int = 0, change=None) -> Outcome:
-    """A case run to its end. stop: it is stopped after so many iterations, and a new loop resumes from the saved state.
-    change: a function of the loop, before it runs."""
+    """Run a case to its end. stop: the number of iterations after which it is stopped and resumed from the saved state by a new loop;
+    0 means never. change: a function that changes the loop before it runs."""
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
         work = loop_of(settings, case, folder, place, stop)
@@ -163,7 +163,7 @@ def trained(settings: params.Params, case: Case, folder: Path, stop: int = 0, ch
 
 
 def outcome(work: loop.Loop, case: Case) -> Outcome:
-    """What a loop has come to."""
+    """The weights, log and images of a finished loop."""
     tensors = state.pack_tensors({**work.job.nets, "average": work.average}, {})
     compute.set_precision("float32", [work.average])
     z = 2.5 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -174,7 +174,7 @@ def outcome(work: loop.Loop, case: Case) -> Outcome:
 
 
 def weights_apart(mine: dict, wanted: dict) -> float:
-    """The largest difference of two sets of tensors, each relative to the tensor's largest entry."""
+    """The largest difference between two sets of tensors, relative to the largest entry of each tensor."""
     if mine.keys() != wanted.keys():
         raise ValueError("two runs have other networks")
     parts = [
@@ -186,7 +186,7 @@ def weights_apart(mine: dict, wanted: dict) -> float:
 
 
 def terms_apart(mine: list[dict], wanted: list[dict]) -> float:
-    """The largest difference of two logs, each number relative to the largest of its name."""
+    """The largest difference between two logs, relative to the largest value of each logged number."""
     if len(mine) != len(wanted) or any(a.keys() != b.keys() for a, b in zip(mine, wanted, strict=True)):
         raise ValueError("two runs have other logs")
     names = {name for row in wanted for name in row if not name.endswith(NOISY)}
@@ -199,6 +199,6 @@ def terms_apart(mine: list[dict], wanted: list[dict]) -> float:
 
 
 def same_bits(mine: Outcome, wanted: Outcome) -> bool:
-    """Whether weights and log are equal to the bit."""
+    """Whether weights and logs are bit-identical."""
     equal = all(torch.equal(mine.weights[name], each) for name, each in wanted.weights.items())
     return equal and mine.rows == wanted.rows

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches over the process that measures: starts it, reads what it tells, kills it at a limit, starts another when it has broken
-down. Nothing here needs torch."""
+"""Supervision of the process that measures: starts it, reads its events, kills it at a time limit, and starts another one after a
+failure. This module does not need torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpu_parts.results import Results, sentence
 
 SCRIPT = str(Path(__file__).resolve().parents[1] / "gpu.py")
 POISONED = 86  # exit code of a process that can no longer use its GPU
-START = {"cuda": 12.0, "cpu": 4.0}  # seconds without which starting a process again is no use
+START = {"cuda": 12.0, "cpu": 4.0}  # seconds that must be left for another process to be started
 
 
 class Worker:
-    """A process that makes the items of parts, told by lines of JSON what to do and telling by lines what it does.
+    """A process that measures the items of parts. It gets commands and writes events as lines of JSON.
 
-    It is started when it is needed: again after it has broken down, else once, because starting costs many seconds.
+    It is started when it is needed, and again only after a failure, because starting takes many seconds.
     """
 
     def __init__(self, words: list[str], folder: Path, log: Path):
@@ -32,7 +32,7 @@ class Worker:
         self.starts, self.read = 0, 0
 
     def start(self) -> None:
-        """Start the process unless it is there."""
+        """Start the process unless it is running."""
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.starts, self.read = self.starts + 1, 0
@@ -44,7 +44,7 @@ class Worker:
                 )  # fmt: skip
 
     def wait(self, until: float) -> list[dict]:
-        """Start it and wait until it can begin, has ended, or the time is up; gives what it has told."""
+        """Start the process and wait until it is ready, has ended, or the time is up; returns its events."""
         self.start()
         found: list[dict] = []
         while time.monotonic() < until and self.process.poll() is None:
@@ -55,14 +55,14 @@ class Worker:
         return found
 
     def send(self, command: dict) -> None:
-        """Tell the process, which is started if need be, what to do."""
+        """Send a command to the process, which is started if necessary."""
         self.start()
-        with contextlib.suppress(BrokenPipeError):  # its exit code says so too
+        with contextlib.suppress(BrokenPipeError):  # its exit code is handled elsewhere
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
 
     def told(self) -> list[dict]:
-        """What it has told since the last call."""
+        """The events since the last call."""
         found = []
         if self.events.exists():
             with open(self.events, encoding="utf-8") as file:
@@ -73,7 +73,7 @@ class Worker:
         return found
 
     def stop(self) -> None:
-        """End it, and what it has started, at once."""
+        """Kill the process and all processes that it started."""
         if self.process is not None:
             if self.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -88,21 +88,21 @@ class Worker:
 
 
 class Part:
-    """One part: what the worker has told of it so far, and its entry in the results.
+    """One part of the benchmark: its progress and its entry in the results.
 
-    until: when no item begins any more; latest: when one that has begun is stopped. Both as time.monotonic().
+    until: the time after which no item starts. latest: the time at which a running item is stopped. Both are time.monotonic().
     """
 
     def __init__(self, name: str, device: str, worker: Worker, results: Results, until: float, latest: float, say):
         self.name, self.device, self.worker, self.results = name, device, worker, results
         self.until, self.latest = until, latest
         self.entry, self.say = results.part(name), say
-        self.running: str | None = None  # the item at work
-        self.last: str | None = None  # the item that began last
+        self.running: str | None = None  # the item that is running
+        self.last: str | None = None  # the item that was started last
         self.kill_at, self.begun = latest, 0.0
 
     def run(self) -> None:
-        """All items, by as many workers as it takes; no longer than `until`."""
+        """Measure all items, with new workers after failures, until the time `until`."""
         began, reason = time.monotonic(), "stopped"
         self.entry["planned_seconds"] = round(self.until - began, 2)
         try:
@@ -115,7 +115,7 @@ class Part:
             self.results.write()
 
     def _items(self) -> None:
-        # A worker that breaks down is followed by another, which begins after the item that broke it.
+        # After a failure of a worker, a new one starts with the item after the one that failed.
         while True:
             after = self.last
             code, killed = self._attempt()
@@ -172,7 +172,7 @@ class Part:
         self.results.write()
 
     def _broken(self, code: int, killed: bool) -> None:
-        # The item during which a process ended.
+        # Records the item during which a process ended.
         took, name = time.monotonic() - self.begun, self.running
         row = {"status": "failed", "seconds": round(took, 2), "type": "ProcessEnded", "reason": "failed", "traceback": [],
                "message": f"its process ended with {ended(code, killed)}", "log_tail": self.worker.tail()}  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that measures: makes the items of a part one after the other, and writes a line of JSON when one begins and ends."""
+"""The process that measures the items of a part in order, and writes a line of JSON when an item starts and ends."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from gpu_parts import results, supervise
 from gpu_parts.items import Item, attempt, free, poisoned
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = 1.0  # seconds without which an item is not begun
-PATIENCE = 10.0  # seconds beyond its share that any item has
+LEAST = 1.0  # seconds that must be left for an item to be started
+PATIENCE = 10.0  # seconds that every item has in addition to its share
 
 
 def run(options) -> int:
-    """Take parts from standard input until it ends, and make their items; returns the exit code."""
+    """Read commands from standard input until it ends, and measure the items of their parts; returns the exit code."""
     faulthandler.enable()
     _end_with(os.getppid())
     with open(options.worker, "a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as folder:
@@ -38,11 +38,11 @@ def run(options) -> int:
             file.write(json.dumps(results.plain({"event": event, **values}), allow_nan=False) + "\n")
             file.flush()
 
-        work.set_threads(options.threads, "distil")  # as every step of the package begins
+        work.set_threads(options.threads, "distil")  # like every step of the package
         tell("device", **device(options.device))
         warm(options.device)
         options.folder, options.ceilings = Path(folder), {}
-        options.settings = params.load(ROOT / "params.yaml")
+        options.settings = params.load_params(ROOT / "params.yaml")
         tell("ready")
         for line in sys.stdin:
             if not make(options, tell, **json.loads(line)):
@@ -51,7 +51,7 @@ def run(options) -> int:
 
 
 def make(options, tell: Callable, part: str, until: float, after: str | None) -> bool:
-    """The items of a part after the one named, while the clock says less than `until`; False if the GPU is lost."""
+    """Measure the items of a part after the item `after`, until the time `until` (of time.time()). Returns False if the GPU is lost."""
     items = importlib.import_module(f"gpu_parts.{part}").items(options)
     names = [item.name for item in items]
     tell("plan", items=names)
@@ -73,7 +73,7 @@ def make(options, tell: Callable, part: str, until: float, after: str | None) ->
 
 
 def device(kind: str) -> dict:
-    """The device by its name, and the versions of what drives it."""
+    """The name of the device, and the versions of its driver and libraries."""
     import platform
 
     if kind == "cpu":
@@ -88,7 +88,7 @@ def device(kind: str) -> dict:
 
 
 def warm(kind: str) -> None:
-    """What the first item would otherwise pay for: torch's optimisers are imported late, a GPU's libraries begin slowly."""
+    """Import torch's optimisers and initialise the GPU's libraries, so that the first item does not include their time."""
     weight = torch.ones(1, 4, 3, 3, device=kind, requires_grad=True)
     torch.nn.functional.conv2d(torch.ones(2, 4, 8, 8, device=kind), weight).sum().backward()
     torch.optim.Adam([weight]).step()
@@ -105,7 +105,7 @@ def _driver() -> str | None:
 
 
 def _end_with(parent: int) -> None:
-    # A process whose starter was killed must not go on holding the GPU.
+    # Ends this process if its parent was killed, so that it does not keep the GPU.
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
@@ -118,7 +118,7 @@ def _end_with(parent: int) -> None:
 
 
 def broken(item: Item, name: str, breaks: list[str]) -> Item:
-    """The item, or in its place one that goes wrong in the way that --break asks for."""
+    """The item, or one that fails in the way that --break names."""
     how = dict(each.rsplit("=", 1) for each in breaks).get(name)
     return item if how is None else Item(item.name, lambda seconds: _BREAKS[how](), item.weight, item.patience)
 

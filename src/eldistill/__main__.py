@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill`: one subcommand for each step, and `sample`.
+"""The command line `python -m eldistill`: one subcommand for each of the six steps and for each entry of TOOLS.
 
 Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the machine failed (disk, memory, a NaN);
 75 stopped politely with its state saved, the same command continues.
@@ -39,8 +39,11 @@ ABOUT = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m eldistill", description="One-step generators from diffusion teachers.",
-                                  epilog="All numbers stand in params.yaml; each subcommand's --help lists those it reads.")  # fmt: skip
+    top = argparse.ArgumentParser(
+        prog="python -m eldistill",
+        description="Distil diffusion models into one-step generators, measure them and write the tables.",
+        epilog="All numbers are in params.yaml; `--help` of a step lists the numbers that it reads.",
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="word", required=True, metavar="STEP")
     for word, (about, names) in ABOUT.items():
@@ -48,12 +51,16 @@ def parser() -> argparse.ArgumentParser:
             word, help=about, description=about + ".", formatter_class=argparse.RawDescriptionHelpFormatter
         )
         each.add_argument("name", metavar="NAME", help=names)
-        each.add_argument("--recipe", metavar="FILE", help="recipe to follow (default: computed from params.yaml)")
-        each.add_argument("--force", action="store_true", help="make it again even if it is up to date (default: no)")
+        each.add_argument(
+            "--recipe", metavar="FILE", help="recipe that the step follows (default: computed from params.yaml)"
+        )
+        each.add_argument(
+            "--force", action="store_true", help="run the step even if its outputs are up to date (default: no)"
+        )
         each.add_argument("--max-minutes", type=float, default=0, metavar="MINUTES",
-                          help="stop politely after this time, exit code 75 (default: 0, no limit)")  # fmt: skip
+                          help="save the state and stop after this time, with exit code 75 (default: 0, no limit)")  # fmt: skip
         each.add_argument("--processes", type=int, default=1, metavar="N",
-                          help="share every batch among so many processes, one for each GPU; for trainings (default: 1)")  # fmt: skip
+                          help="number of processes that share each batch of a training, one for each GPU (default: 1)")  # fmt: skip
         each.set_defaults(parser=each)
     for word, tool in TOOLS.items():
         each = commands.add_parser(word, help=tool.help, description=tool.description)
@@ -68,10 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
     top = parser()
     if len(arguments) > 1 and arguments[0] in ABOUT and {"-h", "--help"} & set(arguments[1:]):
         # The list of numbers is long: it is made only when it is asked for.
-        top._subparsers._group_actions[0].choices[arguments[0]].epilog = helptext.numbers(arguments[0])
+        top._subparsers._group_actions[0].choices[arguments[0]].epilog = helptext.describe_numbers(arguments[0])
     chosen = top.parse_args(arguments)
     try:
-        return make(chosen, arguments) if chosen.word in ABOUT else TOOLS[chosen.word].run(chosen) or 0
+        return run_chosen(chosen, arguments) if chosen.word in ABOUT else TOOLS[chosen.word].run(chosen) or 0
     except Problem as problem:
         print(f"eldistill: {problem}", file=sys.stderr)
         return 2
@@ -85,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         # Permissions, a lost file system: the machine's own words name the file.
         print(
-            f"eldistill: {error}; mend it and repeat the command, which continues from the last saved state",
+            f"eldistill: {error}; correct this and repeat the command, which continues from the last saved state",
             file=sys.stderr,
         )
         return 1
@@ -103,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 76  # to the launcher, which tries again
         print(
             "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
-            "(or evaluate.batch lower) and repeat the command, which continues from the last saved state",
+            "(in an evaluation: lower evaluate.batch) and repeat the command, which continues from the last saved state",
             file=sys.stderr,
         )
         return 1
@@ -118,27 +125,27 @@ def _out_of_memory(error: Exception) -> bool:
     return compute.out_of_memory(error)
 
 
-def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
+def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
     """Make a step, in one process, in several that are started here, or as one of those that torchrun has started."""
     words = chosen.word, chosen.name, chosen.recipe, chosen.force, chosen.max_minutes
     if chosen.processes < 1:
         raise Problem(f"--processes {chosen.processes}; expected 1 or more")
     if gpus.COUNT in os.environ:
-        step = Plan(params.load(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
-        gpus.take(chosen.processes if step.kind in recipes.ON_GPU else 0)
+        step = Plan(params.load_params(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
+        gpus.take_gpus(chosen.processes if step.kind in recipes.ON_GPU else 0)
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
-        steps.run(*words, say=say)
+        steps.run_step(*words, say=say)
         return 0
     from eldistill.training import launch
     from eldistill.training import processes as distributed  # torch takes seconds
 
     if chosen.processes > 1 and "RANK" not in os.environ:
-        values = params.load()
+        values = params.load_params()
         plan = Plan(values, identity.Identities(measured=not chosen.recipe))
         step = plan.find(chosen.word, chosen.name)
         # The rule of a teacher does not know whether it is trained here.
         if step.kind == "conversion" or not (chosen.force or chosen.recipe or not step.fresh(Path())):
-            steps.run(*words, say=say)
+            steps.run_step(*words, say=say)
             return 0
         top = values.top("distil")
         most = MAX_MICRO_BATCHES if top["fit"] and not top["micro_batch"] else 1
@@ -149,12 +156,12 @@ def make(chosen: argparse.Namespace, arguments: list[str]) -> int:
         if code == 0:
             plan.identities.record()
         return code
-    with distributed.join_group(params.load().top("device")) as rank:
-        steps.run(*words, say=say, rank=rank)
+    with distributed.join_group(params.load_params().top("device")) as rank:
+        steps.run_step(*words, say=say, rank=rank)
     return 0
 
 
-def leave(code: int) -> None:
+def end_process(code: int) -> None:
     """End the process. One of several that failed on a GPU ends at once: what torch does at the end waits for the others."""
     if "torch.distributed" in sys.modules:
         from eldistill.training import processes
@@ -167,4 +174,4 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    end_process(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing files: whole or not at all, checked, and never executed."""
+"""Reads and writes text, JSON and CSV files. A file is written completely or not at all, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eldistill.errors import Problem
 
 
 def canonical(value) -> str:
-    """JSON with sorted keys and no blanks: equal values give equal text, 1 and 1.0 too."""
+    """JSON with sorted keys and no blanks. Equal values give equal text, also 1 and 1.0. Raises ValueError for NaN and infinity."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -40,7 +40,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it at the end; removed if anything goes wrong."""
+    """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -67,7 +67,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def link(target: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Make `path` a symbolic link to the absolute path of target, in place of whatever link or file was there."""
+    """Make `path` a symbolic link to the absolute path of target. It replaces a link or a file of that name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -77,7 +77,7 @@ def link(target: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None) -> None:
-    """Write a text file that can be made again: whole or not at all, but without waiting for the disk.
+    """Write a text file completely or not at all, without waiting for the disk: for files that can be made again.
 
     It needs write access to the folder only, so it also replaces a file of another user there.
     """
@@ -101,12 +101,12 @@ def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None)
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """Write readable JSON with sorted keys."""
+    """Write indented JSON with sorted keys. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike):
-    """Read JSON; a missing or damaged file is a Problem."""
+    """Read a JSON file. Raises Problem if it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -116,7 +116,7 @@ def read_json(path: str | os.PathLike):
 
 
 def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
-    """Write a CSV whose columns are all keys of the rows in order of appearance. Floats keep every bit."""
+    """Write a CSV file. Its columns are the keys of all rows, in the order in which they first appear. Floats keep every bit."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

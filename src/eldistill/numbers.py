@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a module declares its numbers.
+"""Declarations of the numbers that a module reads from params.yaml.
 
 A method, a supplement or a family of embedding networks has a class Numbers, whose fields `number` makes. Their schema is read
 from the source text, so that the Snakefile can check params.yaml without importing torch.
@@ -22,9 +22,10 @@ _TYPES = {"float": "number", "int": "integer", "bool": "boolean", "str": "string
 def number(default, about: str, low=None, high=None, above=None, below=None, choices=None, neutral=False, outside=None):
     """A field of a module's `Numbers`: its default, one sentence with unit and source, and its range.
 
-    neutral: at its default everything is as it was before the number existed; recipes then leave it out, so that a new
-    option makes no result stale. outside: of a path of files that git does not know, what they are read as: recipes then hold
-    the identity of their content.
+    low, high: smallest and largest allowed value. above, below: bounds that are not allowed themselves. neutral: the default
+    gives the results of before the number existed; recipes then omit it, so that a new number makes no result stale.
+    outside: for a path of files outside git, how they are read (READ_AS in listing.py); recipes then hold the identity of
+    their content.
     """
     limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below, "enum": choices,
               "neutral": neutral or None, "outside": outside}  # fmt: skip
@@ -33,7 +34,9 @@ def number(default, about: str, low=None, high=None, above=None, below=None, cho
 
 @functools.cache
 def declared(kind: str, file: str) -> dict[str, dict]:
-    """The schema of each field of class Numbers in src/eldistill/<kind>/<file>.py, without importing it."""
+    """{field: its JSON Schema} of class Numbers in src/eldistill/<kind>/<file>.py, read without importing it.
+
+    kind: methods, supplements or ensemble. Raises Problem if there is no such file."""
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}{nearest(file, there)}")
     tree = ast.parse((paths.PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things lie: the package itself, and files and folders of a project, below its root."""
+"""Paths of the package, and of the files and folders of a project relative to its root."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-SCRATCH = "data/scratch"  # what can be made again: recipes, downloads, states, locks
-STATE = f"{SCRATCH}/state"  # of trainings that are not finished, a folder each
-FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")  # of results
-# Of a suite, beside its studies; the first carries the recipe.
+SCRATCH = "data/scratch"  # everything that can be made again: recipes, downloads, states, locks
+STATE = f"{SCRATCH}/state"  # one folder for each unfinished training
+FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")  # folders of results
+# Files of a suite's step `tables`; the recipe lies beside the first one.
 TABLES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
           "samples.png", "report.html")  # fmt: skip
 TABLE_NAMES = tuple(
     dict.fromkeys(name.split(".")[0] for name in TABLES)
-)  # without endings; no study can have one of them
-STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/]+"  # Snakemake's pattern of one
+)  # file names without endings; a study cannot have one of these names
+STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/]+"  # regular expression for the name of a study in Snakemake's rules

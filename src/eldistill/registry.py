@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules found by listing their folders, and what they say of themselves, read from their text: nothing is imported."""
+"""Lists the plug-in modules of a folder and reads the literals in them, without importing them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def literal(file: str, name: str, default: Any = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """What the file of a reader of data sets says of itself in literals: see eldistill/data/readers/__init__.py."""
+    """The literals that the file of a data set reader declares; eldistill/data/readers/__init__.py explains them."""
 
     options: tuple[str, ...]  # keys of a data setting that it reads, of those that belong to a source
     needs: tuple[str, ...]  # those of them that must be given

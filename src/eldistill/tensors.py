@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of tensors: safetensors with one metadata entry (JSON), so that equal content gives equal bytes; read into memory, mapped,
-or written piece by piece. Nothing in a file is executed."""
+"""Reads and writes files of tensors: safetensors with a JSON description as their only metadata entry.
+
+Equal content gives equal bytes. A file can be read into memory, mapped, or written in pieces. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ _KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
-    """Write tensors and a JSON-able description into one safetensors file, atomically. Raises OSError."""
+    """Write {name: tensor} and a description (values that JSON can hold) into one safetensors file, completely or not at all.
+
+    Raises OSError, for instance if the disk is full, and ValueError for NaN or infinity in the description."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -40,7 +43,7 @@ def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
 def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, dict]:
     """Read what `save_tensors` wrote: (tensors on the CPU, description). Nothing in the file is executed.
 
-    foreign: take a file without our description too. Raises Problem if the file is missing, truncated or not ours.
+    foreign: accept a file without our description, which is then {}. Raises Problem if the file is missing, truncated or not ours.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -64,8 +67,8 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
 
 
 def map_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
-    """As `load_tensors`, but the tensors stay in the file, whatever its size: a row is read when it is touched, and the
-    system may forget it again. They can be read only: writing into one is a segmentation fault.
+    """Like `load_tensors`, but the tensors stay in the file: a row is read from the disk when it is used, so that a file may be
+    larger than the memory. The tensors are read-only; writing into one ends the process with a segmentation fault.
 
     Only I64, F32 and U8. Raises Problem as `load_tensors` does.
     """
@@ -107,11 +110,12 @@ def map_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
 
 
 class Growing:
-    """A file of tensors that is written piece by piece, as `grow_tensors` opens it. `about`: its description."""
+    """A file of tensors that is written in pieces; `grow_tensors` opens it. about: its description, which may change until the
+    end."""
 
     def __init__(self, file, shapes: dict[str, tuple[str, tuple[int, ...]]], about: dict):
         self.file, self.about, self.shapes = file, about, {}
-        self.places: dict[str, list[int]] = {}  # of each tensor: where its next byte goes, and where its last one ends
+        self.places: dict[str, list[int]] = {}  # {tensor: [offset of its next byte, offset of its end]}
         offset = 0
         order = list(_KINDS)
         for name, (kind, shape) in sorted(shapes.items(), key=lambda each: (order.index(each[1][0]), each[0])):
@@ -128,30 +132,30 @@ class Growing:
         return header + b" " * (-len(header) % 8)
 
     def append(self, name: str, array) -> None:
-        """Write the next rows (a numpy array) of a tensor. Raises ValueError for more than it has."""
+        """Write the next rows of a tensor, a numpy array. Raises ValueError if the tensor has fewer rows than that."""
         place, content = self.places[name], array.astype(_KINDS[self.shapes[name]["dtype"]][0], order="C", copy=False)
         if place[0] + content.nbytes > place[1]:
-            raise ValueError(f"{name} gets more than its shape {self.shapes[name]['shape']}")
+            raise ValueError(f"{name} got more rows than its shape {self.shapes[name]['shape']}")
         self.file.seek(8 + self.room + place[0])
         self.file.write(content.data if content.size else b"")
         place[0] += content.nbytes
 
     def finish(self) -> None:
-        """Write the header. Raises ValueError if a tensor lacks rows or the description outgrew its room."""
+        """Write the header. Raises ValueError if a tensor lacks rows or the description became longer than the space reserved for it."""
         lacking = [name for name, (at, end) in self.places.items() if at != end]
         header = self._header()
         if lacking or len(header) > self.room:
-            raise ValueError(f"unfinished: {lacking or 'the description is longer than the room that was kept for it'}")
+            raise ValueError(f"unfinished: {lacking or 'the description is longer than the space reserved for it'}")
         self.file.seek(0)
         self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
 
 
 @contextmanager
 def grow_tensors(path: str | os.PathLike, shapes: dict[str, tuple[str, tuple[int, ...]]], about: dict):
-    """A `Growing` for tensors {name: (U8, I64 or F32, shape)}: what `save_tensors` writes, for those that memory cannot
-    hold; complete or not at all. about: as long as the final one can be; a shorter one is followed by blanks.
+    """Context with a `Growing` for tensors that do not fit into memory. The file is that of `save_tensors`, complete or absent.
 
-    Raises OSError, at once if the disk has not enough room.
+    shapes: {name: (U8, I64 or F32, shape)}. about: a description as long as the final one can become; blanks fill the rest.
+    Raises OSError, immediately if the disk has too little space.
     """
     with atomic(path) as temporary, open(temporary, "wb") as file:
         growing = Growing(file, shapes, about)

@@ -11,14 +11,11 @@ import getpass
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import cluster
+from tests.slurm import cluster
 
 PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacct", "sacctmgr")
 LINES = """AccountingStorageType=accounting_storage/slurmdbd

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import http.server
 import io
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -22,16 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import conftest
-import official
-import test_paper_data
-
 from eldistill import networks
 from eldistill.data.readers import cifar10
 from eldistill.plan import reading
 from eldistill.spaces import inception
+from tests import conftest, official
+from tests.data import test_paper_data
 
 TEACHER, STUDENT, CIFAR = "edm-cifar10-32x32-uncond-vp", "sid-cifar10-uncond", "cifar-10-python"
 IMAGES = 40  # in each of CIFAR's six batches

@@ -18,11 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import cluster
-import publishers
-from publishers import conftest
+from tests import conftest
+from tests.slurm import cluster, publishers
 
 METHODS, SUPPLEMENTS = ["di", "sid2a", "dmd"], ["none", "el", "pixel-mmd"]
 SHOWN = 14  # lines of what a command says

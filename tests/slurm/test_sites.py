@@ -16,11 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import accounting
-import cluster
-import project as projects
+from tests import project as projects
+from tests.slurm import accounting, cluster
 
 pytestmark = [
     pytest.mark.slurm,

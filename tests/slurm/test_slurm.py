@@ -17,15 +17,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-import cluster
-
 from eldistill import files
+from tests.slurm import cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(cluster.lacking()), reason=cluster.lacking() or "all there")]
 SEEDS = 5
 RUNS = [f"digits-smoke/di/el/{seed}" for seed in range(SEEDS)]
-GPU = {"train_teacher", "check_teacher", "distil_run", "evaluate_run", "evaluate_yardstick"}
+GPU = {"train_teacher", "check_teacher", "distil_run", "evaluate_run", "evaluate_reference_run"}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Parameters are checked, recipes are written and staleness is decided here (src/eldistill/plan/recipes.py says how).
+# Checks the parameters, writes the recipes and decides which outputs are stale (src/eldistill/plan/recipes.py explains how).
 import gc
 import os
 import re
@@ -16,7 +16,8 @@ from eldistill.errors import Problem
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
 
-# Thousands of jobs are millions of objects that stay: looking for garbage among them is a tenth of planning.
+# A plan of thousands of jobs keeps millions of objects alive. With Python's default thresholds, garbage collection would take a
+# tenth of the time of planning.
 gc.set_threshold(200_000, 20, 20)
 
 try:
@@ -24,12 +25,12 @@ try:
         driver.need_image(workflow)
     PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
     SUITE = PARAMS.values["suite"]
-    # The driver looks at what lies outside git; a job takes what the driver recorded.
+    # The driver reads the files outside git to identify them; a job uses the identities that the driver recorded.
     PLAN = Plan(PARAMS, identity.Identities(measured=workflow.is_main_process))
     STEPS = PLAN.suite(SUITE)
     stale = None
     if workflow.is_main_process:
-        # Held for as long as this driver lives; what a driver that was killed has left is cleared away.
+        # The lock lasts as long as this driver. Leftovers of a driver that was killed are removed.
         ONLY_ONE, DRIVER = cluster.driver_lock()
         stale = freshness.refresh(
             STEPS.values(),
@@ -52,23 +53,25 @@ if workflow.is_main_process:
 
 
 onstart:
-    # Trainings of a driver that was killed go on: they are told to save, and are continued.
+    # Trainings of a driver that was killed are still running. They are asked to save, and this driver continues them.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
-    # What is ahead, and whether somebody meant to spend so much.
+    # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):
-        driver.bill(SUITE, PARAMS.top("max_gpu_hours"))
+        driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"))
 
 
 def outputs_of(*words):
-    """What these steps of the suite leave: the first output and the recipe stand for the others. A step that lacks any of
-    them is stale by its recipe, and planning takes half the time."""
+    """The first output and the recipe of each of these steps of the suite.
+
+    They stand for the other outputs, because a step that lacks any output is stale by its recipe; this halves the time of
+    planning."""
     chosen = [step for (word, _), step in STEPS.items() if word in words and not step.on_demand]
     return [path for step in chosen for path in (step.outputs[0], step.sidecar)]
 
 
 def inputs_of(word, name):
-    """Inputs of a rule, the recipe by its name: src/eldistill/plan/freshness.py says which, and what they tell Snakemake."""
+    """The input function of a rule: the recipe of the step and its other inputs, as src/eldistill/plan/freshness.py chooses them."""
 
     def inputs(wildcards):
         wanted = name.format(**wildcards)
@@ -82,30 +85,33 @@ def inputs_of(word, name):
     return inputs
 
 
-# What lies elsewhere is fetched by the rule `download`, where there is a line; no other job asks the network.
+# Only the rule `download` uses the network, on the machine of the driver; all other jobs read the files that it fetched.
 os.environ.setdefault("ELDISTILL_FETCH", "no")
 
 
-# Jobs of this machine share the GPUs that --resources gpu=N counts: each locks its own (src/eldistill/plan/gpus.py).
+# Jobs on this machine share the GPUs of --resources gpu=N, and each job locks the GPUs that it uses (src/eldistill/plan/gpus.py).
 if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
     os.environ.setdefault("ELDISTILL_GPUS", str(workflow.global_resources["gpu"]))
 
 
-# Names of teachers that others have trained, as a pattern of wildcards; the others are trained here.
+# Pattern for wildcards that matches the names of published teachers, which are converted; all others are trained here.
 THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
 
-# What a command prints is shown and kept. Ctrl-C and Slurm's signals are for the command: `tee` reads to its end.
+# The output of a command is printed and also written to its log. `tee` ignores the signals of Ctrl-C and of Slurm, so that it
+# still records what the command prints while it stops.
 TEE = "2>&1 | (trap '' INT TERM; exec tee {log})"
-# Under Slurm a training stops by itself, saved, before its time is up (exit code 75, retried by the profile).
+# Under Slurm a training saves its state and stops before its time limit, with exit code 75; the profile then retries the job.
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
-# A training shares its batches, an evaluation its images, among the GPUs of its job (`gpu: 4` under set-resources).
+# A training splits its batches, and an evaluation its images, among the GPUs of its job (`gpu: 4` under set-resources).
 SHARED = "--processes $(( {resources.gpu} > 1 ? {resources.gpu} : 1 ))"
 
 
 def at_most_thrice(mb):
-    """Memory that grows with the attempts: a job that was killed for it must not be killed again, one that uses up its
-    time thirty times must not ask for thirty times as much."""
+    """Memory in MB that grows with the attempts, up to three times `mb`.
+
+    A job that was killed for lack of memory gets more on its next attempt. The limit is for jobs that are retried many times
+    because their time is up."""
     return lambda wildcards, attempt: mb * min(attempt, 3)
 
 

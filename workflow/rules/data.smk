@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# A data set becomes one packed file, two judges and reference statistics.
+# Makes one packed file of each data set, its two judges and its reference statistics.
 
 
-# A row of data/sources.csv, for whichever step is about to read it.
+# Downloads a row of data/sources.csv for the steps that read it.
 rule download:
     input:
         unpack(inputs_of("data", "download/{source}")),
@@ -61,7 +61,7 @@ rule reference:
         f"python -m eldistill data {{wildcards.data}}/reference-{{wildcards.features}} --recipe {{input.recipe}} {TEE}"
 
 
-# What clean-fid's figures compare with: all train images through Inception.
+# Moments and features of all train images, with which clean-fid's metrics compare.
 rule moments_clean:
     input:
         unpack(inputs_of("data", "{data}/moments-clean")),

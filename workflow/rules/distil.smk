@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Teacher to one-step generator, for one data setting, method, supplement and seed.
+# Distils a teacher to a one-step generator, for one data setting, method, supplement and seed.
 RUN = "{data}/{method}/{supplement}/{seed}"
 RUN_NAME = "{wildcards.data}/{wildcards.method}/{wildcards.supplement}/{wildcards.seed}"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The random embedding networks of EL: drawn from a seed, calibrated on real images, recorded.
+# Draws the random embedding networks of EL from a seed, calibrates them on real images and records both.
 
 
 rule seed_ensemble:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Generator → images → features → metrics; the same for real images and for the teacher; one file for `dvc metrics`.
+# Measures images of each generator, real images and images of the teacher, and collects the metrics in one file for `dvc metrics`.
 
 
 rule evaluate_run:
@@ -24,7 +24,7 @@ rule evaluate_run:
         f"python -m eldistill evaluate {RUN_NAME} --recipe {{input.recipe}} {SHARED} {TEE}"
 
 
-rule evaluate_yardstick:
+rule evaluate_reference_run:
     input:
         unpack(inputs_of("evaluate", "{data}/{which}")),
     output:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Metrics → tables and plots of the suite.
+# Makes the tables and plots of the suite from its metrics.
 from eldistill import paths
 
 TABLES = f"data/tables/{SUITE}"
-# The files that `snakemake --report` shows: their category. The caption of NAME.… is workflow/report/NAME.rst.
+# Files that `snakemake --report` shows, with their category. Their caption is workflow/report/STEM.rst, where STEM is the file's
+# name without its ending.
 SHOWN = {
     "main.csv": "Tables",
     "runs.csv": "Tables",

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# A pretrained denoiser, trained here or by others, as one safetensors file with its configuration inside.
+# Trains or converts the teachers, checks them and makes pairs with them. A teacher is one safetensors file that also holds the
+# configuration of its network.
 
 
 rule train_teacher:
@@ -16,7 +17,7 @@ rule train_teacher:
         "data/scratch/benchmarks/teacher/{teacher}.jsonl"
     wildcard_constraints:
         teacher=rf"(?!(?:{THEIRS})/)[^/]+",
-    priority: 10  # everything waits for it
+    priority: 10  # all later steps wait for the teacher
     resources:
         gpu=1,
         mem_mb=at_most_thrice(16000),
@@ -25,7 +26,7 @@ rule train_teacher:
         f"python -m eldistill teacher {{wildcards.teacher}} --recipe {{input.recipe}} {BUDGET} {SHARED} {TEE}"
 
 
-# The network of others, in our form; no GPU is needed.
+# Converts a published network. This needs no GPU.
 rule convert_teacher:
     input:
         unpack(inputs_of("teacher", "{teacher}")),
@@ -38,7 +39,7 @@ rule convert_teacher:
         "data/scratch/logs/teacher/{teacher}.log",
     wildcard_constraints:
         teacher=THEIRS,
-    priority: 10  # everything waits for it
+    priority: 10  # all later steps wait for the teacher
     resources:
         mem_mb=at_most_thrice(16000),
         runtime=120,
@@ -46,7 +47,7 @@ rule convert_teacher:
         f"python -m eldistill teacher {{wildcards.teacher}} --recipe {{input.recipe}} {TEE}"
 
 
-# Before anything is distilled: is it what it claims to be?
+# Measures the samples of a teacher before anything is distilled from it.
 rule check_teacher:
     input:
         unpack(inputs_of("teacher", "{teacher}/check")),

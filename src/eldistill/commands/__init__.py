@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands beside the six steps. These modules read and report; no step needs them."""
+"""The commands that are not steps of the workflow. No step imports these modules."""

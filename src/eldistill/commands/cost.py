@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a suite would take: floating-point operations, hours, memory and disk, before anything of it runs.
+"""The command `cost`: floating-point operations, GPU hours, memory and disk that a suite needs, before it runs.
 
 Operations are counted on the networks themselves, without weights, times the passes that a method names; embedding
-networks, LPIPS and the discriminator of `gan` are not in it, nor are evaluations. Memory is that of weights, averages,
+networks, LPIPS, the discriminator of `gan` and evaluations are not counted. Memory is that of weights, averages,
 gradients and optimisers (activations depend on distil.micro_batch); disk is that of the generators a run leaves.
 """
 
@@ -20,10 +20,13 @@ from eldistill import contract, networks
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.plan import params
+from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.tensors import load_tensors
 
-TFLOPS = 60.0  # of an A100 in bf16, as DMD2's 53 hours on seven of them come to
+TFLOPS = 60.0  # speed of an A100 in bfloat16, which follows from DMD2's 53 hours on seven of them
+TEACHER_COPIES = 5  # of the weights of a teacher in training: itself, its average, two moments, gradients
+TEACHER_PASSES = 3  # of a training of a denoiser, in forward passes: one forward and one backward, which costs two
 COPIES = 10  # of the weights: teacher, fake_score, generator, its average, two times two moments, gradients
 
 
@@ -42,7 +45,8 @@ PUBLISHED = {  # rows of data/sources.csv by the beginning of their names, and w
 
 
 def operations(config: dict) -> tuple[float, float, int]:
-    """(operations of a forward pass for one image, the encoder's share of it, parameters) of a network's configuration."""
+    """(floating-point operations of a forward pass for one image, the encoder's share of them in 0 … 1, number of parameters) of a
+    network, from its configuration."""
     return _operations(canonical(config))
 
 
@@ -60,7 +64,7 @@ def _operations(config: str) -> tuple[float, float, int]:
 
 
 def network_of(plan: Plan, name: str) -> dict:
-    """The configuration of the teacher called `name`: its own, that of its finished file, or the published one's."""
+    """The configuration of the teacher's network, from params.yaml, its finished file or PUBLISHED. Raises Problem if unknown."""
     section = plan.params.section("teacher", name)
     path = plan.params.root / plan.teacher(name).outputs[0]
     if "network" in section and not path.exists():
@@ -83,8 +87,10 @@ def network_of(plan: Plan, name: str) -> dict:
     return known
 
 
-def of_run(plan: Plan, run: params.Run) -> dict:
-    """images, flop, gigabytes of weights and of disk of one run. flop is None where the method names no passes."""
+def cost_of_run(plan: Plan, run: params.Run) -> dict:
+    """{images, flop, weights, disk} of one run: images in training, floating-point operations, GB of memory, GB on the disk.
+
+    flop is None if the method declares no passes. Raises Problem if the teacher's network is not known yet."""
     step, values = plan.distil(run), plan.params.section("method", run.method, run.data)
     method = contract.load_method(values["file"])
     forward, encoder, parameters = operations(network_of(plan, plan.params.section("data", run.data)["teacher"]))
@@ -101,12 +107,29 @@ def of_run(plan: Plan, run: params.Run) -> dict:
     }  # fmt: skip
 
 
-def table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
-    """Markdown: a line for each data setting and method, with the `status` of its numbers; then for each data setting, then all
-    of it."""
+def trained_here(plan: Plan, suite: str) -> list[str]:
+    """The names of a suite's teachers that are trained here, not converted from a file."""
+    names = dict.fromkeys(plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite))
+    return [name for name in names if plan.teacher(name).kind == "teacher"]
+
+
+def cost_of_teacher(plan: Plan, name: str) -> dict:
+    """{images, flop, weights, disk, teacher} of the training of a teacher, as `cost_of_run` has them. Raises Problem."""
+    forward, _, parameters = operations(network_of(plan, name))
+    images = plan.params.section("teacher", name)["n_images"]
+    return {
+        "images": images, "flop": images * TEACHER_PASSES * forward, "weights": TEACHER_COPIES * 4e-9 * parameters,
+        "disk": 4e-9 * parameters, "teacher": True,
+    }  # fmt: skip
+
+
+def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
+    """Lines of a Markdown table: one for each data setting and method, one for each data setting, and one for the suite.
+
+    tflops: speed of the GPU in TFLOP/s."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for run in plan.params.runs(suite):
-        groups.setdefault((run.data, run.method), []).append(of_run(plan, run))
+        groups.setdefault((run.data, run.method), []).append(cost_of_run(plan, run))
     yield "| data, method | runs | images a run | FLOP a run | GPU hours | GB of weights | GB on disk | numbers |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     whole = [each for group in groups.values() for each in group]
@@ -121,6 +144,9 @@ def table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
             "",
             None,
         )
+    for name in trained_here(plan, suite):
+        whole.append(bill := cost_of_teacher(plan, name))
+        yield _line(f"teacher {name}", [bill], tflops, f"{bill['images'] / 1e6:.4g} M", bill["flop"])
     yield _line("all", whole, tflops, "", None)
 
 
@@ -137,56 +163,62 @@ def _number(value: float) -> str:
 
 
 def bills_left(plan: Plan, suite: str) -> list[dict]:
-    """What `of_run` says of each training that is still to be made. Raises Problem."""
-    return [of_run(plan, run) for run in plan.params.runs(suite) if not plan.distil(run).fresh(plan.params.root)]
+    """The result of `cost_of_run` or `cost_of_teacher` for each unfinished training of a suite. Raises Problem."""
+    root = plan.params.root
+    teachers = [name for name in trained_here(plan, suite) if not plan.teacher(name).fresh(root)]
+    runs = [run for run in plan.params.runs(suite) if not plan.distil(run).fresh(root)]
+    return [*(cost_of_teacher(plan, name) for name in teachers), *(cost_of_run(plan, run) for run in runs)]
 
 
 def hours_left(bills: list[dict], tflops: float = TFLOPS) -> float | None:
-    """Hours of one GPU that these trainings take; None if a method does not say how many passes it makes."""
+    """Hours of one GPU for these trainings; None if a method declares no passes. tflops: speed of the GPU in TFLOP/s."""
     if any(each["flop"] is None for each in bills):
         return None
     return sum(each["flop"] for each in bills) / tflops / 3.6e15
 
 
-def allow(plan: Plan, suite: str, most: float) -> str:
-    """The line of `left`, where the trainings take no more than `most` GPU hours. Raises Problem with the bill otherwise.
+def check_allowed(plan: Plan, suite: str, most: float) -> str:
+    """The line of `describe_left`, if the unfinished trainings take at most `most` GPU hours; otherwise Problem is raised.
 
-    What cannot be counted, because a network or its passes are not known yet, is not stopped.
+    A suite whose cost is not known yet, because a network or its passes are unknown, is allowed.
     """
     try:
         hours = hours_left(bills_left(plan, suite))
     except Problem as problem:
-        return f"suite {suite}: what its trainings take is not known yet: {problem}"
+        return f"suite {suite}: the cost of its trainings is not known yet: {problem}"
     if hours is not None and hours > most:
         raise Problem(
-            f"{left(plan, suite)}; max_gpu_hours allows {most:g} hours: if they are meant, set max_gpu_hours in params.yaml, or "
+            f"{describe_left(plan, suite)}; max_gpu_hours allows {most:g} hours: if you want them, set max_gpu_hours in params.yaml, or "
             f"ELDISTILL_MAX_GPU_HOURS={math.ceil(hours)}, and repeat the command, or choose another suite"
         )
-    return left(plan, suite)
+    return describe_left(plan, suite)
 
 
-def left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
-    """One line about the trainings that are still to be made."""
+def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
+    """One line about the unfinished trainings of a suite: their number, GPU hours, memory and disk. Raises Problem."""
     bills = bills_left(plan, suite)
     if not bills:
-        return f"suite {suite}: every training is there"
+        return f"suite {suite}: all trainings are finished"
     hours = hours_left(bills, tflops)
     spent = "an unknown time" if hours is None else f"{_number(hours)} hours" if hours > 1 else "less than an hour"
     weights, disk = max(each["weights"] for each in bills), sum(each["disk"] for each in bills)
+    teachers = sum(each.get("teacher", False) for each in bills)
+    of_teachers = f" ({teachers} of {'a teacher' if teachers == 1 else 'teachers'})" if teachers else ""
     return (
-        f"suite {suite}: {len(bills)} trainings are left, {spent} of one GPU at {tflops:g} TFLOP/s, at most {weights:.1f} GB of "
-        f"weights and optimisers at a time, {_number(disk)} GB on disk"
+        f"suite {suite}: {len(bills)} trainings are left{of_teachers}, {spent} of one GPU at {tflops:g} TFLOP/s, "
+        f"at most {weights:.1f} GB of weights and optimisers at a time, {_number(disk)} GB on disk"
     )
 
 
 def command(options, say) -> None:
     """`python -m eldistill cost SUITE`. Raises Problem for a suite that there is not."""
     if options.allow is not None:
-        say(allow(Plan(params.load()), options.suite, options.allow))
+        say(check_allowed(Plan(params.load_params()), options.suite, options.allow))
         return
     if options.left:
-        say(left(Plan(params.load()), options.suite, options.tflops))
+        plan = Plan(params.load_params(), Identities(measured=True, say=say))
+        say(describe_left(plan, options.suite, options.tflops))
         return
-    for line in table(Plan(params.load()), options.suite, options.tflops):
+    for line in cost_table(Plan(params.load_params()), options.suite, options.tflops):
         say(line)
     say(f"\nHours of one GPU at {options.tflops:g} TFLOP/s; activations come on top of the weights' memory.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill doctor`: what would stop a suite on this machine, looked at before it costs a night."""
+"""The command `doctor`: checks whether this machine can run a suite, before hours are lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eldistill.training import lock
 
 GIB = 2**30
 
-# A finding: whether all is well (None: it does not matter here), and a sentence that ends with what to do.
+# A finding: (True: good, False: needs attention, None: only information; a sentence that ends with what to do).
 Finding = tuple[bool | None, str]
 
 
@@ -74,7 +74,7 @@ def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
     try:
         bills = cost.bills_left(plan, suite)
     except Problem as problem:
-        yield None, f"{free:.0f} GB of disk are free; what the suite {suite} needs cannot be said yet ({problem})"
+        yield None, f"{free:.0f} GB of disk are free; how much the suite {suite} needs is not known yet ({problem})"
         return
     need = sum(each["disk"] for each in bills)
     word = (
@@ -89,7 +89,7 @@ def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _files(plan: Plan, suite: str) -> Iterator[Finding]:
-    """Teachers of others, and the data, that are not on this machine yet."""
+    """Published teachers and data that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
     for name in sorted({plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}):
@@ -101,7 +101,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
             advice = "is there" if there else f"is missing: put it there, or change teacher.{name}.file"
             yield there, f"teacher {name}: {section['file']} {advice}"
             continue
-        row = sources.source(section["source"])
+        row = sources.source_row(section["source"])
         file_name = row["url"].rsplit("/", 1)[-1]
         if any(store.glob(f"*-{file_name}")):
             yield True, f"teacher {name}: {file_name} has been fetched"
@@ -123,7 +123,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
-    """What lies outside git, beside what is recorded of it."""
+    """Files outside git, compared with their recorded digests."""
     readers: dict[identity.Source, list[str]] = {}
     for (word, name), step in plan.suite(suite).items():
         for source in step.sources:
@@ -134,11 +134,11 @@ def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
             continue
         where = f"{steps[0]}{f' and {len(steps) - 1} other steps' if len(steps) > 1 else ''}: {source.name}"
         try:
-            found, why = identity.measure(source, plan.identities.root, print), "is not here"
+            found, why = identity.measure_source(source, plan.identities.root, print), "is not here"
         except OSError as error:
             found, why = None, f"cannot be read ({error})"
         if found is None:
-            yield None, f"{where} {why}; what was made of it stays, and cannot be made again"
+            yield None, f"{where} {why}; results that were made from it are kept, but cannot be made again here"
         elif found.sha256 == row["sha256"]:
             yield True, f"{where} is what {LOCK} records ({found.files} files)"
         else:
@@ -155,7 +155,12 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
         return
     code, text = _answer("sinfo", "--noheader", "--format", "%R")
     if code:
-        yield False, f"sinfo says: {text.splitlines()[0] if text else 'nothing'}; ask whoever runs this cluster"
+        # Without a sign that Slurm will be used, a broken one stops nothing.
+        used = any(name.startswith("ELDISTILL_SLURM_") for name in os.environ) or "SNAKEMAKE_PROFILE" in os.environ
+        yield (
+            False if used else None,
+            f"sinfo fails: {text.splitlines()[0] if text else 'no output'}; if you use Slurm, ask the administrators of this cluster",
+        )
         return
     partitions = sorted(set(text.split()))
     for kind, usual in (("CPU", "cpu"), ("GPU", "gpu")):
@@ -177,7 +182,7 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
         advice = (
             f"export ELDISTILL_SLURM_STATUS={other}"
             if other
-            else "neither it nor its alternative does: ask whoever runs this cluster"
+            else "the alternative does not work either: ask the administrators of this cluster"
         )
         yield False, f"{status}, by which Snakemake sees its jobs end, does not work here: {advice}"
     else:
@@ -197,15 +202,15 @@ def _locks(plan: Plan, suite: str) -> Iterator[Finding]:
 
 
 def _results(plan: Plan, suite: str) -> Iterator[Finding]:
-    """Results that are not what params.yaml asks for, and that no plan of this suite makes again."""
+    """Stale results that this suite does not make again, and outputs that were edited."""
     root = plan.params.root
     for other, steps in freshness.abandoned(plan, suite, root):
         yield (
             None,
             f"{len(steps)} results of the suite {other} were made by other numbers than params.yaml asks for, and the suite "
-            f"{suite} does not make them again: {freshness.names(steps)}; `snakemake all --config suite={other}` does",
+            f"{suite} does not make them again: {freshness.step_names(steps)}; `snakemake all --config suite={other}` does",
         )
-    for sentence in freshness.edits(plan.suite(suite).values(), root):
+    for sentence in freshness.describe_edits(plan.suite(suite).values(), root):
         yield False, sentence
 
 
@@ -213,8 +218,8 @@ CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _resu
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
-    """Look at everything that the suite needs; whether nothing stands in its way. Raises Problem for bad parameters."""
-    values = params.load()
+    """Run all checks and log their findings. Returns whether none needs attention. Raises Problem for wrong parameters."""
+    values = params.load_params()
     plan, suite = Plan(values), suite or values.top("suite")
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True

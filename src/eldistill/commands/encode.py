@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill encode`: the images of a data setting as latents that EDM2's code reads, and ours."""
+"""The command `encode`: writes the images of a data setting as latents, which EDM2's code and this project read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from eldistill.data import latents
 from eldistill.data.archives import labels_file, npy, npy_name
 from eldistill.data.containers import new_folder, new_zip
-from eldistill.data.packing import counted
+from eldistill.data.packing import check_count
 from eldistill.data.readers import folder
 from eldistill.errors import Problem
 from eldistill.plan import params
@@ -30,19 +30,21 @@ def write_latents(section: dict, path: str | Path, vae: str | None = None, devic
         raise Problem(
             f"source is {section['source']}; expected a data setting whose source is a folder or zip of images"
         )
-    latents.load(vae, device)  # what is missing is said before the images are looked at
+    latents.load_autoencoder(vae, device)  # what is missing is said before the images are looked at
     stream, path = folder.read(section), Path(path)
     for note in stream.notes:
         say(note)
     if stream.shape[0] != 3:
-        raise Problem(f"{section['path']} has grey images; expected colours")
+        raise Problem(
+            f"{section['path']} has grey images; expected images in colour, because the autoencoder reads three channels"
+        )
     count, began, last = len(stream.labels), time.monotonic(), time.monotonic()
-    counted(section, count)
+    check_count(section, count)
     whole = path.suffix == ".zip"
     wanted = [index for index in range(count) if whole or not (path / npy_name(index)).exists()]
     with (new_zip if whole else new_folder)(path) as put:
         for done, (index, image) in enumerate(zip(wanted, stream.read(np.array(wanted, np.int64)), strict=True), 1):
-            put(*npy(index, latents.moments(torch.tensor(image), vae, device)))
+            put(*npy(index, latents.encode_moments(torch.tensor(image), vae, device)))
             if time.monotonic() - last > 60 or done == len(wanted):
                 last, rate = time.monotonic(), done / max(time.monotonic() - began, 1e-9)
                 say(f"{count - len(wanted) + done:>8}/{count} images  {rate:6.1f} images/s  "
@@ -54,6 +56,6 @@ def write_latents(section: dict, path: str | Path, vae: str | None = None, devic
 
 def command(options, say) -> None:
     """Options as the command line gives them. Raises Problem."""
-    section = params.load().section("data", options.name, where="data on the command line")
+    section = params.load_params().section("data", options.name, where="data on the command line")
     count = write_latents(section, options.out, options.vae, options.device, say)
     say(f"{options.out}: latents of {count} images")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a generator to give away: weights, settings, a card with its numbers, images, and twenty lines that load it with torch and
-safetensors alone."""
+"""The command `export`: writes a folder with a generator's weights, settings, model card and images, and a loader that needs only
+torch and safetensors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def dropout(x, p):
 }
 
 
-def code(file: str) -> dict[str, str]:
+def source_files(file: str) -> dict[str, str]:
     """The source of networks/<file>.py and of all that it imports of this project, {path: text}: unchanged, but for IN_PLACE.
 
     Raises Problem if one of them imports a package beside torch.
@@ -88,7 +88,7 @@ def code(file: str) -> dict[str, str]:
         ours, others = _imports(found[path])
         if others - {"torch"}:
             raise Problem(
-                f"a network of the kind {file} needs more than torch; give its generator_ema.safetensors away as it is"
+                f"a network of the kind {file} needs more than torch and cannot be exported; share its generator_ema.safetensors as it is"
             )
         waiting += [*ours, *(f"{parent}/__init__".removeprefix("./") for parent in PurePosixPath(name).parents)]
     return found
@@ -109,7 +109,7 @@ def _imports(text: str) -> tuple[list[str], set[str]]:
     return ours, others - set(sys.stdlib_module_names)
 
 
-def card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
+def model_card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
     """The model card, Markdown."""
     lineage, source = about["lineage"], teacher.get("source") or {}
     licence = source.get("licence") or "that of its data and of its teacher; nothing else is claimed"
@@ -166,15 +166,17 @@ The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the prec
 """
 
 
-def make(run: str, out: str | Path | None = None, say=print) -> Path:
-    """Write the folder of a finished run (DATA/METHOD/SUPPLEMENT/SEED); returns it. Raises Problem; then nothing is written."""
-    plan = Plan(params.load())
+def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
+    """Write the folder of a finished run and return its path.
+
+    run: DATA/METHOD/SUPPLEMENT/SEED. out: the folder, exports/RUN by default. Raises Problem; then nothing is written."""
+    plan = Plan(params.load_params())
     step = plan.find("distil", run)
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
     if not path.exists():
         raise Problem(f"{path} is missing; run `python -m eldistill distil {run}` first")
     tensors, about = load_tensors(path)
-    sources = code(about["config"]["network"])
+    sources = source_files(about["config"]["network"])
     folder = Path(out or f"exports/{run.replace('/', '-')}")
     evaluation = Path(f"data/evaluations/{run}/metrics.json")
     metrics = files.read_json(evaluation) if evaluation.exists() else {}
@@ -184,7 +186,7 @@ def make(run: str, out: str | Path | None = None, say=print) -> Path:
         files.write_text(folder / name, text)
     files.write_json(folder / "config.json", about)
     files.write_text(folder / "load.py", LOADER)
-    files.write_text(folder / "README.md", card(run, about, metrics, teacher))
+    files.write_text(folder / "README.md", model_card(run, about, metrics, teacher))
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
         shutil.copyfile(path, temporary)
     say(
@@ -200,5 +202,7 @@ def _picture(generator: sampling.Generator, path: Path) -> int:
     images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
     board = grid(images, 8, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
-        (classes.beside(board, classes.titles(generator.metadata)) if dim else board).save(temporary, format="PNG")
+        (classes.add_row_titles(board, classes.row_titles(generator.metadata)) if dim else board).save(
+            temporary, format="PNG"
+        )
     return len(images)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of params.yaml as help text, from the schema and the modules: help and schema cannot differ."""
+"""Help texts of the numbers in params.yaml, generated from the schema and the modules, so that they cannot differ."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SECTIONS = {"data": ("data",), "teacher": ("teacher",), "ensemble": ("ensemble",
 MODULES = {"ensemble": ("ensemble",), "distil": ("methods", "supplements")}
 
 
-def numbers(word: str) -> str:
-    """Every key that a step reads: name, meaning, range, default. Raises Problem if params.yaml is not here."""
+def describe_numbers(word: str) -> str:
+    """Text with every key that a step reads: name, meaning, range, default. If params.yaml is missing the text says so."""
     assert word in WORDS
     try:
-        values = params.load()
+        values = params.load_params()
     except Problem as problem:
         return f"(the numbers could not be listed: {problem})"
     lines = ["numbers in params.yaml:"]
@@ -34,8 +34,8 @@ def numbers(word: str) -> str:
 def _keys(section: dict, definitions: dict, indent: str) -> list[str]:
     lines = []
     for key, each in section.get("properties", {}).items():
-        each = schema.follow(each, definitions)
+        each = schema.follow_reference(each, definitions)
         default = "" if "default" not in each or each.get("properties") else f", default {each['default']}"
-        lines.append(f"{indent}{key}: {schema.expected(each)}{default}")
+        lines.append(f"{indent}{key}: {schema.expected_value(each)}{default}")
         lines += _keys(each, definitions, indent + "  ")
     return lines

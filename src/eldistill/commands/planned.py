@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill plan`: on one page, what of a suite is there, what is stale and why, and what the rest would take."""
+"""The command `plan`: prints which steps of a suite are fresh, stale (and why) or missing, and what the rest costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.plan import params
+from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
 
@@ -18,8 +19,8 @@ FRESH, STALE, MISSING = "fresh", "stale", "missing"
 
 @dataclass(frozen=True)
 class State:
-    """A step, whether it is fresh, stale or missing, and why it is stale: a sentence for each cause, none if it follows from
-    steps upstream alone."""
+    """A step, whether it is fresh, stale or missing, and why it is stale: one phrase for each cause, none if only upstream steps
+    changed."""
 
     step: Step
     is_: str
@@ -27,7 +28,7 @@ class State:
 
 
 def state_of(step: Step, root: Path) -> State:
-    """Compare a step with the recipe that lies beside its outputs."""
+    """The state of a step, from a comparison of its recipe with the one beside its outputs."""
     if step.fresh(root):
         return State(step, FRESH)
     try:
@@ -35,6 +36,8 @@ def state_of(step: Step, root: Path) -> State:
     except (OSError, ValueError):
         return State(step, MISSING)
     now = json.loads(step.recipe)
+    if before.get("name") != now["name"]:  # one file of all suites
+        return State(step, STALE, (f"{step.outputs[0]} holds {before.get('name')}; it will hold {now['name']}",))
     why = [*_changes(before.get("params"), now["params"], "")]
     why += [f"version of {change}" for change in _changes(before.get("versions"), now["versions"], "")]
     why += [f"content of {name}" for name in _unlike(before.get("sources"), now.get("sources"))]
@@ -62,20 +65,33 @@ def _unlike(before: dict | None, now: dict | None) -> list[str]:
     return [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
 
 
-def states(plan: Plan, suite: str) -> list[State]:
-    """Of every step of a suite, upstream first; downloads, which no result is, are left out."""
+def suite_states(plan: Plan, suite: str) -> list[State]:
+    """The states of all steps of a suite, upstream steps first. Downloads are omitted, because they are not results."""
     return [state_of(step, plan.params.root) for step in plan.suite(suite).values() if not step.on_demand]
 
 
 def downloads(plan: Plan, found: list[State]) -> list[str]:
-    """Rows of data/sources.csv that a step which will run waits for."""
+    """Names of rows in data/sources.csv that steps which will run wait for."""
     waiting = [step for state in found if state.is_ != FRESH for step in state.step.after if step.on_demand]
     return list(dict.fromkeys(step.item for step in waiting if not step.fresh(plan.params.root)))
 
 
-def page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
-    """The lines of the page. bill: what the trainings that are left would take."""
-    found = states(plan, suite)
+def missing_files(found: list[State], root: Path) -> list[str]:
+    """A sentence for each path outside git that steps which will run read, and that does not exist."""
+    steps: dict[str, Step] = {}
+    for state in found:
+        for source in state.step.sources if state.is_ != FRESH else ():
+            if source.path and not (root / Path(source.path)).exists():
+                steps.setdefault(source.name, state.step)
+    return [
+        f"{name} does not exist, and `{step.word} {step.name}` reads it: put it there, or change its path in params.yaml"
+        for name, step in steps.items()
+    ]
+
+
+def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
+    """The lines of the page. bill: the line of `cost.describe_left` about the unfinished trainings."""
+    found = suite_states(plan, suite)
     yield f"suite {suite}: {len(found)} steps, " + ", ".join(
         f"{sum(each.is_ == kind for each in found)} {kind}" for kind in (FRESH, STALE, MISSING)
     )
@@ -87,6 +103,8 @@ def page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
     yield from _reasons(found)
     if names := downloads(plan, found):
         yield f"\nto download: {', '.join(names)}"
+    for sentence in missing_files(found, plan.params.root):
+        yield f"\n{sentence}"
     yield f"\n{bill}"
 
 
@@ -106,11 +124,11 @@ def _reasons(found: list[State]) -> Iterator[str]:
 
 
 def command(options, say: Callable[[str], None]) -> None:
-    """Print the page. Raises Problem for a suite that there is not."""
+    """Print the page. Raises Problem for an unknown suite."""
     from eldistill.commands import cost  # torch takes seconds
 
-    plan = Plan(params.load())
+    plan = Plan(params.load_params(), Identities(measured=True, say=say))  # as Snakemake does; nothing is recorded
     suite = options.suite or plan.params.values["suite"]
     list(plan.params.runs(suite))
-    for line in page(plan, suite, cost.left(plan, suite, options.tflops)):
+    for line in plan_page(plan, suite, cost.describe_left(plan, suite, options.tflops)):
         say(line)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill prune`: results and states that no suite of params.yaml names, listed or removed."""
+"""The command `prune`: lists or removes results and saved states that no suite of params.yaml uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eldistill.plan.plan import Plan
 
 
 def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
-    """Files of results, and folders of states, that no suite of params.yaml names, sorted."""
+    """Sorted paths of result files and state folders that no suite of params.yaml uses."""
     steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
     named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
     found = [
@@ -28,11 +28,11 @@ def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
 
 
 def prune(remove: bool, say: Callable[[str], None]) -> int:
-    """List what no suite names, and remove it if asked to; returns how many bytes it has. A state at work is kept."""
+    """List what no suite uses, and remove it if `remove`. Returns its size in bytes. The state of a running training is kept."""
     from eldistill.training import lock
 
     total = 0
-    for path in leftovers(Plan(params.load())):
+    for path in leftovers(Plan(params.load_params())):
         size = path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.rglob("*"))
         total += size
         say(f"{size / 1e6:10.1f} MB  {path}")
@@ -48,11 +48,11 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
                 if parent.as_posix() in FOLDERS or any(parent.iterdir()):
                     break
                 parent.rmdir()
-    what = "removed" if remove else "that no suite of params.yaml names; `make prune REMOVE=yes` removes them"
-    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing: every result is named by a suite of params.yaml")
+    what = "removed" if remove else "in total, which no suite of params.yaml uses; `make prune REMOVE=yes` removes them"
+    say(f"{total / 1e6:10.1f} MB  {what}" if total else "nothing to remove: suites of params.yaml use all results")
     return total
 
 
 def command(options, say: Callable[[str], None]) -> None:
-    """Options as the command line gives them. Raises Problem for bad parameters."""
+    """Run the command with parsed options. Raises Problem for wrong parameters."""
     prune(options.remove, say)

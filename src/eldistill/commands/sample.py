@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill sample`: images from a finished generator, as one picture, as files, or both."""
+"""The command `sample`: writes images from a finished generator as one picture, as files, or both."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def command(options, say) -> None:
     if options.n < 1:
         raise Problem(f"--n is {options.n}; expected 1 or more")
     if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
-        raise Problem(f"--device is {options.device}, which is not here; use cpu")
+        raise Problem(f"--device is {options.device}, but torch does not see it on this machine; use cpu")
     generator = load_generator(options.generator, options.device)
     label = None if options.label is None else class_number(generator, options.label)
     images = sample(generator, options.n, options.seed, label, options.steps)
     if label is None and generator.metadata["label_dim"]:
-        say(classes.sentence(generator.metadata))
+        say(classes.how_drawn(generator.metadata))
     if options.grid:
         with atomic(options.grid) as temporary:
             grid(images, math.ceil(options.n**0.5), max(1, 32 // images.shape[-1])).save(temporary, format="PNG")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m eldistill suggest`: a block of numbers of every method for a data setting that has none, as a start.
+"""The command `suggest`: for each method a block of numbers to start with, for a data setting that has none.
 
 Each block is that of the data setting whose images are nearest in size, with a shorter training. Nobody has tuned it.
 """
@@ -20,7 +20,7 @@ from eldistill import files
 from eldistill.errors import Problem
 from eldistill.plan import insertion, params, reading
 from eldistill.plan.params import Params
-from eldistill.plan.schema import merge
+from eldistill.plan.schema import merge_mappings
 
 BATCH = 256  # images a step at most: what one GPU holds
 IMAGES = 512_000  # of a training above 16 pixels a side: about an hour of one GPU at 32 pixels
@@ -47,9 +47,10 @@ def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     found = _loaded(chosen.name)
     suggestions = list(suggest(found, chosen.name, chosen.images))
     if not suggestions:
-        raise Problem(f"every method has numbers for the data {chosen.name} already; change them in params.yaml")
+        say(f"every method has numbers for the data {chosen.name} already; change them in params.yaml")
+        return
     if not chosen.write:
-        say(text(chosen.name, suggestions))
+        say(suggestion_text(chosen.name, suggestions))
         say(f"# untuned. `python -m eldistill suggest {chosen.name} --write` writes them into params.yaml")
         return
     path = Path("params.yaml")
@@ -62,13 +63,14 @@ def command(chosen: Namespace, say: Callable[[str], None]) -> None:
     )  # the same checks as everywhere, before anything is written
     files.write_text(path, after)
     say(
-        f"params.yaml: {len(suggestions)} blocks for {chosen.name}, untuned, under {', '.join(e.method for e in suggestions)}"
+        f"params.yaml: {len(suggestions)} blocks for {chosen.name}, untuned, under {', '.join(e.method for e in suggestions)}; "
+        "name those that you want in the `methods` of a suite"
     )
 
 
 def _loaded(data: str) -> Params:
     # A suite may name the data before there are numbers for it: that is what is asked for here.
-    values = reading.merged(reading.parts(Path()))
+    values = reading.merge_files(reading.read_files(Path()))
     suites = values.get("suites", {})
     if isinstance(suites, dict) and all(isinstance(grids, list) for grids in suites.values()):
         kept = {
@@ -85,13 +87,21 @@ def suggest(project: Params, data: str, images: int | None = None) -> Iterator[S
     side = side_of(project, project.section("data", data, where="data on the command line"))
     if side is None:
         raise Problem(
-            f"data.{data} does not say how large its images are; give it a `resolution`, and the command again"
+            f"data.{data} does not say how large its images are; give it a `resolution` and repeat the command"
         )
     for method in project.named("method"):
+        if _continues(project.named("method")[method]):
+            continue  # a longer chain of another method's run, not a method to begin with
         if not project.has_numbers(method, data) and (model := _model(project, method, side)):
-            block = adapted(_own(project, method, model), images or (None if side <= SMALL else IMAGES))
+            block = adapt_numbers(_own(project, method, model), images or (None if side <= SMALL else IMAGES))
             known = side_of(project, project.section("data", model)) or 0
             yield Suggestion(method, block, model, known, project.status("method", method, model) or "ours")
+
+
+def _continues(section: dict[str, Any]) -> bool:
+    # Whether a method starts from a run of the very method that it is like.
+    start = section.get("start_from") or ""
+    return bool(section.get("like")) and start.split("/")[0] == section["like"]
 
 
 def _model(project: Params, method: str, side: int) -> str | None:
@@ -118,7 +128,7 @@ def _own(project: Params, method: str, data: str) -> dict[str, Any]:
     # What the method, and those it is like, have for this data setting itself.
     chain = project.chain("method", method, project.place("method", method))
     layers = [each.get("per_data", {}).get(data, {}) for each in chain]
-    found: dict[str, Any] = functools.reduce(merge, layers, {})
+    found: dict[str, Any] = functools.reduce(merge_mappings, layers, {})
     return found if "n_images" in found and "batch" in found else {}
 
 
@@ -131,7 +141,7 @@ def _rank(project: Params, method: str, data: str) -> int:
     )
 
 
-def adapted(block: dict[str, Any], images: int | None) -> dict[str, Any]:
+def adapt_numbers(block: dict[str, Any], images: int | None) -> dict[str, Any]:
     """The numbers of a long run for one of about `images` images: smaller batches with lower rates, shorter stages.
 
     Rates fall with the root of the batch. The running average is ramped, so that its memory fits the run.
@@ -168,7 +178,7 @@ def _multiple(images: float, batch: int) -> int:
 # --- as text --------------------------------------------------------------------------------------------
 
 
-def text(data: str, suggestions: list[Suggestion]) -> str:
+def suggestion_text(data: str, suggestions: list[Suggestion]) -> str:
     """The blocks as they stand in params.yaml, with where they come from."""
     lines = ["distil:", "  methods:"]
     for each in suggestions:
@@ -196,6 +206,6 @@ def _flow(value: Any) -> str:
 
 
 def _merged_with(path: Path, new: str) -> dict[str, Any]:
-    found = reading.parts(path.parent)
+    found = reading.read_files(path.parent)
     found[reading.FILES[-1]] = reading.read_yaml(new)
-    return reading.merged(found)
+    return reading.merge_files(found)

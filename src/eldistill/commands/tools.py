@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands beside the six steps: one entry of TOOLS each, with its options and the function that it runs."""
+"""The table of commands that are not steps: TOOLS has the options of each and the function that runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eldistill.plan.plan import Plan
 
 
 def say(text: str) -> None:
-    """A line that is seen at once, also in a log."""
+    """Print a line and flush it, so that it appears at once also in a log file."""
     print(text, flush=True)
 
 
@@ -30,7 +30,8 @@ def option(*names: str, **settings) -> Option:
 
 @dataclass(frozen=True)
 class Tool:
-    """help: a line in the list; description: above its own help; run: gets the options, returns an exit code or None."""
+    """help: its line in the list of commands. description: the text above its options. run: gets the options and returns an exit
+    code, or None for 0."""
 
     help: str
     description: str
@@ -39,17 +40,17 @@ class Tool:
 
 
 def _command(module: str) -> Callable[[Namespace], None]:
-    # What a module offers as `command(options, say)`; it is imported when it is wanted: most take torch's seconds.
+    # The function `command(options, say)` of a module, which is imported when it runs: most modules import torch for seconds.
     return lambda chosen: importlib.import_module(f"eldistill.{module}").command(chosen, say=say)
 
 
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
-    step = Plan(params.load()).find("data", f"{chosen.name}/images")
+    step = Plan(params.load_params()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
-            f"{step.outputs[0]} is missing or of other numbers; run `python -m eldistill data {step.name}` first"
+            f"{step.outputs[0]} is missing, or was made with other numbers; run `python -m eldistill data {step.name}` first"
         )
     count = archives.write_zip(
         step.outputs[0], chosen.out, ("train", "heldout") if chosen.part == "both" else (chosen.part,)
@@ -61,12 +62,12 @@ def _fetch(chosen: Namespace) -> None:
     from eldistill.commands import planned
     from eldistill.steps import run as steps
 
-    plan = Plan(params.load())
+    plan = Plan(params.load_params())
     suite = chosen.suite or plan.params.values["suite"]
-    names = planned.downloads(plan, planned.states(plan, suite))
+    names = planned.downloads(plan, planned.suite_states(plan, suite))
     for name in names:
-        steps.run("data", f"download/{name}", say=say)
-    say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: nothing is to be fetched")
+        steps.run_step("data", f"download/{name}", say=say)
+    say(f"suite {suite}: {len(names)} files were fetched" if names else f"suite {suite}: there is nothing to fetch")
 
 
 def _doctor(chosen: Namespace) -> int:
@@ -78,105 +79,125 @@ def _doctor(chosen: Namespace) -> int:
 def _export(chosen: Namespace) -> None:
     from eldistill.commands import export
 
-    export.make(chosen.name, chosen.out, say)
+    export.export_run(chosen.name, chosen.out, say)
 
 
 DEVICE = option("--device", default="cpu", help="cpu or cuda (default: cpu)")
 TOOLS = {
     "sample": Tool(
-        "images from a finished generator", "Images from a finished generator: --grid, --out or both.",
+        "sample images from a finished generator",
+        "Samples images from a finished generator. Give --grid for one picture, --out for a folder of PNG files, or both.",
         (
-            option("--generator", required=True, metavar="FILE", help="a generator_ema.safetensors"),
-            option("--n", type=int, default=64, metavar="N", help="images (default: 64)"),
-            option("--seed", type=int, default=0, metavar="SEED", help="image i depends on SEED and i (default: 0)"),
-            option("--steps", type=int, default=1, metavar="STEPS", help="network calls an image, as its method defines (default: 1)"),
-            option("--label", metavar="CLASS", help="class of all images: its name, or its number from 0 (default: drawn for each)"),
-            option("--grid", metavar="FILE.png", help="one picture of all images"),
-            option("--out", metavar="FOLDER", help="one PNG an image, 000000.png and on"),
+            option("--generator", required=True, metavar="FILE", help="the generator_ema.safetensors of a run"),
+            option("--n", type=int, default=64, metavar="N", help="number of images (default: 64)"),
+            option("--seed", type=int, default=0, metavar="SEED",
+                   help="seed; image i depends on SEED and i only (default: 0)"),
+            option("--steps", type=int, default=1, metavar="STEPS",
+                   help="network calls for each image; the method defines which numbers are possible (default: 1)"),
+            option("--label", metavar="CLASS",
+                   help="class of all images: its name, or its number counted from 0 (default: drawn for each image)"),
+            option("--grid", metavar="FILE.png", help="write all images into one picture"),
+            option("--out", metavar="FOLDER", help="write each image as a PNG file: 000000.png, 000001.png, …"),
             DEVICE,
         ), _command("commands.sample"),
     ),
     "zip": Tool(
-        "a packed data set as a zip that EDM's code reads",
-        "A packed data set as a zip of PNGs with dataset.json, as EDM's code reads it.",
+        "write a packed data set as a zip that EDM's code reads",
+        "Writes a packed data set as a zip of PNG files with a dataset.json, the format that EDM's code reads.",
         (
-            option("name", metavar="DATA", help="a data setting whose images are packed"),
-            option("--out", required=True, metavar="FILE.zip", help="where to"),
-            option("--part", choices=("train", "heldout", "both"), default="both", help="which images (default: both)"),
+            option("name", metavar="DATA", help="name of a data setting whose step `data` has finished"),
+            option("--out", required=True, metavar="FILE.zip", help="zip file to write"),
+            option("--part", choices=("train", "heldout", "both"), default="both",
+                   help="part of the images (default: both)"),
         ), _zip,
     ),
     "encode": Tool(
-        "a data set's images as latents, for a data setting with source: latents",
-        "The images of a folder or zip as latents: means and deviations of an autoencoder, as EDM2 has them.",
+        "encode the images of a data set as latents, for a data setting with `source: latents`",
+        "Encodes the images of a folder or zip as latents: means and standard deviations of an autoencoder, as EDM2 stores them.",
         (
             option("name", metavar="DATA", help="a data setting whose source is a folder or zip of images"),
-            option("--out", required=True, metavar="PATH", help="FILE.zip, or a folder: there the same command continues"),
-            option("--vae", metavar="FOLDER", help="an autoencoder as diffusers saves it (default: sd-vae-ft-mse, which is fetched)"),
+            option("--out", required=True, metavar="PATH",
+                   help="zip file or folder to write; in a folder the same command continues after an interruption"),
+            option("--vae", metavar="FOLDER",
+                   help="folder of an autoencoder as diffusers saves it (default: sd-vae-ft-mse, which is fetched)"),
             DEVICE,
         ), _command("commands.encode"),
     ),
     "check": Tool(
         "measure a published teacher or student of data/sources.csv",
-        "A published network, as its authors measured it: Fréchet distance in Inception's features to their reference.",
+        "Measures a published network as its authors did: the FID of its samples against their reference statistics.",
         (
-            option("name", metavar="NAME", help="row of data/sources.csv: a teacher or a student"),
-            option("--file", metavar="FILE", help="its file, if it need not be fetched"),
-            option("--n", type=int, default=50_000, metavar="N", help="images (default: 50000, as published)"),
-            option("--steps", type=int, metavar="STEPS", help="of Heun's method, for a teacher (default: its authors')"),
-            option("--seed", type=int, default=0, metavar="SEED", help="of the images (default: 0)"),
-            option("--batch", type=int, default=250, metavar="N", help="images at once (default: 250)"),
-            option("--reference", metavar="NAME", help="row with reference statistics, or a file (default: its own row's)"),
+            option("name", metavar="NAME", help="name of a teacher or a student in data/sources.csv"),
+            option("--file", metavar="FILE",
+                   help="file of the network, if you have it already (default: it is fetched)"),
+            option("--n", type=int, default=50_000, metavar="N",
+                   help="number of images (default: 50000, as published)"),
+            option("--steps", type=int, metavar="STEPS",
+                   help="steps of Heun's method for a teacher (default: as many as its authors used)"),
+            option("--seed", type=int, default=0, metavar="SEED", help="seed of the images (default: 0)"),
+            option("--batch", type=int, default=250, metavar="N",
+                   help="images that are generated at once (default: 250)"),
+            option("--reference", metavar="NAME",
+                   help="reference statistics: a name in data/sources.csv, or a file (default: those that the network's row names)"),
             DEVICE,
         ), _command("commands.check"),
     ),
     "cost": Tool(
-        "what a suite would take, before it runs",
-        "Operations, GPU hours, memory and disk of a suite's trainings, counted without running them.",
+        "print the GPU hours, memory and disk that a suite needs, before it runs",
+        "Counts the operations, GPU hours, memory and disk of a suite's trainings without running them.",
         (
-            option("suite", metavar="SUITE", help="a name under `suites`"),
-            option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
-            option("--left", action="store_true", help="one line about what is still to be made (default: a table)"),
-            option("--allow", type=float, metavar="HOURS", help="the same line; exit code 2 if that takes more GPU hours"),
+            option("suite", metavar="SUITE", help="name of a suite of params.yaml"),
+            option("--tflops", type=float, default=60.0, metavar="N",
+                   help="speed of the GPU in TFLOP/s (default: 60, an A100 in bfloat16)"),
+            option("--left", action="store_true",
+                   help="print one line about the trainings that are not finished (default: a table of all)"),
+            option("--allow", type=float, metavar="HOURS",
+                   help="print the same line, with exit code 2 if these trainings take more than HOURS GPU hours"),
         ), _command("commands.cost"),
     ),
     "plan": Tool(
-        "what of a suite is there, what is stale and why, what is left",
-        "On one page: fresh, stale (with the numbers that changed) and missing steps, downloads, and hours, memory and disk.",
+        "print which steps of a suite are fresh, which are stale and why, and which are missing",
+        "Prints the steps of a suite that are fresh, stale (with the numbers that changed) or missing, the files to fetch, and the hours, "
+        "memory and disk that are needed.",
         (
-            option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),
-            option("--tflops", type=float, default=60.0, metavar="N", help="what the GPU achieves (default: 60, an A100 in bf16)"),
+            option("suite", metavar="SUITE", nargs="?", help="name of a suite (default: `suite` of params.yaml)"),
+            option("--tflops", type=float, default=60.0, metavar="N",
+                   help="speed of the GPU in TFLOP/s (default: 60, an A100 in bfloat16)"),
         ), _command("commands.planned"),
     ),
     "suggest": Tool(
-        "numbers of every method for a data set of your own",
-        "A block of numbers for a data setting that has none, for each method: those of the images nearest in size, with a "
-        "shorter training. Untuned.",
+        "suggest numbers for every method on a new data set",
+        "Suggests a block of numbers for each method that has none for the data setting. They come from the data setting with the "
+        "nearest image size, with a shorter training. They are not tuned.",
         (
-            option("name", metavar="DATA", help="a name under `data`"),
-            option("--images", type=int, metavar="N", help="images of a training (default: 512000 above 16 pixels a side)"),
-            option("--write", action="store_true", help="write them into params.yaml (default: print them)"),
+            option("name", metavar="DATA", help="name of a data setting of params.yaml"),
+            option("--images", type=int, metavar="N",
+                   help="length of a training in images (default: 512000 for images of more than 16 pixels a side)"),
+            option("--write", action="store_true", help="write the blocks into params.yaml (default: print them)"),
         ), _command("commands.suggest"),
     ),
     "fetch": Tool(
-        "the files of others that a suite will read", "Fetches what the steps of a suite that are still to be made will read of "
-        "data/sources.csv: for a cluster on which one machine alone reaches the network.",
-        (option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),), _fetch,
+        "fetch the published files that a suite needs",
+        "Fetches the files of data/sources.csv that the unfinished steps of a suite read. Use it on a cluster where only some machines "
+        "can connect to the internet.",
+        (option("suite", metavar="SUITE", nargs="?", help="name of a suite (default: `suite` of params.yaml)"),), _fetch,
     ),
     "doctor": Tool(
-        "what would stop a suite on this machine",
-        "Looks at Python, torch, GPUs, disk, files, Slurm and locks; exit code 1 if something needs a look.",
-        (option("suite", metavar="SUITE", nargs="?", help="a name under `suites` (default: `suite` of params.yaml)"),), _doctor,
+        "check whether this machine can run a suite",
+        "Checks Python, torch, GPUs, disk, files, Slurm and locks. The exit code is 1 if something needs attention.",
+        (option("suite", metavar="SUITE", nargs="?", help="name of a suite (default: `suite` of params.yaml)"),), _doctor,
     ),
     "prune": Tool(
-        "results that no suite names", "Lists results and states that no suite of params.yaml names, with their sizes.",
-        (option("--remove", action="store_true", help="remove them (default: list them)"),), _command("commands.prune"),
+        "list or remove results that no suite uses",
+        "Lists the results and saved states that no suite of params.yaml uses, with their sizes.",
+        (option("--remove", action="store_true", help="remove them (default: only list them)"),), _command("commands.prune"),
     ),
     "export": Tool(
-        "a generator as a folder to give away",
-        "A folder with weights, settings, a card, images and a loader that needs torch and safetensors only.",
+        "export a generator as a folder that works without this project",
+        "Writes a folder with weights, settings, a model card, images and a loader that needs only torch and safetensors.",
         (
-            option("name", metavar="RUN", help="DATA/METHOD/SUPPLEMENT/SEED, which is finished"),
-            option("--out", metavar="FOLDER", help="where to (default: exports/RUN)"),
+            option("name", metavar="RUN", help="a finished run: DATA/METHOD/SUPPLEMENT/SEED"),
+            option("--out", metavar="FOLDER", help="folder to write (default: exports/RUN)"),
         ), _export,
     ),
     "recipes": Tool(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as EDM's and EDM2's code reads them: a pack as a zip of PNGs or of arrays, with a table of labels."""
+"""Writes packed data sets as zip files that the code of EDM and EDM2 reads: PNG files or arrays, and a table of labels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 import torch
 
 from eldistill.data.containers import new_zip
-from eldistill.data.dataset import load
+from eldistill.data.dataset import load_pack
 
 COVERED_BY = "latents"
 
 
 def write_zip(pack: str | Path, path: str | Path, parts=("train", "heldout")) -> int:
-    """The images of a packed file as a zip that EDM's code reads: PNGs, nothing compressed, labels in dataset.json; of
-    latents one that EDM2's code reads.
+    """Write the images of a packed file as a zip of uncompressed PNG files with labels in dataset.json, which EDM's code reads;
+    latents as a zip that EDM2's code reads.
 
-    Returns how many images it holds. Raises Problem.
+    parts: train, heldout or both. Returns the number of images. Raises Problem if `pack` is missing or damaged.
     """
     labels: list[list] = []
     with new_zip(path) as put:
         for part in parts:
-            images, classes, about = load(pack, part)
+            images, classes, about = load_pack(pack, part)
             for image, label in zip(images, classes.tolist(), strict=True):
                 name, content = (npy if image.dtype == torch.float32 else _png)(len(labels), image)
                 put(name, content)
@@ -36,7 +36,7 @@ def write_zip(pack: str | Path, path: str | Path, parts=("train", "heldout")) ->
 
 def labels_file(labels: list[list], names: list[str]) -> bytes:
     """The content of dataset.json. labels: [name of a file, class] of each image, class -1 where there is none. names: of classes."""
-    # Their code reads `labels` alone; ours takes the names of classes from beside it.
+    # The authors' code reads only `labels`; this project also reads the names of the classes.
     labelled = all(label >= 0 for _, label in labels)
     more = {"class_names": names} if names and labelled else {}
     return json.dumps({"labels": labels if labelled else None, **more}).encode()
@@ -51,12 +51,12 @@ def _png(index: int, image: torch.Tensor) -> tuple[str, bytes]:
 
 
 def npy(index: int, image: torch.Tensor) -> tuple[str, bytes]:
-    """Name and content of the file of an image's latents: float32 [2c, r, r], means and deviations."""
+    """Name and content of an .npy file. image: latents float32 [2c, r, r], means and then standard deviations."""
     file = io.BytesIO()
     np.save(file, image.numpy())
     return npy_name(index), file.getvalue()
 
 
 def npy_name(index: int) -> str:
-    """The name of that file, of image `index` from 0."""
+    """The name of the .npy file of image `index`, counted from 0."""
     return f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of a conditional generator: how often each occurs, how they are drawn, and a grid with a row for each.
+"""Classes of conditional generators: their frequencies, how they are drawn, and grids with one row for each class.
 
 A generator is trained with the labels of real images, so classes occur as often as in the train images. Images that are
 compared with real ones are drawn with the same frequencies (SiD's metric in training takes the labels of random images
@@ -19,25 +19,26 @@ from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 
 RECIPE = ("classes", 1)
-MOST_ROWS = 20  # of a grid: of more classes as many, evenly chosen
-NAME_LETTERS = 14  # of a name beside its row
+MOST_ROWS = 20  # of a grid; of more classes this many are shown, evenly spread
+NAME_LETTERS = 14  # longest name beside a row; longer names are cut
 
 
-def describe(pack: Path) -> dict:
-    """{class_counts, class_names} of a packed file: train images of each class [classes], and names where it has them.
+def describe_classes(pack: Path) -> dict:
+    """{class_counts, class_names} of a packed file: number of train images in each class, and their names if it has them.
 
-    Empty where the images have no labels. Raises Problem for a file that is no pack.
+    {} if the images have no labels. Raises Problem if the file is not a pack.
     """
-    _, labels, about = data.load(pack)
+    _, labels, about = data.load_pack(pack)
     if not about["classes"]:
         return {}
     found = {"class_counts": torch.bincount(labels, minlength=about["classes"]).tolist()}
     return found | ({"class_names": about["class_names"]} if about.get("class_names") else {})
 
 
-def counts(about: dict) -> list[int] | None:
-    """The `class_counts` of the description of a network; None where it has none, or no labels. Raises Problem if there are
-    not as many as it has labels, or if they are no counts."""
+def class_counts(about: dict) -> list[int] | None:
+    """The `class_counts` in the description of a network, None if it has none or no labels.
+
+    Raises Problem if they are not `label_dim` whole numbers from 0, at least one above 0."""
     found, dim = about.get("class_counts"), about["label_dim"]
     if found is None or not dim:
         return None
@@ -50,27 +51,27 @@ def counts(about: dict) -> list[int] | None:
     return found
 
 
-def drawn(draw: Draw, about: dict) -> torch.Tensor:
-    """Classes [n], int64, of the images of `draw`: by the network's class_counts, uniform where it has none.
+def draw_classes(draw: Draw, about: dict) -> torch.Tensor:
+    """Classes [n], int64, for the images of `draw`, by the frequencies in class_counts; uniform if there are none.
 
-    One random number an image chooses a place among all train images sorted by class: an image's class depends on its own
-    number alone, and for equal counts it is the class that a uniform choice gives.
+    One random number for each image chooses a place among all train images, sorted by class. So the class of an image depends
+    only on its own number, and for equal counts it is the class that a uniform choice gives.
     """
-    known = counts(about)
+    known = class_counts(about)
     if known is None:
         return draw.integers("label", about["label_dim"])
     ends = torch.tensor(known, dtype=torch.int64, device=draw.device).cumsum(0)
     return torch.searchsorted(ends, draw.integers("label", sum(known)), right=True)
 
 
-def asked(about: dict, n: int, seed: int) -> torch.Tensor | None:
-    """The classes [n] of the first n images of a seed, as sampling draws them; None without labels."""
-    return drawn(Draw(seed, "sample", 0, n), about) if about["label_dim"] else None
+def requested_classes(about: dict, n: int, seed: int) -> torch.Tensor | None:
+    """The classes [n], int64, that sampling draws for the first n images of a seed; None without labels."""
+    return draw_classes(Draw(seed, "sample", 0, n), about) if about["label_dim"] else None
 
 
-def sentence(about: dict) -> str:
-    """How classes are drawn, for a log."""
-    known = counts(about)
+def how_drawn(about: dict) -> str:
+    """A sentence for the log about how classes are drawn."""
+    known = class_counts(about)
     if known is None:
         return f"each of {about['label_dim']} classes is drawn equally often"
     return f"classes are drawn by their frequency: {min(known)} to {max(known)} train images in each of {len(known)}"
@@ -81,10 +82,10 @@ def sentence(about: dict) -> str:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How classes are drawn and shown in an evaluation; without anything where the networks know no labels.
+    """How classes are drawn and shown in an evaluation. Both fields are empty for networks without labels.
 
-    about: label_dim, class_counts (none: uniform), class_names. asked: int64 [n], the class of each generated image, or of
-    each held-out one; None where it is not known.
+    about: {label_dim, class_counts (absent: uniform), class_names}. asked: int64 [n], the class of each generated or held-out
+    image; None if it is unknown.
     """
 
     about: dict = field(default_factory=dict)
@@ -92,25 +93,24 @@ class Drawn:
 
     @property
     def label_dim(self) -> int:
-        """How many classes there are; 0 without labels."""
+        """The number of classes; 0 without labels."""
         return self.about.get("label_dim", 0)
 
     @property
     def titles(self) -> list[str] | None:
-        """What stands beside the rows of a grid; None without labels."""
-        return titles(self.about) if self.label_dim else None
+        """The texts beside the rows of a grid; None without labels."""
+        return row_titles(self.about) if self.label_dim else None
 
     def applied(self, about: dict) -> dict:
-        """The description of a network whose classes are drawn like this, whatever its own file says."""
+        """A network's description in which the class_counts are replaced by those of this object."""
         kept = {key: value for key, value in about.items() if key != "class_counts"}
         return kept | {key: value for key, value in self.about.items() if key == "class_counts"}
 
 
-def of_pack(pack: Path, options: dict, real: bool = False) -> Drawn:
-    """Drawn of a packed file with labels, by the options of `evaluate` (n, seed, classes); real: of its held-out images.
-
-    Raises Problem for a pack without labels."""
-    about = describe(pack)
+def classes_of_pack(pack: Path, options: dict, real: bool = False) -> Drawn:
+    """Drawn for a packed file with labels. options: n, seed and classes of `evaluate`. real: of the held-out images instead of
+    generated ones. Raises Problem for a pack without labels."""
+    about = describe_classes(pack)
     if not about:
         raise Problem(
             f"{pack} has no labels, but its data setting has labels: true; set it to false or add dataset.json"
@@ -119,48 +119,50 @@ def of_pack(pack: Path, options: dict, real: bool = False) -> Drawn:
     if options.get("classes") == "uniform":
         del about["class_counts"]
     if not real:
-        return Drawn(about, asked(about, options["n"], options["seed"]))
-    labels = data.load(pack, "heldout")[1]
+        return Drawn(about, requested_classes(about, options["n"], options["seed"]))
+    labels = data.load_pack(pack, "heldout")[1]
     return Drawn(about, labels if bool((labels >= 0).all()) else None)
 
 
 def without_asked(drawn: Drawn) -> Drawn:
-    """The same where nobody can tell whether an image shows its class."""
+    """A copy without `asked`, for evaluations in which no classifier can compare an image with its class."""
     return replace(drawn, asked=None)
 
 
 # --- a grid with a row for each class ---------------------------------------------------------------------
 
 
-def rows(label_dim: int) -> list[int]:
-    """The classes of a grid, one for each row: all of them, or MOST_ROWS that are evenly spread."""
+def shown_classes(label_dim: int) -> list[int]:
+    """The classes of the rows of a grid: all of them, or MOST_ROWS that are evenly spread."""
     shown = min(label_dim, MOST_ROWS)
     return [place * label_dim // shown for place in range(shown)]
 
 
 def row_labels(label_dim: int, columns: int) -> torch.Tensor:
-    """The classes [rows * columns], int64, of the images of such a grid, row by row."""
-    return torch.tensor(rows(label_dim), dtype=torch.int64).repeat_interleave(columns)
+    """The classes [rows * columns], int64, of the images in a grid, row by row."""
+    return torch.tensor(shown_classes(label_dim), dtype=torch.int64).repeat_interleave(columns)
 
 
 def first_of_each(images: torch.Tensor, labels: torch.Tensor, label_dim: int, columns: int) -> torch.Tensor:
-    """Of real images [n, c, h, w] the first of each class in the order of `row_labels`; white where a class has too few."""
-    board = torch.full((len(rows(label_dim)), columns, *images.shape[1:]), 255, dtype=torch.uint8)
-    for row, wanted in zip(board, rows(label_dim), strict=True):
+    """The first `columns` images of each shown class, uint8 [rows * columns, c, h, w]; white where a class has fewer.
+
+    images: uint8 [n, c, h, w]. labels: int64 [n]."""
+    board = torch.full((len(shown_classes(label_dim)), columns, *images.shape[1:]), 255, dtype=torch.uint8)
+    for row, wanted in zip(board, shown_classes(label_dim), strict=True):
         found = images[(labels == wanted).nonzero().flatten()[:columns]]
         row[: len(found)] = found
     return board.flatten(0, 1)
 
 
-def titles(about: dict) -> list[str]:
-    """What stands beside the rows of a grid: the names of its classes, their numbers where there are none."""
+def row_titles(about: dict) -> list[str]:
+    """The texts beside the rows of a grid: the names of the classes, or their numbers, cut to NAME_LETTERS."""
     names = about.get("class_names") or list(range(about["label_dim"]))
-    texts = [str(names[each]) if each < len(names) else str(each) for each in rows(about["label_dim"])]
+    texts = [str(names[each]) if each < len(names) else str(each) for each in shown_classes(about["label_dim"])]
     return [text if len(text) <= NAME_LETTERS else text[: NAME_LETTERS - 1] + "…" for text in texts]
 
 
-def beside(picture, texts: list[str]):
-    """A PIL picture of len(texts) equal rows, with a text at the left of each."""
+def add_row_titles(picture, texts: list[str]):
+    """A copy of a PIL picture of len(texts) equal rows, with one text to the left of each row."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, high = ImageFont.load_default(size=12), picture.height / len(texts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders and zips of files, read and written one file at a time.
+"""Reads and writes folders and zip files, one file at a time.
 
 Nothing is unpacked to the disk. Which files count as data is decided by eldistill.external.listing.
 """
@@ -20,22 +20,23 @@ from eldistill.external import listing
 from eldistill.files import atomic
 
 COVERED_BY = "folders"
-LARGEST = 1 << 30  # bytes of one file: a zip can name more than any memory has
+LARGEST = 1 << 30  # bytes of one file; the size that a zip declares can exceed any memory
 
 
 @dataclass(frozen=True)
 class Container:
-    """list: from endings to a Listing. open: from a name of it to a context with the file, read as bytes."""
+    """list: function from endings to a Listing. open: function from a name in it to a context with the opened binary file."""
 
     list: Callable[[tuple[str, ...]], listing.Listing]
     open: Callable[[str], BinaryIO]
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Container]:
-    """A folder or zip. Raises Problem if it is neither, and where a file of it is damaged, encrypted or too large."""
+def open_container(path: Path) -> Iterator[Container]:
+    """Context with the Container of a folder or zip. Raises Problem if `path` is neither, or if a file in it is damaged, encrypted
+    or larger than LARGEST."""
     if path.is_dir():
-        yield Container(lambda endings: listing.of_folder(path, endings), lambda name: _of_folder(path, name))
+        yield Container(lambda endings: listing.list_folder(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
         try:
             archive = zipfile.ZipFile(path)
@@ -44,9 +45,12 @@ def opened(path: Path) -> Iterator[Container]:
         with archive:
             members = _members(path, archive)
             yield Container(
-                lambda endings: listing.choose(members, endings),
+                lambda endings: listing.choose_files(members, endings),
                 lambda name: _of_zip(path, archive, name, members[name]),
             )
+    elif not path.exists():
+        home = "; ~ is not expanded, so write the path out" if str(path).startswith("~") else ""
+        raise Problem(f"{path} does not exist{home}; put it there, or change `path` of the data setting in params.yaml")
     else:
         tar = path.is_file() and tarfile.is_tarfile(path)
         raise Problem(
@@ -61,14 +65,14 @@ def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
     try:
         file = open(place, "rb")
     except FileNotFoundError:
-        why = "is a link to a file that is not there" if place.is_symlink() else "was there a moment ago and is gone"
+        why = "is a link to a missing file" if place.is_symlink() else "was removed while it was read"
         raise Problem(f"{place} {why}; restore the file, or remove the link") from None
     with file:
         yield file
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    # Files by name; Windows' own program writes backslashes into some zips.
+    # Files by name. The zip program of Windows separates folders with backslashes in some zips.
     members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = member.filename.replace("\\", "/").removeprefix("./")
@@ -83,7 +87,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 @contextmanager
 def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Iterator[BinaryIO]:
     if member.file_size > LARGEST:
-        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}, remove it")
+        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}: remove it")
     if member.flag_bits & 1:
         raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
     try:
@@ -100,14 +104,14 @@ Put = Callable[[str, bytes], None]
 
 @contextmanager
 def new_zip(path: str | Path) -> Iterator[Put]:
-    """A function that adds a file (name, content) to a zip, which appears when all is done; nothing is compressed."""
+    """Context with a function that adds a file (name, content) to a zip without compression. The zip appears at the end."""
     with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         yield archive.writestr
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Put]:
-    """The same for a folder, in which each file appears when it is complete."""
+    """Context with a function that adds a file (name, content) to a folder, where it appears when it is complete."""
 
     def put(name: str, content: bytes) -> None:
         with atomic(Path(path) / name) as temporary:

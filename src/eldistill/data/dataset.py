@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed data sets: uint8 images and integer labels in one file, train and held-out apart, and their encoding for networks.
+"""Packed data sets, one file with uint8 images and integer labels, train and held-out; and the encoding that networks see.
 
-Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. Of latents a pack holds
-float32 means and deviations (see eldistill.data.latents). eldistill.data.packing makes it.
+Networks see x = 0.5 (u/255 - mean) / std, so that sigma_data = 0.5 holds; metrics see uint8. A pack of latents holds
+float32 means and standard deviations (eldistill.data.latents). eldistill.data.packing writes packs.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ RECIPE = ("data", 2)
 
 
 def encode(images: torch.Tensor, codec: dict, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 to x = 0.5 (u/255 - mean) / std. With mean 0.5, std 0.25 this is EDM's u/127.5 - 1."""
+    """x = 0.5 (u/255 - mean) / std of uint8 images u of any shape. With mean 0.5 and std 0.25 this is EDM's u/127.5 - 1."""
     return (images.to(dtype) / 255 - codec["mean"]) * (SIGMA_DATA / codec["std"])
 
 
 def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
-    """The inverse of `encode`, clipped and rounded half up to uint8 (EDM adds 128 and truncates: the same); of latents the
-    images that their autoencoder makes of them.
+    """The uint8 images of encoded x [n, c, h, w]: the inverse of `encode`, clipped to 0 … 255 and rounded half up, as in EDM (which
+    adds 128 and truncates). Latents are decoded by their autoencoder.
 
     Raises NonFinite for a NaN or an infinity, which a cast would hide as a black or a white pixel.
     """
     if not bool(x.isfinite().all()):
         raise NonFinite(f"an image is not finite in {int((~x.isfinite()).sum())} of its values, shape {tuple(x.shape)}; "
                         "the network that made it is broken")  # fmt: skip
-    if latents.has(codec):
+    if latents.is_latent(codec):
         return latents.decode(x, codec)
     level = (x.double() * (codec["std"] / SIGMA_DATA) + codec["mean"]) * 255
     return (level + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def limits(codec: dict) -> tuple[float, float]:
-    """The encoded values of uint8 0 and 255; latents have no limits."""
-    if latents.has(codec):
+def encoded_limits(codec: dict) -> tuple[float, float]:
+    """The encoded values of the pixels 0 and 255; (-inf, inf) for latents."""
+    if latents.is_latent(codec):
         return -math.inf, math.inf
     return -codec["mean"] * SIGMA_DATA / codec["std"], (1 - codec["mean"]) * SIGMA_DATA / codec["std"]
 
 
-class Reals:
-    """The encoded images of one part of a packed file, for a device.
+class PackedImages:
+    """The images of one part of a packed file, encoded for networks on a device when they are taken.
 
     images: uint8 [n, c, h, w], on the device too if they fill at most a quarter of what is free there; else they stay
     where they are, and only the rows that are taken are sent. labels: int64 [n], -1 where there is none. label_dim: width
@@ -75,14 +75,14 @@ class Reals:
         return tuple(self.images.shape[1:])
 
     def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
-        """One-hot labels [len(indices), label_dim], or None. indices on the CPU keep a GPU from being waited for."""
+        """One-hot labels [len(indices), label_dim], None if label_dim is 0. Indices on the CPU avoid waiting for a GPU."""
         if not self.label_dim:
             return None
         classes = self.classes[sent(indices, self.classes.device)]
         return torch.nn.functional.one_hot(classes, self.label_dim).to(self.dtype)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """The images as they are packed, on the device."""
+        """The packed images [len(indices), c, h, w], uint8, on the device."""
         return sent(self.images[sent(indices, self.images.device)], self.device)
 
     def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -95,8 +95,8 @@ def _fits(images: torch.Tensor, device) -> bool:
     return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
 
 
-class Latents(Reals):
-    """The same for a pack of latents: images float32 [n, 2c, r, r], means and deviations."""
+class PackedLatents(PackedImages):
+    """PackedImages of latents. images: float32 [n, 2c, r, r], means and then standard deviations."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,19 +105,19 @@ class Latents(Reals):
         return channels // 2, height, width
 
     def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents [len(indices), c, r, r] whose noise is that of the image, the same every time: for measurements."""
+        """Latents [len(indices), c, r, r] and labels, with noise that depends only on the index of the image: for measurements."""
         each = [Draw(0, "latents", index, 1, self.device, self.dtype) for index in indices.tolist()]
         return self.fresh(indices, lambda *shape: torch.cat([draw.normal("encoder", *shape) for draw in each]))
 
     def fresh(self, indices: torch.Tensor, normal: Callable) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents with noise of the caller's: normal(c, r, r) gives N(0, 1), [len(indices), c, r, r]."""
+        """Latents [len(indices), c, r, r] and labels, with noise of the caller: normal(c, r, r) returns N(0, 1) of that shape."""
         return latents.encode(self.rows(indices), normal(*self.shape), self.codec), self.labels(indices)
 
 
-def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """(uint8 images [n, c, h, w], labels [n], description) of a packed file; part is train or heldout.
+def load_pack(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """(images uint8 [n, c, h, w], labels int64 [n], description) of a packed file. part: train or heldout.
 
-    The tensors stay in the file and can only be read; of latents they are float32 [n, 2c, r, r].
+    Latents are float32 [n, 2c, r, r]. The tensors stay in the file and are read-only. Raises Problem if it is not a pack.
     """
     tensors, about = map_tensors(path)
     if f"{part}_images" not in tensors:
@@ -125,18 +125,23 @@ def load(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torch.Ten
     return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
 
 
-def reals(path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch.float32, part: str = "train") -> Reals:
-    """A packed file as Reals; labels: whether networks are conditioned on them. Raises Problem if there are none."""
-    images, classes, about = load(path, part)
+def load_real_images(
+    path: str | Path, codec: dict, labels: bool, device="cpu", dtype=torch.float32, part: str = "train"
+) -> PackedImages:
+    """One part of a packed file as PackedImages, or PackedLatents for a codec of latents.
+
+    labels: whether networks are conditioned on labels. Raises Problem if they are but the pack has none, or if the codec does
+    not fit the pack."""
+    images, classes, about = load_pack(path, part)
     if labels and not about["classes"]:
         raise Problem(
             f"{path} has no labels, but its data setting has labels: true; set it to false, add dataset.json, or sort the images into "
             "a folder for each class"
         )
-    if (images.dtype == torch.float32) != latents.has(codec):
+    if (images.dtype == torch.float32) != latents.is_latent(codec):
         raise Problem(
             f"{path} has {'latents' if images.dtype == torch.float32 else 'pixels'}, its codec is {codec}; of latents it has "
             "a list of means and one of deviations, a number for each channel"
         )
-    kind = Latents if latents.has(codec) else Reals
+    kind = PackedLatents if latents.is_latent(codec) else PackedImages
     return kind(images, classes, codec, about["classes"] if labels else 0, device, dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as readers of data sets return them, in arrays or as a stream, and the choice of those that are held out."""
+"""The two forms in which readers return images, arrays or a stream, and the choice of held-out images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Stream:
-    """Images that are read one by one, each time that they are asked for.
+    """Images that are read one by one, and read again each time that they are requested.
 
     shape: of one image; kind: U8 or F32. labels: int64 [n], -1 where there is none. read: from indices to arrays of that
     shape, in their order. names: of the classes. notes: sentences about what was left out or decided.
@@ -32,17 +32,21 @@ class Stream:
     notes: list[str] = field(default_factory=list)
 
 
-def split(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, held-out) indices, each ascending; the choice is fixed by a hash of the index, for ever."""
+def split_heldout(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, held-out) indices, each ascending. A hash of the index decides, so the choice never changes. Raises Problem if
+    `heldout` is not below `count`."""
     if heldout >= count:
-        raise Problem(f"heldout is {heldout}, but there are {count} images; expected fewer")
+        raise Problem(
+            f"heldout is {heldout}, but there are {count} images; set `heldout` of the data setting below {count}"
+            + (f", for instance to {count // 5}" if count >= 10 else "")
+        )
     order = sorted(range(count), key=lambda index: hashlib.sha256(str(index).encode()).digest())
     return np.sort(order[: count - heldout]), np.sort(order[count - heldout :])
 
 
-def parts(images: np.ndarray, labels: np.ndarray, heldout: int) -> Arrays:
+def split_arrays(images: np.ndarray, labels: np.ndarray, heldout: int) -> Arrays:
     """The images [n, c, h, w] and labels [n] of a source without a test part, `heldout` of them set aside."""
-    train, rest = split(len(images), heldout)
+    train, rest = split_heldout(len(images), heldout)
     return images[train], labels[train], images[rest], labels[rest]
 
 

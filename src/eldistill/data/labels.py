@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of images: from dataset.json or from folders of classes to numbers 0 … C - 1 and the names of the classes.
+"""Reads labels of images from dataset.json or from folders of classes: numbers 0 … C - 1 and the names of the classes.
 
-The classes are those that have images, in sorted order: numbers by their value, folders by their name. What the source called
-them is their name. A one-hot label is as wide as there are classes, so a gap in the numbers of a source must not reach it.
+The classes are those that have images, in sorted order: numbers by their value, folders by their name. Their names
+are those of the source. One-hot labels are C wide, so gaps in the numbers of a source are closed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Labels:
 
 
 def renumber(values: Iterable, names: dict | None = None) -> Labels:
-    """The classes of raw labels (whole numbers or texts) in sorted order; of numbers below 0 there are none.
+    """Labels 0 … C - 1 for raw labels, whole numbers or texts, in sorted order. If a number is below 0 there are no classes.
 
-    names: what a raw label is called; its text unless given.
+    names: {raw label: name of the class}; the default is its text.
     """
     values = values.tolist() if isinstance(values, np.ndarray) else list(values)
     found = sorted(set(values))
@@ -55,10 +55,10 @@ def _renumbered(found: list) -> list[str]:
     return [f"labels {text} become 0 to {len(found) - 1}, in this order; their names keep what they were"]
 
 
-def of_listing(path: Path, files: Listing, container: Container, folders: bool = True) -> Labels:
-    """Labels of files.names: by the table that the listing found, else by folders of classes, else none. Raises Problem.
+def labels_of_listing(path: Path, files: Listing, container: Container, folders: bool = True) -> Labels:
+    """Labels of files.names: from the table of the listing if there is one, otherwise from folders of classes, otherwise none.
 
-    folders: whether folders can be classes; latents are labelled by the table alone.
+    folders: whether folders can be classes; for latents only the table counts. Raises Problem.
     """
     if files.labels is not None:
         table, names, notes = _table(path, files, container)
@@ -71,7 +71,7 @@ def of_listing(path: Path, files: Listing, container: Container, folders: bool =
 
 
 class _Pairs(list):
-    """A JSON object as its pairs: a dict would keep the last of two equal keys and be silent about it."""
+    """The pairs of a JSON object. A dict would silently keep only the last of two equal keys."""
 
 
 def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, int], dict[int, str], list[str]]:
@@ -137,7 +137,7 @@ def _by_table(path: Path, files: Listing, table: dict[str, int], names: dict[int
 
 
 def _by_folders(path: Path, names: list[str]) -> Labels:
-    base = listing.outer(names)[-1]
+    base = listing.outer_folders(names)[-1]
     inner = [name.removeprefix(base).split("/") for name in names]
     tops = {parts[0] for parts in inner if len(parts) > 1}
     depth, notes = 0, []
@@ -179,13 +179,13 @@ def _listed(words: Iterable[str], most: int = 5) -> str:
 # --- printing -----------------------------------------------------------------------------------------
 
 
-def count(numbers: np.ndarray, classes: int) -> list[int]:
-    """How many images each class has."""
+def count_labels(numbers: np.ndarray, classes: int) -> list[int]:
+    """The number of images in each class."""
     return np.bincount(numbers, minlength=classes).tolist() if classes else []
 
 
-def table(names: list[str], counts: list[int]) -> list[str]:
-    """Lines for a person: the classes with their numbers of train images, abridged where there are many."""
+def class_table(names: list[str], counts: list[int]) -> list[str]:
+    """Lines for the log: the classes with their numbers of train images, abridged if there are more than 20."""
     if not names:
         return ["no classes"]
     if len(names) <= 20:

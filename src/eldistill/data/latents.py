@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latents of an autoencoder in place of pixels, as EDM2 has them (Karras et al. 2024, arXiv 2312.02696).
+"""Latents of an autoencoder, which replace pixels as in EDM2 (Karras et al. 2024, arXiv 2312.02696).
 
-A pack holds what the encoder says of an image: means and deviations of its latents, float32 [2c, r, r]. Networks see
+A pack holds the encoder's output for an image: means and standard deviations of its latents, float32 [2c, r, r]. Networks see
 
     x = (mean + deviation n) scale + bias,    scale = 0.5 / std,    bias = -mean scale,    n ~ N(0, 1)
 
@@ -40,13 +40,13 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 # --- codec --------------------------------------------------------------------------------------------
 
 
-def has(codec: dict) -> bool:
-    """Whether a codec is one of latents: its moments are lists, a number for each channel."""
+def is_latent(codec: dict) -> bool:
+    """Whether a codec is for latents: its mean and std are lists with one number for each channel."""
     return isinstance(codec["mean"], list | tuple)
 
 
-def constants(codec: dict, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, bias), float32 [c, 1, 1] each, by float32 arithmetic, as EDM2 computes them."""
+def codec_constants(codec: dict, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, bias) of a codec of latents, each float32 [c, 1, 1], computed in float32 as in EDM2."""
     return _constants(tuple(codec["mean"]), tuple(codec["std"]), torch.device(device))
 
 
@@ -58,9 +58,11 @@ def _constants(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Ten
 
 
 def encode(stored: torch.Tensor, noise: torch.Tensor, codec: dict) -> torch.Tensor:
-    """x [n, c, r, r] of stored means and deviations [n, 2c, r, r] and noise [n, c, r, r], in the type of the noise."""
+    """Encoded latents x [n, c, r, r], of the dtype of the noise.
+
+    stored: means and standard deviations [n, 2c, r, r]. noise: N(0, 1) [n, c, r, r]."""
     mean, deviation = stored.to(noise).chunk(2, dim=1)
-    scale, bias = constants(codec, noise.device)
+    scale, bias = codec_constants(codec, noise.device)
     return (mean + deviation * noise) * scale.to(noise) + bias.to(noise)
 
 
@@ -70,8 +72,8 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
 
     Raises Problem if there is no autoencoder, NonFinite if an image is not finite.
     """
-    scale, bias = constants(codec, x.device)
-    vae = load(codec.get("vae"), str(x.device))
+    scale, bias = codec_constants(codec, x.device)
+    vae = load_autoencoder(codec.get("vae"), str(x.device))
     parts = []
     for part in ((x.float() - bias) / scale).split(CHUNK):
         pixels = vae.decode(part).sample
@@ -82,12 +84,12 @@ def decode(x: torch.Tensor, codec: dict) -> torch.Tensor:
 
 
 @torch.no_grad()
-def moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") -> torch.Tensor:
-    """Means and deviations, float32 [2c, r, r], of one uint8 image [3, h, w]: alone, so that no batch changes a bit.
+def encode_moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") -> torch.Tensor:
+    """Means and standard deviations, float32 [2c, r, r], of the latents of one image, uint8 [3, h, w].
 
-    vae: a folder, as `load` takes it.
+    Images are encoded one by one, because the batch size can change bits. vae: a folder, as in `load_autoencoder`.
     """
-    found = load(vae, device).encode(image[None].to(device).float() / 255).latent_dist
+    found = load_autoencoder(vae, device).encode(image[None].to(device).float() / 255).latent_dist
     return torch.cat([found.mean, found.std], dim=1)[0].cpu()
 
 
@@ -95,9 +97,10 @@ def moments(image: torch.Tensor, vae: str | None = None, device: str = "cpu") ->
 
 
 @functools.lru_cache(maxsize=1)
-def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
-    """The frozen autoencoder (diffusers' AutoencoderKL, float32) of a folder with config.json and its weights, or, for
-    None, sd-vae-ft-mse, which is fetched. Nothing in the files is executed. Raises Problem."""
+def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
+    """The frozen autoencoder (AutoencoderKL of diffusers, float32) of a folder, or sd-vae-ft-mse, which is fetched, for None.
+
+    folder: contains config.json and the weights as safetensors. Nothing in the files is executed. Raises Problem."""
     try:
         from diffusers import AutoencoderKL
     except ImportError:
@@ -105,21 +108,21 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
     described, path = (
-        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder(Path(folder))
+        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder_files(Path(folder))
     )
     config = CONFIG if described is None else files.read_json(described)
     tensors, _ = load_tensors(path, foreign=True)
     try:
         if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-            raise ValueError(f"its config.json is of {ascii(name)[:60]}")
+            raise ValueError(f"its config.json describes a {ascii(name)[:60]}")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         if odd := sorted(config.keys() - inspect.signature(AutoencoderKL.__init__).parameters.keys()):
             raise ValueError(f"its config.json has {ascii(odd[0])[:60]}, which no AutoencoderKL has")
         with torch.device("meta"):  # nothing is drawn
             vae = AutoencoderKL.from_config(config)
         wanted = vae.state_dict()
-        found = {name: each.reshape(wanted[name].shape) for name, each in renamed(tensors).items()}
-        if (wrong := weights.fault(found, wanted)) is not None:
+        found = {name: each.reshape(wanted[name].shape) for name, each in rename_tensors(tensors).items()}
+        if (wrong := weights.find_fault(found, wanted)) is not None:
             raise ValueError(f"it {wrong}")
         vae.load_state_dict(found, assign=True)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -128,8 +131,8 @@ def load(folder: str | None = None, device: str = "cpu") -> torch.nn.Module:
     return vae.requires_grad_(False).eval().float().to(device)
 
 
-def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under the names that diffusers uses now."""
+def rename_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an old file under the names that diffusers uses today."""
     pattern = re.compile(r"(?<=\.attentions\.)(\d+)\.(" + "|".join(OLD_NAMES) + r")\.")
     return {
         pattern.sub(lambda found: f"{found[1]}.{OLD_NAMES[found[2]]}.", name): each for name, each in tensors.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packs a data set: the images that a reader returns are written into one file, large ones one at a time."""
+"""Packs a data set: writes the images of a reader into one file. Folders and zips are read one image at a time."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill.data.images import Stream, split
-from eldistill.data.labels import count, renumber
+from eldistill.data.images import Stream, split_heldout
+from eldistill.data.labels import count_labels, renumber
 from eldistill.errors import Problem
 from eldistill.registry import readers
 from eldistill.tensors import grow_tensors, save_tensors
 
 COVERED_BY = "data"
-# Images of the official data sets. A setting whose `count` names one is packed only if its source has as many.
+# Number of images in official data sets. A setting whose `count` names one is packed only if its source has that number.
 COUNTS = {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
 
 
-def pack(section: dict, path: str | Path, folder: str | None = None, say=print) -> dict:
-    """Read the source of a data section and write one packed file; returns its description. Raises Problem.
+def pack_dataset(section: dict, path: str | Path, folder: str | None = None, say=print) -> dict:
+    """Read the source of a resolved data section and write one packed file. Returns its description.
 
-    folder: where files lie that would otherwise be fetched. say: gets a sentence for each thing that was left out or decided.
-    Of the description `class_names` are C texts and `class_counts` C numbers of train images, both empty without labels.
+    folder: folder with the files that would otherwise be fetched. say: gets a sentence about everything that was left out or
+    decided. In the description `class_names` has C texts and `class_counts` C numbers of train images; both are empty without
+    labels. Raises Problem; then no file is written.
     """
     source = section["source"]
     found = importlib.import_module(f"eldistill.data.readers.{source}").read({**section, "folder": folder})
     if isinstance(found, Stream):
         return _pack_stream(found, section, path, say)
     images, labels, heldout, heldout_labels = found
-    counted(section, len(images))
+    check_count(section, len(images))
     classes = renumber(np.concatenate([labels, heldout_labels]), dict(enumerate(readers()[source].classes)))
     labels, heldout_labels = np.split(classes.numbers, [len(labels)])
     for note in classes.notes:
         say(note)
     if section.get("limit") and section["limit"] < len(images):
-        _, kept = split(len(images), section["limit"])
+        _, kept = split_heldout(len(images), section["limit"])
         images, labels = images[kept], labels[kept]
     about = _describe(section, (labels, heldout_labels), images.shape[1:], classes.names) | {
         "sha256": hashlib.sha256(images.tobytes() + heldout.tobytes()).hexdigest(),
@@ -54,13 +55,13 @@ def pack(section: dict, path: str | Path, folder: str | None = None, say=print) 
 
 
 def _pack_stream(stream: Stream, section: dict, path: str | Path, say) -> dict:
-    # One image in memory at a time; the numbers are those of all at once.
-    counted(section, len(stream.labels))
+    # Only one image is in memory. The results equal those of all images at once.
+    check_count(section, len(stream.labels))
     for note in stream.notes:
         say(note)
-    train, heldout = split(len(stream.labels), section["heldout"])
+    train, heldout = split_heldout(len(stream.labels), section["heldout"])
     if section.get("limit") and section["limit"] < len(train):
-        train = train[split(len(train), section["limit"])[1]]
+        train = train[split_heldout(len(train), section["limit"])[1]]
     seen = _PixelMoments() if stream.kind == "U8" else _LatentMoments(stream.shape[0] // 2)
     total = hashlib.sha256()
     about = _describe(section, (stream.labels[train], stream.labels[heldout]), stream.shape, stream.names)
@@ -82,7 +83,7 @@ def _pack_stream(stream: Stream, section: dict, path: str | Path, say) -> dict:
     return about
 
 
-def counted(section: dict, number: int) -> None:
+def check_count(section: dict, number: int) -> None:
     """Raise Problem if a section that names an official data set has another number of images."""
     wanted = COUNTS.get(section.get("count"), number)
     if number != wanted:
@@ -99,14 +100,14 @@ def _describe(section: dict, parts: tuple[np.ndarray, np.ndarray], shape, names:
         raise Problem(f"{train} train and {heldout} held-out images; expected at least 2 of each: change `heldout`")
     return {
         "source": section["source"], "train": train, "heldout": heldout, "shape": list(map(int, shape)),
-        "classes": len(names), "class_names": names, "class_counts": count(parts[0], len(names)),
+        "classes": len(names), "class_names": names, "class_counts": count_labels(parts[0], len(names)),
     }  # fmt: skip
 
 
 class _PixelMoments:
-    """Mean and deviation of uint8 images in units of 255, exact until they are rounded."""
+    """Mean and standard deviation of uint8 images in units of 255, computed exactly and rounded at the end."""
 
-    longest: float | list = 0.123456  # what takes most room in a description
+    longest: float | list = 0.123456  # the longest value that a description can have
 
     def __init__(self):
         self.count = self.total = self.squares = 0
@@ -123,7 +124,7 @@ class _PixelMoments:
 
 
 class _LatentMoments:
-    """Mean and deviation of each channel of raw latents, the encoder's noise included; means and deviations are added."""
+    """Mean and standard deviation of each channel of raw latents, including the encoder's noise."""
 
     def __init__(self, channels: int):
         self.longest = [-1.2345678901234567e-300] * channels

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as they lie in a folder or zip become uint8 arrays, each by a stated rule or not at all: docs/images.md is the table.
+"""Converts the pictures of a folder or zip to uint8 arrays. docs/images.md lists the rule for each kind of picture.
 
-Nothing is guessed from the values of one picture. What a file does not say (what is behind transparent pixels, how many of 16
-bits are used) is a key of the data setting, and without it a picture that needs it is refused. Only the decoders of FORMATS are
-asked: others of Pillow start programs.
+Nothing is guessed from the values of one picture. Facts that a file does not contain (the colour behind transparent pixels, how
+many of 16 bits are used) are keys of the data setting; without such a key a picture that needs it is refused. Only the decoders
+of FORMATS are used, because other decoders of Pillow start programs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, Ar
 
 @dataclass(frozen=True)
 class Rules:
-    """How pictures become arrays, as a data section says: its keys of these names.
+    """The keys of a data section that decide how pictures become arrays.
 
     background: red, green, blue, 0 … 255, or None. orientation: ignore or exif. bits: of deep grey, None for 16 that must be
     used. resolution: pixels a side or None; crop: see CROPS.
@@ -51,15 +51,15 @@ class Rules:
 
     @classmethod
     def of(cls, section: dict) -> Rules:
-        """Those of a data section; a key that is absent has its default. Raises Problem."""
+        """The rules of a resolved data section. Raises Problem for a background that is not a colour."""
         return cls(
-            background(section.get("background")), section.get("orientation", "ignore"), section.get("bits"),
+            parse_background(section.get("background")), section.get("orientation", "ignore"), section.get("bits"),
             section["resolution"], section.get("crop", "square"),
         )  # fmt: skip
 
 
-def background(value) -> tuple[int, int, int] | None:
-    """The colour that a key `background` names. Raises Problem."""
+def parse_background(value) -> tuple[int, int, int] | None:
+    """The colour (red, green, blue, 0 … 255) of a `background` value, None for null. Raises Problem."""
     if value is None:
         return None
     if isinstance(value, str) and value in BACKGROUNDS:
@@ -76,8 +76,9 @@ def background(value) -> tuple[int, int, int] | None:
 
 
 @contextmanager
-def picture(path: Path, name: str, container: Container, complete: bool = True):
-    """An open PIL picture. complete: read to its end. Raises Problem if it is none, breaks off, or has too many pixels."""
+def open_picture(path: Path, name: str, container: Container, complete: bool = True):
+    """Context with an open PIL picture. complete: read the file to its end. Raises Problem if it is not a picture, is truncated or
+    has too many pixels."""
     from PIL import Image
 
     Image.init()  # Pillow knows five formats before that
@@ -96,7 +97,7 @@ def picture(path: Path, name: str, container: Container, complete: bool = True):
 
 
 def _correct(found) -> None:
-    # Where Pillow's description of a PNG is not that of the pixels that it gives.
+    # Corrections where Pillow describes a PNG differently from the pixels that it returns.
     raw = str(found.tile[0][3]) if found.tile else ""
     if found.mode == "RGBA" and raw.startswith("LA;16"):
         found.info[GREY_ALPHA] = True
@@ -104,13 +105,13 @@ def _correct(found) -> None:
         found.info["transparency"] *= STRETCHED[raw]
 
 
-def fine(found) -> bool:
-    """Whether an open picture has colours, or grey with opacity, of 16 bits, of which Pillow gives the upper eight."""
+def has_16_bit_colours(found) -> bool:
+    """Whether an open picture has 16-bit colours, or 16-bit grey with opacity, of which Pillow returns the upper eight bits."""
     return bool(found.tile) and found.mode not in DEEP and ";16" in str(found.tile[0][3])
 
 
-def turned(found) -> bool:
-    """Whether an open picture asks, by EXIF, to be turned or mirrored."""
+def is_turned(found) -> bool:
+    """Whether the EXIF data of an open picture ask to turn or mirror it."""
     if found.format == "TIFF":
         return False
     # Pillow would decode all of a PNG to look behind its pixels.
@@ -119,14 +120,14 @@ def turned(found) -> bool:
     return found.getexif().get(0x0112, 1) in range(2, 9)
 
 
-def pixels(found, rules: Rules) -> np.ndarray:
-    """uint8 [h, w] of a grey picture, [h, w, 3] of a coloured one, complete, before any crop. Raises Problem."""
+def read_pixels(found, rules: Rules) -> np.ndarray:
+    """The pixels of an open picture before cropping: uint8 [h, w] if it is grey, [h, w, 3] if it has colour. Raises Problem."""
     found = _upright(found, rules)
-    array, opacity = _colours(found, rules), alpha(found)
+    array, opacity = _colours(found, rules), opacity_of(found)
     if opacity is not None and opacity.min() < 255:
         if rules.background is None:
             raise Problem(f"it has transparent pixels; {BACKGROUND}")
-        array = over(array, opacity, rules.background)
+        array = blend_over(array, opacity, rules.background)
     if found.mode in PALETTE or GREY_ALPHA in found.info:
         array = array[..., 0] if (array == array[..., :1]).all() else array
     return np.ascontiguousarray(array)
@@ -142,7 +143,7 @@ def _upright(found, rules: Rules):
 
 
 def _colours(found, rules: Rules) -> np.ndarray:
-    # What is there whatever hides it: [h, w] or [h, w, 3].
+    # The colours [h, w] or [h, w, 3], also of transparent pixels.
     if found.mode in DEEP:
         return eight_bits(np.asarray(found), rules.bits or 16)
     if found.mode in PALETTE:
@@ -154,7 +155,7 @@ def _colours(found, rules: Rules) -> np.ndarray:
 
 
 def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 of grey values: 0 … 2^bits - 1 to 0 … 255, rounded. Raises Problem for a value beyond."""
+    """Grey values 0 … 2^bits - 1 scaled to 0 … 255 and rounded, uint8 of the same shape. Raises Problem for other values."""
     white = 2**bits - 1
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > white:
@@ -164,8 +165,8 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(np.asarray(values, np.float64) / (white / 255)).astype(np.uint8)
 
 
-def alpha(found) -> np.ndarray | None:
-    """uint8 [h, w] of opacity, 255 where nothing shines through; None for a picture that has none."""
+def opacity_of(found) -> np.ndarray | None:
+    """The opacity of an open picture, uint8 [h, w], 255 where it is opaque; None if it has no transparency."""
     key = found.info.get("transparency")
     if found.mode in ALPHA:
         return np.asarray(found.getchannel("A" if found.mode.endswith("A") else "a"))
@@ -178,8 +179,10 @@ def alpha(found) -> np.ndarray | None:
     return np.asarray(found.convert("LA" if found.mode == "L" else "RGBA").getchannel("A"))
 
 
-def over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """A picture on a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background."""
+def blend_over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """A picture over a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background.
+
+    planes c: uint8 [h, w] or [h, w, 3]. opacity a: uint8 [h, w]. colour b: red, green, blue, 0 … 255."""
     opacity = opacity.astype(np.int64)
     if planes.ndim == 2 and len(set(colour)) > 1:
         planes = np.repeat(planes[..., None], 3, 2)
@@ -216,8 +219,8 @@ def _adm(found, size: int):
 CROPS: dict[str, Callable] = {"square": _square, "adm": _adm}
 
 
-def fitted(array: np.ndarray, rules: Rules) -> np.ndarray:
-    """A picture cropped and resized to the resolution of the rules, if there is one."""
+def fit_resolution(array: np.ndarray, rules: Rules) -> np.ndarray:
+    """The pixels [h, w] or [h, w, 3] cropped and resized to `rules.resolution`, unchanged if that is None."""
     from PIL import Image
 
     return np.asarray(CROPS[rules.crop](Image.fromarray(array), rules.resolution)) if rules.resolution else array

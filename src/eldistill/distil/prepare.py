@@ -36,7 +36,7 @@ class Parts:
     numbers: Any  # of the method
     teacher: torch.nn.Module  # frozen
     metadata: dict[str, Any]  # of the teacher: config, codec, shape, label_dim, …
-    reals: dataset.Reals  # train images
+    reals: dataset.PackedImages  # train images
 
     @property
     def sigma_init(self) -> float:
@@ -54,7 +54,7 @@ def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
             f"{upstream['teacher']} was trained with codec {metadata['codec']}, but the data has {recipe['data']['codec']}; choose "
             "a teacher that was trained with the codec of the data"
         )
-    reals = dataset.reals(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
+    reals = dataset.load_real_images(upstream["images"], recipe["data"]["codec"], recipe["data"]["labels"], device)
     if reals.label_dim != metadata["label_dim"] or list(reals.shape) != metadata["shape"]:
         raise Problem(
             f"{upstream['teacher']} makes images of shape {metadata['shape']} with {metadata['label_dim']} labels, "

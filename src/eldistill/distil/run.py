@@ -49,7 +49,7 @@ def train_generator(
     described = {"codec": parts.metadata["codec"], "shape": parts.metadata["shape"], "label_dim": parts.metadata["label_dim"],
                  "sampler": parts.method.sampler(parts.numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     if parts.reals.label_dim:  # sampling draws classes with the frequencies of the training images
-        described |= classes.describe(upstream["images"])
+        described |= classes.describe_classes(upstream["images"])
     job.snapshots = _snapshots(recipe, folder, described)
     compute.prepare_networks(machine, [parts.teacher], list(job.nets.values()))
     work = Loop(job)

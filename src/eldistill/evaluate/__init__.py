@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring generators: features, the metrics on them, and the judges (classifiers that are trained for evaluation)."""
+"""Evaluation of generators: features of images, metrics of features, and the judges, which are classifiers trained for it."""

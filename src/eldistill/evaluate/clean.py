@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FID and KID as clean-fid computes them (Parmar et al. 2022, arXiv 2104.11222): features after its own resizing, compared with
-the train images of the data setting, as clean-fid compares a folder with the folder of train images.
+"""FID and KID as clean-fid computes them (Parmar et al. 2022, arXiv 2104.11222): generated images are compared with the train
+images of the data setting, in Inception's features after clean-fid's resizing.
 
-The train images' moments and features are made once for a data setting, a step of `data`. Moments are summed up while images pass,
-in float64. KID draws subsets, so it needs features themselves: those of at most MOST images a side are kept, in float32. Up to
-MOST images a side both figures are those of `cleanfid.fid` on the same images as PNG files; KID's subsets are drawn from a fixed
-seed there. Of more images, KID sees MOST of them, spread evenly.
+A step of `data` makes the moments and features of the train images once for each data setting. Moments are accumulated in float64
+while images pass. KID draws subsets of images and therefore needs the features themselves, which are kept in float32 for at most
+MOST generated and MOST real images. With at most MOST images on each side, FID and KID equal those of `cleanfid.fid` on the same
+images as PNG files, with KID's subsets drawn from a fixed seed. With more images, KID uses MOST of them, evenly spaced.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from eldistill.training.processes import ProcessGroup, SingleProcess
 
 RECIPE = ("clean", 1)
 SPACE = "inception-clean"
-MOST = 50_000  # images a side whose features are kept for KID: 410 MB
+MOST = 50_000  # largest number of generated, and of real, images whose features are kept for KID: 410 MB
 SEED = 0  # of KID's subsets
 
 
-def chosen(n: int) -> np.ndarray:
-    """Which of n images KID sees: bool [n], at most MOST of them, spread evenly (train images may be sorted by class)."""
+def choose_for_kid(n: int) -> np.ndarray:
+    """Mask of the images that KID uses, bool [n]: at most MOST of n images, evenly spaced, because they may be sorted by class."""
     mask = np.zeros(n, bool)
     mask[np.linspace(0, n - 1, min(n, MOST)).astype(int)] = True
     return mask
@@ -42,8 +42,8 @@ def chosen(n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reference:
-    """The train images in the feature space: mean [D] and covariance [D, D] of all, float64; features of the chosen ones,
-    float32 [k, D]."""
+    """Features of the train images: mean [D] and covariance [D, D] of all images, in float64, and the features [k, D] of the
+    images that KID uses, in float32."""
 
     mean: np.ndarray
     cov: np.ndarray
@@ -51,16 +51,16 @@ class Reference:
 
 
 class Sample:
-    """Features of images on their way to somebody else: their moments, and the features of the chosen ones for KID.
+    """Collects moments of all images that pass through `watch`, and the features of those that KID uses.
 
-    space: from uint8 images [n, c, h, w] to features [n, D]. mask: bool, one for each image that will pass (`chosen`).
+    space: function from uint8 images [n, c, h, w] to features [n, D]. mask: bool [n], see `choose_for_kid`.
     """
 
     def __init__(self, space: Callable, mask: np.ndarray):
         self.space, self.mask, self.moments, self.rows = space, mask, Moments(), []
 
     def watch(self, images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The same chunks; the features of each are taken before it is passed on. Raises Problem if one is not finite."""
+        """Yield the given chunks of images unchanged, and collect their features. Raises Problem if a feature is not finite."""
         for chunk in images:
             found, first = embed([chunk], self.space), self.moments.count
             self.moments.add(found)
@@ -68,14 +68,15 @@ class Sample:
             yield chunk
 
     def kept(self) -> np.ndarray:
-        """Features of the chosen images, float32 [k, D]; [0, 0] where none has passed."""
+        """Features of the images that KID uses, float32 [k, D], or [0, 0] if no image has passed."""
         return np.concatenate(self.rows) if self.rows else np.empty((0, 0), np.float32)
 
     def measure(
         self, reference: Reference, count: str, team: SingleProcess | ProcessGroup | None = None
     ) -> dict[str, float]:
-        """`fid…_clean` and `kid…_clean` of the images of all processes; nothing in processes but the first. count: the number of
-        images as names have it (50k)."""
+        """{`fid…_clean`, `kid…_clean`} of the images of all processes together; empty in all processes but the first.
+
+        count: the number of images as it is written in names, such as 50k."""
         team = team or SingleProcess()
         (_, mean, cov), rows = self.moments.result(team), team.gather_of(self.kept())
         if team.rank:
@@ -86,10 +87,10 @@ class Sample:
         }
 
 
-def make_reference(space: Callable, pack: Path, output: Path, say=lambda line: None) -> None:
-    """Write the Reference of the train images of a packed data set, one pass over them: an npz of `mean`, `cov` and `rows`."""
-    images = data.load(pack, "train")[0]
-    sample = Sample(space, chosen(len(images)))
+def make_clean_reference(space: Callable, pack: Path, output: Path, say=lambda line: None) -> None:
+    """Write the Reference of the train images of a packed data set, in one pass over them, as an npz of `mean`, `cov` and `rows`."""
+    images = data.load_pack(pack, "train")[0]
+    sample = Sample(space, choose_for_kid(len(images)))
     for number, _ in enumerate(sample.watch(chunks(images))):
         if number % 40 == 0:
             say(f"{sample.moments.count} of {len(images)} images")
@@ -98,8 +99,8 @@ def make_reference(space: Callable, pack: Path, output: Path, say=lambda line: N
         np.savez(file, mean=mean, cov=cov, rows=sample.kept())
 
 
-def load_reference(path: Path) -> Reference:
-    """What `make_reference` wrote. Raises Problem if the file is missing, damaged, of other shapes, or not finite."""
+def load_clean_reference(path: Path) -> Reference:
+    """Load the file that `make_clean_reference` writes. Raises Problem if the file is missing, damaged, of other shapes, or not finite."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             mean, cov, rows = (archive[name] for name in ("mean", "cov", "rows"))
@@ -117,9 +118,11 @@ def load_reference(path: Path) -> Reference:
 
 
 def kernel_distance(fake: np.ndarray, real: np.ndarray) -> float:
-    """KID by clean-fid's own function: the mean over 100 subsets of at most 1,000 images a side of the unbiased MMD^2 with the
-    kernel (x.y/D + 1)^3, D features, not scaled; may be negative. fake, real: [n, D]. Its subsets come from SEED; the state of
-    numpy's global generator, from which clean-fid draws them, is left as it was."""
+    """KID of features fake and real, [n, D] each, by clean-fid's function.
+
+    It is the mean over 100 random subsets, of at most 1,000 images on each side, of the unbiased MMD^2 with the kernel
+    (x.y/D + 1)^3. Features are not scaled, and the value may be negative. Subsets are drawn from SEED; the state of numpy's global
+    generator is restored afterwards."""
     from cleanfid import fid
 
     with _seeded():
@@ -128,7 +131,7 @@ def kernel_distance(fake: np.ndarray, real: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    # clean-fid draws from numpy's global generator and offers no other.
+    # clean-fid always draws from numpy's global generator.
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(SEED)  # noqa: NPY002
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated images → features → metrics. Features come from any iterable of uint8 images; metrics are arithmetic on them.
+"""The evaluator, which computes the metrics of generated images in several feature spaces.
 
-A metric's name carries what it is: `fd5k_judge-a_heldout` is the Fréchet distance of 5,000 images to the held-out
-images in the features of judge-a. The metrics themselves: metrics.py; the real images: references.py.
+The name of a metric states how it is measured: `fd5k_judge-a_heldout` is the Fréchet distance of 5,000 generated images to the
+held-out images in the features of judge-a. metrics.py has the metrics, and references.py the features of real images.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the fir
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Feature spaces, their references {space: {train, heldout}}, the options of `evaluate`, how many images at once, and
-    the processes that share them. Images come from functions of (count, first) that give uint8 chunks."""
+    """Measures generated images in several feature spaces. Its methods get images as a function of (count, first) that returns an
+    iterable of uint8 chunks [m, c, h, w]: `count` images, starting with number `first`."""
 
-    spaces: dict[str, Callable]
-    references: dict[str, dict]
-    options: dict
-    batch: int = 250
-    team: SingleProcess | ProcessGroup = field(default_factory=SingleProcess)
+    spaces: dict[str, Callable]  # by name: from uint8 images [n, c, h, w] to features [n, D]
+    references: dict[str, dict]  # {space: {train, heldout}}, features [n, D] of real images
+    options: dict  # the section `evaluate` of params.yaml
+    batch: int = 250  # images in a chunk
+    team: SingleProcess | ProcessGroup = field(default_factory=SingleProcess)  # the processes that share the images
 
     def share(self, n: int) -> tuple[int, int]:
-        """How many of n images are this process's, and the first of them: whole chunks, in the order of ranks, so that the
-        images that meet in a chunk are the same for one process and for many."""
+        """(count, first): how many of n images this process makes, and the number of the first one.
+
+        Processes get whole chunks in the order of their ranks, so that chunks do not depend on the number of processes."""
         rows = self.team.rows(n, max(1, min(self.batch, n // self.team.size)))
         return rows.stop - rows.start, rows.start
 
     def measure(
         self, images: Callable[[int, int], Iterable], n: int, names=None, spaces=None, asked=None
     ) -> dict[str, float]:
-        """The metrics of n generated images in all spaces, or in those named, in one pass; nothing in processes but the first.
+        """{name: value} of the metrics of n generated images, in one pass; empty in all processes but the first.
 
-        asked: the class of each image, int64 [n], of a conditional generator; then those of LABELLED too."""
+        names: some of METRICS; None means all, and those of ALONE. spaces: names of feature spaces; None means all. asked: the
+        class that was requested for each image, int64 [n]; with it the metrics of LABELLED are measured too."""
         chosen = {name: space for name, space in self.spaces.items() if spaces is None or name in spaces}
         count, first = self.share(n)
         most = {name: few - first for name, few in self.options.get("n_of", {}).items()}
@@ -63,31 +65,35 @@ class Evaluator:
         label: str,
         cleanly: tuple[Callable, clean.Reference] | None = None,
     ) -> dict[str, float]:
-        """The FID that compares with published ones, as `evaluate.fid` asks for it: block b has images b n and on.
+        """{name: value} of the FID that is comparable with published values, in blocks as set by `evaluate.fid`.
 
-        cleanly: clean-fid's feature space and reference, for its figures of the first block, whose images are made once."""
+        Block b consists of the n images from number b n on. space: Inception's features. reference: (mean [D], covariance [D, D])
+        or these and the root of the covariance. label: end of the metric's name. cleanly: clean-fid's feature space and reference;
+        with it clean-fid's metrics of the first block are measured too, on the same images."""
         wanted = self.options["fid"]
         count, start = self.share(wanted["n"])
         number, own = count_name(wanted["n"]), slice(start, start + count)
-        sample = clean.Sample(cleanly[0], clean.chosen(wanted["n"])[own]) if cleanly else None
+        sample = clean.Sample(cleanly[0], clean.choose_for_kid(wanted["n"])[own]) if cleanly else None
 
         def block(index: int) -> Iterable:
             made = images(count, start + index * wanted["n"])
             return sample.watch(made) if sample and index == 0 else made
 
-        found = fid.blocks(block, space, reference, f"fid{number}_{label}", wanted["blocks"], self.team)
+        found = fid.fid_of_blocks(block, space, reference, f"fid{number}_{label}", wanted["blocks"], self.team)
         return found | (sample.measure(cleanly[1], number, self.team) if sample else {})
 
-    def fid_on_the_way(
+    def fid_of_snapshot(
         self, images: Callable[[int, int], Iterable], space: Callable, reference: tuple, label: str
     ) -> dict[str, float]:
-        """The same of a snapshot: one number, of its first `curve_n` images."""
+        """{name: value} of this FID for a snapshot, measured on its first `curve_n` images."""
         n = self.options["fid"]["curve_n"]
-        return {f"fid{count_name(n)}_{label}": fid.distance(images(*self.share(n)), space, reference, self.team)}
+        return {
+            f"fid{count_name(n)}_{label}": fid.fid_to_reference(images(*self.share(n)), space, reference, self.team)
+        }
 
 
 def nest(evaluations: dict[str, dict]) -> dict:
-    """{digits/di/el/0: metrics} as nested mappings, for data/metrics-all.json."""
+    """Metrics of evaluations, {digits/di/el/0: metrics}, as nested mappings for data/metrics-all.json."""
     nested: dict = {}
     for name, metrics in evaluations.items():
         place = nested

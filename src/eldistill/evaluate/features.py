@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature spaces by name, and features of any iterable of uint8 images. A change here raises the version of evaluator.py, whose
-references are made of it."""
+"""Feature spaces by name, and the computation of features of images.
+
+A change of results here needs a new version of evaluator.py, because references consist of these features."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class ClassifierSpace:
 
     features: Space
     probabilities: Callable[[np.ndarray], np.ndarray]  # from features [n, D] to those of the classes, [n, classes]
-    label_dim: int = 0  # how many labels of the data set the classifier has learned; 0: classes of its own
+    label_dim: int = 0  # number of labels of the data set that the classifier was trained on; 0 if it has other classes
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Features [n, D] of uint8 images [n, c, h, w]."""
@@ -36,15 +37,17 @@ class ClassifierSpace:
 
 
 def feature_space(name: str, file: Path | None = None, device="cpu") -> Space:
-    """The function from uint8 images [n, c, h, w] to features [n, D] called `name` in params.yaml; file: of a space whose network
-    this project trains, a `judge-…`."""
+    """Load a feature space: a function from uint8 images [n, c, h, w] to float32 features [n, D].
+
+    name: as in `evaluate.features` of params.yaml. file: the network of a space that this project trains (`judge-a`, `judge-b`).
+    Raises Problem if a package or a file that the space needs is missing."""
     module = importlib.import_module(f"eldistill.spaces.{registry.spaces()[name]}")
-    return module.load(name, device) if file is None else module.load(name, device, file)
+    return module.load_space(name, device) if file is None else module.load_space(name, device, file)
 
 
 @torch.no_grad()
 def embed(images: Iterable[torch.Tensor], space: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-    """Features [n, D] in float64 of an iterable of uint8 chunks. Raises Problem if one is not finite."""
+    """Features [n, D] in float64 of chunks of uint8 images [m, c, h, w]. Raises Problem if a feature is not finite."""
     return embed_all(images, {"": space})[""]
 
 
@@ -52,8 +55,9 @@ def embed(images: Iterable[torch.Tensor], space: Callable[[torch.Tensor], torch.
 def embed_all(
     images: Iterable[torch.Tensor], spaces: dict[str, Callable], most: dict[str, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """The same in several spaces, in one pass: of the images no more than a chunk needs to be in memory. most: {space: how many
-    of the images it sees}, the first ones, where that is not all."""
+    """Features in several spaces in one pass over the images, {space: float64 [n, D]}; only one chunk is in memory.
+
+    most: {space: number of images} for spaces that use only the first images. Raises Problem if a feature is not finite."""
     found, left = {name: _Rows() for name in spaces}, dict(most or {})
     for chunk in images:
         for name, space in spaces.items():
@@ -66,14 +70,15 @@ def embed_all(
     for each in features.values():
         if not np.isfinite(each).all():
             raise Problem(
-                f"{int((~np.isfinite(each)).any(1).sum())} images have features that are not finite; look at them"
+                f"{int((~np.isfinite(each)).any(1).sum())} images have features that are not finite; look at the images "
+                "and at the network that made them"
             )
     return features
 
 
 class _Rows:
-    # Rows that arrive in pieces, in large blocks: small arrays that stay, between large ones that come and go, would leave
-    # holes in the memory into which nothing fits, one for each chunk.
+    # Rows that arrive in pieces, stored in large blocks. If each piece stayed in an array of its size, between large temporary
+    # arrays, the memory would become fragmented.
     size = 1024
 
     def __init__(self):
@@ -90,7 +95,7 @@ class _Rows:
             self.free -= len(part)
 
     def joined(self) -> np.ndarray:
-        # In float64; without any rows, which only a process has whose images a space does not see, none of width 0.
+        # All rows in float64. A process has no rows if the space uses none of its images; the result then has shape [0, 0].
         if not self.blocks:
             return np.empty((0, 0), FLOAT)
         whole = [*self.blocks[:-1], self.blocks[-1][: self.size - self.free]]
@@ -98,5 +103,5 @@ class _Rows:
 
 
 def chunks(images: torch.Tensor, size: int = 250) -> Iterable[torch.Tensor]:
-    """A tensor of images as an iterable of chunks."""
+    """A tensor of images [n, c, h, w] as an iterable of chunks of at most `size` images."""
     return images.split(size)

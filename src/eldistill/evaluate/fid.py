@@ -17,13 +17,14 @@ from eldistill.evaluate.features import embed
 RECIPE = ("fid", 1)
 
 
-def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] of a published reference: EDM's .npz or EDM2's .pkl, read without executing it.
-    Raises Problem for any other file."""
+def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Load published reference statistics: mean [D] and covariance [D, D], float64.
+
+    path: EDM's .npz or EDM2's .pkl, which is read without executing it. Raises Problem for any other file."""
     from eldistill.external import pickles
 
     if path.suffix == ".pkl":
-        with pickles.read(path) as file:
+        with pickles.read_network_file(path) as file:
             found = file.plain(file.value)
         found = found.get("fid") if isinstance(found, dict) else None
         found = found if isinstance(found, dict) else {}
@@ -47,19 +48,20 @@ def statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Moments:
-    """Number, mean and covariance of features that arrive in pieces and are not kept, in float64."""
+    """Accumulates the number, mean and covariance of features that arrive in pieces, in float64, without keeping the features."""
 
     def __init__(self):
         self.count, self.total, self.square = 0, 0.0, 0.0
 
     def add(self, rows: np.ndarray) -> None:
-        """Features [n, D] more."""
+        """Add features [n, D]."""
         self.count += len(rows)
         self.total, self.square = self.total + rows.sum(0), self.square + rows.T @ rows
 
     def result(self, team=None) -> tuple[int, np.ndarray, np.ndarray]:
-        """Number, mean [D] and covariance [D, D] (divisor n - 1), of all processes together if they are a team. Raises Problem for
-        fewer than 2 rows."""
+        """Number, mean [D] and covariance [D, D] (divisor n - 1) of all features so far, of all processes if `team` is given.
+
+        Raises Problem for fewer than 2 rows."""
         count, total, square = self.count, self.total, self.square
         if team is not None and team.size > 1:
             count, total, square = (team.sum_of(each) for each in (count, total, square))
@@ -70,11 +72,13 @@ class Moments:
         return count, mean, (square - count * np.outer(mean, mean)) / (count - 1)
 
 
-def streamed(
+def measure_moments(
     images: Iterable, space: Callable, say=lambda count: None, team=None
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number, mean [D] and covariance [D, D] (divisor n - 1) of the features of uint8 chunks, which are not kept; of all
-    processes' chunks together, if they are a team."""
+    """Number, mean [D] and covariance [D, D] (divisor n - 1) of the features of chunks of uint8 images, which are not kept.
+
+    say: called with the number of images after each chunk. team: processes whose images are counted together. Raises Problem for
+    fewer than 2 images or a feature that is not finite."""
     moments = Moments()
     for chunk in images:
         moments.add(embed([chunk], space))
@@ -82,30 +86,34 @@ def streamed(
     return moments.result(team)
 
 
-def distance(images: Iterable, space: Callable, reference: tuple, team=None) -> float:
-    """FID of uint8 chunks to a reference: (mean, covariance), or with the root of the covariance as a third. Raises Problem if
-    features and reference differ in their number of features D."""
-    _, mean, cov = streamed(images, space, team=team)
+def fid_to_reference(images: Iterable, space: Callable, reference: tuple, team=None) -> float:
+    """FID of chunks of uint8 images to a reference, (mean [D], covariance [D, D]) or these and the root of the covariance.
+
+    Raises Problem if the features and the reference have different dimensions D."""
+    _, mean, cov = measure_moments(images, space, team=team)
     if mean.shape != reference[0].shape:
         raise Problem(
-            f"features have {len(mean)} numbers, the reference {len(reference[0])}; they do not belong together"
+            f"features have {len(mean)} dimensions, the reference statistics {len(reference[0])}; expected the same number: give "
+            "statistics of this feature space"
         )
     return metrics.frechet(mean, cov, *reference)
 
 
 def reference_label(reference: str) -> str:
-    """The end of a metric's name: ADM's statistics of ImageNet are of other crops than EDM's, so that the figures do not compare."""
+    """The end of the name of an FID. It differs between ADM's and EDM's statistics of ImageNet, because they are of different crops
+    and give FIDs that are not comparable."""
     return "admref" if reference.startswith("adm-refs") else "edmref"
 
 
-def blocks(
+def fid_of_blocks(
     images: Callable[[int], Iterator], space: Callable, reference: tuple, name: str, count: int, team=None
 ) -> dict[str, float]:
-    """{name: mean over blocks, name_sd, name_min, name_block1, …} of FIDs to (mean, covariance); images(b) gives block b.
+    """{name: mean over `count` blocks, name_sd, name_min, name_block1, …} of the FIDs of the images of each block.
 
-    EDM's table has the minimum of three blocks of 50,000 (it reads low, and says nothing of the spread): here the mean is the
-    figure, and the minimum stands beside it.
+    images: function from the number of a block to its uint8 chunks. reference: as in `fid_to_reference`. EDM's table has the
+    minimum over three blocks of 50,000 images, which is biased downwards and does not show the spread. The mean is therefore the
+    main number here, and the minimum is reported next to it.
     """
-    found = [distance(images(block), space, reference, team) for block in range(count)]
+    found = [fid_to_reference(images(block), space, reference, team) for block in range(count)]
     about = {name: fmean(found), f"{name}_min": min(found)} | ({f"{name}_sd": stdev(found)} if count > 1 else {})
     return about | {f"{name}_block{number + 1}": value for number, value in enumerate(found)}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two evaluation classifiers of a data setting, trained on its train images by the one loop.
+"""Training of the two judges of a data setting, the classifiers whose features the evaluation uses.
 
-Where the images have no labels the task is to tell by how many quarter turns an image was rotated.
+They are trained on the train images by the common training loop. For images without labels the task is to predict by how many
+quarter turns an image was rotated.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ BODIES = {"a": "conv", "b": "mlp"}
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the loss of a classifier needs."""
+    """The numbers of the loss of a classifier."""
 
     smoothing: float  # of labels, from 0 to 1
-    rotations: bool  # the task is to name quarter turns, for images without labels
+    rotations: bool  # whether the task is to predict quarter turns, for images without labels
 
 
 def phases(numbers: Numbers, progress) -> list[Phase]:
-    """One step of the classifier."""
+    """The phases of an iteration: one step of the classifier."""
     return [Phase("judge", images="none")]
 
 
 def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, torch.Tensor]:
-    """Cross entropy with label smoothing, mean over images."""
+    """{cross_entropy}: with label smoothing, mean over images."""
     x, labels = batch.real("image")
     if numbers.rotations:
         turns = batch.draw.on("cpu").integers("turns", 4)
@@ -49,14 +50,17 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     return {"cross_entropy": F.cross_entropy(nets["judge"](x), labels, label_smoothing=numbers.smoothing)}
 
 
-def train(
+def train_judge(
     letter: str, recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say
 ) -> dict:
-    """Train judge `letter` (a or b) and write it with its held-out accuracy; returns that description."""
+    """Train judge `letter` (a or b) and write it to `output`; returns its description, with its held-out accuracy (None if it
+    predicts rotations).
+
+    recipe: `judges` and `codec` of the data setting. pack: its packed images. folder: for saved states. digest: of the recipe."""
     numbers, codec = recipe["judges"], recipe["codec"]
-    _, _, about = data.load(pack)
+    _, _, about = data.load_pack(pack)
     rotations = about["classes"] < 2
-    reals = data.reals(pack, codec, not rotations, machine.device)
+    reals = data.load_real_images(pack, codec, not rotations, machine.device)
     config = {"network": "classifier", "body": BODIES[letter], "img_resolution": reals.shape[1],
               "img_channels": reals.shape[0], "label_dim": 4 if rotations else about["classes"]}  # fmt: skip
     seed = stream_seed(0, f"judge-{letter}") % 2**31
@@ -82,9 +86,9 @@ def train(
 
 @torch.no_grad()
 def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
-    """Share of held-out images whose label is the largest logit."""
-    images, labels, _ = data.load(pack, "heldout")
+    """Fraction of held-out images, from 0 to 1, whose label has the largest logit."""
+    images, labels, _ = data.load_pack(pack, "heldout")
     device = next(net.parameters()).device
-    parts = images.split(1000)  # larger images of larger sets do not fit at once
+    parts = images.split(1000)  # many large images do not fit into memory at once
     guesses = torch.cat([net(data.encode(part, codec).to(device)).argmax(1).cpu() for part in parts])
     return round(float((guesses == labels).double().mean()), 6)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics: arithmetic on features, float64 throughout. To add one, add a function to METRICS.
+"""The metrics of generated images, computed from features in float64. To add a metric, add a function to METRICS.
 
-A function gets the features of generated and of real images, [n, D] each, and the options of `evaluate` in params.yaml; one
-of ALONE gets {train, heldout} in place of the real ones, one of LABELLED the class [n] that each image was asked for, which
-only conditional generators have. None means that it does not apply, and it is left out.
+A function of METRICS gets the features of generated and of real images, [n, D] each, and the section `evaluate` of params.yaml.
+A function of ALONE gets both parts {train, heldout} of the real images. A function of LABELLED gets the class [n] that was
+requested for each image, which only conditional generators have. A metric that does not apply returns None and is omitted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from eldistill.errors import Problem
 
 RECIPE = ("metrics", 1)
 FLOAT = np.float64
-GROUPS = 20  # of the jackknife
-WIDE = 128  # features beyond which the jackknife's 420 decompositions would cost minutes
-DENSE = 5  # k of density and coverage, their authors' choice
-SPLITS = 10  # of the Inception score
+GROUPS = 20  # number of groups of the jackknife
+WIDE = 128  # largest D with a jackknife; in more dimensions its 420 eigendecompositions would take minutes
+DENSE = 5  # number of neighbours for density and coverage, as chosen by their authors
+SPLITS = 10  # number of splits of the Inception score
 
 # --- Fréchet distance -----------------------------------------------------------------------------------
 
@@ -32,18 +32,19 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(0, dtype=FLOAT), np.atleast_2d(np.cov(features, rowvar=False, dtype=FLOAT))
 
 
-def root(cov: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance."""
+def symmetric_root(cov: np.ndarray) -> np.ndarray:
+    """The symmetric square root [D, D] of a covariance [D, D]."""
     values, vectors = np.linalg.eigh(cov)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 def frechet(mean: np.ndarray, cov: np.ndarray, mean_r: np.ndarray, cov_r: np.ndarray, root_r=None) -> float:
-    """|m - m_r|^2 + tr(S + S_r - 2 (S_r^1/2 S S_r^1/2)^1/2), by two symmetric eigen decompositions, float64.
+    """Fréchet distance of two Gaussians (Dowson & Landau 1982), as in FID, from means [D] and covariances [D, D].
 
-    The Fréchet distance of two Gaussians (Dowson & Landau 1982), as in FID; never complex. root_r: S_r^1/2, where it is known.
+    |m - m_r|^2 + tr(S + S_r - 2 (S_r^1/2 S S_r^1/2)^1/2) in float64, by two symmetric eigendecompositions, so that it is never
+    complex. root_r: S_r^1/2, if it is known.
     """
-    half = root(cov_r) if root_r is None else root_r
+    half = symmetric_root(cov_r) if root_r is None else root_r
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(half @ cov @ half), 0, None)).sum()
     return float(((mean - mean_r) ** 2).sum() + np.trace(cov) + np.trace(cov_r) - 2 * cross)
 
@@ -54,18 +55,19 @@ def fd(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
 
 
 def relfd(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Fréchet distance over the trace of the real covariance: free of the feature space's scale."""
+    """Fréchet distance divided by the trace of the real covariance, so that it does not depend on the scale of the features."""
     return fd(fake, real, options) / float(np.trace(moments(real)[1]))
 
 
 def jackknife(fake: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> tuple[float, float]:
-    """The Fréchet distance without its bias of finite samples, and its standard error, of both sides' sampling.
+    """The Fréchet distance corrected for its finite-sample bias, and its standard error from sampling the images of both sides.
 
-    Delete-a-group jackknife (Quenouille 1956) on each side, image i being in group i mod G: with F_g, the distance without
-    group g, the bias is (G - 1)(mean F_g - F), the variance V = (G - 1)/G sum (F_g - mean)^2. V counts what is quadratic in
-    the sample twice, and between equal distributions the distance is nothing else: what pairs of groups show of it is taken
-    off (Efron & Stein 1981, their Q), down to V/2. Biases and variances of the two sides add up. Such estimates compare
-    across numbers of images, and may be negative. Raises Problem for fewer than 2 images a group.
+    fake, real: features [n, D]. A delete-a-group jackknife (Quenouille 1956) is applied to each side, with image i in group
+    i mod G. Let F_g be the distance without group g. The bias is (G - 1)(mean F_g - F), and the variance is
+    V = (G - 1)/G sum (F_g - mean)^2. V counts the part that is quadratic in the sample twice, and for equal distributions this is
+    the only part. The quadratic part is estimated from pairs of groups (Q of Efron & Stein 1981) and subtracted, at most down to
+    V/2. Biases and variances of the two sides are added. The estimate is comparable between different numbers of images and may be
+    negative. Raises Problem for fewer than 2 images per group.
     """
     if min(len(fake), len(real)) < 2 * groups:
         raise Problem(
@@ -75,7 +77,7 @@ def jackknife(fake: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> tuple
     pairs = list(itertools.combinations(range(groups), 2))
     for side, other in ((fake, real), (real, fake)):
         mean, cov = moments(other)
-        half, without = root(cov), _without(side, groups)
+        half, without = symmetric_root(cov), _without(side, groups)
         left = np.array([frechet(*without(group), mean, cov, half) for group in range(groups)])
         both = np.array([frechet(*without(*pair), mean, cov, half) for pair in pairs])
         bias += (groups - 1) * (left.mean() - whole)
@@ -86,7 +88,8 @@ def jackknife(fake: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> tuple
 
 
 def _without(x: np.ndarray, groups: int) -> Callable:
-    # The function from groups to the moments of all others, from sums: centred, so that little is lost.
+    # Function from groups to the moments of all other images. The moments come from sums of centred features, which limits rounding
+    # errors.
     centre = x.mean(0)
     x = x - centre
     parts = [(len(own), own.sum(0), own.T @ own) for own in (x[group::groups] for group in range(groups))]
@@ -101,8 +104,9 @@ def _without(x: np.ndarray, groups: int) -> Callable:
 
 
 def debiased(fake: np.ndarray, real: np.ndarray, options: dict) -> dict[str, float] | None:
-    """`jackknife`'s estimate `fdj` and its standard error `fdse`, of sampling images, not of training again; None in more than
-    WIDE features, or for too few images."""
+    """{fdj, fdse}: the distance of `jackknife` and its standard error, which covers the sampling of images but not training seeds.
+
+    None for more than WIDE dimensions or fewer than 2 GROUPS images."""
     if fake.shape[1] > WIDE or min(len(fake), len(real)) < 2 * GROUPS:
         return None
     return dict(zip(("fdj", "fdse"), jackknife(fake, real), strict=True))
@@ -112,9 +116,9 @@ def debiased(fake: np.ndarray, real: np.ndarray, options: dict) -> dict[str, flo
 
 
 def kid(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Kernel distance (Binkowski et al. 2018): unbiased MMD^2 with (x.y/D + 1)^3, over all samples; may be negative.
+    """Kernel distance (Binkowski et al. 2018): unbiased MMD^2 with the kernel (x.y/D + 1)^3 over all images; may be negative.
 
-    Features are first divided by the root mean variance of the real ones, so that judges can be compared.
+    Features are divided by the square root of the mean variance of the real ones, so that feature spaces are comparable.
     """
     scale = np.sqrt(np.mean(real.var(0))) or 1.0
     x, y = fake / scale, real / scale
@@ -124,12 +128,12 @@ def kid(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
 
 
 def _cubic(a: np.ndarray, b: np.ndarray, block: int = 1024) -> tuple[float, float]:
-    # Sum and trace of (a.b/D + 1)^3, in blocks small enough for memory to be used again: of 60,000 images the whole has 29 GB.
+    # Sum and trace of (a.b/D + 1)^3, computed in blocks, because the matrix of 60,000 images would have 29 GB.
     total, trace = 0.0, 0.0
     for i in range(0, len(a), block):
         for j in range(0, len(b), block):
             base = a[i : i + block] @ b[j : j + block].T / a.shape[1] + 1
-            kernel = base * base * base  # many times as fast as a power
+            kernel = base * base * base  # much faster than a power
             total += kernel.sum()
             trace += np.trace(kernel) if i == j else 0.0
     return total, trace
@@ -143,7 +147,7 @@ def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _inside(points: np.ndarray, cloud: np.ndarray, k: int) -> np.ndarray:
-    # [points, cloud]: which points lie within the k-th neighbour distance of which points of the cloud.
+    # bool [points, cloud]: whether a point is at most as far from a point of the cloud as that point's k-th neighbour in the cloud.
     within = _distances(cloud, cloud)
     np.fill_diagonal(within, np.inf)
     radius = np.partition(within, k - 1, axis=1)[:, k - 1]
@@ -151,12 +155,12 @@ def _inside(points: np.ndarray, cloud: np.ndarray, k: int) -> np.ndarray:
 
 
 def _even(side: np.ndarray, n: int) -> np.ndarray:
-    # So many of them, evenly: real ones may be sorted by class.
+    # n evenly spaced rows, because real images may be sorted by class.
     return side[np.linspace(0, len(side) - 1, n).astype(int)]
 
 
 def _alike(fake: np.ndarray, real: np.ndarray, most: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    # These metrics depend on the number of points: as many of each side.
+    # The same number of generated and real images, because these metrics depend on both numbers.
     n = min(len(fake), len(real), most)
     if n <= k:
         raise Problem(f"{n} images for precision and recall with k = {k}; expected more images")
@@ -164,24 +168,26 @@ def _alike(fake: np.ndarray, real: np.ndarray, most: int, k: int) -> tuple[np.nd
 
 
 def precision(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Share of generated images inside the real manifold (Kynkäänniemi et al. 2019, k-th neighbour balls)."""
+    """Fraction of generated images within the k-th-neighbour ball of a real image (Kynkäänniemi et al. 2019), from 0 to 1."""
     fake, real = _alike(fake, real, options["neighbours_n"], options["neighbours"])
     return float(_inside(fake, real, options["neighbours"]).any(1).mean())
 
 
 def recall(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
-    """Share of real images inside the generated manifold (Kynkäänniemi et al. 2019)."""
+    """Fraction of real images within the k-th-neighbour ball of a generated image (Kynkäänniemi et al. 2019), from 0 to 1."""
     return precision(real, fake, options)
 
 
 def density(fake: np.ndarray, real: np.ndarray, options: dict) -> float | None:
-    """Real balls around a generated image, on average, over k = 5 (Naeem et al. 2020): 1 where the two agree, and more where
-    generated images crowd. None for fewer than 6 images."""
+    """Mean number of balls of real images that contain a generated image, divided by k = 5 (Naeem et al. 2020).
+
+    It is 1 for equal distributions and larger if generated images concentrate near dense groups of real images. None for fewer
+    than 6 images."""
     return _dense(fake, real, options["neighbours_n"])[0]
 
 
 def coverage(fake: np.ndarray, real: np.ndarray, options: dict) -> float | None:
-    """Share of real images whose ball (k = 5) holds a generated one (Naeem et al. 2020). None for fewer than 6 images."""
+    """Fraction of real images whose ball (k = 5) contains a generated image (Naeem et al. 2020). None for fewer than 6 images."""
     return _dense(fake, real, options["neighbours_n"])[1]
 
 
@@ -194,25 +200,28 @@ def _dense(fake: np.ndarray, real: np.ndarray, most: int) -> tuple[float | None,
 
 
 def copied(fake: np.ndarray, real: dict, options: dict) -> float:
-    """Generated images whose nearest real one is a train image, beyond what chance gives: 0 for images that know no train
-    image better than a held-out one, 1 if all are copies of train images.
+    """Fraction of generated images that are copies of train images, beyond chance: 0 if they are as close to held-out images as to
+    train images, 1 if all are copies of train images; it may be negative.
 
-    (s - e)/(1 - e): s is the share whose nearest neighbour is a train image, e that of train images among the real ones,
-    which s would be if both were draws of one distribution. Of each side at most `neighbours_n`, evenly.
+    (s - e)/(1 - e), where s is the fraction of generated images whose nearest real image is a train image, and e is the fraction of
+    train images among the real ones, which is the expectation of s without copies. At most `neighbours_n` images of each set are
+    used, evenly spaced.
     """
     fake = _even(fake, min(len(fake), options["neighbours_n"]))
     train, heldout = (_even(real[part], min(len(real[part]), options["neighbours_n"])) for part in ("train", "heldout"))
     nearest = [_distances(fake, part).min(1) for part in (train, heldout)]
-    # At equal distance half a point: images that are in both parts count as chance.
+    # Equal distances count as one half, so that images that are in both parts do not raise the result.
     share = float(np.mean((nearest[0] < nearest[1]) + 0.5 * (nearest[0] == nearest[1])))
     expected = len(train) / (len(train) + len(heldout))
     return (share - expected) / (1 - expected)
 
 
-def classes(fake: np.ndarray, real: dict, options: dict) -> float | None:
-    """Inception score (Salimans et al. 2016) with the classifier of this feature space: exp of the mean KL of an image's
-    class probabilities to their mean, mean over 10 splits; at most the number of classes. None where features belong to no
-    classifier of images. It sees classes that are missing and images of no class, nothing within a class.
+def inception_score(fake: np.ndarray, real: dict, options: dict) -> float | None:
+    """Inception score (Salimans et al. 2016) with the classifier of this feature space, from 1 to its number of classes.
+
+    It is the exponential of the mean Kullback-Leibler divergence between an image's class probabilities and their mean, averaged
+    over 10 splits. It detects missing classes and images without a clear class, but nothing within a class. None if the feature
+    space has no classifier of images, or for fewer than 10 images.
     """
     head = options.get("probabilities")
     if head is None or len(fake) < SPLITS:
@@ -227,15 +236,16 @@ def classes(fake: np.ndarray, real: dict, options: dict) -> float | None:
 
 
 def agreement(fake: np.ndarray, asked: np.ndarray, options: dict) -> float | None:
-    """Share of images in which the classifier of this feature space sees the class that was asked for, between 0 and 1; asked
-    [n], whole numbers. Real held-out images with their labels give its floor: the classifier errs too. Images of one class
-    alone reach the share in which that class is asked for. None where features belong to no classifier of these classes."""
+    """Fraction of images, from 0 to 1, that the classifier of this feature space assigns to the requested class.
+
+    asked: requested classes, int64 [n]. The classifier also makes mistakes: compare with the value of held-out images and their
+    labels. None if the feature space has no classifier of these classes."""
     head = options.get("probabilities")
     return None if head is None else float((head(fake).argmax(1) == asked).mean())
 
 
 def softmax(features: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """Class probabilities [n, classes] of features [n, D], by the last layer of their classifier."""
+    """Class probabilities [n, classes] of features [n, D] by the last layer of a classifier: weight [classes, D], bias [classes]."""
     logits = features @ np.asarray(weight, FLOAT).T + (0.0 if bias is None else np.asarray(bias, FLOAT))
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
@@ -246,13 +256,13 @@ METRICS: dict[str, Metric] = {
     "fd": fd, "relfd": relfd, "debiased": debiased, "kid": kid, "precision": precision, "recall": recall,
     "density": density, "coverage": coverage,
 }  # fmt: skip
-ALONE: dict[str, Callable[[np.ndarray, dict, dict], float | None]] = {"copied": copied, "is": classes}
+ALONE: dict[str, Callable[[np.ndarray, dict, dict], float | None]] = {"copied": copied, "is": inception_score}
 LABELLED: dict[str, Callable[[np.ndarray, np.ndarray, dict], float | None]] = {"agreement": agreement}
 CURVE = ("fd", "relfd")
 
 
 def count_name(n: int) -> str:
-    """5000 → 5k, 512 → 512: the number of images in a metric's name."""
+    """A number of images as it is written in the name of a metric: 5000 gives 5k, 512 gives 512."""
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
@@ -297,9 +307,10 @@ def measure(
 def measure_labelled(
     features: dict[str, np.ndarray], asked: np.ndarray, heads: dict[str, Callable]
 ) -> dict[str, float]:
-    """The metrics of LABELLED, of features {space: [n, D]} of the first n images; asked: the class of each image, at least n.
+    """The metrics of LABELLED {name: value} of features {space: [n, D]}.
 
-    heads: {space: function from features to probabilities of these classes}, for the spaces that have one."""
+    asked: the requested class of each image; the first n are used. heads: {space: function from features to probabilities of these
+    classes}, for spaces that have one."""
     found: dict[str, float] = {}
     for space, fake in features.items():
         for name, metric in LABELLED.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real images as metrics see them: their features in a space, made once for a data setting, and the noise floor between them."""
+"""Features of the real images of a data setting, and the noise floor, which is the metrics of real images themselves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ COVERED_BY = "evaluate"
 
 
 def make_reference(space: Space, pack: Path, output: Path) -> None:
-    """Features and moments of the train and the held-out images in one feature space: an npz."""
+    """Write the features and moments of the train and held-out images of a packed data set in one feature space, as an npz.
+
+    Raises Problem if a feature is not finite."""
     arrays: dict[str, np.ndarray] = {}
     for part in ("train", "heldout"):
-        features = embed(chunks(data.load(pack, part)[0]), space)
+        features = embed(chunks(data.load_pack(pack, part)[0]), space)
         mean, cov = moments(features)
         arrays |= {part: features.astype(np.float32), f"mu_{part}": mean, f"sigma_{part}": cov}
     with atomic(output) as temporary, open(temporary, "wb") as file:
@@ -30,7 +32,7 @@ def make_reference(space: Space, pack: Path, output: Path) -> None:
 
 
 def load_reference(path: Path) -> dict[str, np.ndarray]:
-    """{train, heldout}: features in float64."""
+    """Load the features {train, heldout} that `make_reference` writes, float64 [n, D]. Raises Problem if the file is damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {part: archive[part].astype(FLOAT) for part in ("train", "heldout")}
@@ -38,10 +40,13 @@ def load_reference(path: Path) -> dict[str, np.ndarray]:
         raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
 
 
-def real_row(references: dict[str, dict], options: dict, spaces: dict | None = None, labels=None) -> dict[str, float]:
-    """The noise floor: all train images against the held-out ones, and the other way round. `copied` is omitted: it is defined only for
-    images that are in neither part. labels: of the held-out images, int64 [n], for the metrics of LABELLED: the judges have
-    been trained on those of the train images."""
+def noise_floor(
+    references: dict[str, dict], options: dict, spaces: dict | None = None, labels=None
+) -> dict[str, float]:
+    """The noise floor {name: value}: metrics of all train images with respect to the held-out ones, and vice versa.
+
+    `copied` is omitted: it is defined only for images that are in neither part. labels: of the held-out images, int64 [n], for the
+    metrics of LABELLED. Train images are not used for them, because the judges were trained on their labels."""
     rows: dict[str, float] = {}
     known = heads(spaces or {})
     for part, other in (("train", "heldout"), ("heldout", "train")):
@@ -54,12 +59,12 @@ def real_row(references: dict[str, dict], options: dict, spaces: dict | None = N
 
 
 def heads(spaces: dict[str, Space]) -> dict[str, Callable]:
-    """Of the spaces that belong to a classifier: from features [n, D] to class probabilities [n, classes]."""
+    """{space: function from features [n, D] to class probabilities [n, classes]} of the spaces that belong to a classifier."""
     return {name: space.probabilities for name, space in spaces.items() if isinstance(space, ClassifierSpace)}
 
 
 def label_heads(spaces: dict[str, Space]) -> dict[str, Callable]:
-    """Of the spaces whose classifier has learned the labels of this data: from features to their probabilities. A network of
-    others has classes of its own, whatever they are called."""
+    """The same functions, only of spaces whose classifier was trained on the labels of this data set. Published networks have
+    other classes."""
     known = {name: space for name, space in spaces.items() if isinstance(space, ClassifierSpace)}
     return {name: space.probabilities for name, space in known.items() if space.label_dim}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches files of others by their row in data/sources.csv: each once, complete and checked, over an unreliable connection too.
+"""Fetches the files that data/sources.csv lists, each only once, and checks them; also over an unreliable connection.
 
-A download that breaks is continued where it broke, also by the next call; what arrives counts only when its digest is
-right. Where no digest is known, that of the first download is noted in data/sources.lock.csv and must be met ever after.
-Several jobs that want one file wait for the one that fetches it. Environment: ELDISTILL_STORE (where files are kept,
+An interrupted download is continued where it stopped, also by the next call. A file is used only if its digest is right. If
+no digest is known, that of the first download is recorded in data/sources.lock.csv, and every later download must match it.
+If several jobs need one file, one fetches it and the others wait. Environment: ELDISTILL_STORE (where files are kept,
 default data/scratch/store), ELDISTILL_MIRROR (an address or a folder that is asked first), ELDISTILL_OFFLINE=1 (ask
 nobody), ELDISTILL_FETCH=no (take what is in the store, as jobs of Snakemake do: its rule `download` fetches), and the
 usual proxy variables.
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from eldistill.errors import Problem
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
-from eldistill.external.sources import TABLE, noted, source
+from eldistill.external.sources import TABLE, noted_rows, source_row
 from eldistill.files import sha256, write_text
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
@@ -45,12 +45,13 @@ TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
 def fetch(
     name: str, folder: str | os.PathLike | None = None, store: str | os.PathLike | None = None, say=print
 ) -> Path:
-    """The file of sources.csv called `name`, with its digest checked: from `folder`, the store, a mirror or upstream.
+    """The path of the file with this name in data/sources.csv, after a check of its digest.
 
-    folder: where the user already has it (any file of the right name). Raises Problem, one sentence, and leaves nothing
-    behind that a later call would trust.
+    It is taken from `folder` if given, otherwise from the store, a mirror or its publisher. folder: a folder of the user with a
+    file of that name. store: the folder of fetched files. say: gets log lines. Raises Problem, and then leaves no file that a
+    later call would trust.
     """
-    row = source(name)
+    row = source_row(name)
     file_name = row["url"].rsplit("/", 1)[-1]
     if folder is not None:
         path = Path(folder) / file_name
@@ -62,13 +63,13 @@ def fetch(
         return _checked(found, row, say)
     if os.environ.get("ELDISTILL_FETCH") == "no":
         raise Problem(
-            f"{name} is not in {store}, and a job does not fetch; type `python -m eldistill data download/{name} --force` "
+            f"{name} is not in {store}, and jobs fetch nothing; type `python -m eldistill data download/{name} --force` "
             "on a machine that reaches the network, or `snakemake all`, which does it first"
         )
     store.mkdir(parents=True, exist_ok=True)
     key = row["sha256"][:16] or hashlib.sha256(row["url"].encode()).hexdigest()[:16]
     with _alone(store / f".{key}-{file_name}.lock", row, say):
-        row = source(name)  # another process may have noted its digest
+        row = source_row(name)  # another process may have noted its digest
         if found := _kept(store, file_name, row):
             return _checked(found, row, say)
         part = store / f"{key}-{file_name}.part"
@@ -78,13 +79,13 @@ def fetch(
         os.replace(part, path)
         _drop(part)
         if not row["sha256"]:
-            _note(row, digest, size, say, f"; it came from {address}")
+            _note(row, digest, size, say, f"; fetched from {address}")
     return path
 
 
 def _where(row: dict[str, str]) -> Path:
-    # The table that asks for a digest: where somebody has to look who means another file.
-    return LOCK if row["name"] in noted() else TABLE
+    # The table that contains the digest, for messages.
+    return LOCK if row["name"] in noted_rows() else TABLE
 
 
 def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
@@ -93,9 +94,9 @@ def _kept(store: Path, file_name: str, row: dict[str, str]) -> Path | None:
 
 
 def _note(row: dict[str, str], digest: str, size: int, say, origin: str = "") -> None:
-    # Trust on first use: what came first is what has to come ever after.
-    sourcelock.note([{"name": row["name"], "sha256": digest, "bytes": str(size)}])
-    say(f"{row['name']}: its digest was not known; sha256 {digest} is trusted from now on, and noted in {LOCK}{origin}")
+    # Trust on first use: later downloads must equal the first one.
+    sourcelock.add_rows([{"name": row["name"], "sha256": digest, "bytes": str(size)}])
+    say(f"{row['name']}: no digest was known; sha256 {digest} is trusted from now on and recorded in {LOCK}{origin}")
 
 
 def _content_digest(path: Path) -> str:
@@ -141,13 +142,14 @@ def _alone(path: Path, row: dict[str, str], say) -> Iterator[None]:
             say(f"{name}: another process is fetching it; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if not row["sha256"]:  # two mixed downloads could be what is trusted ever after
+            if not row["sha256"]:  # two mixed downloads could become the trusted file
                 raise Problem(
                     f"{path.parent} is on a file system without locks ({error}), and no digest of {name} is known; set "
                     "ELDISTILL_STORE to a folder of a local disk"
                 ) from None
             print(
-                f"eldistill: this file system has no locks ({error}); let one job fetch {name} first", file=sys.stderr
+                f"eldistill: this file system has no locks ({error}); fetch {name} with one job before you start others",
+                file=sys.stderr,
             )
         yield
 
@@ -156,7 +158,7 @@ def _alone(path: Path, row: dict[str, str], say) -> Iterator[None]:
 
 
 class _Broken(Exception):
-    """Why an attempt failed. again: whether this address may yet do better. wait: seconds it asked for."""
+    """The reason why an attempt failed. again: whether another attempt at this address may succeed. wait: seconds to wait first."""
 
     def __init__(self, reason, again: bool = True, wait: float = 0):
         super().__init__(str(reason))
@@ -175,7 +177,7 @@ def _addresses(row: dict[str, str]) -> list[str]:
 
 
 def _download(row: dict[str, str], part: Path, say) -> tuple[str, str]:
-    """Fill the part file; returns the address it came from and its digest, which is the row's if that has one."""
+    """Fill the part file. Returns (the address it came from, its sha256, which is that of the row if the row has one)."""
     waiting, reasons = _addresses(row), {}
     for attempt in range(TRIES):
         if not waiting:
@@ -192,7 +194,7 @@ def _download(row: dict[str, str], part: Path, say) -> tuple[str, str]:
             say(f"{row['name']}: {reason}" + ("; trying again" if waiting and attempt + 1 < TRIES else ""))
             if waiting and attempt + 1 < TRIES:
                 time.sleep(max(broken.wait, min(2**attempt, 30) * random.uniform(0.5, 1)) if broken.again else 0)
-    reason = "; ".join(reasons.values()) or "nobody may be asked: ELDISTILL_OFFLINE is set"
+    reason = "; ".join(reasons.values()) or "ELDISTILL_OFFLINE is set, so that no server is asked"
     raise Problem(
         f"{row['name']} could not be fetched from {row['url']} ({reason}); "
         f"put the file into a folder and name that folder in params.yaml"
@@ -200,7 +202,7 @@ def _download(row: dict[str, str], part: Path, say) -> tuple[str, str]:
 
 
 def _right(row: dict[str, str], part: Path, begun: bool) -> str:
-    # begun: what came may be a mixture with the part of an earlier attempt, which deserves another one.
+    # begun: the file may be a mixture with the part of an earlier attempt, so that another attempt may succeed.
     digest = _content_digest(part)
     if not digest or row["sha256"] not in ("", digest):
         _drop(part)
@@ -211,7 +213,7 @@ def _right(row: dict[str, str], part: Path, begun: bool) -> str:
 
 def _attempt(row: dict[str, str], address: str, part: Path) -> None:
     """Continue or begin the part file from one address, until it is complete. Raises _Broken."""
-    # The size of a .gz is that of a copy: its header may be another's.
+    # The size of a .gz file is not checked: copies with the same content can differ in their header.
     wanted = int(row["bytes"]) if row["bytes"].isdigit() and not row["url"].endswith(".gz") else None
     about = _about(part)
     start = part.stat().st_size if part.exists() else 0
@@ -219,7 +221,7 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
         return
     checked = row["sha256"] or (about.get("address") == address and about.get("etag"))
     if start and (not checked or (wanted and start > wanted)):
-        _drop(part)  # of another file, or with nothing to check a mixture against
+        _drop(part)  # the part belongs to another file, or a mixture could not be detected
         start, about = 0, {}
     request = urllib.request.Request(address, headers={"User-Agent": "eldistill"})
     if start:
@@ -234,10 +236,10 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
                 _drop(part)
                 raise _Broken("the file changed while it was fetched")
             if total is None and not row["sha256"] and not getattr(answer, "chunked", False):
-                raise _Broken("it does not say how long the file is, and no digest is known", again=False)
+                raise _Broken("the server does not say how long the file is, and no digest is known", again=False)
             _room(part, (total or 0) - start)
             if not start:
-                _drop(part)  # before it is said of the part what it is a part of
+                _drop(part)  # before the side file describes the new part
             write_text(
                 _side(part),
                 json.dumps({"address": address, "etag": "" if tag.startswith("W/") else tag, "total": total}),
@@ -257,7 +259,8 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
 
 
 def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
-    """(where the answer begins, how long the file is) by what the server says; a web page is not taken. Raises _Broken."""
+    """(offset at which the answer begins, length of the file or None), from the server's headers. Raises _Broken, also for a web
+    page instead of a file."""
     kind = answer.headers.get("Content-Type", "")
     if kind.split(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
         raise _Broken("it answers with a web page", again=False)
@@ -267,7 +270,9 @@ def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
         words = answer.headers.get("Content-Range", "").replace("bytes ", "").partition("/")
         first = words[0].partition("-")[0]
         if first and first != str(start):
-            raise _Broken(f"it was asked for the part from byte {start} and sends that from {first}", again=False)
+            raise _Broken(
+                f"the server was asked for the bytes from {start} on and sends those from {first} on", again=False
+            )
         total = int(words[2]) if words[2].isdigit() else None if total is None else total + start
     else:
         start = 0
@@ -293,21 +298,21 @@ def _receive(answer, part: Path, start: int, total: int | None) -> None:
             if total is not None and seen > total:
                 file.close()
                 _drop(part)
-                raise _Broken(f"it sends more than {total:,} bytes", again=False)
+                raise _Broken(f"the server sends more than {total:,} bytes", again=False)
             file.write(block)
             bar.update(len(block))
-    # A connection that is cut ends like a file that is complete.
+    # An interrupted connection ends like a complete file, so the length is checked.
     if total is not None and seen < total:
         raise _Broken(f"the connection ended after {seen:,} of {total:,} bytes")
     if not seen:
         _drop(part)
-        raise _Broken("it sends nothing")
+        raise _Broken("the server sends nothing")
 
 
 def _read(answer) -> bytes:
     try:
         return answer.read(BLOCK)
-    except OSError as error:  # of the line; those of the disk are the disk's
+    except OSError as error:  # errors of the connection only; errors of the disk are raised as they are
         raise _Broken(error) from None
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hashes of files outside the project, kept in data/scratch/identities by name, size and times, so that a file is read again
-only when one of them changed. This file imports nothing heavy."""
+"""Stores the hashes of files outside the project in data/scratch/identities.
+
+The keys are name, size and times, so that a file is read again only when one of them changed. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from typing import NamedTuple
 from eldistill.files import write_text
 
 HASHES = Path("data/scratch/identities")
-PATIENCE = 5.0  # seconds of hashing after which a line says so
+PATIENCE = 5.0  # seconds between log lines while files are hashed
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Of a content: its digest, how many files and bytes it has."""
+    """The identity of a content: its sha256 and its number of files and bytes."""
 
     sha256: str
     files: int
@@ -38,7 +39,7 @@ class File(NamedTuple):
 
 
 class Progress:
-    """Lines about a hashing that takes long."""
+    """Log lines while many or large files are hashed."""
 
     def __init__(self, name: str, count: int, size: int, say):
         self.name, self.count, self.size, self.say = name, count, size, say
@@ -50,12 +51,14 @@ class Progress:
         if self.say and time.monotonic() - self.last > PATIENCE:
             self.last = time.monotonic()
             rate = self.bytes / (self.last - self.began)
-            self.say(f"{self.name}: is its content the same? {self.files:,} of at most {self.count:,} files hashed, "
+            self.say(f"{self.name}: checking its content, {self.files:,} of at most {self.count:,} files hashed, "
                      f"{self.bytes / 1e9:.1f} of {self.size / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s")  # fmt: skip
 
 
 class Cache:
-    """What was hashed of a source, whatever text tells it from others. It may be lost or damaged: then files are hashed again."""
+    """The stored hashes of one source. If they are lost or damaged, the files are hashed again.
+
+    source: a text that distinguishes it from other sources."""
 
     def __init__(self, source: str, root: Path):
         stem = root / HASHES / hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
@@ -63,7 +66,7 @@ class Cache:
         self.lines = 0
 
     def whole(self, listing: str, unsettled: int) -> Identity | None:
-        """The identity, if every file has the size and the times that it had."""
+        """The stored identity if the listing of names, sizes and times is unchanged, otherwise None."""
         try:
             found = json.loads(self.all.read_text(encoding="utf-8"))
             if found["listing"] != listing or not (found["settled"] or unsettled == 0):
@@ -79,7 +82,7 @@ class Cache:
             write_text(self.all, text)
 
     def load(self) -> dict[str, tuple[File, str, int]]:
-        """{name: (file, sha256, when it was hashed)}; lines that are not whole say nothing."""
+        """{name: (file, sha256, time of hashing in nanoseconds)}. Incomplete lines are ignored."""
         known = {}
         with contextlib.suppress(OSError), open(self.each, encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -92,13 +95,13 @@ class Cache:
 
     @contextlib.contextmanager
     def append(self) -> Iterator[Callable[[File, str, int], None]]:
-        """A function that keeps the hash of a file: a hashing that is stopped goes on where it was."""
+        """Context with a function that stores the hash of a file, so that an interrupted run continues where it stopped."""
         with contextlib.ExitStack() as stack:
             file, last = None, time.monotonic()
             with contextlib.suppress(OSError):
                 self.each.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(open(self.each, "a", encoding="utf-8"))
-                file.write("\n")  # after a line that was cut
+                file.write("\n")  # ends a line that may have been cut off
 
             def keep(each: File, digest: str, hashed: int) -> None:
                 nonlocal last
@@ -112,7 +115,7 @@ class Cache:
             yield keep
 
     def tidy(self, names: list[str], known: dict[str, tuple[File, str, int]]) -> None:
-        """Drop the lines of files that are no more, if they are the most."""
+        """Rewrite the file without the lines of removed files, if those are the majority."""
         if self.lines > 2 * len(names) + 100:
             lines = (_line(*known[name]) for name in names if known[name][2])
             with contextlib.suppress(OSError):

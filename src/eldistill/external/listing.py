@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the files that are read of a folder outside the project, by what the folder is read as.
+"""Lists the files of a folder outside the project that are read, which depends on what the folder is read as.
 
-The readers and the identities of sources (eldistill.plan.identity) take the same functions, so that they cannot differ: a file
-that is not read, such as a README beside the images, changes no identity. This file imports nothing heavy.
+The readers and the identities of sources (eldistill.plan.identity) use the same functions, so that they cannot differ: a file
+that is not read, such as a README beside the images, does not change an identity. This file imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from eldistill.registry import Reader, readers
 
 COVERED_BY = "folders"
 LABELS = "dataset.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls them
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives to its weights
 CONFIG, SCHEDULE = "config.json", "scheduler_config.json"
-# What systems and programs leave in a folder beside names that begin with a dot; compared in lower case.
+# Names of files and folders that operating systems and programs leave behind, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "__pycache__"}
 
 
@@ -27,9 +27,9 @@ CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#re
 class Listing:
     """The files of a folder or zip, by their names in it, with slashes.
 
-    names: sorted, those that are read, and of `labels` the table of labels (None if there is none). hidden: files and folders
-    that are left out by their names. others: how many further files are left out, by ending. links: links to a folder that is
-    read already, or to nothing.
+    names: the sorted names of the files that are read. labels: the name of the table of labels, or None. hidden: files and folders
+    that are ignored because of their names. others: number of other ignored files, by ending. links: ignored links, which lead
+    to a folder that is read already or nowhere.
     """
 
     names: list[str]
@@ -39,7 +39,7 @@ class Listing:
     links: list[str] = field(default_factory=list)
 
     def left_out(self) -> list[str]:
-        """A sentence for each kind of thing that is left out, with its number."""
+        """One sentence for each kind of ignored file, with their number."""
         sentences = []
         if self.hidden:
             sentences.append(f"left out: {_counted(self.hidden, 'hidden file or folder', 'hidden files or folders')}")
@@ -56,17 +56,17 @@ def _counted(names: list[str], one: str, several: str) -> str:
     return f"{len(names):,} {one if len(names) == 1 else several}, such as {min(names)}"
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder of this name (no path) is left out: it begins with a dot, or is a system's own."""
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is ignored because of its name (not path): it begins with a dot or is in CLUTTER."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
-def choose(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
-    """The listing of all names of files of a folder or zip."""
+def choose_files(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
+    """The listing of a folder or zip. names: all files in it. endings: those that are read, in lower case with a dot."""
     chosen, tables, hides, others = [], [], set(), Counter()
     for name in names:
         parts = name.split("/")
-        if cut := next((i for i, part in enumerate(parts, 1) if hidden(part)), 0):
+        if cut := next((i for i, part in enumerate(parts, 1) if is_hidden(part)), 0):
             hides.add("/".join(parts[:cut]))
         elif parts[-1] == LABELS:
             tables.append(name)
@@ -75,33 +75,37 @@ def choose(names: Iterable[str], endings: tuple[str, ...]) -> Listing:
         else:
             others[ending] += 1
     chosen.sort()
-    table = next((each for each in (f"{folder}{LABELS}" for folder in outer(chosen)) if each in set(tables)), None)
+    table = next(
+        (each for each in (f"{folder}{LABELS}" for folder in outer_folders(chosen)) if each in set(tables)), None
+    )
     if spare := len(tables) - (table is not None):
         others[".json"] += spare
     return Listing(chosen, table, sorted(hides), others)
 
 
-def outer(names: list[str]) -> list[str]:
-    """The folders that hold all of these sorted names, outermost first: "" and, of an archive that was made of one folder,
-    that folder (with a slash at its end), and so on."""
+def outer_folders(names: list[str]) -> list[str]:
+    """The folders that contain all of these sorted names, outermost first: "", then for an archive of one folder that folder
+    (with a slash at its end), and so on."""
     if not names:
         return [""]
     shared = os.path.commonprefix([names[0], names[-1]])
     return [""] + [shared[: i + 1] for i, letter in enumerate(shared) if letter == "/"]
 
 
-def of_folder(path: Path, endings: tuple[str, ...]) -> Listing:
-    """The listing of a folder on the disk. Links to folders are followed; each folder is read once, so that a circle of links
-    ends: under its own name before that of a link, then under the first name."""
+def list_folder(path: Path, endings: tuple[str, ...]) -> Listing:
+    """The listing of a folder on the disk. Raises OSError if it cannot be read.
+
+    Links to folders are followed, but each folder is read only once, so that a circle of links ends. It is listed under its
+    own name rather than that of a link, otherwise under the first name."""
     links: list[str] = []
-    found = choose(_walk(path, links), endings)
+    found = choose_files(_walk(path, links), endings)
     found.links = sorted(links)
     return found
 
 
-def images(path: Path, endings: tuple[str, ...]) -> list[str]:
-    """The names of all files that are read of a folder of images or arrays: these and the table of labels."""
-    found = of_folder(path, endings)
+def image_files(path: Path, endings: tuple[str, ...]) -> list[str]:
+    """Sorted names of all files that are read in a folder of images or arrays, including the table of labels."""
+    found = list_folder(path, endings)
     return sorted([*found.names, *filter(None, [found.labels])])
 
 
@@ -122,21 +126,22 @@ def _walk(path: Path, lost: list[str]) -> Iterator[str]:
         with os.scandir(path / start) as entries:
             for entry in entries:
                 name = start + entry.name
-                if hidden(entry.name) or entry.is_file():
+                if is_hidden(entry.name) or entry.is_file():
                     yield name
                 elif entry.is_dir():
                     (linked if entry.is_symlink() else folders).append(f"{name}/")
                 elif entry.is_symlink() and not os.path.exists(entry.path):
-                    # With an ending it is a file that is gone: whoever reads it must fail.
+                    # A name with an ending was a file: it is listed, so that reading it fails.
                     if os.path.splitext(name)[1]:
                         yield name
                     else:
                         lost.append(name)
 
 
-def unet(folder: Path) -> tuple[Path, Path | None, Path]:
-    """Configuration, schedule (None if there is none) and weights of a DDPM as diffusers saves it: of a pipeline's folder, or
-    of that of its UNet2DModel with the scheduler's beside it."""
+def unet_files(folder: Path) -> tuple[Path, Path | None, Path]:
+    """Paths of the configuration, the schedule (None if absent) and the weights of a DDPM in the format of diffusers.
+
+    folder: that of a pipeline, or that of its UNet2DModel beside the scheduler's."""
     inner = folder / "unet" if (folder / "unet").is_dir() else folder
     places = [folder / "scheduler", folder.parent / "scheduler", folder]
     schedule = next((each / SCHEDULE for each in places if (each / SCHEDULE).exists()), None)
@@ -144,15 +149,15 @@ def unet(folder: Path) -> tuple[Path, Path | None, Path]:
 
 
 def weights_there(folder: Path) -> list[str]:
-    """Sorted names of the files of weights of diffusers in a folder, in whatever form; none are read but WEIGHTS."""
+    """Sorted names of all files of weights of diffusers in a folder, in any format; only WEIGHTS is read."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.name.startswith("diffusion_pytorch_model"))
 
 
-def autoencoder(folder: Path) -> tuple[Path, Path]:
-    """Configuration and weights of an autoencoder as diffusers saves it."""
+def autoencoder_files(folder: Path) -> tuple[Path, Path]:
+    """Paths of the configuration and the weights of an autoencoder in the format of diffusers."""
     return folder / CONFIG, folder / WEIGHTS
 
 
@@ -161,15 +166,15 @@ def _relative(paths, folder: Path) -> list[str]:
 
 
 def _of_reader(reader: Reader) -> Callable[[Path, tuple[str, ...]], list[str]]:
-    return lambda folder, detail: images(folder, reader.endings) if reader.endings else []
+    return lambda folder, detail: image_files(folder, reader.endings) if reader.endings else []
 
 
 # What a path can be read as: the sources of data settings (the schema says `outside: source` of their path) and the other values
 # of `outside` there. The names of the files that are read of a folder, none where it must be a file. detail: names of IDX files.
 READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
     **{name: _of_reader(each) for name, each in readers().items() if "path" in each.options},
-    "network": lambda folder, detail: _relative(unet(folder), folder),
-    "autoencoder": lambda folder, detail: _relative(autoencoder(folder), folder),
+    "network": lambda folder, detail: _relative(unet_files(folder), folder),
+    "autoencoder": lambda folder, detail: _relative(autoencoder_files(folder), folder),
     "idx": lambda folder, detail: _relative([folder / name for name in detail], folder),
     "weights": lambda folder, detail: [],
     "statistics": lambda folder, detail: [],
@@ -177,5 +182,5 @@ READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
 
 
 def is_path(read_as: str, value: str) -> bool:
-    """Whether a value names a file outside; statistics may be a row of data/sources.csv, which has no ending."""
+    """Whether a value is the path of a file. `statistics` may also be the name of a row in data/sources.csv, which has no ending."""
     return read_as != "statistics" or bool(Path(value).suffix)

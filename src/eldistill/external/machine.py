@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interpreter of pickles that executes nothing.
+"""Interprets pickles without executing anything in them.
 
-Python's unpickler is made to call what a file names. This one walks over the bytes: it knows the few opcodes that the
-published files use, a name in the file is a pair of words that is looked up in a table of rules (rules.py has them), and a
-rule can only make one of the records below. There is no way from a file to an import, a call or an attribute. Work and
-memory are bounded by the file's size, whatever the file says: tensors are views of its bytes until they are asked for.
+Python's unpickler calls the functions that a file names. This interpreter knows only the few opcodes that published files
+use. A name in a file is a pair of words, which is looked up in a table of rules (rules.py), and a rule can only create one of
+the records below. No content of a file leads to an import, a call or an attribute access. Time and memory are bounded by the
+size of the file: tensors are views of its bytes until their values are requested.
 
-Anything unknown is refused with a Problem that names the place.
+Everything unknown is refused with a Problem that contains the position in the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from eldistill.external.opcodes import Name, Reading, Refused
 
 RECIPE = ("teacher/machine", 1)
 
-DEPTH, VALUES = 32, 200_000  # of modules, of plain settings
+DEPTH, VALUES = 32, 200_000  # largest depth of modules; largest number of plain settings
 STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -33,12 +33,12 @@ CODES = {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"}  # numpy's, of on
 STREAMS = (0x1950A86A20F9469CFC6C, 1001)  # how a storage written by torch's old format begins
 
 
-# --- what a file can turn into --------------------------------------------------------------------------
+# --- the records that a file can create --------------------------------------------------------------------------
 
 
 @dataclass
 class Stub:
-    """An instance of a class that torch itself offers: its name and its attributes."""
+    """An instance of a class of torch: the name of the class and its attributes."""
 
     name: str
     state: dict | None = None
@@ -46,7 +46,7 @@ class Stub:
 
 @dataclass(frozen=True)
 class Record:
-    """An instance of a class whose source travels in the file: its name, its attributes, the digest of that source."""
+    """An instance of a class whose source is in the file: the name of the class, its attributes, the sha256 of the source."""
 
     class_name: str
     state: dict
@@ -100,7 +100,7 @@ class Dtype:
 
     @property
     def numpy(self) -> np.dtype:
-        """The same for numpy."""
+        """The dtype of numpy."""
         return np.dtype(f"<{self.code}")
 
 
@@ -114,7 +114,7 @@ class Array:
     data: memoryview | None = None
 
     def value(self) -> np.ndarray:
-        """A copy of its own."""
+        """A contiguous copy."""
         if self.data is None:
             raise Refused("an array has no content")
         flat = np.frombuffer(self.data, self.dtype.numpy)

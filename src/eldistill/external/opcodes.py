@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The opcodes of pickles that published files use: what each does to a stack, and nothing else.
+"""The opcodes of pickles that published files use, and their effects on a stack.
 
-One function an opcode, in a table by its byte. None of them imports, looks up or calls anything that a file names: what becomes
-of a name, a call, a state or a storage is asked of the interpreter (machine.py), which has a table of rules for it.
+A table maps each opcode to a function. None of them imports, looks up or calls anything that a file names: for names, calls,
+states and storages they ask the interpreter (machine.py), which decides by a table of rules.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROTO, STOP = 0x80, 0x2E
 
 
 class Refused(Problem):
-    """The file is damaged, or holds something that no published network does."""
+    """A file is damaged, or contains something that is in no published network."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Name:
 
 
 class Reading:
-    """One pickle while it is read: the place in the file, the stack, the marks, the memo.
+    """A pickle that is being read: the position in the file, the stack, the marks and the memo.
 
-    machine: who counts opcodes and memory, and decides about names, states and storages. data: the file. at, end: from where to
-    where. rules: what each name may become when it is called. storage: whether a storage may be named by persistent id. old:
-    whether the strings of Python 2 may occur. Every method raises Refused.
+    machine: the interpreter, which counts opcodes and memory and decides about names, states and storages. data: the file. at,
+    end: positions of the pickle in bytes. rules: {name: function that creates its record}. storage: whether persistent ids of
+    storages are allowed. old: whether strings of Python 2 are allowed. Every method raises Refused.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Reading:
         self.memo: dict[int, Any] = {}
 
     def value(self) -> Any:
-        """The value of the pickle; `at` is then the place behind its last opcode."""
+        """The value of the pickle. Afterwards `at` is the position after its last opcode."""
         if (code := self._code()) != PROTO:
             raise Refused(f"no pickle at byte {self.at - 1}")
         if self.byte() not in (2, 3, 4, 5):

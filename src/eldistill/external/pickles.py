@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the pickles in which EDM and EDM2 networks are published, without executing anything from them.
 
-machine.py walks over the bytes, and rules.py says what a name in them may become. Here is what a complete file holds: a network
-with its numbers, in the order of its state.
+machine.py interprets the bytes, and rules.py decides about the names in them. This module finds the network in a complete file,
+with its tensors in the order of its state.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from eldistill.external.opcodes import Refused
 from eldistill.external.rules import RULES
 
 RECIPE = ("teacher/pickles", 1)
-# Of a network, far above what the published have: modules, tensors, characters of a name and of all names together.
+# Bounds for a network, far above those published: modules, tensors, characters of a name and of all names together.
 MODULES, TENSORS, PATH, NAMES = 20_000, 20_000, 512, 4 * 2**20
-SETTINGS = [10_000, 2**20]  # of constructor arguments and what is told of the data: values; bytes of texts and arrays
+SETTINGS = [
+    10_000,
+    2**20,
+]  # bounds for constructor arguments and descriptions of data: number of values; bytes of texts and arrays
 
 
 @dataclass
 class Network:
-    """A network of a file: what it was made with, and its numbers in the order of its state.
+    """A network in a file: its constructor arguments, and its tensors in the order of its state.
 
     class_name: of the root. classes: {prefix: class name} of every module. kwargs: the root's constructor arguments.
     attributes: its other plain values. tensors: {name: Tensor}, parameters and buffers as in its state_dict.
@@ -53,7 +56,7 @@ class Network:
 
 @dataclass
 class File:
-    """An open file: its value, its digest and its size. Close it when its tensors have been copied."""
+    """An open file: its value, sha256 and size in bytes. Close it (as a context manager) after its tensors were copied."""
 
     path: Path
     value: Any
@@ -74,9 +77,9 @@ class File:
     def plain(self, value, most: list[int] | None = None) -> Any:
         """A value of the file as plain Python: texts, numbers, lists, dicts and numpy arrays. Raises Refused.
 
-        most: how many values and bytes it may have, such as SETTINGS; by default as many bytes as the file.
+        most: [largest number of values, of bytes], such as SETTINGS; by default as many bytes as the file has.
         """
-        return self._named(lambda: plain(value, list(most or (VALUES, self.bytes))))
+        return self._named(lambda: plain_settings(value, list(most or (VALUES, self.bytes))))
 
     def _named(self, make: Callable):
         try:
@@ -90,18 +93,18 @@ class File:
         return self
 
     def __exit__(self, *_) -> None:
-        self.value = None  # the views must go before the map can
+        self.value = None  # views of the file must be deleted before the map can be closed
         if self._map is not None:
             try:
                 self._map.close()
-            except BufferError:  # somebody still holds a Tensor; its bytes live as long as it does
+            except BufferError:  # a Tensor is still in use; the map is closed when it is deleted
                 pass
 
 
-def read(path: str | os.PathLike, sha256: str | None = None) -> File:
-    """Read a pickle of EDM, EDM2 or NVIDIA's metrics; nothing in it is executed.
+def read_network_file(path: str | os.PathLike, sha256: str | None = None) -> File:
+    """Read a pickle of EDM, EDM2 or NVIDIA's metrics without executing anything in it.
 
-    sha256: what its digest must be, if that is known. Raises Refused, one sentence, for every other file.
+    sha256: the digest that the file must have, None to accept any. Raises Refused, one sentence, for every other file.
     """
     path = Path(path)
     try:
@@ -119,7 +122,7 @@ def read(path: str | os.PathLike, sha256: str | None = None) -> File:
                 raise Refused(f"{path} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: fetch it again")
             if not size:
                 raise Refused(f"{path} is empty; fetch it again")
-            # Private and writable, for torch warns of read-only buffers; nobody writes.
+            # A private writable map, because torch warns about read-only buffers; nothing writes to it.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror}); give the path of a network file") from None
@@ -137,15 +140,15 @@ def read(path: str | os.PathLike, sha256: str | None = None) -> File:
     return File(path, value, digest, size, mapped)
 
 
-def python2(data: bytes | memoryview) -> Any:
-    """The value of a pickle of protocol 2 by Python 2, as CIFAR-10 has them: texts, numbers, lists, dicts and arrays of
-    numpy. Nothing is executed. Raises Refused."""
+def read_python2_pickle(data: bytes | memoryview) -> Any:
+    """The value of a pickle that Python 2 wrote with protocol 2, such as the batches of CIFAR-10: texts, numbers, lists, dicts and
+    numpy arrays. Nothing is executed. Raises Refused."""
     view = memoryview(data)
     rules = {name: rule for name, rule in RULES.items() if name.module.startswith("numpy")}
     value, end = Machine(view).run(0, len(view), rules, old=True)
     if end != len(view):
         raise Refused(f"{len(view) - end} bytes follow its end")
-    return plain(value, [VALUES, len(view)])
+    return plain_settings(value, [VALUES, len(view)])
 
 
 def _attributes(value) -> tuple[str, dict]:
@@ -157,7 +160,7 @@ def _attributes(value) -> tuple[str, dict]:
 
 
 def _settings(value, what: str) -> dict:
-    if not isinstance(found := plain(value, list(SETTINGS)), dict):
+    if not isinstance(found := plain_settings(value, list(SETTINGS)), dict):
         raise Refused(f"{what} that are no mapping")
     if any(isinstance(each, np.ndarray) for each in found.values()):  # they could not be compared with a setting
         raise Refused(f"{what} that are arrays")
@@ -222,7 +225,7 @@ def _modules(root) -> Iterator[tuple[str, Any]]:
                     for key, child in reversed(children.items()) if child is not None]  # fmt: skip
 
 
-def plain(value, budget: list[int] | None = None, depth: int = 0):
+def plain_settings(value, budget: list[int] | None = None, depth: int = 0):
     """Texts, numbers, None, lists, tuples (as lists), dicts, sets (as sorted lists) and arrays. Raises Refused for more.
 
     budget: how many values, and how many bytes of texts and arrays, are still allowed: a text that a file names a thousand
@@ -237,9 +240,9 @@ def plain(value, budget: list[int] | None = None, depth: int = 0):
     if isinstance(value, str):
         return _spend(value, budget)
     if isinstance(value, list | tuple):
-        return [plain(item, budget, depth + 1) for item in value]
+        return [plain_settings(item, budget, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {_spend(key, budget): plain(item, budget, depth + 1) for key, item in value.items()}
+        return {_spend(key, budget): plain_settings(item, budget, depth + 1) for key, item in value.items()}
     if isinstance(value, set):
         budget[0] -= len(value)
         return sorted(_spend(item, budget) for item in value)

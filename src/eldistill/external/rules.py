@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules for names in pickles of others: what each known name becomes; every other name is refused.
+"""The rules for names in pickles: which record each known name creates. Every other name is refused.
 
 A rule is a function of (machine, arguments, new): the machine that walks over the file, the arguments of the call, and whether
 the pickle calls `__new__` of a class rather than a function. It gives a plain value or one of the records of machine.py, or raises
@@ -38,7 +38,7 @@ def _persistent(machine: Machine, arguments: tuple, new: bool) -> Record:
     meta = arguments[0] if len(arguments) == 1 and not new else None
     keys = {"type": str, "version": int, "module_src": str, "class_name": str, "state": dict}
     if not isinstance(meta, dict) or {key: type(value) for key, value in meta.items()} != keys:
-        raise Refused("an object whose description has not the five parts that were expected")
+        raise Refused("an object whose description does not have the five expected parts")
     if meta["type"] != "class" or meta["version"] != 6:
         raise Refused(f"an object of format {meta['version']}; expected 6")
     text = meta["module_src"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""data/sources.lock.csv: what files from outside have to be, noted when they are first seen. Git keeps it.
+"""Reads and writes data/sources.lock.csv: the digests of files from outside, recorded when they are first seen. It is in git.
 
-A fetched file has a row of four columns under its name in data/sources.csv: what came first must come ever after. A path in
+A fetched file has a row of four columns under its name in data/sources.csv: every later download must match it. A path in
 params.yaml has six: how many files it has, and what they are read as; its row follows its content (eldistill.plan.identity).
 """
 
@@ -26,8 +26,8 @@ FETCHED = ""  # `read_as` of a fetched file
 Key = tuple[str, str]  # name and read_as
 
 
-def rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
-    """All rows; the first one of a name counts, and only whole digests, so that a cut line says nothing. Raises Problem."""
+def read_rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
+    """{(name, read_as): row}. The first row of a key counts, and incomplete lines are ignored. Raises Problem if it is damaged."""
     found: dict[Key, dict[str, str]] = {}
     try:
         with open(root / LOCK, newline="", encoding="utf-8") as file:
@@ -38,7 +38,9 @@ def rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
     except FileNotFoundError:
         pass
     except (UnicodeDecodeError, csv.Error):
-        raise Problem(f"{LOCK} is damaged; restore it from git, or delete it to trust what comes next") from None
+        raise Problem(
+            f"{LOCK} is damaged; restore it from git, or delete it, after which the next files are trusted"
+        ) from None
     return found
 
 
@@ -47,15 +49,16 @@ def _whole(line: list[str]) -> bool:
     return bool(re.fullmatch("[0-9a-f]{64}", "".join(line[1:2]))) and all(map(str.isdigit, counts))
 
 
-def note(new: Iterable[dict[str, str]], root: Path = Path()) -> None:
-    """Add rows, without `noted`. One of a fetched file never replaces another, one of a path does. One process at a time
-    writes; a file that would not change is not written."""
+def add_rows(new: Iterable[dict[str, str]], root: Path = Path()) -> None:
+    """Add rows; the date of `noted` is filled in. The row of a path replaces an older one, that of a fetched file does not.
+
+    Only one process writes at a time, and the file is not written if nothing changes. Raises Problem if it is damaged."""
     guard = root / GUARD
     guard.parent.mkdir(parents=True, exist_ok=True)
     with open(guard, "a") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        before = rows(root)
+        before = read_rows(root)
         after = dict(before)
         for row in new:
             key = (row["name"], row.get("read_as", FETCHED))
@@ -71,6 +74,6 @@ def _text(found: dict[Key, dict[str, str]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for _, row in sorted(found.items()):
-        # Four columns are what earlier versions of this project read.
+        # Rows of fetched files have four columns, as earlier versions of this project expect.
         writer.writerow([row[name] for name in COLUMNS if name in row])
     return out.getvalue()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a file, checked against the description of their network before they are used.
+"""Checks the weights of a file against the description of their network, and restores the network.
 
-A file may be damaged, edited or written by other code: a NaN in it would train for a week, whole numbers or another shape would
-end in an error of torch. What is wrong is said in one sentence; nothing of the network's size is allocated before.
+A file may be damaged, edited or written by other code. A NaN in it could spoil a week of training, and a wrong dtype or shape
+would end in an error of torch. Faults are reported in one sentence before memory for the network is allocated.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from eldistill.errors import Problem
 
 COVERED_BY = "networks/layers"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LARGEST = 2**20  # of any whole number in a description, far above what networks have
+LARGEST = 2**20  # largest whole number in a description, far above those of networks
 
 
-def finite(numbers: torch.Tensor) -> bool:
+def is_finite(numbers: torch.Tensor) -> bool:
     """Whether a tensor of floats has neither NaN nor infinity."""
     # A NaN or an infinity is in the sum too, which takes a tenth of the time; a sum may overflow where none is.
     total = numbers.sum(dtype=torch.float64 if numbers.dtype == torch.float64 else torch.float32)
     return bool(total.isfinite()) or bool(numbers.isfinite().all())
 
 
-def fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
-    """What is wrong with `tensors` as the state whose names, shapes and kinds (floats or whole numbers) are those of `wanted`
-    (any device, meta too), as the end of a sentence that begins with the file's name; None if nothing is."""
+def find_fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str | None:
+    """The first fault of `tensors` as the end of a sentence that begins with the name of the file; None if there is none.
+
+    wanted: a state with the names, shapes and kinds (floats or whole numbers) that `tensors` must have, on any device, also
+    meta. Floats must be finite."""
     if odd := sorted(wanted.keys() ^ tensors.keys()):
         return (f"has {len(tensors)} tensors, its description asks for {len(wanted)}; the first other one is "
                 f"{ascii(odd[0])[:80]}")  # fmt: skip
     for name, tensor in tensors.items():
         like = wanted[name]
         kind = tensor.dtype in FLOATS if like.is_floating_point() else tensor.dtype == like.dtype
-        if tensor.shape != like.shape or not kind or (like.is_floating_point() and not finite(tensor)):
+        if tensor.shape != like.shape or not kind or (like.is_floating_point() and not is_finite(tensor)):
             what = "finite floats" if like.is_floating_point() else str(like.dtype)
             found = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             bad = " with a NaN or an infinity" if kind and tensor.shape == like.shape else ""
@@ -46,14 +48,14 @@ def fault(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor
     return None
 
 
-def check(path: str | Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Raise Problem, one sentence, where `fault` finds something."""
-    if (found := fault(tensors, wanted)) is not None:
-        raise Problem(f"{path} {found}: it is damaged or not what it says; make or fetch it again")
+def check_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Raise Problem, one sentence, if `find_fault` finds a fault. path: the file, for the message."""
+    if (found := find_fault(tensors, wanted)) is not None:
+        raise Problem(f"{path} {found}: it is damaged, or its description is wrong; make or fetch it again")
 
 
-def restore(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) -> nn.Module:
-    """The network that a file of ours describes, with its weights, in float32, in training mode.
+def restore_network(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) -> nn.Module:
+    """The network that the description of a file of this project defines, with its weights, in float32 and training mode.
 
     about: the file's description: `config` of networks.build and, if they are there, `shape` [channels, height, width] and
     `label_dim`, which must be the network's. Raises Problem if anything disagrees, or a number is not finite.
@@ -72,7 +74,7 @@ def restore(path: str | Path, tensors: Mapping[str, torch.Tensor], about: dict) 
             raise Problem(
                 f"{path} says that its {key} is {str(about[key])[:60]}, its network's is {value}; make or fetch it again"
             )
-    check(path, tensors, outline.state_dict())
+    check_weights(path, tensors, outline.state_dict())
     network = networks.build(config)
     network.load_state_dict(tensors)
     return network

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from eldistill.contract import Codec
 from eldistill.errors import Problem
-from eldistill.external.weights import FLOATS, finite
+from eldistill.external.weights import FLOATS, is_finite
 from eldistill.tensors import load_tensors
 
 RECIPE = ("perceptual", 1)
@@ -54,7 +54,7 @@ def load_lpips(
     tensors, _ = load_tensors(path, foreign=True)
     for name, shape in weight_shapes().items():
         found = tensors.get(name)
-        if found is None or tuple(found.shape) != shape or found.dtype not in FLOATS or not finite(found):
+        if found is None or tuple(found.shape) != shape or found.dtype not in FLOATS or not is_finite(found):
             raise Problem(
                 f"{path} has no {name} of shape {list(shape)} and finite floats; expected VGG-16 and LPIPS 0.1 in one file"
             )

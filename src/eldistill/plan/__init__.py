@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be made: parameters and their schema, recipes, and the workflow's view of what is stale."""
+"""Parameters and their schema, the steps and their recipes, and which of them are stale for the workflow."""

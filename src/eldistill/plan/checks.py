@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a schema cannot say of parameters: names that must exist, numbers that must fit together."""
+"""Checks of parameters that a schema cannot express: names that must exist, and numbers that must fit together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from eldistill.errors import nearest
 from eldistill.paths import TABLE_NAMES
-from eldistill.plan.schema import Wrong, expected, merge, unknown
+from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, readers, settings, spaces
 
 
 class Sections(Protocol):
-    """What the checks need of parameters (params.Params)."""
+    """The part of params.Params that these checks use."""
 
     values: dict[str, Any]
     definitions: dict[str, dict[str, Any]]
@@ -32,10 +32,11 @@ class Sections(Protocol):
 # --- where a mistake stands -----------------------------------------------------------------------------
 
 
-def checked(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
-    """A resolved section, for a data setting, that fits. where: how sentences call it.
+def checked_section(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
+    """The resolved section of this kind and name for a data setting, checked.
 
-    Raises Wrong at the first thing that does not fit, of the section that has it: one that inherits a mistake is not named.
+    data: a data setting whose `per_data` values count, or None. where: the name of the section in messages. Raises Wrong at the
+    first mistake; it names the section that contains it, not one that inherits it.
     """
     try:
         return _fitting(params, kind, name, data, where)
@@ -65,13 +66,13 @@ def _above(params: Sections, kind: str, name: str) -> list[str]:
 def _fitting(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
     with of_data(params, params.place(kind, name), data):
         value = params.section(kind, name, data)
-        meaning(params, kind, name, where, value)
+        check_section(params, kind, name, where, value)
     return value
 
 
 @contextlib.contextmanager
 def of_data(params: Sections, place: str, data: str | None) -> Iterator[None]:
-    """What is wrong with a section for a data setting may stand in the blocks that it has for that one."""
+    """Context: a Wrong about a section for a data setting may also be caused by its `per_data` blocks, whose places are added."""
     try:
         yield
     except Wrong as wrong:
@@ -83,14 +84,14 @@ def of_data(params: Sections, place: str, data: str | None) -> Iterator[None]:
 # --- one section ----------------------------------------------------------------------------------------
 
 
-def meaning(params: Sections, kind: str, name: str, where: str, value: dict[str, Any]) -> None:
-    """Raise Wrong at the first thing in a resolved section that does not fit. where: how sentences call it."""
+def check_section(params: Sections, kind: str, name: str, where: str, value: dict[str, Any]) -> None:
+    """Raise Wrong at the first mistake in a resolved section. where: the name of the section in messages."""
     if kind == "data":
         _data(params, where, value)
     if kind == "teacher":
         _teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
-        unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
+        refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
     if kind == "method" and value["start_from"] is not None:
         _start(params, name, f"{where}.start_from", value["start_from"])
     if kind in ("method", "teacher") and value["n_images"] % value["batch"]:
@@ -104,21 +105,23 @@ def meaning(params: Sections, kind: str, name: str, where: str, value: dict[str,
 def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
     source, known = value["source"], params.definitions["data"]["properties"]
     if value["teacher"] not in params.values["teacher"]:
-        unknown(f"{where}.teacher", value["teacher"], params.values["teacher"])
+        refuse_unknown(f"{where}.teacher", value["teacher"], params.values["teacher"])
     for needed in readers()[source].needs:
         if value[needed] is None:
             raise Wrong(f"{where}.{needed}", f"is missing; source: {source} needs it")
     _codec(params, where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
-        raise Wrong(f"{where}.background", f"is {value['background']!r}; expected {expected(known['background'])}")
+        raise Wrong(
+            f"{where}.background", f"is {value['background']!r}; expected {expected_value(known['background'])}"
+        )
     options = {key for each in readers().values() for key in each.options}
     for key in sorted(options - set(readers()[source].options)):
         if value[key] != known[key]["default"]:
-            raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; leave it away")
+            raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; remove it")
 
 
 def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
-    """Latents have a number for each channel, and pixels to be compared with; pixels have neither."""
+    """Check that latents have one number for each channel and name a data setting of pixels, and that pixels have neither."""
     codec, latent = data["codec"], data["source"] == "latents"
     lists = [isinstance(codec[key], list) for key in ("mean", "std")]
     if lists != [latent, latent] or (latent and len(codec["mean"]) != len(codec["std"])):
@@ -131,22 +134,31 @@ def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
     if pixels is None:
         return
     if pixels not in params.values["data"]:
-        unknown(f"{where}.pixels", pixels, params.values["data"])
+        refuse_unknown(f"{where}.pixels", pixels, params.values["data"])
     if not latent or params.section("data", pixels)["source"] == "latents":
-        raise Wrong(f"{where}.pixels", f"is {pixels!r}; only latents have it, and what it names has pixels of its own")
+        raise Wrong(
+            f"{where}.pixels",
+            f"is {pixels!r}; expected a data setting of images, and only where source is latents: name one, or remove it",
+        )
 
 
 def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
     if value["data"] not in params.values["data"]:
-        unknown(f"{where}.data", value["data"], params.values["data"])
+        refuse_unknown(f"{where}.data", value["data"], params.values["data"])
     theirs = value["source"] is not None or value["file"] is not None
     if theirs == ("network" in value):
         both = "a network and a source or a file" if theirs else "neither a network to train nor a source or a file"
         raise Wrong(where, f"has {both}; give one of `network`, `source` and `file`")
     if value["state"] is not None and not theirs:
-        raise Wrong(f"{where}.state", "is for a source or a file; leave it out of a teacher that is trained")
+        raise Wrong(
+            f"{where}.state",
+            "is only for a teacher from a `source` or a `file`; remove it, because this teacher is trained",
+        )
     if value["precision"] != "float32" and theirs:
-        raise Wrong(f"{where}.precision", "is of a training; leave it out of a teacher from a source or a file")
+        raise Wrong(
+            f"{where}.precision",
+            "is only for a teacher that is trained; remove it, because this one comes from a source or a file",
+        )
     if not theirs:
         _network(f"{where}.network", value["network"])
 
@@ -154,7 +166,7 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
 def _network(where: str, network: dict[str, Any]) -> None:
     file = network.get("network")
     if file not in available("networks"):
-        unknown(f"{where}.network", file, available("networks"))
+        refuse_unknown(f"{where}.network", file, available("networks"))
     known = [name for name in settings(file) if name not in ("img_resolution", "img_channels", "label_dim")]
     for key in network:
         if key != "network" and key not in known:
@@ -165,7 +177,7 @@ def _network(where: str, network: dict[str, Any]) -> None:
 
 
 def _start(params: Sections, name: str, where: str, start: str | None) -> None:
-    """METHOD/SUPPLEMENT whose names exist, and no circle of such starts. name: the method that has it."""
+    """Check that `start_from` is METHOD/SUPPLEMENT with existing names and leads into no circle. name: the method with the key."""
     seen: list[str] = []
     while start is not None:
         method, _, supplement = start.partition("/")
@@ -173,35 +185,34 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
             raise Wrong(where, f"is {start!r}; expected METHOD/SUPPLEMENT, such as sid/none")
         for kind, each in (("method", method), *(("supplement", s) for s in supplement.split("+") if s != "none")):
             if each not in params.named(kind):
-                unknown(f"{where}: the {kind}", each, params.named(kind))
+                refuse_unknown(f"{where}: the {kind}", each, params.named(kind))
         if method in seen:
-            raise Wrong(where, f"goes in a circle ({' → '.join([*seen, method])}); remove one")
+            raise Wrong(where, f"goes in a circle ({' → '.join([*seen, method])}); remove one `start_from`")
         seen.append(method)
         layers = params.chain("method", method, where)
-        start = functools.reduce(merge, layers, dict[str, Any]()).get("start_from")
+        start = functools.reduce(merge_mappings, layers, dict[str, Any]()).get("start_from")
     if name in seen:
-        raise Wrong(where, "goes in a circle; a method cannot start from itself")
+        raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
 
 
 # --- all of them ----------------------------------------------------------------------------------------
 
 
-def names(params: Sections) -> None:
-    """Raise Wrong at the first name that cannot be one, and at what does not fit between sections."""
+def check_names(params: Sections) -> None:
+    """Raise Wrong at the first name that is not allowed, and at the first sections that do not fit together."""
     for kind in ("data", "teacher", "ensemble", "method", "supplement"):
         for name in params.named(kind):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("none", "real", "suite"):
                 raise Wrong(
                     params.place(kind, name),
-                    "cannot be a name; expected letters, digits, . _ - and none of none, real, suite, which mean "
-                    "something else",
+                    "cannot be a name; expected letters, digits, . _ - but not none, real or suite, which are reserved",
                 )
     for name in params.values["data"]:
         _taught_alike(params, name)
     if params.top("distil")["compile"] and params.top("distil")["recompute"]:
         raise Wrong(
             "distil.compile",
-            "and distil.recompute are both true, but a compiler decides itself what to keep and what to compute again; set one "
+            "and distil.recompute are both true, but a compiled network decides by itself what to keep and what to compute again; set one "
             "of them to false",
         )
     _tables(params, params.top("tables"))
@@ -221,11 +232,11 @@ def _taught_alike(params: Sections, name: str) -> None:
 
 
 def _tables(params: Sections, tables: dict[str, Any]) -> None:
-    for name in tables["studies"]:  # before a name is read: it stands in names of files
+    for name in tables["studies"]:  # first, because names of studies become names of files
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)) or name in TABLE_NAMES:
             raise Wrong(
                 f"tables.studies.{name}",
-                f"cannot be a name; expected letters, digits, _ - and none of {', '.join(TABLE_NAMES)}, which are tables already",
+                f"cannot be a name; expected letters, digits, _ - but none of {', '.join(TABLE_NAMES)}, which name other tables",
             )
     _supplement(params, "tables.baseline", tables["baseline"])
     for name, study in tables["studies"].items():
@@ -235,11 +246,11 @@ def _tables(params: Sections, tables: dict[str, Any]) -> None:
 def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     method, _, supplement = study["against"].rpartition("/")
     if method and method not in params.named("method"):
-        unknown(where, method, params.named("method"))
+        refuse_unknown(where, method, params.named("method"))
     if method and study["kind"] != "contrast":
         raise Wrong(
             where,
-            f"is {study['against']!r}; a method can be named only where the kind is contrast: give a supplement",
+            f"is {study['against']!r}; only studies of the kind contrast can name a method: give a supplement",
         )
     _supplement(params, where, supplement)
 
@@ -247,16 +258,16 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
 def _supplement(params: Sections, where: str, supplement: str) -> None:
     method = supplement.rpartition("/")[0]
     if method:
-        unknown(where, method, params.named("method"))
+        refuse_unknown(where, method, params.named("method"))
     if any(part not in params.named("supplement") for part in supplement.split("+")) and supplement != "none":
-        unknown(where, supplement, ["none", *params.named("supplement")])
+        refuse_unknown(where, supplement, ["none", *params.named("supplement")])
 
 
-def evaluation(params: Sections) -> None:
-    """Raise Wrong at a feature space that there is not, of `evaluate` and of what it has for a data setting."""
+def check_evaluation(params: Sections) -> None:
+    """Raise Wrong at the first unknown feature space in `evaluate` or in its `per_data` blocks."""
     for data in [None, *params.values.get("evaluate", {}).get("per_data", {})]:
         if data is not None and data not in params.values["data"]:
-            unknown("evaluate.per_data", data, params.values["data"])
+            refuse_unknown("evaluate.per_data", data, params.values["data"])
         section, where = params.top("evaluate", data), "evaluate" if data is None else f"evaluate.per_data.{data}"
         for key, known in (
             ("features", spaces()),
@@ -265,4 +276,4 @@ def evaluation(params: Sections) -> None:
         ):
             for name in section[key]:
                 if name not in known:
-                    unknown(f"{where}.{key}", name, known)
+                    refuse_unknown(f"{where}.{key}", name, known)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a driver, and a Slurm job, know of others: who else is at work here, and what an earlier one has left behind."""
+"""Locks and leftovers: which Snakemake driver or Slurm job is active in this folder, and how to end jobs of a driver that was killed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from eldistill.paths import SCRATCH
 
-PATIENCE = 120.0  # seconds that a job has to save itself and end
+PATIENCE = 120.0  # seconds that a job gets to save its state and end
 
 
 # --- drivers --------------------------------------------------------------------------------------------
 
 
 def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
-    """Whether this is the only living Snakemake of the folder, and the open file that says so to others until it ends.
+    """Lock the folder for this Snakemake: (whether it is the only one that runs here, the file descriptor that holds the lock).
 
     Snakemake's own lock outlives a driver that was killed. If none of this machine lives, it is removed here, as `snakemake
     --unlock` would. On a file system without locks, or where a driver of another machine was the last, nothing is touched.
@@ -33,7 +33,7 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:
         return False, None
-    os.set_inheritable(file, False)  # jobs that outlive the driver are no drivers
+    os.set_inheritable(file, False)  # jobs may outlive the driver and must not hold its lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -54,8 +54,8 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
 
 
 def jobs_of(folder: Path) -> list[str] | None:
-    """Slurm's jobs, waiting or at work, that a Snakemake in this folder has submitted; none where there is no Slurm, None
-    where it does not answer."""
+    """Ids of the Slurm jobs, waiting or running, that a Snakemake in this folder submitted. [] without Slurm, None if squeue
+    does not answer."""
     wanted = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%k|%Z"]
     try:
         answer = subprocess.run(wanted, capture_output=True, text=True, timeout=60)
@@ -72,20 +72,20 @@ def jobs_of(folder: Path) -> list[str] | None:
 
 
 def end_orphans(root: Path = Path(), say: Callable[[str], object] = print, patience: float = PATIENCE) -> list[str]:
-    """End the jobs that a driver which was killed has left in the queue: trainings save, and their successors continue.
+    """End the Slurm jobs that a killed driver left in the queue. Trainings save their state, and new jobs continue them.
 
-    One that waits would otherwise begin when its successor has finished, and do it all again. Only for a driver that knows
-    to be the only one here, before it submits anything. Returns the jobs; does not wait longer than `patience` seconds.
+    A waiting job would otherwise start after its successor and repeat the work. Call this only in the one driver of a folder,
+    before it submits jobs. patience: seconds to wait for them to end. Returns their ids.
     """
     found = jobs_of(root)
     if found is None:
         say(
-            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still be there; the locks of their runs hold"
+            "eldistill: squeue does not answer, so jobs of an earlier snakemake may still run; their locks keep others from the same runs"
         )
         return []
     if found:
-        say(f"eldistill: {len(found)} jobs of an earlier snakemake are still there ({', '.join(found)}); they are told to save and "
-            "to end, and continued")  # fmt: skip
+        say(f"eldistill: {len(found)} jobs of an earlier snakemake still run ({', '.join(found)}); they are told to save and end, "
+            "and new jobs continue them")  # fmt: skip
         subprocess.run(["scancel", *found], capture_output=True, timeout=60)
     deadline = time.monotonic() + patience
     while _some_left(found, jobs_of(root)) and time.monotonic() < deadline:
@@ -94,5 +94,5 @@ def end_orphans(root: Path = Path(), say: Callable[[str], object] = print, patie
 
 
 def _some_left(found: list[str], now: list[str] | None) -> bool:
-    # Of jobs that were told to end; no answer is no sign that they did.
+    # Whether some of the cancelled jobs may still run. Without an answer of squeue they may.
     return bool(found) and (now is None or bool(set(found) & set(now)))

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eldistill.external.sources import TABLE, published, source
+from eldistill.external.sources import TABLE, published_rows, source_row
 from eldistill.paths import SCRATCH
 from eldistill.plan import versions
-from eldistill.plan.identity import Identities, Source, named
+from eldistill.plan.identity import Identities, Source, sources_of
 from eldistill.plan.params import Params
 from eldistill.plan.recipes import KINDS, Step
 from eldistill.registry import literal, readers, spaces
@@ -42,14 +42,14 @@ class PlanOfData:
         # What its parameters name outside git is part of every step.
         return Step(
             word=KINDS[kind], name=name, modules=tuple(modules), params=params, outputs=outputs, upstream=upstream, after=after,
-            sources=tuple(sorted({*named(params), *sources})), identities=self.identities, kind=kind, data=data, item=item,
+            sources=tuple(sorted({*sources_of(params), *sources})), identities=self.identities, kind=kind, data=data, item=item,
         )  # fmt: skip
 
     @functools.cache  # noqa: B019
     def download(self, name: str) -> Step:
         """The file of a row of data/sources.csv: fetched, its digest checked, kept in the store. Its output is a link there."""
-        source(name, self.params.root / TABLE)
-        (row,) = published((name,), self.params.root / TABLE)
+        source_row(name, self.params.root / TABLE)
+        (row,) = published_rows((name,), self.params.root / TABLE)
         params = {key: row[key] for key in ("url", "version", "sha256")}
         outputs = (f"{SCRATCH}/downloads/{name}/file",)
         return Step("data", f"download/{name}", (), params, outputs, on_demand=True, kind="download", item=name)
@@ -118,7 +118,7 @@ class PlanOfData:
         files = self.data(name)["files"]
         if self.data(name)["source"] != "idx":
             return ()
-        rows = published(self._fetched(name), self.params.root / TABLE)
+        rows = published_rows(self._fetched(name), self.params.root / TABLE)
         if all(row["sha256"] for row in rows):
             return ()
         names = tuple(row["url"].rsplit("/", 1)[-1] for row in rows)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snakemake's main process: how it is kept to the recipes, and what it is asked at its end."""
+"""Changes to Snakemake's main process: it follows the recipes, stops when a suite is too expensive, and checks its result."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ KNOWN = "9.27.1"
 
 
 def wake_once(version: str | None = None) -> bool:
-    """Let Snakemake's scheduler have one waiting wake-up; whether it has (of no other version than KNOWN: nothing changes).
+    """Limit Snakemake's scheduler to one pending wake-up; returns whether this was done, which is only for the version KNOWN.
 
-    It asks for one, a second later, each time that it was awake, and whenever a job ends, and the requests add up: the driver
-    of a hundred finished jobs spends up to a third of a core on them, and one of a thousand all of it.
+    The scheduler requests a wake-up in one second whenever it wakes up and whenever a job ends, and these requests add up. A
+    driver with a hundred finished jobs spends up to a third of a core on them, one with a thousand a whole core.
     """
     import snakemake
     from snakemake.scheduling.job_scheduler import JobScheduler
@@ -56,7 +56,7 @@ def wake_once(version: str | None = None) -> bool:
 
 
 def forced(workflow: Workflow) -> bool:
-    """Whether the user names steps to be made again; then all that follows from them is made again too."""
+    """Whether the user asks Snakemake to run steps again (--forceall, --forcerun …); everything that depends on them follows."""
     settings = workflow.dag_settings
     return bool(settings and (settings.forceall or settings.forcerun or settings.forcetargets))
 
@@ -92,10 +92,10 @@ def allowed(most: float) -> float:
     return hours
 
 
-def bill(suite: str, most: float) -> None:
-    """Print what is ahead. Raises WorkflowError if it is more than what is allowed, or cannot be counted for a fault.
+def print_bill(suite: str, most: float) -> None:
+    """Print the GPU hours of the unfinished trainings. Raises WorkflowError above `most` hours, or if they cannot be counted.
 
-    Counting needs torch, which the driver does not: hence a process of its own.
+    Counting needs torch, which takes seconds to import, so it runs in another process.
     """
     from snakemake.exceptions import WorkflowError
 
@@ -114,10 +114,10 @@ def bill(suite: str, most: float) -> None:
 
 
 def obey_recipes(workflow: Workflow, steps: Iterable[Step]) -> None:
-    """Let recipes alone decide what runs, with and without a profile, and let no run end well that leaves a step stale.
+    """Let only recipes decide which steps run, and fail at the end if a requested step is still stale.
 
-    What Snakemake remembers of code, parameters and sets of inputs would make finished steps again. What it remembers of
-    checksums has made it find nothing to do where there was; a DVC stage then records results under the wrong numbers.
+    Snakemake's own records of code, parameters and input sets would run finished steps again. Its records of checksums can
+    make it skip a stale step, after which DVC would record results under the wrong numbers.
     """
     from snakemake.exceptions import WorkflowError
     from snakemake.settings.types import RerunTrigger
@@ -132,7 +132,7 @@ def obey_recipes(workflow: Workflow, steps: Iterable[Step]) -> None:
         partly = settings.until or settings.omit_from or settings.batch or workflow.workflow_settings.consider_ancient
         if workflow.dryrun or workflow.touch or partly:
             return
-        if left := freshness.unmade(steps, set(settings.targets)):
+        if left := freshness.stale_targets(steps, set(settings.targets)):
             raise WorkflowError(f"eldistill: {freshness.complaint(left)}")
 
     workflow.execute = execute_and_check

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Snakemake is told which steps are stale, so that it runs exactly those.
+"""Tells Snakemake which steps are stale, so that it runs exactly those.
 
 Snakemake compares mtimes, and since 9.18 it ignores a newer input whose checksum it remembers from an earlier run. So a
-touched recipe is no voice: after A, B and a checkout of A, a plan of B found nothing to do. Each step therefore has one
-more input, its token. A stale step's token gets random content that nothing can remember, and a new mtime. Everything else
+new mtime of a recipe is not enough: after runs of A and B and a checkout of A, a plan of B found nothing to do. Each step
+therefore has one more input, its token. A stale step's token gets random content that nothing can remember, and a
+new mtime. Everything else
 (recipes, sidecars, tokens of fresh steps) gets mtime 1, so that neither a checkout nor a wrong clock makes a step run.
-`--touch` and `--consider-ancient` are the user's own word and are obeyed.
+`--touch` and `--consider-ancient` are explicit requests of the user and are obeyed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from eldistill.plan import records
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
 
-QUIET = 1.0  # the mtime of whatever must not make a step run
+QUIET = 1.0  # the mtime of files that must not cause a step to run
 
 
 def refresh(steps: Iterable[Step], root: str | Path = ".", say: Callable[[str], None] | None = None) -> list[Step]:
@@ -81,7 +82,7 @@ def _silenced(path: str) -> bool:
 
 
 def _later(step: Step, root: Path) -> float:
-    # Than its oldest output, whatever the clock of the machine that wrote it says.
+    # An mtime after that of the outputs, even if the clock of the machine that wrote them was ahead.
     there = os.path.isdir(os.path.dirname(os.path.join(root, step.sidecar)))
     for path in (step.sidecar, *step.outputs) if there else ():
         with contextlib.suppress(OSError):
@@ -121,7 +122,7 @@ class Inputs:
         return not step.fresh(self.root) if self.found is None else (step.word, step.name) in self.found
 
     def _edge(self, above: Step) -> str | None:
-        # To a fresh step. A sidecar whose mtime could not be set is a colleague's, and says nothing either.
+        # An input of a fresh step. If its mtime could not be set, the sidecar belongs to another user and counts as unchanged.
         if not self._stale(above) and _quiet(os.path.join(self.root, above.sidecar)):
             return above.sidecar
         there = (path for path in (above.sidecar, above.outputs[0]) if (self.root / path).exists())
@@ -152,8 +153,8 @@ def _quiet(path: str) -> bool:
 # --- what remains stale ---------------------------------------------------------------------------------
 
 
-def unmade(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> list[Step]:
-    """Steps that are behind Snakemake's targets (words, `all` or files; none: all) and still stale."""
+def stale_targets(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> list[Step]:
+    """The steps of Snakemake's targets that are still stale. targets: words, `all` or files; empty means all."""
     words = {word for word in WORDS if word in targets}
     whole = not targets or "all" in targets
     return [
@@ -166,21 +167,21 @@ def unmade(steps: Iterable[Step], targets: Set[str], root: Path = Path()) -> lis
 
 
 def complaint(left: list[Step]) -> str:
-    """One sentence about steps that Snakemake took for finished."""
+    """One sentence about stale steps that Snakemake considered finished."""
     return (
-        f"{names(left)} {'is' if len(left) == 1 else 'are'} still not what params.yaml asks for, though snakemake found no "
-        "more to do; nothing of this should be recorded: run the same command again, and report it if it stays"
+        f"{step_names(left)} {'is' if len(left) == 1 else 'are'} still not what params.yaml asks for, although snakemake found "
+        "nothing more to do; do not record these results: run the same command again, and report this as a bug if it stays"
     )
 
 
-def names(steps: list[Step]) -> str:
-    """A few of them by name, and how many more there are."""
+def step_names(steps: list[Step]) -> str:
+    """The names of the first three steps, and how many more there are, as part of a sentence."""
     more = f" and {len(steps) - 3} others" if len(steps) > 3 else ""
     return ", ".join(f"{step.word} {step.name}" for step in steps[:3]) + more
 
 
 def abandoned(plan: Plan, suite: str, root: Path = Path()) -> list[tuple[str, list[Step]]]:
-    """Results that lie here with other numbers than params.yaml asks for, and that the suite does not make: (suite, steps)."""
+    """Stale results of other suites, which this suite does not make again, as pairs (other suite, its stale steps)."""
     seen, found = set(plan.suite(suite)), []
     # data/metrics.json is of the suite that was made last: one file, as many steps as suites.
     shared = {plan.metrics(other).sidecar for other in plan.params.values["suites"]}
@@ -194,8 +195,8 @@ def abandoned(plan: Plan, suite: str, root: Path = Path()) -> list[tuple[str, li
     return found
 
 
-def edits(steps: Iterable[Step], root: Path = Path()) -> list[str]:
-    """A sentence for each step whose outputs somebody has edited."""
+def describe_edits(steps: Iterable[Step], root: Path = Path()) -> list[str]:
+    """One sentence for each step whose outputs were edited after the step made them."""
     return [_edited(step, edited, not step.fresh(root)) for step in steps if (edited := step.changed(root))]
 
 
@@ -204,6 +205,6 @@ def _edited(step: Step, paths: list[str], stale: bool) -> str:
     if stale:
         return f"{what}; it is made again"
     return (
-        f"{what}; it is kept, `dvc checkout {Path(paths[0]).parent}` brings back what was recorded, and "
+        f"{what}; it is kept: `dvc checkout {Path(paths[0]).parent}` restores the recorded version, "
         f"`python -m eldistill {step.word} {step.name} --force` makes it again"
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One machine with several GPUs and no scheduler: every job takes GPUs of its own, by locks.
+"""Distributes the GPUs of one machine without a scheduler: each job locks the GPUs that it uses.
 
-Snakemake counts (`--resources gpu=4`, as profiles/gpu has it) but does not say which: without this all jobs would share the
-first one. A lock is a file that the system releases when the process ends, however it ends.
+Snakemake counts (`--resources gpu=4`, as profiles/gpu has it) but does not choose which: without this module all jobs would use
+the first one. A lock is a file that the system releases when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -15,38 +15,42 @@ from typing import IO
 
 from eldistill.errors import Problem
 
-COUNT = "ELDISTILL_GPUS"  # how many the jobs of this machine share; the Snakefile sets it
+COUNT = "ELDISTILL_GPUS"  # environment variable: number of GPUs that the jobs share; the Snakefile sets it
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = Path("data/scratch/gpus")
-PATIENCE = 0.5  # seconds between two looks at the locks
+PATIENCE = 0.5  # seconds between two attempts to take the locks
 
 _held: list[IO] = []  # open for as long as the process lives
 
 
-def devices() -> list[str]:
-    """The GPUs to share, by the names that CUDA_VISIBLE_DEVICES gives or will get. Raises Problem."""
+def shared_gpus() -> list[str]:
+    """The names of the shared GPUs, as CUDA_VISIBLE_DEVICES lists them. Raises Problem if it lists fewer than COUNT says."""
     count = os.environ[COUNT]
     if not count.isdigit() or int(count) < 1:
-        raise Problem(f"{COUNT} is {count!r}; expected how many GPUs the jobs share, such as --resources gpu=4")
+        raise Problem(
+            f"{COUNT} is {count!r}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
+        )
     listed = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     if listed and len(listed) < int(count):
         raise Problem(
-            f"{VISIBLE} names {len(listed)} GPUs and {COUNT} is {count}; give no more jobs a GPU than there are"
+            f"{VISIBLE} names {len(listed)} GPUs and {COUNT} is {count}; pass --resources gpu=N with at most that many"
         )
     return (listed or [str(index) for index in range(int(count))])[: int(count)]
 
 
-def take(wanted: int, folder: Path = FOLDER) -> list[str]:
-    """Wait until so many GPUs are free, lock them for the life of this process, and make them the only visible ones.
+def take_gpus(wanted: int, folder: Path = FOLDER) -> list[str]:
+    """Wait until `wanted` GPUs are free, lock them until this process ends, and make only them visible. Returns their names.
 
-    Nothing happens where COUNT is not set: a scheduler or the user says which GPU it is. With wanted 0 none is visible.
-    Returns their names. Raises Problem if there are fewer.
+    Without COUNT nothing happens, because a scheduler or the user chooses the GPU. With wanted 0 no GPU is visible. Raises
+    Problem if fewer than `wanted` are shared.
     """
     if COUNT not in os.environ:
         return []
-    names = devices()
+    names = shared_gpus()
     if wanted > len(names):
-        raise Problem(f"a job wants {wanted} GPUs and {COUNT} is {len(names)}; give it fewer under set-resources")
+        raise Problem(
+            f"a job asks for {wanted} GPUs, but {COUNT} is {len(names)}; set its `gpu` lower under set-resources of the profile"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     while wanted:
         found = _lock(names, wanted, folder)
@@ -56,12 +60,12 @@ def take(wanted: int, folder: Path = FOLDER) -> list[str]:
     else:
         found = []
     os.environ[VISIBLE] = ",".join(found)
-    os.environ.pop(COUNT)  # what this process starts has them already
+    os.environ.pop(COUNT)  # child processes use the GPUs that are visible now
     return found
 
 
 def _lock(names: list[str], wanted: int, folder: Path) -> list[str]:
-    # All or none: two jobs that each wait for the other's second GPU would wait for ever.
+    # All or none: two jobs that each wait for the other's second GPU would never end.
     got: list[tuple[str, IO[str]]] = []
     for name in names:
         file: IO[str] = open(folder / f"{name}.lock", "a")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of what lies outside git: images, a network's file, weights, statistics. A recipe that names a path holds it.
+"""Identities of files outside git: images, network files, weights, statistics. A recipe with a path contains its identity.
 
 It is the sha256 of a file; of a folder that of the sorted (name, sha256) of the files that are read of it, without times. The
 process that plans measures it and records it in data/sources.lock.csv. Jobs take what is recorded and hash nothing. Where a
@@ -42,7 +42,7 @@ class Source:
     detail: tuple[str, ...] = ()
 
 
-def named(params: Any) -> Iterator[Source]:
+def sources_of(params: Any) -> Iterator[Source]:
     """Every source that resolved parameters name, at any depth."""
     values = params.items() if isinstance(params, dict) else enumerate(params if isinstance(params, list) else ())
     for _, value in values:
@@ -51,7 +51,7 @@ def named(params: Any) -> Iterator[Source]:
                 read_as = params["source"] if value.read_as == "source" else value.read_as
                 yield Source(str(value), read_as, str(value))
         else:
-            yield from named(value)
+            yield from sources_of(value)
 
 
 def _listed(source: Source, root: Path) -> list[str]:
@@ -79,11 +79,13 @@ def _file(folder: Path, name: str) -> File:
 # --- measuring ------------------------------------------------------------------------------------------
 
 
-def measure(
+def measure_source(
     source: Source, root: Path = Path(), say: Callable[[str], object] | None = None, unsettled: int | None = None
 ) -> Identity | None:
-    """The identity of what lies there now, None if nothing does. Only files that changed since the last call are read.
-    Raises OSError if it cannot be read. unsettled: nanoseconds, UNSETTLED_NS unless given."""
+    """The identity of a source's present content, None if it is absent. Only files that changed since the last call are read.
+
+    unsettled: a file that changed less than this many nanoseconds before it was hashed is hashed again; UNSETTLED_NS unless
+    given. Raises OSError if a file cannot be read."""
     unsettled = UNSETTLED_NS if unsettled is None else unsettled
     names, folder, listing, size = _listed(source, root), root / source.path, hashlib.sha256(), 0
     if not names:
@@ -130,19 +132,19 @@ def _warn(line: str) -> None:
 
 
 class Identities:
-    """The identities of the sources of one plan, each looked up once.
+    """The identities of the sources of one plan, each determined once.
 
-    measured: whether what lies there is measured. Otherwise, in jobs and tools, what data/sources.lock.csv says counts.
+    measured: hash the present content. Otherwise, in jobs and tools, the digests of data/sources.lock.csv are used.
     """
 
     def __init__(self, measured: bool = False, root: Path = Path(), say: Callable[[str], object] = _warn):
         self.measured, self.root, self.say = measured, root, say
-        self.recorded = sourcelock.rows(root)
+        self.recorded = sourcelock.read_rows(root)
         self.found: dict[Source, str | None] = {}
         self.new: dict[Source, Identity] = {}
 
     def __call__(self, sources: Iterable[Source]) -> dict[str, str | None]:
-        """{name: identity}, None for a source that was never seen: when it appears, its steps run."""
+        """{name: identity}. A source that was never seen has None, so that its steps run when it appears."""
         identities = {source: self._of(source) for source in sources}
         # IDX files that were fetched are checked by their row in data/sources.csv.
         return {source.name: each for source, each in identities.items() if each or source.read_as != "idx"}
@@ -153,19 +155,19 @@ class Identities:
             self.found[source] = row["sha256"] if row else None
             if self.measured:
                 try:
-                    identity, why = measure(source, self.root, self.say), "is not here"
+                    identity, why = measure_source(source, self.root, self.say), "is not here"
                 except OSError as error:
                     identity, why = None, f"cannot be read ({error})"
                 if identity is not None:
                     self.found[source] = identity.sha256
                     self.new[source] = identity
                 elif row and source.path:
-                    self.say(f"{source.name} {why}; its content counts as {sourcelock.LOCK} records it, {row['files']} files of "
+                    self.say(f"{source.name} {why}; {sourcelock.LOCK} is trusted instead, which records {row['files']} files with "
                              f"sha256 {row['sha256'][:16]}…")  # fmt: skip
         return self.found[source]
 
     def record(self) -> None:
-        """Write what was measured into data/sources.lock.csv, where it is not what stands there."""
+        """Write the measured identities into data/sources.lock.csv where they differ from it."""
         changed = []
         for source, identity in sorted(self.new.items()):
             row = {"name": source.name, "sha256": identity.sha256, "bytes": str(identity.bytes),
@@ -175,15 +177,16 @@ class Identities:
                 changed.append(row)
                 was = f", it was {old['sha256'][:16]}… of {old['files']}" if old else ""
                 self.say(f"{source.name}: sha256 {identity.sha256[:16]}… of {identity.files} files{was}; "
-                         f"recorded in {sourcelock.LOCK}, which belongs into git")  # fmt: skip
+                         f"recorded in {sourcelock.LOCK}; commit that file")  # fmt: skip
         if changed:
-            sourcelock.note(changed, self.root)
-            self.recorded = sourcelock.rows(self.root)
+            sourcelock.add_rows(changed, self.root)
+            self.recorded = sourcelock.read_rows(self.root)
 
 
-def check(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
-    """Raise Problem if a source is not what a recipe says of it. Nothing is hashed where size and times are as measured; one
-    that is absent is left to its reader."""
+def check_sources(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
+    """Raise Problem if the content of a source differs from the identity in a recipe.
+
+    Files with unchanged size and times are not hashed again. An absent source is not checked here; its reader complains."""
     for source in sources:
         if source.name not in wanted:
             continue
@@ -192,11 +195,11 @@ def check(sources: Iterable[Source], wanted: dict[str, str | None], root: Path =
             if identity is None:
                 same = not _listed(source, root)
             else:
-                now = measure(source, root, unsettled=0)
+                now = measure_source(source, root, unsettled=0)
                 same = now is None or now.sha256 == identity
         except OSError:
             continue
         if not same:
             raise Problem(
-                f"{source.name} changed since this recipe was written; run the same command, or snakemake, again"
+                f"{source.name} changed since this recipe was written; run the same command again, or `snakemake all`"
             )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a block of numbers into the text of params.yaml and leaves every other line, and every comment, as it was."""
+"""Inserts a block of numbers into the text of params.yaml and keeps all other lines and comments."""
 
 from __future__ import annotations
 
 import yaml
 
 from eldistill.errors import Problem
-from eldistill.plan.reading import composed, read_yaml
+from eldistill.plan.reading import compose_yaml, read_yaml
 
 
 def insert(text: str, path: list[str], key: str, lines: list[str]) -> str:
@@ -15,14 +15,14 @@ def insert(text: str, path: list[str], key: str, lines: list[str]) -> str:
     lines: what stands behind the key (a comment), then the lines of its block, not indented. Raises Problem where a mapping
     of the path is written in braces, or holds the key already, or where the result would say anything else.
     """
-    node, depth = composed(text), 0
+    node, depth = compose_yaml(text), 0
     while depth < len(path) and (below := _child(node, path[depth])) is not None:
         node, depth = below, depth + 1
     where = ".".join(path[:depth]) or "the file"
     if not isinstance(node, yaml.MappingNode) or not node.value or node.flow_style:
-        raise Problem(f"params.yaml: {where} is not written as a list of keys, one a line; put the block there by hand")
+        raise Problem(f"params.yaml: {where} is not written with one key per line; insert the block by hand")
     if depth == len(path) and _child(node, key) is not None:
-        raise Problem(f"params.yaml: {'.'.join([*path, key])} is there already; change it by hand")
+        raise Problem(f"params.yaml: {'.'.join([*path, key])} exists already; change it by hand")
     indent = node.value[0][0].start_mark.column
     new = []
     for name in path[depth:]:
@@ -41,7 +41,7 @@ def insert(text: str, path: list[str], key: str, lines: list[str]) -> str:
     place[key] = read_yaml("\n".join(lines[1:]))
     if read_yaml(changed) != expected:
         raise Problem(
-            f"params.yaml: {'.'.join([*path, key])} cannot be put in without changing another key; do it by hand"
+            f"params.yaml: {'.'.join([*path, key])} cannot be inserted without changing another key; insert it by hand"
         )
     return changed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 
-from eldistill.external.sources import TABLE, source
+from eldistill.external.sources import TABLE, source_row
 from eldistill.plan import versions
 from eldistill.plan.datasets import PlanOfData, row_of
 from eldistill.plan.params import Run
@@ -34,7 +34,7 @@ class PlanOfModels(PlanOfData):
             params = {key: section[key] for key in identity if key in section}
             params |= {"codec": data["codec"], "labels": data["labels"]}
             if section.get("source"):  # another version of the row is another network
-                row = source(section["source"], self.params.root / TABLE)
+                row = source_row(section["source"], self.params.root / TABLE)
                 params["version"] = row["version"]
             if section.get("state") is not None:
                 params["state"] = section["state"]
@@ -56,7 +56,7 @@ class PlanOfModels(PlanOfData):
     def check(self, name: str) -> Step:
         """The samples of a teacher, measured before anything is distilled from it."""
         section = self.params.section("teacher", name)
-        row = source(section["source"], self.params.root / TABLE) if section["source"] else {}
+        row = source_row(section["source"], self.params.root / TABLE) if section["source"] else {}
         params = section["check"]
         reference = params["reference"] or row.get("reference")
         features = params["features"] or ("inception" if reference else "judge-a")

@@ -23,7 +23,16 @@ from typing import Any
 from eldistill.errors import Problem
 from eldistill.numbers import declared
 from eldistill.plan import checks, reading
-from eldistill.plan.schema import Wrong, check, fill, follow, lasting, merge, unknown, with_readers
+from eldistill.plan.schema import (
+    Wrong,
+    check_value,
+    fill_defaults,
+    follow_reference,
+    lasting_keys,
+    merge_mappings,
+    refuse_unknown,
+    with_readers,
+)
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
@@ -66,17 +75,17 @@ class Params:
             loose[kind]["additionalProperties"] = True
         self.values = values
         try:
-            check(values, self.schema, "", loose)
+            check_value(values, self.schema, "", loose)
             self._check()
         except Wrong as wrong:
-            raise reading.named(wrong, root) from None
+            raise reading.with_file_name(wrong, root) from None
 
     def _check(self) -> None:
         if self.values["suite"] not in self.values["suites"]:
-            unknown("suite", self.values["suite"], self.values["suites"])
+            refuse_unknown("suite", self.values["suite"], self.values["suites"])
         list(self.sections())
-        checks.names(self)
-        checks.evaluation(self)
+        checks.check_names(self)
+        checks.check_evaluation(self)
         for suite in self.values["suites"]:
             self.studies(suite)
             list(self.runs(suite))
@@ -88,16 +97,16 @@ class Params:
         return self.values[kind]
 
     def place(self, kind: str, name: str) -> str:
-        """How sentences call a section, such as distil.methods.di."""
+        """The name of a section in messages, such as distil.methods.di."""
         return f"distil.{kind}s.{name}" if kind in ("method", "supplement") else f"{kind}.{name}"
 
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]:
-        """A section and those that it is `like`, furthest first, as they are written. Raises Wrong."""
+        """A section and those that it inherits from by `like`, furthest first, unresolved. Raises Wrong for unknown names and circles."""
         sections, seen = self.named(kind), list[str]()
         each: str | None = name
         while each is not None:
             if each not in sections:
-                unknown(where, each, sections)
+                refuse_unknown(where, each, sections)
             if each in seen:
                 raise Wrong(where, f"goes in a circle ({' → '.join([*seen, each])}); remove one `like`")
             seen.append(each)
@@ -106,8 +115,8 @@ class Params:
 
     @functools.cache  # noqa: B019
     def _images_of(self, data: str) -> tuple:
-        """Which images a data setting has: what it gives, or inherits, for each key of SAME_IMAGES."""
-        merged: dict[str, Any] = functools.reduce(merge, self.chain("data", data, f"data.{data}"), {})
+        """The values of the keys SAME_IMAGES, its own or inherited, which identify the images of a data setting."""
+        merged: dict[str, Any] = functools.reduce(merge_mappings, self.chain("data", data, f"data.{data}"), {})
         return tuple(repr(merged.get(key)) for key in SAME_IMAGES)
 
     @functools.cache  # noqa: B019
@@ -123,7 +132,7 @@ class Params:
         return [each for each in reversed(found) if self._images_of(each) == self._images_of(data)]
 
     def _layers(self, chain: list[dict], data: str | None) -> list[dict]:
-        """What gives values, furthest first: of every section its own keys, and then those that it has for the data."""
+        """The mappings whose merge is the resolved section, in the order of merging: each section, then its blocks for the data."""
         settings = self.ancestry(data)
         return [
             layer
@@ -154,19 +163,19 @@ class Params:
     @functools.cache  # noqa: B019
     def _section(self, kind: str, name: str, data: str | None, where: str | None) -> dict:
         chain = self.chain(kind, name, where or self.place(kind, name))
-        value: dict[str, Any] = functools.reduce(merge, self._layers(chain, data), {})
+        value: dict[str, Any] = functools.reduce(merge_mappings, self._layers(chain, data), {})
         value = {key: item for key, item in value.items() if key not in ("like", "per_data", "status")}
         if kind == "ensemble":
             value = copy.deepcopy(value)  # its members are filled where they lie; `fill` copies all others
         schema = self._schema(kind, value, self.place(kind, name))
-        check(value, schema, self.place(kind, name), self.definitions)
-        filled: dict[str, Any] = fill(value, schema, self.definitions)
+        check_value(value, schema, self.place(kind, name), self.definitions)
+        filled: dict[str, Any] = fill_defaults(value, schema, self.definitions)
         if filled.get("precision") == "auto":
             filled["precision"] = self._usual_precision(data)
         return filled
 
     def _usual_precision(self, data: str | None) -> str:
-        # By the images and never by the device: a plan is the same everywhere.
+        # This depends on the images and not on the device, so that a plan is the same on every machine.
         if data is None or data not in self.values["data"]:
             return "float32"
         images = self._section("data", data, None, None)
@@ -184,8 +193,8 @@ class Params:
                 if isinstance(member, dict) and isinstance(member.get("family"), str):
                     numbers = self._declared("ensemble", member["family"], f"{place}.family")
                     _add_numbers(each, numbers, f"ensemble/{member['family']}")
-                check(member, each, place, self.definitions)
-                members[index] = fill(member, each, self.definitions)
+                check_value(member, each, place, self.definitions)
+                members[index] = fill_defaults(member, each, self.definitions)
             schema["properties"]["members"] = {**schema["properties"]["members"], "items": {"type": "object"}}
         return schema
 
@@ -207,8 +216,8 @@ class Params:
             for name, raw in self.named(kind).items():
                 for data in [None, *raw.get("per_data", {})]:
                     if data is not None and data not in self.values["data"]:
-                        unknown(f"{self.place(kind, name)}.per_data", data, self.values["data"])
-                    value = checks.checked(self, kind, name, data, self.place(kind, name))
+                        refuse_unknown(f"{self.place(kind, name)}.per_data", data, self.values["data"])
+                    value = checks.checked_section(self, kind, name, data, self.place(kind, name))
                 yield kind, name, value
 
     # --- what the steps ask for ---
@@ -224,17 +233,17 @@ class Params:
 
     @functools.cache  # noqa: B019  (parameters live as long as the program)
     def _top(self, name: str, data: str | None) -> Any:
-        schema = follow(self.schema["properties"][name], self.definitions)
+        schema = follow_reference(self.schema["properties"][name], self.definitions)
         value = self.values.get(name, schema.get("default"))
         if isinstance(value, dict):
             value = {key: item for key, item in value.items() if key not in ("methods", "supplements")}
         value = copy.deepcopy(value)
         if isinstance(value, dict):
-            merged: dict[str, Any] = functools.reduce(merge, self._layers([value], data), {})
+            merged: dict[str, Any] = functools.reduce(merge_mappings, self._layers([value], data), {})
             value = {key: item for key, item in merged.items() if key != "per_data"}
             with checks.of_data(self, name, data):
-                check(value, {**schema, "required": []}, name, self.definitions)
-        return fill(value, schema, self.definitions)
+                check_value(value, {**schema, "required": []}, name, self.definitions)
+        return fill_defaults(value, schema, self.definitions)
 
     def run(self, text: str) -> Run:
         """`digits/di/el/0` as a Run whose names all exist. Raises Problem."""
@@ -244,7 +253,7 @@ class Params:
         run = Run(parts[0], parts[1], parts[2], int(parts[3]))
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self.named(kind):
-                unknown(f"{kind} of the run {text}", name, self.named(kind))
+                refuse_unknown(f"{kind} of the run {text}", name, self.named(kind))
         if not self.has_numbers(run.method, run.data):
             raise Wrong(
                 f"distil.methods.{run.method}",
@@ -252,7 +261,7 @@ class Params:
                 f"rates, or type `python -m eldistill suggest {run.data}` for a start",
             )
         if len(set(run.supplements)) < len(run.supplements):
-            raise Problem(f"the run {text} names a supplement twice; expected each once")
+            raise Problem(f"the run {text} names a supplement twice; remove one of them")
         return run
 
     @functools.cache  # noqa: B019
@@ -265,13 +274,13 @@ class Params:
         found = list(dict.fromkeys(name for grid in self.values["suites"][suite] for name in grid.get("studies", [])))
         for name in found:
             if name not in known:
-                unknown(f"suites.{suite}: a study", name, known)
+                refuse_unknown(f"suites.{suite}: a study", name, known)
         return found
 
     def runs(self, suite: str, study: str | None = None) -> Iterator[Run]:
         """The runs of a suite, or of one of its studies, in order, without repetition."""
         if suite not in self.values["suites"]:
-            unknown("suite", suite, self.values["suites"])
+            refuse_unknown("suite", suite, self.values["suites"])
         seen, resolved = set(), set()
         for grid in self.values["suites"][suite]:
             if study is not None and study not in grid.get("studies", []):
@@ -285,24 +294,24 @@ class Params:
                 if (run.method, run.data) not in resolved:
                     resolved.add((run.method, run.data))
                     where = f"{self.place('method', run.method)} on {run.data}"
-                    checks.checked(self, "method", run.method, run.data, where)
+                    checks.checked_section(self, "method", run.method, run.data, where)
                 if run not in seen:
                     seen.add(run)
                     yield run
 
     def without_site(self, kind: str, value: dict) -> dict:
-        """What enters a recipe: the value without what only describes a machine, and without neutral defaults."""
+        """The part of a value that enters a recipe: without keys that only describe the machine, and without neutral defaults."""
         schema = (
             self.definitions[kind]
             if kind in self.definitions
-            else follow(self.schema["properties"][kind], self.definitions)
+            else follow_reference(self.schema["properties"][kind], self.definitions)
         )
         known = dict(schema["properties"])
         if kind in ("method", "supplement"):
             known |= declared(f"{kind}s", value["file"])
         elif kind == "member":
             known |= declared("ensemble", value["family"])
-        kept = lasting(value, known, self.definitions)
+        kept = lasting_keys(value, known, self.definitions)
         if kind == "ensemble":
             kept["members"] = [self.without_site("member", member) for member in kept["members"]]
         return kept
@@ -323,11 +332,11 @@ def _parsed(text: str) -> dict[str, Any]:
     return parsed
 
 
-def load(path: str | Path = "params.yaml") -> Params:
+def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml over the files of workflow/params beside it; the project's root is its folder. Raises
     Problem."""
     path = Path(path)
-    return Params(reading.merged(reading.parts(path.parent, path)), path.parent)
+    return Params(reading.merge_files(reading.read_files(path.parent, path)), path.parent)
 
 
 def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Path = ".") -> Params:
@@ -336,10 +345,10 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
     Only `suite` may be given there. The steps read the files, and DVC records them: another number would be planned and
     not computed. Raises Problem that names it.
     """
-    found = reading.parts(Path(root))
+    found = reading.read_files(Path(root))
     if set(given) - {"suite"}:
-        reading.refuse(config, found)
-    values = reading.merged(found)
+        reading.refuse_config(config, found)
+    values = reading.merge_files(found)
     return from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
 
 

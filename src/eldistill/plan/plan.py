@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan: every step of a project by its name, of a suite, and of the words `evaluate` and `tables`."""
+"""The plan of a project: finds every step by its name, lists the steps of a suite, and makes those of `evaluate` and `tables`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 from eldistill.errors import Problem
-from eldistill.external.sources import AUTOENCODER, TABLE, source
+from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import TABLES
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
 from eldistill.plan.recipes import Step
-from eldistill.plan.schema import unknown
+from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
 from eldistill.registry import spaces
 
@@ -55,7 +55,7 @@ class Plan(PlanOfModels):
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
         more, packs = self._labelled(data)
         if not packs:
-            params.pop("classes", None)  # there are none to draw
+            params.pop("classes", None)  # without labels no classes are drawn
         else:
             params["labels"] = True
             if seen != data and kind != "reals":
@@ -67,8 +67,10 @@ class Plan(PlanOfModels):
         if wanted := section.get("fid"):
             fetched += [*self._of_spaces("inception"), row_of(wanted["reference"])]
             modules += ("fid", "spaces/inception")
-            if not Path(wanted["reference"]).suffix:  # another version of the row is another ruler
-                params["fid"] = wanted | {"version": source(wanted["reference"], self.params.root / TABLE)["version"]}
+            if not Path(wanted["reference"]).suffix:  # another version of the reference statistics gives other values
+                params["fid"] = wanted | {
+                    "version": source_row(wanted["reference"], self.params.root / TABLE)["version"]
+                }
             if wanted.get("clean"):
                 fetched += self._of_spaces("inception-clean")
                 modules += ("clean", "spaces/inception_clean")
@@ -85,8 +87,8 @@ class Plan(PlanOfModels):
         return self._evaluation("evaluation", str(run), run.data, grid, (self.distil(run),), outputs)
 
     @functools.cache  # noqa: B019
-    def yardstick(self, data: str, which: str) -> Step:
-        """The same metrics of real held-out images (`real`) or of the teacher's samples (`teacher`)."""
+    def reference_run(self, data: str, which: str) -> Step:
+        """The reference run of a data setting: the metrics of held-out images (`real`) or of the teacher's samples (`teacher`)."""
         section = self.data(data)
         if which == "real":
             return self._evaluation(
@@ -109,14 +111,14 @@ class Plan(PlanOfModels):
         )
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:
-        """All evaluations of a suite, the yardsticks of its data settings first."""
+        """All evaluations of a suite, those of the reference runs of its data settings first."""
         runs = list(self.params.runs(suite))
-        yardsticks = [
-            self.yardstick(data, which)
+        reference_runs = [
+            self.reference_run(data, which)
             for data in dict.fromkeys(run.data for run in runs)
             for which in ("real", "teacher")
         ]
-        return (*yardsticks, *(self.evaluation(run) for run in runs))
+        return (*reference_runs, *(self.evaluation(run) for run in runs))
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
@@ -159,7 +161,7 @@ class Plan(PlanOfModels):
         params = {
             **section["studies"][name],
             **{key: section[key] for key in ("confidence", "tuning")},
-            # What a data setting shows (settings of one bed differ in their teacher) and the space that ranks it.
+            # {data setting: [its images, the feature space that ranks it]}; settings with the same images differ in their teacher.
             "beds": {
                 data: [self._pack_name(data), self.params.top("evaluate", data)["features"][0]]
                 for data in dict.fromkeys(run.data for run in runs)
@@ -168,7 +170,7 @@ class Plan(PlanOfModels):
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
-        if literal_of(kind, "NETWORKS", False):  # it runs them again
+        if literal_of(kind, "NETWORKS", False):  # the study computes with the networks of the runs
             upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
         return self._step(
@@ -193,14 +195,14 @@ class Plan(PlanOfModels):
         return {(step.word, step.name): step for last in lasts for step in last.walk()}
 
     def find(self, word: str, name: str) -> Step:
-        """The step that the command line calls `word name`. Raises Problem with what there is."""
+        """The step that the command line calls `word name`. Raises Problem that lists the known names."""
         parts = name.strip("/").split("/")
         data = self.params.values["data"]
         if word == "tables":
             list(self.params.runs(parts[0]))
             if len(parts) == 2:
                 if parts[1] not in (there := self.params.studies(parts[0])):
-                    unknown(f"study of {name}", parts[1], there)
+                    refuse_unknown(f"study of {name}", parts[1], there)
                 return self.study(parts[0], parts[1])
             return self.tables(parts[0])
         if word == "teacher":
@@ -221,9 +223,9 @@ class Plan(PlanOfModels):
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])
         if parts[0] not in data:
-            unknown(f"data of {name}", parts[0], data)
+            refuse_unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
-            return self.yardstick(parts[0], parts[1])
+            return self.reference_run(parts[0], parts[1])
         if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
             self.params.section("ensemble", parts[1], where="ensemble on the command line")
             return self.ensemble(parts[0], parts[1], int(parts[2]))
@@ -236,4 +238,6 @@ class Plan(PlanOfModels):
                 return self.judge(parts[0], parts[1][-1])
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
-        raise Problem(f"{name!r} is nothing that `{word}` makes; see `python -m eldistill {word} --help`")
+        raise Problem(
+            f"{name!r} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that together are the parameters of a project: read, merged, and which of them holds a key."""
+"""Reads and merges the YAML files of a project's parameters, and finds the file that holds a key."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from typing import Any
 import yaml
 
 from eldistill.errors import Problem
-from eldistill.plan.schema import Wrong, merge
+from eldistill.plan.schema import Wrong, merge_mappings
 
 # A later file wins. Only the last one is meant to be edited; the Snakefile and dvc.yaml name them too.
 FILES = ("workflow/params/paper.yaml", "workflow/params/ablation.yaml", "params.yaml")
 
 
 def read_yaml(text: str) -> Any:
-    """What YAML says, by libyaml where PyYAML was built with it: a quarter of a second less in every step. Raises Problem for
-    a key that stands twice, of which YAML would take the second without a word."""
+    """The value of a YAML text. Raises Problem if a mapping has a key twice, of which YAML would silently take the second.
+
+    libyaml is used where PyYAML has it, which saves each step a quarter of a second."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         node = loader.get_single_node()
-        if twice := _twice(node, ""):
+        if twice := _twice(node):
             raise Problem(twice)
         return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def composed(text: str) -> yaml.Node | None:
-    """The same as nodes, which know their lines."""
+def compose_yaml(text: str) -> yaml.Node | None:
+    """The YAML text as a tree of nodes, which know their lines."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         node: yaml.Node | None = loader.get_single_node()
@@ -40,29 +41,46 @@ def composed(text: str) -> yaml.Node | None:
         loader.dispose()
 
 
-def _twice(node: yaml.Node | None, where: str) -> str | None:
-    # A sentence about the first key that stands twice in one mapping.
-    if isinstance(node, yaml.SequenceNode):
-        return next(filter(None, (_twice(each, f"{where}[{index}]") for index, each in enumerate(node.value))), None)
-    if not isinstance(node, yaml.MappingNode):
+def _twice(node: yaml.Node | None) -> str | None:
+    # A sentence about all keys that occur twice in a mapping; None if there is none.
+    found = list(_repeated(node, ""))
+    if not found:
         return None
+    second = (
+        "the second one to the first, and remove the second"
+        if len(found) == 1
+        else "each second one to its first, and remove it"
+    )
+    return f"{'; '.join(found)}; move what is below {second}"
+
+
+def _repeated(node: yaml.Node | None, where: str) -> Iterator[str]:
+    if isinstance(node, yaml.SequenceNode):
+        for index, each in enumerate(node.value):
+            yield from _repeated(each, f"{where}[{index}]")
+    if not isinstance(node, yaml.MappingNode):
+        return
     lines: dict[str, int] = {}
     for key, value in node.value:
         place = f"{where}.{key.value}" if where else str(key.value)
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in lines:
-            return (
-                f"{place} stands twice, at line {lines[key.value]} and at line {line}; "
-                "put what is below the second into the first, and remove the second"
-            )
-        lines[str(key.value)] = line
-        if found := _twice(value, place):
-            return found
-    return None
+            yield f"{place} occurs twice, in line {lines[key.value]} and in line {line}"
+        lines.setdefault(str(key.value), line)
+        yield from _repeated(value, place)
 
 
-def read(path: Path) -> Any:
-    """One file. Raises Problem if it is missing or not YAML."""
+def _where(error: yaml.YAMLError) -> str:
+    # Near which lines, and what to look at.
+    marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
+    lines = sorted({mark.line + 1 for mark in marks if mark})
+    near = f"near line{'s' * (len(lines) > 1)} {' to '.join(map(str, lines))}" if lines else "anywhere"
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{near}: {problem}; compare the indentation there with the lines around it, and each bracket and quote with its partner"
+
+
+def read_file(path: Path) -> Any:
+    """The value of one YAML file. Raises Problem if it is missing or not YAML."""
     try:
         return read_yaml(path.read_text(encoding="utf-8"))
     except Problem as problem:
@@ -70,24 +88,25 @@ def read(path: Path) -> Any:
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run this command in the folder that holds {path.name}") from None
     except yaml.YAMLError as error:
-        raise Problem(f"{path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+        raise Problem(f"{path} is not YAML {_where(error)}") from None
 
 
-def parts(root: Path, last: Path | None = None) -> dict[str, Any]:
-    """What each file below `root` says, by its name in FILES. last: read in place of params.yaml. A file of workflow/params
-    that is missing says nothing."""
-    found = {name: read(root / name) for name in FILES[:-1] if (root / name).exists()}
-    return found | {FILES[-1]: read(last or root / FILES[-1])}
+def read_files(root: Path, last: Path | None = None) -> dict[str, Any]:
+    """{name in FILES: value} of the files below `root`. last: a file to read instead of params.yaml.
+
+    Files of workflow/params may be missing. Raises Problem."""
+    found = {name: read_file(root / name) for name in FILES[:-1] if (root / name).exists()}
+    return found | {FILES[-1]: read_file(last or root / FILES[-1])}
 
 
-def merged(found: dict[str, Any]) -> dict[str, Any]:
-    """One mapping of them all, the sections of params.yaml before others. Raises Problem if one of them is none."""
+def merge_files(found: dict[str, Any]) -> dict[str, Any]:
+    """One mapping of all files, in which later files win. Raises Problem if a file is not a mapping."""
     for name, each in found.items():
         if not isinstance(each, dict):
             raise Problem(f"{name} holds {type(each).__name__}; expected a mapping of sections")
     *below, last = found.values()
     # Its keys come first, so that sentences and lists begin with what a user wrote; its values come last, so that they win.
-    return functools.reduce(merge, [*below, last], last)
+    return functools.reduce(merge_mappings, [*below, last], last)
 
 
 # --- where a key stands ---------------------------------------------------------------------------------
@@ -109,10 +128,10 @@ def _depth(values: Any, place: str) -> int:
     return best
 
 
-def named(wrong: Wrong, root: Path) -> Wrong:
-    """The same complaint with the file that holds the key, where the files can be read."""
+def with_file_name(wrong: Wrong, root: Path) -> Wrong:
+    """The same Wrong with the name of the file that holds the key, if the files can be read."""
     try:
-        wrong.file = file_of(parts(root), wrong.places)
+        wrong.file = file_of(read_files(root), wrong.places)
     except (Problem, OSError):
         pass  # there is no file: parameters of a test, or of Snakemake alone
     return wrong
@@ -127,9 +146,9 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, An
         yield where, one, other
 
 
-def refuse(config: dict[str, Any], found: dict[str, Any]) -> None:
+def refuse_config(config: dict[str, Any], found: dict[str, Any]) -> None:
     """Raise Problem at the first number but `suite` that Snakemake's config has and the files have not, or have otherwise."""
-    for where, there, here in differences(config, merged(found)):
+    for where, there, here in differences(config, merge_files(found)):
         if where == "suite":
             continue
         file = file_of(found, [where])

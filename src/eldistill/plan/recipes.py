@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides whether an output is stale: its recipe.
+"""Steps and their recipes. The recipe of a step decides whether its outputs are stale.
 
 A recipe is the canonical JSON of {step, versions, resolved parameters, digests of the recipes upstream}. It is
 written to data/scratch/recipes/ when the Snakefile is read, copied by the step beside its first output as
-`<output>.recipe`, and versioned with it. Equal: fresh for ever, whatever a checkout did to mtimes. Different:
-the step runs; freshness.py says how Snakemake is told. This file imports nothing heavy.
+`<output>.recipe`, and versioned with it. If both are equal, the outputs are fresh, whatever a checkout did to
+mtimes. If they differ, the step runs; freshness.py tells Snakemake. This file imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORDS = ("data", "teacher", "ensemble", "distil", "evaluate", "tables")
 REMADE = ("evaluate", "tables")
 
 # What a step makes, and the word that makes it. A conversion is a teacher that others trained, in our form; `reals` and `samples`
-# are the yardsticks of an evaluation: held-out images, and images of the teacher.
+# are the reference runs of an evaluation: held-out images, and images of the teacher.
 KINDS = {
     "download": "data", "images": "data", "judge": "data", "reference": "data", "moments": "data",
     "teacher": "teacher", "conversion": "teacher", "check": "teacher", "pairs": "teacher",
@@ -67,7 +67,7 @@ class Step:
 
     @property
     def role(self) -> str:
-        """What it is to a step that reads it: its kind, with the letter of a judge or the space of a reference."""
+        """The role of this step as an input of others: its kind, with the letter of a judge or the space of a reference."""
         kind = "teacher" if self.kind == "conversion" else self.kind
         return f"{kind}-{self.item}" if kind in ("judge", "reference") else kind
 
@@ -83,12 +83,12 @@ class Step:
             "step": self.word,
             "name": self.name,
             "versions": {
-                module: versions.version(module) for each in self.modules for module in (each, *versions.uses(each))
+                module: versions.version_of(module) for each in self.modules for module in (each, *versions.uses(each))
             },
             "params": self.params,
             "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
         }
-        # A step that reads nothing from outside has the recipe that it always had.
+        # Without sources the key is omitted, so that recipes from before there were sources remain valid.
         if identities := self.identities(self.sources):
             value["sources"] = identities
         return canonical(value)
@@ -100,28 +100,28 @@ class Step:
 
     @property
     def file(self) -> str:
-        """Where the Snakefile puts the recipe that is wanted."""
+        """Path of the recipe that params.yaml asks for; the Snakefile writes it."""
         return f"{SCRATCH}/recipes/{self.word}/{self.name}.json"
 
     @property
     def sidecar(self) -> str:
-        """Where the step puts the recipe it followed."""
+        """Path of the recipe that the outputs were made by; the step writes it."""
         return f"{self.outputs[0]}.recipe"
 
     @property
     def token(self) -> str:
-        """What tells Snakemake whether this step is stale: freshness.py writes it."""
+        """Path of the file that tells Snakemake whether this step is stale; freshness.py writes it."""
         return f"{SCRATCH}/recipes/{self.word}/{self.name}.stale"
 
     @property
     def record(self) -> str:
-        """What the files were when the step had made them; inside a folder that DVC keeps."""
+        """Path of the record of the outputs' sizes and digests, in a folder that DVC tracks."""
         first = self.outputs[0]
         return f"{first if first.count('/') > 1 else first.replace('data/', 'data/evaluations/')}.made"
 
     def changed(self, root: Path) -> list[str]:
         """Outputs that somebody has changed since this step made them."""
-        return records.changed(root, self.record, self.digest)
+        return records.changed_outputs(root, self.record, self.digest)
 
     def fresh(self, root: Path) -> bool:
         """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too."""

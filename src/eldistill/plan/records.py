@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step wrote: size and sha256 of its files, in a record beside them, so that an edit by hand is noticed.
+"""Records of the files that a step wrote: their sizes and sha256, kept beside them, so that edits by hand are noticed.
 
-The record is versioned with the outputs, so it also holds after a checkout, a clone or a pull. Results of before there
-were records have none and are trusted. Only sizes of large files are compared: planning reads no weights. provenance.json
+The record is versioned with the outputs, so it also holds after a checkout, a clone or a pull. Results that were made before
+there were records have none and are trusted. Only sizes of large files are compared: planning reads no weights. provenance.json
 is omitted, because it differs between equal runs and the record must not.
 """
 
@@ -23,7 +23,7 @@ OMITTED = ("provenance.json",)
 _seen: dict[str, dict[str, list]] = {}
 
 
-def write(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
+def write_record(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
     """Record the files that the recipe with this digest has made."""
     found = {}
     for output in outputs:
@@ -33,7 +33,7 @@ def write(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
     replace_text(root / record, canonical({"recipe": digest, "files": found}))
 
 
-def changed(root: Path, record: str, digest: str) -> list[str]:
+def changed_outputs(root: Path, record: str, digest: str) -> list[str]:
     """Files that differ from their record; none if the record is missing, damaged, or of another recipe."""
     try:
         with open(os.path.join(root, record), encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking values against a schema: one clear sentence for the first thing that is wrong.
+"""Checks values against a schema and fills in defaults. The first mistake is reported in one sentence.
 
-The part of JSON Schema 2020-12 that params.schema.yaml uses, so that a run needs no further package.
+It implements the part of JSON Schema 2020-12 that params.schema.yaml uses, so that no further package is needed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from eldistill.registry import readers
 
 
 class Wrong(Problem):
-    """A value that the parameters of a project must not have: the place of its key, and what is wrong with it.
+    """A wrong value in the parameters: the place of its key, and what is wrong.
 
-    places: where its key may stand, the likeliest first. file: which of the files holds it; who has read them finds out.
+    places: keys that may have caused it, the most likely first. file: the file that holds the key; reading.py fills it in.
     """
 
     def __init__(self, where: str, text: str):
@@ -30,18 +30,18 @@ class Wrong(Problem):
         return f"{self.file}: {self.where} {self.text}"
 
 
-def unknown(where: str, name: object, known: Iterable[object]) -> NoReturn:
-    """Raise Wrong: `name` is none of those that can stand there."""
+def refuse_unknown(where: str, name: object, known: Iterable[object]) -> NoReturn:
+    """Raise Wrong because `name` is not one of `known`, with the most similar one."""
     known = list(known)
     raise Wrong(where, f"is {name!r}; expected one of {', '.join(map(str, known))}{nearest(str(name), known)}")
 
 
-def merge(below: dict, above: dict) -> dict:
+def merge_mappings(below: dict, above: dict) -> dict:
     """`above` over `below`; mappings are merged, everything else is replaced."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        merged[key] = merge_mappings(merged[key], value) if both else value
     return merged
 
 
@@ -70,7 +70,7 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, _PYTHON[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())
 
 
-def expected(schema: dict) -> str:
+def expected_value(schema: dict) -> str:
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     words = {"object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false",
@@ -86,9 +86,9 @@ def expected(schema: dict) -> str:
     return text + (f" ({schema['description']})" if "description" in schema else "")
 
 
-def check(value: Any, schema: dict, where: str, definitions: dict) -> None:
-    """Raise Problem at the first key of `value` that the schema forbids."""
-    schema = follow(schema, definitions)
+def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None:
+    """Raise Wrong at the first key of `value` that the schema forbids. where: the place of `value` in messages."""
+    schema = follow_reference(schema, definitions)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     bad = (kinds and not any(_is(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"])
@@ -104,10 +104,10 @@ def check(value: Any, schema: dict, where: str, definitions: dict) -> None:
         bad = repeated or not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
     if bad:
         near = nearest(value, schema["enum"]) if "enum" in schema else ""
-        raise Wrong(where, f"is {value!r}; expected {expected(schema)}{near}")
+        raise Wrong(where, f"is {value!r}; expected {expected_value(schema)}{near}")
     if isinstance(value, list):
         for index, item in enumerate(value):
-            check(item, schema.get("items", {}), f"{where}[{index}]", definitions)
+            check_value(item, schema.get("items", {}), f"{where}[{index}]", definitions)
     if isinstance(value, dict):
         _check_keys(value, schema, where, definitions)
 
@@ -117,20 +117,20 @@ def _check_keys(value: dict, schema: dict, where: str, definitions: dict) -> Non
     for key, item in value.items():
         place = f"{where}.{key}" if where else str(key)
         if key in known:
-            check(item, known[key], place, definitions)
+            check_value(item, known[key], place, definitions)
         elif others is False:
             raise Wrong(
                 place, f"is not a known key (found {item!r}); expected one of {', '.join(known)}{nearest(key, known)}"
             )
         elif isinstance(others, dict):
-            check(item, others, place, definitions)
+            check_value(item, others, place, definitions)
     missing = [key for key in schema.get("required", []) if key not in value]
     if missing:
-        wanted = expected(follow(known[missing[0]], definitions))
+        wanted = expected_value(follow_reference(known[missing[0]], definitions))
         raise Wrong(f"{where + '.' if where else ''}{missing[0]}", f"is missing; expected {wanted}")
 
 
-def follow(schema: dict, definitions: dict) -> dict:
+def follow_reference(schema: dict, definitions: dict) -> dict:
     if "$ref" in schema:
         return {
             **definitions[schema["$ref"].removeprefix("#/$defs/")],
@@ -146,26 +146,26 @@ def with_readers(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
     return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
 
 
-def lasting(value: dict, known: dict[str, dict], definitions: dict) -> dict:
+def lasting_keys(value: dict, known: dict[str, dict], definitions: dict) -> dict:
     """`value` without the keys that only describe a machine (`site`) and without neutral ones, at every depth of mappings
     whose keys the schema lists. known: the schema of each key; a key is neutral at its default (`neutral: true`), or at the
     value that `neutral` names."""
     kept = {}
     for key, item in value.items():
-        schema = follow(known.get(key, {}), definitions)
+        schema = follow_reference(known.get(key, {}), definitions)
         neutral = schema.get("neutral")
         if schema.get("site") or (neutral and item == (schema.get("default") if neutral is True else neutral)):
             continue
         inner = schema.get("properties")
-        kept[key] = lasting(item, inner, definitions) if inner and isinstance(item, dict) else item
+        kept[key] = lasting_keys(item, inner, definitions) if inner and isinstance(item, dict) else item
     return kept
 
 
-def fill(value: Any, schema: dict, definitions: dict) -> Any:
+def fill_defaults(value: Any, schema: dict, definitions: dict) -> Any:
     """A copy of `value` with the schema's defaults filled in, at every depth."""
-    schema = follow(schema, definitions)
+    schema = follow_reference(schema, definitions)
     if isinstance(value, list):
-        return [fill(item, schema.get("items", {}), definitions) for item in value]
+        return [fill_defaults(item, schema.get("items", {}), definitions) for item in value]
     if not isinstance(value, dict):
         if isinstance(value, str) and "outside" in schema:
             return OutsidePath(value, schema["outside"])
@@ -175,9 +175,9 @@ def fill(value: Any, schema: dict, definitions: dict) -> Any:
         return int(value) if schema.get("type") == "integer" else value
     known, others = schema.get("properties", {}), schema.get("additionalProperties")
     others = others if isinstance(others, dict) else {}
-    filled = {key: fill(item, known.get(key, others), definitions) for key, item in value.items()}
+    filled = {key: fill_defaults(item, known.get(key, others), definitions) for key, item in value.items()}
     for key, each in known.items():
-        each = follow(each, definitions)
+        each = follow_reference(each, definitions)
         if key not in filled and "default" in each:
-            filled[key] = fill(copy.deepcopy(each["default"]), each, definitions)
+            filled[key] = fill_defaults(copy.deepcopy(each["default"]), each, definitions)
     return filled

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a module is in recipes, and which version it has: read from its text, so that planning imports nothing heavy."""
+"""Names and versions of modules in recipes. They are read from the source text, so that planning imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ USES = {
 
 
 def uses(module: str) -> tuple[str, ...]:
-    """What a module is built on: USES, or for one that is not listed there (a new method) what it imports."""
+    """The modules that a module depends on: its entry in USES, or, for a plug-in without one, the modules that it imports."""
     return USES[module] if module in USES else _imported(module)
 
 
@@ -61,7 +61,7 @@ def uses(module: str) -> tuple[str, ...]:
 def _imported(module: str) -> tuple[str, ...]:
     if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
         return ()
-    counted, found = {**named_files(), **covered()}, set[str]()
+    counted, found = {**named_files(), **covering_names()}, set[str]()
     for node in ast.walk(ast.parse(source_of(module).read_text(encoding="utf-8"))):
         top, *below = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else [""]
         if isinstance(node, ast.ImportFrom) and top == "eldistill":
@@ -76,14 +76,14 @@ def named_files() -> dict[str, str]:
     return {file: name for name, (file, _) in _modules(paths.PACKAGE)[0].items()}
 
 
-def covered() -> dict[str, str]:
+def covering_names() -> dict[str, str]:
     """{file below src/eldistill/, without its ending: the name in its COVERED_BY}."""
     return _modules(paths.PACKAGE)[1]
 
 
 def recipe_name(file: str) -> str:
     """The name in the RECIPE, or in the COVERED_BY, of a file below src/eldistill/, without its ending. Raises Problem."""
-    named = named_files() | covered()
+    named = named_files() | covering_names()
     if file not in named:
         raise Problem(
             f'src/eldistill/{file}.py has neither a RECIPE nor COVERED_BY; add `RECIPE = ("{file}", 1)` below its imports'
@@ -153,11 +153,11 @@ def _recipe_of(module: str) -> tuple[str, int]:
 
 
 def literal_of(module: str, name: str, default: Any = None) -> Any:
-    """As `registry.literal`, of the module whose RECIPE has this name."""
+    """Like `registry.literal`, for the module whose RECIPE has this name."""
     return literal(_recipe_of(module)[0], name, default)
 
 
-def version(module: str) -> int:
+def version_of(module: str) -> int:
     """The version in the RECIPE that has this name."""
     return _recipe_of(module)[1]
 
@@ -174,13 +174,13 @@ def metric_names(labelled: bool = False) -> list[str]:
     return [name for table in tables for name in found[table]]
 
 
-def table() -> dict[str, int]:
+def version_table() -> dict[str, int]:
     """All module versions: the content of workflow/versions.json, a dependency of each DVC stage."""
     return {name: version for name, (_, version) in sorted(_modules(paths.PACKAGE)[0].items())}
 
 
 def write_versions(root: str | Path = ".") -> None:
     """Write workflow/versions.json, if it differs."""
-    path, text = Path(root) / "workflow/versions.json", json.dumps(table(), indent=2, sort_keys=True) + "\n"
+    path, text = Path(root) / "workflow/versions.json", json.dumps(version_table(), indent=2, sort_keys=True) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

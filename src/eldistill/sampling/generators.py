@@ -57,7 +57,7 @@ def load_generator(path: str | Path, device: str = "cpu") -> Generator:
     tensors, metadata = load_tensors(path)
     if "sampler" not in metadata:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
-    network = weights.restore(path, tensors, metadata)
+    network = weights.restore_network(path, tensors, metadata)
     network.boundary = metadata["sampler"].get("boundary", 0.0)
     return Generator(network.requires_grad_(False).eval().to(device), metadata)
 
@@ -69,7 +69,7 @@ def one_hot_labels(draw: Draw, metadata: dict, wanted) -> torch.Tensor | None:
     """
     if not metadata["label_dim"]:
         return None
-    chosen = classes.drawn(draw, metadata) if wanted is None else wanted
+    chosen = classes.draw_classes(draw, metadata) if wanted is None else wanted
     return torch.nn.functional.one_hot(chosen, metadata["label_dim"]).to(draw.dtype)
 
 
@@ -107,7 +107,7 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
         if step:
             below = settings["boundary"] if settings.get("renoise") == "boundary" else 0.0
             if settings.get("clip"):
-                x = x.clamp(*data.limits(generator.metadata["codec"]))
+                x = x.clamp(*data.encoded_limits(generator.metadata["codec"]))
             x = x + (sigma**2 - below**2) ** 0.5 * draw.normal(f"renoise/{step}", *generator.shape)
         x = net(x, x.new_full((len(x),), sigma), labels)
     return x
@@ -120,7 +120,7 @@ def images_of(
     """Chunks of at most `batch` uint8 images [≤ batch, c, h, w], n in total, starting at image number `first`.
 
     labels: one class for all images, or classes [n]. None draws them by their frequency in the training images if the
-    generator records it, otherwise uniformly (see `classes.drawn`). Raises Problem for an undefined number of steps.
+    generator records it, otherwise uniformly (see `classes.draw_classes`). Raises Problem for an undefined number of steps.
     """
     device, metadata = next(generator.network.parameters()).device, generator.metadata
     sigmas = sigmas_of(generator, steps)

@@ -33,7 +33,7 @@ def load_denoiser(path: str | Path, device="cpu", dtype=torch.float32) -> tuple[
         raise Problem(
             f"{path} is not a teacher of this project: its description has no {lacking[0]}; expected a teacher.safetensors"
         )
-    net = weights.restore(path, tensors, metadata)
+    net = weights.restore_network(path, tensors, metadata)
     return net.requires_grad_(False).eval().to(device, dtype), metadata
 
 

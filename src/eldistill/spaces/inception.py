@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inception-v3 in the translation of December 2015, 2048 pooled features: what a published FID means (Heusel et al. 2017,
+"""Inception-v3 of December 2015 with 2048 pooled features, the feature space of published FIDs (Heusel et al. 2017,
 arXiv 1706.08500).
 
-The network is ours; its numbers come from the file that EDM's evaluation reads, a row of data/sources.csv, without
-executing what else is in it. Images are resized inside, as TensorFlow 1 did; inception_clean.py resizes as clean-fid does.
+The network is defined here. Its weights come from the file that EDM's evaluation uses, a row of data/sources.csv, whose code is not
+executed. Images are resized like in TensorFlow 1; inception_clean.py resizes them like clean-fid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE = 299
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm with given moments and no scale, ReLU."""
+    """Convolution without bias, batch norm with fixed moments and without scale, then ReLU."""
 
     def __init__(self, channels: int, out: int, kernel: int | tuple[int, int], stride: int = 1, padding=0):
         super().__init__()
@@ -59,7 +59,7 @@ def _pooled(channels: int, out: int) -> nn.Sequential:
 
 
 class Mixed(nn.Module):
-    """The outputs of its children, beside each other."""
+    """Concatenates the outputs of its children along the channels."""
 
     def __init__(self, **branches: nn.Module):
         super().__init__()
@@ -98,7 +98,8 @@ def _d(channels: int) -> Mixed:
 
 
 class MixedE(nn.Module):
-    """The widest block: two of its towers end in a row and a column beside each other. pool: before the last convolution."""
+    """The widest block. Two of its towers end in a 1x3 and a 3x1 convolution whose outputs are concatenated. pool: the pooling layer
+    before the last convolution."""
 
     def __init__(self, channels: int, pool: nn.Module):
         super().__init__()
@@ -118,8 +119,8 @@ class MixedE(nn.Module):
 
 
 class Inception(nn.Module):
-    """uint8 images [n, 3, h, w] to features [n, 2048]; `pooled` takes images that have been resized; `output` gives the logits
-    of the Inception score."""
+    """Maps uint8 images [n, 3, h, w] to features [n, 2048]. `pooled` does so for images that are already resized, and `output` is the
+    last layer, whose logits the Inception score uses."""
 
     def __init__(self):
         super().__init__()
@@ -140,13 +141,13 @@ class Inception(nn.Module):
         return self.pooled(resize(images.to(self.output.weight.dtype)))
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
-        """Levels 0 to 255, [n, 3, SIDE, SIDE], not rounded, to features [n, 2048]."""
+        """Features [n, 2048] of images [n, 3, SIDE, SIDE] with values from 0 to 255, which need not be whole numbers."""
         return self.layers((x - 128) / 128).flatten(1)
 
 
 def resize(x: torch.Tensor, side: int = SIDE) -> torch.Tensor:
-    """x [n, c, h, w] to [n, c, side, side], bilinear as TensorFlow 1: output i looks at i h / side, without a shift by half
-    a pixel and without smoothing, clamped at the far edge."""
+    """Resize x [n, c, h, w] to [n, c, side, side] with TensorFlow 1's bilinear filter: output pixel i is read at position
+    i h / side, without a shift by half a pixel and without antialiasing, clamped at the last pixel."""
     for axis in (2, 3):
         size = x.shape[axis]
         place = torch.arange(side, dtype=x.dtype, device=x.device) * (size / side)
@@ -158,22 +159,22 @@ def resize(x: torch.Tensor, side: int = SIDE) -> torch.Tensor:
 
 
 def _numbers(tensor: pickles.Tensor) -> bool:
-    return tensor.storage.dtype in weights.FLOATS and weights.finite(tensor.view())
+    return tensor.storage.dtype in weights.FLOATS and weights.is_finite(tensor.view())
 
 
-def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
-    """Inception with the numbers of NVIDIA's pickle, frozen, in float32. Raises Refused for any other file."""
+def load_network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
+    """Load Inception from NVIDIA's pickle at `path`, frozen and in float32. Raises Refused for any other file."""
     with torch.device("meta"):
         net = Inception()
     wanted = net.state_dict()
-    with pickles.read(path, sha256) as file:
+    with pickles.read_network_file(path, sha256) as file:
         found = file.network()
         odd = sorted(wanted.keys() ^ found.tensors.keys())
         odd += [name for name, each in wanted.items() if not odd and tuple(each.shape) != found.tensors[name].size]
         odd += [name for name in wanted if not odd and not _numbers(found.tensors[name])]
         if odd:
             raise pickles.Refused(
-                f"{path} is not the Inception network of December 2015: {ascii(odd[0])[:80]} and {len(odd) - 1} other tensors "
+                f"{path} is not the Inception network of December 2015: {ascii(odd[0])[:80]} and {len(odd) - 1} more tensors "
                 "differ; fetch it again"
             )
         state = {name: found.tensors[name].value().float() for name in wanted}
@@ -181,30 +182,31 @@ def network(path: Path, device="cpu", sha256: str | None = None) -> Inception:
     return net.requires_grad_(False).eval().to(device)
 
 
-def load(name: str, device="cpu", path: Path | None = None) -> Space:
-    """The function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle, if it is not to be fetched.
-    Raises Problem for another number of channels than 1 (repeated) or 3, or if the file cannot be had."""
+def load_space(name: str, device="cpu", path: Path | None = None) -> Space:
+    """Load the function from uint8 images [n, c, h, w] to features [n, 2048]. path: the pickle; None downloads it.
+
+    Raises Problem if the file is not available. The function raises Problem unless images have 1 channel, which is repeated, or 3."""
     path = path or fetching.fetch(DOWNLOADS[0])
-    net = network(path, device)
+    net = load_network(path, device)
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        return net(coloured(images, name).to(device))
+        return net(to_rgb(images, name).to(device))
 
-    return ClassifierSpace(features, probabilities(net))
+    return ClassifierSpace(features, probability_head(net))
 
 
-def coloured(images: torch.Tensor, name: str) -> torch.Tensor:
-    """Images [n, 1 or 3, h, w] as [n, 3, h, w], grey repeated. name: of the feature space, for the message. Raises Problem for
-    another number of channels."""
+def to_rgb(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Images [n, 1 or 3, h, w] as [n, 3, h, w]; grey images are repeated. name: of the feature space, for the message. Raises
+    Problem for another number of channels."""
     if images.shape[1] not in (1, 3):
         raise Problem(
-            f"images of {images.shape[1]} channels for {name}; expected 1 or 3: leave it out of evaluate.features"
+            f"images of {images.shape[1]} channels for {name}; expected 1 or 3: remove it from evaluate.features"
         )
     return images.expand(-1, 3, -1, -1)
 
 
-def probabilities(net: Inception) -> Callable:
-    """The function from features [n, 2048] to probabilities of Inception's 1,008 outputs, without the bias, as NVIDIA's code
-    has it."""
+def probability_head(net: Inception) -> Callable:
+    """The function from features [n, 2048] to the probabilities [n, 1008] of Inception's classes, without the bias of the last layer,
+    as in NVIDIA's code."""
     weight = net.output.weight.cpu().numpy()
     return lambda found: softmax(found, weight)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two classifiers of a data setting as feature spaces; eldistill.evaluate.judges trains them."""
+"""The two judges of a data setting as feature spaces. eldistill.evaluate.judges trains them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ COVERED_BY = "evaluate"
 NAMES = ("judge-a", "judge-b")
 
 
-def load(name: str, device, path: str | Path) -> Space:
-    """The judge in a file as a function of uint8 images [n, c, h, w] that gives features [n, D], float32; where it tells classes its
-    `probabilities` gives those of features, [n, classes], and `label_dim` how many labels of the data it has learned."""
+def load_space(name: str, device, path: str | Path) -> Space:
+    """Load a judge as a function from uint8 images [n, c, h, w] to float32 features [n, D].
+
+    A judge that was trained on labels is a ClassifierSpace, whose `label_dim` is their number; one that was trained on rotations is
+    a plain function. Raises Problem if the file is damaged."""
     tensors, about = load_tensors(path)
-    net = weights.restore(path, tensors, about)
+    net = weights.restore_network(path, tensors, about)
     net.requires_grad_(False).eval().to(device)
 
     def features(images: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `data`: download a file, pack images, train a judge, measure a reference."""
+"""The steps of the word `data`: fetch a file, pack images, train a judge, compute a reference."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from eldistill import files
 from eldistill.external import fetching
-from eldistill.steps.work import Work, train
+from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import Step
+from eldistill.steps.work import Work, run_training
 
 COVERED_BY = "evaluate"
+FEW_HELDOUT = 200  # images: below it the page of a data set warns
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     MAKERS[work.step.kind](work)
 
 
@@ -24,25 +28,48 @@ def _download(work: Work) -> None:
 
 
 def _images(work: Work) -> None:
-    from eldistill.data import labels, packing
+    from eldistill.data import packing
 
-    about = packing.pack(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say)
-    work.say(f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
-             f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}")  # fmt: skip
-    for line in labels.table(about["class_names"], about["class_counts"]):
+    about = packing.pack_dataset(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say)
+    for line in described(about, work.plan.data(work.step.data)["labels"]):
         work.say(line)
+
+
+def described(about: dict[str, Any], labelled: bool) -> list[str]:
+    """Lines for a person about a packed data set. about: its description. labelled: `labels` of its data setting."""
+    from eldistill.data import labels
+
+    lines = [f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
+             f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}"]  # fmt: skip
+    if about["heldout"] < FEW_HELDOUT:
+        lines.append(
+            f"{about['heldout']} held-out images are few: distances to fewer than {FEW_HELDOUT} images mean little"
+        )
+    lines += labels.class_table(about["class_names"], about["class_counts"])
+    if about["class_names"] and not labelled:
+        lines.append("networks do not see these classes; `labels: true` in the data setting makes them conditional")
+    return lines
+
+
+def summary(step: Step, plan: Plan) -> list[str]:
+    """What making a step of this word printed, read back from what it made: lines for packed images, nothing for others."""
+    if step.kind != "images":
+        return []
+    from eldistill.tensors import map_tensors
+
+    return described(map_tensors(step.outputs[0])[1], plan.data(step.data)["labels"])
 
 
 def _judge(work: Work) -> None:
     from eldistill.evaluate import judges
 
     def make(folder: Path) -> None:
-        result = judges.train(
+        result = judges.train_judge(
             work.step.item, work.params, work.input("images"), work.outputs[0], folder, work.digest, work.machine, work.say
         )  # fmt: skip
         work.say(f"{work.step.role}: held-out accuracy {result['accuracy_heldout']}")
 
-    train(work, make)
+    run_training(work, make)
 
 
 def _reference(work: Work) -> None:
@@ -56,7 +83,7 @@ def _moments(work: Work) -> None:
     from eldistill.evaluate import clean, features
 
     space = features.feature_space(clean.SPACE, None, work.machine.device)
-    clean.make_reference(space, work.input("images"), work.outputs[0], work.say)
+    clean.make_clean_reference(space, work.input("images"), work.outputs[0], work.say)
 
 
 MAKERS = {"download": _download, "images": _images, "judge": _judge, "reference": _reference, "moments": _moments}

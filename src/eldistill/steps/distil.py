@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `distil`: teacher to one-step generator."""
+"""The steps of the word `distil`: train a one-step generator from a teacher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from eldistill import files
 from eldistill.distil import prepare, provenance, run
 from eldistill.errors import Lost, NonFinite
-from eldistill.steps.work import Work, overwriting, train
+from eldistill.steps.work import Work, overwriting, run_training
 from eldistill.training import compute
 
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
     upstream |= prepare.upstream_files(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = work.optional("run")
@@ -38,4 +38,4 @@ def make(work: Work) -> None:
         with overwriting(work.step):
             run.publish_outputs(folder, work.step.outputs, Path())
 
-    train(work, make)
+    run_training(work, make)

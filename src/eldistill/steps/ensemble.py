@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `ensemble`: draw random embedding networks and calibrate them on real images."""
+"""The steps of the word `ensemble`: draw random embedding networks and calibrate them on real images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from eldistill.steps.work import Work
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
-    reals = dataset.reals(work.input("images"), work.params["codec"], False)
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem."""
+    reals = dataset.load_real_images(work.input("images"), work.params["codec"], False)
     section = {key: value for key, value in work.params.items() if key not in ("codec", "seed")}
     teacher = None
     if taught := work.optional("teacher"):

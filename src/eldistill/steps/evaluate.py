@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `evaluate`: metrics of generators, of teachers and of held-out images, and the metrics of a suite in one file."""
+"""The steps of the word `evaluate`: metrics of generators, teachers and held-out images, and the metrics of a suite in one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from eldistill import files
 from eldistill.data import classes, dataset
 from eldistill.evaluate import clean, evaluator, features, fid, metrics
-from eldistill.evaluate.references import load_reference, real_row
+from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
 from eldistill.sampling import generators, pictures, teachers
 from eldistill.steps.work import Work
@@ -29,15 +29,15 @@ Images = Callable[..., Iterator[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Published:
-    """What the FID that is comparable with published values needs."""
+    """Feature space and reference statistics of the FID that is comparable with published values."""
 
     space: Any  # Inception's features
     reference: tuple[Any, Any, Any]  # mean, covariance and its root, of the authors' images
     name: str  # end of the metric's name
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite for images or features that are not finite."""
     MAKERS[work.step.kind](work)
 
 
@@ -83,7 +83,7 @@ def _samples(work: Work) -> None:
 def _reals(work: Work) -> None:
     ruler = _ruler(work)
     drawn = _classes(work, ruler.spaces, real=True)
-    found = real_row(ruler.references, work.params, ruler.spaces, drawn.asked)
+    found = noise_floor(ruler.references, work.params, ruler.spaces, drawn.asked)
     shown = _shown(work, drawn, None)
     if work.first:
         _write(work, found, shown, drawn)
@@ -97,7 +97,7 @@ def _metrics(work: Work) -> None:
         curve = files.read_rows(Path(step.outputs[1]))
         runs.setdefault((data, method, supplement), {})[seed] = summary.Evaluation(found[step.name], curve)
     files.write_json(
-        work.output("metrics.json"), summary.summary(runs, work.params["primary"], work.params["baseline"])
+        work.output("metrics.json"), summary.summarise(runs, work.params["primary"], work.params["baseline"])
     )
     files.write_json(work.output("metrics-all.json"), evaluator.nest(found))
 
@@ -110,7 +110,7 @@ MAKERS = {"evaluation": _evaluation, "samples": _samples, "reals": _reals, "metr
 
 def _ruler(work: Work) -> evaluator.Evaluator:
     names, device = work.params["features"], work.machine.device
-    # A judge is a space by the name that it has as an input.
+    # A judge is an input of this step under the name of its feature space.
     spaces = {name: features.feature_space(name, work.optional(name), device) for name in names}
     references = {name: load_reference(work.input(f"reference-{name}")) for name in spaces}
     across = processes.process_group() or processes.SingleProcess()
@@ -121,14 +121,14 @@ def _classes(work: Work, spaces: dict[str, Any], real: bool) -> classes.Drawn:
     # How classes are drawn and shown in an evaluation, and what is left out.
     if not work.params.get("labels"):
         return classes.Drawn()
-    drawn = classes.of_pack(_pack(work), work.params, real)
+    drawn = classes.classes_of_pack(_pack(work), work.params, real)
     if not real:
-        work.say(classes.sentence(drawn.about))
+        work.say(classes.how_drawn(drawn.about))
     if drawn.asked is not None and not any(
         getattr(each, "label_dim", 0) == drawn.label_dim for each in spaces.values()
     ):
-        work.say(f"agreement is left out: none of {', '.join(spaces)} is a classifier of these {drawn.label_dim} classes; "
-                 "judge-a under evaluate.features is one")  # fmt: skip
+        work.say(f"agreement is not measured: none of {', '.join(spaces)} is a classifier of these {drawn.label_dim} classes; "
+                 "add judge-a to evaluate.features")  # fmt: skip
         return classes.without_asked(drawn)
     return drawn
 
@@ -169,7 +169,7 @@ def _shown(work: Work, drawn: classes.Drawn, images: Images | None) -> torch.Ten
     # What samples.png shows, uint8 [n, c, h, w]: the first images, or a row of each class; images: None for real ones.
     columns, dim = work.params["grid"], drawn.label_dim
     if images is None:
-        real, labels, _ = dataset.load(_pack(work), "heldout")
+        real, labels, _ = dataset.load_pack(_pack(work), "heldout")
         return classes.first_of_each(real, labels, dim, columns) if dim else real[: columns**2]
     if not dim:
         return torch.cat(list(images(columns**2)))
@@ -188,7 +188,7 @@ def _curve(
             seen = snapshot.metadata["n_images_before"] + snapshot.metadata["n_images"]
             row = ruler.measure(_images_of(work, snapshot), options["curve_n"], metrics.CURVE, followed)
             if asked and options["fid"].get("curve_n"):
-                row |= ruler.fid_on_the_way(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
+                row |= ruler.fid_of_snapshot(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
             rows.append({"n_images": seen, **row})
             work.say(
                 f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
@@ -202,9 +202,11 @@ def _published(work: Work, ruler: evaluator.Evaluator) -> Published | None:
         return None
     name = wanted["reference"]
     path = Path(name) if Path(name).suffix else fetching.fetch(name, say=work.say)
-    mean, cov = fid.statistics(path)
+    mean, cov = fid.load_statistics(path)
     return Published(
-        _space(work, ruler, "inception"), (mean, cov, metrics.root(cov)), f"inception_{fid.reference_label(name)}"
+        _space(work, ruler, "inception"),
+        (mean, cov, metrics.symmetric_root(cov)),
+        f"inception_{fid.reference_label(name)}",
     )
 
 
@@ -215,7 +217,7 @@ def _space(work: Work, ruler: evaluator.Evaluator, name: str) -> Any:
 def _fid(work: Work, ruler: evaluator.Evaluator, images: Images, asked: Published) -> dict[str, float]:
     cleanly = None
     if work.params["fid"].get("clean"):
-        cleanly = _space(work, ruler, clean.SPACE), clean.load_reference(work.input("moments"))
+        cleanly = _space(work, ruler, clean.SPACE), clean.load_clean_reference(work.input("moments"))
     found: dict[str, float] = ruler.fid(images, asked.space, asked.reference, asked.name, cleanly)
     work.say("  ".join(f"{key} {value:.4g}" for key, value in found.items()))
     return found
@@ -229,4 +231,4 @@ def _write(work: Work, found: dict[str, float], shown: torch.Tensor, drawn: clas
 def _save_picture(path: Path, images: torch.Tensor, columns: int, titles: list[str] | None = None) -> None:
     board = pictures.grid(images, columns, max(1, 32 // images.shape[-1]))
     with files.atomic(path) as temporary:
-        (classes.beside(board, titles) if titles else board).save(temporary, format="PNG")
+        (classes.add_row_titles(board, titles) if titles else board).save(temporary, format="PNG")

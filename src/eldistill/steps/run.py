@@ -31,25 +31,30 @@ COVERED_BY = "evaluate"
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
 
-def run(
+def run_step(
     word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0,
     say: Callable[[str], None] = print, rank: int | None = None,
 ) -> bool:  # fmt: skip
-    """Make `word name` in the current folder; False if it was fresh already. Raises Problem and what making it raises.
+    """Run the step `word name` in the current folder. Returns False if it was fresh already.
 
-    rank: of this process, where several share a training: the first one speaks and writes, the others compute.
+    recipe_file: a recipe to follow instead of that of params.yaml. force: run it even if it is fresh. max_minutes: a training
+    saves and stops after this time; 0 means no limit. say: gets each log line. rank: number of this process, if several share
+    the step: the first one writes and logs, the others only compute. Raises Problem, NonFinite, Stopped and Lost.
     """
     # A rule passes a recipe whose sources the driver has measured.
-    plan = Plan(params.load(), Identities(measured=not recipe_file))
+    plan = Plan(params.load_params(), Identities(measured=not recipe_file))
     step = plan.find(word, name)
     if rank is not None and step.kind not in TRAINED | MEASURED:
-        raise Problem(f"{word} {name} is made by one process; leave --processes away")
+        raise Problem(f"{word} {name} is made by one process; remove --processes")
     if rank:
         say = _silent
     text = _text(step, recipe_file)
     if not force and text == step.recipe and step.fresh(Path()):
         plan.identities.record()
         say(f"{step.word} {step.name} is up to date; --force makes it again")
+        if step.word == "data" and not recipe_file:
+            for line in importlib.import_module("eldistill.steps.data").summary(step, plan):
+                say(f"{step.name}  {line}")
         return False
     if mirror := plan.params.top("mirror"):
         os.environ.setdefault("ELDISTILL_MIRROR", mirror)
@@ -57,7 +62,7 @@ def run(
     upstream = _checked(plan, step, recipe)
     work = Work(
         step=step, recipe=recipe, digest=files.digest(text), upstream=upstream, plan=plan,
-        machine=works.machine(plan.params, recipe["params"], step, max_minutes),
+        machine=works.find_machine(plan.params, recipe["params"], step, max_minutes),
         say=lambda line: say(f"{step.name}  {line}"), force=force, first=not rank, alone=rank is None,
     )  # fmt: skip
     _make(work)
@@ -67,7 +72,7 @@ def run(
 
 
 def _silent(line: str) -> None:
-    # Of several processes the first one speaks.
+    # Of several processes only the first one logs.
     pass
 
 
@@ -75,13 +80,13 @@ def _text(step: Step, recipe_file: str | None) -> str:
     if not recipe_file:
         return step.recipe
     if not Path(recipe_file).is_file():
-        raise Problem(f"{recipe_file} is missing; leave --recipe away to compute it from params.yaml")
+        raise Problem(f"{recipe_file} is missing; remove --recipe, which computes it from params.yaml")
     return Path(recipe_file).read_text(encoding="utf-8")
 
 
 def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]:
-    """The steps upstream that a recipe names. Raises Problem if one of them is missing, is another than the recipe asks for,
-    or was edited, or if something else changed since the recipe was written."""
+    """The upstream steps that a recipe names. Raises Problem if an output of them is missing, was made by another recipe or
+    edited, or if a source or the snapshots changed after the recipe was written."""
     above = [plan.find(*upstream.split(" ", 1)) for upstream in recipe["upstream"]]
     for each in above:
         missing = [output for output in each.outputs if not Path(output).exists()]
@@ -93,7 +98,7 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
         # Existing is not enough: a student of another teacher must not get this recipe.
         if not Path(each.sidecar).exists() or files.digest(Path(each.sidecar).read_text(encoding="utf-8")) != wanted:
             raise Problem(
-                f"{each.outputs[0]} was not made by the numbers that this step asks for; "
+                f"{each.outputs[0]} was made with other numbers than this step asks for; "
                 f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
         if each.word in REMADE and (edited := each.changed(Path())):
@@ -103,7 +108,7 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
             )
     if recipe["params"].get("snapshots") != step.params.get("snapshots"):
         raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
-    identity.check(step.sources, recipe.get("sources", {}))
+    identity.check_sources(step.sources, recipe.get("sources", {}))
     return tuple(above)
 
 
@@ -118,19 +123,19 @@ def _make(work: Work) -> None:
     # A distil run has its outputs untouched until it publishes them.
     untouched = step.word == "distil" or not work.first
     with contextlib.nullcontext() if untouched else works.overwriting(step):
-        make(work)
+        make_step(work)
         if step.word == "data" or step.kind == "conversion":  # which read them to their end
-            identity.check(step.sources, work.recipe.get("sources", {}))
+            identity.check_sources(step.sources, work.recipe.get("sources", {}))
 
 
-def make(work: Work) -> None:
-    """Have the module of a step's word make it: each imports what it needs, and some of that takes seconds."""
-    importlib.import_module(f"eldistill.steps.{work.step.word}").make(work)
+def make_step(work: Work) -> None:
+    """Call the module of a step's word. It is imported here, because some of these modules need seconds for their imports."""
+    importlib.import_module(f"eldistill.steps.{work.step.word}").make_step(work)
 
 
 def _record(work: Work, text: str) -> None:
     work.plan.identities.record()
-    records.write(Path(), work.step.record, work.digest, work.step.outputs)
+    records.write_record(Path(), work.step.record, work.digest, work.step.outputs)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(work.step.sidecar, text)
     if work.state is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `tables`: metrics to tables, plots and a report, and one table for each study."""
+"""The steps of the word `tables`: tables, plots and a report of a suite, and one table for each study."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from eldistill.tables.studies import page as studies
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem."""
     if work.step.kind == "study":
         studies.make_study(work.step.item, work.params, Path(), work.outputs)
         return

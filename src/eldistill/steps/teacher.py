@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word `teacher`: train a denoiser or convert a published one, check its samples, make pairs with it."""
+"""The steps of the word `teacher`: train a denoiser or convert a published one, check its samples, make pairs with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from eldistill import files
-from eldistill.steps.work import Work, train
+from eldistill.steps.work import Work, run_training
 
 COVERED_BY = "evaluate"
 
 
-def make(work: Work) -> None:
-    """Make a step of this word."""
+def make_step(work: Work) -> None:
+    """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     MAKERS[work.step.kind](work)
 
 
@@ -21,7 +21,7 @@ def _teacher(work: Work) -> None:
     from eldistill.teacher import train as training
 
     def make(folder: Path) -> None:
-        done = training.train(
+        done = training.train_teacher(
             work.params, work.input("images"), work.outputs[0], folder, work.digest, work.machine, work.say
         )
         if not work.first:
@@ -29,7 +29,7 @@ def _teacher(work: Work) -> None:
         files.write_rows(work.outputs[1], done.rows)
         files.write_json(work.outputs[2], provenance.provenance(done, work.digest, work.machine.device))
 
-    train(work, make)
+    run_training(work, make)
 
 
 def _conversion(work: Work) -> None:
@@ -37,7 +37,7 @@ def _conversion(work: Work) -> None:
     from eldistill.teacher import convert
 
     here = work.plan.params.section("teacher", work.step.name)["file"]
-    about = convert.adopt(work.params, work.outputs[0], here, work.say)
+    about = convert.convert_teacher(work.params, work.outputs[0], here, work.say)
     files.write_rows(work.outputs[1], [])
     files.write_json(work.outputs[2], provenance.origin(work.digest) | {"source": about["source"]})
     work.say(f"{work.step.name}: {about['source']['name']}, sha256 {about['source']['sha256']}, {about['config']['network']} "
@@ -48,7 +48,7 @@ def _check(work: Work) -> None:
     from eldistill.teacher import check
 
     features = work.params["features"]
-    found = check.make(
+    found = check.check_teacher(
         work.params, work.input("teacher"), work.optional(f"reference-{features}"), work.optional(features), work.machine, work.say,
         work.optional("images"),
     )  # fmt: skip
@@ -62,7 +62,7 @@ def _pairs(work: Work) -> None:
     folder = work.state = state.state_folder(work.digest)
     with lock.lock(folder):
         machine = work.machine
-        pairs.make(
+        pairs.make_pairs(
             work.params, work.input("teacher"), work.outputs[0], folder, machine.batch, machine.device, work.say,
             work.optional("images"),
         )  # fmt: skip

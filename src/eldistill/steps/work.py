@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step is given (Work), and what several steps do alike: train in a locked folder, replace outputs, find the machine."""
+"""Work, which each step's function gets, and the tasks that steps share: settings of the machine, outputs, trainings."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ MACHINE = (
 
 @dataclass
 class Work:
-    """One step, as the function of its word gets it."""
+    """A step with its recipe and its inputs, as the function that makes it gets it."""
 
     step: Step
     recipe: dict[str, Any]  # the parsed recipe that is followed
     digest: str  # its sha256
-    upstream: tuple[Step, ...]  # as the recipe names them; all of them are there and fit
+    upstream: tuple[Step, ...]  # the steps that the recipe names; their outputs exist and match it
     plan: Plan
     machine: Machine
-    say: Callable[[str], None]  # prints a line that begins with the name of the step
-    force: bool  # made again although an earlier attempt failed
-    first: bool  # whether this process writes and speaks, where several share the step
-    alone: bool  # whether one process makes it
+    say: Callable[[str], None]  # logs a line, which begins with the name of the step
+    force: bool  # run it even if an earlier attempt failed
+    first: bool  # whether this process writes and logs; of several that share the step only one does
+    alone: bool  # whether no other process shares the step
     state: Path | None = None  # the folder of its saved state, removed when the step is done
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Work:
 
     @property
     def outputs(self) -> list[Path]:
-        """Files to write, in the order of the step."""
+        """The files to write, in the order of Step.outputs."""
         return [Path(output) for output in self.step.outputs]
 
     def output(self, name: str) -> Path:
@@ -68,20 +68,22 @@ class Work:
         return next(path for path in self.outputs if path.name == name)
 
     def input(self, role: str) -> Path:
-        """The first output of the step upstream with this role; of several the first one's."""
+        """The first output of the upstream step with this role, or of the first such step. Raises KeyError if there is none."""
         return Path(self.inputs[role][0].outputs[0])
 
     def optional(self, role: str) -> Path | None:
-        """As `input`, None where no step upstream has this role."""
+        """Like `input`, but None if no upstream step has this role."""
         return self.input(role) if role in self.inputs else None
 
 
 # --- the machine ----------------------------------------------------------------------------------------
 
 
-def machine(values: Params, params: dict[str, Any], step: Step, max_minutes: float) -> Machine:
-    """What params.yaml, a launcher and the device say. params: those in the recipe. Raises Problem where `cuda` is asked for
-    and there is none."""
+def find_machine(values: Params, params: dict[str, Any], step: Step, max_minutes: float) -> Machine:
+    """The device, its memory and time limits, and how to compute, from params.yaml, the launcher and the hardware.
+
+    params: those in the recipe. max_minutes: time limit of the process, 0 for none. Raises Problem if params.yaml asks for
+    cuda and a step that needs it finds no GPU."""
     top = values.top("distil")
     # A quarter of the time, at most five minutes, is left for the last step, saving, and starting.
     seconds = 60 * max_minutes
@@ -104,7 +106,7 @@ def _device(asked: str, step: Step) -> str:
 
 
 def _micro_batch(top: dict[str, Any], params: dict[str, Any]) -> int:
-    # What a launcher found to fit on every GPU, else what params.yaml says.
+    # Images at once: the number that the launcher found to fit on every GPU, otherwise that of params.yaml; 0: the whole batch.
     parts = int(os.environ.get("ELDISTILL_PARTS", "1"))
     if parts < 2:
         asked: int = top["micro_batch"]
@@ -113,13 +115,13 @@ def _micro_batch(top: dict[str, Any], params: dict[str, Any]) -> int:
 
 
 def _batch(params: dict[str, Any]) -> int:
-    # Of a training: a distil recipe has it with the numbers of its method; a judge's is its own affair.
+    # Batch of a training, which a distil recipe has among the numbers of its method; 0 for judges, whose batch is not divided.
     batch: int = params.get("method", params).get("batch", 0)
     return batch
 
 
 def set_threads(threads: int, word: str) -> None:
-    """What every step but `tables` begins with: CPU threads, and arithmetic that repeats."""
+    """Set the number of CPU threads and repeatable arithmetic. The step `tables` needs neither and does not import torch."""
     if word != "tables":
         import torch
 
@@ -127,7 +129,7 @@ def set_threads(threads: int, word: str) -> None:
 
         compute.keep_memory()
         torch.set_num_threads(threads)
-        # float32 means float32, and equal seeds equal bits, as far as cuDNN offers it.
+        # No TF32, and equal bits for equal seeds as far as cuDNN allows it.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -138,7 +140,8 @@ def set_threads(threads: int, word: str) -> None:
 
 @contextlib.contextmanager
 def overwriting(step: Step) -> Iterator[None]:
-    """While outputs are replaced an older recipe must not vouch for a mixture; if none was, it may again."""
+    """Context in which outputs are replaced. The old recipe is removed first, because it would vouch for a mixture of old and new
+    files; after an error it is restored if no output was changed."""
     sidecar, before = Path(step.sidecar), [_signature(output) for output in step.outputs]
     old = sidecar.read_text(encoding="utf-8") if sidecar.exists() else None
     sidecar.unlink(missing_ok=True)
@@ -162,10 +165,11 @@ def _signature(path: str) -> tuple[int, int, int] | None:
 # --- trainings ------------------------------------------------------------------------------------------
 
 
-def train(work: Work, make: Callable[[Path], None]) -> None:
-    """Run a training in its locked state folder; remember a failure that repeating cannot cure.
+def run_training(work: Work, make: Callable[[Path], None]) -> None:
+    """Run a training in its locked state folder. If the device runs out of memory, continue with smaller micro-batches.
 
-    Raises Problem where it failed before with the same code on the same machine, and what the training raises.
+    make: the training, called with the state folder. A NaN is remembered, because the same training would fail again: Problem
+    is raised at once if the same code failed before on the same machine. Raises what `make` raises.
     """
     from eldistill.training import compute, lock, state
 
@@ -187,19 +191,19 @@ def train(work: Work, make: Callable[[Path], None]) -> None:
                     raise
             _free_memory()
             work.machine.micro_batch = smaller
-            work.say(f"the device has too little memory; going on with {smaller} images at once")
+            work.say(f"the device has too little memory; continuing with {smaller} images at once")
 
 
 def _code(machine: Machine) -> str:
-    # Of everything that may turn a failure into a success: the sources, torch, and how the machine computes.
+    # A digest of everything that may turn a failure into a success: the sources, torch, and how the machine computes.
     sources = files.digest("".join(p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))))
     how = " ".join(str(getattr(machine, key)) for key in ("device", "micro_batch", *MACHINE))
     return files.digest(f"{sources} {how} {metadata.version('torch')}")
 
 
 def _smaller(work: Work) -> int:
-    """Half as many images at once as now; 0 if there are no fewer, or if somebody else has to decide: of several processes
-    all must change together, which `launch` does."""
+    """Half the present number of images at once; 0 if it cannot be reduced, or if several processes share the training: they must
+    change together, which `launch` does."""
     now = work.machine.micro_batch or _batch(work.params)
     fewest = _group(work.params)
     return max(fewest, -(-now // 2)) if work.machine.fit and work.alone and now > fewest else 0
@@ -217,7 +221,7 @@ def _group(params: dict[str, Any]) -> int:
 
 
 def _free_memory() -> None:
-    # Networks of the attempt that failed hang together in circles.
+    # Networks of the failed attempt are in reference cycles, which only the garbage collector frees.
     import torch
 
     gc.collect()

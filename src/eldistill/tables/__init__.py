@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables, plots and pages, made from the results of a suite."""
+"""Tables, plots and pages of a suite, made from the evaluations of its runs."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 COVERED_BY = "metrics"
-# (metric, share of what real images or the teacher reach below which something is wrong, what may be wrong)
+# (metric, fraction of the value of real images or of the teacher below which there is an alarm, possible cause)
 ALARMS: tuple[tuple[str, float, str], ...] = (
     ("precision", 0.8, "blurred, noisy or strange images"),
     ("recall", 0.8, "kinds of images that are missing"),
@@ -12,13 +12,15 @@ ALARMS: tuple[tuple[str, float, str], ...] = (
     ("is", 0.9, "classes that are missing, or images of no class"),
     ("agreement", 0.8, "images of another class than the one that was asked for"),
 )
-COPIES = 0.2  # share of copies of train images beyond chance
+COPIES = 0.2  # value of `copied`, the fraction of copies beyond chance, above which there is an alarm
 
 
 def alarms(found: dict[str, float], floors: dict[str, dict[str, float]]) -> list[str]:
-    """What is wrong with generated images, by {metric: value}, beside the same of what they cannot be expected to beat, by
-    name: real images, the teacher; the lowest counts. A clause each, none where nothing is wrong. Limits are far from what
-    sampling does, so that an alarm is a reason to look."""
+    """Clauses about metrics that show a problem of generated images; empty if there is none.
+
+    found: {metric: value} of the generated images. floors: the same of real images and of the teacher, by their names; each metric
+    is compared with the lowest of them. Random variation does not reach the limits, so that an alarm is a reason to look at the
+    images."""
     said = []
     for name, share, what in ALARMS:
         known = {who: each[name] for who, each in floors.items() if each.get(name) is not None}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a suite: convergence curves, their costs, and a radar of what each arm takes. Equal input gives equal bytes."""
+"""Plots of a suite: curves over training, curves over cost, and a radar plot of cost and result. Equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from eldistill.tables.results import COSTS, PARTS, Result, arms_of, is_reason, n
 
 RECIPE = ("plots", 4)  # colours and labels of one seed; names follow each data setting; legends are whole
 
-# Okabe & Ito (2008), told apart by colour-blind readers; black first, for the baseline.
+# Colours of Okabe & Ito (2008), which colour-blind readers can distinguish. Black is first, for the baseline.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
 
 
 def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary: str) -> None:
-    # One panel: arms of one data setting and method against one part; rows: the yardsticks.
+    # One panel: the arms of one data setting and method, compared with one part of the data. rows: the reference runs.
     for (data, method, supplement), results in arms.items():
         column, points = named(results[0].curve[0], "fd", primary, part), {}
         colour, marker = styles[supplement]
@@ -35,7 +35,7 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
         _band(axes, {n: points[n] for n in mean}, colour)
         axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="generated images in training")
         axes.set(ylabel=f"Fréchet distance (lower is better)\n{column}")
-    # Against train images there is no floor: that of 360 held-out ones lies above what 5,000 generated reach.
+    # There is no noise floor with respect to train images, because 360 held-out images give a larger distance than 5,000 generated ones.
     rows = rows if part == "heldout" else [None, rows[1]]
     for row, what, dash in zip(rows, ("noise floor", "teacher"), ((0, (1, 1.5)), (0, (6, 2))), strict=True):
         if row is None:
@@ -57,7 +57,7 @@ def _band(axes, points: dict[float, list[float]], colour: str) -> None:
 
 
 def _ticks(axes) -> None:
-    # A logarithmic axis, unless nothing on it is above 0.
+    # A logarithmic axis, unless no value on it is above 0.
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not any(value > 0 for line in axes.get_lines() for value in line.get_ydata()):
@@ -79,7 +79,7 @@ def _dress(axes) -> None:
 
 
 def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
-    # Black is the baseline's, in every panel and also where it is absent.
+    # Black is reserved for the baseline, also in panels without it.
     others = dict.fromkeys(result.arm[2] for result in results if result.arm[2] != baseline)
     looks = itertools.cycle(zip(COLOURS[1:], MARKERS[1:], strict=True))
     return {baseline: (COLOURS[0], MARKERS[0])} | dict(zip(others, looks, strict=False))
@@ -88,7 +88,7 @@ def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
 def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
     """curves.png: two panels (held-out, train) of 600 x 500 pixels for each data setting and method.
 
-    Thick: mean over the seeds at points that all of them have; thin: each seed; dashed: the two yardsticks.
+    Thick lines are means over seeds, at points that all seeds have; thin lines are seeds; dashed lines are the two reference runs.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -99,13 +99,13 @@ def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dic
         figure = Figure(figsize=(12, 5 * len(beds)), dpi=100, layout="constrained")
         for panels, bed in zip(figure.subplots(len(beds), 2, squeeze=False), beds, strict=True):
             here = {arm: group for arm, group in arms.items() if arm[:2] == bed}
-            yardsticks = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
+            reference_runs = [row for row in rows if row["data"] == bed[0] and row["seeds"] is None]
             for axes, part in zip(panels, PARTS, strict=True):
-                _panel(axes, here, yardsticks, styles, part, params["primary"])
+                _panel(axes, here, reference_runs, styles, part, params["primary"])
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-SPENT = {  # what a curve can be drawn against: title, and what an iteration costs of it
+SPENT = {  # horizontal axes of the cost curves: {title: cost of an iteration}
     "iterations": COSTS["iterations"],
     "generated images": lambda result: result.about["n_images"] / result.about["iterations"],
     "CPU seconds": COSTS["seconds"],
@@ -116,8 +116,9 @@ SPENT = {  # what a curve can be drawn against: title, and what an iteration cos
 def draw_costs(path: Path, results: list[Result], params: dict) -> None:
     """costs.png: for each data setting and method the held-out curves against iterations, images, CPU seconds and FLOP.
 
-    Means over seeds with a band of one deviation. An arm's price is the median of its runs', for that of one run depends on
-    what else the machine was doing. A panel whose price nobody measured, or not on one kind of device, says so.
+    Lines are means over seeds with a band of one standard deviation. The cost of an iteration is the median over the runs of an
+    arm, because the load of the machine affects single runs. A panel without a measured cost, or with costs of several kinds of
+    device, contains a note instead.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -150,7 +151,7 @@ def draw_costs(path: Path, results: list[Result], params: dict) -> None:
                 if what == "FLOP":
                     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.1e}")
                     axes.tick_params(axis="x", labelsize=8)
-            first = next(iter(here.values()))[0]  # another data setting may be measured by another number of images
+            first = next(iter(here.values()))[0]  # the number of images may differ between data settings
             panels[0].set_ylabel(
                 f"Fréchet distance\n{named(first.curve[0], 'fd', params['primary'], 'heldout')}", fontsize=9
             )
@@ -169,15 +170,15 @@ def _spent(axes, group: list[Result], price: float, style: tuple[str, str], labe
     _band(axes, points, colour)
 
 
-SECONDS = "seconds an\niteration"  # a spoke of radar.png
+SECONDS = "seconds an\niteration"  # an axis of radar.png
 
 
 def draw_radar(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
-    """radar.png: what an arm costs and where it ends, over the baseline's: smaller is better on every axis.
+    """radar.png: cost and result of each arm, divided by those of the baseline; smaller is better on every axis.
 
-    Axes: CPU seconds an iteration; peak memory of the process; generated images until the distance is at or below the
-    baseline's last (the whole length where that is not reached); held-out and train distance at the end. An axis that was
-    not measured for all arms of a data setting and method, or whose seconds are of several devices, is left out.
+    Axes: CPU seconds per iteration; peak memory of the process; generated images until the distance is at most the baseline's last
+    one (all images if it is not reached); final distances to held-out and to train images. An axis is omitted if it was not
+    measured for all arms of a data setting and method, or if its seconds come from several kinds of device.
     """
     import math
 

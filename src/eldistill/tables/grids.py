@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a suite's samples: the first images of the teacher and of each arm, labelled."""
+"""The picture samples.png of a suite: the first images of the teacher and of each arm, with labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLE_ROWS = 4
 
 
 def _picture(path: Path, columns: int, width: int):
-    # The first rows of a grid of square images, enlarged by a whole number.
+    # The first rows of a grid of square images, enlarged by an integer factor.
     from PIL import Image
 
     try:
@@ -23,14 +23,16 @@ def _picture(path: Path, columns: int, width: int):
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
     except OSError as error:
-        raise Problem(f"{path} is no picture ({error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is not a readable image ({error}); delete it and run `snakemake all`") from None
     picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * picture.width // columns)))
     scale = max(1, width // picture.width)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def draw_samples(path: Path, results: list[Result], params: dict, root: Path) -> None:
-    """samples.png: the teacher's and each arm's first images (lowest seed), labelled, two panels a row."""
+    """Write samples.png: the first images of the teacher and of each arm (its lowest seed), with labels, two panels in a row.
+
+    params: grid, the number of images in a row. Raises Problem for a missing or damaged picture."""
     from PIL import Image, ImageDraw, ImageFont
 
     places: dict[str, list[tuple[str, str]]] = {}

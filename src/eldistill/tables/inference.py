@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of runs: paired tests over seeds, equivalence, corrections, censored times. Pure functions on numbers.
+"""Statistics of runs: paired tests over seeds, tests of equivalence, correction for multiple tests, and censored times.
 
-The unit is a training seed; `deltas` are differences of two arms paired by seed.
+The functions depend only on their arguments. The unit is a training seed, and `deltas` are differences of two arms, paired by seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ RECIPE = ("inference", 1)
 
 
 def interval(deltas: Sequence[float], confidence: float) -> tuple[float | None, float | None]:
-    """Student's t-interval of the mean, (low, high); (None, None) for fewer than two values."""
+    """Student's t-interval (low, high) of the mean, at a confidence level from 0 to 1; (None, None) for fewer than two values."""
     if len(deltas) < 2:
         return None, None
     from scipy.stats import t
@@ -24,12 +24,12 @@ def interval(deltas: Sequence[float], confidence: float) -> tuple[float | None, 
 
 
 def paired_p(deltas: Sequence[float]) -> float | None:
-    """Two-sided p of the paired t-test that the mean difference is 0; None for fewer than two values."""
+    """Two-sided p-value of the paired t-test of a mean difference of 0; None for fewer than two values."""
     return None if len(deltas) < 2 else min(1.0, 2 * min(_tail(deltas, 0.0), 1 - _tail(deltas, 0.0)))
 
 
 def _tail(deltas: Sequence[float], at: float) -> float:
-    # Probability that Student's t lies above that of the deltas against a mean of `at`.
+    # Probability that Student's t is above the t-statistic of the deltas for a mean of `at`.
     from scipy.stats import t
 
     spread = stdev(deltas) / math.sqrt(len(deltas))
@@ -39,15 +39,15 @@ def _tail(deltas: Sequence[float], at: float) -> float:
 
 
 def equivalence_p(deltas: Sequence[float], margin: float) -> float | None:
-    """p of two one-sided t-tests that the mean difference lies within ± margin (Schuirmann 1987): small means equal
-    for all purposes that the margin stands for. None for fewer than two values."""
+    """p-value of the two one-sided t-tests of equivalence (Schuirmann 1987): a small value shows that the mean difference is within
+    ± margin. None for fewer than two values."""
     if len(deltas) < 2:
         return None
     return max(_tail(deltas, -margin), 1 - _tail(deltas, margin))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (1979) of a family of p-values; Nones are no members of it and stay."""
+    """Holm's step-down correction (1979) of a family of p-values. A None does not belong to the family and stays None."""
     order = sorted((p, place) for place, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     running = 0.0
@@ -58,21 +58,25 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def seeds_for_equivalence(deltas: Sequence[float], margin: float, level: float = 0.05, power: float = 0.8) -> int:
-    """Pairs that two one-sided tests at `level` need for this power, were the true difference 0 and the deviation that of
-    the deltas: the smallest n with (t_(1 - level) + t_(1 - (1 - power) / 2)) sd / margin <= sqrt(n), n - 1 degrees."""
+    """Number of pairs that the two one-sided tests at `level` need for this power, if the true difference is 0 and the standard
+    deviation sd is that of the deltas.
+
+    It is the smallest n with (t_(1 - level) + t_(1 - (1 - power) / 2)) sd / margin <= sqrt(n), with n - 1 degrees of freedom."""
     from scipy.stats import norm, t
 
     scale, tails = stdev(deltas) / margin, (1 - level, 1 - (1 - power) / 2)
-    n = max(2, math.ceil(float(sum(norm.ppf(tail) for tail in tails) * scale) ** 2))  # fewer than that are never enough
+    n = max(
+        2, math.ceil(float(sum(norm.ppf(tail) for tail in tails) * scale) ** 2)
+    )  # the normal quantiles give a lower bound
     while sum(t.ppf(tail, n - 1) for tail in tails) * scale > math.sqrt(n):
         n += 1
     return n
 
 
 def median_time(times: Sequence[tuple[float, bool]]) -> float | None:
-    """Kaplan–Meier median of (time, censored): the first time at which at most half are left; None if never reached.
+    """Kaplan–Meier median of (time, censored): the first time at which the survival is at most one half; None if there is none.
 
-    A censored time says that the event had not come by then.
+    A censored time is one up to which the event did not happen.
     """
     alive, survival = len(times), 1.0
     for time in sorted({time for time, _ in times}):
@@ -85,10 +89,10 @@ def median_time(times: Sequence[tuple[float, bool]]) -> float | None:
     return None
 
 
-def components(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Variances (of rows, of columns, of the rest) of a full two-way table with one value a cell, by mean squares.
+def variance_components(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Variance components (rows, columns, rest) of a complete two-way table of at least 2 x 2 single values, by mean squares.
 
-    value = mean + row + column + rest, all independent; an estimate below 0 is given as it is. At least 2 x 2.
+    The model is value = mean + row + column + rest with independent terms. Negative estimates are returned unchanged.
     """
     rows, columns = len(table), len(table[0])
     grand = fmean(value for row in table for value in row)

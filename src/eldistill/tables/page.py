@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a self-contained HTML page: its style, tables, pictures inside it, and Markdown as HTML."""
+"""Parts of self-contained HTML pages: the style, tables, embedded pictures, and conversion of Markdown to HTML."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ summary { cursor: pointer; }
 
 
 def short_table(head: list[str], rows: list[list[str]], css: str = "") -> str:
-    """A table of texts, which are escaped."""
+    """An HTML table of texts, which are escaped. head: one text for each column. css: class of the table."""
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -66,17 +66,19 @@ def short_table(head: list[str], rows: list[list[str]], css: str = "") -> str:
 
 
 def picture(caption: str, path: Path, zoom: bool = True) -> str:
-    """A picture inside the page; with zoom it fills the window while it is chosen, by mouse, finger or space bar."""
+    """A figure that is embedded in the page. With `zoom` a click, a touch or the space bar enlarges it to the window.
+
+    Raises Problem if the file is missing."""
     tag = f'<img alt="{html.escape(caption)}" src="{_source(path)}">'
     if zoom:
         tag = f'<label class="zoom"><input type="checkbox" aria-label="enlarge: {html.escape(caption)}">{tag}</label>'
     else:
-        tag = f'<div class="wide plot">{tag}</div>'  # on a phone it is moved by a finger
+        tag = f'<div class="wide plot">{tag}</div>'  # on a phone it can be scrolled
     return f"<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _source(path: Path) -> str:
-    # Grids of photographs would take megabytes as PNG.
+    # Large files are stored as JPEG, because grids of photographs would take megabytes as PNG.
     try:
         content, kind = path.read_bytes(), "png"
     except FileNotFoundError:
@@ -92,8 +94,8 @@ def _source(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def to_html(text: str) -> str:
-    """The Markdown that suite.py writes (headings, tables, lists, paragraphs, `code`) as HTML."""
+def markdown_to_html(text: str) -> str:
+    """Convert the subset of Markdown that typeset.py writes to HTML: headings, tables, lists, paragraphs and `code`."""
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip()):
         lines = block.split("\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that others have published (published.csv), and which of them may be shown next to which arm."""
+"""Published results (published.csv), and the choice of those that are shown next to an arm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from eldistill.paths import PACKAGE
 
 RECIPE = ("published", 2)  # which figures ours may stand beside
 FIGURES = PACKAGE / "tables/published.csv"
-METHODS: dict[str, tuple[str, ...]] = {  # what published.csv calls the methods of this project, up to a bracket
+METHODS: dict[
+    str, tuple[str, ...]
+] = {  # {method of this project: its names in published.csv, without anything in brackets}
     "teacher": ("EDM", "EDM teacher", "EDM2-S"),
     "di": ("DI", "Diff-Instruct"),
     "dmd": ("DMD",),
@@ -23,35 +25,36 @@ METHODS: dict[str, tuple[str, ...]] = {  # what published.csv calls the methods 
     "ict": ("iCT",),
     "ect": ("ECT", "ECT-S"),
 }
-ENDINGS = {"none": "", "el": "+EL", "regression": "", "regression+el": "+EL"}  # of those names, for each supplement
-SETS = {  # what published.csv calls the data settings of params.yaml: (data set, conditional, resolution)
+ENDINGS = {"none": "", "el": "+EL", "regression": "", "regression+el": "+EL"}  # {supplement: ending of these names}
+SETS = {  # {data setting: (data set, conditional, resolution) in published.csv}
     "cifar10": ("CIFAR-10", "no", "32"), "cifar10-cond": ("CIFAR-10", "yes", "32"), "ffhq64": ("FFHQ", "no", "64"),
     "afhqv2-64": ("AFHQv2", "no", "64"), "imagenet64": ("ImageNet", "yes", "64"), "imagenet512-s": ("ImageNet", "yes", "512"),
 }  # fmt: skip
 
 
 @functools.cache
-def figures() -> tuple[dict[str, str], ...]:
-    """The rows of published.csv: dataset, conditional, resolution, method, nfe, fid, inception_score, precision, recall and
-    source. They were measured by their authors, each in a way of its own: to be shown beside ours, never ranked with them."""
+def load_figures() -> tuple[dict[str, str], ...]:
+    """Load the rows of published.csv: dataset, conditional, resolution, method, nfe, fid, inception_score, precision, recall and
+    source. Authors measured them in different ways; they are shown next to ours and not ranked with them."""
     with open(FIGURES, newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 
-def beside(data: str, method: str, supplement: str) -> list[dict[str, str]]:
-    """The published figures of an arm: same data, method and supplement (none, or el); of a data setting that nobody published
-    those on all data sets, which then compare with nothing here."""
+def figures_for(data: str, method: str, supplement: str) -> list[dict[str, str]]:
+    """The published results of the same method and supplement on the same data.
+
+    For a data setting without published results they are those on all data sets, and are not comparable with ours."""
     ending = ENDINGS.get(supplement)
     if ending is None:
         return []
     wanted = {f"{name}{ending}" for name in METHODS.get(method, ())}
-    rows = [row for row in figures() if row["method"].split(" (")[0].split("/")[0] in wanted]
+    rows = [row for row in load_figures() if row["method"].split(" (")[0].split("/")[0] in wanted]
     return [row for row in rows if data not in SETS or _place(row) == SETS[data]]
 
 
-def comparable(data: str, method: str, figure: dict[str, str]) -> bool:
-    """Whether our figure of an arm was measured on the data of this published one, with as many network calls: students
-    are measured in one call, a teacher in as many as its authors chose."""
+def is_comparable(data: str, method: str, figure: dict[str, str]) -> bool:
+    """Whether our FID of an arm is comparable with a published one: same data, and the same number of network calls, which is one for
+    a student and the authors' number for a teacher."""
     return data in SETS and _place(figure) == SETS[data] and (method == "teacher" or figure["nfe"] == "1")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained HTML page of a suite: what was run, the tables, the pictures, and where every number comes from.
+"""The report of a suite: one self-contained HTML page with its runs, tables and pictures, and the origin of every number.
 
-Nothing is fetched and no script runs: grids enlarge by a checkbox. Readable on a phone, and printed.
+The page loads nothing and runs no script; a checkbox enlarges pictures. It is readable on a phone and on paper.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pathlib import Path
 
 from eldistill.files import write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables.page import STYLE, picture, short_table, to_html
+from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
 RECIPE = ("report", 3)  # the seeds of each supplement
 
 
 def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
-    """Write the page. params: runs, baseline, confidence, primary; tables: {file name: path} of the suite's tables and
-    pictures; reads data/evaluations and data/runs under root. Raises Problem for a missing file."""
+    """Write the report of a suite to `output`.
+
+    params: runs, baseline, confidence, primary, steps. tables: {file name: path} of the suite's tables and pictures. root: folder
+    that contains data/evaluations. Raises Problem for a missing file."""
     runs = params["runs"]
     first = list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
     beds = list(dict.fromkeys(run.split("/")[0] for run in runs))
@@ -28,8 +30,8 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
         f"<h1>eldistill: suite {html.escape(suite)}</h1>",
         "<nav>" + "".join(f'<a href="#{name}">{text}</a>' for name, text in SECTIONS.items()) + "</nav>",
         _what(params, beds), f'<h2 id="tables">{SECTIONS["tables"]}</h2>',
-        # The page has a title of its own.
-        re.sub(r"^<h1>.*?</h1>\n", "", to_html(tables["main.md"].read_text(encoding="utf-8"))),
+        # Without the heading of main.md, because the page has its title.
+        re.sub(r"^<h1>.*?</h1>\n", "", markdown_to_html(tables["main.md"].read_text(encoding="utf-8"))),
         _theirs(tables["published.csv"]), f'<h2 id="curves">{SECTIONS["curves"]}</h2>',
         picture("Convergence of generator_ema: thin lines are seeds, thick ones means, bands a deviation", tables["curves.png"], False),
         picture("The same, held-out, against what it took", tables["costs.png"], False),
@@ -66,14 +68,14 @@ SECTIONS = {
 
 
 def _what(params: dict, beds: list[str]) -> str:
-    # The six words with how many steps each took, and the arms.
+    # The number of steps of each of the six kinds, and the arms.
     arms: dict[tuple[str, str], dict[str, list[str]]] = {}
     for run in params["runs"]:
         data, method, supplement, seed = run.split("/")
         arms.setdefault((data, method), {}).setdefault(supplement, []).append(seed)
     rows = []
     for (data, method), each in arms.items():
-        by_seeds: dict[str, list[str]] = {}  # supplements that have the same seeds share a line
+        by_seeds: dict[str, list[str]] = {}  # supplements with the same seeds share a row
         for supplement, seeds in each.items():
             by_seeds.setdefault(", ".join(sorted(seeds, key=int)), []).append(supplement)
         rows += [[f"{data}/{method}", ", ".join(names), seeds] for seeds, names in by_seeds.items()]
@@ -96,7 +98,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _theirs(path: Path) -> str:
-    # Figures of others that compare with nothing here stand folded away, so that nobody ranks them with ours.
+    # Published results on other data are collapsed, so that they are not compared with ours.
     rows = [row for row in _rows(path) if row.get("published_fid") and not row["data"]]
     if not rows:
         return ""

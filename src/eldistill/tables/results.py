@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluations of a suite's runs, read and checked: all tables and pictures are made from them."""
+"""Results of runs: their metrics, curves and provenance, loaded and checked. All tables and plots are made from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECIPE = ("results", 2)  # numbers must be finite
 
 PARTS = {"heldout": "held-out", "train": "train"}
 REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"
-YARDSTICKS = {"real": REAL, "teacher": TEACHER}
+REFERENCE_RUNS = {"real": REAL, "teacher": TEACHER}
 NAME = re.compile(r"(?P<metric>[a-z]+)(?P<n>\d+k?)_(?P<space>.+)_(?P<part>heldout|train)")
 ABOUT = ("n_images", "iterations", "milliseconds_per_iteration_cpu", "milliseconds_per_iteration_wall",
          "recipe", "git_commit", "command")  # fmt: skip
@@ -28,12 +28,14 @@ ABOUT = ("n_images", "iterations", "milliseconds_per_iteration_cpu", "millisecon
 
 @dataclass(frozen=True)
 class Result:
-    """All that is known of one run. curve: rows as text, by n_images, so that no bit is lost on the way."""
+    """The result of one run."""
 
-    run: str
+    run: str  # data/method/supplement/seed
     metrics: dict[str, float]
-    curve: list[dict[str, str]]
-    about: dict
+    curve: list[
+        dict[str, str]
+    ]  # rows of curve.csv in the order of n_images; as text, so that values keep all their digits
+    about: dict  # its provenance
 
     @property
     def arm(self) -> tuple[str, str, str]:
@@ -46,7 +48,7 @@ class Result:
         return int(self.run.split("/")[3])
 
     def iteration(self, point: dict[str, str]) -> int:
-        """The iteration of a point of the curve: its share of the run's images."""
+        """The iteration of a point of the curve, computed from its number of images."""
         return round(int(point["n_images"]) * self.about["iterations"] / self.about["n_images"])
 
     def distances(self, space: str, part: str) -> list[tuple[int, float]]:
@@ -56,31 +58,34 @@ class Result:
 
 
 def named(names, metric: str, space: str, part: str) -> str | None:
-    """The one of `names` that is this metric, at any n, or None. Raises Problem if there are two."""
+    """The name in `names` of this metric with any number of images, or None. Raises Problem if there are two."""
     parts = (metric, space, part)
     found = [n for n in names if (m := NAME.fullmatch(n)) and m.group("metric", "space", "part") == parts]
     if len(found) > 1:
-        raise Problem(f"{' and '.join(found)} are the same metric at two sizes; expected one")
+        raise Problem(
+            f"{' and '.join(found)} are the same metric for two numbers of images; expected one: "
+            "delete the metrics and run `snakemake all`"
+        )
     return found[0] if found else None
 
 
-def alone(names, metric: str, space: str) -> str | None:
-    """The one of `names` that is this metric without a part (copied, is), at any n, or None."""
+def named_without_part(names, metric: str, space: str) -> str | None:
+    """The name in `names` of a metric without a part, such as copied or is, with any number of images, or None."""
     return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
 
 
 def protocols(names) -> list[str]:
-    """Those of `names` that follow somebody's protocol: FIDs by their authors' and by clean-fid's, and clean-fid's KID."""
+    """The names in `names` of metrics with a published protocol: FIDs like their authors', and clean-fid's FID and KID."""
     return [name for name in names if name.startswith("fid") or re.fullmatch(r"kid\d+k?_clean", name)]
 
 
 def ended_no_better(curve: list[tuple[float, float]]) -> bool | None:
-    """Whether a curve of (time, distance) ends at or above its first point; None if it has only one point."""
+    """Whether a curve of (time, distance) ends at or above its first value; None if it has only one point."""
     return curve[-1][1] >= curve[0][1] if len(curve) > 1 else None
 
 
 def read_metrics(path: Path) -> dict[str, float]:
-    """The metrics of an evaluation. Raises Problem if one is not finite: a mean or a test over it would be none either."""
+    """Load the metrics of an evaluation. Raises Problem if one is not finite, because means and tests would not be finite either."""
     metrics = read_json(path)
     if odd := [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise Problem(
@@ -89,8 +94,8 @@ def read_metrics(path: Path) -> dict[str, float]:
     return metrics
 
 
-def load(run: str, root: Path) -> Result:
-    """The metrics, the curve and the provenance of a run. Raises Problem if one is missing or damaged."""
+def load_result(run: str, root: Path) -> Result:
+    """Load the metrics, the curve and the provenance of a run below the folder `root`. Raises Problem if one is missing or damaged."""
     folder = root / "data/evaluations" / run
     metrics, about = read_metrics(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
     if absent := [key for key in ABOUT if key not in about]:
@@ -109,9 +114,11 @@ def load(run: str, root: Path) -> Result:
     return Result(run, metrics, curve, about)
 
 
-def check(results: list[Result], primary: str, curves: bool = True) -> None:
-    # Within a data setting every run has the same metrics at the same n, so that names are comparable; only those of
-    # more than one step are its method's own.
+def check_results(results: list[Result], primary: str, curves: bool = True) -> None:
+    """Raise Problem unless all runs of a data setting have the same metrics with the same numbers of images.
+
+    Metrics of several steps may differ, because not all methods have them. primary: the feature space that ranks, which must be
+    measured. curves: whether the points of curves need it too."""
     first: dict[str, Result] = {}
     for result in results:
         twin = first.setdefault(result.arm[0], result)
@@ -125,7 +132,7 @@ def check(results: list[Result], primary: str, curves: bool = True) -> None:
                 raise Problem(f"{result.run} has no fd of {primary}, {part}; it has {', '.join(sorted(place))}")
 
 
-COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration; None where nobody measured it
+COSTS: dict[str, Callable[[Result], float | None]] = {  # costs of an iteration; None if not measured
     "iterations": lambda result: 1.0,
     "seconds": lambda result: result.about["milliseconds_per_iteration_cpu"] / 1000,
     "FLOP": lambda result: result.about.get("flop_per_iteration"),
@@ -133,16 +140,17 @@ COSTS: dict[str, Callable[[Result], float | None]] = {  # of an iteration; None 
 
 
 def one_device(results: list[Result]) -> bool:
-    """Whether all runs were made on one kind of device; otherwise their seconds do not compare."""
+    """Whether all runs were made on the same kind of device, so that their times are comparable."""
     return len({result.about.get("device") for result in results}) < 2
 
 
 def identity(group: list[Result]) -> dict:
-    """Of an arm: its data, method and supplement, and how many runs it has; the first columns of a row."""
+    """The first columns of a row: data, method and supplement of an arm, and its number of seeds."""
     return dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
 
 
 def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
+    """The results of each arm, {(data, method, supplement): results}, in the order of the runs."""
     arms: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         arms.setdefault(result.arm, []).append(result)
@@ -150,12 +158,12 @@ def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
 
 
 def is_reason(iterations) -> bool:
-    """Whether the cell of a time to the baseline's final value says in words why there is none (`> N` is a bound)."""
+    """Whether a cell for the time to the baseline's final value contains a reason in words, instead of a number or a bound `> N`."""
     return isinstance(iterations, str) and not iterations.startswith(">")
 
 
 def short(value) -> str:
-    # Three significant digits without an exponent where that is readable; text and nothing stay as they are.
+    """A number as text with three significant digits, without an exponent for readable sizes; text is unchanged, None is empty."""
     if value is None or isinstance(value, str):
         return value or ""
     if value and not 1e-4 <= abs(value) < 1e7:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sheet of a run: one page with its numbers, its curves, everything that its training logged, and its images.
+"""The sheet of a run: one HTML page with its metrics, curves, training log and images.
 
-It has no RECIPE: how it looks makes no number stale.
+This module has no RECIPE, because a change of the page does not make any number stale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from eldistill.files import read_json, write_text
 from eldistill.tables.page import BLUE, STYLE, picture, short_table
 from eldistill.tables.results import NAME, PARTS, short
 
-GROUPS = {  # heading: endings of the logged names that belong to it; what is left over are loss terms
+GROUPS = {  # {heading: endings of the logged names that belong to it}; all other names are loss terms
     "Gradients": ("gradient_norm", "gradient_rms", "base_rms"),
     "The supplement's signal": ("weight", "snr", "cosine", "optimal", "trace_ratio"),
 }
@@ -32,7 +32,7 @@ NOTES = {
 
 
 def make_sheet(run: str, root: Path, output: Path) -> None:
-    """Write the sheet of `run` from data/runs and data/evaluations under root. Raises Problem for a damaged input."""
+    """Write the sheet of a run to `output`. root: folder with data/runs and data/evaluations. Raises Problem for a damaged input."""
     folder, trained = root / "data/evaluations" / run, root / "data/runs" / run
     metrics, about = read_json(folder / "metrics.json"), read_json(trained / "provenance.json")
     log, curve = (_columns(path) for path in (trained / "log.csv", folder / "curve.csv"))
@@ -61,7 +61,7 @@ def make_sheet(run: str, root: Path, output: Path) -> None:
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    # Empty cells are numbers that were not logged yet.
+    # The columns of a CSV file. Empty cells, of numbers that were not yet logged, become NaN, which plots omit.
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -73,7 +73,7 @@ def _columns(path: Path) -> dict[str, list[float]]:
 
 
 def _charts(columns: dict[str, list[float]], names: list[str], logarithmic: bool = False) -> str:
-    # Small multiples: one panel a number, so that no scale hides another.
+    # One small panel for each number, because their scales differ.
     import matplotlib
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def _charts(columns: dict[str, list[float]], names: list[str], logarithmic: bool
         for axes in figure.axes[len(names) :]:
             axes.set_visible(False)
         figure.supxlabel("generated images in training", fontsize=8, y=0.0)
-        high = 2.1 * rows + 0.3  # inches; a layout that is found by solving takes three times as long
+        high = 2.1 * rows + 0.3  # inches; matplotlib's constrained layout would take three times as long
         figure.subplots_adjust(0.05, 0.5 / high, 0.99, 1 - 0.25 / high, wspace=0.22, hspace=0.45)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
@@ -115,7 +115,7 @@ def _charts(columns: dict[str, list[float]], names: list[str], logarithmic: bool
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    # A table with a row for each metric and space, and a column for each part.
+    # A table with one row for each metric and space, and one column for each part of the data.
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for name, value in metrics.items():
         match = NAME.fullmatch(name)

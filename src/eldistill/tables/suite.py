@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the tables of a suite from the metrics of its runs. Only arithmetic on files: equal input gives equal bytes.
+"""The tables of a suite, computed from the metrics of its runs. Equal input gives equal bytes.
 
-The unit of evidence is a training seed: intervals are Student's t over differences paired by seed, because
-variation between seeds dominates the noise of sampling images, and the noise of the reference images is common
-to all arms and cancels. A metric is found by its parts, `<metric><n>_<space>_<part>`, whatever n is; the exact
-names stand in the tables. An empty cell: the number cannot be known (one seed, or no baseline). Runs are paired and
-pooled only within a data setting and a method.
+The unit is a training seed. Intervals are Student's t-intervals of differences paired by seed, because the variation between seeds
+is larger than the noise from sampling images, and the noise of the real images is common to all arms and cancels. Runs are paired
+and pooled only within a data setting and a method. A metric is found by its parts, `<metric><n>_<space>_<part>`, for any n; tables
+contain the exact names. A cell is empty if its number cannot be computed (one seed, or no baseline).
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from eldistill.tables.results import (
     ABOUT,
     NAME,
     PARTS,
+    REFERENCE_RUNS,
     TEACHER,
-    YARDSTICKS,
     Result,
-    alone,
     arms_of,
-    check,
+    check_results,
     ended_no_better,
-    load,
+    load_result,
     named,
+    named_without_part,
     one_device,
     protocols,
     read_metrics,
@@ -42,11 +41,11 @@ RECIPE = ("tables", 2)  # pairs within a data setting; no saving of one seed or 
 # --- statistics ---------------------------------------------------------------------------------------
 
 
-def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int, bool]:
-    """(iteration, censored): the first point of the curve at or below the last one of the baseline's curve.
+def time_to_baseline(result: Result, base: Result, primary: str, part: str) -> tuple[int, bool]:
+    """(iteration, censored): the first point of a curve that is at or below the last point of the baseline's curve.
 
-    No interpolation: the resolution is that of the snapshots, and a noisy curve crosses a little early.
-    Censored: never reached, and the iteration is the last one known. Both curves have the same n.
+    Points are not interpolated, so that the resolution is that of the snapshots, and noise makes the crossing a little early. If no
+    point is low enough, the time is censored and the iteration is the last one. Both curves use the same number of images.
     """
     goal, curve = base.distances(primary, part)[-1][1], result.distances(primary, part)
     for iteration, distance in curve:
@@ -56,9 +55,9 @@ def reached(result: Result, base: Result, primary: str, part: str) -> tuple[int,
 
 
 def no_goal(bases: list[Result], params: dict, part: str) -> str | None:
-    """Why the last distance of these runs of the baseline is no goal for the time to it; None where it is one.
+    """The reason why the time to the last distance of these baseline runs has no meaning; None if it has one.
 
-    A run that ended no better than it began is met by every other one before any training.
+    If a baseline run ended no better than it began, every other run reaches its last distance before any training.
     """
     ended = [ended_no_better(base.distances(params["primary"], part)) for base in bases]
     if None in ended:
@@ -67,8 +66,8 @@ def no_goal(bases: list[Result], params: dict, part: str) -> str | None:
     return f"{params['baseline']} ended no better than it began in {sum(ended)} of {runs}" if any(ended) else None
 
 
-def middle(times: list[tuple[int, bool]]) -> tuple[float, bool]:
-    """Kaplan–Meier median of (time, censored); where it is not reached the last time known, and True: a lower bound."""
+def median_or_bound(times: list[tuple[int, bool]]) -> tuple[float, bool]:
+    """(Kaplan–Meier median of (time, censored), False), or (the last time, True) as a lower bound if there is no median."""
     found = median_time(times)
     return (max(time for time, _ in times), True) if found is None else (found, False)
 
@@ -82,13 +81,13 @@ def _bounded(value: float, censored: bool, sign: str = ">"):
 
 
 def spaces(results: list[Result], primary: str) -> list[str]:
-    """All feature spaces, the primary one first."""
+    """The names of all feature spaces, the primary one first."""
     matches = (NAME.fullmatch(name) for result in results for name in result.metrics)
     return list(dict.fromkeys([primary, *(match["space"] for match in matches if match)]))
 
 
 def columns(results: list[Result], primary: str) -> list[tuple[str, str, str]]:
-    """(metric, space, part) of the columns of the main table; the first is the one that ranks."""
+    """(metric, space, part) of the columns of the main table. The first one ranks the arms."""
     others = [("fd", space, "heldout") for space in spaces(results, primary)[1:]]
     return [("fd", primary, "heldout"), ("fd", primary, "train"), *others,
             *((metric, primary, "heldout") for metric in ("kid", "precision", "recall", "density", "coverage", "fdj", "fdse"))]  # fmt: skip
@@ -106,7 +105,7 @@ def _identity(result: Result) -> dict:
 
 
 def run_rows(results: list[Result], params: dict) -> list[dict]:
-    """runs.csv: one row a run: every metric, the cost, the crossings, and where each number comes from."""
+    """The rows of runs.csv, one for each run: all metrics, its cost, the times to the baseline's value, and its origin."""
     arms, names, rows = arms_of(results), dict.fromkeys(n for result in results for n in result.metrics), []
     for result in results:
         row = _identity(result) | {name: result.metrics.get(name) for name in names}
@@ -116,7 +115,9 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
             row[f"iterations_to_baseline_{part}"] = None
             if twins:
                 reason = no_goal([twins[0][1]], params, part)
-                row[f"iterations_to_baseline_{part}"] = reason or _bounded(*reached(*twins[0], params["primary"], part))
+                row[f"iterations_to_baseline_{part}"] = reason or _bounded(
+                    *time_to_baseline(*twins[0], params["primary"], part)
+                )
         row["metrics_file"] = f"data/evaluations/{result.run}/metrics.json"
         row["recipe"] = result.about["recipe"][:12]
         row |= {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
@@ -125,11 +126,11 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
 
 
 def curve_rows(results: list[Result], primary: str) -> list[dict]:
-    """curves.csv: one row a snapshot, for `dvc plots`.
+    """The rows of curves.csv, one for each snapshot, for `dvc plots`.
 
-    The columns that dvc.yaml names depend neither on evaluate.curve_n nor on the feature spaces: fd_heldout and fd_train are
-    the distances in the space that ranks, fd_last_heldout that in the last space which the curves follow (pixels, as
-    shipped). They repeat the columns with exact names.
+    dvc.yaml uses three columns whose names depend neither on evaluate.curve_n nor on the feature spaces: fd_heldout and fd_train are
+    distances in the primary space, and fd_last_heldout is the distance in the last space of the curves (pixels by default). They
+    repeat columns with exact names.
     """
     names = dict.fromkeys(name for result in results for name in result.curve[0] if name != "n_images")
     rows = []
@@ -149,7 +150,7 @@ def curve_rows(results: list[Result], primary: str) -> list[dict]:
 
 
 def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, space: str) -> dict:
-    # The paired difference of a distance; empty without twins.
+    # The paired difference of a distance; cells are None without pairs.
     stem, row = f"fd_{space}_{part}", {}
     name = named(twins[0][0].metrics, "fd", space, part) if twins else None
     pairs = [(result.metrics[name], base.metrics[name]) for result, base in twins]
@@ -164,14 +165,14 @@ def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, spa
 
 
 def _speed(twins: list[tuple[Result, Result]], params: dict, part: str, against: bool) -> dict:
-    # Iterations to the baseline's final value, and their saving; empty without twins. Where that value is no goal, why.
+    # Iterations to the baseline's final value and the percentage saved, None without pairs; or the reason why they have no meaning.
     row = dict.fromkeys((f"iterations_to_baseline_{part}", f"saving_percent_{part}"))
     reason = no_goal([base for _, base in twins], params, part)
     if twins and reason:
         row[f"iterations_to_baseline_{part}"] = reason
     elif twins:
-        here = middle([reached(result, base, params["primary"], part) for result, base in twins])
-        there = middle([reached(base, base, params["primary"], part) for _, base in twins])
+        here = median_or_bound([time_to_baseline(result, base, params["primary"], part) for result, base in twins])
+        there = median_or_bound([time_to_baseline(base, base, params["primary"], part) for _, base in twins])
         row[f"iterations_to_baseline_{part}"] = _bounded(*here)
         if against and len(twins) > 1:
             row[f"saving_percent_{part}"] = _bounded(100 - 100 * here[0] / there[0], here[1], "<")
@@ -179,12 +180,12 @@ def _speed(twins: list[tuple[Result, Result]], params: dict, part: str, against:
 
 
 def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> dict:
-    """One row of main.csv: mean and deviation over seeds, and the comparison with the baseline.
+    """The row of an arm in main.csv: means and standard deviations over seeds, and the comparison with the baseline.
 
-    saving_percent: 100 (1 - iterations / the baseline's own first crossing of its final value), medians over
-    paired seeds: a baseline that was there before its end gets credit for it. `> N` iterations, `< x` percent:
-    not reached by N. Of a single seed there is no saving, for nothing says how far another would be from it.
-    overhead_percent: of CPU time an iteration, medians over paired seeds; empty where their devices differ.
+    saving_percent is 100 (1 - iterations / iterations of the baseline), with medians over paired seeds. The iterations of the baseline
+    end at its first crossing of its final value, which may be before its end. `> N` iterations and `< x` percent mean that the value
+    was not reached in N iterations. It is None for a single seed, which shows nothing about the variation. overhead_percent is the
+    additional CPU time per iteration, with medians over paired seeds; None if the devices differ.
     """
     data, method, supplement = results[0].arm
     row = {"data": data, "method": method, "supplement": supplement, "seeds": len(results)}
@@ -195,7 +196,7 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
         row[f"{stem}_mean"] = fmean(values) if values else None
         row[f"{stem}_sd"] = stdev(values) if len(values) > 1 else None
     for metric in _without_part(arms, params["primary"]):
-        name = alone(results[0].metrics, metric, params["primary"])
+        name = named_without_part(results[0].metrics, metric, params["primary"])
         values = [result.metrics[name] for result in results] if name else []
         row[f"{metric}_{params['primary']}_mean"] = fmean(values) if values else None
     other_spaces = spaces(results, params["primary"])[1:]
@@ -218,16 +219,15 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
     return row | {"runs": " ".join(result.run for result in results)}
 
 
-def corrected(rows: list[dict]) -> None:
-    """Fill in `…_p_holm`: Holm's correction over the rows of a data setting, for each feature space and part by itself."""
+def fill_in_holm(rows: list[dict]) -> None:
+    """Fill in the columns `…_p_holm` of the rows of a data setting: Holm's correction, separately for each feature space and part."""
     for key in [key for key in rows[0] if key.endswith("_p_holm")] if rows else ():
         for row, p in zip(rows, holm([row[key.removesuffix("_holm")] for row in rows]), strict=True):
             row[key] = p
 
 
 def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:
-    """Sentences on pairs of supplements of one data setting and method, none of them the baseline, by data setting: is
-    one of them enough?"""
+    """Sentences that compare pairs of supplements without the baseline, {data setting: sentences}; pairs share data and method."""
     found: dict[str, list[tuple[dict, str]]] = {}
     for (data, method, one), (*other_place, other) in itertools.combinations(arms, 2):
         if [data, method] != other_place or params["baseline"] in (one, other):
@@ -240,41 +240,48 @@ def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:
         found.setdefault(data, []).append((row, other))
     said: dict[str, list[str]] = {}
     for data, pairs in found.items():
-        corrected([row for row, _ in pairs])
+        fill_in_holm([row for row, _ in pairs])
         texts = [typeset.sentence(row, part, {**params, "baseline": other}) for row, other in pairs for part in PARTS]
         said[data] = [text for text in texts if text]
     return said
 
 
 def _without_part(arms: dict[tuple, list[Result]], primary: str) -> list[str]:
-    # The metrics without a part: those of LABELLED where a run of the suite has them, so that other tables keep their columns.
+    # The metrics without a part. Those of LABELLED are included only if a run of the suite has them.
     every = [result.metrics for group in arms.values() for result in group]
-    return [*ALONE, *(metric for metric in LABELLED if any(alone(each, metric, primary) for each in every))]
+    return [
+        *ALONE,
+        *(metric for metric in LABELLED if any(named_without_part(each, metric, primary) for each in every)),
+    ]
 
 
 def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
-    """main.csv: for each data setting the noise floor, the teacher, then each arm, in the suite's order."""
+    """The rows of main.csv: for each data setting the noise floor, the teacher, and the arms in the order of the suite."""
     arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
-        corrected(groups)
-        for which, label in YARDSTICKS.items():
+        fill_in_holm(groups)
+        for which, label in REFERENCE_RUNS.items():
             found = read_metrics(root / f"data/evaluations/{data}/{which}/metrics.json")
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
             row |= {f"metric_{p}": named(found, "fd", params["primary"], p) for p in PARTS}
             if not (row["metric_heldout"] and row["metric_train"]):
-                raise Problem(f"{data}/{which} has no fd of {params['primary']}; evaluate it again")
+                raise Problem(
+                    f"{data}/{which} has no fd of {params['primary']}; run `python -m eldistill evaluate {data}/{which}`"
+                )
             row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
             for metric in _without_part(arms, params["primary"]):
-                row[f"{metric}_{params['primary']}_mean"] = found.get(alone(found, metric, params["primary"]))
+                row[f"{metric}_{params['primary']}_mean"] = found.get(
+                    named_without_part(found, metric, params["primary"])
+                )
             rows.append(row | {f"{name}_mean": found[name] for name in protocols(found)})
         rows += groups
     return rows
 
 
 def published_rows(rows: list[dict]) -> list[dict]:
-    """published.csv: for each arm what its authors, and others, published, with the source, and our figure where one was
-    measured in the same way, in as many calls, on the same data. No order but that of the arms: they were measured differently."""
+    """The rows of published.csv: published results for each arm with their source, and our FID if it is comparable: measured in the
+    same way, with the same number of calls, on the same data. They are in the order of the arms and not ranked."""
     found: dict[tuple, dict] = {}
     for row in rows:
         if row["supplement"] is None and row["method"] != TEACHER:
@@ -284,9 +291,9 @@ def published_rows(rows: list[dict]) -> list[dict]:
         )
         method = "teacher" if row["supplement"] is None else row["method"]
         data = row["data"] if row["data"] in published.SETS else ""
-        for figure in published.beside(row["data"], method, row["supplement"] or "none"):
+        for figure in published.figures_for(row["data"], method, row["supplement"] or "none"):
             each = {key: figure[key] for key in ("dataset", "conditional", "resolution")}
-            ours = name if published.comparable(row["data"], method, figure) else None
+            ours = name if published.is_comparable(row["data"], method, figure) else None
             each |= {"data": data, "method": method, "supplement": row["supplement"], "published_as": figure["method"],
                      "published_fid": figure["fid"], "calls": figure["nfe"], "source": figure["source"],
                      "ours": row[ours] if ours else None, "ours_is": ours and ours.removesuffix("_mean"),
@@ -299,15 +306,15 @@ def published_rows(rows: list[dict]) -> list[dict]:
 
 
 def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write paths.TABLES but for the report; outputs are their paths.
+    """Write all files of paths.TABLES except the report to the paths `outputs`.
 
-    params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space
-    that ranks), runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input.
+    params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space that ranks), runs.
+    root: folder with data/evaluations and data/runs. Raises Problem for a missing or damaged input.
     """
-    results = [load(run, root) for run in dict.fromkeys(params["runs"])]
+    results = [load_result(run, root) for run in dict.fromkeys(params["runs"])]
     if not results:
-        raise Problem("the suite has no runs; see `suites` in params.yaml")
-    check(results, params["primary"])
+        raise Problem("the suite has no runs; expected at least one: add a grid to it under `suites` in params.yaml")
+    check_results(results, params["primary"])
     rows = main_rows(results, params, root)
     path = {output.name: output for output in outputs}
     write_rows(path["main.csv"], rows)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""data/metrics.json: at most LIMIT numbers of a suite, so that `dvc metrics diff` fits a screen.
+"""The summary data/metrics.json of a suite: at most LIMIT numbers, so that `dvc metrics diff` fits on a screen.
 
-Of each arm the mean, the deviation and the number of seeds of the metric that ranks, and the images to the baseline's
-final quality. A suite with too many arms for that has fewer of them: means alone, or, beyond LIMIT arms, how each supplement
-compares with the baseline over all data settings and methods. Every other number stands in data/metrics-all.json.
+Each arm has the mean and standard deviation of the metric that ranks, the number of seeds, and the number of images until the
+baseline's final quality. In a suite with many arms each arm has fewer of them. With more than LIMIT arms, the summary has the ratio
+of each supplement to the baseline over all data settings and methods. data/metrics-all.json has all numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import fmean, geometric_mean, median, stdev
 from eldistill.tables.results import named
 
 RECIPE = ("summary", 1)
-LIMIT = 20  # numbers of the file, at most
+LIMIT = 20  # upper limit of the number of values in the file
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ Runs = dict[Arm, dict[str, Evaluation]]  # by arm and seed
 
 
 def ranking(metrics: Mapping[str, float], primary: str) -> str:
-    """The name of the metric that ranks: the FID by its authors' protocol where it was measured, else the Fréchet distance to
-    held-out images in the primary space."""
+    """The name of the metric that ranks: the FID that is comparable with published values if it was measured, else the Fréchet
+    distance to held-out images in the primary space."""
     fids = [name for name in metrics if name.startswith("fid") and name.endswith("ref")]
     return fids[0] if fids else named(metrics, "fd", primary, "heldout")
 
 
 def images_to_quality(run: Evaluation, base: Evaluation, primary: str) -> int | None:
-    """Images of training at the first point of the curve at or below the last one of the baseline's run of the same seed; None
-    if it has none, or if the baseline ended no better than it began."""
+    """Number of training images at the first point of a run's curve that is at or below the last point of the baseline's curve of
+    the same seed; None if there is no such point, or if the baseline ended no better than it began."""
     curves = []
     for each in (run, base):
         points = sorted((int(row["n_images"]), row) for row in each.curve)
@@ -51,14 +51,14 @@ def images_to_quality(run: Evaluation, base: Evaluation, primary: str) -> int | 
     return next((n_images for n_images, distance in ours if distance <= theirs[-1][1]), None)
 
 
-def summary(runs: Runs, primary: Mapping[str, str], baseline: str) -> dict:
-    """Nested mappings of at most LIMIT numbers.
+def summarise(runs: Runs, primary: Mapping[str, str], baseline: str) -> dict:
+    """The summary of a suite: nested mappings with at most LIMIT numbers.
 
-    primary: the feature space that ranks, by data setting. baseline: a supplement.
+    primary: {data setting: feature space that ranks}. baseline: a supplement.
     """
     if len(runs) > LIMIT:
         return _by_supplement(runs, primary, baseline)
-    each = LIMIT // len(runs)  # numbers that an arm may have
+    each = LIMIT // len(runs)  # limit for each arm
     nested: dict = {}
     for (data, method, supplement), seeds in runs.items():
         bases = runs.get((data, method, baseline), {})
@@ -82,7 +82,7 @@ def _arm(seeds: dict[str, Evaluation], bases: dict[str, Evaluation], primary: st
 
 
 def _by_supplement(runs: Runs, primary: Mapping[str, str], baseline: str) -> dict:
-    # The ratio of means to the baseline's: its geometric mean over data settings and methods that have both.
+    # Ratio of the means of a supplement and the baseline: its geometric mean over data settings and methods that have both.
     ratios: dict[str, list[float]] = {}
     for (data, method, supplement), seeds in runs.items():
         base = runs.get((data, method, baseline))

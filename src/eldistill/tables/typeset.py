@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of suite.py as text: Markdown with a sentence for each comparison, written from the numbers, and LaTeX."""
+"""Markdown and LaTeX of the rows of suite.py, with one sentence for each comparison, which is derived from its numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from eldistill.tables.alarms import alarms
 from eldistill.tables.results import NAME, PARTS, is_reason, short
 
 RECIPE = ("typeset", 2)  # no saving of one seed; why there is no time to a baseline; names follow each data setting
-ALONE = (*metrics.ALONE, *metrics.LABELLED)  # metrics without a part; those of LABELLED only where runs have them
+ALONE = (
+    *metrics.ALONE,
+    *metrics.LABELLED,
+)  # metrics without a part; those of LABELLED are shown only if runs have them
 
 
 def _cell(row: dict, stem: str) -> str:
@@ -19,12 +22,12 @@ def _cell(row: dict, stem: str) -> str:
 
 
 def _delta(row: dict, part: str, params: dict) -> tuple:
-    # Empty for a feature space in which this data setting was not measured.
+    # The values are None for a feature space in which this data setting was not measured.
     return tuple(row.get(f"fd_{params['primary']}_{part}_difference{end}") for end in ("", "_low", "_high"))
 
 
 def sentence(row: dict, part: str, params: dict, space: str | None = None) -> str | None:
-    """What the paired difference of one row says, and no more; None without a baseline. space: not the primary."""
+    """One sentence about the paired difference of a row; None without a baseline. space: None means the primary one."""
     name = row[f"metric_{part}"]
     if space:
         name, params = row.get(f"metric_{space}_{part}"), {**params, "primary": space}
@@ -48,7 +51,7 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
 
 
-NO_GOAL = "—"  # there is no time to the baseline's final value; a line below the table says why
+NO_GOAL = "—"  # cell without a time to the baseline's final value; a line below the table gives the reason
 
 
 def _reach(iterations, saving) -> str:
@@ -62,9 +65,9 @@ def _reach(iterations, saving) -> str:
 def _line(row: dict, params: dict, wanted: list) -> list[str]:
     values = [_cell(row, "_".join(want)) for want in wanted]
     if row["seeds"] is None:
-        # A yardstick has another number of images than the arms.
+        # A reference run may have another number of images than the arms.
         n, n_train = (NAME.fullmatch(row[f"metric_{part}"])["n"] for part in PARTS)
-        # Of few images the distance to train ones is no floor for many: it is left out here, not in main.csv.
+        # With fewer images than the arms have, its distance to train images is not a lower bound; only main.csv contains it.
         against_train = values[1] if n_train == n else ""
         return [
             f"{row['method']}, n = {n}",
@@ -156,7 +159,7 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: lis
 
 
 def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> list[str]:
-    # What the numbers say is wrong with the images of an arm, whatever its distance.
+    # Lines about arms whose metrics show a problem of their images, whatever their distance is.
     def seen(row: dict) -> dict:
         parts = {name: row.get(f"{name}_{primary}_heldout_mean") for name in ("precision", "recall", "coverage")}
         return parts | {name: row.get(f"{name}_{primary}_mean") for name in ALONE}
@@ -170,7 +173,7 @@ def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> list[str
 def markdown(
     suite: str, rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]], others: list[dict] = ()
 ) -> str:
-    """main.md: a section for each data setting; below its table one sentence for each comparison."""
+    """The text of main.md: a section for each data setting with its table and one sentence for each comparison."""
     groups = itertools.groupby(rows, lambda row: row["data"])
     sections = [_section(data, list(group), params, wanted, pairs.get(data, [])) for data, group in groups]
     note = (
@@ -202,7 +205,7 @@ def _published(others: list[dict]) -> list[str]:
 
 
 def tex(rows: list[dict], params: dict, wanted: list) -> str:
-    """main.tex: the main table's first columns for a paper (booktabs), a table for each data setting."""
+    """The text of main.tex: a LaTeX table (booktabs) of the main columns for each data setting."""
     import pandas
 
     primary, parts = params["primary"], []

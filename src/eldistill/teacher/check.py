@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the samples of a teacher before anything is distilled from it, to see whether it is what it claims to be.
+"""Measurement of a teacher's samples before anything is distilled from it, which finds wrong files and settings early.
 
-A published network is measured as its authors did: many images by Heun's method, features of Inception, their reference
-statistics, beside their figure. One that was trained here is measured in the features of a judge. The same measure is
-applied to published students by `python -m eldistill check NAME`.
+A published network is measured like its authors did: Heun's method, Inception features, their reference statistics; the result is
+compared with the published FID. A teacher that was trained here is measured in the features of a judge.
+`python -m eldistill check NAME` measures published students in the same way.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from pathlib import Path
 from eldistill.data import classes
 from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.evaluate.fid import reference_label, statistics, streamed
+from eldistill.evaluate.fid import load_statistics, measure_moments, reference_label
 from eldistill.evaluate.references import load_reference
 from eldistill.external import fetching
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.training.machine import Machine
 
 RECIPE = ("teacher/check", 1)
-ENOUGH = 50_000  # images of a published figure; fewer give another distance
+ENOUGH = 50_000  # number of images behind published FIDs; fewer images give a larger FID
 
 
 def verdict(found: float, count: int, name: str, published: str, limit: float) -> dict:
-    """The figure `name` beside what is published ("fid 1.97, 35 calls"), and whether they agree: None where there is
-    nothing to compare, because nothing is published or for fewer images than that was made of."""
+    """The measured distance and the published one, and whether they agree.
+
+    found: the distance, measured on `count` images, whose metric is called `name`. published: such as "fid 1.97, 35 calls", or "".
+    limit: largest accepted ratio. `agrees` is None if the two are not comparable: nothing is published, there are fewer than ENOUGH
+    images, or the features are not Inception's."""
     figure = re.search(r"fid (\d+(?:\.\d+)?)", published)
     about = {
         name: found,
@@ -39,7 +42,7 @@ def verdict(found: float, count: int, name: str, published: str, limit: float) -
 
 
 def sentence(about: dict, name: str) -> str:
-    """What the verdict says."""
+    """The verdict as a sentence."""
     text = f"{name} {about[name]:.4g} of {about['n']} images"
     if about["published"] is None:
         return f"{text}; nothing is published to compare it with"
@@ -51,7 +54,7 @@ def sentence(about: dict, name: str) -> str:
     )
 
 
-def make(
+def check_teacher(
     params: dict,
     teacher: Path,
     reference: Path | None,
@@ -60,36 +63,40 @@ def make(
     say,
     pack: Path | None = None,
 ) -> dict:
-    """The check of a teacher.
+    """Measure the samples of a teacher and compare them with what is published; returns the description for check.json.
 
-    params: n, steps, churn, seed, features, reference, limit, published. reference: features of the train images, for
-    `features` other than inception. pack: those images, by whose labels the classes of a conditional teacher are drawn; where
-    it is compared with a published figure it is None, and each class is drawn equally often, as its authors did. Raises
-    Problem if a published network is not what is published.
+    params: n, steps, churn, seed, features, reference, limit, published. teacher: its safetensors file. reference: file with
+    features of the train images, if params["reference"] names no published statistics. judge: file of the judge, if `features` is
+    one. pack: the images whose class frequencies a conditional teacher follows; None draws each class equally often, as authors
+    do. Raises Problem if the distance is more than `limit` times the published one.
     """
     from eldistill.sampling import teachers
 
     network, about = teachers.load_denoiser(teacher, machine.device)
     network.requires_grad_(False).eval()
     if about["label_dim"]:
-        about |= classes.describe(pack) if pack else {}
-        say(classes.sentence(about))
+        about |= classes.describe_classes(pack) if pack else {}
+        say(classes.how_drawn(about))
     space = features.feature_space(params["features"], judge, machine.device)
     if params["reference"]:
-        other, label = statistics(fetching.fetch(params["reference"], say=say)), reference_label(params["reference"])
+        other, label = (
+            load_statistics(fetching.fetch(params["reference"], say=say)),
+            reference_label(params["reference"]),
+        )
     else:
         other, label = metrics.moments(load_reference(reference)["train"]), "train"
     images = images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], machine.batch, churn=params["churn"]
     )
-    return measured(images, space, other, params, f"{params['features']}_{label}", say)
+    return check_images(images, space, other, params, f"{params['features']}_{label}", say)
 
 
-def measured(images, space, other, params: dict, what: str, say) -> dict:
-    """The check of chunks of uint8 images [n, c, h, w]: their Fréchet distance in a feature space beside what is published.
+def check_images(images, space, other, params: dict, what: str, say) -> dict:
+    """Measure chunks of uint8 images [n, c, h, w]: their Fréchet distance in a feature space, compared with the published one.
 
     other: (mean [D], covariance [D, D]) of the reference. params: n, features, reference, limit, published, steps, churn, seed.
-    what: end of the figure's name. Raises Problem for a reference of other features, or for a figure far above the published.
+    what: end of the metric's name. Raises Problem if the reference has another dimension D, or if the distance is more than
+    `limit` times the published one.
     """
     told = [0]
 
@@ -98,9 +105,12 @@ def measured(images, space, other, params: dict, what: str, say) -> dict:
             told[0] = 10 * count // params["n"]
             say(f"{count} of {params['n']} images")
 
-    count, mean, cov = streamed(images, space, tell)
+    count, mean, cov = measure_moments(images, space, tell)
     if mean.shape != other[0].shape:
-        raise Problem(f"features have {len(mean)} numbers, the reference {len(other[0])}; they do not belong together")
+        raise Problem(
+            f"features have {len(mean)} dimensions, the reference statistics {len(other[0])}; expected the same number: "
+            "set `reference` to statistics of this feature space"
+        )
     name = f"fd{metrics.count_name(count)}_{what}"
     about = verdict(metrics.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
     about |= {key: params[key] for key in ("features", "reference", "steps", "churn", "seed")}
@@ -108,7 +118,7 @@ def measured(images, space, other, params: dict, what: str, say) -> dict:
     say(about["sentence"])
     if about["agrees"] is False:
         raise Problem(
-            f"{about['sentence']}: more than {params['limit']} times it; the file, its data setting or its number of steps is "
-            "not that of its authors. Set teacher.NAME.check.limit if you want it all the same"
+            f"{about['sentence']}: more than {params['limit']} times the published distance. The file, its data setting or its "
+            "number of steps differs from that of its authors: correct it, or raise teacher.NAME.check.limit to accept the network"
         )
     return about

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts a network from outside into a teacher of this project, whichever of the understood formats its file has."""
+"""Conversion of a network of any supported file format to a teacher of this project."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ from eldistill.tensors import load_tensors, save_tensors
 RECIPE = ("teacher/convert", 1)
 
 
-def published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, dict | None]:
-    """The network of a published file of either kind, frozen, in float32, and the constants of its latents if it has them.
-    Raises Refused."""
+def load_published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, dict | None]:
+    """Load a published network from a pickle of EDM or EDM2, or from a state of OpenAI's consistency models.
+
+    Returns the network, frozen and in float32, and the constants {scale, bias} of its latents, or None if it has none. sha256: the
+    digest that the file must have. Raises Refused for any other file."""
     if guided.is_state(path):
-        config, tensors, _ = guided.state(path, sha256)
+        config, tensors, _ = guided.read_state(path, sha256)
         constants = None
     else:
-        with pickles.read(path, sha256) as file:
+        with pickles.read_network_file(path, sha256) as file:
             found = file.network()
-            config, tensors, constants = edm.check(found), found.state(), edm.codec_of(file)
+            config, tensors, constants = edm.check_network(found), found.state(), edm.codec_of(file)
     network = networks.build(config)
     network.load_state_dict(tensors)
     return network.requires_grad_(False).eval(), constants
 
 
-def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dict:
-    """The teacher of a section with `source` or `file`: fetched, converted, or taken over if it is one of ours.
+def convert_teacher(params: dict, output: Path, here: str | None = None, say=print) -> dict:
+    """Write the teacher of a section that has `source` or `file`, and return its description.
 
-    params: source or file, perhaps sha256, and codec and labels of its data. here: where the file of `source` lies, if
-    it need not be fetched. params may have `state`, what a state of OpenAI's code does not say. Returns the description. Raises
-    Problem; then nothing is written.
+    A file of this project is copied; any other one is converted. params: source or file; codec and labels of its data; optionally
+    sha256, and `state`, the settings that a state of OpenAI's code does not contain. here: path of a copy of the file of `source`,
+    which is then not downloaded. Raises Problem if the network is not supported or does not match its data; nothing is written then.
     """
     codec, wanted, licence = params["codec"], params.get("sha256"), None
     if params.get("source"):
-        row = sources.source(params["source"])
+        row = sources.source_row(params["source"])
         if row["kind"] != "teacher":
             raise Problem(
-                f"{params['source']} of data/sources.csv is of the kind {row['kind']}; expected a teacher, a denoiser of all noise "
+                f"{params['source']} of data/sources.csv is of the kind {row['kind']}; expected a teacher, which denoises all noise "
                 f"levels: `python -m eldistill check {params['source']}` measures a student"
             )
         licence, wanted = row["licence"], wanted or row["sha256"] or None
@@ -55,24 +57,26 @@ def adopt(params: dict, output: Path, here: str | None = None, say=print) -> dic
         path = Path(params["file"])
     if params.get("state") and not guided.is_state(path):
         raise Problem(
-            f"{path} is no state of OpenAI's consistency models; leave out `state`, which only such a file needs"
+            f"{path} is not a state of OpenAI's consistency models; remove `state`, which only these files need"
         )
     if path.is_dir() or path.suffix != ".safetensors":
-        if codec != PIXELS and (path.is_dir() or guided.is_state(path) or not latents.has(codec)):
+        if codec != PIXELS and (path.is_dir() or guided.is_state(path) or not latents.is_latent(codec)):
             raise Problem(
-                f"{path} sees pixels on [-1, 1], its data has codec {codec}; set that to mean: 0.5, std: 0.25"
+                f"{path} was trained on pixels on [-1, 1], but its data setting has codec {codec}; set it to mean: 0.5, std: 0.25"
             )
         if path.is_dir():
-            agree.agree_labels(path, 0, params["labels"])
-            return ddpm.convert(path, output, wanted)
+            agree.check_labels(path, 0, params["labels"])
+            return ddpm.convert_folder(path, output, wanted)
         if guided.is_state(path):
-            return guided.convert(path, output, wanted, licence, params["labels"], params.get("state"))
-        return edm.convert(path, output, wanted, licence, params["labels"], codec)
-    _, about = teachers.load_denoiser(path)  # a teacher, or the sentence that says why not
-    digest = agree.digest(path, wanted)
+            return guided.convert_state(path, output, wanted, licence, params["labels"], params.get("state"))
+        return edm.convert_pickle(path, output, wanted, licence, params["labels"], codec)
+    _, about = teachers.load_denoiser(path)  # raises Problem if the file holds no teacher
+    digest = agree.check_digest(path, wanted)
     if about["codec"] != codec:
-        raise Problem(f"{path} was trained with codec {about['codec']}, its data has {codec}; make them equal")
-    agree.agree_labels(path, about["label_dim"], params["labels"])
+        raise Problem(
+            f"{path} was trained with codec {about['codec']}, but its data setting has {codec}; set the codec to the first one"
+        )
+    agree.check_labels(path, about["label_dim"], params["labels"])
     about |= {"source": about.get("source") or {"name": path.name, "sha256": digest}}
     save_tensors(output, load_tensors(path)[0], about)
     return about

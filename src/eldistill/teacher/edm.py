@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the pickles of EDM and EDM2, of teachers and of students, which are not executed: their class and keywords through a list
-of what may be, their numbers through a strict comparison of names and shapes, and then a safetensors file that says where
-it comes from."""
+"""Reader of the pickles of EDM and EDM2, with teachers or students in them, which are never executed.
+
+Classes and keywords must be in a list of supported ones, and names and shapes of tensors must match the network that they describe.
+The teacher is written as a safetensors file that records its origin.
+"""
 
 from __future__ import annotations
 
@@ -18,75 +20,76 @@ from eldistill.external import pickles, weights
 from eldistill.external.pickles import Network, Refused
 from eldistill.files import canonical
 from eldistill.teacher import agree
-from eldistill.teacher.agree import PIXELS, among, every, or_none, real, whole
+from eldistill.teacher.agree import PIXELS, list_of, one_of, or_none, real_number, whole_number
 from eldistill.tensors import save_tensors
 
 COVERED_BY = "teacher/convert"
 
-# --- what may be said of a network -----------------------------------------------------------------------
+# --- supported classes and keywords ----------------------------------------------------------------------
 
 COMMON = {
-    "img_resolution": whole(4, 1024), "img_channels": whole(1, 16), "label_dim": whole(0, 100_000),
-    "model_channels": whole(1, 1024), "channel_mult": every(whole(1, 16)), "num_blocks": whole(1, 16),
-    "attn_resolutions": lambda value: value == [] or every(whole(1, 1024))(value), "dropout": real(0, 1),
-    "sigma_data": real(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
+    "img_resolution": whole_number(4, 1024), "img_channels": whole_number(1, 16), "label_dim": whole_number(0, 100_000),
+    "model_channels": whole_number(1, 1024), "channel_mult": list_of(whole_number(1, 16)), "num_blocks": whole_number(1, 16),
+    "attn_resolutions": lambda value: value == [] or list_of(whole_number(1, 1024))(value), "dropout": real_number(0, 1),
+    "sigma_data": real_number(1e-3, 1e3), "use_fp16": lambda value: isinstance(value, bool),
 }  # fmt: skip
 EDM = COMMON | {
-    "model_type": lambda value: isinstance(value, str), "augment_dim": whole(0, 64), "channel_mult_emb": whole(1, 16),
-    "sigma_min": real(0, 1e3), "sigma_max": real(1e-3, math.inf), "label_dropout": real(0, 0),
+    "model_type": lambda value: isinstance(value, str), "augment_dim": whole_number(0, 64), "channel_mult_emb": whole_number(1, 16),
+    "sigma_min": real_number(0, 1e3), "sigma_max": real_number(1e-3, math.inf), "label_dropout": real_number(0, 0),
 }  # fmt: skip
 SONG = EDM | {
-    "channel_mult_noise": whole(1, 16), "embedding_type": among("positional", "fourier"),
-    "encoder_type": among("standard", "residual"), "decoder_type": among("standard"), "resample_filter": every(whole(1, 64)),
+    "channel_mult_noise": whole_number(1, 16), "embedding_type": one_of("positional", "fourier"),
+    "encoder_type": one_of("standard", "residual"), "decoder_type": one_of("standard"), "resample_filter": list_of(whole_number(1, 64)),
 }  # fmt: skip
 EDM2 = COMMON | {
-    "channel_mult_noise": or_none(whole(1, 16)), "channel_mult_emb": or_none(whole(1, 16)), "resample_filter": every(whole(1, 64)),
-    "channels_per_head": whole(1, 1024), "clip_act": real(1e-3, 1e9), "logvar_channels": whole(2, 4096),
-    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), real(0, 1)),
+    "channel_mult_noise": or_none(whole_number(1, 16)), "channel_mult_emb": or_none(whole_number(1, 16)),
+    "resample_filter": list_of(whole_number(1, 64)),
+    "channels_per_head": whole_number(1, 1024), "clip_act": real_number(1e-3, 1e9), "logvar_channels": whole_number(2, 4096),
+    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), real_number(0, 1)),
 }  # fmt: skip
-# force_normalization and use_gan change training, not what a finished generator computes.
-EDM2_STUDENT = EDM2 | {"force_normalization": among(True, False), "use_gan": among(True, False)}
-# By the class of the whole and that of the U-Net in it: the network here, and the keywords that it may have.
+# force_normalization and use_gan affect only training, not the trained generator.
+EDM2_STUDENT = EDM2 | {"force_normalization": one_of(True, False), "use_gan": one_of(True, False)}
+# {(class of the whole network, class of the U-Net in it): (file in networks/, its supported keywords)}
 CLASSES = {
     ("EDMPrecond", "SongUNet"): ("song", SONG),
     ("EDMPrecond", "DhariwalUNet"): ("adm", EDM),
     ("Precond", "UNet"): ("edm2", EDM2),
-    # One-step generators of SiDA and SiD2A. Their discriminator is the mean over channels of the encoder's last output and has
-    # no weights, so that the state is that of the plain network; EDM2's has no weights for the uncertainty of a loss.
+    # One-step generators of SiDA and SiD2A. Their discriminator is the mean over channels of the encoder's last output and has no
+    # weights, so that their tensors are those of the plain network. EDM2's generators lack the weights for the loss uncertainty.
     ("EDMPrecond_EncoderDecoder", "SongUNet_EncoderDecoder"): ("song", SONG),
     ("EDMPrecond_EncoderDecoder", "DhariwalUNet_EncoderDecoder"): ("adm", EDM),
     ("EDM_2_Precond_Generator", "UNet_EncoderDecoder"): ("edm2", EDM2_STUDENT),
 }
-STUDENTS = ("EDMPrecond_EncoderDecoder", "EDM_2_Precond_Generator")  # classes that no teacher has
-# Keywords that have one value, or change nothing of what a finished network computes.
+STUDENTS = ("EDMPrecond_EncoderDecoder", "EDM_2_Precond_Generator")  # classes of generators, which are not teachers
+# Keywords that have only one value, or do not affect a trained network.
 UNUSED = ("model_type", "use_fp16", "decoder_type", "label_dropout", "force_normalization", "use_gan")
 
 
 def _known(found: Network) -> tuple[str, dict]:
-    """The network here and the keywords of a network of a file, by its two classes. Raises Refused for any other."""
+    """The file in networks/ and the supported keywords for the two classes of a network. Raises Refused for other classes."""
     inner = next((found.classes[prefix] for prefix in ("model", "unet") if prefix in found.classes), None)
     if (found.class_name, inner) not in CLASSES:
         known = ", ".join(f"{outer} of a {inside}" for outer, inside in CLASSES)
         raise Refused(f"a network {found.class_name[:40]!r} of a {str(inner)[:40]!r}; expected {known}")
     if (said := found.kwargs.get("model_type", inner)) != inner:
-        raise Refused(f"its model_type is {repr(said)[:60]}, its U-Net is of the class {str(inner)[:40]!r}")
+        raise Refused(f"its model_type is {repr(said)[:60]}, but its U-Net is of the class {str(inner)[:40]!r}")
     return CLASSES[found.class_name, inner]
 
 
-def configuration(found: Network) -> dict:
-    """The `config` of networks.build for a network of a file. Raises Refused for a class, a keyword or a value that no
-    published network has."""
+def read_configuration(found: Network) -> dict:
+    """The `config` of networks.build for the network in a file. Raises Refused for a class, a keyword or a value that is not
+    supported."""
     name, allowed = _known(found)
     for key, value in found.kwargs.items():
         if key not in allowed:
             raise Refused(f"its keyword {key[:40]!r} is none of {', '.join(sorted(allowed))}")
         if not allowed[key](value):
-            raise Refused(f"its {key} is {repr(value)[:60]}, which no published network has")
+            raise Refused(f"its {key} is {repr(value)[:60]}, which no supported network has")
     for source, what in ((found.attributes, "attribute"), (found.inner_kwargs, "inner network's")):
         for key in found.kwargs.keys() & source.keys() - {"use_fp16"}:
             if source[key] != found.kwargs[key]:
                 raise Refused(
-                    f"its keyword {key} is {repr(found.kwargs[key])[:40]}, its {what} {key} {repr(source[key])[:40]}"
+                    f"its keyword {key} is {repr(found.kwargs[key])[:40]}, but its {what} {key} is {repr(source[key])[:40]}"
                 )
     settings = {key: value for key, value in found.kwargs.items() if key not in UNUSED}
     if settings.get("sigma_max") == math.inf:
@@ -96,33 +99,34 @@ def configuration(found: Network) -> dict:
     return {"network": name, **settings}
 
 
-def check(found: Network) -> dict:
-    """The complete configuration of a network of a file, whose tensors have the names, the order and the shapes that it
-    asks for, and finite numbers. Raises Refused; nothing of the network's size is allocated."""
-    config = configuration(found)
+def check_network(found: Network) -> dict:
+    """The complete configuration of the network in a file, whose tensors are checked: names, order, shapes and finite numbers.
+
+    Raises Refused if they do not match. Memory of the network's size is not allocated."""
+    config = read_configuration(found)
     try:
         outline = networks.outline(config)
     except (ValueError, TypeError) as error:
-        raise Refused(f"its keywords describe no network: {error}") from None
+        raise Refused(f"its keywords do not describe a network: {error}") from None
     wanted = outline.state_dict()
     if list(wanted) != list(found.tensors):
         odd = next((a or b for a, b in itertools.zip_longest(wanted, found.tensors) if a != b), "")
         raise Refused(
-            f"it has {len(found.tensors)} tensors, its keywords ask for {len(wanted)}; the first other one is {ascii(odd)[:80]}"
+            f"it has {len(found.tensors)} tensors, but its keywords need {len(wanted)}; the first difference is at {ascii(odd)[:80]}"
         )
     for name, tensor in found.tensors.items():
         if tuple(wanted[name].shape) != tensor.size or not tensor.storage.dtype.is_floating_point:
             raise Refused(
                 f"its {name} is {list(tensor.size)} {tensor.storage.dtype}; expected {list(wanted[name].shape)} of floats"
             )
-        if not weights.finite(tensor.view()):
+        if not weights.is_finite(tensor.view()):
             raise Refused(f"its {name} is not finite")
     return outline.config
 
 
-def build(found: Network) -> torch.nn.Module:
-    """The network of a file, in float32, frozen. Raises Refused as `check` does."""
-    network = networks.build(check(found))
+def build_network(found: Network) -> torch.nn.Module:
+    """The network in a file, in float32 and frozen. Raises Refused as `check_network` does."""
+    network = networks.build(check_network(found))
     network.load_state_dict(found.state())
     return network.requires_grad_(False).eval()
 
@@ -131,7 +135,9 @@ def build(found: Network) -> torch.nn.Module:
 
 
 def codec_of(file: pickles.File) -> dict | None:
-    """The constants of EDM2's latents, {scale, bias}, if the file has them. Raises Refused for what cannot be such."""
+    """The constants {scale, bias} of EDM2's latents, a list with one number for each channel; None if the file has none.
+
+    Raises Refused for constants that are not a few finite numbers."""
     encoder = file.value.get("encoder") if isinstance(file.value, dict) else None
     if not isinstance(encoder, pickles.Record) or encoder.class_name != "StabilityVAEEncoder":
         return None
@@ -140,46 +146,52 @@ def codec_of(file: pickles.File) -> dict | None:
         value = encoder.state.get(key)
         numbers = file.plain(value).reshape(-1) if isinstance(value, pickles.Array) else np.zeros(0)
         if not 1 <= len(numbers) <= 64 or numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
-            raise Refused(f"{file.path} has a {key} of its latents that is not a few finite numbers; fetch it again")
+            raise Refused(
+                f"{file.path} has a {key} of its latents that is not a list of at most 64 finite numbers; fetch it again"
+            )
         found[key] = numbers.tolist()
     if len(found["scale"]) != len(found["bias"]) or min(found["scale"]) <= 0:
-        raise Refused(f"{file.path} has scales of its latents that are not above 0, one for each bias; fetch it again")
+        raise Refused(
+            f"{file.path} has scales of its latents that are not one positive number for each bias; fetch it again"
+        )
     return found
 
 
 def _told(file: pickles.File) -> dict | None:
-    """What the file says of the data that its network was trained on."""
+    """The settings of the training data that the file records, or None."""
     found = file.plain(file.value.get("dataset_kwargs"), pickles.SETTINGS) if isinstance(file.value, dict) else None
     try:
         json.dumps(found, allow_nan=False).encode("utf-8")
         canonical(found).encode("utf-8")
-    except (TypeError, ValueError):  # arrays, infinities, halves of characters
+    except (TypeError, ValueError):  # arrays, infinities, incomplete surrogate pairs
         raise Refused(
-            f"{file.path} has dataset_kwargs that are no plain settings; fetch it again, or give another"
+            f"{file.path} has dataset_kwargs that cannot be written as JSON; fetch it again, or give another file"
         ) from None
     return found
 
 
-def convert(
+def convert_pickle(
     source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
     codec: dict | None = None,
 ) -> dict:  # fmt: skip
-    """Write the network of a pickle as a teacher; returns its description. Raises Refused; then nothing is written.
+    """Write the network of a pickle as a teacher; returns its description.
 
-    The tensors keep the file's precision. licence: of the source, for the description. labels: whether it must know
-    classes; None: either. codec: that of its data, which must be what the file says; None: pixels.
+    The tensors keep the precision of the file. licence: of the source, for the description. labels: whether the network must have
+    classes; None accepts both. codec: of the data setting, which must match the file; None means pixels. Raises Refused if the
+    network is not supported or does not match; nothing is written then.
     """
-    with pickles.read(source, sha256) as file:
+    with pickles.read_network_file(source, sha256) as file:
         found = file.network()
         if found.class_name in STUDENTS:
             raise Refused(
-                f"{source} holds a {found.class_name}, a one-step generator of SiDA or SiD2A; expected a denoiser of all noise levels"
+                f"{source} holds a {found.class_name}, a one-step generator of SiDA or SiD2A; expected a teacher, which "
+                "denoises all noise levels"
             )
         try:
-            config = check(found)
+            config = check_network(found)
         except Refused as error:
             raise Refused(
-                f"{source} holds a network that is not understood ({error}); give one of EDM or EDM2"
+                f"{source} holds a network that is not supported ({error}); give one of EDM or EDM2"
             ) from None
         channels, side = config["img_channels"], config["img_resolution"]
         about = {
@@ -191,8 +203,8 @@ def convert(
                 "dataset_kwargs": _told(file),
             },
         }  # fmt: skip
-        agree.agree_labels(source, about["label_dim"], labels)
+        agree.check_labels(source, about["label_dim"], labels)
         if codec is not None:
-            agree.agree_codec(source, codec, about["source"]["latents"], channels)
+            agree.check_codec(source, codec, about["source"]["latents"], channels)
         save_tensors(output, {name: tensor.view() for name, tensor in found.tensors.items()}, about)
     return about

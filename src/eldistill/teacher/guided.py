@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the states of OpenAI's consistency models and of the teacher behind them (zips that torch.save writes).
+"""Reader of the states of OpenAI's consistency models and of their teacher, which are zips written by torch.save.
 
-torch reads the pickle in the zip with weights_only, so that nothing in it is executed. It checks neither the checksums of a
-zip nor whether a record is as long as the numbers that are taken from it: a flipped bit or a record that was cut short would
-become weights. Both are checked here before a number is used.
+torch reads the pickle in the zip with weights_only, so that nothing in it is executed. It checks neither the checksums of the zip
+nor the lengths of its records, so that a flipped bit or a truncated record would become weights. Both are checked here first.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LOCAL_HEADER = 30  # bytes of a member's header in the zip, before its name and 
 
 
 def is_state(path: Path) -> bool:
-    """Whether a file is a zip, as torch.save writes states since 2020."""
+    """Whether a file is a zip, which is the format of torch.save since 2020."""
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"PK\x03\x04"
@@ -35,31 +34,33 @@ def is_state(path: Path) -> bool:
         return False
 
 
-def state(
+def read_state(
     source: Path, sha256: str | None = None, given: dict | None = None
 ) -> tuple[dict, dict[str, torch.Tensor], str]:
-    """The configuration, the state under our names and the digest of a network of OpenAI's consistency models.
+    """Read a network of OpenAI's consistency models: its configuration, its tensors under the names of networks/guided.py, and the
+    digest of the file.
 
-    given: what shapes do not say (see `guided.settings`). Raises Refused, one sentence, for every other or damaged file.
+    sha256: the digest that the file must have. given: settings that do not follow from the shapes (see `guided.settings`). Raises
+    Refused for any other or damaged file.
     """
-    digest = agree.digest(source, sha256)
+    digest = agree.check_digest(source, sha256)
     try:
         theirs = _load(source)
         settings = guided.settings(theirs, given)
         outline = networks.outline({"network": "guided", **settings})
         tensors = guided.renamed(theirs, guided.Settings(**settings))
-        if (found := weights.fault(tensors, outline.state_dict())) is not None:
+        if (found := weights.find_fault(tensors, outline.state_dict())) is not None:
             raise ValueError(f"it {found}")
-    except Exception as error:  # what torch and zipfile raise for a damaged file is not written down anywhere
+    except Exception as error:  # the exceptions of torch and zipfile for damaged files are not documented
         text = " ".join(str(error).split())[:400]
         raise Refused(
-            f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another"
+            f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another file"
         ) from None
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
 
 
 def _load(source: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of torch.save, which hold floats and nothing else. Raises ValueError, and what torch raises."""
+    """The tensors of a file of torch.save that holds only floats. Raises ValueError, and the exceptions of torch."""
     records = _records(source)
     theirs = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     plain = isinstance(theirs, dict) and all(
@@ -70,13 +71,13 @@ def _load(source: Path) -> dict[str, torch.Tensor]:
         for key, each in theirs.items()
     )
     if not plain or sum(each.nbytes for each in theirs.values()) > source.stat().st_size:
-        raise ValueError("it is no state of floats")
+        raise ValueError("it is not a state of floats")
     _whole(theirs.values(), records)
     return theirs
 
 
 def _records(source: Path) -> list[tuple[int, int]]:
-    """Where the numbers of each storage lie, (offset, bytes), ascending, after every member's checksum was found right."""
+    """(offset, bytes) of the numbers of each storage in the file, in ascending order. Checks the checksum of every member first."""
     found = []
     with zipfile.ZipFile(source) as archive, open(source, "rb") as file:
         members = archive.infolist()
@@ -95,28 +96,28 @@ def _records(source: Path) -> list[tuple[int, int]]:
 
 
 def _whole(tensors: Iterable[torch.Tensor], records: list[tuple[int, int]]) -> None:
-    """Raise ValueError unless every storage is one record, from its first byte to its last.
+    """Raise ValueError unless every storage is exactly one record.
 
-    The file is mapped, so that storages lie in memory as their records lie in the file.
+    The file is mapped into memory, so that storages have the same distances as their records in the file.
     """
     storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
     mapped = sorted((at, size) for at, size in storages.items() if size)
     if [size for _, size in mapped] != [size for _, size in records]:
-        raise ValueError("a record of it is not as long as its numbers, or belongs to none of them")
+        raise ValueError("one of its records has another length than its numbers, or belongs to no numbers")
     if any(at - mapped[0][0] != place - records[0][0] for (at, _), (place, _) in zip(mapped, records, strict=True)):
-        raise ValueError("its numbers do not lie where its records do")
+        raise ValueError("its numbers are not at the places of its records")
 
 
-def convert(
+def convert_state(
     source: Path, output: Path, sha256: str | None = None, licence: str | None = None, labels: bool | None = None,
     given: dict | None = None,
 ) -> dict:  # fmt: skip
-    """Write such a network as a teacher; returns its description. Raises Refused; then nothing is written.
+    """Write a network of OpenAI's consistency models as a teacher; returns its description.
 
-    licence, labels: as in `edm.convert`. given: as in `state`.
+    licence, labels: as in `edm.convert_pickle`. given: as in `read_state`. Raises Refused; nothing is written then.
     """
-    config, tensors, digest = state(source, sha256, given)
-    agree.agree_labels(source, config["label_dim"], labels)
+    config, tensors, digest = read_state(source, sha256, given)
+    agree.check_labels(source, config["label_dim"], labels)
     about = {
         "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], *[config["img_resolution"]] * 2],
         "label_dim": config["label_dim"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs (noise, the teacher's deterministic image of it) for the supplement `regression`."""
+"""Pairs of noise and the image that the teacher makes of it deterministically, for the supplement `regression`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ RECIPE = ("teacher/pairs", 1)
 
 
 @torch.no_grad()
-def make(
+def make_pairs(
     recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say, pack: Path | None = None
 ) -> None:
-    """Write z [n, c, h, w] (unit normal), images [n, c, h, w] (encoded), float32, and labels [n] (-1: none).
+    """Write pairs as an npz: z [n, c, h, w] (unit normal) and encoded images [n, c, h, w], both float32, and labels [n], which are
+    -1 for an unconditional teacher.
 
-    pack: the images of a conditional teacher, whose classes are drawn by their frequency there; None: uniformly. Chunks are
-    kept in `folder`: the same command continues after the last whole one.
+    recipe: n, seed and steps (of Heun's method). pack: images whose class frequencies a conditional teacher follows; None draws
+    classes uniformly. batch: images at once. Chunks are stored in `folder`, and the same command continues after the last complete
+    one. Raises NonFinite if an image is not finite.
     """
     net, about = teachers.load_denoiser(teacher, device)
-    about |= classes.describe(pack) if pack and about["label_dim"] else {}
+    about |= classes.describe_classes(pack) if pack and about["label_dim"] else {}
     n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []
     while done < n:
@@ -39,11 +41,13 @@ def make(
         if not path.exists():
             draw = Draw(recipe["seed"], "pairs", done, size, device)
             z = draw.normal("z", *about["shape"])
-            chosen = classes.drawn(draw, about) if about["label_dim"] else torch.full((size,), -1)
+            chosen = classes.draw_classes(draw, about) if about["label_dim"] else torch.full((size,), -1)
             labels = torch.nn.functional.one_hot(chosen, about["label_dim"]).to(z) if about["label_dim"] else None
             images = heun(net, z, labels, recipe["steps"]).float()
             if not bool(images.isfinite().all()):
-                raise NonFinite(f"the teacher's images {done} to {done + size - 1} are not finite; it is broken")
+                raise NonFinite(
+                    f"the teacher's images {done} to {done + size - 1} are not finite; train or fetch the teacher again"
+                )
             arrays = {"z": z, "images": images, "labels": chosen}
             with files.atomic(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **{key: value.cpu().numpy() for key, value in arrays.items()})
@@ -57,7 +61,7 @@ def make(
 
 
 def _join(parts: list[Path], n: int, output: Path) -> None:
-    """One npz of all chunks, one chunk in memory at a time: half a million pairs are larger than most memories."""
+    """Join all chunks in one npz with only one chunk in memory, because half a million pairs may be larger than it."""
     with zipfile.ZipFile(output, "w") as archive:
         for key in ("z", "images", "labels"):
             with archive.open(f"{key}.npy", "w", force_zip64=True) as file:

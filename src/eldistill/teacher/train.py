@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a teacher with EDM's loss (Karras et al. 2022, arXiv 2206.00364, table 1) on the one loop."""
+"""Training of a teacher with EDM's loss (Karras et al. 2022, arXiv 2206.00364, table 1) in the common training loop."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ RECIPE = ("teacher/train", 1)
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of EDM's loss, of a `teacher` in params.yaml."""
+    """The numbers of EDM's loss, from a section of `teacher` in params.yaml."""
 
     P_mean: float  # mean of ln sigma
-    P_std: float  # deviation of ln sigma
+    P_std: float  # standard deviation of ln sigma
     augment: float  # probability of each kind of EDM's augmentation; 0: none
 
 
 def phases(numbers: Numbers, progress) -> list[Phase]:
-    """One step of the denoiser."""
+    """The phases of an iteration: one step of the denoiser."""
     return [Phase("teacher", images="none")]
 
 
 def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str, torch.Tensor]:
-    """The denoising loss on real images, summed over pixels, mean over images."""
+    """{denoising}: the denoising loss on real images, summed over pixels, mean over images."""
     x, labels = batch.real("image")
     augment_labels = None
     if numbers.augment:
@@ -48,9 +48,14 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
     return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
 
 
-def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say) -> loop.Loop:
-    """Train the teacher of a recipe and write its running average with its configuration inside."""
-    reals = data.reals(pack, recipe["codec"], recipe["labels"], machine.device)
+def train_teacher(
+    recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say
+) -> loop.Loop:
+    """Train a teacher and write its running average to `output`, together with the configuration of its network.
+
+    recipe: the section of `teacher` with codec and labels of its data. pack: its packed images. folder: for saved states. digest: of
+    the recipe. Returns the finished loop. Raises Problem if the network cannot be built."""
+    reals = data.load_real_images(pack, recipe["codec"], recipe["labels"], machine.device)
     config = {**recipe["network"], "img_resolution": reals.shape[1], "img_channels": reals.shape[0],
               "label_dim": reals.label_dim}  # fmt: skip
     if recipe["augment"]:
@@ -72,7 +77,7 @@ def train(recipe: dict, pack: Path, output: Path, folder: Path, digest: str, mac
     )  # fmt: skip
     work = loop.Loop(job)
     average = work.run()
-    if work.across.rank:  # of several processes one writes
+    if work.across.rank:  # only the first process writes
         return work
     about = {"config": net.config, "codec": recipe["codec"], "shape": list(reals.shape), "label_dim": reals.label_dim,
              "n_images": work.n_images, "recipe": digest}  # fmt: skip

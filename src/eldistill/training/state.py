@@ -49,7 +49,7 @@ def unpack_tensors(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, 
     for name, net in nets.items():
         prefix = f"net/{name}/"
         own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
-        if (found := weights.fault(own, net.state_dict())) is not None:
+        if (found := weights.find_fault(own, net.state_dict())) is not None:
             raise Problem(f"{path} is damaged: its {name} {found}; delete that folder and run the same command again")
         net.load_state_dict(own)
     for name, optimiser in optimisers.items():

@@ -26,7 +26,7 @@ def read(section: dict) -> Arrays:
     """cifar-10-python.tar.gz (fetched, or `path`): 50,000 train images, in its order; held-out are test images. Its batches
     are pickles, which are read without executing them."""
     from eldistill.external.opcodes import Refused
-    from eldistill.external.pickles import python2
+    from eldistill.external.pickles import read_python2_pickle
 
     path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
     if section["path"]:  # what is fetched has the digest of data/sources.csv
@@ -37,7 +37,7 @@ def read(section: dict) -> Arrays:
             images, labels = [], []
             for name in names:
                 try:
-                    batch = python2(archive.extractfile(name).read())
+                    batch = read_python2_pickle(archive.extractfile(name).read())
                     rows, classes = batch["data"], np.asarray(batch["labels"], np.int64)
                 except (Refused, KeyError, TypeError, AttributeError, ValueError) as error:
                     raise Problem(f"{path}: {name} is not a batch of CIFAR-10 ({error}); fetch it again") from None

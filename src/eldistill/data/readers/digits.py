@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eldistill.data.images import Arrays, parts
+from eldistill.data.images import Arrays, split_arrays
 
 COVERED_BY = "data"
 
@@ -16,4 +16,4 @@ def read(section: dict) -> Arrays:
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    return parts(images, bunch.target, section["heldout"])
+    return split_arrays(images, bunch.target, section["heldout"])

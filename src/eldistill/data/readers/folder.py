@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reader of a folder or zip of images; one file is in memory at a time.
 
-All images are looked at before the first one is packed: whether one is coloured, which sizes there are, and whether a rule
-covers each of them (eldistill.data.pictures, docs/images.md).
+All images are examined before the first one is packed: whether any has colour, which sizes occur, and whether a rule covers
+each of them (eldistill.data.pictures, docs/images.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data import labels, pictures
-from eldistill.data.containers import Container, opened
+from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
 from eldistill.errors import Problem
@@ -37,7 +37,7 @@ def read(section: dict) -> Stream:
     of one size. One colour image makes all of them three channels. Raises Problem.
     """
     path, rules = Path(section["path"]), Rules.of(section)
-    with opened(path) as container:
+    with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
             raise Problem(
@@ -45,16 +45,16 @@ def read(section: dict) -> Stream:
                     [f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files", *files.left_out()]
                 )
             )
-        classes = labels.of_listing(path, files, container)
+        classes = labels.labels_of_listing(path, files, container)
         seen = _survey(path, files, container, rules)
     seen.check(path, rules)
 
     def read_these(indices: np.ndarray) -> Iterator[np.ndarray]:
-        with opened(path) as container:
+        with open_container(path) as container:
             for index in indices:
-                with pictures.picture(path, files.names[index], container) as picture:
-                    array = pictures.pixels(picture, rules)
-                array = pictures.fitted(array, rules)
+                with pictures.open_picture(path, files.names[index], container) as picture:
+                    array = pictures.read_pixels(picture, rules)
+                array = pictures.fit_resolution(array, rules)
                 planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 yield np.repeat(planes, 3, 0) if seen.colour and len(planes) == 1 else planes
 
@@ -63,12 +63,12 @@ def read(section: dict) -> Stream:
     return Stream((3 if seen.colour else 1, side, side), "U8", classes.numbers, read_these, classes.names, notes)
 
 
-# --- a look at all images -----------------------------------------------------------------------------
+# --- a survey of all images -----------------------------------------------------------------------------
 
 
 @dataclass
 class Survey:
-    """What a look at all pictures found. colour: whether one has colour. sizes: (width, height). Lists are names of pictures:
+    """The properties of all pictures of a source. colour: whether any has colour. sizes: (width, height). Lists are names of pictures:
     hiding: with transparent pixels. turned: with an EXIF orientation. several: with further frames, of which there are
     `frames`. deep, wide: grey of 16 and of 32 bits, `highest` their largest value. fine: coloured, of 16 bits, `brightest`
     the largest of their upper eight.
@@ -87,7 +87,7 @@ class Survey:
     brightest: int = 0
 
     def notes(self, rules: Rules) -> list[str]:
-        """Sentences about what is not done with the pictures."""
+        """Sentences about orientations and frames that are ignored."""
         found = []
         if self.turned and rules.orientation == "ignore":
             found.append(
@@ -100,7 +100,7 @@ class Survey:
         return found
 
     def check(self, path: Path, rules: Rules) -> None:
-        """Raise Problem for sizes that do not fit, or for a key that the pictures need and the rules lack."""
+        """Raise Problem if the sizes differ without `resolution`, or if the pictures need a key that the data setting lacks."""
         if self.hiding and rules.background is None:
             raise Problem(f"{path}: {_some(self.hiding)} transparent pixels; {pictures.BACKGROUND}")
         self._check_bits(path, rules)
@@ -133,27 +133,27 @@ def _some(names: list[str]) -> str:
 
 
 def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> Survey:
-    # Mode and size stand at the beginning of a file: few pictures are decoded for them.
+    # Mode and size are at the beginning of a file, so that few pictures must be decoded for them.
     seen, known = Survey(), set()
     for name in files.names:
-        with pictures.picture(path, name, container, complete=False) as picture:
+        with pictures.open_picture(path, name, container, complete=False) as picture:
             kind = picture.mode, picture.size
             _look(name, picture, rules, seen)
             if not rules.resolution and kind not in known:
-                picture.load()  # a broken picture may have any size: say that, not how many sizes there are
+                picture.load()  # a damaged picture may claim any size: report the damage, not the sizes
             known.add(kind)
             seen.sizes.add(kind[1])
     return seen
 
 
 def _look(name: str, picture, rules: Rules, seen: Survey) -> None:
-    mode, fine = picture.mode, pictures.fine(picture)
+    mode, fine = picture.mode, pictures.has_16_bit_colours(picture)
     if mode not in pictures.KNOWN:
         kind = "floating-point numbers" if mode == "F" else f"the mode {mode}"
         raise Problem(f"it has {kind}, for which there is no rule; save it as 8-bit grey or RGB")
     if mode == "RGB" and fine and "transparency" in picture.info:
         raise Problem("it has a transparent colour of 16 bits, which 8 bits cannot name; save it as 8-bit RGBA")
-    if pictures.turned(picture):
+    if pictures.is_turned(picture):
         seen.turned.append(name)
     if getattr(picture, "is_animated", False):
         seen.several.append(name)
@@ -164,21 +164,21 @@ def _look(name: str, picture, rules: Rules, seen: Survey) -> None:
 
 
 def _look_inside(name: str, picture, rules: Rules, seen: Survey) -> bool:
-    # What only the pixels tell; returns whether the picture is grey.
+    # Examines the pixels where mode and size are not enough. Returns whether the picture is grey.
     wide = picture.mode == "I" and picture.format == "TIFF"  # elsewhere Pillow's I holds 16 bits
-    deep, fine = picture.mode in pictures.DEEP, pictures.fine(picture)
+    deep, fine = picture.mode in pictures.DEEP, pictures.has_16_bit_colours(picture)
     picture.load()
-    opacity = pictures.alpha(picture)
+    opacity = pictures.opacity_of(picture)
     if opacity is not None and opacity.min() < 255:
         seen.hiding.append(name)
         if rules.background is None:
-            return True  # it is refused when all have been seen
+            return True  # `check` refuses it after all pictures have been examined
     if deep:
         (seen.wide if wide else seen.deep).append(name)
         seen.highest = max(seen.highest, int(np.asarray(picture).max()))
         if wide and rules.bits is None:
             return True
-    array = pictures.pixels(picture, rules)
+    array = pictures.read_pixels(picture, rules)
     if fine:
         seen.fine.append(name)
         seen.brightest = max(seen.brightest, int(array.max()))

@@ -21,14 +21,18 @@ DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-image
 
 
 def read(section: dict) -> Arrays:
-    """Four IDX files (images and labels, train and test), zero-padded to `resolution`, or to its next multiple and
-    averaged in blocks (28 pixels to 16: padded to 32, means of 2x2); held-out are test images."""
+    """Four IDX files: images and labels, train and test. The held-out images are the first test images. Raises Problem.
+
+    Images are padded with zeros to `resolution`, or to a multiple of it and averaged in blocks (from 28 pixels to 16: padded
+    to 32, means of 2x2)."""
     arrays = []
     for part in ("train", "test"):
         images = _idx(fetch(f"{section['files']}-{part}-images", section["folder"]))[:, None]
         labels = _idx(fetch(f"{section['files']}-{part}-labels", section["folder"]))
         if len(images) != len(labels):
-            raise Problem(f"{section['files']} {part}: {len(images)} images and {len(labels)} labels; expected as many")
+            raise Problem(
+                f"{section['files']} {part}: {len(images)} images and {len(labels)} labels; expected equal numbers: fetch the files again"
+            )
         arrays += [_fit(images, section["resolution"]), labels.astype(np.int64)]
     return first_of_test(arrays, section["heldout"], section["files"])
 
@@ -51,8 +55,8 @@ def _fit(images: np.ndarray, resolution: int | None) -> np.ndarray:
     times = -(-size // resolution)
     missing = times * resolution - size
     if times > 1 and 4 * missing > size:
-        raise Problem(f"resolution is {resolution}, but the images have {size} pixels; expected no less, or a number of "
-                      f"which a multiple is little above {size}, to average blocks")  # fmt: skip
+        raise Problem(f"resolution is {resolution}, but the images have {size} pixels; expected at least as many, or a "
+                      f"divisor of a number a little above {size}, so that blocks can be averaged")  # fmt: skip
     before = missing // 2
     padded = np.pad(images, ((0, 0), (0, 0), (before, missing - before), (before, missing - before)))
     if times == 1:

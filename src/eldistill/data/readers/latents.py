@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data import labels
-from eldistill.data.containers import Container, opened
+from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.errors import Problem
 
@@ -22,18 +22,18 @@ ENDINGS = (".npy",)
 
 
 def read(section: dict) -> Stream:
-    """A folder or zip of .npy files, float32 [2c, r, r]: what an encoder says of each image, c means and c deviations, in
-    sorted order of their names; labels from dataset.json. EDM2's container, and that of `python -m eldistill encode`."""
+    """A folder or zip of .npy files in sorted order of their names, each float32 [2c, r, r]: c means and c standard deviations of
+    an image's latents. Labels come from dataset.json. EDM2 and `python -m eldistill encode` write this format. Raises Problem."""
     path = Path(section["path"])
-    with opened(path) as container:
+    with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
             raise Problem(f"{path} has no latents; expected .npy files, as `python -m eldistill encode` writes them")
-        classes = labels.of_listing(path, files, container, folders=False)
+        classes = labels.labels_of_listing(path, files, container, folders=False)
         shape = _latent(path, files.names[0], container, None).shape
 
     def read_these(indices: np.ndarray) -> Iterator[np.ndarray]:
-        with opened(path) as container:
+        with open_container(path) as container:
             for index in indices:
                 yield _latent(path, files.names[index], container, shape)
 

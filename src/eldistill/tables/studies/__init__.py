@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The studies of a suite: one question and one table each."""
+"""Studies of a suite. Each answers one question with one table."""

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kind of study that answers a question: each arm against the baseline, with an equivalence margin that was written
-down before the runs."""
+"""The kind of study that compares each arm with the baseline and tests equivalence, with a margin that was fixed before the runs."""
 
 from __future__ import annotations
 
@@ -9,17 +8,18 @@ from statistics import fmean, stdev
 from eldistill.errors import Problem
 from eldistill.tables import inference
 from eldistill.tables.results import Result, arms_of, identity, short
-from eldistill.tables.studies.comparisons import compared, paired, summary
+from eldistill.tables.studies.comparisons import compare_pairs, mean_and_sd, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
-    """Each arm against the baseline, with an equivalence margin fixed beforehand: lower, higher, equivalent or
-    undecided. The answers are one row for each arm and bed, in the space that ranks it, over all its teachers (for an
-    arm that cannot be pooled the rows of its settings); their p are one family (Holm). The other rows explore and are
-    not corrected."""
+    """Compare each arm with the baseline: lower, higher, equivalent or undecided. Returns rows and sentences.
+
+    The answer is one row for each arm and data set, in the primary space, pooled over all teachers of the data set; an arm that
+    cannot be pooled has one row for each data setting. The p-values of the answers are one family (Holm). All other rows are
+    exploratory and not corrected."""
     answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
     for name, bed in study.split():
         whole, more = _pooled(name, bed), _settings(bed)
@@ -43,11 +43,11 @@ def _settings(study: Study) -> list[dict]:
     for space in study.spaces():
         for group in arms.values():
             values = [study.metric(r, space=space) for r in group]
-            row = identity(group) | {"space": space} | summary(values, "fd")
-            twins = paired(study, group, arms)
+            row = identity(group) | {"space": space} | mean_and_sd(values, "fd")
+            twins = pair_with_baseline(study, group, arms)
             if twins:
                 ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
-                row |= compared(ours, theirs, study.params["confidence"])
+                row |= compare_pairs(ours, theirs, study.params["confidence"])
                 deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
                 row |= _equivalence(deltas, bound, level)
                 row["verdict"] = _decide(row, level)
@@ -56,13 +56,16 @@ def _settings(study: Study) -> list[dict]:
 
 
 def _pooled(name: str, study: Study) -> list[dict]:
-    """Each arm over all settings of a bed, in percent of each setting's own baseline: the unit is a training seed, whose
-    differences under all teachers are averaged, for they share images, noise and judge. Only seeds that were paired under
-    every teacher count: a mean over fewer would differ by the teacher too. No row for an arm with one setting, or with
-    fewer than two such seeds, whose own rows then answer. Raises Problem if settings are ranked by different metrics."""
+    """The rows of arms pooled over all data settings of a data set, in percent of the baseline in each setting.
+
+    The unit is a training seed. Its differences under all teachers are averaged, because they share images, noise and judge. Only
+    seeds that are paired under every teacher count, because other means would also depend on the teacher. An arm with one data
+    setting, or with fewer than two such seeds, has no row here. Raises Problem if settings are ranked by different metrics."""
     rows, arms, level = [], arms_of(study.results), 1 - study.params["confidence"]
     for method, supplement in dict.fromkeys(arm[1:] for arm in arms):
-        settings = [paired(study, group, arms) for arm, group in arms.items() if arm[1:] == (method, supplement)]
+        settings = [
+            pair_with_baseline(study, group, arms) for arm, group in arms.items() if arm[1:] == (method, supplement)
+        ]
         settings = [{a.seed: (a, b) for a, b in twins} for twins in settings if twins]
         common = [seed for seed in settings[0] if all(seed in each for each in settings)] if settings else []
         if len(settings) < 2 or len(common) < 2:
@@ -82,20 +85,20 @@ def _pooled(name: str, study: Study) -> list[dict]:
             "seeds": len(deltas),
             "space": study.primary(study.results[0]),
         }
-        row |= compared(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
+        row |= compare_pairs(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
         row |= _equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
         rows.append(row)
     return rows
 
 
 def _shares(study: Study, twins: list[tuple[Result, Result]]) -> list[float] | None:
-    # Differences in percent of the mean of the baseline; None where that is 0.
+    # Differences in percent of the baseline's mean; None if it is 0.
     base = fmean(study.metric(b) for _, b in twins)
     return [100 * (study.metric(a) - study.metric(b)) / base for a, b in twins] if base else None
 
 
 def _equivalence(deltas: list[float], bound: float, level: float) -> dict:
-    # The test of equivalence within ± bound; a baseline at 0 leaves no margin to test.
+    # The test of equivalence within ± bound. A baseline with mean 0 has no margin.
     if bound <= 0:
         return {"margin": None, "p_equivalent": None, "seeds_needed": None}
     needed = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None

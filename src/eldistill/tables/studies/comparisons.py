@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of studies that compare arms: at the end of training, on the way there, at equal cost, and by what they spread.
+"""Kinds of studies that compare arms: after training, during training, at equal cost, and by their variance between seeds.
 
-Comparisons are paired by seed within a data setting and a method; the tests of one table are one family (Holm).
+Comparisons are paired by seed within a data setting and a method. The tests of one table are one family (Holm).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from eldistill.tables.studies.study import Study
 RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
 
 
-def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
-    """(run, the baseline's run of the same data and seed, and method unless it names one); none for the baseline itself."""
+def pair_with_baseline(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
+    """Pairs (run, baseline run) with the same data and seed, and the same method unless the baseline names one; empty for the baseline."""
     data, method, _ = group[0].arm
     named, _, against = study.params["against"].rpartition("/")
     baseline = (data, named or method, against)
@@ -28,9 +28,9 @@ def paired(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, 
     return [(result, bases[result.seed]) for result in group if result.seed in bases]
 
 
-def compared(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
-    """Differences of paired values: mean, interval, percent of the mean of the bases (or of `unit`), p, who is lower.
-    Percent is None where the mean of the bases is 0."""
+def compare_pairs(values: list[float], bases: list[float], confidence: float, unit: float | None = None) -> dict:
+    """Columns about the differences of paired values: number of pairs, mean, interval (low, high), percent, p, and in how many pairs
+    the value is lower. Percent is relative to `unit`, or to the mean of the bases; None if that mean is 0."""
     deltas = [a - b for a, b in zip(values, bases, strict=True)]
     unit = unit or (fmean(bases) if bases else 0.0)
     low, high = inference.interval(deltas, confidence)
@@ -41,31 +41,33 @@ def compared(values: list[float], bases: list[float], confidence: float, unit: f
     }  # fmt: skip
 
 
-def summary(values: list[float], stem: str) -> dict:
-    """Mean and deviation, as columns that begin with `stem`; of what was not measured (None) there is none."""
+def mean_and_sd(values: list[float], stem: str) -> dict:
+    """{stem_mean, stem_sd} of values; both are None if a value was not measured (None)."""
     values = [] if None in values else values
     return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
 
 
 def contrast(study: Study) -> tuple[list[dict], list[str]]:
-    """Every arm against the baseline of its data setting and method: distances, recall, realised strength, cost."""
+    """Compare every arm with the baseline of its data setting and method: distances, recall, effective weight and cost. Returns rows
+    and sentences."""
     arms, rows = arms_of(study.results), []
     others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
     for group in arms.values():
-        twins = paired(study, group, arms)
-        row = identity(group) | summary([study.metric(r) for r in group], "fd")
-        row |= compared(
+        twins = pair_with_baseline(study, group, arms)
+        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd")
+        row |= compare_pairs(
             [study.metric(a) for a, _ in twins], [study.metric(b) for _, b in twins], study.params["confidence"]
         )
         row["p_holm"] = None
-        train = compared(*([study.metric(r, part="train") for r in side] for side in (zip(*twins, strict=True) if twins else ((), ()))),
-                          study.params["confidence"])  # fmt: skip
-        row |= summary([study.metric(r, part="train") for r in group], "fd_train")
+        sides = zip(*twins, strict=True) if twins else ((), ())
+        of_train = [[study.metric(result, part="train") for result in side] for side in sides]
+        train = compare_pairs(*of_train, study.params["confidence"])
+        row |= mean_and_sd([study.metric(r, part="train") for r in group], "fd_train")
         row |= {f"train_{key}": train[key] for key in ("difference", "low", "high")}
         for space in others:
-            row |= summary([study.metric(r, space=space) for r in group], f"fd_{space}")
+            row |= mean_and_sd([study.metric(r, space=space) for r in group], f"fd_{space}")
         for metric in ("kid", "precision", "recall"):
-            row |= summary([study.metric(r, metric) for r in group], metric)
+            row |= mean_and_sd([study.metric(r, metric) for r in group], metric)
         row |= _realised(study, group)
         row["step_ms_cpu"] = median(r.about["milliseconds_per_iteration_cpu"] for r in group)
         rows.append(row | {"runs": " ".join(r.run for r in group)})
@@ -75,7 +77,7 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
 
 
 def _realised(study: Study, group: list[Result]) -> dict:
-    # What the weight came to, and the ratio of the two gradients where they met, in the second half of training.
+    # The mean weight of the supplement and the mean ratio of its weighted gradient to the base loss's, in the second half of training.
     found: dict[str, float | None] = {}
     weights = [fmean(values) for r in group if (values := study.logged(r, "weight"))]
     found["weight"] = fmean(weights) if weights else None
@@ -104,8 +106,9 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
 
 
 def seeds(study: Study) -> tuple[list[dict], list[str]]:
-    """Supplements called NAME-e0, NAME-e1, … differ in the ensemble's seed alone: variance by training seed and by
-    ensemble seed, from the full table of both."""
+    """Variance between training seeds and between ensemble seeds, from a complete table of both; returns rows and sentences.
+
+    Supplements called NAME-e0, NAME-e1, … differ only in the seed of the ensemble. Raises Problem if the table is incomplete."""
     tables: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}
     for result in study.results:
         match = re.fullmatch(r"(.+)-e(\d+)", result.arm[2])
@@ -117,7 +120,7 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
         if len(cells) < len(training) * len(ensemble) or min(len(training), len(ensemble)) < 2:
             raise Problem(f"{data}/{method}/{stem}-e*: {len(cells)} runs for {len(training)} seeds and {len(ensemble)} ensembles; "
                           "expected a full table")  # fmt: skip
-        parts = inference.components([[cells[t, e] for e in ensemble] for t in training])
+        parts = inference.variance_components([[cells[t, e] for e in ensemble] for t in training])
         names = ("training", "ensemble", "rest")
         total = sum(max(part, 0.0) for part in parts)
         row = {
@@ -127,7 +130,7 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
             "training_seeds": len(training),
             "ensemble_seeds": len(ensemble),
         }
-        row |= summary(list(cells.values()), "fd") | {
+        row |= mean_and_sd(list(cells.values()), "fd") | {
             f"variance_{name}": part for name, part in zip(names, parts, strict=True)
         }
         row |= {
@@ -145,11 +148,11 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
 
 
 def speed(study: Study) -> tuple[list[dict], list[str]]:
-    """Time to a threshold fixed on the tuning seeds: the mean of the baseline's last five points; reached where three
-    points in a row lie below it. Medians by Kaplan and Meier: runs that never reach it are kept as censored.
+    """Time to a threshold that is set on the tuning seeds; returns rows and sentences.
 
-    Savings compare the seeds that an arm shares with its baseline, and need two of them. Where the baseline's tuning
-    runs do not fall there is no threshold.
+    The threshold is the mean of the baseline's last five points. It is reached at the first of three consecutive points that are not
+    above it. Medians are Kaplan–Meier medians, in which runs that never reach it are censored. Savings compare the seeds that an arm
+    shares with its baseline, and need two of them. There is no threshold if the distance of the baseline's tuning runs does not fall.
     """
     arms, rows, said = arms_of(study.results), [], []
     tuning, against = set(study.params["tuning"]), study.params["against"]
@@ -170,7 +173,9 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
                 "never": sum(censored for _, censored in times[arm].values()),
                 "cpu_seconds": None if middle is None else middle * _seconds(group),
             }
-        rows.append(row | summary([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)})
+        rows.append(
+            row | mean_and_sd([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)}
+        )
     for row in rows:
         arm, base = (row["data"], row["method"], row["supplement"]), (row["data"], row["method"], against)
         who = f"{row['data']}, {row['method']}/{row['supplement']}"
@@ -189,12 +194,12 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
 
 
 def _seconds(group: list[Result]) -> float:
-    # CPU seconds of an iteration of an arm.
+    # CPU seconds per iteration of an arm.
     return median(COSTS["seconds"](result) for result in group)
 
 
 def _savings(mine: dict, theirs: dict, group: list[Result], bases: list[Result]) -> dict:
-    # Percent saved to the threshold, over the seeds that both have; None with fewer than two of them.
+    # Percent saved until the threshold, over the seeds that both arms have; None for fewer than two.
     shared = sorted(mine.keys() & theirs.keys())
     found = {"pairs": len(shared) or None, "saved_iterations_percent": None, "saved_seconds_percent": None}
     here, there = (inference.median_time([times[seed] for seed in shared]) for times in (mine, theirs))
@@ -208,7 +213,7 @@ def _savings(mine: dict, theirs: dict, group: list[Result], bases: list[Result])
 
 
 def _saved(row: dict, against: str) -> str:
-    # The end of a sentence: what was saved, or why that is not said.
+    # The end of a sentence: the savings, or why there are none.
     if row["pairs"] == 1:
         return f"; one paired seed with {against}: no conclusion"
     shares = {"iterations": row["saved_iterations_percent"], "CPU time": row["saved_seconds_percent"]}
@@ -232,18 +237,20 @@ def _first(curve: list[tuple[int, float]], threshold: float) -> tuple[float, boo
 
 
 def budget(study: Study) -> tuple[list[dict], list[str]]:
-    """Every arm against the baseline at equal iterations (and images: the batch is the same), equal CPU seconds and equal
-    FLOP: curves, interpolated where the dearer of the two has spent what the other has at its end."""
+    """Compare every arm with the baseline at equal iterations (and images, as batches are equal), equal CPU seconds and equal FLOP.
+
+    Curves are interpolated at the largest cost that both of them reach. Returns rows and sentences. Raises Problem if two curves have
+    no common cost."""
     arms, rows = arms_of(study.results), []
     for group in arms.values():
         for kind, cost_of in COSTS.items():
             if any(cost_of(result) is None for result in study.results):
                 continue
-            twins = paired(study, group, arms)
+            twins = pair_with_baseline(study, group, arms)
             if not twins or (kind == "seconds" and not one_device([result for pair in twins for result in pair])):
                 continue
             ours, theirs = [], []
-            # One price for an arm: that of a single run depends on what else the machine was doing.
+            # The median cost of an arm, because the load of the machine affects single runs.
             prices = [median(cost_of(pair[side]) for pair in twins) for side in (0, 1)]
             for mine, base in twins:
                 curves = [
@@ -254,9 +261,9 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
                     raise Problem(f"the curves of {mine.run} and {base.run} share no {kind}; add 0 to distil.snapshots")
                 ours.append(_at(curves[0], end))
                 theirs.append(_at(curves[1], end))
-            row = identity(group) | {"equal": kind} | summary(ours, "fd") | summary(theirs, "baseline")
+            row = identity(group) | {"equal": kind} | mean_and_sd(ours, "fd") | mean_and_sd(theirs, "baseline")
             rows.append(
-                row | compared(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
+                row | compare_pairs(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
             )
     for row, p in zip(rows, inference.holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p

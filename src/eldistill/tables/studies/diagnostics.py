@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of studies that look at the runs themselves, not at their ranking: whether they diverged or collapsed, and what the
-Embedding Loss's gradient have to say?"""
+"""Kinds of studies that examine the training of the runs: whether they diverged or collapsed, and the signal of the supplement."""
 
 from __future__ import annotations
 
@@ -12,16 +11,17 @@ from eldistill.errors import Problem
 from eldistill.tables.results import arms_of, ended_no_better, identity, short
 
 RECIPE = ("diagnostics", 2)  # curves of one point do not diverge; names of data settings
-COLLAPSE = 0.5  # of the real trace of covariance, in the members' features
-SPIKE = 3.0  # times the run's own median of the gradient's norm
+COLLAPSE = 0.5  # ratio of the trace of the covariance, generated over real, below which a run counts as collapsed
+SPIKE = 3.0  # ratio of a gradient norm to the median of the run above which it counts as a spike
 
 
 def stability(study) -> tuple[list[dict], list[str]]:
-    """Every arm: runs that ended no better than they started, runs whose spread fell below half of the data's, ticks
-    whose gradient is beyond three times the run's median, and what was lost after the best point of the curve.
+    """Stability of every arm; returns rows and sentences.
 
-    Spread and gradients are those of the second half of a run: a student starts as its teacher's blurred image, whose
-    spread is small, and from a fake_score that knows nothing yet. A run with a NaN has no row: it stops, and the suite with it.
+    Counts runs that ended no better than they started, runs whose spread fell below COLLAPSE times that of the data, and ticks with a
+    gradient norm above SPIKE times the median; and measures the increase after the best point of the curve. Spread and gradients
+    are taken from the second half of a run, because a student starts with blurred images of small spread and an untrained
+    fake_score. There are no runs with a NaN, because they stop and their suite is not finished.
     """
     rows = []
     for group in arms_of(study.results).values():
@@ -59,10 +59,11 @@ def stability(study) -> tuple[list[dict], list[str]]:
 
 
 def signal(study) -> tuple[list[dict], list[str]]:
-    """The supplement's own signal, batch by batch, from the second half of each run's log: its value over its running
-    deviation, the cosine of its gradient with the base loss's, and the share that would mix the two with the least
-    variance (a diagnostic: the lemma needs two estimators of one vector). A biased form has a value that is mostly its
-    bias at small batches, which is no signal: its ratio is left out."""
+    """The signal of the supplement by batch size, from the second half of each run's log; returns rows and sentences.
+
+    Columns are the value over its running standard deviation (snr), the cosine between its gradient and that of the base loss, and
+    the fraction that would mix both with the least variance (a diagnostic only: the lemma requires two estimators of the same
+    vector). The value of a biased estimator is mostly bias at small batches, so that its snr is omitted."""
     rows, biased = [], []
     for group in arms_of(study.results).values():
         found = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a study: a forest of differences from the baseline, or the value that each arm has."""
+"""The plot of a study: a forest plot of differences from the baseline, or the value of each arm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eldistill.tables.curves import COLOURS
 
 COVERED_BY = "plots"
 GREY = "#777777"
-# The columns that are drawn where there are no differences, the first of them that a table has, and the axis's title.
+# {column: title of the axis}. Without differences, the first of these columns that a table has is drawn.
 DRAWN = {
     "part": "percent of the variance of the Fréchet distance",
     "iterations": "iterations until the distance stays below the threshold, median over seeds",
@@ -20,15 +20,19 @@ DRAWN = {
     "share": "floor: percent of the variance at the smallest batch that no batch averages out",
     "lost_percent": "percent lost after the best point of the curve, median",
 }
-BARS = ("part", "iterations", "lost_percent", "snr")  # those of DRAWN that are bars from 0
-PARTS = {"training": "training seed", "ensemble": "ensemble seed", "rest": "interaction and noise"}  # of a variance
+BARS = ("part", "iterations", "lost_percent", "snr")  # columns of DRAWN that are drawn as bars from 0
+PARTS = {
+    "training": "training seed",
+    "ensemble": "ensemble seed",
+    "rest": "interaction and noise",
+}  # components of variance
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One line of the picture, on the axis's scale."""
+    """One line of the plot, in units of the axis."""
 
-    place: int  # from the top, 0 …
+    place: int  # position from the top, starting with 0
     middle: float
     low: float
     high: float
@@ -36,9 +40,9 @@ class Interval:
 
 
 def draw_study(path: Path, rows: list[dict], params: dict) -> None:
-    """A picture of a study: where there are differences a forest of them, else each arm's mean with its deviation.
+    """Write the plot of a study: a forest plot of its differences, or else the mean of each arm with its standard deviation.
 
-    rows: of the study's table. params: question, against, and margin where rows have one. Equal input gives equal bytes.
+    rows: of the study's table. params: question, against, and margin if rows have one. Equal input gives equal bytes.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -62,15 +66,15 @@ def draw_study(path: Path, rows: list[dict], params: dict) -> None:
 
 
 def _chosen(rows: list[dict]) -> tuple[list[dict], str | None]:
-    """The rows that are drawn, and which column of DRAWN; None for differences in percent of the baseline."""
+    """The rows that are drawn, and the column of DRAWN; the column is None for differences in percent of the baseline."""
     if "share_training" in rows[0]:  # one bar for each part of the variance
         rows = [part for row in rows for part in _by_part(row)]
-    # Without a percent, which a baseline of 0 has not, there is no place on the common axis.
+    # A row without a percentage, because its baseline is 0, has no position on the common axis.
     compared = [row for row in rows if row.get("difference") is not None and row.get("percent") is not None]
     if compared:
         return compared, None
     value = next(key for key in DRAWN if key in rows[0])
-    return [row for row in rows if row[value] is not None] or rows, value  # an empty place would look like a 0
+    return [row for row in rows if row[value] is not None] or rows, value  # an empty line would look like a 0
 
 
 def _by_part(row: dict) -> list[dict]:
@@ -97,10 +101,10 @@ def _line(place: int, row: dict, value: str | None) -> Interval | None:
 
 
 def _difference(place: int, row: dict) -> Interval:
-    # In percent of the baseline: one axis for all data settings and feature spaces.
+    # Percent of the baseline, so that all data settings and feature spaces share one axis.
     unit = row["percent"] / row["difference"] if row["difference"] else 1.0
     middle = row["difference"] * unit
-    if row["low"] is None:  # of one seed there is no interval, and it is never sure
+    if row["low"] is None:  # one seed has no interval and is drawn in grey
         return Interval(place, middle, middle, middle, GREY)
     low, high = row["low"] * unit, row["high"] * unit
     return Interval(place, middle, low, high, COLOURS[1] if low > 0 or high < 0 else GREY)
@@ -118,7 +122,7 @@ def _draw(axes, line: Interval, row: dict, value: str | None, params: dict) -> N
 
 
 def _cut(axes, lines: list[Interval]) -> None:
-    # A few wide intervals must not make points of all the others: they are cut, and say where they would end.
+    # A few wide intervals would make all others look like points. They are cut, and a label states their ends.
     wide = sorted(max(abs(line.low), abs(line.high)) for line in lines)
     reach = 1.25 * wide[int(0.75 * (len(wide) - 1))]
     if not reach or wide[-1] < 4 * reach:

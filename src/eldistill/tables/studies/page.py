@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the studies of a suite: each has one question and one table, and is made from the grids that name it.
+"""The table, page and plot of a study, made from the runs of the grids that name it.
 
-A study is a section of `tables.studies` (question, kind, baseline, margin). Every kind is a function from results to
-rows and sentences; all sentences are written from the numbers. To add a kind, write a module in this folder
-with a function of its name and a RECIPE of the module's name, and add it to KINDS.
+A study is a section of `tables.studies` (question, kind, baseline, margin). Every kind is a function from results to rows and
+sentences, and all sentences are derived from the numbers. To add a kind, write a module in this folder with a function of its name
+and a RECIPE with the module's name, and add it to KINDS.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
-from eldistill.tables.results import check, load, short
+from eldistill.tables.results import check_results, load_result, short
 from eldistill.tables.studies import forest
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
-# {kind: the module that has it}, a literal: the recipe of a study names that module.
+# {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "comparisons", "budget": "comparisons",
     "stability": "diagnostics", "signal": "diagnostics", "variance": "variance",
 }  # fmt: skip
-CURVED = ("speed", "budget", "stability")  # kinds that read curves
+CURVED = ("speed", "budget", "stability")  # kinds that need curves
 
 
-# Columns of the Markdown table, of those that a kind has: (title, how to show it).
+# All columns of Markdown tables: (title, function from a row to its text). A table has those for which its rows have values.
 SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("data, method/supplement", lambda row: f"{row['data']}, {row['method']}/{row['supplement']}"),
     ("space", lambda row: row.get("space")),
@@ -44,13 +44,13 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("verdict", lambda row: row.get("verdict")),
     ("fd train", lambda row: _pm(row, "fd_train")),
     ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
-    ("fd of the other spaces", lambda row: None),  # a column for each of them: `_columns`
+    ("fd of the other spaces", lambda row: None),  # `_columns` makes one for each space
     ("recall", lambda row: _pm(row, "recall")),
     ("batch", lambda row: _text(row.get("batch"))),
     ("weight", lambda row: _text(row.get("weight"))),
     ("gradient ratio", lambda row: _text(row.get("gradient_ratio"))),
     ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
-    ("noise over signal", lambda row: None),  # a column for each batch: `_columns`
+    ("noise over signal", lambda row: None),  # `_columns` makes one for each batch
     ("floor, % of the variance at the smallest", lambda row: _span(row, "share", "share_low", "share_high")),
     ("signal over noise", lambda row: _text(row.get("snr"))),
     ("cosine", lambda row: _text(row.get("cosine"))),
@@ -72,7 +72,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
 
 
 def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]:
-    # SHOWN with a column for each feature space that does not rank, and for each batch, whatever the study measured.
+    # SHOWN with one column for each feature space except the primary one, and one for each batch.
     stems = [stem for stem in _found(rows, r"(fd_.+)_mean") if stem != "fd_train"]
     several = {
         "fd of the other spaces": [
@@ -87,7 +87,7 @@ def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]
 
 
 def _found(rows: list[dict], pattern: str) -> list[str]:
-    # What the group of the pattern matches in the names of columns, each once, in the order of the rows.
+    # The different matches of the pattern's group in the names of columns, in the order of the rows.
     return list(dict.fromkeys(match[1] for row in rows for key in row if (match := re.fullmatch(pattern, key))))
 
 
@@ -106,7 +106,7 @@ def _span(row: dict, *keys: str) -> str | None:
 
 
 def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str) -> str:
-    """The page of a study: its question, its table, one sentence for each comparison."""
+    """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison."""
     columns = _columns(rows)
     table = [[show(row) for row in rows] for _, show in columns]
     kept = [(title, cells) for (title, _), cells in zip(columns, table, strict=True) if any(cell for cell in cells)]
@@ -124,7 +124,7 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
         f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
         f"{100 * params['confidence']:g} % t-intervals; {family}. "
     )
-    # Kinds that rank nothing need no such words.
+    # Kinds without a ranking do not need this note.
     note = note if any("fd_mean" in row for row in rows) else ""
     if any(row.get("share_low") is not None for row in rows):
         note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
@@ -133,17 +133,22 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
 
 
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write the study's csv, md and png (outputs, in this order). params: the section with beds, confidence, tuning
-    and runs. Reads data/evaluations and data/runs under root. Raises Problem for a missing or damaged input."""
-    results = [load(run, root) for run in params["runs"]]
+    """Write the table (csv), page (md) and plot (png) of a study to `outputs`, in this order.
+
+    params: the section of the study, with beds (see Study), confidence, tuning and runs. root: folder with data/evaluations and
+    data/runs. Raises Problem for a missing or damaged input."""
+    results = [load_result(run, root) for run in params["runs"]]
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
-        check(ranked, space, curves=params["kind"] in CURVED)
+        check_results(ranked, space, curves=params["kind"] in CURVED)
     study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
     kind = params["kind"]
     rows, said = getattr(importlib.import_module(f"eldistill.tables.studies.{KINDS[kind]}"), kind)(study)
     if not rows:
-        raise Problem(f"the study {name} has nothing to compare; see its grids under `suites` in params.yaml")
+        raise Problem(
+            f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
+            "to its grids under `suites` in params.yaml"
+        )
     table, text, picture = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     write_text(text, markdown(name, params, rows, said, _ranking(study)))
@@ -151,7 +156,7 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
 
 
 def _ranking(study: Study) -> str:
-    # The metric that ranks, or those of each bed; two where its settings differ in the number of images.
+    # The metric that ranks, for each data set if they differ. A data set has two if its settings differ in the number of images.
     found = {bed: " and ".join(f"`{name}`" for name in each.ranking()) for bed, each in study.split()}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))

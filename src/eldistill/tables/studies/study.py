@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The input of a kind of study: the results of its runs, its section of params.yaml and the logs of the trainings."""
+"""The input of a study: the results of its runs, its section of params.yaml, and the logs of the trainings."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ COVERED_BY = "results"
 
 @dataclass(frozen=True)
 class Study:
-    """What a kind of study sees: its results, its section of params.yaml with `confidence`, `tuning` and `beds`, and the
-    training log of each run, {run: rows}. beds: {data setting: [what it shows, the feature space that ranks it]}."""
+    """The input of a study. params["beds"] is {data setting: [name of its data set, feature space that ranks it]}."""
 
     results: list[Result]
-    params: dict
-    logs: dict[str, list[dict[str, str]]]
-    root: Path = Path()
+    params: dict  # its section of params.yaml, with `confidence`, `tuning` and `beds`
+    logs: dict[str, list[dict[str, str]]]  # {run: rows of its training log}
+    root: Path = Path()  # folder with data/runs
 
     def metric(
         self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
     ) -> float | None:
-        """One number of a run; None if it was not measured."""
+        """The value of a metric of a run; None if it was not measured. space: None means the primary one."""
         name = named(result.metrics, metric, space or self.primary(result), part)
         return None if name is None else result.metrics[name]
 
@@ -35,7 +34,7 @@ class Study:
         return self.params["beds"][result.arm[0]][1]
 
     def spaces(self) -> list[str]:
-        """The feature spaces that every run has, those that rank first."""
+        """The feature spaces that all runs have; those that rank come first."""
         found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
         every = dict.fromkeys([*map(self.primary, self.results), *(match[1] for match in found if match)])
         return [
@@ -43,16 +42,16 @@ class Study:
         ]
 
     def curve(self, result: Result) -> list[tuple[int, float]]:
-        """(iteration, distance that ranks) along a run."""
+        """The curve of a run: (iteration, distance to held-out images in the primary space)."""
         return result.distances(self.primary(result), "heldout")
 
     def ranking(self, results: list[Result] | None = None) -> list[str]:
-        """The names of the metrics that rank these runs (all of them if None); several if numbers of images differ."""
+        """The names of the metrics that rank these runs, or all runs; there are several if numbers of images differ."""
         chosen = self.results if results is None else results
         return list(dict.fromkeys(named(r.metrics, "fd", self.primary(r), "heldout") for r in chosen))
 
     def split(self) -> list[tuple[str, Study]]:
-        """A study of each bed: data settings that show the same images. Raises Problem if two spaces rank one bed."""
+        """One study for each data set, which may have several data settings. Raises Problem if two spaces rank the same data set."""
         beds: dict[str, list[Result]] = {}
         for result in self.results:
             beds.setdefault(self.params["beds"][result.arm[0]][0], []).append(result)
@@ -63,7 +62,7 @@ class Study:
         return [(name, Study(results, self.params, self.logs, self.root)) for name, results in beds.items()]
 
     def logged(self, result: Result, number: str, of: str | None = None) -> list[float]:
-        """A logged number of the run's own supplement, or of `of`, tick by tick in the second half of the run."""
+        """The values of a logged number in the second half of a run. of: the loss or network that logged it; None means the supplement."""
         rows = self.logs[result.run]
         ending = f".{number}" if of is None else f"{of}.{number}"
         names = [name for name in rows[0] if name.endswith(ending)] if rows else []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kind of study that tabulates how the noise of a gradient falls with the batch, and what no batch averages out.
+"""The kind of study that shows how the variance of a gradient falls with the batch size, and the part that does not fall.
 
-eldistill.distil.probe measures it, on the networks of finished runs.
+eldistill.distil.probe measures it on the networks of finished runs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from eldistill.tables.results import arms_of, identity, short
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("variance", 2)
-NETWORKS = True  # the study runs the networks of its runs again
+NETWORKS = True  # the study needs the networks of its runs
 
 
 def variance(study: Study) -> tuple[list[dict], list[str]]:
-    """Every arm: the variance of its own gradient over the squared norm of its mean, batch by batch (means over runs, then
-    their ratio), and the floor in percent of the variance at the smallest batch with its interval over runs. `none`
-    shows the base loss's gradient, an arm with a supplement the supplement's."""
-    from eldistill.distil.probe import REPEATS, measure_variance  # torch takes seconds
+    """Variance of the gradient of every arm; returns rows and sentences.
+
+    Columns are the variance over the squared norm of the mean gradient at each batch size (the ratio of means over runs), and the
+    floor in percent of the variance at the smallest batch, with its interval over runs. `none` has the gradient of the base loss, and
+    an arm with a supplement that of the supplement."""
+    from eldistill.distil.probe import REPEATS, measure_variance  # imported here, because importing torch takes seconds
 
     rows, said, confidence = [], [], study.params["confidence"]
     least, most = min(REPEATS), max(REPEATS)

@@ -1,0 +1,1141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies from synthetic runs whose answers are known, and the studies of params.yaml."""
+
+import copy
+import csv
+import functools
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eldistill.distil import probe
+from eldistill.errors import Problem
+from eldistill.paths import STUDY
+from eldistill.plan import params, versions
+from eldistill.plan.plan import Plan
+from eldistill.tables.studies import forest
+from eldistill.tables.studies import page as studies
+from tests import conftest
+from tests.conftest import ROOT
+from tests.tables.test_tables import add_run, metrics, read, write
+
+SHIPPED = conftest.shipped()
+ABLATION = SHIPPED["suites"]["ablation"]
+
+PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,
+          "tuning": [100, 101]}  # fmt: skip
+DRAW_STUDY = forest.draw_study
+BASE = (10.0, 11.0, 9.0, 10.5, 9.5)  # mean 10: the margin of equivalence is 1
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Pictures take most of the time: only the tests of pictures draw them."""
+    monkeypatch.setattr(forest, "draw_study", lambda path, rows, params: path.touch())
+
+
+def add(root, run, value=1.0, log=None, flop=None, estimator="unbiased", **others):
+    """One synthetic run (see add_run), with its log {column: values}, its cost and a recipe."""
+    add_run(root, run, value, **others)
+    path = root / f"data/runs/{run}/provenance.json"
+    write(
+        path.with_name("generator_ema.safetensors.recipe"),
+        {"params": {"supplements": {"el": {"estimator": estimator}}}},
+    )
+    write(path, json.loads(path.read_text()) | {"flop_per_iteration": flop})
+    columns = {"iteration": range(8), "generator.loss": [1.0] * 8} | (log or {})
+    with open(path.with_name("log.csv"), "w", newline="") as file:
+        csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+    return run
+
+
+def add_arm(root, supplement, values, data="toy", method="di", first=0, **others):
+    """An arm with one run for each value; seeds count from `first`."""
+    return [add(root, f"{data}/{method}/{supplement}/{first + i}", value, **others) for i, value in enumerate(values)]
+
+
+def make(root, runs, out="out", **changes):
+    """The rows of the csv, and the Markdown."""
+    outputs = [root / out / f"study.{ending}" for ending in ("csv", "md", "png")]
+    beds = {run.split("/")[0]: ["toys", "judge-a"] for run in runs}
+    studies.make_study("study", PARAMS | {"runs": runs, "beds": beds} | changes, root, outputs)
+    for path in outputs[:2]:
+        assert "nan" not in path.read_text().lower() and "None" not in path.read_text()
+    return read(outputs[0]), outputs[1].read_text()
+
+
+def said(text, arm):
+    """The sentence on an arm."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"- {arm}:") or line.startswith(f"- {arm} in"))
+    return line
+
+
+def titles(text):
+    """The columns of the Markdown table."""
+    (line, *_) = (line for line in text.splitlines() if line.startswith("| "))
+    return line.strip("| ").split(" | ")
+
+
+# --- contrast -----------------------------------------------------------------------------------------
+
+DRAW = np.random.default_rng(0)
+NOISE = {"none": DRAW.normal(10, 1, 5), "el": DRAW.normal(8, 1, 5), "other": DRAW.normal(9.5, 2, 5)}
+
+
+def test_a_method_can_be_the_baseline(tmp_path):
+    """METHOD/SUPPLEMENT: every other arm of the data setting is paired with it, its own method's too."""
+    arms = {("di", "none"): (10.0, 11.0, 9.0), ("di-reuse", "none"): (10.5, 11.2, 9.4), ("di", "el"): (8.0, 9.1, 7.0)}
+    runs = [run for (method, name), values in arms.items() for run in add_arm(tmp_path, name, values, method=method)]
+    rows, text = make(tmp_path, runs, against="di/none")
+    found = {(row["method"], row["supplement"]): row["difference"] for row in rows}
+    assert found["di", "none"] == ""
+    assert float(found["di-reuse", "none"]) == pytest.approx((0.5 + 0.2 + 0.4) / 3)
+    assert float(found["di", "el"]) == pytest.approx(-(2.0 + 1.9 + 2.0) / 3)
+    assert (
+        "di-reuse/none: the distance is not distinguishable from di/none's" in text
+        and "di/el: the distance is lower than di/none's" in text
+    )
+
+
+def test_every_number_of_a_contrast_is_numpys(tmp_path):
+    """Means, deviations, paired differences, intervals, p, Holm over the table, train part, other spaces, cost."""
+    runs = [run for name, values in NOISE.items() for run in add_arm(tmp_path, name, values.tolist())]
+    for seed in range(5):
+        add(tmp_path, f"toy/di/el/{seed}", NOISE["el"][seed], milliseconds=100.0 + seed)
+    rows, text = make(tmp_path, runs)
+    assert [row["supplement"] for row in rows] == list(NOISE)
+    ps = [stats.ttest_rel(NOISE[name], NOISE["none"]).pvalue for name in ("el", "other")]
+    corrected = [min(1, p * 2) if p == min(ps) else max(ps) for p in ps]
+    corrected = [max(q, 2 * min(ps)) for q in corrected]
+    for row in rows:
+        values = NOISE[row["supplement"]]
+        for stem, shift in (("fd", 0), ("fd_train", 0.5), ("fd_judge-b", 0.25), ("fd_pixels", 0.5), ("recall", 0.5)):
+            assert float(row[f"{stem}_mean"]) == pytest.approx(values.mean() + shift, rel=1e-12)
+            assert float(row[f"{stem}_sd"]) == pytest.approx(values.std(ddof=1), rel=1e-9)
+        assert row["runs"].split() == [f"toy/di/{row['supplement']}/{seed}" for seed in range(5)]
+    for row, p, q in zip(rows[1:], ps, corrected, strict=True):
+        deltas = NOISE[row["supplement"]] - NOISE["none"]
+        low, high = stats.t.interval(0.95, 4, loc=deltas.mean(), scale=stats.sem(deltas))
+        wanted = {"difference": deltas.mean(), "low": low, "high": high, "p": p, "p_holm": q,
+                  "percent": 100 * deltas.mean() / NOISE["none"].mean()}  # fmt: skip
+        wanted |= {f"train_{key}": wanted[key] for key in ("difference", "low", "high")}
+        for key, value in wanted.items():
+            assert float(row[key]) == pytest.approx(value, rel=1e-9), key
+        assert (row["seeds"], row["pairs"], row["lower_in"]) == ("5", "5", f"{(deltas < 0).sum()}/5")
+    assert (rows[1]["step_ms_cpu"], rows[2]["step_ms_cpu"]) == ("102.0", "80.0")
+    assert not any(rows[0][key] for key in ("difference", "low", "high", "p", "p_holm", "pairs", "train_low"))
+    assert len([line for line in text.splitlines() if line.startswith("- ")]) == 2
+
+
+def test_the_family_of_holm_is_the_table(tmp_path):
+    """The same arm and the same p in tables of one, two and three tests, in whatever data setting they stand."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", [9.0, 10.5, 8.0, 9.0, 9.0])
+    ps, adjusted = [], []
+    more = [add_arm(tmp_path, "wild", [12.0, 8.0, 9.0, 12.0, 9.5]),
+            add_arm(tmp_path, "none", BASE, "other") + add_arm(tmp_path, "wild", BASE[::-1], "other")]  # fmt: skip
+    for extra in ([], *more):
+        runs = runs + extra
+        row = make(tmp_path, runs)[0][1]
+        ps.append(float(row["p"]))
+        adjusted.append(float(row["p_holm"]))
+    assert len(set(ps)) == 1 and ps[0] == pytest.approx(stats.ttest_rel([9.0, 10.5, 8.0, 9.0, 9.0], BASE).pvalue)
+    assert adjusted == pytest.approx([ps[0], 2 * ps[0], 3 * ps[0]])
+
+
+def test_sentences_say_what_holm_allows(tmp_path):
+    """p = .004 is `lower` alone and `higher` with its sign turned; p = .03 is not, once a second test stands beside it."""
+    runs = add_arm(tmp_path, "none", BASE)
+    runs += add_arm(tmp_path, "low", [base - d for base, d in zip(BASE, (3, 4, 3, 2, 4), strict=True)])
+    runs += add_arm(tmp_path, "high", [base + d for base, d in zip(BASE, (3, 4, 3, 2, 4), strict=True)])
+    _, text = make(tmp_path, runs)
+    assert "the distance is lower than none's: -3.20 [-4.24, -2.16], -32.0 % (p = 0.00" in said(text, "toy, di/low")
+    assert "the distance is higher than none's: 3.20 [2.16, 4.24], +32.0 %" in said(text, "toy, di/high")
+    assert "5 pairs, lower in 5/5)." in said(text, "toy, di/low")
+    runs = runs[:5] + add_arm(tmp_path, "near", [base - d for base, d in zip(BASE, (1, 2, 2, 0, 1), strict=True)])
+    assert 0.025 < float(make(tmp_path, runs)[0][1]["p"]) < 0.05
+    assert "is lower than none's" in said(make(tmp_path, runs)[1], "toy, di/near")
+    runs += add_arm(tmp_path, "wild", [12.0, 8.0, 9.0, 12.0, 9.5])
+    rows, text = make(tmp_path, runs)
+    assert float(rows[1]["p"]) < 0.05 < float(rows[1]["p_holm"])
+    assert "is not distinguishable from none's" in said(text, "toy, di/near")
+    assert "is lower than none's" in said(make(tmp_path, runs, confidence=0.9)[1], "toy, di/near")
+
+
+def test_the_realised_gradient_ratio_is_of_the_second_half(tmp_path):
+    """Mean of weight x own / base over the second half of the ticks; empty cells and a base of 0 count for nothing."""
+    log = {"generator.base_rms": [1, 1, 1, 1, 2, 2, 4, 0], "el.weight": [9, 9, 9, 9, 1, 2, 3, 4],
+           "el.gradient_rms": [9, 9, 9, 9, 1, 1, 2, 2], "el.trace_ratio": [0.1, "", "", 0.9, "", 0.6, "", 0.7]}  # fmt: skip
+    runs = add_arm(tmp_path, "none", BASE[:2]) + add_arm(tmp_path, "el", [1.0, 2.0], log=log)
+    halves = {name: [value / 2 if value else value for value in values] for name, values in log.items()}
+    traces = ["", "", "", 0.2, "", 0.65, "", 0.9]
+    add(tmp_path, "toy/di/el/1", 2.0, log=log | {"el.weight": halves["el.weight"], "el.trace_ratio": traces})
+    none, el = make(tmp_path, runs)[0]
+    ratios = [1 * 1 / 2, 2 * 1 / 2, 3 * 2 / 4]
+    assert float(el["gradient_ratio"]) == pytest.approx(np.mean([*ratios, *(ratio / 2 for ratio in ratios)]))
+    assert float(el["weight"]) == pytest.approx(np.mean([2.5, 1.25]))
+    assert float(el["trace_ratio_min"]) == 0.6
+    assert not any(none[key] for key in ("gradient_ratio", "weight", "trace_ratio_min"))
+
+
+def test_arms_are_paired_on_shared_seeds_only(tmp_path):
+    """The baseline has seeds 0 to 4, the arm 2 to 6: three pairs; the arm's own mean is over all five."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", [8.0, 9.0, 9.0, 50.0, 60.0], first=2)
+    row = make(tmp_path, runs)[0][1]
+    deltas = np.array([8.0, 9.0, 9.0]) - BASE[2:]
+    assert (row["seeds"], row["pairs"]) == ("5", "3")
+    assert float(row["fd_mean"]) == pytest.approx(27.2) and float(row["difference"]) == pytest.approx(deltas.mean())
+    assert float(row["percent"]) == pytest.approx(100 * deltas.mean() / np.mean(BASE[2:]))
+    assert float(row["p"]) == pytest.approx(stats.ttest_1samp(deltas, 0).pvalue)
+
+
+def test_pairs_are_of_one_data_setting_and_one_method(tmp_path):
+    """A baseline elsewhere is no baseline: the arm stays in the table, without a comparison."""
+    runs = (
+        add_arm(tmp_path, "none", BASE)
+        + add_arm(tmp_path, "el", BASE, "other")
+        + add_arm(tmp_path, "el", BASE, method="sid")
+    )
+    rows, text = make(tmp_path, runs)
+    assert [row["difference"] for row in rows] == ["", "", ""]
+    assert "\n- " not in text
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central", "budget"])
+def test_one_seed_allows_no_conclusion(tmp_path, kind):
+    """A difference, no interval, no p, and a sentence that says so."""
+    runs = add_arm(tmp_path, "none", [2.0]) + add_arm(tmp_path, "el", [1.5], curve=(4.0, 3.0, 2.0, 0.5))
+    rows, text = make(tmp_path, runs, kind=kind)
+    row = next(row for row in rows if row["supplement"] == "el")
+    assert float(row["difference"]) == -0.5
+    assert not any(row[key] for key in ("low", "high", "p", "fd_sd"))
+    lines = [line for line in text.splitlines() if line.startswith("- toy, di/el")]
+    assert lines and all("one paired seed, -0.500 from none: no conclusion" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central", "budget"])
+@pytest.mark.parametrize("shift", [0.0, -4.0])
+def test_without_any_spread_nothing_breaks(tmp_path, kind, shift):
+    """All runs of an arm alike: a point for an interval, p of 0 or 1."""
+    runs = add_arm(tmp_path, "none", [8.0] * 3, curve=(8.0,) * 4)
+    runs += add_arm(tmp_path, "el", [8.0 + shift] * 3, curve=(8.0 + shift,) * 4)
+    rows, _ = make(tmp_path, runs, kind=kind)
+    row = next(row for row in rows if row["supplement"] == "el")
+    assert float(row["low"]) == float(row["high"]) == shift and float(row["p"]) == (shift == 0)
+
+
+# --- central ------------------------------------------------------------------------------------------
+
+DELTAS = {
+    "lower": (-3.0, -3.2, -2.8, -3.1, -2.9),
+    "higher": (3.0, 3.2, 2.8, 3.1, 2.9),
+    "equivalent": (0.1, -0.1, 0.2, -0.2, 0.0),
+    "undecided": (2.0, -2.0, 1.0, -1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("verdict", DELTAS)
+def test_the_four_verdicts(tmp_path, verdict):
+    """By the paired test at 5 % and two one-sided ones within 10 % of the baseline's mean, in every feature space."""
+    deltas = np.array(DELTAS[verdict])
+    runs = add_arm(tmp_path, "pixels", BASE) + add_arm(tmp_path, "el", (np.array(BASE) + deltas).tolist())
+    rows, text = make(tmp_path, runs, kind="central", against="pixels")
+    assert [(row["supplement"], row["space"]) for row in rows] == [
+        (name, space) for space in ("judge-a", "judge-b", "pixels") for name in ("pixels", "el")
+    ]
+    for row, shift in zip(rows[1::2], (0, 0.25, 0.5), strict=True):
+        margin = 0.1 * (10 + shift)
+        above = stats.ttest_1samp(deltas, -margin, alternative="greater").pvalue
+        below = stats.ttest_1samp(deltas, margin, alternative="less").pvalue
+        assert row["verdict"] == verdict
+        assert float(row["margin"]) == pytest.approx(margin)
+        assert float(row["p"]) == pytest.approx(stats.ttest_1samp(deltas, 0).pvalue, rel=1e-6)
+        assert float(row["p_equivalent"]) == pytest.approx(max(above, below), rel=1e-6)
+        enough = [(stats.t.ppf(0.95, n - 1) + stats.t.ppf(0.9, n - 1)) * deltas.std(ddof=1) / margin <= math.sqrt(n)
+                  for n in range(2, 100)]  # fmt: skip
+        assert int(row["seeds_needed"]) == 2 + enough.index(True)
+    words = {"lower": "lower than pixels, and not shown equivalent", "higher": "higher than pixels, and not shown equivalent",
+             "equivalent": "equivalent to pixels within the margin",
+             "undecided": f"undecided against pixels; were they equal, about {rows[1]['seeds_needed']} pairs would show it"}  # fmt: skip
+    sentence = said(text, "toy, di/el in judge-a")
+    assert f"toy, di/el in judge-a: {words[verdict]}:" in sentence
+    assert "equivalence within ±10 %: p = " in sentence and sentence.endswith("5 pairs).")
+    assert {"verdict", "p equivalent", "space"} <= set(titles(text))
+
+
+def test_the_answer_is_pooled_over_data_settings(tmp_path):
+    """In percent of each setting's own baseline, averaged over the settings seed by seed: the unit is a seed, for its runs
+    under several teachers are no independent ones. In the primary space; first of rows and sentences."""
+    runs, shares = [], []
+    for data, scale, shift in (("one", 1.0, 0.0), ("two", 10.0, 0.3)):
+        bases = scale * np.array(BASE)
+        deltas = scale * (np.array(DELTAS["equivalent"]) + shift)
+        runs += add_arm(tmp_path, "pixels", bases.tolist(), data) + add_arm(
+            tmp_path, "el", (bases + deltas).tolist(), data
+        )
+        shares.append(100 * deltas / bases.mean())
+    shares = np.mean(shares, 0)
+    rows, text = make(tmp_path, runs, kind="central", against="pixels")
+    pooled = [row for row in rows if row["data"] == "toys, 2 teachers"]
+    assert pooled == rows[:1] and (pooled[0]["supplement"], pooled[0]["space"], pooled[0]["pairs"]) == (
+        "el",
+        "judge-a",
+        "5",
+    )
+    assert float(pooled[0]["difference"]) == pytest.approx(np.mean(shares), abs=1e-9)
+    assert float(pooled[0]["margin"]) == 10 and pooled[0]["verdict"] == "equivalent"
+    above = stats.ttest_1samp(shares, -10, alternative="greater").pvalue
+    below = stats.ttest_1samp(shares, 10, alternative="less").pvalue
+    assert float(pooled[0]["p_equivalent"]) == pytest.approx(max(above, below), rel=1e-6)
+    assert text.split("\n- ")[1].startswith(
+        "toys, 2 teachers, di/el in judge-a: equivalent to pixels within the margin"
+    )
+
+
+def test_the_answers_are_one_family(tmp_path):
+    """Two arms: their rows in the space that ranks are corrected for each other (Holm), the others are not."""
+    runs = add_arm(tmp_path, "pixels", BASE)
+    for name, deltas in (("el", (-1.6, -2.6, -0.9, -2.4, -0.2)), ("more", (1.3, 2.9, -0.3, 2.5, 0.9))):
+        runs += add_arm(tmp_path, name, (np.array(BASE) + deltas).tolist())
+    rows, text = make(tmp_path, runs, kind="central", against="pixels")
+    first = [row for row in rows if row["space"] == "judge-a" and row["p"]]
+    p = [float(row["p"]) for row in first]
+    assert [float(row["p_holm"]) for row in first] == pytest.approx([2 * p[0], max(2 * p[0], p[1])])
+    assert p[0] < 0.05 < max(2 * p[0], p[1]) and {row["p_holm"] for row in rows if row["space"] != "judge-a"} == {""}
+    assert first[0]["verdict"] == ("lower" if 2 * p[0] < 0.05 else "undecided")
+    assert ", Holm 0" in said(text, "toy, di/el in judge-a") and "Holm" not in said(text, "toy, di/el in judge-b")
+
+
+def test_a_small_sure_difference_is_equivalent_and_a_large_one_is_not(tmp_path):
+    """The margin decides, not the p: -0.3 of 10 is sure and within 10 %, but not within 2 %, where it is `lower`."""
+    runs = add_arm(tmp_path, "none", BASE)
+    runs += add_arm(tmp_path, "el", [b - d for b, d in zip(BASE, (0.3, 0.31, 0.29, 0.3, 0.32), strict=True)])
+    verdicts = [make(tmp_path, runs, kind="central", margin=margin)[0][1]["verdict"] for margin in (0.1, 0.02)]
+    assert verdicts == ["equivalent", "lower"]
+
+
+def test_one_seed_is_undecided(tmp_path):
+    """Also where the difference is 0."""
+    runs = add_arm(tmp_path, "none", [8.0]) + add_arm(tmp_path, "el", [8.0])
+    assert [row["verdict"] for row in make(tmp_path, runs, kind="central")[0]] == ["", "undecided"] * 3
+
+
+def test_data_settings_with_other_spaces_are_compared_in_those_that_all_have(tmp_path):
+    """One setting was evaluated in judge-a alone: the table has that space, for both."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1])
+    few = add_arm(tmp_path, "none", BASE, "few") + add_arm(tmp_path, "el", BASE[::-1], "few")
+    for run, value in zip(few, (*BASE, *BASE[::-1]), strict=True):
+        names = {name: number for name, number in metrics(value).items() if "judge-a" in name}
+        write(tmp_path / f"data/evaluations/{run}/metrics.json", names)
+    for kind in ("central", "contrast"):
+        rows, _ = make(tmp_path, runs + few, kind=kind)
+        rows = [row for row in rows if row["data"] != "toys, 2 teachers"]
+        assert len(rows) == 4 and {row.get("space", "judge-a") for row in rows} == {"judge-a"}
+
+
+def two_settings(root, seeds=(5, 5), deltas=(-1.0, -3.0)):
+    """An arm and its baseline under two teachers, with so many seeds each; runs of all."""
+    runs = []
+    for data, count, delta in zip(("one", "two"), seeds, deltas, strict=True):
+        values = [base + delta + 0.1 * seed for seed, base in enumerate(BASE[:count])]
+        runs += add_arm(root, "pixels", BASE[:count], data) + add_arm(root, "el", values, data)
+    return runs
+
+
+def test_only_seeds_of_every_teacher_are_pooled(tmp_path):
+    """The second teacher has two of five seeds: the answer is of those two, as if the others had not been run."""
+    few = make(tmp_path, two_settings(tmp_path, (2, 2)), "few", kind="central", against="pixels")[0]
+    rows, _ = make(tmp_path, two_settings(tmp_path, (5, 2)), kind="central", against="pixels")
+    assert rows[0]["data"] == few[0]["data"] == "toys, 2 teachers" and rows[0]["pairs"] == "2"
+    keys = ("difference", "low", "high", "p", "p_equivalent", "between_settings_sd")
+    assert [rows[0][key] for key in keys] == [few[0][key] for key in keys]
+    assert float(rows[0]["low"]) < -20 < float(rows[0]["high"])
+
+
+def test_an_arm_that_cannot_be_pooled_answers_by_its_own_row(tmp_path):
+    """An arm under one teacher only is one of the family, beside another one's pooled row."""
+    runs = two_settings(tmp_path) + add_arm(tmp_path, "more", [base - 2 for base in BASE], "one")
+    rows, text = make(tmp_path, runs, kind="central", against="pixels")
+    answers = {(row["data"], row["supplement"]): row for row in rows if row["p_holm"]}
+    assert set(answers) == {("toys, 2 teachers", "el"), ("one", "more")}
+    assert "Holm" in said(text, "one, di/more in judge-a") and "Holm" not in said(text, "one, di/el in judge-a")
+
+
+def test_settings_of_other_numbers_of_images_are_not_pooled(tmp_path):
+    """A Fréchet distance depends on the number of images: the differences of 2,000 and of 5,000 are not averaged, and a study
+    that pools nothing names both."""
+    runs = two_settings(tmp_path)
+    for run in runs[10:]:
+        path = tmp_path / f"data/evaluations/{run}/metrics.json"
+        path.write_text(path.read_text().replace("5k_", "2k_"))
+    with pytest.raises(
+        Problem, match="the settings of toys are ranked by fd5k_judge-a_heldout and fd2k_judge-a_heldout"
+    ):
+        make(tmp_path, runs, kind="central", against="pixels")
+    assert "Ranked by `fd5k_judge-a_heldout` and `fd2k_judge-a_heldout`," in make(tmp_path, runs, against="pixels")[1]
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central", "seeds", "speed", "budget", "stability", "signal"])
+def test_a_data_setting_has_the_same_rows_alone_and_beside_another(tmp_path, kind):
+    """Of another data set, with other values: but for Holm, whose family is the table, nothing of a row moves."""
+    here, there = (some_runs(tmp_path, kind, data, shift) for data, shift in (("toy", 0.0), ("wide", 3.0)))
+    beds = {"toy": ["toys", "judge-a"], "wide": ["wide", "judge-a"]}
+    alone, both = ({(*(row.get(key) for key in ("data", "method", "supplement", "space", "equal")),): row
+                    for row in make(tmp_path, runs, kind=kind, beds=beds)[0] if row["data"] == "toy"}
+                   for runs in (here, [*there, *here]))  # fmt: skip
+    assert alone.keys() == both.keys() and alone
+    for key, row in alone.items():
+        free = {"p_holm", "verdict"}
+        assert {k: v for k, v in row.items() if k not in free} == {k: both[key][k] for k in row if k not in free}
+
+
+# --- seeds --------------------------------------------------------------------------------------------
+
+
+def grid_of(root, table, name="el", data="toy"):
+    """Runs NAME-e0, NAME-e1, …: one row of the table for each training seed, one column for each ensemble seed."""
+    return [add(root, f"{data}/di/{name}-e{e}/{t}", value) for t, row in enumerate(table) for e, value in enumerate(row)]  # fmt: skip
+
+
+def test_a_full_table_is_split_by_training_and_ensemble_seed(tmp_path):
+    """value = training + ensemble: nothing is left; with a rest, numpy's mean squares. Rows for each stem and setting."""
+    training, ensemble = np.array([1.0, 2.0, 4.0, 5.0]), np.array([0.0, 0.5, -0.5])
+    additive = 10 + training[:, None] + ensemble
+    noisy = additive + np.random.default_rng(1).normal(size=(4, 3))
+    runs = grid_of(tmp_path, additive.tolist()) + grid_of(tmp_path, noisy.tolist(), "redrawn", "other")
+    rows, text = make(tmp_path, [*runs, *add_arm(tmp_path, "none", BASE)], kind="seeds")
+    assert [(row["data"], row["supplement"]) for row in rows] == [("toy", "el"), ("other", "redrawn")]
+    wanted = training.var(ddof=1), ensemble.var(ddof=1), 0
+    names = ("training", "ensemble", "rest")
+    assert [float(rows[0][f"variance_{name}"]) for name in names] == pytest.approx(wanted, abs=1e-12)
+    assert [float(rows[0][f"share_{name}"]) for name in names] == pytest.approx(np.array(wanted) / sum(wanted))
+    assert (rows[0]["training_seeds"], rows[0]["ensemble_seeds"]) == ("4", "3")
+    assert float(rows[0]["fd_sd"]) == pytest.approx(additive.std(ddof=1))
+    rest = noisy - noisy.mean(0) - noisy.mean(1)[:, None] + noisy.mean()
+    assert float(rows[1]["variance_rest"]) == pytest.approx((rest**2).sum() / 6)
+    assert "of the variance 93 % training seed, 7 % ensemble seed, 0 % their interaction" in said(text, "toy, di/el")
+    assert "4 x 3 runs" in said(text, "other, di/redrawn")
+    assert {"variance: training seed", "ensemble seed", "rest"} <= set(titles(text))
+
+
+def test_a_variance_below_0_counts_as_0_in_its_share(tmp_path):
+    """An interaction without main effects: the estimates stay as they are in the csv, shares are of what is above 0."""
+    rows, _ = make(tmp_path, grid_of(tmp_path, [[1.0, 2.0], [2.0, 1.0]]), kind="seeds")
+    assert [float(rows[0][f"variance_{name}"]) for name in ("training", "ensemble", "rest")] == [-0.5, -0.5, 1.0]
+    assert [float(rows[0][f"share_{name}"]) for name in ("training", "ensemble", "rest")] == [0, 0, 1]
+
+
+def test_a_table_without_variance_has_no_shares(tmp_path):
+    """All runs alike."""
+    rows, text = make(tmp_path, grid_of(tmp_path, [[2.0, 2.0], [2.0, 2.0]]), kind="seeds")
+    assert float(rows[0]["fd_sd"]) == 0 and rows[0]["share_rest"] == ""
+    assert "no variance" in said(text, "toy, di/el")
+
+
+@pytest.mark.parametrize("missing", [1, 3])
+def test_an_incomplete_table_is_a_problem(tmp_path, missing):
+    """One run less than the product, or a single row."""
+    runs = grid_of(tmp_path, [[1.0, 2.0, 3.0], [2.0, 1.0, 3.0]])[:-missing]
+    with pytest.raises(Problem, match=r"toy/di/el-e\*: \d runs for \d seeds and 3 ensembles; expected a full table"):
+        make(tmp_path, runs, kind="seeds")
+
+
+# --- speed --------------------------------------------------------------------------------------------
+
+# Points lie 25 iterations apart. The last five of the tuning runs have means 4 and 6: the threshold is 5.
+TUNING = ((90.0, 80.0, 70.0, 6.0, 5.0, 4.0, 3.0, 2.0), (90.0, 80.0, 70.0, 7.0, 6.0, 6.0, 6.0, 5.0))
+SLOW = (9.0, 8.0, 7.0, 6.0, 5.0, 5.0, 5.0, 5.0)  # the first of three in a row is the fifth point: 125
+FAST = (9.0, 4.0, 4.0, 6.0, 4.0, 4.0, 4.0, 9.0)  # two below do not count; nor does what comes after: 125
+SOON = (4.0, 5.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0)  # 25
+LATE = (9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 4.0, 4.0)  # only two: never
+
+
+def add_curves(root, supplement, curves, first=0, data="toy", **others):
+    """An arm by its curves."""
+    runs = [f"{data}/di/{supplement}/{first + i}" for i in range(len(curves))]
+    return [add(root, run, curve[-1], curve=curve, **others) for run, curve in zip(runs, curves, strict=True)]
+
+
+def test_the_time_to_a_threshold_of_the_tuning_seeds(tmp_path):
+    """Threshold, three in a row, Kaplan-Meier medians, savings in iterations and in CPU time at each arm's cost."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100, milliseconds=7.0)
+    runs += add_curves(tmp_path, "none", (SLOW, SLOW, LATE), milliseconds=80.0)
+    runs += add_curves(tmp_path, "el", (SOON, FAST, SOON), milliseconds=100.0)
+    rows, text = make(tmp_path, runs, kind="speed")
+    none, el = rows
+    assert [float(row["threshold"]) for row in rows] == [5, 5]
+    assert (none["seeds"], none["iterations"], none["never"]) == ("3", "125", "1")
+    assert (el["seeds"], el["iterations"], el["never"]) == ("3", "25", "0")
+    assert float(none["cpu_seconds"]) == pytest.approx(125 * 0.08) and float(el["cpu_seconds"]) == pytest.approx(2.5)
+    assert float(none["saved_iterations_percent"]) == float(none["saved_seconds_percent"]) == 0
+    assert float(el["saved_iterations_percent"]) == 80 and float(el["saved_seconds_percent"]) == pytest.approx(75)
+    assert "/100" not in none["runs"]
+    sentence = said(text, "toy, di/el")
+    assert "below 5.00 after 25 iterations (median of 3, 0 never); " in sentence
+    assert sentence.endswith("; iterations: 80 % less than none, CPU time: 75 % less.")
+    dear = add_curves(tmp_path, "dear", (SLOW, SLOW, LATE), milliseconds=160.0)
+    _, text = make(tmp_path, runs + dear, kind="speed")
+    assert said(text, "toy, di/dear").endswith("; iterations: 0 % less than none, CPU time: 100 % more.")
+    assert {"iterations to threshold", "never", "% iterations saved", "% CPU time saved"} <= set(titles(text))
+
+
+@pytest.mark.parametrize(
+    ("curve", "iterations", "never"),
+    [
+        (SLOW, "125", "0"),
+        (FAST, "125", "0"),
+        (SOON, "25", "0"),
+        (LATE, "", "1"),
+        (SOON[:2], "", "1"),
+        ((5.0,) * 3, "25", "0"),
+    ],
+)
+def test_below_means_three_points_in_a_row(tmp_path, curve, iterations, never):
+    """The first of the first three in a row at or below 5; a curve of two points cannot tell."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "el", [curve])
+    (row,), _ = make(tmp_path, runs, kind="speed")
+    assert (row["iterations"], row["never"], row["saved_iterations_percent"]) == (iterations, never, "")
+
+
+def test_the_threshold_is_blind_to_the_reported_seeds(tmp_path):
+    """Other curves of the reported baseline move its own time, not the threshold."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,))
+    before = make(tmp_path, runs, kind="speed")[0][0]
+    add_curves(tmp_path, "none", (SOON,))
+    after = make(tmp_path, runs, kind="speed")[0][0]
+    assert before["threshold"] == after["threshold"]
+    assert (before["iterations"], after["iterations"]) == ("125", "25")
+
+
+def test_runs_that_never_arrive_are_kept_as_censored(tmp_path):
+    """One of three: the median is that of all three. Two of three: there is none, and the sentence says so."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,) * 3)
+    runs += add_curves(tmp_path, "one", (SOON, LATE, SLOW)) + add_curves(tmp_path, "two", (SOON, LATE, LATE))
+    rows, text = make(tmp_path, runs, kind="speed")
+    assert [(row["iterations"], row["never"]) for row in rows] == [("125", "0"), ("125", "1"), ("", "2")]
+    assert not any(rows[2][key] for key in ("cpu_seconds", "saved_iterations_percent", "saved_seconds_percent"))
+    assert "more than half of its 3 runs never stay below 5.00." in said(text, "toy, di/two")
+
+
+def test_speed_needs_the_baseline_on_tuning_seeds(tmp_path):
+    """Without it there is no threshold, and nothing to compare."""
+    runs = add_curves(tmp_path, "none", (SLOW,)) + add_curves(tmp_path, "el", (SOON,))
+    with pytest.raises(Problem, match="the study study has nothing to compare"):
+        make(tmp_path, runs, kind="speed")
+
+
+def test_savings_are_of_the_seeds_that_both_have(tmp_path):
+    """The arm's third seed, which is slow, has no twin: the saving is that of the other two, its median of all three."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW, SLOW))
+    runs += add_curves(tmp_path, "el", (SOON, SOON, SLOW, SLOW, SLOW))
+    (_, el), text = make(tmp_path, runs, kind="speed")
+    assert (el["seeds"], el["pairs"], el["iterations"]) == ("5", "2", "125")
+    assert float(el["saved_iterations_percent"]) == 80 and "iterations: 80 % less than none" in said(text, "toy, di/el")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_paired_seed_claims_no_saving(tmp_path, seeds):
+    """The iterations are shown, and that there is no conclusion; with one seed of the arm, and with three of which one is
+    paired."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,))
+    (none, el), text = make(tmp_path, runs + add_curves(tmp_path, "el", (SOON,) * seeds), kind="speed")
+    for row in (none, el):
+        assert (row["pairs"], row["saved_iterations_percent"], row["saved_seconds_percent"]) == ("1", "", "")
+    sentence = said(text, "toy, di/el")
+    assert "after 25 iterations" in sentence and sentence.endswith("; one paired seed with none: no conclusion.")
+    assert not {"% iterations saved", "% CPU time saved"} & set(titles(text))
+
+
+def test_seconds_of_several_devices_save_nothing(tmp_path):
+    """One of the runs was made elsewhere: iterations compare, CPU time does not, in both kinds that compare it."""
+    runs = add_curves(tmp_path, "none", TUNING, first=100)
+    runs += add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
+    path = tmp_path / "data/runs/toy/di/el/1/provenance.json"
+    write(path, json.loads(path.read_text()) | {"device": "another"})
+    (_, el), text = make(tmp_path, runs, kind="speed")
+    assert (el["saved_iterations_percent"], el["saved_seconds_percent"]) == ("80.0", "")
+    assert said(text, "toy, di/el").endswith("; iterations: 80 % less than none.")
+    assert [row["equal"] for row in make(tmp_path, runs, kind="budget")[0]] == ["iterations"]
+
+
+@pytest.mark.parametrize("curve", [(2.0, 9.0, 8.0, 7.0), (2.0,) * 8, (2.0,)])
+def test_tuning_runs_that_do_not_fall_give_no_threshold(tmp_path, curve):
+    """Diverged, flat, or one point: every run would be below it before training."""
+    runs = add_curves(tmp_path, "none", [curve] * 2, first=100)
+    runs += add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
+    rows, text = make(tmp_path, runs, kind="speed")
+    assert len(rows) == 2 and not any(row.get("threshold") or row.get("iterations") for row in rows)
+    assert text.count("- toy, di: no threshold, for none's tuning runs end no better than they begin.") == 1
+    assert " less than " not in text and "after" not in text
+
+
+# --- budget -------------------------------------------------------------------------------------------
+
+
+def test_equal_iterations_are_the_last_points_and_equal_seconds_lie_between(tmp_path):
+    """The arm costs twice as much: at the baseline's 100 iterations' price it has done 50. FLOP are left out if unknown."""
+    curves = {"none": [(8.0, 6.0, 5.0, 4.0), (8.0, 7.0, 5.0, 5.0)], "el": [(6.0, 3.0, 2.0, 1.0), (6.0, 4.0, 3.0, 2.0)]}
+    runs = add_curves(tmp_path, "none", curves["none"], milliseconds=50.0)
+    runs += add_curves(tmp_path, "el", curves["el"], milliseconds=100.0)
+    rows, text = make(tmp_path, runs, kind="budget")
+    assert [row["equal"] for row in rows] == ["iterations", "seconds"]
+    for row, place in zip(rows, (3, 1), strict=True):
+        ours, theirs = [each[place] for each in curves["el"]], [each[3] for each in curves["none"]]
+        deltas = np.subtract(ours, theirs)
+        assert float(row["fd_mean"]) == pytest.approx(np.mean(ours))
+        assert float(row["baseline_mean"]) == pytest.approx(np.mean(theirs))
+        assert float(row["difference"]) == pytest.approx(deltas.mean())
+        assert float(row["percent"]) == pytest.approx(100 * deltas.mean() / np.mean(theirs))
+    # Holm over the two rows: here the p of both are of two pairs.
+    ps = [float(row["p"]) for row in rows]
+    assert min(float(row["p_holm"]) for row in rows) == pytest.approx(2 * min(ps))
+    assert "at equal seconds the distance is" in text and "at equal" in titles(text)
+
+
+@pytest.mark.parametrize(("price", "value"), [(50.0, 4.0), (80.0, 5.75), (25.0, 4.0), (200.0, 8.0)])
+def test_the_dearer_one_is_read_between_its_points(tmp_path, price, value):
+    """On the line between its two points around the end of the cheaper one, which is read at its own last point."""
+    base, mine = (8.0, 6.0, 5.0, 4.0), (8.0, 6.0, 5.5, 4.0)
+    runs = add_curves(tmp_path, "none", [base], milliseconds=50.0, flop=1e6)
+    runs += add_curves(tmp_path, "el", [mine], milliseconds=price, flop=1e6 * price / 50)
+    rows, _ = make(tmp_path, runs, kind="budget")
+    assert [row["equal"] for row in rows] == ["iterations", "seconds", "FLOP"]
+    ends = {"el": 100 * min(1, 50 / price), "none": 100 * min(1, price / 50)}  # iterations
+    for row in rows[1:]:
+        assert float(row["fd_mean"]) == pytest.approx(value)
+        assert float(row["fd_mean"]) == pytest.approx(np.interp(ends["el"], [25, 50, 75, 100], mine))
+        assert float(row["baseline_mean"]) == pytest.approx(np.interp(ends["none"], [25, 50, 75, 100], base))
+
+
+def test_one_slow_run_does_not_change_the_price_of_its_arm(tmp_path):
+    """The price is the arm's median: what else the machine did counts for nothing."""
+    curve = (8.0, 6.0, 5.0, 4.0)
+    runs = add_curves(tmp_path, "none", [curve] * 3, milliseconds=50.0) + add_curves(
+        tmp_path, "el", [curve] * 3, milliseconds=50.0
+    )
+    before = make(tmp_path, runs, kind="budget")
+    add(tmp_path, "toy/di/el/1", 4.0, curve=curve, milliseconds=150.0)
+    assert make(tmp_path, runs, kind="budget") == before
+
+
+def test_a_budget_before_the_first_point_of_a_curve_is_a_problem(tmp_path):
+    """Five times as dear: by the baseline's end it has no point yet, and a guess would be one in its favour."""
+    runs = add_curves(tmp_path, "none", [SLOW[:4]], milliseconds=50.0) + add_curves(
+        tmp_path, "el", [SLOW[:4]], milliseconds=250.0
+    )
+    with pytest.raises(Problem, match="toy/di/el/0 and toy/di/none/0 share no seconds; add 0 to distil.snapshots"):
+        make(tmp_path, runs, kind="budget")
+
+
+# --- what is written ----------------------------------------------------------------------------------
+
+
+def some_runs(root, kind, data="toy", shift=0.0):
+    """Runs that a study of this kind can use; shift: of all distances."""
+    if kind == "seeds":
+        return grid_of(root, [[1.0 + shift, 2.0], [2.5, 1.0]], data=data)
+    curves = [tuple(value + shift for value in curve) for curve in (SLOW, FAST, SLOW)]
+    if kind == "signal":
+        return add_curves(root, "el", curves, data=data, log={"el.snr": [shift + i for i in range(8)]})
+    runs = add_curves(root, "none", TUNING, first=100, data=data) if kind == "speed" else []
+    return (
+        runs + add_curves(root, "none", curves, data=data) + add_curves(root, "el", curves[::-1], data=data, flop=2.0)
+    )
+
+
+def test_runs_that_fell_are_counted(tmp_path):
+    """Of three runs one ends where it started, one loses its spread, one has a spike in two of four ticks."""
+    flat = [1.0] * 8
+    runs = add_curves(tmp_path, "none", [(4.0, 2.0, 4.0), (4.0, 2.0, 1.0), (4.0, 1.0, 3.0)])
+    logs = [{"el.trace_ratio": [0.1] * 4 + [0.6] * 4, "generator.gradient_norm": flat},
+            {"el.trace_ratio": flat[:7] + [0.4], "generator.gradient_norm": flat},
+            {"el.trace_ratio": flat, "generator.gradient_norm": [9.0] * 4 + [1.0, 3.0, 1.0, 3.1]}]  # fmt: skip
+    for seed, log in enumerate(logs):
+        runs += add_curves(tmp_path, "el", [(4.0, 1.0)], seed, log={"fake_score.gradient_norm": [9.0] * 8, **log})
+    (none, el), text = make(tmp_path, runs, kind="stability")
+    assert [none[key] for key in ("diverged", "collapsed", "spikes_percent")] == ["1", "", ""]
+    assert float(none["lost_percent"]) == 100, "the median of 100, 0 and 200"
+    assert [float(el[key]) for key in ("diverged", "collapsed", "trace_ratio_min", "lost_percent")] == [0, 1, 0.4, 0]
+    assert float(el["spikes_percent"]) == 0, "3.1 is not beyond three times 2, the median of its second half"
+    assert "- 1 of 6 runs ended no better than they started: di/none 1 of 3." in text
+    assert "- 1 of 3 runs fell below a trace ratio of 0.5: di/el 1 of 3." in text
+    assert "Ranked by" not in text
+    logs[2]["generator.gradient_norm"][5:] = [1.0, 1.0, 3.1]
+    add_curves(tmp_path, "el", [(4.0, 1.0)], 2, log=logs[2])
+    assert float(make(tmp_path, runs, kind="stability")[0][1]["spikes_percent"]) == pytest.approx(25 / 3)
+
+
+def test_a_run_of_one_point_has_neither_fallen_nor_risen(tmp_path):
+    """distil.snapshots: [100]: nobody knows; beside curves that fall it is not counted."""
+    (row,), text = make(tmp_path, add_curves(tmp_path, "none", [(4.0,)] * 2), kind="stability")
+    assert row["diverged"] == "" and "- 0 of 0 runs ended no better than they started." in text
+    rows, _ = make(tmp_path, add_curves(tmp_path, "none", [(4.0,), (4.0, 2.0), (2.0, 4.0)]), kind="stability")
+    assert rows[0]["diverged"] == "1"
+
+
+def test_runs_that_fell_are_named_with_their_data_setting(tmp_path):
+    """Where there are two: the same method and supplement fell in one of them."""
+    runs = [
+        add(tmp_path, f"{data}/di/none/0", curve=curve) for data, curve in (("toy", (4.0, 2.0)), ("wide", (2.0, 4.0)))
+    ]
+    text = make(tmp_path, runs, kind="stability")[1]
+    assert "started: wide, di/none 1 of 1." in text and "wide, di/none lost most: 100 %" in text
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central", "budget", "stability"])
+def test_a_baseline_at_0_has_no_percent(tmp_path, monkeypatch, kind):
+    """Differences, tests and a picture, and no division by it."""
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
+    runs = add_arm(tmp_path, "none", [0.0] * 3, curve=(0.0,) * 4) + add_arm(
+        tmp_path, "el", [1.0, 2.0, 1.5], curve=(2.0, 1.0)
+    )
+    for run in runs[:3]:
+        write(tmp_path / f"data/evaluations/{run}/metrics.json", dict.fromkeys(metrics(1.0), 0.0))
+    rows, text = make(tmp_path, runs, kind=kind)
+    row = next(row for row in rows if row["supplement"] == "el")
+    assert row.get("percent", "") == "" and (tmp_path / "out/study.png").stat().st_size > 1000
+    assert kind == "stability" or (
+        float(row["difference"]) > 0 and "is higher than none's: " in text or "higher than none," in text
+    )
+    assert kind != "central" or "equivalence not tested, for the mean of the baseline is 0" in text
+
+
+def test_the_other_feature_spaces_have_a_column_whatever_they_are_called(tmp_path):
+    """A suite ranked by another space than judge-a, with spaces that no code names."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1])
+    for run in runs:
+        path = tmp_path / f"data/evaluations/{run}/metrics.json"
+        path.write_text(path.read_text().replace("judge-b", "clip-vit-b-32").replace("pixels", "inception"))
+    beds = {"toy": ["toys", "inception"]}
+    text = make(tmp_path, runs, beds=beds)[1]
+    assert {"fd judge-a", "fd clip-vit-b-32"} <= set(titles(text)) and "Ranked by `fd5k_inception_heldout`" in text
+    assert not {"fd judge-b", "fd pixels", "fd inception"} & set(titles(text))
+
+
+def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
+    """Ordered by batch; arms that log none have no row."""
+    runs = add_curves(tmp_path, "none", [FAST])
+    for method, value in (("big", 2.0), ("small", 0.5)):
+        log = {"el.snr": [99.0] * 4 + [value] * 4, "el.cosine": [0.25] * 8, "el.optimal": [9.0] * 7 + [5.0]}
+        runs += [add(tmp_path, f"toy/{method}/el/{seed}", curve=FAST, log=log) for seed in range(2)]
+    path = tmp_path / "data/runs/toy/small/el/0/provenance.json"
+    write(path, json.loads(path.read_text()) | {"n_images": 640})
+    (small, big), text = make(tmp_path, runs, kind="signal")
+    assert [small["batch"], big["batch"], small["method"]] == ["6", "64", "small"]
+    assert [float(small[key]) for key in ("snr", "cosine", "optimal")] == [0.5, 0.25, 8.0]
+    sentence = "toy, el: signal over noise 0.500 at 6, 2.00 at 64 images a batch; below 1 a batch alone says little"
+    assert sentence in text and "biased" not in text
+    log = {"el-biased.snr": [9.0] * 8, "el-biased.cosine": [0.5] * 8}
+    runs += add_curves(tmp_path, "el-biased", [FAST], log=log, estimator="biased")
+    rows, text = make(tmp_path, runs, kind="signal")
+    assert (rows[-1]["supplement"], rows[-1]["snr"], rows[-1]["cosine"]) == ("el-biased", "", "0.5")
+    assert sentence in text and "- el-biased: no signal over noise is given, for the value of a biased form" in text
+    (tmp_path / "data/runs/toy/di/el-biased/0/generator_ema.safetensors.recipe").unlink()
+    with pytest.raises(Problem, match=r"el-biased/0/generator_ema\.safetensors\.recipe cannot be read"):
+        make(tmp_path, runs, kind="signal")
+
+
+def test_a_picture_leaves_out_what_has_no_number(tmp_path, monkeypatch):
+    """An empty place would look like a signal of 0: the picture is as tall as the rows that have one."""
+    from PIL import Image
+
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
+    runs = add_curves(tmp_path, "el", [FAST], log={"el.snr": [2.0] * 8})
+    runs += add_curves(tmp_path, "el-biased", [FAST], log={"el-biased.snr": [9.0] * 8}, estimator="biased")
+    assert len(make(tmp_path, runs, kind="signal")[0]) == 2
+    with Image.open(tmp_path / "out/study.png") as picture:
+        assert picture.size == (1000, round(100 * (1.4 + 0.32)))
+
+
+def test_methods_of_one_batch_are_told_apart(tmp_path):
+    """Two methods whose batch is the same have their names beside their numbers."""
+    runs = [
+        add(tmp_path, f"toy/{method}/el/0", curve=FAST, log={"el.snr": [value] * 8})
+        for method, value in (("di", 2.0), ("sid", 4.0))
+    ]
+    assert (
+        "toy, el: signal over noise 2.00 at 64 (di), 4.00 at 64 (sid) images a batch."
+        in make(tmp_path, runs, kind="signal")[1]
+    )
+
+
+def test_a_bed_has_one_space_that_ranks(tmp_path):
+    """Two settings of the same images, ranked by different features: nothing to pool."""
+    runs = [run for data in ("toy", "toy-t1") for name in ("none", "el") for run in add_arm(tmp_path, name, BASE, data)]
+    with pytest.raises(Problem, match="the settings of toys are ranked by judge-a and judge-b"):
+        make(tmp_path, runs, kind="central", beds={"toy": ["toys", "judge-a"], "toy-t1": ["toys", "judge-b"]})
+
+
+LOOK = {8: 4.0, 32: 1.0, 128: 0.25, "floor": 0.0, "signal": 1.0}
+
+
+@pytest.mark.parametrize(("shares", "verdict"), [([1.0, 2.0, 3.0], "no floor to be seen: 2.0 % [-0.5, 4.5]"),
+                                                 ([1.9, 2.0, 2.1], "a floor: 2.0 % [1.8, 2.2]"),
+                                                 ([-1.9, -2.0, -2.1], "no floor, and the fit does not suit it: -2.0 % [-2.2, -1.8]"),
+                                                 ([2.0], "of one run: 2.0 %")])  # fmt: skip
+def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, verdict):
+    """Mean and t-interval of the floor's share over runs; a row for each gradient of an arm."""
+    monkeypatch.setattr(
+        probe, "measure_variance", lambda run, root: {"own": LOOK | {"floor": shares[int(run[-1])] / 25}, "b": LOOK}
+    )
+    runs = add_arm(tmp_path, "none", BASE[: len(shares)])
+    rows, text = make(tmp_path, runs, kind="variance")
+    assert [row["gradient"] for row in rows] == ["own", "b"] and abs(float(rows[0]["share"])) == pytest.approx(2)
+    assert f"- toy, di/none, own: {verdict} of the variance at batch 8 stays at any batch" in text
+    assert f"noise over signal 4.00 at 8, 0.250 at 128 images ({len(shares)} runs)." in text
+    assert ("95 % t-intervals over runs" in text) is (len(shares) > 1)
+
+
+def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
+    """All gradients alike: nothing to take a share of."""
+    still = dict.fromkeys(LOOK, 0.0) | {"signal": 1.0}
+    monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": still})
+    rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:2]), kind="variance")
+    assert rows[0]["share"] == "" and "- toy, di/none, own: no variance at batch 8; noise over signal 0 at 8" in text
+
+
+@pytest.mark.parametrize(("signals", "sentence"), [([0.5, 1.5, 4.0], "noise over signal 2.00 at 8"),
+                                                   ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs)")])  # fmt: skip
+def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, sentence):
+    """One run whose signal is next to nothing does not decide; a mean that is not above 0 has no ratio."""
+    monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
+    rows, text = make(tmp_path, add_arm(tmp_path, "none", BASE[:3]), kind="variance")
+    assert sentence in text and bool(rows[0]["noise_8"]) is (sum(signals) > 0)
+
+
+@pytest.mark.parametrize("kind", studies.KINDS)
+def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_equal_bytes(tmp_path, monkeypatch, kind):
+    """Two calls, six files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
+    from PIL import Image
+
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
+    monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": LOOK | {"floor": float(run[-1])}})
+    runs = some_runs(tmp_path, kind)
+    rows, text = make(tmp_path, runs, kind=kind)
+    make(tmp_path, runs, "again", kind=kind)
+    for ending in ("csv", "md", "png"):
+        first, second = (tmp_path / out / f"study.{ending}" for out in ("out", "again"))
+        assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 100
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    with Image.open(tmp_path / "out/study.png") as picture:
+        drawn = [row for row in rows if row.get("difference")] or rows
+        lines = 3 * len(drawn) if kind == "seeds" else len(drawn)  # a bar for each part of the variance
+        assert picture.size == (1000, round(100 * (1.4 + 0.32 * lines)))
+        assert "Software" not in picture.info
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+    assert text.startswith("# What of it?\n\n| data, method/supplement |")
+    if kind == "central":
+        assert "Holm's correction over the rows that have one, which answer; the others explore" in text
+    ranks = kind not in ("stability", "signal", "variance")
+    assert (
+        "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text
+    ) is ranks and "study.csv" in text
+    assert ("Holm's correction over this table" in text) is (kind in ("contrast", "budget"))
+
+
+def test_a_picture_of_one_seed_has_points_without_bars(tmp_path, monkeypatch):
+    """No interval is no failure."""
+    monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
+    from PIL import Image
+
+    runs = add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0])
+    make(tmp_path, runs, kind="central")
+    with Image.open(tmp_path / "out/study.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    # Blue is the colour of intervals without 0: one seed has no interval.
+    assert (0x77, 0x77, 0x77) in colours and (0x00, 0x72, 0xB2) not in colours
+
+
+def test_columns_without_a_number_are_dropped(tmp_path):
+    """The page has no column that is empty in every row; the csv keeps all."""
+    runs = add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0])
+    rows, text = make(tmp_path, runs)
+    assert titles(text) == ["data, method/supplement", "seeds", "fd held-out", "minus baseline", "%", "fd train",
+                            "minus baseline, train", "fd judge-b", "fd pixels", "recall", "CPU ms an iteration"]  # fmt: skip
+    assert {"p_holm", "gradient_ratio", "low"} <= rows[0].keys()
+    log = {"generator.base_rms": [2.0] * 8, "el.weight": [1.0] * 8, "el.gradient_rms": [1.0] * 8}
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1], log=log)
+    _, text = make(tmp_path, runs)
+    assert {"p (Holm)", "gradient ratio"} <= set(titles(text)) and "least trace ratio" not in titles(text)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert "10.0 ± 0.791" in lines[2] and "0.500" in lines[3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evaluations/toy/di/el/1/metrics.json",
+        "evaluations/toy/di/el/1/curve.csv",
+        "runs/toy/di/el/1/provenance.json",
+        "runs/toy/di/el/1/log.csv",
+    ],
+)
+def test_a_missing_file_is_a_problem_that_names_it(tmp_path, name):
+    """Whichever of the four."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE)
+    (tmp_path / "data" / name).unlink()
+    with pytest.raises(Problem, match=name.rsplit("/", 1)[1]):
+        make(tmp_path, runs)
+
+
+def test_runs_that_cannot_be_compared_are_a_problem(tmp_path):
+    """A space that ranks and is not there, or numbers of images that differ within a data setting."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE)
+    for kind in studies.KINDS:
+        with pytest.raises(Problem, match="judge-z"):
+            make(tmp_path, runs, kind=kind, beds={"toy": ["toys", "judge-z"]})
+    write(tmp_path / "data/evaluations/toy/di/el/0/metrics.json", metrics(1.0, "2k"))
+    with pytest.raises(Problem, match="differ in metrics"):
+        make(tmp_path, runs)
+
+
+# --- studies in params.yaml ---------------------------------------------------------------------------
+
+
+FEW = [{**each, "seeds": each["seeds"][:1]} for each in ABLATION
+       if {"central", "budget", "strength", "batch"} & set(each["studies"])]  # fmt: skip
+
+
+def values_with(path="", value=None):
+    """The shipped params.yaml with one value set; of its suites the demo, and four grids of the ablation with a seed each."""
+    values = copy.deepcopy(SHIPPED) | {
+        "suites": {"demo": copy.deepcopy(SHIPPED["suites"]["demo"]), "ablation": copy.deepcopy(FEW)}
+    }
+    *above, last = path.split("/")
+    place = values
+    for step in above:
+        place = place[int(step)] if isinstance(place, list) else place[step]
+    if path:
+        place[int(last) if isinstance(place, list) else last] = value
+    return values
+
+
+@functools.cache
+def shipped():
+    """The shipped params.yaml, checked."""
+    return params.from_values(SHIPPED, ROOT)
+
+
+@functools.cache
+def shipped_plan():
+    """Its steps."""
+    return Plan(shipped())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("suites/demo/0/studies", ["centrl"], ["suites.demo: a study is 'centrl'", "what-matters", "mean central?"]),
+        ("suites/ablation/1/studies", ["central", "budgt"], ["suites.ablation", "'budgt'", "did you mean budget?"]),
+        ("tables/studies/main", {"question": "?"}, ["tables.studies.main cannot be a name", "main, runs, curves"]),
+        ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
+        ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
+        ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
+        ("tables/studies/reuse-di/against", "dj/none", ["tables.studies.reuse-di.against is 'dj'", "did you mean di?"]),
+        ("tables/studies/budget/against", "di/none", ["studies.budget.against is 'di/none'", "kind is contrast"]),
+        ("tables/baseline", "di/none", ["tables.baseline is 'di'"]),
+        ("tables/studies/budget/against", "el+non", ["tables.studies.budget.against is 'el+non'", "one of none, el,"]),
+        ("tables/studies/central/kind", "centre", ["tables.studies.central.kind", "'centre'", "did you mean central?"]),
+        ("tables/studies/central/margin", 0, ["tables.studies.central.margin", "> 0"]),
+        ("tables/studies/central", {}, ["tables.studies.central.question is missing"]),
+        ("tables/tuning", [100, 100], ["tables.tuning", "[100, 100]"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, words):
+    """Where, what was found, what could stand there, the nearest name."""
+    with pytest.raises(Problem) as caught:
+        params.from_values(values_with(path, value), ROOT)
+    text = str(caught.value)
+    assert re.match(r"(params|workflow/params/[a-z]+)\.yaml: ", text) and "\n" not in text
+    for word in words:
+        assert word in text, f"{word!r} is not in: {text}"
+
+
+def test_a_name_that_only_begins_like_a_table_is_a_study():
+    """`runs-of-luck` is fine: for the checker, and for Snakemake, whose pattern says the same."""
+    rules = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
+    pattern = STUDY
+    assert "    study=STUDY,\n" in rules
+    for name, allowed in (("runs-of-luck", True), ("mainly", True), ("central", True), ("main", False), ("report", False)):  # fmt: skip
+        values = values_with(f"tables/studies/{name}", {"question": "?"})
+        assert bool(re.fullmatch(rf"({pattern})\.csv", f"{name}.csv")) is allowed
+        if allowed:
+            params.from_values(values, ROOT)
+
+
+def test_the_command_line_finds_a_study_and_names_its_neighbours():
+    """`tables ablation/central` is the step of the suite; a suite knows only the studies that its grids name."""
+    plan = shipped_plan()
+    assert plan.find("tables", "ablation/central") is plan.study("ablation", "central")
+    assert plan.find("tables", "ablation/central") in plan.studies("ablation") and plan.studies("demo") == ()
+    with pytest.raises(Problem, match="study of ablation/centrl is 'centrl'; .* did you mean central"):
+        plan.find("tables", "ablation/centrl")
+    with pytest.raises(Problem, match="'central'"):
+        plan.find("tables", "demo/central")
+
+
+def digests(path="", value=None):
+    """The digests of the studies of four grids of the ablation, by name."""
+    plan = Plan(params.from_values(values_with(path, value), ROOT))
+    return {name: plan.study("ablation", name).digest for name in plan.params.studies("ablation")}
+
+
+BEFORE = functools.cache(digests)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("suites/ablation/0/seeds", [300, 301], {"central"}),
+        ("suites/ablation/1/supplements", ["none", "el-base"], {"speed", "budget"}),
+        ("suites/ablation/4/methods", ["di-b8"], {"batch", "signal", "stability"}),
+        ("tables/studies/batch/question", "Why?", {"batch"}),
+        ("tables/studies/mechanism/question", "Why?", set()),
+        ("tables/studies/central/margin", 0.2, {"central"}),
+        ("distil/supplements/el-fade/fade", 0.3, {"strength", "stability"}),
+        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "signal", "stability"}),
+        ("suites/demo/0/seeds", [7], set()),
+        ("distil/supplements/el/weight", 3, set()),
+        ("tables/baseline", "el", set()),
+    ],
+)  # fmt: skip
+def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, expected):
+    """Another study's grid, question or arms leave its digest; so does everything about the suite's own tables."""
+    before, after = BEFORE(), digests(path, value)
+    assert before.keys() == after.keys() == {"central", "speed", "budget", "strength", "batch", "signal", "stability"}
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        *((module, set(BEFORE())) for module in ("studies", "inference", "plots", "results")),
+        ("comparisons", {"central", "speed", "budget", "strength", "batch"}),
+        ("central", {"central"}),
+        ("diagnostics", {"signal", "stability"}),
+        ("variance", set()),
+    ],
+)
+def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
+    """All that its three files are made by, and no other kind's code."""
+    before, old = BEFORE(), versions.version_of
+    monkeypatch.setattr(versions, "version_of", lambda name: old(name) + (name == module))
+    after = digests()
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_a_study_has_the_runs_of_its_grids_and_what_it_needs_to_read_them():
+    """Upstream are exactly the evaluations and the runs, in the order of the grids, each once; where networks run again,
+    also what they are built on."""
+    plan = shipped_plan()
+    for name in shipped().studies("ablation"):
+        step, runs = plan.study("ablation", name), list(map(str, shipped().runs("ablation", name)))
+        assert step.params["runs"] == runs and len(set(runs)) == len(runs)
+        first = [(word, run) for run in runs for word in ("evaluate", "distil")]
+        found = [(each.word, each.name) for each in step.upstream]
+        assert found[: len(first)] == first
+        more = {"data digits/images", "teacher digits"} | {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity")
+                                                           for seed in range(200, 205)}  # fmt: skip
+        assert set(map(" ".join, found[len(first) :])) == (more if name == "variance" else set())
+        assert step.outputs == tuple(f"data/tables/ablation/{name}.{ending}" for ending in ("csv", "md", "png"))
+
+
+# --- the studies that we ship -------------------------------------------------------------------------
+
+ANSWERS = SHIPPED["tables"]["studies"]
+TUNED = set(SHIPPED["tables"]["tuning"])
+
+
+def cells(study):
+    """(data, method, supplement, seed) of the runs of a study of the ablation."""
+    return [(run.data, run.method, run.supplement, run.seed) for run in shipped().runs("ablation", study)]
+
+
+def test_every_study_is_named_by_a_grid():
+    """No question without runs; and no run of the ablation without a question."""
+    named = {name for suite in SHIPPED["suites"].values() for each in suite for name in each.get("studies", [])}
+    assert named == set(ANSWERS)
+    assert all(each["studies"] for each in ABLATION)
+
+
+def test_every_arm_of_the_ablation_derives_from_the_frozen_copy():
+    """The file is embedding and the chain of `like` ends at el-base, whatever becomes of `el`."""
+    sections = SHIPPED["distil"]["supplements"]
+    arms = {part for each in ABLATION for name in each["supplements"] for part in name.split("+")}
+    assert len(arms) > 40 and "el" not in arms
+    for arm in arms - {"none", "regression", "gan"}:
+        assert shipped().section("supplement", arm)["file"] == "embedding"
+        last = arm
+        while like := sections[last].get("like"):
+            last = like
+        assert last == "el-base", arm
+
+
+def test_the_arms_of_the_ablation_differ():
+    """No two arms are the same loss under two names."""
+    arms = {name for each in ABLATION for name in each["supplements"]} - {"none"}
+    sections = [json.dumps(shipped().section("supplement", arm, "digits"), sort_keys=True) for arm in sorted(arms)]
+    assert len(set(sections)) == len(sections)
+
+
+def test_results_are_reported_on_seeds_that_tuned_nothing():
+    """Tuning seeds occur in the studies `tuning`, `tuning-el` and `speed` alone, in the latter only for the baseline's threshold."""
+    for name in ANSWERS:
+        tuned = {cell for cell in cells(name) if cell[3] in TUNED}
+        if name.startswith("tuning"):
+            assert tuned == set(cells(name))
+        elif name == "speed":
+            assert {cell[2] for cell in tuned} == {"none"} and {cell[3] for cell in tuned} == TUNED
+        else:
+            assert not tuned, name
+
+
+def test_every_arm_has_a_baseline_with_its_own_seeds():
+    """In the studies that compare: each run has a twin in the study's `against`, so that no seed is lost."""
+    for name, study in ANSWERS.items():
+        if study.get("kind", "contrast") in ("seeds", "signal", "variance", "stability") or name == "tuning":
+            continue
+        one, _, against = study.get("against", "none").rpartition("/")
+        there = set(cells(name))
+        assert all((data, one or method, against, seed) in there for data, method, _, seed in there), name
+        assert {(method, supplement) for _, method, supplement, _ in there} - {(one or "di", against)}, name
+
+
+def test_every_arm_had_as_many_trials():
+    """Tuning: four settings each for the baseline, for EL and for the MMD on pixels, on the same seeds."""
+    trials = {}
+    for _, method, supplement, seed in cells("tuning"):
+        trials.setdefault(supplement.split("-")[0], set()).add((method, supplement, seed))
+    assert {name: len(each) for name, each in trials.items()} == dict.fromkeys(("none", "el", "pixel"), 4 * len(TUNED))
+
+
+def test_the_central_question_is_asked_as_it_was_written_down():
+    """EL against the MMD on pixels, margin 10 %; on digits at least ten seeds on at least three teachers; on every bed the
+    same seeds for both."""
+    study = shipped().top("tables")["studies"]["central"]
+    assert (study["kind"], study["against"], study["margin"]) == ("central", "pixel-base", 0.1)
+    el, pixel = (
+        {(data, seed) for data, _, supplement, seed in cells("central") if supplement == arm}
+        for arm in ("el-base", "pixel-base")
+    )
+    assert el == pixel
+    digits = {cell for cell in el if cell[0].startswith("digits")}
+    teachers = {shipped().section("data", data)["teacher"] for data, _ in digits}
+    assert len(teachers) >= 3 and len(digits) >= 10 * len(teachers)
+    ours, theirs = (shipped().section("supplement", arm) for arm in ("el-base", "pixel-base"))
+    assert {key for key in ours if ours[key] != theirs[key]} == {"ensemble"}
+
+
+def test_the_tables_of_both_seeds_are_full():
+    """Every training seed meets every ensemble seed, whose ensembles are the same for all training seeds."""
+    for name, study in ANSWERS.items():
+        if study.get("kind") == "seeds":
+            pairs = {(supplement, seed) for *_, supplement, seed in cells(name)}
+            arms, training = ({pair[i] for pair in pairs} for i in (0, 1))
+            assert len(pairs) == len(arms) * len(training) >= 4
+            fixed = [shipped().section("supplement", arm)["ensemble_seed"] for arm in arms]
+            assert None not in fixed and len(set(fixed)) == len(fixed)
