@@ -452,7 +452,7 @@ def test_help_of_the_program_lists_every_step(project, capsys):
             ["calibration", "default 512", "channels of every layer", "steps after which all members are drawn again"],
         ),
         ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between saved states", "percent"]),
-        ("evaluate", ["curve_n", "default 2000", "images behind a final number", "k of precision"]),
+        ("evaluate", ["curve_n", "default 2000", "number of images for the final metrics", "k of precision"]),
         ("tables", ["confidence", "default 0.95", "level of the intervals"]),
     ],
 )

@@ -161,7 +161,7 @@ def test_numbers_follow_a_data_setting_to_the_same_images_alone(change, reaches)
     values["evaluate"]["per_data"]["fashion-mnist"] = {"n": 77}
     project = load(values)
     assert (project.section("method", "di", "mine")["n_images"] == 128000) == reaches
-    assert project._has_numbers("di", "mine") == reaches
+    assert project.has_numbers("di", "mine") == reaches
     assert (project.top("evaluate", "mine")["n"] == 77) == reaches
 
 
