@@ -38,7 +38,7 @@ def read_working_tree(name: str) -> str:
 
 
 def table(text: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The first table of a main.md: its header, where each `minus …` carries the name of the column before it, and its rows by their first cell."""
+    """The first table of a main.md: its header, where `minus …` begins with the column before it, and its rows by first cell."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header: list[str] = []
@@ -71,7 +71,8 @@ SMALL = {
 DEMO = {
     "seeds": "seeds", RANK: "judge-a, held-out", DIFFERENCE: "minus none", TRAIN: "judge-a, train",
     f"{TRAIN}, minus none": "minus none", "fd judge-b held-out": "judge-b, held-out",
-    "fd pixels held-out": "pixels, held-out", "precision judge-a held-out": "precision",
+    "fd pixels held-out": "pixels, held-out", "fdj judge-a held-out": "judge-a, held-out, unbiased",
+    "kid judge-a held-out": "KID", "precision judge-a held-out": "precision",
     "recall judge-a held-out": "recall", "coverage judge-a held-out": "coverage",
     f"iterations to none's final {RANK}": "iterations to none's final distance, held-out",
     f"iterations to none's final {TRAIN}": "the same, train", "CPU ms an iteration": "CPU ms per iteration",
@@ -137,7 +138,11 @@ def finding(read: Read) -> str:
 
 def lower_in(text: str, arm: str, other: str) -> str:
     """In how many seeds an arm ends below another one in the features that rank, such as "3 of 3"."""
-    found = re.search(rf"^- {re.escape(arm)}: fd5k_judge-a_heldout is [^\n]*? {re.escape(other)}\b[^\n]*lower in (\d+ of \d+)", text, re.M)
+    found = re.search(
+        rf"^- {re.escape(arm)}: fd5k_judge-a_heldout is [^\n]*? {re.escape(other)}\b[^\n]*lower in (\d+ of \d+)",
+        text,
+        re.M,
+    )
     if not found:
         raise SystemExit(f"main.md does not say in how many seeds {arm} is lower than {other}")
     return found[1]
@@ -162,19 +167,25 @@ def demo_reading(read: Read) -> str:
     """What the small table of the README says, in sentences, and what it leaves out."""
     text = read("data/tables/demo/main.md")
     shares = [share_of_gain(text, f"fd5k_{space}_heldout") for space in ("judge-a", "pixels")]
-    gains = f" The control has {shares[0]} of EL's mean gain there and {shares[1]} of it in the pixels." if all(shares) else ""
+    gains = (
+        f" The control has {shares[0]} of EL's mean gain there and {shares[1]} of it in the pixels."
+        if all(shares)
+        else ""
+    )
     low, high = standard_errors(text)
     other = comparison(text, "di/el", "fd5k_judge-b_heldout", "none")
     precision = paired(read, "demo", "precision5k_judge-a_heldout", "di/el", "di/none")
-    return wrapped(
-        f"In the features of judge-a, by which runs are ranked, the distance is lower than without a supplement in "
-        f"{lower_in(text, 'di/el', 'none')} seeds with EL and in {lower_in(text, 'di/pixel-mmd', 'none')} with the control; EL's is "
-        f"below the control's in {lower_in(text, 'di/el', 'pixel-mmd')}.{gains} To reach the baseline's final distance, EL saves "
-        f"{savings(text)} of the iterations. In the features of judge-b EL's difference {with_interval(other)}. EL's "
-        f"difference in precision {with_interval(precision)}. The intervals cover training seeds only; each arm's standard error from "
-        f"sampling images, 360 of them held out, is {low} to {high} and partly shared.\n"
-    ) + "\n" + wrapped(
-        f"{bench_short(read)} {papers_figure(read)}"
+    return (
+        wrapped(
+            f"In the features of judge-a, by which runs are ranked, the distance is lower than without a supplement in "
+            f"{lower_in(text, 'di/el', 'none')} seeds with EL and in {lower_in(text, 'di/pixel-mmd', 'none')} with the control; EL's is "
+            f"below the control's in {lower_in(text, 'di/el', 'pixel-mmd')}.{gains} To reach the baseline's final distance, EL saves "
+            f"{savings(text)} of the iterations. In the features of judge-b EL's difference {with_interval(other)}. EL's "
+            f"difference in precision {with_interval(precision)}. The intervals cover training seeds only; each arm's standard error from "
+            f"sampling images, 360 of them held out, is {low} to {high} and partly shared.\n"
+        )
+        + "\n"
+        + wrapped(f"{bench_short(read)} {papers_figure(read)}")
     )
 
 
@@ -377,8 +388,12 @@ def alarms(read: Read) -> str:
     parts = []
     for metric in sorted({metric for _, metric in found}):
         place = next(index for index, name in enumerate(header) if name.startswith(f"{metric} judge-a"))
-        real, teacher = (next(rows[name][place] for name in rows if name.startswith(kind)) for kind in ("real", "teacher"))
-        parts.append(f"{ALARMED.get(metric, f'`{metric}`')} is far below that of real images ({real}) and of the teacher ({teacher})")
+        real, teacher = (
+            next(rows[name][place] for name in rows if name.startswith(kind)) for kind in ("real", "teacher")
+        )
+        parts.append(
+            f"{ALARMED.get(metric, f'`{metric}`')} is far below that of real images ({real}) and of the teacher ({teacher})"
+        )
     return (
         f"For {len({arm for arm, _ in found})} of {len(arms)} arms the list below the bench's table raises an alarm: "
         f"{' or '.join(parts)}. This means images of no class, or classes that are missing. See [how alarms are "

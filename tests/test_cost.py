@@ -90,7 +90,13 @@ def test_a_suite_by_one_command(project, capsys):
     """A line for each data setting and method; hours go down with a faster GPU; a method without a count says so."""
     assert __main__.main(["cost", "demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [["| digits, di", "9"], ["| digits, sid", "1"], ["| digits, all", "10"], ["| teacher digits", "1"], ["| all", "11"]]
+    names = [
+        ["| digits, di", "9"],
+        ["| digits, sid", "1"],
+        ["| digits, all", "10"],
+        ["| teacher digits", "1"],
+        ["| all", "11"],
+    ]
     assert [line.split(" | ")[:2] for line in lines[2:7]] == names
     whole = cost.cost_of_run(plan := Plan(params.load_params()), plan.params.run("digits/di/none/0"))
     assert lines[0].endswith("| numbers |") and {line.count("|") for line in lines[:6]} == {9}

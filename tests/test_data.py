@@ -485,7 +485,9 @@ def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
 @pytest.mark.parametrize("more", [0, 1, 700])
 def test_too_many_held_out_images_are_refused_with_a_number_that_works(count, more):
     """The sentence says how many images there are; what it proposes is accepted."""
-    with pytest.raises(Problem, match=f"heldout is {count + more}, but there are {count} images; set .* below {count}") as caught:
+    with pytest.raises(
+        Problem, match=f"heldout is {count + more}, but there are {count} images; set .* below {count}"
+    ) as caught:
         images.split_heldout(count, count + more)
     for proposed in re.findall(r"for instance to (\d+)", str(caught.value)):
         train, rest = images.split_heldout(count, int(proposed))

@@ -215,6 +215,8 @@ def test_a_key_that_stands_twice_is_found_at_every_depth():
             reading.read_yaml(text)
     with pytest.raises(Problem) as caught:
         reading.read_yaml("a: 1\nb: {c: 1, c: 2}\na: 2\na: 3\n")
-    assert "b.c occurs twice, in line 2 and in line 2; a occurs twice, in line 1 and in line 3; a occurs" in str(caught.value)
+    assert "b.c occurs twice, in line 2 and in line 2; a occurs twice, in line 1 and in line 3; a occurs" in str(
+        caught.value
+    )
     assert reading.read_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\n") == {"x": {"a": 1}, "y": {"a": 2}}
     assert reading.read_yaml("") is None

@@ -205,8 +205,8 @@ def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     teachers = sum(each.get("teacher", False) for each in bills)
     of_teachers = f" ({teachers} of {'a teacher' if teachers == 1 else 'teachers'})" if teachers else ""
     return (
-        f"suite {suite}: {len(bills)} trainings are left{of_teachers}, {spent} of one GPU at {tflops:g} TFLOP/s, at most {weights:.1f} GB of "
-        f"weights and optimisers at a time, {_number(disk)} GB on disk"
+        f"suite {suite}: {len(bills)} trainings are left{of_teachers}, {spent} of one GPU at {tflops:g} TFLOP/s, "
+        f"at most {weights:.1f} GB of weights and optimisers at a time, {_number(disk)} GB on disk"
     )
 
 

@@ -46,7 +46,11 @@ def _twice(node: yaml.Node | None) -> str | None:
     found = list(_repeated(node, ""))
     if not found:
         return None
-    second = "the second one to the first, and remove the second" if len(found) == 1 else "each second one to its first, and remove it"
+    second = (
+        "the second one to the first, and remove the second"
+        if len(found) == 1
+        else "each second one to its first, and remove it"
+    )
     return f"{'; '.join(found)}; move what is below {second}"
 
 

@@ -42,7 +42,9 @@ def described(about: dict[str, Any], labelled: bool) -> list[str]:
     lines = [f"{about['train']} train and {about['heldout']} held-out images of shape {about['shape']}, "
              f"mean {about['mean']}, std {about['std']}, sha256 {about['sha256'][:16]}"]  # fmt: skip
     if about["heldout"] < FEW_HELDOUT:
-        lines.append(f"{about['heldout']} held-out images are few: distances to fewer than {FEW_HELDOUT} images mean little")
+        lines.append(
+            f"{about['heldout']} held-out images are few: distances to fewer than {FEW_HELDOUT} images mean little"
+        )
     lines += labels.class_table(about["class_names"], about["class_counts"])
     if about["class_names"] and not labelled:
         lines.append("networks do not see these classes; `labels: true` in the data setting makes them conditional")
