@@ -72,7 +72,8 @@ SMALL = {
 DEMO = {
     "seeds": "seeds", RANK: "judge-a, held-out", DIFFERENCE: "minus none", TRAIN: "judge-a, train",
     f"{TRAIN}, minus none": "minus none", "fd judge-b held-out": "judge-b, held-out",
-    "fd pixels held-out": "pixels, held-out", "precision judge-a held-out": "precision",
+    "fd pixels held-out": "pixels, held-out", "fdj judge-a held-out": "judge-a, held-out, unbiased",
+    "kid judge-a held-out": "KID", "precision judge-a held-out": "precision",
     "recall judge-a held-out": "recall", "coverage judge-a held-out": "coverage",
     f"iterations to none's final {RANK}": "iterations to none's final distance, held-out",
     f"iterations to none's final {TRAIN}": "the same, train", "CPU ms an iteration": "CPU ms per iteration",

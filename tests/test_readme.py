@@ -127,6 +127,28 @@ def test_paired_differences_are_those_of_the_tables(arm, metric):
     assert [float(each) for each in made] == pytest.approx([float(each) for each in printed], rel=2e-3)
 
 
+def test_a_gain_stands_beside_what_limits_it():
+    """Wherever the demo's gain is read: how its length was chosen, its sampling error, and the stricter correction."""
+    page = " ".join(PAGES["docs/limits.md"].split())
+    assert "after a first run with the better teacher had shown no difference on held-out images" in page
+    for name in ("README.md", "docs/results.md"):
+        text = " ".join(PAGES[name].split())
+        assert "after a run with a better teacher had shown no difference on held-out images" in text
+        assert "Intervals cover training seeds only" in text.replace("The intervals", "Intervals")
+    text = renew.demo_holm(committed)
+    for metric in ("fd5k_judge-a_heldout", "fd5k_judge-a_train", "fd5k_pixels_heldout"):
+        for suite in ("demo", "bench"):
+            assert renew.holm(committed(f"data/tables/{suite}/main.md"), metric) in text
+
+
+@pytest.mark.parametrize("control, share", [("0.5", "250 %"), ("0.1", "50 %"), ("-0.1", None)])
+def test_a_share_of_a_gain_needs_two_gains(control, share):
+    """The control's gain over EL's; where one of them gains nothing there is no share to speak of."""
+    verb = f"lower than none by {control}" if control[0] != "-" else "not distinguishable from none: difference 0.1"
+    text = f"- di/el: m is lower than none by 0.2 [0.1, 0.3] (p = 0.1).\n- di/pixel-mmd: m is {verb} [0.1, 0.9] (p = 0.1).\n"
+    assert renew.share_of_gain(text, "m") == share
+
+
 # Numbers in sentences that are no results of ours, each with the reason why it may stand there.
 ALLOWED = {
     r"0\.7\b": "EL's weight, params.yaml",

@@ -36,6 +36,8 @@ try:
             STEPS.values(),
             say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
         )
+        for line in freshness.missing_files(stale):
+            print(f"eldistill: {line}", file=sys.stderr)
         PLAN.identities.record()
     INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
 except Problem as problem:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill.plan import params
+from eldistill.plan import freshness, params
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
@@ -76,19 +76,6 @@ def downloads(plan: Plan, found: list[State]) -> list[str]:
     return list(dict.fromkeys(step.item for step in waiting if not step.fresh(plan.params.root)))
 
 
-def missing_files(found: list[State], root: Path) -> list[str]:
-    """A sentence for each path outside git that steps which will run read, and that does not exist."""
-    steps: dict[str, Step] = {}
-    for state in found:
-        for source in state.step.sources if state.is_ != FRESH else ():
-            if source.path and not (root / Path(source.path)).exists():
-                steps.setdefault(source.name, state.step)
-    return [
-        f"{name} does not exist, and `{step.word} {step.name}` reads it: put it there, or change its path in params.yaml"
-        for name, step in steps.items()
-    ]
-
-
 def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
     """The lines of the page. bill: the line of `cost.describe_left` about the unfinished trainings."""
     found = suite_states(plan, suite)
@@ -103,7 +90,7 @@ def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
     yield from _reasons(found)
     if names := downloads(plan, found):
         yield f"\nto download: {', '.join(names)}"
-    for sentence in missing_files(found, plan.params.root):
+    for sentence in freshness.missing_files((each.step for each in found if each.is_ != FRESH), plan.params.root):
         yield f"\n{sentence}"
     yield f"\n{bill}"
 

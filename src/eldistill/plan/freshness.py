@@ -195,6 +195,19 @@ def abandoned(plan: Plan, suite: str, root: Path = Path()) -> list[tuple[str, li
     return found
 
 
+def missing_files(steps: Iterable[Step], root: Path = Path()) -> list[str]:
+    """A sentence for each path outside git that these steps read, and that does not exist. steps: those that will run."""
+    readers: dict[str, Step] = {}
+    for step in steps:
+        for source in step.sources:
+            if source.path and not (root / source.path).exists():
+                readers.setdefault(source.name, step)
+    return [
+        f"{name} does not exist, and `{step.word} {step.name}` reads it: put it there, or change its path in params.yaml"
+        for name, step in readers.items()
+    ]
+
+
 def describe_edits(steps: Iterable[Step], root: Path = Path()) -> list[str]:
     """One sentence for each step whose outputs were edited after the step made them."""
     return [_edited(step, edited, not step.fresh(root)) for step in steps if (edited := step.changed(root))]
