@@ -202,6 +202,9 @@ def test_a_method_is_added_as_the_page_says(project, asked):  # noqa: F811
     assert not clone.ran(*teacher), "it is there"
     assert clone.ran(*distil) == {"distil digits-smoke/my_method/none/0"}
     assert contracts[-2:] == ["-k", "my_method"]
+    shutil.copytree(
+        ROOT / "tests", clone.path / "tests", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+    )
     assert re.search(r"\d+ passed", text := clone.run(*contracts[:-1], asked)) and "failed" not in text
     grid = {"data": ["digits-smoke"], "methods": ["my_method"], "supplements": ["none", "el"], "seeds": [0]}
     clone.edit("suites", "smoke", value=[grid])
