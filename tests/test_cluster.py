@@ -201,6 +201,20 @@ def test_the_doctor_sees_what_slurm_lacks(project, slurm, capsys, monkeypatch):
     assert __main__.main(["doctor", "smoke"]) == 0
 
 
+@pytest.mark.parametrize(
+    "variable, expected", [(None, None), ("ELDISTILL_SLURM_GPU_PARTITION", False), ("SNAKEMAKE_PROFILE", False)]
+)
+def test_a_broken_slurm_stops_only_who_uses_it(slurm, monkeypatch, variable, expected):
+    """sinfo fails where Slurm's programs are installed without a cluster; that is a finding only with a sign of its use."""
+    (slurm / "sinfo").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+    for name in [name for name in os.environ if name.startswith("ELDISTILL_SLURM_") or name == "SNAKEMAKE_PROFILE"]:
+        monkeypatch.delenv(name)
+    if variable:
+        monkeypatch.setenv(variable, "slurm")
+    ((good, sentence),) = doctor._slurm(None, "demo")
+    assert good is expected and "sinfo fails: no controller" in sentence
+
+
 def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
     """Files of a suite, a disk that is too small, a GPU that nobody has."""
     values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))

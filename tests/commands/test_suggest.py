@@ -218,5 +218,9 @@ def test_a_key_that_stands_twice_is_found_at_every_depth():
     assert "b.c occurs twice, in line 2 and in line 2; a occurs twice, in line 1 and in line 3; a occurs" in str(
         caught.value
     )
+    with pytest.raises(
+        Problem, match=r"a occurs twice, in line 1 and in line 5 \(what it adds belongs below a.b.c, in line 3\)"
+    ):
+        reading.read_yaml("a:\n  b:\n    c: {d: 1}\n    e: 1\na: {b: {c: {new: 2}}}\n")
     assert reading.read_yaml("x: &x {a: 1}\ny: {<<: *x, a: 2}\n") == {"x": {"a": 1}, "y": {"a": 2}}
     assert reading.read_yaml("") is None

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `cost`: floating-point operations, GPU hours, memory and disk that a suite needs, before it runs.
 
-Operations are counted on the networks themselves, without weights, times the passes that a method names; embedding
+The trainings of generators are counted, and of teachers that are trained here. Operations are counted on the networks
+themselves, without weights, times the passes that a method names; embedding
 networks, LPIPS, the discriminator of `gan` and evaluations are not counted. Memory is that of weights, averages,
 gradients and optimisers (activations depend on distil.micro_batch); disk is that of the generators a run leaves.
 """

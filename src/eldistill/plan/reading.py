@@ -60,14 +60,28 @@ def _repeated(node: yaml.Node | None, where: str) -> Iterator[str]:
             yield from _repeated(each, f"{where}[{index}]")
     if not isinstance(node, yaml.MappingNode):
         return
-    lines: dict[str, int] = {}
+    first: dict[str, tuple[int, yaml.Node]] = {}
     for key, value in node.value:
         place = f"{where}.{key.value}" if where else str(key.value)
         line = key.start_mark.line + 1
-        if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in lines:
-            yield f"{place} occurs twice, in line {lines[key.value]} and in line {line}"
-        lines.setdefault(str(key.value), line)
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in first:
+            above, there = first[key.value]
+            yield f"{place} occurs twice, in line {above} and in line {line}{_home(there, value, place)}"
+        first.setdefault(str(key.value), (line, value))
         yield from _repeated(value, place)
+
+
+def _home(first: yaml.Node, second: yaml.Node, place: str) -> str:
+    # Where the content of a second section belongs in the first, if that is deeper than the section itself.
+    line = 0
+    while isinstance(first, yaml.MappingNode) and isinstance(second, yaml.MappingNode) and len(second.value) == 1:
+        ((wanted, inside),) = second.value
+        found = next(((key, value) for key, value in first.value if key.value == wanted.value), None)
+        if found is None:
+            break
+        place, line = f"{place}.{wanted.value}", found[0].start_mark.line + 1
+        first, second = found[1], inside
+    return f" (what it adds belongs below {place}, in line {line})" if line else ""
 
 
 def _where(error: yaml.YAMLError) -> str:
