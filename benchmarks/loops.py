@@ -14,6 +14,7 @@ from eldistill.contract import Setting
 from eldistill.data.dataset import PackedImages
 from eldistill.diffusion import augment
 from eldistill.ensemble import seed as ensembles
+from eldistill.numbers import make_numbers
 from eldistill.plan.params import Params
 from eldistill.training.job import Job, Supplement, Training
 from eldistill.training.optimisers import Ema, Optimiser
@@ -43,7 +44,7 @@ def ensemble_of(settings: Params, name: str, reals: PackedImages, folder: Path, 
 def supplement_of(name: str, values: dict[str, Any], ensemble: Path, device: str, **setting: Any) -> Supplement:
     """A prepared supplement. values: its resolved section. setting: further fields of its Setting."""
     module = contract.load_supplement(values["file"])
-    numbers = contract.make_numbers(module, values)
+    numbers = make_numbers(module, values)
     given = {"sigma_data": PackedImages.sigma_data, "seed": 0, "sigma_init": 2.5, **setting}
     return Supplement(
         name, module, numbers, module.prepare(numbers, Setting(ensemble=ensemble, device=device, **given))
@@ -57,7 +58,7 @@ def still_job(
     """A job of practically unlimited length. values: the resolved section of a method. network: the settings of a teacher's network;
     resolution, channels and labels come from the images."""
     method, device = contract.load_method(values["file"]), reals.device
-    numbers = contract.make_numbers(method, values)
+    numbers = make_numbers(method, values)
     config = {**network, "label_dim": 0, "img_resolution": reals.shape[1], "img_channels": reals.shape[0]}
     if getattr(numbers, "augment", 0):
         config["augment_dim"] = augment.EDM_LABELS

@@ -21,7 +21,7 @@ from eldistill import contract, networks
 from eldistill.contract import AtImages, Batch, Phase, Progress
 from eldistill.diffusion import draws
 from eldistill.errors import Problem, Stopped
-from eldistill.numbers import declared, number
+from eldistill.numbers import declared, make_numbers, number
 from eldistill.plan import params, schema, versions
 from eldistill.registry import available
 from eldistill.training import loop, state
@@ -275,7 +275,7 @@ def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator()
     whole = params.load_params(ROOT / "params.yaml")
     for method in ("sida", "sid2a"):
         values = whole.section("method", method, "imagenet512-s")
-        numbers = contract.make_numbers(contract.load_module("methods", values["file"]), values)
+        numbers = make_numbers(contract.load_module("methods", values["file"]), values)
         assert contract.load_module("methods", "sida").normalised(numbers) == ()
     assert not hasattr(contract.load_module("methods", "sid"), "normalised"), "all of its networks"
 
@@ -414,7 +414,7 @@ def test_every_named_method_continues(bench, name):
     changes = {
         key: value for key, value in warm.items() if key in declared("methods", section["file"]) and section[key]
     }
-    numbers = contract.make_numbers(module, {**section, **changes})
+    numbers = make_numbers(module, {**section, **changes})
 
     def outcome(folder, stop):
         def job() -> Job:
@@ -644,7 +644,7 @@ def test_declared_agrees_with_the_dataclass(kind, file):
         word, *rest = re.split(r"\s*\|\s*", field.type)
         kinds = [names[word.split("[")[0]], *("null" for _ in rest)]
         assert types == (kinds if rest else kinds[0])
-    again = contract.make_numbers(module, {key: value["default"] for key, value in read.items()} | {"file": "x"})
+    again = make_numbers(module, {key: value["default"] for key, value in read.items()} | {"file": "x"})
     assert again == module.Numbers()
 
 

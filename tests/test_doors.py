@@ -17,6 +17,7 @@ from eldistill import contract, networks
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import seed
 from eldistill.evaluate.metrics import measure
+from eldistill.numbers import make_numbers
 from eldistill.plan import params, reading
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators
@@ -59,7 +60,7 @@ def names(bench, tmp_path, monkeypatch) -> dict:
     seed.record_ensemble(SECTION, 0, job.reals, recorded / "0.json", recorded / "0.npz")
     batch = contract.Batch(Draw(0, "door", 0, 4), None, job.shape, contract.Progress(0, 0, 4), job.reals)
     found = {"torch": torch, "np": np, "job": job, "batch": batch, "parameters": parameters}
-    return DOORS | vars(contract) | found | {"load_generator": generators.load_generator}
+    return DOORS | vars(contract) | found | {"load_generator": generators.load_generator, "make_numbers": make_numbers}
 
 
 @pytest.mark.parametrize("name", DOORS)

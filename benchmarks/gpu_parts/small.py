@@ -15,6 +15,7 @@ import torch
 from eldistill import contract, networks
 from eldistill.data import dataset as data
 from eldistill.errors import Stopped
+from eldistill.numbers import make_numbers
 from eldistill.plan import params
 from eldistill.training import compute, loop, state
 from eldistill.training.job import Job, Supplement, Training
@@ -103,7 +104,7 @@ def job_of(settings: params.Params, case: Case, folder: Path, state_folder: Path
     changes = {"augment": case.augment} if case.augment else {}
     if module.offers("group"):
         changes["group"] = GROUP
-    numbers = dataclasses.replace(contract.make_numbers(module, values), **changes)
+    numbers = dataclasses.replace(make_numbers(module, values), **changes)
     teacher = teacher_of(case)
     nets = {"generator": module.generator(teacher, None, numbers)}
     for place, (name, net) in enumerate(module.networks(teacher, numbers, 5).items()):

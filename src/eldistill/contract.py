@@ -346,20 +346,3 @@ def load_module(kind: str, file: str) -> ModuleType:
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")
-
-
-def make_numbers(kind: Any, values: dict[str, Any]) -> Any:
-    """The `Numbers` of a module or of its loaded functions, from a resolved section of params.yaml.
-
-    Keys that are not fields of its `Numbers` are ignored, because they belong to other parts. Raises Problem for
-    impossible values.
-    """
-    fields = kind.Numbers.__dataclass_fields__
-    return kind.Numbers(**{key: _cast(fields[key].type, value) for key, value in values.items() if key in fields})
-
-
-def _cast(kind: str, value: Any) -> Any:
-    # A recipe writes 1.0 as 1 and a tuple as a list.
-    if isinstance(value, list):
-        return tuple(value)
-    return {"float": float, "int": int}[kind](value) if kind in ("float", "int") else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+from typing import Any
 
 from eldistill import paths
 from eldistill.errors import Problem, nearest
@@ -62,3 +63,20 @@ def _field_schema(field: ast.AnnAssign) -> dict:
         else:
             schema[_LIMITS.get(keyword.arg, "enum")] = list(value) if keyword.arg == "choices" else value
     return schema
+
+
+def make_numbers(kind: Any, values: dict[str, Any]) -> Any:
+    """The `Numbers` of a module or of its loaded functions, from a resolved section of params.yaml.
+
+    Keys that are not fields of its `Numbers` are ignored, because they belong to other parts. Raises Problem for
+    impossible values.
+    """
+    fields = kind.Numbers.__dataclass_fields__
+    return kind.Numbers(**{key: _cast(fields[key].type, value) for key, value in values.items() if key in fields})
+
+
+def _cast(kind: str, value: Any) -> Any:
+    # A recipe writes 1.0 as 1 and a tuple as a list.
+    if isinstance(value, list):
+        return tuple(value)
+    return {"float": float, "int": int}[kind](value) if kind in ("float", "int") else value

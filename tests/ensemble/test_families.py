@@ -25,7 +25,7 @@ from eldistill.ensemble import members as ensemble_members
 from eldistill.ensemble import seed
 from eldistill.errors import Problem
 from eldistill.losses import mmd
-from eldistill.numbers import declared
+from eldistill.numbers import declared, make_numbers
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.supplements import embedding
@@ -211,7 +211,7 @@ def test_sizes_of_dataset_condensation(kind, norm, dims, macs, size):
     Their norms have a learned scale and shift, which ours lack and which are counted here.
     """
     family = contract.load_module("ensemble", kind["family"])
-    numbers = contract.make_numbers(family, {"norm": "instance", **kind})
+    numbers = make_numbers(family, {"norm": "instance", **kind})
     for side, features, mac in zip((32, 64), dims, macs, strict=True):
         weights = family.draw(numbers, (3, side, side), lambda name, *size: torch.empty(size, device="meta"))
         with FlopCounterMode(display=False) as counted:
@@ -253,7 +253,7 @@ def test_spread_of_weights():
     assert 1.99 < cut.abs().max() < 2 + 1e-6 and float(cut.var()) == pytest.approx(variance, rel=0.02)
     for kind in (*(SMALL[name] for name in SMALL if name != "vit"), VGG):
         family = contract.load_module("ensemble", kind["family"])
-        numbers = contract.make_numbers(family, {**kind, "bias": 0.7})
+        numbers = make_numbers(family, {**kind, "bias": 0.7})
         for name, each in family.draw(numbers, (1, 32, 32), lambda name, *size: torch.ones(size)).items():
             wanted = 0.7 if name.endswith("bias") else math.sqrt(2 / each[0].numel())
             assert torch.allclose(each, torch.tensor(wanted)), (kind, name)

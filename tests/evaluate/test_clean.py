@@ -213,7 +213,7 @@ def test_two_processes_find_what_one_finds(monkeypatch, most):
     cleanly = pixels, reference_of(features.embed(pictures(40, 8).split(10), pixels))
     alone = evaluate.Evaluator({}, {}, options, 6).fid(stream(images), pixels, STANDARD, "x", cleanly)
     second = evaluate.Evaluator({}, {}, options, 6, Half(1, told))
-    monkeypatch.setattr(fid, "distance", lambda images, space, *_: len(features.embed(images, space)))
+    monkeypatch.setattr(fid, "fid_to_reference", lambda images, space, *_: len(features.embed(images, space)))
     assert "fid45_clean" not in second.fid(stream(images), pixels, STANDARD, "x", cleanly)
     both = evaluate.Evaluator({}, {}, options, 6, Half(0, told)).fid(stream(images), pixels, STANDARD, "x", cleanly)
     assert not told

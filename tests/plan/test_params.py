@@ -272,7 +272,7 @@ BAD = {
     "NaN without a range": ("teacher/digits/ema/halflife_images", NAN, ["halflife_images", "nan", "a number"]),
     "infinity": ("teacher/digits/ema/halflife_images", INF, ["halflife_images", "inf", "a number"]),
     "too small": ("threads", 0, ["threads", "0", "≥ 1", "CPU threads"]),
-    "too large": ("data/digits/codec/mean", 1.5, ["data.digits.codec.mean", "1.5", "≤ 1", "units of 255"]),
+    "too large": ("data/digits/codec/mean", 1.5, ["data.digits.codec.mean", "1.5", "≤ 1", "divided by 255"]),
     "on an open end": ("data/digits/codec/std", 0, ["data.digits.codec.std", "0", "> 0"]),
     "out of a method's range": ("distil/methods/di/sigma_init", 0, ["distil.methods.di.sigma_init", "0", "> 0"]),
     "beta of 1": ("distil/methods/di/generator", {"betas": [0, 1]}, ["generator.betas[1]", "1", "< 1"]),
@@ -327,7 +327,7 @@ def test_a_mistake_is_one_sentence_with_place_found_and_expected(case):
 @pytest.mark.parametrize("text", ["data: [1, 2", "a: b: c", "\tx: 1", "x: 'open"])
 def test_what_is_not_yaml_is_one_sentence_with_a_line(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(Problem, match="not YAML: .*line [12]") as caught:
+    with pytest.raises(Problem, match="not YAML near line") as caught:
         params.load_params(tmp_path / "params.yaml")
     assert "\n" not in str(caught.value)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eldistill import contract
+from eldistill.numbers import make_numbers
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import KINDS, WORDS, Step
@@ -139,7 +140,7 @@ METHODS = {json.loads(s.recipe)["params"]["method"]["file"]: s for s in STEPS.va
 def test_out_of_memory_halves_down_to_the_group_of_the_method(file):
     """Never fewer than the images that the method keeps together, and that many at last."""
     values, module = json.loads(METHODS[file].recipe)["params"]["method"], contract.load_method(file)
-    found, group = sizes(METHODS[file]), module.group(contract.make_numbers(module, values))
+    found, group = sizes(METHODS[file]), module.group(make_numbers(module, values))
     assert found[-1] == min(group, found[0]) and all(
         big > small >= big / 2 for big, small in zip(found, found[1:], strict=False)
     )

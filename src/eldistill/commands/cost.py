@@ -20,6 +20,7 @@ import torch
 from eldistill import contract, networks
 from eldistill.errors import Problem
 from eldistill.files import canonical
+from eldistill.numbers import make_numbers
 from eldistill.plan import params
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
@@ -95,12 +96,12 @@ def cost_of_run(plan: Plan, run: params.Run) -> dict:
     step, values = plan.distil(run), plan.params.section("method", run.method, run.data)
     method = contract.load_method(values["file"])
     forward, encoder, parameters = operations(network_of(plan, plan.params.section("data", run.data)["teacher"]))
-    passes = method.passes(contract.make_numbers(method, values), encoder) if method.offers("passes") else None
+    passes = method.passes(make_numbers(method, values), encoder) if method.offers("passes") else None
     for name in run.supplements:
         section = plan.params.section("supplement", name, run.data)
         module = contract.load_supplement(section["file"])
         if passes is not None and module.offers("passes"):
-            passes += module.passes(contract.make_numbers(module, section), encoder)
+            passes += module.passes(make_numbers(module, section), encoder)
     files = sum(output.endswith(".safetensors") for output in step.outputs)
     return {
         "images": values["n_images"], "flop": None if passes is None else values["n_images"] * passes * forward,

@@ -19,6 +19,7 @@ from eldistill.contract import Batch, Method, Nets, Progress, Setting
 from eldistill.data import dataset
 from eldistill.diffusion.draws import Draw, stream_seed
 from eldistill.errors import Problem
+from eldistill.numbers import make_numbers
 from eldistill.sampling import generators, teachers
 from eldistill.training.job import Job, Supplement
 from eldistill.training.machine import Machine
@@ -47,7 +48,7 @@ class Parts:
 def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     """Load method, teacher and images of a recipe to a device. Raises Problem if they do not fit together."""
     method = contract.load_method(recipe["method"]["file"])
-    numbers = contract.make_numbers(method, recipe["method"])
+    numbers = make_numbers(method, recipe["method"])
     teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
     if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
@@ -166,7 +167,7 @@ def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine
     waiting, found = list(upstream["ensembles"]), []
     for name, values in recipe["supplements"].items():
         module = contract.load_supplement(values["file"])
-        numbers = contract.make_numbers(module, values)
+        numbers = make_numbers(module, values)
         pairs = (values["pairs"], values.get("pairs_seed", 0)) if values.get("pairs") else None
         setting = Setting(
             sigma_data=made.reals.sigma_data, seed=recipe["seed"], sigma_init=made.sigma_init, device=machine.device,

@@ -20,6 +20,7 @@ from eldistill import contract
 from eldistill.diffusion.draws import Draw, sent
 from eldistill.errors import Problem
 from eldistill.losses import mmd
+from eldistill.numbers import make_numbers
 
 COVERED_BY = "ensemble/seed"
 
@@ -94,7 +95,7 @@ def draw_members(
     members = []
     for k, kind in enumerate(unfold_members(section)):
         family = contract.load_module("ensemble", kind["family"])
-        numbers = contract.make_numbers(family, kind)
+        numbers = make_numbers(family, kind)
         source = Draw(seed, f"el/{redraw}/{k}", 0, 1, dtype=torch.float32)
         weights = family.draw(numbers, shape, lambda name, *size, source=source: source.normal(name, *size)[0])
         weights = {name: w.to(device, dtype) for name, w in weights.items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 from eldistill import files
 from eldistill.errors import NonFinite, Problem
+from eldistill.numbers import make_numbers
 from eldistill.paths import PACKAGE
 from eldistill.plan.params import Params
 from eldistill.plan.plan import Plan
@@ -217,7 +218,7 @@ def _group(params: dict[str, Any]) -> int:
     if "method" not in params:
         return 1
     method = contract.load_method(params["method"]["file"])
-    return method.group(contract.make_numbers(method, params["method"]))
+    return method.group(make_numbers(method, params["method"]))
 
 
 def _free_memory() -> None:
