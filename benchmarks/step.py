@@ -147,7 +147,7 @@ class Clock:
             *((net, way, name) for name, net in work.nets.items() for way in ("forward", "encode", "both") if hasattr(net, way)),
             (torch.Tensor, "backward", "backward"), (torch.autograd, "grad", "backward"),
             *((each, way, "optimiser") for each in work.optimisers.values() for way in ("step", "zero_grad")),
-            (work.update, "_check_gradients", "checks"), (work.monitor, "finite", "checks"), (work.monitor, "look", "checks"),
+            (work.update, "_check_gradients", "checks"), (work.monitor, "finite", "checks"), (work.monitor, "flush", "checks"),
             (work, "_average", "average"), (work.update.meeting, "own_gradient", "supplement"),
         ]  # fmt: skip
 

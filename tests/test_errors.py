@@ -445,8 +445,8 @@ def test_help_of_the_program_lists_every_step(project, capsys):
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("data", ["heldout", "default 360", "units of 255", "label smoothing"]),
-        ("teacher", ["P_mean", "default -1.2", "images a step", "Heun steps"]),
+        ("data", ["heldout", "default 360", "divided by 255", "label smoothing"]),
+        ("teacher", ["P_mean", "default -1.2", "images per optimiser step", "steps of Heun's method"]),
         ("ensemble", ["calibration", "default 512", "channels of every layer", "steps between new draws"]),
         ("distil", ["sigma_init", "default 2.5", "default balanced", "seconds between two saved states", "percent"]),
         ("evaluate", ["curve_n", "default 2000", "number of images for each final metric", "neighbours for precision"]),

@@ -304,7 +304,7 @@ def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
         Path(f"data/runs/{DATA}/di/none/0/generator_ema.safetensors.recipe"),
     )
     before = weights("di/none/0"), teacher.read_bytes(), recipe.read_text(encoding="utf-8")
-    name = {"compile": "compiled"}.get(key, key)
+    name = {"compile": "compile_networks", "recompute": "recompute_blocks", "channels_last": "set_channels_last"}[key]
     real, seen = getattr(speed, name), []
     monkeypatch.setattr(
         speed,

@@ -514,7 +514,7 @@ def test_only_ordinary_files_are_opened(tmp_path, kind):
         ({"channel_mult": [1] * 99}, "its channel_mult is"), ({"channel_mult": "12"}, "its channel_mult is '12'"),
         ({"decoder_type": "skip"}, "its decoder_type is 'skip'"), ({"embedding_type": "eval"}, "its embedding_type is 'eval'"),
         ({"__class__": 1}, "its keyword '__class__' is none of"), ({"sigma_max": math.nan}, "its sigma_max is nan"),
-        ({"img_resolution": 8}, "its keyword img_resolution is 8, its attribute img_resolution 4"),
+        ({"img_resolution": 8}, "its keyword img_resolution is 8, but its attribute img_resolution is 4"),
         ({"num_blocks": 2}, "its keywords need"), ({"model_channels": 8}, r"expected \["), ({"dropout": -1}, "its dropout is -1"),
     ],
 )  # fmt: skip

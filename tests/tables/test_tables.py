@@ -327,7 +327,7 @@ def test_other_problems(suite):
     write(root / "data/evaluations/toy/di/el/0/metrics.json", metrics(1.0, "2k"))
     with pytest.raises(Problem, match="differ in metrics"):
         make(root, runs)
-    with pytest.raises(Problem, match="two sizes"):
+    with pytest.raises(Problem, match="for two numbers of images"):
         results.named(["fd2k_judge-a_train", "fd5k_judge-a_train"], "fd", "judge-a", "train")
 
 

@@ -101,8 +101,8 @@ def test_an_iteration_reads_its_numbers_together(bench, method, supplements):
     work, looks = loop.Loop(bench.job(method, supplements, batch=4)), []
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # its age lies on the CPU
-    look = work.monitor.look
-    work.monitor.look = lambda progress: (looks.append(progress), look(progress))[1]
+    look = work.monitor.flush
+    work.monitor.flush = lambda progress: (looks.append(progress), look(progress))[1]
     with Reads() as reads:
         work.iterate()
     assert (reads.count, len(looks)) == (0, 1)
@@ -126,7 +126,7 @@ def unreadable(bench, method: str, supplements: dict, **others) -> tuple[loop.Lo
             take(*(1.0 for _ in scalars))
         work.monitor._asked, work.monitor._watched = [], []
 
-    work.monitor.look = look
+    work.monitor.flush = look
     for optimiser in work.optimisers.values():
         optimiser.step = lambda: None  # torch has no fused one there
     return work, looks
