@@ -25,6 +25,7 @@ from eldistill.numbers import declared
 from eldistill.plan import checks, reading
 from eldistill.plan.schema import (
     Wrong,
+    add_numbers,
     check_value,
     fill_defaults,
     follow_reference,
@@ -37,9 +38,6 @@ from eldistill.plan.schema import (
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
-
-
-# --- params.yaml --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -184,7 +182,7 @@ class Params:
     def _schema(self, kind: str, value: dict, where: str) -> dict:
         schema = self._open(kind)
         if kind in ("method", "supplement") and isinstance(value.get("file"), str):
-            _add_numbers(schema, self._declared(f"{kind}s", value["file"], f"{where}.file"), f"{kind}s/{value['file']}")
+            add_numbers(schema, self._declared(f"{kind}s", value["file"], f"{where}.file"), f"{kind}s/{value['file']}")
         if kind == "ensemble":
             members = value.get("members", [])
             for index, member in enumerate(members if isinstance(members, list) else []):
@@ -192,7 +190,7 @@ class Params:
                 place = f"{where}.members[{index}]"
                 if isinstance(member, dict) and isinstance(member.get("family"), str):
                     numbers = self._declared("ensemble", member["family"], f"{place}.family")
-                    _add_numbers(each, numbers, f"ensemble/{member['family']}")
+                    add_numbers(each, numbers, f"ensemble/{member['family']}")
                 check_value(member, each, place, self.definitions)
                 members[index] = fill_defaults(member, each, self.definitions)
             schema["properties"]["members"] = {**schema["properties"]["members"], "items": {"type": "object"}}
@@ -315,14 +313,6 @@ class Params:
         if kind == "ensemble":
             kept["members"] = [self.without_site("member", member) for member in kept["members"]]
         return kept
-
-
-def _add_numbers(schema: dict[str, Any], numbers: dict[str, dict], file: str) -> None:
-    """Add the numbers of a module to the keys of a section. Raises Problem for a name that every such section has already."""
-    if taken := schema["properties"].keys() & numbers:
-        raise Problem(f"src/eldistill/{file}.py: Numbers has a field {sorted(taken)[0]!r}, which is a key of every such section of "
-                      f"params.yaml; rename it (taken are {', '.join(schema['properties'])})")  # fmt: skip
-    schema["properties"] |= numbers
 
 
 @functools.cache

@@ -181,3 +181,11 @@ def fill_defaults(value: Any, schema: dict, definitions: dict) -> Any:
         if key not in filled and "default" in each:
             filled[key] = fill_defaults(copy.deepcopy(each["default"]), each, definitions)
     return filled
+
+
+def add_numbers(schema: dict[str, Any], numbers: dict[str, dict], file: str) -> None:
+    """Add the numbers of a module to the keys of a section. Raises Problem for a name that every such section has already."""
+    if taken := schema["properties"].keys() & numbers:
+        raise Problem(f"src/eldistill/{file}.py: Numbers has a field {sorted(taken)[0]!r}, which is a key of every such section of "
+                      f"params.yaml; rename it (taken are {', '.join(schema['properties'])})")  # fmt: skip
+    schema["properties"] |= numbers
