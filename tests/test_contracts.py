@@ -780,6 +780,15 @@ def test_imports_have_no_circle():
     )
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_and_a_function_hold_one_idea(path):
+    """A file has at most 350 lines and a function 60; tables of data are no functions."""
+    text = path.read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [node.name for node in functions if node.end_lineno - node.lineno >= 60]
+    assert text.count("\n") <= 350 and not long
+
+
 TYPED = ("contract", "diffusion", "distil", "ensemble", "evaluate", "losses", "methods", "networks", "sampling", "supplements",
          "teacher", "training")  # fmt: skip
 
