@@ -81,7 +81,7 @@ Codec = dict[str, Any]  # how pixels or latents are encoded: mean, std
 class Progress:
     """The progress of a run."""
 
-    n_images: int  # images generated so far
+    n_images: int  # iterations so far times the batch, however many phases generate images
     iteration: int  # iterations so far
     total: int  # images until the end of the run
 

@@ -4,10 +4,10 @@
 In a step of the generator the images are made when a loss first asks for them. The base loss gives its gradient at these images,
 micro-batch by micro-batch. Each supplement then sees the images of all micro-batches (of this process, unless it gathers from all)
 and adds its weighted gradient, and one backward pass propagates the sum to the generator. So a supplement does not depend on the
-size of micro-batches, and weights that compare gradients need no further pass.
+size of micro-batches, and a supplement whose weight compares gradients costs no further pass.
 
 A base loss without a gradient at the images, as that of consistency models, is backpropagated as it is. The supplements' gradients
-are then added at the weights of the generator, at the price of a backward pass for each of them (training/meeting.py).
+are then added at the parameters of the generator, at the price of a backward pass for each of them (training/meeting.py).
 """
 
 from __future__ import annotations
