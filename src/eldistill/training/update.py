@@ -246,7 +246,7 @@ class Update:
             self._flush_together(progress)
         if numbers.clip:
             # Scaling by a norm that is not finite would spoil all gradients before the bad one is named.
-            usable = norm.nan_to_num(0.0, 0.0)
+            usable = torch.where(norm.isfinite(), norm, 0.0)  # the monitor has the norm itself, and raises
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named[name]], numbers.clip, usable)
         if numbers.clip_value:
             torch.nn.utils.clip_grad_value_([p for _, p in self.named[name]], numbers.clip_value)
