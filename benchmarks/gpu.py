@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -116,7 +117,9 @@ def about(options) -> dict:
     return {
         "benchmark": "eldistill gpu",
         "version": 1,
-        "command": " ".join(["python", "benchmarks/gpu.py", *options.words]),
+        "command": shlex.join(["python", "benchmarks/gpu.py", *options.words]).replace(
+            shlex.quote(str(options.out)), "DIR"
+        ),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": _git("status", "--porcelain", "--untracked-files=no"),
@@ -141,6 +144,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the results")
     parser.add_argument("--part", nargs="+", choices=list(SHARES), default=list(SHARES), help="parts to run")
     parser.add_argument(
+        "--item", nargs="+", default=[], metavar="WORDS", help="only items whose name contains one of these"
+    )
+    parser.add_argument(
         "--device", choices=["cuda", "cpu"], default="cuda", help="cpu tests the code with toy networks"
     )
     parser.add_argument("--toy", action="store_true", help="use toy networks on a GPU too, for a test of a minute")
@@ -163,6 +169,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         "--threads", str(options.threads), *(["--toy"] if options.toy else []), *(["--compile"] if options.compile else []),
         *(["--carry", str(options.carry)] if options.carry != ROOT else []),
         *(["--part", *options.part] if options.part != list(SHARES) else []),
+        *(["--item", *options.item] if options.item else []),
         *(f"--break={each}" for each in options.breaks),
     ]  # fmt: skip
     return options

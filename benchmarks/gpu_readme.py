@@ -4,7 +4,8 @@
     python benchmarks/gpu_readme.py
 
 Results are the JSON files in benchmarks/gpu/, named by date and device (2026-11-27-nvidia-h100.json). Results of a CPU or of toy
-networks are not shown.
+networks are not shown. Items that the newest run of all parts did not measure are taken from later runs of single parts on the same
+device, and the page says so.
 """
 
 from __future__ import annotations
@@ -30,14 +31,36 @@ FAST = (  # column: key of a row, digits
 )  # fmt: skip
 
 
-def newest(folder: Path) -> tuple[Path, dict] | None:
-    """The newest file of those that were measured on a GPU with full networks: its path and content; None if there is none."""
+def measured(folder: Path) -> list[tuple[Path, dict]]:
+    """The path and content of every file that was measured on a GPU with full networks, the oldest first."""
     found = []
     for path in sorted(folder.glob("*.json")):
         values = json.loads(path.read_text(encoding="utf-8"))
         if (values.get("device") or {}).get("kind") == "cuda" and not values["asked"]["toy"]:
             found.append((values["date"], path.name, path, values))
-    return max(found)[2:] if found else None
+    return [(path, values) for _, _, path, values in sorted(found, key=lambda each: each[:2])]
+
+
+def newest(folder: Path) -> tuple[Path, dict] | None:
+    """The newest of these files, one of all parts if there is one: its path and content; None if there is none."""
+    found = measured(folder)
+    whole = [each for each in found if set(PARTS) <= set(each[1]["asked"]["parts"])]
+    return (whole or found or [None])[-1]
+
+
+def completed(folder: Path, values: dict) -> tuple[dict, dict[str, list[str]]]:
+    """The items of `values` by part, with those that only a later file of the same device measured, and {file: these items}."""
+    parts = {name: dict(part.get("items", {})) for name, part in values["parts"].items()}
+    added: dict[str, list[str]] = {}
+    for path, later in measured(folder):
+        if later["date"] <= values["date"] or later["device"]["name"] != values["device"]["name"]:
+            continue
+        for part, found in later["parts"].items():
+            for item, row in found.get("items", {}).items():
+                if row["status"] == "done" and parts.setdefault(part, {}).get(item, {}).get("status") != "done":
+                    parts[part][item] = row
+                    added.setdefault(path.name, []).append(f"{part}: {item}")
+    return parts, added
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -143,15 +166,18 @@ def page(folder: Path) -> str:
              f"{values['torch']}, Python {values['python']}{commit}, {values['date'][:10]}, `{values['command']}`, "
              f"{values['seconds']:.0f} s; all numbers are in [{path.name}]({path.name}).")  # fmt: skip
     texts = [HEAD, about]
+    parts, added = completed(folder, values)
+    for name, items in added.items():
+        texts.append(f"Measured later, because the time was up ([{name}]({name})): {'; '.join(items)}.")
+    later = {item for items in added.values() for item in items}
     for name, (title, made) in PARTS.items():
-        done = {
-            item: row for item, row in values["parts"].get(name, {}).get("items", {}).items() if row["status"] == "done"
-        }
+        done = {item: row for item, row in parts.get(name, {}).items() if row["status"] == "done"}
         texts += [f"## {title}", made(done) if done else "Not measured."]
     summary = values["summary"]
     for key, title in (("failed", "Failed"), ("left_out", "Left out"), ("not_reached", "Not reached")):
-        if summary[key]:
-            texts += [f"## {title}", "\n".join(f"* {each['item']}: {each['reason']}" for each in summary[key])]
+        rest = [each for each in summary[key] if each["item"] not in later]
+        if rest:
+            texts += [f"## {title}", "\n".join(f"* {each['item']}: {each['reason']}" for each in rest)]
     return "\n\n".join(texts) + "\n"
 
 

@@ -464,6 +464,36 @@ def speed(read: Read) -> str:
     )
 
 
+def speed_gpu(read: Read) -> str:
+    """What a GPU measured: correctness, an iteration by precision, EL's share, and sampling."""
+    name = re.findall(r"all numbers are in \[([^]]+)\]", read("benchmarks/gpu/README.md"))[0]
+    found = json.loads(read(f"benchmarks/gpu/{name}"))
+    parts = {
+        part: {item: row for item, row in values["items"].items() if row["status"] == "done"}
+        for part, values in found["parts"].items()
+    }
+    fast, trained = parts["fast"], {name: row for name, row in parts["right"].items() if "float64" in row["checks"]}
+    apart = max(row["checks"]["float64"]["weights"] for row in trained.values())
+    repeated = [row["checks"]["twice"]["equal"] for row in trained.values() if "twice" in row["checks"]]
+    differing = sum(bool(row["differs"]) for row in parts["right"].values())
+    sid = {kind: fast[f"ddpmpp-cifar10, batch 256, sid/none, {kind}"] for kind in ("float32", "tf32", "bfloat16")}
+    el, sampled = fast["ddpmpp-cifar10, batch 256, sid/el, bfloat16"], parts["sampling"]["bfloat16"]
+    ms = {kind: row["milliseconds"] for kind, row in sid.items()}
+    ratios = [row["ratio"] for row in fast.values()]
+    first = [row["first_milliseconds"] / 1000 for row in (*sid.values(),)]
+    return wrapped(
+        f"On one {found['device']['name']} with torch {found['torch']} ({found['date'][:10]}), {len(trained)} small trainings agree "
+        f"with the CPU in float64 within {apart:.0e} of the weights, and {sum(repeated)} of {len(repeated)} repeated ones agree "
+        f"to the bit; {differing or 'no'} check{'s' * (differing != 1)} failed. An iteration of SiD with the network of CIFAR-10 "
+        f"at batch 256 takes {ms['float32']:,.0f} ms in float32, {ms['tf32']:,.0f} ms with `tf32` and {ms['bfloat16']:,.0f} ms in "
+        f"bfloat16 ({ms['float32'] / ms['bfloat16']:.1f} times as fast as float32), in {sid['bfloat16']['memory_gib']:.0f} GiB. EL's "
+        f"share of it is {el['supplement_percent']:.1f} %. Iterations take {min(ratios):.2f} to {max(ratios):.2f} times as long as "
+        f"their network passes alone. The very first takes {min(first):.0f} to {max(first):.0f} s, while cuDNN tries its "
+        f"convolutions (`benchmark`). The one-step generator makes {sampled['one step, images/s']:,.0f} images per second, its "
+        f"teacher {sampled['Heun, 18 steps, images/s']:,.0f} in 18 steps of Heun's method."
+    )
+
+
 def evaluation_cost(read: Read) -> str:
     """What an evaluation costs, against writing PNG files."""
     found = json.loads(read("benchmarks/evaluate.json"))
@@ -497,6 +527,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),
     "bench-sentences": bench_sentences,
     "speed": speed,
+    "speed-gpu": speed_gpu,
     "evaluation-cost": evaluation_cost,
     "embedding-cost": embedding_cost,
 }

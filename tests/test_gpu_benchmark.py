@@ -67,7 +67,7 @@ def options(tmp_path) -> SimpleNamespace:
     """What a part sees."""
     return SimpleNamespace(
         device="cpu", toy=True, folder=tmp_path, settings=params.load_params(ROOT / "params.yaml"), threads=1, compile=False,
-        ceilings={"bfloat16": 1e12}, data="digits", carry=tmp_path, breaks=[],
+        ceilings={"bfloat16": 1e12}, data="digits", carry=tmp_path, breaks=[], item=[],
     )  # fmt: skip
 
 
@@ -172,7 +172,8 @@ def results() -> dict:
     device = {"kind": "cuda", "name": "NVIDIA Toy", "memory_gib": 79.6, "driver": "580.1", "cuda": "13.0"}
     summary = {"failed": [{"item": "fast: adm", "reason": "out of memory"}], "left_out": [],
                "not_reached": [{"item": "fast: slow", "reason": "time"}]}  # fmt: skip
-    return {"asked": {"toy": False}, "device": device, "parts": parts, "summary": summary, "torch": "2.14.1", "python": "3.11",
+    asked = {"toy": False, "parts": ["right", "fast", "sampling", "learning"]}
+    return {"asked": asked, "device": device, "parts": parts, "summary": summary, "torch": "2.14.1", "python": "3.11",
             "commit": "0123456789abcdef",
             "date": "2026-01-03T00:00:00Z", "seconds": 530.2, "command": "python benchmarks/gpu.py"}  # fmt: skip
 
@@ -202,6 +203,26 @@ def test_the_page_shows_the_newest_results_of_a_gpu(of, tmp_path):
         part["items"] = {}
     (tmp_path / "2026-01-03-toy.json").write_text(json.dumps(found))
     assert page(tmp_path).count("Not measured.") == 4
+
+
+def test_a_later_run_of_one_part_fills_in_what_was_not_measured(of, tmp_path):
+    """It does not replace the run of all parts, nor what that run measured; another device adds nothing."""
+    script, found = of("gpu_readme"), results()
+    (tmp_path / "2026-01-03-toy.json").write_text(json.dumps(found))
+    row = next(iter(found["parts"]["fast"]["items"].values())) | {"milliseconds": 111.1}
+    items = {"slow": row | {"milliseconds": 77.7}, "ddpmpp-cifar10, batch 256, sid/el, bfloat16": row}
+    later = found | {"asked": {"toy": False, "parts": ["fast"]}, "date": "2026-01-04T00:00:00Z",
+                     "parts": {"fast": {"items": items}}}  # fmt: skip
+    other = later | {"device": found["device"] | {"name": "NVIDIA Other"}}
+    (tmp_path / "2026-01-04-other.json").write_text(json.dumps(other))
+    assert "77.7" not in script.page(tmp_path)
+    (tmp_path / "2026-01-04-slow.json").write_text(json.dumps(later))
+    text = script.page(tmp_path)
+    assert (
+        "([2026-01-04-slow.json](2026-01-04-slow.json)): fast: slow." in text
+        and "| slow (128 images at once) | 77.7 |" in text
+    )
+    assert "111.1" not in text and "* fast: slow" not in text and "commit 0123456789ab, 2026-01-03" in text
 
 
 def test_the_page_is_what_its_script_writes(of):

@@ -53,6 +53,7 @@ def run(options) -> int:
 def make(options, tell: Callable, part: str, until: float, after: str | None) -> bool:
     """Measure the items of a part after the item `after`, until the time `until` (of time.time()). Returns False if the GPU is lost."""
     items = importlib.import_module(f"gpu_parts.{part}").items(options)
+    items = [item for item in items if not options.item or any(words in item.name for words in options.item)]
     names = [item.name for item in items]
     tell("plan", items=names)
     todo = items[names.index(after) + 1 :] if after else items

@@ -18,8 +18,15 @@ COVERED_BY = "noise"
 class _Masks:
     """The source of dropout masks: a key for each image, and the number of layers that have drawn so far."""
 
-    def __init__(self, keys: torch.Tensor, calls: int = 0):
+    def __init__(self, keys: torch.Tensor, calls: int = 0, unit: torch.Tensor | None = None):
         self.keys, self.calls = keys, calls
+        # The distance between the places of two layers. It is a tensor, because code that torch compiles for a GPU
+        # holds a sum of an index and a constant in 32 bits.
+        self.unit = keys.new_full((), 1 << 40) if unit is None else unit
+
+    def layer(self) -> torch.Tensor:
+        """The place of the first entry of the current layer, int64 []."""
+        return self.unit * self.calls
 
 
 _masks: ContextVar[_Masks | None] = ContextVar("masks", default=None)
@@ -41,7 +48,7 @@ def masks(draw: Draw, purpose: str) -> Iterator[None]:
 def rows(chosen: torch.Tensor) -> Iterator[None]:
     """Inside `masks`, a context for the images where `chosen` (bool [n]) is true. They keep their masks."""
     source = _masks.get()
-    part = None if source is None else _Masks(source.keys[chosen.to(source.keys.device)], source.calls)
+    part = None if source is None else _Masks(source.keys[chosen.to(source.keys.device)], source.calls, source.unit)
     token = _masks.set(part)
     try:
         yield
@@ -57,7 +64,7 @@ class _Again:
         self.source, self.calls = source, 0 if source is None else source.calls
 
     def __enter__(self):
-        self.token = _masks.set(None if self.source is None else _Masks(self.source.keys, self.calls))
+        self.token = _masks.set(None if self.source is None else _Masks(self.source.keys, self.calls, self.source.unit))
 
     def __exit__(self, *_):
         _masks.reset(self.token)
@@ -76,7 +83,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
             "dropout in training mode needs eldistill.diffusion.dropout.masks(draw, purpose) of the same images"
         )
     source.calls += 1
-    keys, layer, limit = source.keys.to(x.device), source.calls << 40, round(p * 2**24)
+    keys, layer, limit = source.keys.to(x.device), source.layer().to(x.device), round(p * 2**24)
     if x.device.type in compiled.DEVICES and _fusible():
         return _Fused.apply(x, keys, layer, limit, p)
     return _apply(x, _keep(x, keys, layer, limit), p)
@@ -92,7 +99,7 @@ def _apply(x: torch.Tensor, keep: torch.Tensor, p: float) -> torch.Tensor:
 AT_ONCE = {"cpu": 2**16, "cuda": 2**24}
 
 
-def _keep(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int) -> torch.Tensor:
+def _keep(x: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, limit: int) -> torch.Tensor:
     # The mask, bool [n, entries of an image]: a hash of the image's key and of the entry's place in this layer.
     each = x[0].numel()
     place = _scramble(torch.arange(each, device=x.device) + layer)
@@ -138,9 +145,9 @@ class _Fused(torch.autograd.Function):
     # computed again instead of being stored.
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
-        ctx.save_for_backward(keys)
-        ctx.numbers = layer, limit, p
+    def forward(ctx, x: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, limit: int, p: float) -> torch.Tensor:
+        ctx.save_for_backward(keys, layer)
+        ctx.numbers = limit, p
         return _fused(x, keys, layer, limit, p)
 
     @staticmethod
@@ -148,20 +155,18 @@ class _Fused(torch.autograd.Function):
         return _Fused.apply(gradient, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
 
 
-def _fused(x: torch.Tensor, keys: torch.Tensor, layer: int, limit: int, p: float) -> torch.Tensor:
+def _fused(x: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, limit: int, p: float) -> torch.Tensor:
     """`dropout` by compiled code.
 
     The masks are equal to the bit; on a GPU the division may differ in the last place.
     """
-    # Passed as a tensor, because compiled code may hold integers in 32 bits.
-    place = torch.full((), layer, dtype=torch.int64, device=x.device)
     # Flattened if that needs no copy, because compiled code is specific to which sizes of a tensor are equal.
     flat = x.view(len(x), x[0].numel()) if x.is_contiguous() else x
 
     def plain() -> torch.Tensor:
         return _apply(x, _keep(x, keys, layer, limit), p)
 
-    return KERNEL(flat, keys, place, limit, 1 - p, otherwise=plain).view(x.shape)
+    return KERNEL(flat, keys, layer, limit, 1 - p, otherwise=plain).view(x.shape)
 
 
 def _expression(x: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, limit: int, share: float) -> torch.Tensor:
