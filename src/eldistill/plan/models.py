@@ -105,7 +105,7 @@ class PlanOfModels(PlanOfData):
     @functools.cache  # noqa: B019
     def distil(self, run: Run) -> Step:
         """A run: teacher to generator."""
-        method = self.params.without_site("method", self.params.section("method", run.method, run.data))
+        method = self.params.without_site("method", self.params.method_of(run))
         supplements = {
             name: self.params.without_site("supplement", self.params.section("supplement", name, run.data))
             for name in run.supplements
