@@ -267,11 +267,11 @@ class Params:
         section = self._section("method", run.method, run.data, None)
         return float(section["rates"].get(run.supplement, 1) if section["rate"] is None else section["rate"])
 
-    def root(self, method: str) -> str:
+    def base_method(self, method: str) -> str:
         """The method that this one is at another rate: what it is `like` if it has the key `rate`, or else itself."""
         section = self.named("method")[method]
         own = any("rate" in each for each in (section, *section.get("per_data", {}).values()))
-        return self.root(section["like"]) if own and "like" in section else method
+        return self.base_method(section["like"]) if own and "like" in section else method
 
     def method_of(self, run: Run) -> dict[str, Any]:
         """The resolved section of a run's method, with the learning rates of this run."""

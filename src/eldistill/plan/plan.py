@@ -173,7 +173,7 @@ class Plan(PlanOfModels):
             kind, "RATES", False
         ):  # the study compares learning rates: {METHOD/SUPPLEMENT: [method at rate 1, factor]}
             params["rates"] = {
-                f"{run.method}/{run.supplement}": [self.params.root(run.method), self.params.factor(run)]
+                f"{run.method}/{run.supplement}": [self.params.base_method(run.method), self.params.factor(run)]
                 for run in runs
             }
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
