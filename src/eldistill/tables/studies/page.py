@@ -50,7 +50,10 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("% fewer FLOP", lambda row: _fewer(row, "FLOP")),
     ("never", lambda row: _text(row.get("never"))),
     ("distance at the end", lambda row: _pm(row, "end")),
-    ("of each seed", lambda row: " ".join(short(float(end)) for end in row["ends"].split()) if row.get("ends") else None),
+    (
+        "of each seed",
+        lambda row: " ".join(short(float(end)) for end in row["ends"].split()) if row.get("ends") else None,
+    ),
     ("diverged", lambda row: _text(row.get("diverged_runs"))),
     ("geometric mean distance of the rule", lambda row: _text(row.get("score"))),
     ("choice", lambda row: row.get("chosen")),

@@ -87,10 +87,15 @@ def log_distance(study: Study, result: Result, percent: float) -> float:
     if not curve[0][0] <= time <= curve[-1][0]:
         raise Problem(f"the curve of {result.run} has snapshots from iteration {curve[0][0]:g} to {curve[-1][0]:g}, but the study "
                       f"needs its value at {percent:g} % of the run, iteration {time:g}; add 0 and 100 to distil.snapshots")  # fmt: skip
-    for (before, high), (after, low) in zip(curve, curve[1:], strict=False):
+    return interpolate(curve, time)
+
+
+def interpolate(curve: list[tuple[float, float]], time: float) -> float:
+    """The value of a curve of (time, value) at a time within it, linearly between its points."""
+    for (before, one), (after, other) in zip(curve, curve[1:], strict=False):
         if before <= time < after:
-            between = high + (low - high) * (time - before) / (after - before)
-            return min(max(between, min(high, low)), max(high, low))  # rounding must not put it beyond the two points
+            between = one + (other - one) * (time - before) / (after - before)
+            return min(max(between, min(one, other)), max(one, other))  # rounding must not put it beyond the two points
     return curve[-1][1]
 
 
@@ -139,7 +144,9 @@ def rate_sentences(study: Study, arm: Arm, choice: Choice) -> list[str]:
     """At which factors an arm trains, and which one it uses; also what is missing or diverged on the fresh seeds."""
     fresh = arm.fresh.get(choice.reported, {}).values()
     fallen = sum(diverged(study, result) for result in fresh)
-    more = [f"{arm.label}: {fallen} of {len(fresh)} fresh runs diverged at factor {choice.reported:g}."] if fallen else []
+    more = (
+        [f"{arm.label}: {fallen} of {len(fresh)} fresh runs diverged at factor {choice.reported:g}."] if fallen else []
+    )
     if not arm.tuning:
         at = "" if choice.reported is None else f"; the table reports factor {choice.reported:g}, which no rule picked"
         return [f"{arm.label}: no run on a tuning seed{at}.", *more]
@@ -147,7 +154,9 @@ def rate_sentences(study: Study, arm: Arm, choice: Choice) -> list[str]:
 
 
 def _range(study: Study, arm: Arm) -> str:
-    fallen = {factor: sum(diverged(study, result) for result in runs.values()) for factor, runs in sorted(arm.tuning.items())}
+    fallen = {
+        factor: sum(diverged(study, result) for result in runs.values()) for factor, runs in sorted(arm.tuning.items())
+    }
     stable = [factor for factor, count in fallen.items() if not count]
     broken = [f"{count} of {len(arm.tuning[factor])} at {factor:g}" for factor, count in fallen.items() if count]
     tried = f"of {', '.join(f'{factor:g}' for factor in fallen)}; diverged: {', '.join(broken) or 'none'}"
@@ -166,13 +175,17 @@ def _picked(arm: Arm, choice: Choice) -> str:
     }
     edge = edges.get(choice.picked, "") if len(tried) > 1 else ", the only one that was tried"
     score = short(math.exp(choice.scores[choice.picked]))
-    return f"Factor {choice.picked:g} is picked{edge} (geometric mean distance {score}, {len(choice.seeds)} tuning seeds)."
+    return (
+        f"Factor {choice.picked:g} is picked{edge} (geometric mean distance {score}, {len(choice.seeds)} tuning seeds)."
+    )
 
 
 def _missing(arm: Arm, choice: Choice) -> list[str]:
     if choice.picked is None or choice.reported == choice.picked:
         return []
     there = ", ".join(f"{factor:g}" for factor in sorted(arm.fresh))
-    there = f"have runs at {there}, of which the table reports {choice.reported:g}" if there else "have no run of this arm"
+    there = (
+        f"have runs at {there}, of which the table reports {choice.reported:g}" if there else "have no run of this arm"
+    )
     return [f"{arm.label}: factor {choice.picked:g} was picked, but the fresh seeds {there}; set {choice.picked:g} for "
             f"{arm.supplement} under `rates` of the method {arm.method} in params.yaml, and make the study again."]  # fmt: skip

@@ -12,7 +12,6 @@ from eldistill.tables.results import COSTS, Result, one_device, short
 from eldistill.tables.studies.comparisons import baseline_of, mean_and_sd
 from eldistill.tables.studies.rates import (
     PERCENTS,
-    Arm,
     Choice,
     choose,
     diverged,
@@ -83,7 +82,9 @@ def _time_rows(study: Study, key: tuple[str, str, str], arms: dict, choices: dic
 def _compare(study: Study, twins: list[tuple[Result, Result]], percent: float | None) -> dict:
     # The columns of the ratio of times to the baseline's value at `percent` of its run; without a pair they are empty.
     row: dict = dict.fromkeys(("of_run", "target", "pairs", "never", "early", "no_time", "bound"))
-    row |= {f"{stem}_{unit}{end}": None for unit in UNITS for stem in ("ratio", "fewer") for end in ("", "_low", "_high")}
+    row |= {
+        f"{stem}_{unit}{end}": None for unit in UNITS for stem in ("ratio", "fewer") for end in ("", "_low", "_high")
+    }
     row |= {"p": None, "p_holm": None}
     if percent is None or not twins:
         return row
@@ -180,7 +181,9 @@ def _amount(row: dict, unit: str) -> str | None:
     if fewer is None:
         return None
     sign, word = (1, "fewer") if fewer >= 0 else (-1, "more")
-    ends = sorted(sign * row[f"fewer_{unit}{end}"] for end in ("_low", "_high") if row[f"fewer_{unit}{end}"] is not None)
+    ends = sorted(
+        sign * row[f"fewer_{unit}{end}"] for end in ("_low", "_high") if row[f"fewer_{unit}{end}"] is not None
+    )
     span = f" [{', '.join(map(_round, ends))}]" if ends else ""
     # A ratio that is at least R is at most 100 (1 - R) % fewer, and at least 100 (R - 1) % more.
     bound = row["bound"] if word == "more" else {"at least": "at most", "at most": "at least"}.get(row["bound"])
@@ -207,7 +210,9 @@ def _rules(study: Study, times: list[dict]) -> list[str]:
     ]
     compared = [row for row in times if row["ratio_iterations"] is not None]
     if any(row["ratio_seconds"] is None for row in compared):
-        said.append("CPU seconds are omitted where runs were made on several kinds of device, or where they were not measured.")
+        said.append(
+            "CPU seconds are omitted where runs were made on several kinds of device, or where they were not measured."
+        )
     if any(row["ratio_FLOP"] is None for row in compared):
         said.append("FLOP are omitted where they were not counted.")
     return said
