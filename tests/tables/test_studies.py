@@ -392,6 +392,39 @@ def test_a_data_setting_has_the_same_rows_alone_and_beside_another(tmp_path, kin
         assert {k: v for k, v in row.items() if k not in free} == {k: both[key][k] for k in row if k not in free}
 
 
+@pytest.mark.parametrize("kind", ["contrast", "central"])
+def test_arms_of_another_method_than_the_baselines_are_paired_with_it(tmp_path, kind):
+    """di-r4/el against di/none, and di-r4/none too: the numbers are those of arms that are renamed to the baseline's method."""
+    deltas = {"el": (-3.0, -3.2, -2.8, -3.1, -2.9), "none": (2.0, -2.0, 1.0, -1.0, 0.5)}
+    runs, twins = add_arm(tmp_path, "none", BASE), add_arm(tmp_path, "none", BASE)
+    for name, each in deltas.items():
+        values = (np.array(BASE) + each).tolist()
+        runs += add_arm(tmp_path, name, values, method="di-r4")
+        twins += add_arm(tmp_path, f"{name}-r4", values)
+    rows, text = make(tmp_path, runs, kind=kind, against="di/none")
+    alike, _ = make(tmp_path, twins, kind=kind)
+    keys = ("space", "pairs", "difference", "low", "high", "p", "p_holm", "percent", "verdict", "p_equivalent")
+    assert [[row.get(key) for key in keys] for row in rows] == [[row.get(key) for key in keys] for row in alike]
+    assert sum(row["pairs"] == "5" for row in rows) == 2 * (3 if kind == "central" else 1)
+    assert "lower than di/none" in text and "toy, di-r4/el" in text
+
+
+def test_the_pooled_rows_of_another_method_than_the_baselines(tmp_path):
+    """In percent of each setting's di/none, averaged over the settings; the baseline's own method is pooled beside them."""
+    runs, shares = [], {}
+    for data, scale in (("one", 1.0), ("two", 10.0)):
+        bases = scale * np.array(BASE)
+        runs += add_arm(tmp_path, "none", bases.tolist(), data)
+        for method, shift in (("di", -2.0), ("di-r4", -4.0)):
+            values = bases + scale * (shift + 0.1 * np.arange(5))
+            runs += add_arm(tmp_path, "el", values.tolist(), data, method=method)
+            shares.setdefault(method, []).append(100 * (values - bases) / bases.mean())
+    rows, text = make(tmp_path, runs, kind="central", against="di/none")
+    pooled = {row["method"]: float(row["difference"]) for row in rows if row["data"] == "toys, 2 teachers"}
+    assert pooled == pytest.approx({method: np.mean(each) for method, each in shares.items()})
+    assert "toys, 2 teachers, di-r4/el in judge-a: lower than di/none" in text
+
+
 # --- seeds --------------------------------------------------------------------------------------------
 
 
@@ -846,6 +879,18 @@ def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, w
     assert re.match(r"(params|workflow/params/[a-z]+)\.yaml: ", text) and "\n" not in text
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
+
+
+@pytest.mark.parametrize("kind", studies.KINDS)
+def test_the_kinds_that_accept_the_baseline_of_another_method(kind):
+    """contrast, central and speed; others refuse it, because they compare within a method or have no baseline."""
+    values = values_with("tables/studies/central/kind", kind)
+    values["tables"]["studies"]["central"]["against"] = "di/none"
+    if kind in ("contrast", "central", "speed"):
+        assert params.from_values(values, ROOT).top("tables")["studies"]["central"]["against"] == "di/none"
+    else:
+        with pytest.raises(Problem, match="tables.studies.central.against is 'di/none'; only studies of the kinds"):
+            params.from_values(values, ROOT)
 
 
 def test_a_name_that_only_begins_like_a_table_is_a_study():

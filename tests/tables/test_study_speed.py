@@ -39,7 +39,12 @@ def add(root, run, curve, images=IMAGES, **others):
     add_plain(root, run, list(curve.values())[-1], **others)
     about = root / f"data/runs/{run}/provenance.json"
     write(about, json.loads(about.read_text()) | {"n_images": images, "iterations": ITERATIONS})
-    rows = [["n_images", *(f"{m}2k_{space}_{part}" for space in SPACES for part in ("heldout", "train") for m in ("fd", "relfd"))]]
+    rows = [
+        [
+            "n_images",
+            *(f"{m}2k_{space}_{part}" for space in SPACES for part in ("heldout", "train") for m in ("fd", "relfd")),
+        ]
+    ]
     rows += [[round(time * images / ITERATIONS), *[value] * 12] for time, value in curve.items()]
     path = root / f"data/evaluations/{run}/curve.csv"
     path.write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
@@ -155,7 +160,11 @@ def test_what_is_not_comparable_is_omitted_and_said(tmp_path):
     write(path, json.loads(path.read_text()) | {"device": "another"})
     times, _, text = make(tmp_path, runs)
     assert not any(row["ratio_seconds"] or row["ratio_FLOP"] for row in times) and times[1]["ratio_images"]
-    assert "CPU seconds are omitted where" in text and "FLOP are omitted where" in text and "% fewer CPU seconds |" not in text
+    assert (
+        "CPU seconds are omitted where" in text
+        and "FLOP are omitted where" in text
+        and "% fewer CPU seconds |" not in text
+    )
 
 
 def test_a_seed_that_never_arrives_makes_the_ratio_a_bound(tmp_path):
@@ -261,7 +270,10 @@ def test_each_arm_is_reported_at_the_factor_that_its_tuning_runs_pick(tmp_path):
         ("none", "1.0", "0", ""), ("none", "2.0", "0", "picked"), ("none", "4.0", "2", ""),
         ("el", "2.0", "0", ""), ("el", "4.0", "0", "picked"), ("el", "8.0", "2", ""),
     ]  # fmt: skip
-    assert "toy, di/none: the largest factor at which no tuning run diverged is 2 (of 1, 2, 4; diverged: 2 of 2 at 4)" in text
+    assert (
+        "toy, di/none: the largest factor at which no tuning run diverged is 2 (of 1, 2, 4; diverged: 2 of 2 at 4)"
+        in text
+    )
     assert "fresh seeds" not in text
 
 
@@ -294,7 +306,11 @@ def test_when_a_run_has_diverged(tmp_path, curve, fell):
     runs = tuned(tmp_path, di_r2_none=lambda seed: curve if seed == 101 else falling(0.08))
     _, found, text = make(tmp_path, runs, rates=RATES)
     row = found[1]
-    assert (row["factor"], row["diverged_runs"], row["diverged_seeds"]) == ("2.0", str(int(fell)), "101" if fell else "")
+    assert (row["factor"], row["diverged_runs"], row["diverged_seeds"]) == (
+        "2.0",
+        str(int(fell)),
+        "101" if fell else "",
+    )
     assert (row["score"] == "") is fell and ("1 of 2 at 2" in text) is fell
     assert "more than twice its lowest one, or if it ended no better than it began" in text
 
@@ -337,7 +353,9 @@ def test_a_pick_at_the_end_of_the_range_is_said(tmp_path, slopes, words):
 def test_factors_are_compared_over_the_seeds_that_all_have(tmp_path):
     """A seed that only one factor has would shift its mean; whether it diverged still counts."""
     runs = add_arm(tmp_path, "di/none", falling(0.04), TUNED)
-    runs += add_arm(tmp_path, "di-r2/none", lambda seed: falling({100: 0.05, 101: 0.05, 102: 0.001}[seed]), (*TUNED, 102))
+    runs += add_arm(
+        tmp_path, "di-r2/none", lambda seed: falling({100: 0.05, 101: 0.05, 102: 0.001}[seed]), (*TUNED, 102)
+    )
     changes = {"rates": RATES, "tuning": [100, 101, 102]}
     assert [row["chosen"] for row in make(tmp_path, runs, **changes)[1]] == ["", "picked"]
     add_arm(tmp_path, "di-r2/none", BROKEN, [102])
@@ -383,11 +401,15 @@ def test_an_arm_without_a_baseline_says_so(tmp_path):
 def test_mistakes_are_one_sentence(tmp_path):
     """Two runs of one factor and seed, a curve that does not cover a percentage, a distance without a logarithm."""
     runs = add_arm(tmp_path, "di/none", falling(0.03), FRESH) + add_arm(tmp_path, "di-b/none", falling(0.03), FRESH)
-    with pytest.raises(Problem, match="toy/di/none/200 and toy/di-b/none/200 are both di/none at factor 1 .* remove one"):
+    with pytest.raises(
+        Problem, match="toy/di/none/200 and toy/di-b/none/200 are both di/none at factor 1 .* remove one"
+    ):
         make(tmp_path, runs, rates={"di-b/none": ["di", 1]})
     cut = {time: value for time, value in falling(0.03).items() if time >= 40}
     runs = add_arm(tmp_path, "di/none", cut, FRESH) + add_arm(tmp_path, "di/el", falling(0.06), FRESH)
-    with pytest.raises(Problem, match="toy/di/none/200 has snapshots from iteration 40 to 100, .* at 30 % .* distil.snapshots"):
+    with pytest.raises(
+        Problem, match="toy/di/none/200 has snapshots from iteration 40 to 100, .* at 30 % .* distil.snapshots"
+    ):
         make(tmp_path, runs)
     runs = add_arm(tmp_path, "di/none", falling(0.03) | {50: 0.0}, FRESH)
     with pytest.raises(Problem, match="toy/di/none/200 has a distance of 0 in judge-a at iteration 50"):

@@ -154,7 +154,10 @@ def _sentence(row: dict, params: dict) -> str | None:
     who += f" at factor {row['reported']:g}, time to {against}'s value at {row['of_run']:g} % of its run ({short(row['target'])})"
     if row["ratio_iterations"] is None:
         return f"{who}: no ratio, {_why_none(row, against)}."
-    amounts = ", ".join(text for unit in UNITS if (text := _amount(row, unit)))
+    # At equal batches the images are as many times fewer as the iterations.
+    alike = row["ratio_images"] == row["ratio_iterations"]
+    amounts = ", ".join(text for unit in UNITS if (text := _amount(row, unit)) and not (alike and unit == "images"))
+    amounts = amounts.replace(" iterations", " iterations and images", 1) if alike else amounts
     if row["bound"]:
         state = "never reached" if row["never"] else "below it at the first snapshot"
         return f"{who}: {state} in {row['never'] or row['early']} of {row['pairs']} seeds; {amounts}; no interval and no test."
@@ -205,8 +208,8 @@ def _rules(study: Study, times: list[dict]) -> list[str]:
         f"the lowest mean log distance over these seeds and over {pick} % of the run. A run diverged if its last distance is more "
         "than twice its lowest one, or if it ended no better than it began.",
         "Times are first passages of the curves, interpolated linearly in the log distance between snapshots, for the arm and for "
-        "the baseline; ratios are geometric means over paired seeds, with t-intervals of the log ratios. p-values are those of "
-        f"paired t-tests of the log ratios of iterations: {family}.",
+        "the baseline; ratios are geometric means over paired seeds, with t-intervals of the log ratios, which are "
+        f"not corrected. p-values are those of paired t-tests of the log ratios of iterations: {family}.",
     ]
     compared = [row for row in times if row["ratio_iterations"] is not None]
     if any(row["ratio_seconds"] is None for row in compared):

@@ -45,13 +45,15 @@ def _styles(rows: list[dict], against: str) -> dict[str, tuple[str, str]]:
 
 
 def _draw_rates(axes, rows: list[dict], styles: dict) -> None:
-    for supplement in dict.fromkeys(row["supplement"] for row in rows):
+    arms = list(dict.fromkeys(row["supplement"] for row in rows))
+    for place, supplement in enumerate(arms):
         colour, marker = styles[supplement]
         arm = [row for row in rows if row["supplement"] == supplement]
-        factors, means = [row["factor"] for row in arm], [row["end_mean"] for row in arm]
+        aside = 1.03 ** (place - (len(arms) - 1) / 2)  # so that equal values do not cover each other
+        factors, means = [aside * row["factor"] for row in arm], [row["end_mean"] for row in arm]
         axes.plot(factors, means, color=colour, marker=marker, markersize=5, linewidth=1.8, label=supplement)
-        for row in arm:
-            _draw_runs(axes, row, colour, marker)
+        for row, factor in zip(arm, factors, strict=True):
+            _draw_runs(axes, row, factor, colour, marker)
     if not rows:
         return _note(axes, "no runs on tuning seeds")
     if any(row["diverged_runs"] for row in rows):
@@ -61,18 +63,19 @@ def _draw_rates(axes, rows: list[dict], styles: dict) -> None:
     axes.set_xticks(factors, [f"× {factor:g}" for factor in factors])
     axes.set_yscale("log")
     _dress(axes)
+    axes.minorticks_off()
     axes.set(xlabel="factor on the learning rates", ylabel="Fréchet distance at the end\n(mean and runs, tuning seeds)")
 
 
-def _draw_runs(axes, row: dict, colour: str, marker: str) -> None:
+def _draw_runs(axes, row: dict, factor: float, colour: str, marker: str) -> None:
     ends = [float(end) for end in row["ends"].split()]
     seeds = [run.rpartition("/")[2] for run in row["runs"].split()]
     fallen = (row["diverged_seeds"] or "").split()
     for seed, end in zip(seeds, ends, strict=True):
         if seed in fallen:
-            axes.plot(row["factor"], end, "x", color=colour, markersize=8, markeredgewidth=2)
+            axes.plot(factor, end, "x", color=colour, markersize=8, markeredgewidth=2)
         else:
-            axes.plot(row["factor"], end, marker, color=colour, markersize=3, alpha=0.5)
+            axes.plot(factor, end, marker, color=colour, markersize=3, alpha=0.5)
 
 
 def _draw_times(axes, rows: list[dict], styles: dict, params: dict) -> None:
@@ -88,12 +91,13 @@ def _draw_times(axes, rows: list[dict], styles: dict, params: dict) -> None:
             _draw_ratio(axes, row, row["of_run"] + offset, colour, marker)
     if not shown:
         return _note(axes, "no ratio of times")
-    axes.axhline(1, color=COLOURS[0], linewidth=1, label=f"{params['against']}, {_own(rows)}")
+    axes.axhline(1, color=COLOURS[0], linewidth=1, label=f"{params['against']}, {_baseline(rows, params['against'])}")
     axes.set_yscale("log")
     axes.set_xticks(sorted({row["of_run"] for row in shown}))
+    cut = _cut(axes, shown)
     _dress(axes)
     axes.set(xlabel="percent of the baseline's run at which it has the value to reach")
-    axes.set_ylabel(f"iterations over the baseline's\n(paired fresh seeds, {100 * params['confidence']:g} % interval)")
+    axes.set_ylabel(f"iterations over the baseline's\n(fresh seeds, {100 * params['confidence']:g} % intervals{cut})")
 
 
 def _draw_ratio(axes, row: dict, x: float, colour: str, marker: str) -> None:
@@ -107,9 +111,22 @@ def _draw_ratio(axes, row: dict, x: float, colour: str, marker: str) -> None:
     axes.plot(x, ratio, marker, color=colour, markersize=6, markerfacecolor="white" if row["bound"] else colour)
 
 
-def _own(rows: list[dict]) -> str:
-    # The baseline's factor, if the baseline is among these rows.
-    factor = next((row["reported"] for row in rows if row.get("of_run") is None), None)
+def _cut(axes, rows: list[dict]) -> str:
+    # One wide interval of few seeds would make all others look like points. It is cut, and the axis says so.
+    ratios = [1.0, *(row["ratio_iterations"] for row in rows)]
+    ends = [row[f"ratio_iterations{end}"] for row in rows for end in ("_low", "_high")]
+    low, high = min(ratios) / 4, 4 * max(ratios)
+    if all(end is None or low <= end <= high for end in ends):
+        return ""
+    axes.set_ylim(low, high)
+    return ", cut at the edge"
+
+
+def _baseline(rows: list[dict], against: str) -> str:
+    # The baseline's factor, if the baseline is among these rows, which are those of one method.
+    method, _, supplement = against.rpartition("/")
+    bases = [row for row in rows if row["supplement"] == supplement and method in ("", row["method"])]
+    factor = bases[0]["reported"] if bases else None
     return "at its own factor" if factor is None else f"factor {factor:g}"
 
 
@@ -121,7 +138,7 @@ def _dress(axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, fontsize=9)  # below the axis
 
 
 def _note(axes, text: str) -> None:
