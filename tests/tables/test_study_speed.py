@@ -123,8 +123,8 @@ def test_ratios_intervals_and_p_are_scipys_and_one_family(tmp_path):
 @pytest.mark.parametrize(
     ("slopes", "words"),
     [
-        ((0.06, 0.0605, 0.0595), ": shorter: 50 % fewer iterations ["),
-        ((0.015, 0.0151, 0.0149), ": longer: 100 % more iterations ["),
+        ((0.06, 0.0605, 0.0595), ": shorter: 50 % fewer iterations and images ["),
+        ((0.015, 0.0151, 0.0149), ": longer: 100 % more iterations and images ["),
         ((0.031, 0.02, 0.045), ": not distinguishable: "),
         ((0.03,) * 3, ": not distinguishable: 0 % fewer iterations"),
     ],
