@@ -174,7 +174,8 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     """Write the table (csv), page (md) and plot (png) of a study to `outputs`, in this order.
 
-    params: the section of the study, with beds (see Study), confidence, tuning and runs. root: folder with data/evaluations and
+    params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
+    find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
     data/runs. Raises Problem for a missing or damaged input."""
     results = [load_result(run, root) for run in params["runs"]]
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
