@@ -245,14 +245,17 @@ def _tables(params: Sections, tables: dict[str, Any]) -> None:
         _against(params, f"tables.studies.{name}.against", study)
 
 
+ACROSS = ("contrast", "central", "speed")  # kinds of studies whose baseline may be METHOD/SUPPLEMENT
+
+
 def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     method, _, supplement = study["against"].rpartition("/")
     if method and method not in params.named("method"):
         refuse_unknown(where, method, params.named("method"))
-    if method and study["kind"] not in ("contrast", "central", "speed"):
+    if method and study["kind"] not in ACROSS:
         raise Wrong(
             where,
-            f"is {study['against']!r}; only studies of the kinds contrast, central and speed can name a method: give a supplement",
+            f"is {study['against']!r}; only studies of the kinds {', '.join(ACROSS)} can name a method: give a supplement",
         )
     _supplement(params, where, supplement)
 

@@ -48,6 +48,7 @@ USES = {
     "spaces/inception_clean": ("spaces/inception",),
     "clean": ("fid",),
     "central": ("comparisons",),
+    "speed": ("comparisons",),
     "summary": ("results",),
 }
 
