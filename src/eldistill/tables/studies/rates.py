@@ -99,10 +99,15 @@ def interpolate(curve: list[tuple[float, float]], time: float) -> float:
     return curve[-1][1]
 
 
-def diverged(study: Study, result: Result) -> bool:
-    """Whether a run diverged: its last distance is more than twice its lowest one, or it ended no better than it began."""
+def diverged(study: Study, arm: Arm, factor: float, result: Result) -> bool:
+    """Whether a run of an arm at a factor diverged: its last distance is more than twice its lowest one, or it ended no better than
+    it began, or its factor is larger than the best one of the arm and its last distance more than twice the mean one there. The best
+    factor has the lowest mean of the last distances on the tuning seeds."""
     curve = study.curve(result)
-    return curve[-1][1] > 2 * min(value for _, value in curve) or bool(ended_no_better(curve))
+    ends = {each: fmean(study.curve(run)[-1][1] for run in runs.values()) for each, runs in arm.tuning.items()}
+    best = min(ends, key=lambda each: ends[each], default=factor)
+    lowest = [value for _, value in curve] + ([ends[best]] if factor > best else [])
+    return curve[-1][1] > 2 * min(lowest) or bool(ended_no_better(curve))
 
 
 def choose(study: Study, arm: Arm) -> Choice:
@@ -115,7 +120,7 @@ def choose(study: Study, arm: Arm) -> Choice:
     scores = {
         factor: fmean(log_distance(study, runs[seed], percent) for seed in seeds for percent in percents)
         for factor, runs in sorted(arm.tuning.items())
-        if seeds and not any(diverged(study, result) for result in runs.values())
+        if seeds and not any(diverged(study, arm, factor, result) for result in runs.values())
     }
     picked = min(scores, key=lambda factor: scores[factor]) if scores else None
     wanted = math.log(picked or 1)
@@ -133,8 +138,8 @@ def rate_rows(study: Study, arm: Arm, choice: Choice) -> list[dict]:
             "factor": factor, "chosen": "picked" if factor == choice.picked else None,
             "score": math.exp(choice.scores[factor]) if factor in choice.scores else None,
             "end_mean": fmean(ends), "end_sd": stdev(ends) if len(ends) > 1 else None, "ends": " ".join(map(str, ends)),
-            "diverged_runs": sum(diverged(study, result) for result in runs.values()),
-            "diverged_seeds": " ".join(str(seed) for seed in sorted(runs) if diverged(study, runs[seed])) or None,
+            "diverged_runs": sum(diverged(study, arm, factor, result) for result in runs.values()),
+            "diverged_seeds": " ".join(str(seed) for seed in sorted(runs) if diverged(study, arm, factor, runs[seed])) or None,
             "runs": " ".join(runs[seed].run for seed in sorted(runs)),
         })  # fmt: skip
     return rows
@@ -143,7 +148,7 @@ def rate_rows(study: Study, arm: Arm, choice: Choice) -> list[dict]:
 def rate_sentences(study: Study, arm: Arm, choice: Choice) -> list[str]:
     """At which factors an arm trains, and which one it uses; also what is missing or diverged on the fresh seeds."""
     fresh = arm.fresh.get(choice.reported, {}).values()
-    fallen = sum(diverged(study, result) for result in fresh)
+    fallen = sum(diverged(study, arm, choice.reported or 1, result) for result in fresh)
     more = (
         [f"{arm.label}: {fallen} of {len(fresh)} fresh runs diverged at factor {choice.reported:g}."] if fallen else []
     )
@@ -155,7 +160,8 @@ def rate_sentences(study: Study, arm: Arm, choice: Choice) -> list[str]:
 
 def _range(study: Study, arm: Arm) -> str:
     fallen = {
-        factor: sum(diverged(study, result) for result in runs.values()) for factor, runs in sorted(arm.tuning.items())
+        factor: sum(diverged(study, arm, factor, result) for result in runs.values())
+        for factor, runs in sorted(arm.tuning.items())
     }
     stable = [factor for factor, count in fallen.items() if not count]
     broken = [f"{count} of {len(arm.tuning[factor])} at {factor:g}" for factor, count in fallen.items() if count]

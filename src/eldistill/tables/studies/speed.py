@@ -39,8 +39,8 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
     """Time to the baseline's own values, and the range of learning rates that train; returns rows and sentences.
 
     Learning rates: of the factors at which no tuning run diverged, each arm uses the one with the lowest mean log distance over the
-    tuning seeds and over `pick`, in percent of the run. A run diverged if its last distance is more than twice its lowest one, or if
-    it ended no better than it began. Distances are those of the curves, to held-out images in the primary space.
+    tuning seeds and over `pick`, in percent of the run. A run diverged if its last distance is more than twice its lowest one, if it
+    ended no better than it began, or if it ended more than twice as high as a smaller factor of the arm did. Distances are those of the curves, to held-out images in the primary space.
 
     Time: q is the value of the baseline, at its own factor, at `percents` of its run. For the arm and for the baseline alike, the
     time is the first passage of the curve at q, interpolated linearly in the log distance between snapshots. The ratio of times is
@@ -73,7 +73,7 @@ def _time_rows(study: Study, key: tuple[str, str, str], arms: dict, choices: dic
         "part": "time", "data": arm.data, "method": arm.method, "supplement": arm.supplement, "seeds": len(runs),
         "picked": choice.picked, "reported": choice.reported,
     }  # fmt: skip
-    last = {"diverged_runs": sum(diverged(study, result) for result in runs.values())}
+    last = {"diverged_runs": sum(diverged(study, arm, choice.reported, result) for result in runs.values())}
     last |= mean_and_sd([study.metric(result) for result in runs.values()], "fd")
     last |= {"runs": " ".join(runs[seed].run for seed in sorted(runs))}
     percents = (study.params.get("percents") or PERCENTS) if twins else [None]
@@ -207,7 +207,8 @@ def _rules(study: Study, times: list[dict]) -> list[str]:
     said = [
         f"Rule for the learning rates: of the factors at which no run on the tuning seeds ({tuning}) diverged, an arm uses the one with "
         f"the lowest mean log distance over these seeds and over {pick} % of the run. A run diverged if its last distance is more "
-        "than twice its lowest one, or if it ended no better than it began.",
+        "than twice its lowest one, if it ended no better than it began, or if it ended more than twice as high as the arm's best factor, "
+        "where that is a smaller one.",
         "Times are first passages of the curves, interpolated linearly in the log distance between snapshots, for the arm and for "
         "the baseline; ratios are geometric means over paired seeds, with t-intervals of the log ratios, which are "
         f"not corrected. p-values are those of paired t-tests of the log ratios of iterations: {family}.",
