@@ -12,7 +12,11 @@ from tests.conftest import GOLDEN, ROOT
 
 AUTHORS = conftest.read_yaml((GOLDEN / "authors.yaml").read_text(encoding="utf-8"))["blocks"]
 PROJECT = params.load_params(ROOT / "params.yaml")
-OURS = {"rate": None, "rates": {}, "raw_snapshots": False}  # keys that no author has, and what they are for a run like theirs
+OURS = {
+    "rate": None,
+    "rates": {},
+    "raw_snapshots": False,
+}  # keys that no author has, and what they are for a run like theirs
 
 
 def section(block: str) -> dict:

@@ -40,7 +40,8 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
 
     Learning rates: of the factors at which no tuning run diverged, each arm uses the one with the lowest mean log distance over the
     tuning seeds and over `pick`, in percent of the run. A run diverged if its last distance is more than twice its lowest one, if it
-    ended no better than it began, or if it ended more than twice as high as a smaller factor of the arm did. Distances are those of the curves, to held-out images in the primary space.
+    ended no better than it began, or if it ended more than twice as high as the arm's best factor, where that is a smaller one.
+    Distances are those of the curves, to held-out images in the primary space.
 
     Time: q is the value of the baseline, at its own factor, at `percents` of its run. For the arm and for the baseline alike, the
     time is the first passage of the curve at q, interpolated linearly in the log distance between snapshots. The ratio of times is
