@@ -215,8 +215,8 @@ CASES = [*itertools.product(("linear", "rbf"), ESTIMATORS, (*FORMS, "both"))]
 CASES += [("linear", estimator, "anchored") for estimator in ESTIMATORS]
 
 
-def evaluate(case, split: tuple[int, int], rank: int, across=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """EL with two members and its gradient at the own images; without `across` from the whole batch."""
+def evaluate(case, split: tuple[int, int], rank: int, across=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """EL with two members, its gradient at the own images, and the gap; without `across` from the whole batch."""
     (kernel, estimator, labels), m, start = case, sum(split), rank * split[0]
     own = slice(start, start + split[rank])
     held, real = (slice(m), slice(2 * m)) if across is None else (own, slice(2 * own.start, 2 * own.stop))
@@ -228,7 +228,9 @@ def evaluate(case, split: tuple[int, int], rank: int, across=None) -> tuple[torc
     members = [Member(identity, identity.Numbers(), {}, scale=scale, bandwidth=2.5) for scale in (0.9, 1.7)]
     value = embedding.embedding_loss(members, x, y, kernel, estimator, across=across, **rest)
     (gradient,) = torch.autograd.grad(value, x)
-    return value.detach(), gradient if across else gradient[own]
+    gaps: list[torch.Tensor] = []
+    embedding.embedding_loss(members, x, y, kernel, estimator, across=across, gaps=gaps, **rest)
+    return value.detach(), gradient if across else gradient[own], torch.stack(gaps).mean()
 
 
 def work(rank: int, folder: str) -> None:

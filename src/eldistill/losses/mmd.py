@@ -6,6 +6,7 @@ x [m, D] are features of generated images, y [n, D] of real ones. All sums are t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -83,7 +84,7 @@ def _gathered(classes: Classes, across: Rows) -> Classes:
 
 def mmd2(
     x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased",
-    classes: Classes | None = None, across: Rows | None = None,
+    classes: Classes | None = None, across: Rows | None = None, gaps: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Estimate MMD^2 between the rows of x [m, D] and y [n, D]; scalar, differentiable in both.
 
@@ -92,6 +93,8 @@ def mmd2(
     classes: labels of x [m] and of y [n]; the kernel is then k(x, y) 1[label of x = label of y], which compares the
     joint distributions of features and labels. across: the processes that hold the rest of the rows (see
     eldistill.training.processes); the value is that of all rows, the gradient that of the own ones.
+    gaps: a list that receives the biased minus the unbiased value, from the same kernel values (see `_gap`): a scalar
+    without a gradient, which needs m, n >= 2 with either estimator.
     Raises Problem for an unknown kernel or estimator, or too few rows.
     """
     if kernel not in KERNELS or estimator not in ("unbiased", "biased"):
@@ -105,12 +108,12 @@ def mmd2(
         classes = None if classes is None else _gathered(classes, across)
         across = None
     m, n = (len(x), len(y)) if across is None else (across.count(x), across.count(y))
-    if estimator == "unbiased" and min(m, n) < 2:
+    if (estimator == "unbiased" or gaps is not None) and min(m, n) < 2:
         raise Problem(
             f"the unbiased MMD of {m} generated and {n} real images; expected at least 2 of each: raise the batch"
         )
     if kernel == "linear" and classes is None:
-        return _linear_sums(x, y, m, n, estimator, across)
+        return _linear_sums(x, y, m, n, estimator, across, gaps)
     k = KERNELS[kernel]
     within_x, within_y, between = k(x, x, bandwidth), k(y, y, bandwidth), k(x, y, bandwidth)
     if classes is not None:
@@ -119,6 +122,8 @@ def mmd2(
             gram * (a[:, None] == b)
             for gram, a, b in ((within_x, of_x, of_x), (within_y, of_y, of_y), (between, of_x, of_y))
         )
+    if gaps is not None:
+        gaps.append(_gap_of(within_x, kernel) + _gap_of(within_y, kernel))
     if estimator == "biased":
         if kernel == "energy":  # the distance of a row to itself is 0, not the root of 1e-12
             within_x, within_y = (gram - gram.diagonal().diag() for gram in (within_x, within_y))
@@ -129,17 +134,40 @@ def mmd2(
     return off_x + off_y - 2 * between.mean()
 
 
+def _gap(diagonal: torch.Tensor, total: torch.Tensor, m: int) -> torch.Tensor:
+    """What the diagonal of a Gram matrix adds to the biased MMD^2; a scalar, never negative for a kernel of an MMD.
+
+    diagonal, total: sums of the diagonal and of all entries of the Gram matrix of m >= 2 rows.
+    total / m^2 - (total - diagonal) / (m (m - 1)) is (diagonal - total / m) / (m (m - 1)): the variance of the rows in
+    the space of the kernel, over m.
+    """
+    return (diagonal - total / m) / (m * (m - 1))
+
+
+def _gap_of(gram: torch.Tensor, kernel: str) -> torch.Tensor:
+    gram = gram.detach()
+    diagonal, total = gram.diagonal().sum(), gram.sum()
+    if kernel == "energy":  # as in the biased form
+        diagonal, total = torch.zeros_like(diagonal), total - diagonal
+    return _gap(diagonal, total, len(gram))
+
+
 def _same(own: torch.Tensor) -> torch.Tensor:
     return own
 
 
-def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None) -> torch.Tensor:
+def _linear_sums(
+    x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None,
+    gaps: list[torch.Tensor] | None = None,
+) -> torch.Tensor:  # fmt: skip
     # The same estimators in O((m + n) D), from sums. Centring does not change differences of means and reduces
     # rounding.
     total = _same if across is None else across.total
     centre = y.detach().mean(dim=0) if across is None else total(y.detach().sum(dim=0)) / n
     x, y = x - centre, y - centre
     sum_x, sum_y = total(x.sum(0)), total(y.sum(0))
+    if gaps is not None:
+        gaps.append(_linear_gap(x, sum_x, m, total) + _linear_gap(y, sum_y, n, total))
     if estimator == "biased":
         return (sum_x / m - sum_y / n).square().sum()
     within_x = (sum_x.square().sum() - total(x.square().sum())) / (m * (m - 1))
@@ -147,43 +175,51 @@ def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: st
     return within_x + within_y - 2 * (sum_x @ sum_y) / (m * n)
 
 
+def _linear_gap(x: torch.Tensor, sum_x: torch.Tensor, m: int, total: Callable[..., torch.Tensor]) -> torch.Tensor:
+    # `_gap` of rows x, whose sum over all processes is sum_x.
+    return _gap(total(x.detach().square().sum()), sum_x.detach().square().sum(), m)
+
+
 def anchored(
-    x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across: Rows | None = None
-) -> torch.Tensor:
+    x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across: Rows | None = None,
+    gaps: list[torch.Tensor] | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The linear MMD^2, a scalar, between the rows of x [m, D] and a data set whose mean features [D] are known.
 
-    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one
-    row.
+    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. gaps: as in `mmd2`.
+    Raises Problem for one row.
     """
     total = _same if across is None else across.total
     m = len(x) if across is None else across.count(x)
     x = (x if x.dtype == torch.float64 else x.float()) - mean
     sum_x = total(x.sum(0))
+    if m < 2 and (estimator == "unbiased" or gaps is not None):
+        raise Problem("the unbiased MMD of 1 generated image; expected at least 2: raise the batch")
+    if gaps is not None:
+        gaps.append(_linear_gap(x, sum_x, m, total))
     if estimator == "biased":
         return (sum_x / m).square().sum()
-    if m < 2:
-        raise Problem("the unbiased MMD of 1 generated image; expected at least 2: raise the batch")
     return (sum_x.square().sum() - total(x.square().sum())) / (m * (m - 1))
 
 
 def per_class(
     x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float, estimator: str, classes: Classes,
-    across: Rows | None = None,
+    across: Rows | None = None, gaps: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the classes that have enough rows on both sides of the MMD^2 within the class; arguments as in `mmd2`.
 
-    A class has enough rows with two (unbiased) or one (biased) on each side. If no class has, the result and its
-    gradient are 0.
+    A class has enough rows with two (unbiased, or with gaps) or one (biased) on each side. If no class has, the result
+    and its gradient are 0. gaps: receives one number for each of these classes.
     """
     if across is not None:
         x, y = across.gather(x), across.gather(y)
         classes = _gathered(classes, across)
     of_x, of_y = classes
-    least, values = 2 if estimator == "unbiased" else 1, []
+    least, values = 1 if estimator == "biased" and gaps is None else 2, []
     for label in torch.unique(of_x).tolist():
         mine, its = of_x == label, of_y == label
         if min(int(mine.sum()), int(its.sum())) >= least:
-            values.append(mmd2(x[mine], y[its], kernel, bandwidth, estimator))
+            values.append(mmd2(x[mine], y[its], kernel, bandwidth, estimator, gaps=gaps))
     return torch.stack(values).mean() if values else 0 * x.float().sum()
 
 
