@@ -64,7 +64,8 @@ def explicit(kernel: str, estimator: str, form: str, x, y, of_x, of_y) -> float:
     def average(a, b, of_a, of_b) -> float:
         dots, squares = np.einsum("id,jd->ij", a, b), ((a[:, None] - b[None]) ** 2).sum(-1)
         mixture = sum(np.exp(-squares / (2 * c * 2.5)) for c in (1 / 4, 1 / 2, 1, 2, 4)) / 5
-        k = {"linear": dots, "cubic": (dots + 1) ** 3, "energy": -np.sqrt(squares), "rbf": mixture}[kernel]
+        peaks = sum(np.exp(-np.sqrt(squares / 2.5) / r) for r in (1 / 4, 1 / 2, 1, 2)) / 4
+        k = {"linear": dots, "cubic": (dots + 1) ** 3, "energy": -np.sqrt(squares), "rbf": mixture, "laplace": peaks}[kernel]
         if form == "joint":
             k = k * (of_a[:, None] == of_b[None])
         if a is not b or estimator == "biased":

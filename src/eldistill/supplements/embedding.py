@@ -42,8 +42,9 @@ class Numbers:
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     kernel: str = number(
         "rbf",
-        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy",
-        choices=("rbf", "linear", "cubic", "energy"),
+        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
+        "minus the distance; laplace: exp(-distance / R), a mixture of four R around the median distance",
+        choices=("rbf", "linear", "cubic", "energy", "laplace"),
     )
     estimator: str = number(
         "unbiased",
@@ -60,8 +61,8 @@ class Numbers:
         1, "number of real images for each generated one; new ones are drawn in each step", low=1, high=64
     )
     anchored: bool = number(
-        False, "linear kernel: compare with the exact mean features of all train images, so that a step needs no real images; "
-        "needs an ensemble with anchor: true", neutral=True,
+        False, "compare with all train images at once (linear kernel: their mean features; others: landmarks), so that a step needs "
+        "no real images; needs an ensemble with anchor: true", neutral=True,
     )  # fmt: skip
     pairs: int | None = number(
         None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
@@ -98,19 +99,24 @@ class Numbers:
     )
 
 
+Anchors = Sequence[Any]  # tensors or Anchors; an Anchor counts in the recipe of the ensemble that has it, not in that of every EL
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The data that EL uses in a run.
 
-    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: mean features [D] of each
-    member over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share
-    a batch.
+    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: for each member its mean
+    features [D] over all real images, or its Anchor for kernels other than linear. traces: of the covariance of each
+    member's features over them. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share a
+    batch.
     """
 
     ensemble: Ensemble
     sigma_data: float
     seed: int
-    anchors: list[torch.Tensor] | None = None
+    anchors: Anchors | None = None
+    traces: list[float] | None = None
     stored: torch.Tensor | None = None
     across: processes.ProcessGroup | None = None
 
@@ -125,11 +131,10 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     if numbers.labels != "marginal" and not setting.label_dim:
         raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss, but its data has no labels; "
                       "set it to marginal, or labels: true in the data setting")  # fmt: skip
-    if numbers.anchored and (
-        numbers.kernel != "linear" or numbers.augmentation or numbers.labels != "marginal" or numbers.pairs
-    ):
-        raise Problem("params.yaml: anchored is true in an Embedding Loss; expected kernel: linear, labels: marginal, no augmentation "
-                      "and no pairs with it")  # fmt: skip
+    known, traces = None, None
+    if numbers.anchored:
+        _check_anchored(numbers, ensemble)
+        known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
         with np.load(setting.pairs, allow_pickle=False) as arrays:
@@ -137,8 +142,17 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip
-    return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
-                 processes.process_group())  # fmt: skip
+    return Prepared(ensemble, setting.sigma_data, setting.seed, known, traces, stored, processes.process_group())
+
+
+def _check_anchored(numbers: Numbers, ensemble: Ensemble) -> None:
+    found = {"augmentation": list(numbers.augmentation), "pairs": numbers.pairs, "real_ratio": numbers.real_ratio,
+             "labels": numbers.labels, "redraw": ensemble.record["redraw"]}  # fmt: skip
+    wanted = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal", "redraw": 0}
+    if odd := [f"{key}: {value}" for key, value in found.items() if value != wanted[key]]:
+        raise Problem(f"params.yaml: anchored is true in an Embedding Loss with {', '.join(odd)}; it compares with all train images as "
+                      "they are: expected no augmentation, no pairs, real_ratio: 1, labels: marginal and an ensemble with "
+                      "redraw: 0, or anchored: false")  # fmt: skip
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
@@ -158,6 +172,7 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
     value = embedding_loss(
         prepared.ensemble.at(iteration), x / prepared.sigma_data, None if real is None else real / prepared.sigma_data,
         numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=prepared.anchors,
+        traces=prepared.traces,
         stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
         across=prepared.across, found=found,
     )  # fmt: skip
@@ -178,12 +193,13 @@ def _matched(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Nu
 
 def embedding_loss(
     members, x: torch.Tensor, real: torch.Tensor | None, kernel: str, estimator: str, transform=None, *,
-    labels: str = "marginal", classes=None, anchors: Sequence[torch.Tensor] | None = None, stack: bool = False,
-    across=None, found: dict | None = None,
+    labels: str = "marginal", classes=None, anchors: Anchors | None = None, traces: Sequence[float] | None = None,
+    stack: bool = False, across=None, found: dict | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the members of MMD^2 between x [m, c, h, w] and real [n, c, h, w], both over sigma_data; scalar.
 
-    anchors: the members' means over all real images, instead of real. classes: labels of x [m] and real [n] for every
+    anchors: instead of real, the members' means over all real images (linear) or their Anchors. traces: of the covariance of
+    each member's features over all real images, for `trace_ratio` with anchors. classes: labels of x [m] and real [n] for every
     `labels` but marginal. stack: members of one shape in one pass. across: processes with the rest of both batches.
     found: a dict that receives `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features.
     """
@@ -196,17 +212,25 @@ def embedding_loss(
         for place, mine, target in zip(places, ours, its, strict=True):
             bandwidth = members[place].bandwidth
             if target is None:
-                values.append(mmd.anchored(mine, anchors[place], estimator, across))
-                continue
-            values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
-            if found is not None and (across is not None or min(len(mine), len(target)) > 1):
-                ratios.append(_spread(mine.detach().double(), across) / _spread(target.double(), across))
+                values.append(_anchored(mine, anchors[place], kernel, bandwidth, estimator, across))
+            else:
+                values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
+            if found is not None and (target is not None or traces is not None):
+                of_real = traces[place] if target is None else None
+                ratios += _trace_ratio(mine.detach().double(), target, of_real, across)
     if ratios:
         found["trace_ratio"] = torch.stack(ratios).mean()
     total = 0
     for value in values:
         total = total + value
     return total / len(members)
+
+
+def _trace_ratio(x: torch.Tensor, y: torch.Tensor | None, of_real: float | None, across) -> list[torch.Tensor]:
+    # tr Cov(x) / tr Cov(real), of which the second is known or that of the rows y; nothing for a single row on a side.
+    if across is None and min(len(x), len(x if y is None else y)) < 2:
+        return []
+    return [_spread(x, across) / (of_real if y is None else _spread(y.double(), across))]
 
 
 def _spread(x: torch.Tensor, across) -> torch.Tensor:
@@ -227,6 +251,12 @@ def _features(members, x, real, stack: bool):
             with torch.no_grad():
                 its = read(real)
         yield places, read(x), its
+
+
+def _anchored(x, anchor, kernel, bandwidth, estimator, across) -> torch.Tensor:
+    if isinstance(anchor, torch.Tensor):
+        return mmd.anchored(x, anchor, estimator, across)
+    return anchor.mmd2(x, kernel, bandwidth, estimator, across)
 
 
 def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> torch.Tensor:
