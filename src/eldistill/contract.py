@@ -147,9 +147,7 @@ class Later:
     finish: Callable[..., dict[str, float]]
 
 
-Terms = dict[
-    str, AtImages | torch.Tensor
-]  # by name: terms at the images, and scalars that are backpropagated as they are
+Terms = dict[str, AtImages | torch.Tensor]  # by name: terms at the images; scalars are backpropagated as they are
 AtAll = dict[str, AtImages]  # terms at the images of the whole batch
 Scalars = dict[str, torch.Tensor]
 Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of the device
