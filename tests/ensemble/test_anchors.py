@@ -214,7 +214,7 @@ def test_constants_over_blocks(monkeypatch):
     slopes, constants = [], []
     for limit in (53, 25):
         monkeypatch.setattr(anchors, "WITHIN", limit)
-        anchor = anchor_of(y, "rbf", 20)
+        anchor = anchor_of(y, "rbf", 53)
         slopes.append(torch.autograd.grad(anchor.mmd2(x, "rbf", BANDWIDTH), x)[0])
         constants.append(anchor.within)
     assert torch.equal(*slopes) and constants[0] != constants[1]
@@ -296,8 +296,12 @@ def test_arrays(tmp_path):
     assert torch.equal(first.sort().values, torch.arange(60)) and not torch.equal(first, anchors.landmark_order(4, 60))
 
 
-def test_refusals(tmp_path):
+def test_refusals(tmp_path, monkeypatch):
     """One sentence names everything that anchored EL cannot go with; files of other images or other code are refused."""
+    monkeypatch.setattr(anchors, "SOLVED", 20)
+    with pytest.raises(Problem, match="landmarks: 30 of 60 train images; expected at most 20, or at least 60"):
+        make(tmp_path, anchor=True, landmarks=30)
+    assert not list(tmp_path.iterdir())
     path = make(tmp_path, anchor=True, landmarks=16)
     for changes, words in (
         ({"augmentation": ("flip",)}, r"augmentation: \['flip'\]"), ({"real_ratio": 2}, "real_ratio: 2"), ({"pairs": 4}, "pairs: 4"),

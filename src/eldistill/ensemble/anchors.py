@@ -39,6 +39,7 @@ BLOCK = 1000  # images whose features are computed at once
 WITHIN = (
     50_000  # images over whose pairs c is summed, at most: of a larger set a random part, which changes no gradient
 )
+SOLVED = 10_000  # landmarks, at most, if there are more images: the weights need 8 M^2 bytes for each of six matrices
 KERNELS = tuple(kernel for kernel in mmd.KERNELS if kernel != "linear")  # linear has the mean features instead
 
 
@@ -53,8 +54,14 @@ def record_anchors(members: list[Member], reals, seed: int, landmarks: int) -> d
     landmarks: int64 [min(M, n)], rows of reals. For member k: anchor_k [D], the mean features; trace_k, the trace of their
     covariance; within_KERNEL_k [2], the constant c of the unbiased and of the biased form; weights_KERNEL_k [M] unless
     M >= n. The file grows by 8 (M + K (D + 1) + 4 K (M + 2)) bytes for K members. While it is made, 4 D min(n, 50,000) bytes
-    hold the features of a member and 8 M^2 a matrix.
+    hold the features of a member, and 48 M^2 bytes the matrices of its landmarks. The constants take n^2 D / 2 products.
+    Raises Problem for more landmarks than can be solved for.
     """
+    if SOLVED < landmarks < len(reals):
+        raise Problem(
+            f"params.yaml: an ensemble has anchor: true and landmarks: {landmarks} of {len(reals)} train images; expected at most "
+            f"{SOLVED}, or at least {len(reals)}, which needs no weights"
+        )
     order = landmark_order(seed, len(reals))
     arrays: dict[str, Any] = {"landmarks": order[:landmarks].numpy()}
     for k, member in enumerate(members):
@@ -77,9 +84,11 @@ def _blocks(member: Member, reals, order: torch.Tensor) -> Iterator[torch.Tensor
 
 
 def _of_member(member: Member, reals, order: torch.Tensor, landmarks: int) -> dict[str, torch.Tensor]:
-    n, kept, held = len(order), [], 0
+    n, kept, held = len(order), list[torch.Tensor](), 0
     z = torch.cat(list(_blocks(member, reals, order[:landmarks]))).double() if landmarks < n else None
-    total, square, means = 0.0, 0.0, dict.fromkeys(KERNELS, 0.0)
+    total: Any = 0
+    square: Any = 0
+    means: dict[str, Any] = dict.fromkeys(KERNELS, 0)
     for block in _blocks(member, reals, order):
         rows = block.double()
         total, square = total + rows.sum(0), square + rows.square().sum()
@@ -114,7 +123,8 @@ def within(y: torch.Tensor, bandwidth: float) -> dict[str, torch.Tensor]:
     Sums are taken in float64 over blocks, so no matrix larger than BLOCK x BLOCK exists.
     """
     n, parts = len(y), [part.double() for part in y.split(BLOCK)]
-    off, diagonal = dict.fromkeys(KERNELS, 0.0), dict.fromkeys(KERNELS, 0.0)
+    off: dict[str, Any] = dict.fromkeys(KERNELS, 0)
+    diagonal: dict[str, Any] = dict.fromkeys(KERNELS, 0)
     for i, left in enumerate(parts):
         for right in parts[i:]:
             for kernel, gram in grams(left, right, bandwidth).items():

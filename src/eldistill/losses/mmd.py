@@ -119,8 +119,8 @@ def exact_diagonal(gram: torch.Tensor, kernel: str) -> torch.Tensor:
     """k(x, x) [n, n] with the exact values k(x_i, x_i) on its diagonal, which then has no gradient."""
     if kernel not in AT_ZERO:
         return gram
-    gram = gram - gram.diagonal().diag()
-    return gram + AT_ZERO[kernel] * torch.eye(len(gram), dtype=gram.dtype, device=gram.device) if AT_ZERO[kernel] else gram
+    gram, value = gram - gram.diagonal().diag(), AT_ZERO[kernel]
+    return gram + torch.full_like(gram.diagonal(), value).diag() if value else gram
 
 
 def _gathered(classes: Classes, across: Rows) -> Classes:

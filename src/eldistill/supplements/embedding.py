@@ -24,7 +24,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
-from eldistill.ensemble.members import stacked, stacks
+from eldistill.ensemble.reading import read_members, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance, mixing, mmd
@@ -99,7 +99,9 @@ class Numbers:
     )
 
 
-Anchors = Sequence[Any]  # tensors or Anchors; an Anchor counts in the recipe of the ensemble that has it, not in that of every EL
+# Of each member its mean features [D], or an Anchor of eldistill.ensemble.anchors. That module is not imported, because it
+# counts in the recipe of an ensemble with anchor: true, and so in that of its runs, but in no other.
+Anchors = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def embedding_loss(
         with torch.no_grad():
             real = transform(real)
     values, ratios = [], []
-    for places, ours, its in _features(members, x, real, stack):
+    for places, ours, its in read_members(members, x, real, stack):
         for place, mine, target in zip(places, ours, its, strict=True):
             bandwidth = members[place].bandwidth
             if target is None:
@@ -217,40 +219,13 @@ def embedding_loss(
                 values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
             if found is not None and (target is not None or traces is not None):
                 of_real = traces[place] if target is None else None
-                ratios += _trace_ratio(mine.detach().double(), target, of_real, across)
+                ratios += trace_ratio(mine.detach().double(), target, of_real, across)
     if ratios:
         found["trace_ratio"] = torch.stack(ratios).mean()
     total = 0
     for value in values:
         total = total + value
     return total / len(members)
-
-
-def _trace_ratio(x: torch.Tensor, y: torch.Tensor | None, of_real: float | None, across) -> list[torch.Tensor]:
-    # tr Cov(x) / tr Cov(real), of which the second is known or that of the rows y; nothing for a single row on a side.
-    if across is None and min(len(x), len(x if y is None else y)) < 2:
-        return []
-    return [_spread(x, across) / (of_real if y is None else _spread(y.double(), across))]
-
-
-def _spread(x: torch.Tensor, across) -> torch.Tensor:
-    # Trace of the covariance of the rows of all processes.
-    if across is None:
-        return x.var(0).sum()
-    n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
-    return (square - total.square().sum() / n) / (n - 1)
-
-
-def _features(members, x, real, stack: bool):
-    # (places, features of x, features of real or Nones), one member or one stack at a time.
-    for places in stacks(members) if stack else [[place] for place in range(len(members))]:
-        together = len(places) > 1
-        read = stacked([members[p] for p in places]) if together else lambda images, p=places[0]: [members[p](images)]
-        its: Any = [None] * len(places)
-        if real is not None:
-            with torch.no_grad():
-                its = read(real)
-        yield places, read(x), its
 
 
 def _anchored(x, anchor, kernel, bandwidth, estimator, across) -> torch.Tensor:
