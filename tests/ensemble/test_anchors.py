@@ -17,7 +17,8 @@ from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import anchors, identity, seed
 from eldistill.ensemble.members import Member
 from eldistill.errors import Problem
-from eldistill.losses import kernel_sums, mmd
+from eldistill.losses import mmd
+from eldistill.losses.kernel_sums import kernel_sums, sum_of_diagonal
 from eldistill.supplements import embedding
 
 ESTIMATORS = ("unbiased", "biased")
@@ -65,37 +66,35 @@ def anchor_of(y: torch.Tensor, kernel: str, landmarks: int, member: Member = MEM
 
 @each_kernel
 def test_sums_are_those_of_the_kernels(kernel):
-    """Values and gradients of both sums equal what autograd makes of mmd.KERNELS; finite differences too."""
+    """Values and gradients equal what autograd makes of mmd.KERNELS, together and each alone; finite differences too."""
     x, y, weights = 0.7 * normal(6, 3, seed=1), 0.3 + normal(8, 3, seed=2), normal(8, seed=3)
     x.requires_grad_()
     k = functools.partial(mmd.KERNELS[kernel], bandwidth=BANDWIDTH)
-    gram = k(x, x)
-    pairs = [
-        (kernel_sums.weighted_sum(x, y, weights, kernel, BANDWIDTH), (k(x, y) @ weights).sum()),
-        (kernel_sums.sum_of_pairs(x, kernel, BANDWIDTH), gram.sum() - gram.trace()),
-        (kernel_sums.sum_of_diagonal(x, kernel) + 0 * x.sum(), mmd.exact_diagonal(gram, kernel).trace() + 0 * x.sum()),
-    ]
-    for found, wanted in pairs:
+    gram, double = k(x, x), (k(x, y) @ weights).sum()
+    pairs = gram.sum() - gram.trace()
+    cases = [((y, weights, 0.3), 0.3 * pairs + double), ((y, weights, 0), double), ((None, None, 0.3), 0.3 * pairs)]
+    for arguments, wanted in cases:
+        found, of_pairs = kernel_sums(x, *arguments, kernel, BANDWIDTH)
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            of_pairs, pairs.detach() if arguments[2] else 0 * pairs.detach(), rtol=1e-12, atol=1e-12
+        )
         slopes = [torch.autograd.grad(each, x, retain_graph=True)[0] for each in (found, wanted)]
         torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-10)
-    assert torch.autograd.gradcheck(lambda x: kernel_sums.weighted_sum(x, y, weights, kernel, BANDWIDTH), x)
-    assert torch.autograd.gradcheck(lambda x: kernel_sums.sum_of_pairs(x, kernel, BANDWIDTH), x)
+        assert torch.autograd.gradcheck(lambda x, rest=arguments: kernel_sums(x, *rest, kernel, BANDWIDTH)[0], x)
+    torch.testing.assert_close(sum_of_diagonal(x, kernel), mmd.exact_diagonal(gram, kernel).trace(), rtol=1e-12, atol=0)
 
 
 @each_kernel
 def test_equal_rows_have_no_slope_between_them(kernel):
     """A generated image that equals another one, or a landmark, gets finite gradients; a NaN in one is not hidden."""
-    row = normal(1, 3)
+    row, weights = normal(1, 3), torch.ones(1, dtype=torch.float64)
     x = row.repeat(3, 1).requires_grad_()
-    value = kernel_sums.sum_of_pairs(x, kernel, 1.0) + kernel_sums.weighted_sum(
-        x, row, torch.ones(1).double(), kernel, 1.0
-    )
-    (slope,) = torch.autograd.grad(value, x)
+    (slope,) = torch.autograd.grad(kernel_sums(x, row, weights, 1.0, kernel, 1.0)[0], x)
     assert slope.isfinite().all() and (kernel == "cubic" or slope.abs().max() < 1e-6)
-    broken = torch.cat([row, row * float("nan")]).requires_grad_()
-    assert kernel_sums.sum_of_pairs(broken, kernel, 1.0).isnan()
-    assert kernel_sums.weighted_sum(broken, row, torch.ones(1).double(), kernel, 1.0).isnan()
+    broken = torch.cat([row, row * float("nan")])
+    for arguments in ((row, weights, 1.0), (row, weights, 0), (None, None, 1.0)):
+        assert kernel_sums(broken, *arguments, kernel, 1.0)[0].isnan()
 
 
 # --- against all real images -----------------------------------------------------------------------------
@@ -134,9 +133,7 @@ def relative_error(y: torch.Tensor, x: torch.Tensor, kernel: str, landmarks: int
         (y, torch.full((len(y),), 1 / len(y), dtype=torch.float64), x),
     ):
         rows = rows.clone().requires_grad_()
-        slopes.append(
-            torch.autograd.grad(kernel_sums.weighted_sum(rows, points, weights, kernel, width), rows)[0].double()
-        )
+        slopes.append(torch.autograd.grad(kernel_sums(rows, points, weights, 0, kernel, width)[0], rows)[0].double())
     return float((slopes[0] - slopes[1]).norm() / slopes[1].norm())
 
 
@@ -157,7 +154,7 @@ def relative_error_of_a_part(y, part, x, kernel: str, width: float) -> float:
     slopes = []
     for points in (part, y):
         rows, weights = x.clone().requires_grad_(), torch.full((len(points),), 1 / len(points), dtype=torch.float64)
-        slopes.append(torch.autograd.grad(kernel_sums.weighted_sum(rows, points, weights, kernel, width), rows)[0])
+        slopes.append(torch.autograd.grad(kernel_sums(rows, points, weights, 0, kernel, width)[0], rows)[0])
     return float((slopes[0] - slopes[1]).norm() / slopes[1].norm())
 
 

@@ -28,7 +28,8 @@ import torch
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble.members import Member
 from eldistill.errors import Problem
-from eldistill.losses import kernel_sums, mmd
+from eldistill.losses import mmd
+from eldistill.losses.kernel_sums import kernel_sums, sum_of_diagonal
 
 RECIPE = ("ensemble/anchors", 1)
 # Default. On the digits the gradient of mu then has an error of 1 % (rbf, energy, cubic) to 5 % (laplace), and EL takes four
@@ -184,18 +185,21 @@ class Anchor:
         """
         x = x if x.dtype == torch.float64 else x.float()
         rows = x if across is None else across.gather(x)
-        m = len(rows)
+        m, constant = len(rows), self.within[estimator == "biased"]
         if m < 2 and (estimator == "unbiased" or gaps is not None):
             raise Problem("the unbiased MMD of 1 generated image; expected at least 2: raise the batch")
-        pairs, diagonal = kernel_sums.sum_of_pairs(rows, kernel, bandwidth), kernel_sums.sum_of_diagonal(rows, kernel)
-        own = kernel_sums.weighted_sum(x, self.points, self.weights, kernel, bandwidth)
-        twice = 2 * (own if across is None else across.total(own)) / m
-        unbiased, biased = self.within
+        scale, weights = 1 / (m * m if estimator == "biased" else m * (m - 1)), self.weights * (-2 / m)
+        if across is None:  # in one pass
+            value, pairs = kernel_sums(x, self.points, weights, scale, kernel, bandwidth)
+        else:
+            within, pairs = kernel_sums(rows, None, None, scale, kernel, bandwidth)
+            own, _ = kernel_sums(x, self.points, weights, 0, kernel, bandwidth)
+            value = within + across.total(own)
+        diagonal = sum_of_diagonal(rows, kernel)
         if gaps is not None:
-            gaps.append((diagonal / m**2 - pairs / (m**2 * (m - 1))).detach() + (biased - unbiased))
-        if estimator == "biased":
-            return (pairs + diagonal) / m**2 - twice + biased
-        return pairs / (m * (m - 1)) - twice + unbiased
+            gap = diagonal.detach() / m**2 - pairs / (m**2 * (m - 1))
+            gaps.append(gap + (self.within[1] - self.within[0]))
+        return value + constant + (diagonal / m**2 if estimator == "biased" else 0)
 
 
 def anchors_of(arrays: dict[str, np.ndarray], members: list[Member], kernel: str, reals) -> list[Anchor]:

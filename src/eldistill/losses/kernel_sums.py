@@ -14,69 +14,73 @@ from eldistill.losses import mmd
 COVERED_BY = "ensemble/anchors"  # only anchored EL uses it
 
 
-def weighted_sum(
-    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, kernel: str, bandwidth: float
-) -> torch.Tensor:
-    """sum_i sum_j w_j k(x_i, y_j), a scalar, differentiable in x [m, D] only. y: [n, D]. weights: [n].
+def kernel_sums(
+    x: torch.Tensor, y: torch.Tensor | None, weights: torch.Tensor | None, pairs: float, kernel: str, bandwidth: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pairs * P + sum_i sum_j w_j k(x_i, y_j), P) with P = sum_{i != j} k(x_i, x_j); two scalars.
 
-    kernel: rbf, cubic, energy or laplace, all with the bandwidth of mmd.py.
+    Only the first has a gradient, in x [m, D]. y: [n, D], weights: [n]; without them the double sum is omitted, and with
+    pairs = 0 P is, which is then 0. kernel: rbf, cubic, energy or laplace, with the bandwidth of mmd.py.
     """
-    result: torch.Tensor = _Sum.apply(x, y, weights, kernel, bandwidth)
-    return result
-
-
-def sum_of_pairs(x: torch.Tensor, kernel: str, bandwidth: float) -> torch.Tensor:
-    """sum_{i != j} k(x_i, x_j), a scalar, differentiable in x [m, D]; kernel and bandwidth as in `weighted_sum`."""
-    result: torch.Tensor = _Sum.apply(x, None, None, kernel, bandwidth)
-    return result
+    total, of_pairs = _Sums.apply(x, y, weights, pairs, kernel, bandwidth)
+    return total, of_pairs
 
 
 def sum_of_diagonal(x: torch.Tensor, kernel: str) -> torch.Tensor:
-    """sum_i k(x_i, x_i), a scalar: what `sum_of_pairs` excludes."""
+    """sum_i k(x_i, x_i), a scalar: what the sum over pairs excludes."""
     if kernel == "cubic":
         return (x.square().sum(1) + 1).pow(3).sum()
     return x.new_tensor(len(x) * mmd.AT_ZERO.get(kernel, 1.0))
 
 
-class _Sum(torch.autograd.Function):
+class _Sums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, weights, kernel: str, bandwidth: float) -> torch.Tensor:
+    def forward(ctx, x, y, weights, pairs: float, kernel: str, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
+        m = len(x) if pairs else 0
+        columns = torch.cat([*([x] if m else []), *([] if y is None else [y])])
         form = _of_products if kernel == "cubic" else _of_distances
-        value, gradient = form(x, x if y is None else y, weights, kernel, bandwidth)
-        ctx.save_for_backward(
-            gradient if y is not None else 2 * gradient
-        )  # a pair has its gradient in both of its rows
-        return value
+        total, of_pairs, gradient = form(
+            x, columns, lambda values, slopes: _weighed(values, slopes, weights, pairs, m), kernel, bandwidth
+        )
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(of_pairs)
+        return total, of_pairs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, factor):
-        return factor * ctx.saved_tensors[0], None, None, None, None
+    def backward(ctx, factor, _):
+        return factor * ctx.saved_tensors[0], None, None, None, None, None
 
 
-def _weighed(values, slopes, weights) -> torch.Tensor:
-    # The sum of the values; the slopes get the same weights in place. Without weights the diagonals are 0.
-    if weights is None:
-        slopes.fill_diagonal_(0)
-        return values.fill_diagonal_(0).sum()
-    slopes.mul_(weights)
-    return (values @ weights).sum()
+def _weighed(values, slopes, weights, pairs: float, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # Both sums of the values [m, m + n], whose first m columns are pairs; the slopes get the same weights in place.
+    of_pairs = values.new_zeros(())
+    if m:
+        for matrix in (values, slopes):
+            matrix[:, :m].diagonal().zero_()
+        of_pairs = values[:, :m].sum()
+        slopes[:, :m].mul_(2 * pairs)  # a pair has its gradient in both of its rows
+    total = pairs * of_pairs
+    if weights is not None:
+        slopes[:, m:].mul_(weights)
+        total = total + (values[:, m:] @ weights).sum()
+    return total, of_pairs
 
 
-def _of_products(x, y, weights, kernel: str, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_products(x, y, weigh, kernel: str, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     products = (x @ y.T).add_(1)
     slopes = products.square()
-    value = _weighed(products.mul_(slopes), slopes, weights)
-    return value, 3 * slopes @ y
+    sums = weigh(products.mul_(slopes), slopes)
+    return *sums, 3 * slopes @ y
 
 
-def _of_distances(x, y, weights, kernel: str, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_distances(x, y, weigh, kernel: str, bandwidth: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     centre = y.mean(0)  # differences of large numbers lose digits
     x, y = x - centre, y - centre
     squares = torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2).clamp_(min=0)
     values, slopes = SLOPES[kernel](squares, bandwidth)
-    value = _weighed(values, slopes, weights)
-    return value, 2 * (x * slopes.sum(1)[:, None] - slopes @ y)
+    sums = weigh(values, slopes)
+    return *sums, 2 * (x * slopes.sum(1)[:, None] - slopes @ y)
 
 
 def _powers(first: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
