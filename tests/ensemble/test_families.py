@@ -556,6 +556,15 @@ def test_neutral_numbers():
         assert changed == [place != "supplement", True], (place, key)
 
 
+def test_only_anchored_ensembles_count_the_module_of_anchors():
+    """Its version is in the recipe of an ensemble with anchor: true, and so upstream of its runs; in no other recipe."""
+    for written, there in (((), False), ((("ensemble", "anchor", True),), True)):
+        ensemble, run = steps(*written)
+        assert ("ensemble/anchors" in json.loads(ensemble.recipe)["versions"]) == there
+        assert "ensemble/anchors" not in json.loads(run.recipe)["versions"] and ensemble in run.upstream
+    assert steps(("ensemble", "anchor", True))[1].digest != steps()[1].digest
+
+
 # --- a new family ----------------------------------------------------------------------------------------
 
 FOURIER = '''"""Random Fourier features: cosines of one linear layer."""
