@@ -241,7 +241,9 @@ def make(folder: Path, **changes) -> Path:
 def term(path: Path, size: int = 12, real=True, **changes) -> dict:
     """EL's terms at `size` images as a run computes them, without real images in the batch."""
     numbers = embedding.Numbers(anchored=True, diagnose=1, **changes)
-    setting = Setting(ensemble=path, sigma_data=0.5, seed=8, sigma_init=2.5, reals=reals() if real is True else real)
+    setting = Setting(
+        ensemble=path, label_dim=3, sigma_data=0.5, seed=8, sigma_init=2.5, reals=reals() if real is True else real
+    )
     batch = Batch(Draw(0, "generator", 0, size), None, (1, 8, 8), Progress(0, 0, 100), None)
     x = 0.3 * normal(size, 1, 8, 8, seed=3).float() + 0.1
     return embedding.generator_terms(embedding.prepare(numbers, setting), x, batch, numbers)
@@ -302,7 +304,7 @@ def test_refusals(tmp_path, monkeypatch):
     path = make(tmp_path, anchor=True, landmarks=16)
     for changes, words in (
         ({"augmentation": ("flip",)}, r"augmentation: \['flip'\]"), ({"real_ratio": 2}, "real_ratio: 2"), ({"pairs": 4}, "pairs: 4"),
-        ({"real_ratio": 2, "pairs": 4}, "pairs: 4, real_ratio: 2"),
+        ({"real_ratio": 2, "pairs": 4}, "pairs: 4, real_ratio: 2"), ({"labels": "joint"}, "labels: joint"),
     ):  # fmt: skip
         with pytest.raises(
             Problem, match=f"anchored is true .* with {words}; .* expected no augmentation.* real_ratio: 1"

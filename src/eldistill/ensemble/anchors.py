@@ -12,8 +12,8 @@ unbiased value 0 on average.
 The weights solve (K + e I) a + l 1 = mean_n k(z, y_n), sum a = 1, in float64, with K = k(z, z) and
 e = RIDGE (mean of the diagonal of K - mean of K). The constraint makes the solution independent of a constant added to k,
 which MMD does not see either; `energy`, which is positive definite only for weights that sum to zero, needs it. The
-ridge is needed where K is nearly singular, as for `rbf` on many near landmarks and for `cubic` with more landmarks than
-monomials: without it the weights grow until float32 sums of them have no digits left.
+ridge is needed where K is singular: for images that occur twice, and for `cubic` with more landmarks than monomials of
+the features. On the digits every ridge from 1e-10 to 1e-3 gives the same errors and weights with sum |a| < 1.6.
 """
 
 from __future__ import annotations
