@@ -99,8 +99,7 @@ class Numbers:
     )
 
 
-# Of each member its mean features [D], or an Anchor of eldistill.ensemble.anchors. That module is not imported, because it
-# counts in the recipe of an ensemble with anchor: true, and so in that of its runs, but in no other.
+# Of each member its mean features [D], or an Anchor. Its module is not imported: only ensembles with anchor: true count it.
 Anchors = Sequence[Any]
 
 
@@ -214,24 +213,18 @@ def embedding_loss(
         for place, mine, target in zip(places, ours, its, strict=True):
             bandwidth = members[place].bandwidth
             if target is None:
-                values.append(_anchored(mine, anchors[place], kernel, bandwidth, estimator, across))
+                known = anchors[place]
+                if isinstance(known, torch.Tensor):
+                    values.append(mmd.anchored(mine, known, estimator, across))
+                else:
+                    values.append(known.mmd2(mine, kernel, bandwidth, estimator, across))
             else:
                 values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
             if found is not None and (target is not None or traces is not None):
-                of_real = traces[place] if target is None else None
-                ratios += trace_ratio(mine.detach().double(), target, of_real, across)
+                ratios += trace_ratio(mine.detach().double(), target, traces[place] if target is None else None, across)
     if ratios:
         found["trace_ratio"] = torch.stack(ratios).mean()
-    total = 0
-    for value in values:
-        total = total + value
-    return total / len(members)
-
-
-def _anchored(x, anchor, kernel, bandwidth, estimator, across) -> torch.Tensor:
-    if isinstance(anchor, torch.Tensor):
-        return mmd.anchored(x, anchor, estimator, across)
-    return anchor.mmd2(x, kernel, bandwidth, estimator, across)
+    return functools.reduce(torch.add, values) / len(members)
 
 
 def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> torch.Tensor:
