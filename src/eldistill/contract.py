@@ -241,6 +241,7 @@ class Setting:
     label_dim: int = 0  # width of one-hot labels; 0: no labels
     micro_batch: int = 0  # images on the device at once; 0: the whole batch
     teacher: torch.nn.Module | None = None  # frozen
+    reals: RealImages | None = None  # the real images of the run
 
 
 # --- loaded modules -------------------------------------------------------------------------------------

@@ -307,6 +307,7 @@ USES = {
     **dict.fromkeys(
         (
             "classes",
+            "ensemble/anchors",
             "latents",
             "folders",
             "pictures",

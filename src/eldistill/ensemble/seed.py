@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import statistics
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from eldistill.diffusion.draws import Draw
+from eldistill.ensemble import anchors
 from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
 from eldistill.errors import Problem
 from eldistill.files import atomic, read_json, write_json
@@ -31,8 +32,8 @@ def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: 
     """
     if section.get("anchor") and section["redraw"]:
         raise Problem(
-            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; mean features over all images need a single draw: "
-            "set redraw to 0"
+            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; what is recorded of all images "
+            "needs a single draw: set redraw to 0"
         )
     chance = Draw(seed, "el/calibration", 0, len(reals), dtype=torch.float64).uniform("image")
     indices = chance.argsort()[: section["calibration"]]
@@ -59,22 +60,11 @@ def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: 
         if hasattr(member.family, "fit"):
             arrays |= {f"fitted_{k}/{name}": weight.numpy() for name, weight in member.weights.items()}
     if section.get("anchor"):
-        arrays |= {f"anchor_{k}": mean.numpy() for k, mean in enumerate(_means(first, reals))}
+        arrays |= anchors.record_anchors(first, reals, seed, section.get("landmarks", anchors.LANDMARKS))
     with atomic(npz_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, indices=indices.numpy(), **arrays)
     write_json(json_path, {"seed": seed, "shape": list(shape), "redraw": section["redraw"], "draws": len(drawn),
                            "calibration": section["calibration"], "members": manifest, "section": section})  # fmt: skip
-
-
-def _means(members: list[Member], reals, size: int = 1000) -> list[torch.Tensor]:
-    """Mean features of each member over all real images, a list of float64 [D]."""
-    totals: list[Any] = [0] * len(members)
-    with torch.no_grad():
-        for start in range(0, len(reals), size):
-            images, _ = reals.take(torch.arange(start, min(start + size, len(reals)), device=reals.images.device))
-            for k, member in enumerate(members):
-                totals[k] = totals[k] + member(images / reals.sigma_data).double().sum(0)
-    return [total / len(reals) for total in totals]
 
 
 class Ensemble:
@@ -134,6 +124,22 @@ class Ensemble:
             raise Problem(f"{self.path} has no means over all images; give its ensemble `anchor: true` in params.yaml")
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         return [torch.from_numpy(arrays[f"anchor_{k}"]).to(self.device, kind) for k in range(count)]
+
+    def anchored(self, kernel: str, reals) -> tuple[Sequence[torch.Tensor | anchors.Anchor], list[float]]:
+        """What anchored EL needs of each member: its mean features [D] (linear) or its Anchor, and the trace of its features'
+        covariance over all real images.
+
+        reals: the real images of the run. Raises Problem if the ensemble has none of this recorded.
+        """
+        means, arrays = self.anchors(), self._arrays()
+        wanted = [f"trace_{k}" for k in range(len(means))]
+        wanted += [] if kernel == "linear" else ["landmarks", *(f"within_{kernel}_{k}" for k in range(len(means)))]
+        if missing := [name for name in wanted if name not in arrays]:
+            raise Problem(
+                f"{self.path} has no {missing[0]}, because earlier code made it; delete it and run `snakemake all`"
+            )
+        traces = [float(arrays[f"trace_{k}"]) for k in range(len(means))]
+        return (means if kernel == "linear" else anchors.anchors_of(arrays, self.at(0), kernel, reals)), traces
 
     def _draw(self, redraw: int) -> list[Member]:
         drawn = draw_members(

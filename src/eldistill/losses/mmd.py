@@ -51,7 +51,12 @@ def rbf(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
 
     bandwidth: the median of |x - y|^2 over pairs of real images, > 0.
     """
-    scaled = squared_distances(x, y) / (2 * bandwidth)
+    return rbf_of(squared_distances(x, y), bandwidth)
+
+
+def rbf_of(squares: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """Like `rbf`, from the squared distances [m, n]."""
+    scaled = squares / (2 * bandwidth)
     # The factors are powers of two: the widest kernel is computed, the others are its powers.
     widest = torch.exp(-scaled / FACTORS[-1])
     total, power = widest, widest
@@ -71,10 +76,52 @@ def energy(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Te
 
     1e-12 under the root gives equal features a slope of zero.
     """
-    return -(squared_distances(x, y) + 1e-12).sqrt()
+    return energy_of(squared_distances(x, y))
 
 
-KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy}
+def energy_of(squares: torch.Tensor, bandwidth: float = 1.0) -> torch.Tensor:
+    """Like `energy`, from the squared distances [m, n]."""
+    return -(squares + 1e-12).sqrt()
+
+
+# In units of the median distance. 2: nearly linear up to the median distance, as `energy` is. 1/4: exp(-4) is left at the
+# median, so only near images count. Below that, batches of 64 hardly have pairs that count (at 1/8 the median has exp(-8)).
+RANGES = (0.25, 0.5, 1.0, 2.0)
+
+
+def laplace(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """k(x, y) = mean over R in RANGES of exp(-|x - y| / (R u)), u = sqrt(bandwidth).
+
+    bandwidth: as for `rbf`. Its root u is the median distance over pairs of real images, because the root is monotone;
+    no second number is measured. 1e-12 under the root gives equal features a slope of zero.
+    """
+    return laplace_of(squared_distances(x, y), bandwidth)
+
+
+def laplace_of(squares: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """Like `laplace`, from the squared distances [m, n]."""
+    distance = (squares / bandwidth + 1e-12).sqrt()
+    # The ranges are powers of two, so the terms are powers of the one with the longest range.
+    longest = torch.exp(-distance / RANGES[-1])
+    total, power = longest, longest
+    for _ in RANGES[1:]:
+        power = power.square()
+        total = total + power
+    return total / len(RANGES)
+
+
+KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy, "laplace": laplace}
+RADIAL = {"rbf": rbf_of, "energy": energy_of, "laplace": laplace_of}  # functions of |x - y|^2 and the bandwidth
+# k(x, x) of the kernels with a small number under a root: there it is not the distance 0 that is computed.
+AT_ZERO = {"energy": 0.0, "laplace": 1.0}
+
+
+def exact_diagonal(gram: torch.Tensor, kernel: str) -> torch.Tensor:
+    """k(x, x) [n, n] with the exact values k(x_i, x_i) on its diagonal, which then has no gradient."""
+    if kernel not in AT_ZERO:
+        return gram
+    gram, value = gram - gram.diagonal().diag(), AT_ZERO[kernel]
+    return gram + torch.full_like(gram.diagonal(), value).diag() if value else gram
 
 
 def _gathered(classes: Classes, across: Rows) -> Classes:
@@ -125,8 +172,7 @@ def mmd2(
     if gaps is not None:
         gaps.append(_gap_of(within_x, kernel) + _gap_of(within_y, kernel))
     if estimator == "biased":
-        if kernel == "energy":  # the distance of a row to itself is 0, not the root of 1e-12
-            within_x, within_y = (gram - gram.diagonal().diag() for gram in (within_x, within_y))
+        within_x, within_y = (exact_diagonal(gram, kernel) for gram in (within_x, within_y))
         return within_x.mean() + within_y.mean() - 2 * between.mean()
     # The unbiased estimator excludes the diagonal.
     off_x = (within_x.sum() - within_x.diagonal().sum()) / (m * (m - 1))

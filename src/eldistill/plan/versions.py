@@ -31,6 +31,7 @@ USES = {
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
+    "ensemble/anchors": ("noise", "mmd"),
     "classes": ("noise",),
     "teacher/pairs": ("sampling", "noise"),
     "teacher/check": ("noise",),

@@ -24,7 +24,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
-from eldistill.ensemble.members import stacked, stacks
+from eldistill.ensemble.reading import read_members, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance, mixing, mmd
@@ -42,8 +42,9 @@ class Numbers:
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     kernel: str = number(
         "rbf",
-        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy",
-        choices=("rbf", "linear", "cubic", "energy"),
+        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
+        "minus the distance; laplace: exp(-distance / R), a mixture of four R around the median distance",
+        choices=("rbf", "linear", "cubic", "energy", "laplace"),
     )
     estimator: str = number(
         "unbiased",
@@ -60,8 +61,8 @@ class Numbers:
         1, "number of real images for each generated one; new ones are drawn in each step", low=1, high=64
     )
     anchored: bool = number(
-        False, "linear kernel: compare with the exact mean features of all train images, so that a step needs no real images; "
-        "needs an ensemble with anchor: true", neutral=True,
+        False, "compare with all train images at once (linear kernel: their mean features; others: landmarks), so that a step needs "
+        "no real images; needs an ensemble with anchor: true", neutral=True,
     )  # fmt: skip
     pairs: int | None = number(
         None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
@@ -108,19 +109,25 @@ class Numbers:
     )
 
 
+# Of each member its mean features [D], or an Anchor. Its module is not imported: only ensembles with anchor: true count it.
+Anchors = Sequence[Any]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The data that EL uses in a run.
 
-    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: mean features [D] of each
-    member over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share
-    a batch.
+    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: for each member its mean
+    features [D] over all real images, or its Anchor for kernels other than linear. traces: of the covariance of each
+    member's features over them. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share a
+    batch.
     """
 
     ensemble: Ensemble
     sigma_data: float
     seed: int
-    anchors: list[torch.Tensor] | None = None
+    anchors: Anchors | None = None
+    traces: list[float] | None = None
     stored: torch.Tensor | None = None
     across: processes.ProcessGroup | None = None
 
@@ -135,14 +142,13 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     if numbers.labels != "marginal" and not setting.label_dim:
         raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss, but its data has no labels; "
                       "set it to marginal, or labels: true in the data setting")  # fmt: skip
-    if numbers.anchored and (
-        numbers.kernel != "linear" or numbers.augmentation or numbers.labels != "marginal" or numbers.pairs
-    ):
-        raise Problem("params.yaml: anchored is true in an Embedding Loss; expected kernel: linear, labels: marginal, no augmentation "
-                      "and no pairs with it")  # fmt: skip
     if numbers.start_images and numbers.weighting == "fixed":
         raise Problem(f"params.yaml: start_images is {numbers.start_images} in an Embedding Loss with weighting: fixed, whose factor "
                       "never changes; set start_images to 0, or weighting to balanced or adaptive")  # fmt: skip
+    known, traces = None, None
+    if numbers.anchored:
+        _check_anchored(numbers, ensemble)
+        known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
         with np.load(setting.pairs, allow_pickle=False) as arrays:
@@ -150,8 +156,17 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip
-    return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
-                 processes.process_group())  # fmt: skip
+    return Prepared(ensemble, setting.sigma_data, setting.seed, known, traces, stored, processes.process_group())
+
+
+def _check_anchored(numbers: Numbers, ensemble: Ensemble) -> None:
+    found = {"augmentation": list(numbers.augmentation), "pairs": numbers.pairs, "real_ratio": numbers.real_ratio,
+             "labels": numbers.labels, "redraw": ensemble.record["redraw"]}  # fmt: skip
+    wanted = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal", "redraw": 0}
+    if odd := [f"{key}: {value}" for key, value in found.items() if value != wanted[key]]:
+        raise Problem(f"params.yaml: anchored is true in an Embedding Loss with {', '.join(odd)}; it compares with all train images as "
+                      "they are: expected no augmentation, no pairs, real_ratio: 1, labels: marginal and an ensemble with "
+                      "redraw: 0, or anchored: false")  # fmt: skip
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
@@ -172,6 +187,7 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
     value = embedding_loss(
         prepared.ensemble.at(iteration), x / prepared.sigma_data, None if real is None else real / prepared.sigma_data,
         numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=prepared.anchors,
+        traces=prepared.traces,
         stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
         across=prepared.across, found=found, gaps=gaps,
     )  # fmt: skip
@@ -194,12 +210,13 @@ def _matched(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Nu
 
 def embedding_loss(
     members, x: torch.Tensor, real: torch.Tensor | None, kernel: str, estimator: str, transform=None, *,
-    labels: str = "marginal", classes=None, anchors: Sequence[torch.Tensor] | None = None, stack: bool = False,
-    across=None, found: dict | None = None, gaps: list[torch.Tensor] | None = None,
+    labels: str = "marginal", classes=None, anchors: Anchors | None = None, traces: Sequence[float] | None = None,
+    stack: bool = False, across=None, found: dict | None = None, gaps: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the members of MMD^2 between x [m, c, h, w] and real [n, c, h, w], both over sigma_data; scalar.
 
-    anchors: the members' means over all real images, instead of real. classes: labels of x [m] and real [n] for every
+    anchors: instead of real, the members' means over all real images (linear) or their Anchors. traces: of the covariance of
+    each member's features over all real images, for `trace_ratio` with anchors. classes: labels of x [m] and real [n] for every
     `labels` but marginal. stack: members of one shape in one pass. across: processes with the rest of both batches.
     found: a dict that receives `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features.
     gaps: a list that receives scalars without a gradient, whose mean is the biased minus the unbiased value.
@@ -209,41 +226,22 @@ def embedding_loss(
         with torch.no_grad():
             real = transform(real)
     values, ratios = [], []
-    for places, ours, its in _features(members, x, real, stack):
+    for places, ours, its in read_members(members, x, real, stack):
         for place, mine, target in zip(places, ours, its, strict=True):
             bandwidth = members[place].bandwidth
             if target is None:
-                values.append(mmd.anchored(mine, anchors[place], estimator, across, gaps))
-                continue
-            values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across, gaps))
-            if found is not None and (across is not None or min(len(mine), len(target)) > 1):
-                ratios.append(_spread(mine.detach().double(), across) / _spread(target.double(), across))
+                known = anchors[place]
+                if isinstance(known, torch.Tensor):
+                    values.append(mmd.anchored(mine, known, estimator, across, gaps))
+                else:
+                    values.append(known.mmd2(mine, kernel, bandwidth, estimator, across, gaps))
+            else:
+                values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across, gaps))
+            if found is not None and (target is not None or traces is not None):
+                ratios += trace_ratio(mine.detach().double(), target, traces[place] if target is None else None, across)
     if ratios:
         found["trace_ratio"] = torch.stack(ratios).mean()
-    total = 0
-    for value in values:
-        total = total + value
-    return total / len(members)
-
-
-def _spread(x: torch.Tensor, across) -> torch.Tensor:
-    # Trace of the covariance of the rows of all processes.
-    if across is None:
-        return x.var(0).sum()
-    n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
-    return (square - total.square().sum() / n) / (n - 1)
-
-
-def _features(members, x, real, stack: bool):
-    # (places, features of x, features of real or Nones), one member or one stack at a time.
-    for places in stacks(members) if stack else [[place] for place in range(len(members))]:
-        together = len(places) > 1
-        read = stacked([members[p] for p in places]) if together else lambda images, p=places[0]: [members[p](images)]
-        its: Any = [None] * len(places)
-        if real is not None:
-            with torch.no_grad():
-                its = read(real)
-        yield places, read(x), its
+    return functools.reduce(torch.add, values) / len(members)
 
 
 def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across, gaps) -> torch.Tensor:
