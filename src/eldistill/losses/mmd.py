@@ -191,11 +191,8 @@ def _gap(diagonal: torch.Tensor, total: torch.Tensor, m: int) -> torch.Tensor:
 
 
 def _gap_of(gram: torch.Tensor, kernel: str) -> torch.Tensor:
-    gram = gram.detach()
-    diagonal, total = gram.diagonal().sum(), gram.sum()
-    if kernel == "energy":  # as in the biased form
-        diagonal, total = torch.zeros_like(diagonal), total - diagonal
-    return _gap(diagonal, total, len(gram))
+    gram = exact_diagonal(gram.detach(), kernel)
+    return _gap(gram.diagonal().sum(), gram.sum(), len(gram))
 
 
 def _same(own: torch.Tensor) -> torch.Tensor:
