@@ -95,9 +95,9 @@ class Clocked(loop.Loop):
         return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def images(options, device: str = "cpu") -> PackedImages:
+def images(options, device: str = "cpu", count: int = 2048) -> PackedImages:
     """Random images, grey for 8x8 pixels like the digits, otherwise in colour."""
-    return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device)
+    return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device, count)
 
 
 def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, Supplement]:
@@ -105,7 +105,7 @@ def supplements(settings: params.Params, names: list[str], options, folder: Path
     own, other = ("stacked", "loop") if options.device == "cuda" else ("loop", "stacked")
     values, made = settings.section("supplement", "el"), {}
     for name in names:
-        path = loops.ensemble_of(settings, name, images(options), folder, anchor=True)
+        path = loops.ensemble_of(settings, name, images(options, count=512), folder, anchor=True)
         members = ensembles.Ensemble(path).at(0)
         variants = [*(Variant(name, kernel, own) for kernel in mmd.KERNELS), Variant(name, KERNEL, own, anchored=True)]
         variants += [Variant(name, KERNEL, other)] if len(ensemble_members.stacks(members)) < len(members) else []
