@@ -8,6 +8,7 @@ that an ensemble does not depend on the machine. docs/other-loops.md shows how t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ class EmbeddingLoss(torch.nn.Module):
         self.reals = GivenImages(real_images, real_labels, limits, mean, sigma_data)
         self.mean, self.sigma_data = self.reals.mean, self.reals.sigma_data
         self.calls, self.drawn, self.redrawn = 0, 0, 0  # forward passes, real images drawn, the members' draw
+        self.compared = False  # whether all processes are known to have the same calibration
         self.register_buffer("like", torch.zeros(()), persistent=False)  # shows device and precision
         section = _section(ensemble, anchored)
         made = Ensemble(None, held=calibrate_ensemble(section, seed, self.reals))
@@ -129,6 +131,8 @@ class EmbeddingLoss(torch.nn.Module):
         call, across = self.calls, self.held_group.processes()
         if call == 0:
             self._warn_of_units(fake)
+        if across is not None and not self.compared:
+            self._check_processes(across)
         if self.options["anchored"]:
             if real is not None:
                 raise Problem(
@@ -155,6 +159,14 @@ class EmbeddingLoss(torch.nn.Module):
         self.drawn += total
         index = draw.integers("real", len(self.reals), self.options["real_ratio"]).reshape(-1)
         return self.reals.rows(index, self.like.device)
+
+    def _check_processes(self, across) -> None:
+        # Features that are scaled differently cannot be compared, and the value would be wrong without a sign of it.
+        own = torch.frombuffer(bytearray(hashlib.sha256(self._text().encode()).digest()), dtype=torch.uint8)
+        if len(across.gather(own[None].to(self.like.device)).unique(dim=0)) > 1:
+            raise Problem("EmbeddingLoss: the processes have different calibrations or counters; give all of them the same real_images, "
+                          "arguments and state_dict")  # fmt: skip
+        self.compared = True
 
     def _redraw(self, number: int) -> None:
         section, shape = self.record["section"], tuple(self.record["shape"])
@@ -203,9 +215,11 @@ class EmbeddingLoss(torch.nn.Module):
 
     def get_extra_state(self) -> torch.Tensor:
         """What a state_dict holds beside the buffers: JSON as uint8, because some formats of files hold tensors only."""
-        state = {"record": self.record, "options": self.options, "mean": self.mean, "sigma_data": self.sigma_data,
-                 "calls": self.calls, "drawn": self.drawn, "redrawn": self.redrawn}  # fmt: skip
-        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8).clone()
+        return torch.frombuffer(bytearray(self._text().encode()), dtype=torch.uint8).clone()
+
+    def _text(self) -> str:
+        return json.dumps({"record": self.record, "options": self.options, "mean": self.mean, "sigma_data": self.sigma_data,
+                           "calls": self.calls, "drawn": self.drawn, "redrawn": self.redrawn})  # fmt: skip
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Take over scales, bandwidths, units and counters. Raises Problem for a loss with other networks or options."""
@@ -220,7 +234,7 @@ class EmbeddingLoss(torch.nn.Module):
                     f"EmbeddingLoss: the state has {name} {old}, this loss {new}; make the loss with those of the state"
                 )
         self.record, self.mean, self.sigma_data = there, held["mean"], held["sigma_data"]
-        self.calls, self.drawn, self.redrawn = held["calls"], held["drawn"], held["redrawn"]
+        self.calls, self.drawn, self.redrawn, self.compared = held["calls"], held["drawn"], held["redrawn"], False
         for frozen, row in zip(self.members, there["members"], strict=True):
             frozen.calibration = _calibration(row)
 
