@@ -279,7 +279,7 @@ class _Group:
             return None
         if self.across is True:
             return processes.process_group()
-        return self.across if hasattr(self.across, "gather") else processes.ProcessGroup(self.across)
+        return processes.ProcessGroup(self.across)
 
 
 def _rank() -> int:
