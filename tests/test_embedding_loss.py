@@ -241,6 +241,8 @@ def test_images_of_another_unit_are_noticed():
     ({"real_ratio": 0}, r"real_ratio is 0; expected a whole number ≥ 1"),
     ({"augmentation": ["blur"]}, r"augmentation\[0\] is 'blur'"), ({"reduce": "max"}, r"reduce is 'max'"),
     ({"anchored": True, "labels": "joint", "kernel": "linear"}, r"anchored is True; expected"),
+    ({"anchored": True, "kernel": "linear", "ensemble": {"members": SMALL, "redraw": 5}}, r"redraw 5; expected redraw 0"),
+    ({"seed": 1.5}, r"seed is 1\.5; expected a whole number"), ({"seed": -1}, r"seed is -1"),
     ({"limits": (1, -1)}, r"limits are \(1, -1\)"), ({"sigma_data": 0}, r"sigma_data is 0"),
     ({"real_labels": classes(3)}, r"3 real_labels for 40 real_images"),
 ])  # fmt: skip
@@ -395,4 +397,13 @@ def test_the_example_of_the_page_runs(monkeypatch, tmp_path):
         torch.autograd.grad(each, fake, retain_graph=True)[0] for each in (base, names["with_el"](base, fake, own))
     ]
     assert float((slopes[1] - slopes[0]).norm() / slopes[0].norm()) == pytest.approx(0.7, rel=1e-4)
-    assert len(others) >= 7 and all(len(other.strip().splitlines()) <= 10 for other in others)
+
+
+def test_the_lines_for_a_loop_are_few():
+    """At most ten for each repository, all of them Python."""
+    page = (ROOT / "docs/other-loops.md").read_text(encoding="utf-8")
+    loops = page.split("## SiD, DMD2 and FastGen")[1].split("\n### ")[1:]
+    assert [loop.split()[0] for loop in loops] == ["SiD", "DMD2", "FastGen"]
+    for loop in loops:
+        lines = [line for block in re.findall(r"```python\n(.*?)```", loop, re.S) for line in block.splitlines()]
+        assert 4 <= len(lines) <= 10 and "nobody has run" in page.lower()

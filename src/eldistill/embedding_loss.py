@@ -86,6 +86,8 @@ class EmbeddingLoss(torch.nn.Module):
         self.compared = False  # whether all processes are known to have the same calibration
         self.register_buffer("like", torch.zeros(()), persistent=False)  # shows device and precision
         section = _section(ensemble, anchored)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise Problem(f"EmbeddingLoss: seed is {seed!r}; expected a whole number ≥ 0")
         made = Ensemble(None, held=calibrate_ensemble(section, seed, self.reals))
         self.record = made.record
         self.members = torch.nn.ModuleList(_Frozen(member) for member in made.at(0))
@@ -316,6 +318,10 @@ def _section(ensemble: str | dict | list, anchored: bool) -> dict:
     families = [contract.load_module("ensemble", member["family"]) for member in section["members"]]
     if any(getattr(family, "TEACHER", False) for family in families):
         raise Problem("EmbeddingLoss: the ensemble has a member that reads a teacher; expected networks that are drawn")
+    if anchored and section["redraw"]:
+        raise Problem(
+            f"EmbeddingLoss: anchored is True and the ensemble has redraw {section['redraw']}; expected redraw 0 with it"
+        )
     return section
 
 

@@ -64,7 +64,7 @@ class GivenImages:
     def _average(self, of: Callable) -> float:
         total = 0.0
         for part in self.images.split(BLOCK):
-            total += float(of(self.values(part, torch.float64)).sum())
+            total += float(of(self.values(part.cpu(), torch.float64)).sum())  # on the CPU: equal bits on every device
         if total - total != 0:
             raise NonFinite("EmbeddingLoss: real_images hold a NaN or an infinity")
         return total / self.images.numel()
