@@ -284,6 +284,7 @@ def test_a_wrong_call_is_one_sentence():
     for call, sentence in calls:
         with pytest.raises(Problem, match=sentence):
             call()
+    assert joint.calls == joint.drawn == 0  # a refused call uses no random numbers
 
 
 def test_changed_weights_are_noticed():

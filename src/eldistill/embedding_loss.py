@@ -20,7 +20,8 @@ from eldistill import contract
 from eldistill.data.given import GivenImages, class_numbers
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import Draw, sent
-from eldistill.ensemble.members import Member, draw_members, fingerprint
+from eldistill.ensemble.frozen import FrozenMember
+from eldistill.ensemble.members import draw_members, fingerprint
 from eldistill.ensemble.seed import Ensemble, calibrate_ensemble
 from eldistill.errors import Problem
 from eldistill.numbers import declared
@@ -90,7 +91,7 @@ class EmbeddingLoss(torch.nn.Module):
             raise Problem(f"EmbeddingLoss: seed is {seed!r}; expected a whole number ≥ 0")
         made = Ensemble(None, held=calibrate_ensemble(section, seed, self.reals))
         self.record = made.record
-        self.members = torch.nn.ModuleList(_Frozen(member) for member in made.at(0))
+        self.members = torch.nn.ModuleList(FrozenMember(member) for member in made.at(0))
         for k, anchor in enumerate(made.anchors() if anchored else []):
             self.register_buffer(f"anchor_{k}", anchor)
         self.register_load_state_dict_post_hook(_check_weights)
@@ -104,16 +105,15 @@ class EmbeddingLoss(torch.nn.Module):
         fake: [m, c, h, w], floating point. real: [n, c, h, w], uint8 or floating point, in the same units; without it,
         m * real_ratio of real_images are drawn with replacement, others in each call; not used with anchored. labels,
         real_labels: classes of fake and real, int64 [m] and [n] or one-hot [m, L] and [n, L], for labels other than
-        marginal. A NaN or infinity in an image makes the value NaN. Raises Problem for images of another shape or
+        marginal. A NaN in an image makes the value NaN. Raises Problem for images of another shape or
         device, missing labels, or fewer images than the estimator needs.
         """
         with torch.autocast(self.like.device.type, enabled=False):  # sums of a kernel need float32
-            members, transform, real, real_labels, across = self._begin(fake, real, real_labels)
+            members, transform, real, classes, across = self._begin(fake, real, labels, real_labels)
             value = embedding.embedding_loss(
-                members, self._encoded("fake", fake), None if real is None else self._encoded("real", real), self.options["kernel"],
-                self.options["estimator"], transform, labels=self.options["labels"],
-                classes=self._classes(fake, real, labels, real_labels), anchors=self._anchors(), stack=self._stacked(),
-                across=across,
+                members, self._encoded(fake), None if real is None else self._encoded(real), self.options["kernel"],
+                self.options["estimator"], transform, labels=self.options["labels"], classes=classes,
+                anchors=self._anchors(), stack=self._stacked(), across=across,
             )  # fmt: skip
         if across is None or self.reduce == "sum":
             return value
@@ -128,29 +128,30 @@ class EmbeddingLoss(torch.nn.Module):
     # --- one call ---
 
     @torch.compiler.disable
-    def _begin(self, fake: torch.Tensor, real: torch.Tensor | None, real_labels: torch.Tensor | None) -> tuple:
-        # Everything that counts calls: (members, transform, real images, their labels, processes).
-        call, across = self.calls, self.held_group.processes()
-        if call == 0:
-            self._warn_of_units(fake)
-        if across is not None and not self.compared:
-            self._check_processes(across)
-        if self.options["anchored"]:
-            if real is not None:
-                raise Problem(
-                    "EmbeddingLoss: real is given, but anchored=True compares with the mean of all real_images; omit real"
-                )
-        elif real is None:
-            real, real_labels = self._draw_real(len(fake), across)
+    def _begin(self, fake: torch.Tensor, real: torch.Tensor | None, labels, real_labels) -> tuple:
+        # Checks and counters of a call: (members, transform, real images, classes, processes). They move on after the checks.
+        self._check("fake", fake)
+        across, drawn, call = self.held_group.processes(), 0, self.calls
+        self._check_first(fake, across)
+        if self.options["anchored"] and real is not None:
+            raise Problem(
+                "EmbeddingLoss: real is given, but anchored=True compares with the mean of all real_images; omit real"
+            )
+        if real is not None:
+            self._check("real", real)
+        elif not self.options["anchored"]:
+            real, real_labels, drawn = self._draw_real(len(fake), across)
+        classes = self._classes(fake, real, labels, real_labels)
         if (every := self.record["redraw"]) and call // every != self.redrawn:
             self._redraw(call // every)
-        self.calls += 1
+        self.calls, self.drawn = call + 1, self.drawn + drawn
         operations = self.options["augmentation"]
         transform = augment.siamese(self.record["seed"], call, operations) if operations else None
-        return [member.member() for member in self.members], transform, real, real_labels, across
+        return [member.member() for member in self.members], transform, real, classes, across
 
-    def _draw_real(self, count: int, across) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Random numbers belong to images of the complete batch, so that the number of processes changes nothing.
+    def _draw_real(self, count: int, across) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+        # Real images, their classes, and the images of the complete batch. Random numbers belong to images of that batch,
+        # so that the number of processes changes nothing.
         before, total, scope = 0, count, "embedding-loss"
         if across is not None:
             counts = across.gather(torch.tensor([count], device=self.like.device)).tolist()
@@ -158,9 +159,15 @@ class EmbeddingLoss(torch.nn.Module):
         elif (rank := _rank()) > 0:
             scope = f"embedding-loss/{rank}"  # processes with values of their own draw images of their own
         draw = Draw(self.record["seed"], scope, self.drawn + before, count)
-        self.drawn += total
         index = draw.integers("real", len(self.reals), self.options["real_ratio"]).reshape(-1)
-        return self.reals.rows(index, self.like.device)
+        return *self.reals.rows(index, self.like.device), total
+
+    def _check_first(self, fake: torch.Tensor, across) -> None:
+        # What is looked at once, because it waits for the device or for other processes.
+        if self.calls == 0:
+            self._warn_of_units(fake)
+        if across is not None and not self.compared:
+            self._check_processes(across)
 
     def _check_processes(self, across) -> None:
         # Features that are scaled differently cannot be compared, and the value would be wrong without a sign of it.
@@ -176,7 +183,7 @@ class EmbeddingLoss(torch.nn.Module):
             frozen.overwrite(member.weights)
         self.redrawn = number
 
-    def _encoded(self, name: str, images: torch.Tensor) -> torch.Tensor:
+    def _check(self, name: str, images: torch.Tensor) -> None:
         shape = tuple(self.record["shape"])
         if images.ndim != 4 or tuple(images.shape[1:]) != shape:
             raise Problem(
@@ -186,6 +193,8 @@ class EmbeddingLoss(torch.nn.Module):
             raise Problem(
                 f"EmbeddingLoss: {name} is on {images.device}, the loss on {self.like.device}; type loss.to({name}.device)"
             )
+
+    def _encoded(self, images: torch.Tensor) -> torch.Tensor:
         dtype = torch.promote_types(self.like.dtype, torch.float32)
         return (self.reals.values(images, dtype) - self.mean) / self.sigma_data
 
@@ -211,7 +220,7 @@ class EmbeddingLoss(torch.nn.Module):
         plain = self.reals.images.dtype == torch.uint8 and self.reals.limits is None
         if plain and float(fake.detach().abs().max()) <= 2:
             warnings.warn("EmbeddingLoss: real_images are 0 … 255 and no generated value is above 2; if they are in -1 … 1, "
-                          "give limits=(-1, 1)", stacklevel=4)  # fmt: skip
+                          "give limits=(-1, 1)", stacklevel=2)  # fmt: skip
 
     # --- state ---
 
@@ -238,32 +247,7 @@ class EmbeddingLoss(torch.nn.Module):
         self.record, self.mean, self.sigma_data = there, held["mean"], held["sigma_data"]
         self.calls, self.drawn, self.redrawn, self.compared = held["calls"], held["drawn"], held["redrawn"], False
         for frozen, row in zip(self.members, there["members"], strict=True):
-            frozen.calibration = _calibration(row)
-
-
-class _Frozen(torch.nn.Module):
-    """The weights of one member as buffers, and all else that it consists of as plain values, which can be copied."""
-
-    def __init__(self, member: Member):
-        super().__init__()
-        self.family = member.family.__name__.rpartition(".")[2]  # its name, because a module cannot be copied
-        self.numbers, self.features = member.numbers, member.features
-        self.calibration = member.scale, member.bandwidth
-        self.names = list(member.weights)
-        for name, weight in member.weights.items():
-            self.register_buffer(_buffer(name), weight)
-        self.register_buffer("order", member.order)
-
-    def member(self) -> Member:
-        """The member with the weights as they are now."""
-        weights = {name: self.get_buffer(_buffer(name)) for name in self.names}
-        family = contract.load_module("ensemble", self.family)
-        return Member(family, self.numbers, weights, self.features, self.order, *self.calibration)
-
-    def overwrite(self, weights: dict[str, torch.Tensor]) -> None:
-        """Put other weights in place of those of the same names."""
-        for name, weight in weights.items():
-            self.get_buffer(_buffer(name)).copy_(weight)
+            frozen.calibrate(row)
 
 
 class _Group:
@@ -287,15 +271,6 @@ class _Group:
 def _rank() -> int:
     group = processes.process_group()
     return 0 if group is None else group.rank
-
-
-def _buffer(name: str) -> str:
-    return name.replace(".", "__")  # torch takes no dots in the names of buffers
-
-
-def _calibration(row: dict) -> tuple:
-    scale = row["scale"]
-    return tuple(scale) if isinstance(scale, list) else scale, row["bandwidth"]
 
 
 def _checked_options(**options: Any) -> dict[str, Any]:
