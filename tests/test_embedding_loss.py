@@ -196,6 +196,16 @@ def test_members_are_redrawn_as_in_a_run(tmp_path):
         assert float(loss(fakes(), images()[:9])) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_a_redraw_leaves_the_gradients_of_earlier_calls():
+    """The sum of two calls has the sum of their gradients, although the members change between them."""
+    fake, slopes = fakes().requires_grad_(), []
+    for together in (True, False):
+        loss = made(ensemble={"members": SMALL, "redraw": 1, "draws": 2})
+        values = [loss(fake) for _ in range(2)] if together else (loss(fake) for _ in range(2))
+        slopes.append(sum(torch.autograd.grad(value, fake)[0] for value in values))
+    assert torch.equal(*slopes)
+
+
 def test_it_moves_and_is_copied_like_a_module():
     """No parameters, so that optimisers and DistributedDataParallel find none; copies and precisions agree."""
     loss = made()

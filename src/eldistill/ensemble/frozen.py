@@ -29,9 +29,9 @@ class FrozenMember(torch.nn.Module):
         return Member(family, self.numbers, weights, self.features, self.order, *self.calibration)
 
     def overwrite(self, weights: dict[str, torch.Tensor]) -> None:
-        """Put other weights in place of those of the same names."""
+        """Put other weights in place of those of the same names. Earlier values keep theirs for their backward pass."""
         for name, weight in weights.items():
-            self.get_buffer(_buffer(name)).copy_(weight)
+            setattr(self, _buffer(name), weight.to(self.get_buffer(_buffer(name))))
 
     def calibrate(self, row: dict) -> None:
         """Take scale and bandwidth of a row of an ensemble's manifest."""
