@@ -25,7 +25,15 @@ RECIPE = ("ensemble/seed", 1)
 
 
 def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
-    """Draw and calibrate an ensemble and write its manifest and its arrays.
+    """Calibrate an ensemble with `calibrate_ensemble` and write its manifest and its arrays. Raises Problem."""
+    record, arrays = calibrate_ensemble(section, seed, reals, teacher)
+    with atomic(npz_path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    write_json(json_path, record)
+
+
+def calibrate_ensemble(section: dict, seed: int, reals, teacher=None) -> tuple[dict, dict[str, np.ndarray]]:
+    """Draw an ensemble and calibrate it on real images: its manifest and its arrays, of which `Ensemble` makes members.
 
     section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families
     that read one. Raises Problem for settings that contradict each other or do not fit the images.
@@ -55,16 +63,16 @@ def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: 
             "scale": scales if many else scales[0],
             "bandwidth": statistics.median(each[k].bandwidth for each in drawn),
         })  # fmt: skip
-    arrays = {f"mean_{k}": member(images).mean(0).numpy() for k, member in enumerate(first)}
+    arrays = {"indices": indices.numpy()}
+    arrays |= {f"mean_{k}": member(images).mean(0).numpy() for k, member in enumerate(first)}
     for k, member in enumerate(first):
         if hasattr(member.family, "fit"):
             arrays |= {f"fitted_{k}/{name}": weight.numpy() for name, weight in member.weights.items()}
     if section.get("anchor"):
         arrays |= anchors.record_anchors(first, reals, seed, section.get("landmarks", anchors.LANDMARKS))
-    with atomic(npz_path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, indices=indices.numpy(), **arrays)
-    write_json(json_path, {"seed": seed, "shape": list(shape), "redraw": section["redraw"], "draws": len(drawn),
-                           "calibration": section["calibration"], "members": manifest, "section": section})  # fmt: skip
+    record = {"seed": seed, "shape": list(shape), "redraw": section["redraw"], "draws": len(drawn),
+              "calibration": section["calibration"], "members": manifest, "section": section}  # fmt: skip
+    return record, arrays
 
 
 class Ensemble:
@@ -79,13 +87,14 @@ class Ensemble:
         path: of the manifest; the arrays lie beside it in a file with the ending .npz.
         device, dtype: of the weights.
         teacher: frozen network for families that read one.
+        held: manifest and arrays as `calibrate_ensemble` returns them, which are then not read from files.
 
     Raises Problem if the seed gives weights that differ from the recorded ones, or if a file is missing or damaged.
     """
 
-    def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None):
-        self.path, self.device, self.dtype, self.teacher = path, device, dtype, teacher
-        self.record = read_json(path)
+    def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None, held=None):
+        self.path, self.device, self.dtype, self.teacher, self.held = path, device, dtype, teacher, held
+        self.record = held[0] if held else read_json(path)
         expected = [member["sha256"] for member in self.record["members"]]
         section, shape = self.record["section"], tuple(self.record["shape"])
         drawn = draw_members(section, self.record["seed"], 0, shape, teacher=teacher)
@@ -102,6 +111,8 @@ class Ensemble:
                 self.fitted[k] = {name: torch.from_numpy(each).to(device, dtype) for name, each in arrays.items()}
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if self.held:
+            return self.held[1]
         path = Path(self.path).with_suffix(".npz")
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
