@@ -61,7 +61,7 @@ def made(**given) -> eldistill.EmbeddingLoss:
 CASES = [
     *itertools.product(KERNELS, ("unbiased", "biased"), ("marginal",)),
     *itertools.product(("rbf", "linear"), ("unbiased",), LABELS[1:]),
-    *(("linear", estimator, "anchored") for estimator in ("unbiased", "biased")),
+    *((kernel, estimator, "anchored") for kernel in KERNELS for estimator in ("unbiased", "biased")),
 ]
 
 
@@ -76,13 +76,14 @@ def test_value_and_gradient_are_the_supplements(case, ensemble, tmp_path):
     section = ensembles.ensemble_section(ensemble) | {"anchor": anchored}
     packed = PackedImages(images(), classes(40), CODEC, 0)
     seeds.record_ensemble(section, 5, packed, tmp_path / "e.json", tmp_path / "e.npz")
+    wide = PackedImages(images(), classes(40), CODEC, 0, dtype=torch.float64)
     held = seeds.Ensemble(tmp_path / "e.json", dtype=torch.float64)
     fake, real = fakes().double().requires_grad_(), images(9, 3)
     encoded = PackedImages(real, classes(9), CODEC, 0, dtype=torch.float64).take(torch.arange(9))[0]
     told = None if labels == "marginal" else (classes(12), classes(9))
     expected = embedding.embedding_loss(
         held.at(0), fake / 0.5, None if anchored else encoded / 0.5, kernel, estimator, labels=labels, classes=told,
-        anchors=held.anchors() if anchored else None,
+        anchors=held.anchored(kernel, wide)[0] if anchored else None,
     )  # fmt: skip
     (slope,) = torch.autograd.grad(expected, fake)
     loss = made(ensemble=ensemble, kernel=kernel, estimator=estimator, labels=labels, anchored=anchored, **EDM).double()

@@ -20,6 +20,7 @@ from eldistill import contract
 from eldistill.data.given import GivenImages, class_numbers
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import Draw, sent
+from eldistill.ensemble.anchors import Anchor
 from eldistill.ensemble.frozen import FrozenMember
 from eldistill.ensemble.members import draw_members, fingerprint
 from eldistill.ensemble.seed import Ensemble, calibrate_ensemble
@@ -84,6 +85,7 @@ class EmbeddingLoss(torch.nn.Module):
         self.reals = GivenImages(real_images, real_labels, limits, mean, sigma_data)
         self.mean, self.sigma_data = self.reals.mean, self.reals.sigma_data
         self.calls, self.drawn, self.redrawn = 0, 0, 0  # forward passes, real images drawn, the members' draw
+        self.known: list[int] = []  # the member of each buffer anchor_…
         self.compared = False  # whether all processes are known to have the same calibration
         self.register_buffer("like", torch.zeros(()), persistent=False)  # shows device and precision
         section = _section(ensemble, anchored)
@@ -92,8 +94,14 @@ class EmbeddingLoss(torch.nn.Module):
         made = Ensemble(None, held=calibrate_ensemble(section, seed, self.reals))
         self.record = made.record
         self.members = torch.nn.ModuleList(FrozenMember(member) for member in made.at(0))
-        for k, anchor in enumerate(made.anchors() if anchored else []):
-            self.register_buffer(f"anchor_{k}", anchor)
+        for k, anchor in enumerate(made.anchored(kernel, self.reals)[0] if anchored else []):
+            for part in (
+                (anchor,)
+                if kernel == "linear"
+                else (anchor.points, anchor.weights, torch.tensor(anchor.within, dtype=torch.float64))
+            ):
+                self.register_buffer(f"anchor_{len(self.known)}", part)
+                self.known.append(k)
         self.register_load_state_dict_post_hook(_check_weights)
 
     def forward(
@@ -134,9 +142,7 @@ class EmbeddingLoss(torch.nn.Module):
         across, drawn, call = self.held_group.processes(), 0, self.calls
         self._check_first(fake, across)
         if self.options["anchored"] and real is not None:
-            raise Problem(
-                "EmbeddingLoss: real is given, but anchored=True compares with the mean of all real_images; omit real"
-            )
+            raise Problem("EmbeddingLoss: real is given, but anchored=True compares with all real_images; omit real")
         if real is not None:
             self._check("real", real)
         elif not self.options["anchored"]:
@@ -210,8 +216,14 @@ class EmbeddingLoss(torch.nn.Module):
             found.append(sent(class_numbers(each), self.like.device))
         return found[0], found[1]
 
-    def _anchors(self) -> list[torch.Tensor] | None:
-        return [getattr(self, f"anchor_{k}") for k in range(len(self.members))] if self.options["anchored"] else None
+    def _anchors(self) -> list[torch.Tensor] | list[Anchor] | None:
+        if not self.options["anchored"]:
+            return None
+        parts = [getattr(self, f"anchor_{place}") for place in range(len(self.known))]
+        if self.options["kernel"] == "linear":
+            return parts
+        groups = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        return [Anchor(points, weights, tuple(within)) for points, weights, within in groups]
 
     def _stacked(self) -> bool:
         return self.options["stack"] == "stacked" or self.options["stack"] == "auto" and self.like.device.type == "cuda"
@@ -280,10 +292,10 @@ def _checked_options(**options: Any) -> dict[str, Any]:
             check_value(value, known[key], key, {})
     except Wrong as wrong:
         raise Problem(f"EmbeddingLoss: {wrong.where} {wrong.text}") from None
-    fits = options["kernel"] == "linear" and options["labels"] == "marginal" and not options["augmentation"]
+    fits = options["labels"] == "marginal" and not options["augmentation"] and options["real_ratio"] == 1
     if options["anchored"] and not fits:
         raise Problem(
-            "EmbeddingLoss: anchored is True; expected kernel='linear', labels='marginal' and no augmentation with it"
+            "EmbeddingLoss: anchored is True; expected labels='marginal', real_ratio=1 and no augmentation with it"
         )
     return options
 
