@@ -157,6 +157,11 @@ def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
     return arms
 
 
+def corrected(p: float, family: int) -> str:
+    """A p-value after Holm's correction, with the number of comparisons that it was corrected over."""
+    return f"Holm over {family}: {short(p)}"
+
+
 def is_reason(iterations) -> bool:
     """Whether a cell for the time to the baseline's final value contains a reason in words, instead of a number or a bound `> N`."""
     return isinstance(iterations, str) and not iterations.startswith(">")
