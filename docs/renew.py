@@ -210,7 +210,9 @@ def demo_error(read: Read) -> str:
 
 def holm(text: str, metric: str) -> str:
     """Holm's p of EL against the baseline, as printed in a main.md."""
-    return re.search(rf"^- di/el: {re.escape(metric)} is [^\n]*? none\b[^\n]*Holm (?:over \d+: )?([\d.]+)", text, re.M)[1]
+    return re.search(rf"^- di/el: {re.escape(metric)} is [^\n]*? none\b[^\n]*Holm (?:over \d+: )?([\d.]+)", text, re.M)[
+        1
+    ]
 
 
 def demo_holm(read: Read) -> str:

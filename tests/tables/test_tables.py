@@ -373,7 +373,10 @@ def test_the_curves_keep_every_bit_and_count_iterations(tmp_path):
 def row_of(delta, low, high):
     ends = {"": delta, "_low": low, "_high": high}
     row = {"method": "di", "supplement": "el", "metric_heldout": "fd5k_judge-a_heldout", "paired_seeds": 3}
-    row |= {f"fd_judge-a_heldout_{key}": value for key, value in {"lower_in": "3/3", "p": 0.03, "p_holm": 0.04, "p_family": 2}.items()}
+    row |= {
+        f"fd_judge-a_heldout_{key}": value
+        for key, value in {"lower_in": "3/3", "p": 0.03, "p_holm": 0.04, "p_family": 2}.items()
+    }
     return row | {f"fd_judge-a_heldout_difference{end}": value for end, value in ends.items()}
 
 
@@ -423,12 +426,15 @@ def test_a_corrected_p_counts_the_comparisons_that_stand_beside_it(tmp_path, und
     outputs = make(tmp_path, runs)
     text, sizes = outputs["main.md"].read_text(), set()
     for name in ("toy", "wide"):
-        found = re.findall(r"^- \S+: (\S+) is .*? (?:than|from) ([\w-]+)\b.* Holm over (\d+): ", section(text, name), re.M)
+        found = re.findall(
+            r"^- \S+: (\S+) is .*? (?:than|from) ([\w-]+)\b.* Holm over (\d+): ", section(text, name), re.M
+        )
         families = [(metric, other == "none") for metric, other, _ in found]
         assert len(found) > 6 and [int(size) for *_, size in found] == [families.count(each) for each in families]
         sizes |= {size for *_, size in found}
-        assert f"Holm's correction over the {families.count(('fd5k_judge-a_heldout', True))} comparisons" in (
-            re.search(rf"caption{{{name}: .*", outputs["main.tex"].read_text())[0]
+        assert (
+            f"Holm's correction over the {families.count(('fd5k_judge-a_heldout', True))} comparisons"
+            in (re.search(rf"caption{{{name}: .*", outputs["main.tex"].read_text())[0])
         )
     assert len(sizes) > 1 and "Holm 0" not in text
 
@@ -559,7 +565,9 @@ def test_two_supplements_are_compared_once_and_within_a_setting_and_a_method(tmp
     pairs = [line for line in text.splitlines() if "is not distinguishable from" in line and "from none" not in line]
     assert [line.split(":")[0] for line in pairs] == ["- di/el"] * 2 + ["- sid/el"] * 2 + ["- di/el"] * 2
     assert all("from pixel-mmd" in line for line in pairs)
-    ps = [[float(each) for each in re.search(r"p = ([\d.]+), Holm over [12]: ([\d.]+)", line).groups()] for line in pairs]
+    ps = [
+        [float(each) for each in re.search(r"p = ([\d.]+), Holm over [12]: ([\d.]+)", line).groups()] for line in pairs
+    ]
     assert ps[4] == ps[5] and ps[4][0] == ps[4][1] == ps[0][0], "of one data setting: a family of one"
     assert ps[0][1] == pytest.approx(2 * ps[0][0]), "of the other one: two methods, a family of two"
 

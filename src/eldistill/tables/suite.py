@@ -19,7 +19,6 @@ from eldistill.files import write_rows, write_text
 from eldistill.tables import curves, grids, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
-    ABOUT,
     NAME,
     PARTS,
     REFERENCE_RUNS,
@@ -29,9 +28,12 @@ from eldistill.tables.results import (
     check_results,
     ended_no_better,
     load_result,
+    measured,
     named,
     named_without_part,
+    names_of_metrics,
     one_device,
+    origin,
     protocols,
     read_metrics,
 )
@@ -106,11 +108,9 @@ def _identity(result: Result) -> dict:
 
 def run_rows(results: list[Result], params: dict) -> list[dict]:
     """The rows of runs.csv, one for each run: all metrics, its cost, the times to the baseline's value, and its origin."""
-    arms, names, rows = arms_of(results), dict.fromkeys(n for result in results for n in result.metrics), []
+    arms, names, rows = arms_of(results), names_of_metrics(results), []
     for result in results:
-        row = _identity(result) | {name: result.metrics.get(name) for name in names}
-        row |= {key: result.about[key] for key in ABOUT[:4]}
-        twins = _twins([result], arms, params["baseline"])
+        row, twins = measured(result, names), _twins([result], arms, params["baseline"])
         for part in PARTS:
             row[f"iterations_to_baseline_{part}"] = None
             if twins:
@@ -118,10 +118,7 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
                 row[f"iterations_to_baseline_{part}"] = reason or _bounded(
                     *time_to_baseline(*twins[0], params["primary"], part)
                 )
-        row["metrics_file"] = f"data/evaluations/{result.run}/metrics.json"
-        row["recipe"] = result.about["recipe"][:12]
-        row |= {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
-        rows.append(row)
+        rows.append(row | origin(result))
     return rows
 
 
