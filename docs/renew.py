@@ -227,8 +227,8 @@ def demo_holm(read: Read) -> str:
         )
     ]
     return wrapped(
-        "Holm's p corrects within one table, over the comparisons in the same features and with the same real images. Corrected over the "
-        f"larger table of the bench, p of the same runs of `di/el` against `none` is {parts[0]}, {parts[1]} and {parts[2]}."
+        "Holm's p corrects within one table, over the comparisons with the same baseline, in the same features and with the same real "
+        f"images, and not over the page. Corrected over the larger table of the bench, p of the same runs of `di/el` against `none` is {parts[0]}, {parts[1]} and {parts[2]}."
     )
 
 
@@ -444,7 +444,8 @@ def bench_sentences(read: Read) -> str:
             own_batches(read),
             alarms(read),
             f"The page makes {compared} comparisons at the 95 % level on one teacher and 360 held-out digits. Without a "
-            "correction some of them exclude zero by chance; Holm's p in [main.md](../data/tables/bench/main.md) corrects.",
+            "correction some of them exclude zero by chance. Holm's p in [main.md](../data/tables/bench/main.md) corrects within "
+            "a family (one baseline, one feature space, one part of the images), and not over the page.",
         )
     )
 

@@ -134,6 +134,7 @@ def test_a_gain_stands_beside_what_limits_it():
     for name in ("README.md", "docs/results.md"):
         text = " ".join(PAGES[name].split())
         assert "after a run with a better teacher had shown no difference on held-out images" in text
+        assert "a weak teacher" in text.split("<!-- results: demo-small -->")[0].split("## What the demo shows")[-1] or name != "README.md"
         assert "Intervals cover training seeds only" in text.replace("The intervals", "Intervals")
     text = renew.demo_holm(committed)
     for metric in ("fd5k_judge-a_heldout", "fd5k_judge-a_train", "fd5k_pixels_heldout"):
