@@ -18,15 +18,17 @@ def central(study: Study) -> tuple[list[dict], list[str]]:
 
     The answer is one row for each arm and data set, in the primary space, pooled over all teachers of the data set; an arm that
     cannot be pooled has one row for each data setting. The p-values of the answers are one family (Holm), and those of their tests of
-    equivalence are another. All other rows are exploratory and not corrected."""
-    answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
+    equivalence are another. All other rows are exploratory and not corrected. In the primary space a pooled arm has one sentence;
+    the rows of its single settings have none, because its answer contains them."""
+    answers, pooled, rows, contained, level = [], [], [], set(), 1 - study.params["confidence"]
     for name, bed in study.split():
         whole, more = _pooled(name, bed), _settings(bed)
         first = bed.primary(bed.results[0])
         done = {(row["method"], row["supplement"]) for row in whole}
-        answers += whole
-        answers += [row for row in more if row["space"] == first and row.get("p") is not None
-                    and (row["method"], row["supplement"]) not in done]  # fmt: skip
+        ranked = [row for row in more if row["space"] == first and row.get("p") is not None]
+        alone = [row for row in ranked if (row["method"], row["supplement"]) not in done]
+        answers += whole + alone
+        contained |= {id(row) for row in ranked} - {id(row) for row in alone}
         pooled, rows = pooled + whole, rows + more
     correct(answers)
     correct(answers, "p_equivalent")
@@ -34,7 +36,8 @@ def central(study: Study) -> tuple[list[dict], list[str]]:
         row["verdict"] = _decide(row, level)
     rows = pooled + rows
     blank = dict.fromkeys(key for row in rows for key in row)
-    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in rows if row.get("verdict")]
+    spoken = [row for row in rows if row.get("verdict") and id(row) not in contained]
+    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in spoken]
 
 
 def _settings(study: Study) -> list[dict]:

@@ -17,6 +17,12 @@ from eldistill.tables.studies.study import Study
 RECIPE = ("comparisons", 3)  # sizes of families; a contrast tests equivalence; intervals of the shares of a variance
 
 
+def _ends(row: dict, name: str) -> str:
+    # The interval of the share of a component of the variance, in percent.
+    low, high = row[f"share_{name}_low"], row[f"share_{name}_high"]
+    return "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 def pair_with_baseline(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
     """Pairs (run, baseline run) with the same data and seed, and the same method unless the baseline names one; empty for the baseline."""
     data, method, _ = group[0].arm
@@ -146,7 +152,8 @@ def _equal(row: dict, params: dict, differs: bool) -> str:
 def seeds(study: Study) -> tuple[list[dict], list[str]]:
     """Variance between training seeds and between ensemble seeds, from a complete table of both; returns rows and sentences.
 
-    Supplements called NAME-e0, NAME-e1, … differ only in the seed of the ensemble. Raises Problem if the table is incomplete."""
+    Supplements called NAME-e0, NAME-e1, … differ only in the seed of the ensemble. Shares have generalized confidence intervals,
+    which are wide for a few seeds. Raises Problem if the table is incomplete."""
     tables: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}
     for result in study.results:
         match = re.fullmatch(r"(.+)-e(\d+)", result.arm[2])
@@ -174,11 +181,16 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
         row |= {
             f"share_{name}": max(part, 0.0) / total if total else None for name, part in zip(names, parts, strict=True)
         }
+        ends = inference.variance_share_intervals(
+            [[cells[t, e] for e in ensemble] for t in training], study.params["confidence"]
+        )
+        for name, (low, high) in zip(names, ends or [(None, None)] * 3, strict=True):
+            row |= {f"share_{name}_low": low, f"share_{name}_high": high}
         rows.append(row)
         if not total:
             said.append(f"{data}, {method}/{stem}: no variance in {len(cells)} runs.")
             continue
-        shares = ", ".join(f"{100 * row[f'share_{name}']:.0f} % {text}" for name, text in
+        shares = ", ".join(f"{100 * row[f'share_{name}']:.0f} %{_ends(row, name)} {text}" for name, text in
                            zip(names, ("training seed", "ensemble seed", "their interaction and noise"), strict=True))  # fmt: skip
         said.append(f"{data}, {method}/{stem}: of the variance {shares} (sd in all {short(row['fd_sd'])}, "
                     f"{len(training)} x {len(ensemble)} runs; an estimate below 0 counts as 0).")  # fmt: skip

@@ -59,6 +59,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("least-variance share", lambda row: _text(row.get("optimal"))),
     ("trace ratio", lambda row: _text(row.get("trace_ratio"))),
     ("no better than the start", lambda row: _text(row.get("diverged"))),
+    ("far above the baseline", lambda row: _text(row.get("far_above"))),
     ("trace ratio below 0.5", lambda row: _text(row.get("collapsed"))),
     ("% of ticks with a spike", lambda row: _text(row.get("spikes_percent"))),
     ("% lost after the best point", lambda row: _text(row.get("lost_percent"))),
