@@ -92,7 +92,9 @@ def test_value_and_gradient_are_the_supplements(case, ensemble, tmp_path):
         given |= {"labels": classes(12), "real_labels": torch.nn.functional.one_hot(classes(9))}
     value = loss(fake, **given)
     (gradient,) = torch.autograd.grad(value, fake)
-    close = 1e-5 if (kernel, anchored) == ("cubic", True) else 1e-6  # landmarks are float32, and third powers magnify that
+    close = (
+        1e-5 if (kernel, anchored) == ("cubic", True) else 1e-6
+    )  # landmarks are float32, and third powers magnify that
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=close, abs=close)
     assert (gradient - slope).abs().max() < close * max(1, float(slope.abs().max()))
     assert float(slope.abs().max()) > 1e-6

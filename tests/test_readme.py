@@ -107,6 +107,18 @@ RESULTS = """\
 """
 
 
+def test_the_finding_names_what_fresh_seeds_show():
+    """Once the study's table is in git: its pooled row, in per cent; before that nothing."""
+    head = "data,method,supplement,space,pairs,difference,low,high\n"
+    rows = '"digits, 3 teachers",di,pixel-base,judge-a,10,-7.0,-9.0,-5.0\n"digits, 3 teachers",di,el-base,judge-a,10,-8.04,-12.1,-3.9\n'
+    text = " ".join(renew.fresh_seeds(lambda name: head + rows).split())
+    assert text.startswith(
+        "Over 10 fresh seeds and 3 teachers its difference is -8.0 and its 95 % interval, -12.1 to -3.9, excludes"
+    )
+    assert renew.fresh_seeds(lambda name: head + "digits,di,el-base,judge-a,10,-0.1,-0.2,0.1\n") == ""
+    assert renew.fresh_seeds(lambda name: (ROOT / "none" / name).read_text()) == ""
+
+
 def test_the_finding_follows_the_numbers_wherever_they_go():
     """A loss that had made things worse would be reported as such, with the sign of the difference."""
     text = " ".join(renew.finding(lambda name: RESULTS).split())
@@ -134,6 +146,10 @@ def test_a_gain_stands_beside_what_limits_it():
     for name in ("README.md", "docs/results.md"):
         text = " ".join(PAGES[name].split())
         assert "after a run with a better teacher had shown no difference on held-out images" in text
+        assert (
+            "a weak teacher" in text.split("<!-- results: demo-small -->")[0].split("## What the demo shows")[-1]
+            or name != "README.md"
+        )
         assert "Intervals cover training seeds only" in text.replace("The intervals", "Intervals")
     text = renew.demo_holm(committed)
     for metric in ("fd5k_judge-a_heldout", "fd5k_judge-a_train", "fd5k_pixels_heldout"):
@@ -217,7 +233,7 @@ def test_the_sentences_of_studies_are_the_committed_ones():
     assert text.count("<!-- study:") == len(blocks)
     # A sentence of a study is known by its form: it cannot stand outside of such a block, or in it under another name.
     inside = [sentence for _, quoted in blocks for sentence in quoted.splitlines()]
-    form = r"^- .*(?:\d pairs|[0-9]+ never\)|\(\d+ runs\)|images a batch|runs ended no better).*$"
+    form = r"^- .*(?:\d pairs|[0-9]+ never\)|\(\d+ runs[,)]|images a batch|runs ended no better).*$"
     assert set(re.findall(form, text, re.M)) <= set(inside)
 
 

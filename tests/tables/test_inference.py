@@ -17,6 +17,7 @@ from eldistill.tables.inference import (
     paired_p,
     seeds_for_equivalence,
     variance_components,
+    variance_share_intervals,
 )
 
 DRAWS = [np.random.default_rng(seed).normal(loc, scale, n).tolist()
@@ -270,3 +271,22 @@ def test_importing_is_light():
     code = "import sys, eldistill.tables.studies.page; print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_share_of_a_variance_is_above_0_where_the_f_test_says_so(seed):
+    """The lower end of the rows' share is above 0 exactly where the F test of rows rejects at half of the level, and so for columns;
+    a table's unit and its mean change nothing."""
+    noise = np.random.default_rng(seed)
+    table = noise.normal(size=(5, 1)) * (seed % 3) + noise.normal(size=(1, 4)) * (seed % 2) + noise.normal(size=(5, 4))
+    found = variance_share_intervals(table.tolist(), 0.95)
+    assert np.allclose(variance_share_intervals((100 * table + 7).tolist(), 0.95), found)
+    assert all(0 <= low <= high <= 1 for low, high in found)
+    rows, columns, rest = variance_components(table.tolist())
+    for (low, _), ratio, n in ((found[0], 4 * rows / rest + 1, 4), (found[1], 5 * columns / rest + 1, 3)):
+        p = stats.f.sf(ratio, n, 12)
+        assert (low > 0) is bool(p < 0.025) or abs(p - 0.025) < 0.002
+
+
+def test_a_table_without_variance_has_no_shares():
+    assert variance_share_intervals([[2.0, 2.0], [2.0, 2.0]], 0.95) == []

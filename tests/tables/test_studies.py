@@ -14,7 +14,7 @@ from scipy import stats
 
 from eldistill.distil import probe
 from eldistill.errors import Problem
-from eldistill.paths import STUDY
+from eldistill.paths import STUDY, STUDY_ENDINGS
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
 from eldistill.tables.studies import forest
@@ -60,10 +60,13 @@ def add_arm(root, supplement, values, data="toy", method="di", first=0, **others
 
 def make(root, runs, out="out", **changes):
     """The rows of the csv, and the Markdown."""
-    outputs = [root / out / f"study.{ending}" for ending in ("csv", "md", "png")]
+    outputs = [root / out / f"study.{ending}" for ending in STUDY_ENDINGS]
     beds = {run.split("/")[0]: ["toys", "judge-a"] for run in runs}
+    for data in beds:
+        write(root / f"data/evaluations/{data}/real/metrics.json", metrics(0.125, "1437", "360"))
+        write(root / f"data/evaluations/{data}/teacher/metrics.json", metrics(0.25))
     studies.make_study("study", PARAMS | {"runs": runs, "beds": beds} | changes, root, outputs)
-    for path in outputs[:2]:
+    for path in (*outputs[:2], outputs[3]):
         assert "nan" not in path.read_text().lower() and "None" not in path.read_text()
     return read(outputs[0]), outputs[1].read_text()
 
@@ -163,6 +166,68 @@ def test_sentences_say_what_holm_allows(tmp_path):
     assert float(rows[1]["p"]) < 0.05 < float(rows[1]["p_holm"])
     assert "is not distinguishable from none's" in said(text, "toy, di/near")
     assert "is lower than none's" in said(make(tmp_path, runs, confidence=0.9)[1], "toy, di/near")
+
+
+def test_equal_is_said_only_of_what_a_test_of_equivalence_shows(tmp_path):
+    """Neither is distinguishable from the baseline: one is within 10 % for sure (scipy's two one-sided tests), one is not."""
+    small, wild = np.array([0.1, -0.1, 0.05, -0.1, 0.0]), np.array([3.0, -2.5, 0.5, 2.0, -3.0])
+    runs = add_arm(tmp_path, "none", BASE)
+    for name, deltas in (("near", small), ("wild", wild)):
+        runs += add_arm(tmp_path, name, (np.array(BASE) + deltas).tolist())
+    rows, text = make(tmp_path, runs)
+    ps = []
+    for row, deltas in zip(rows[1:], (small, wild), strict=True):
+        sides = (stats.ttest_1samp(deltas, -1, alternative="greater"), stats.ttest_1samp(deltas, 1, alternative="less"))
+        ps.append(max(side.pvalue for side in sides))
+        assert float(row["p_equivalent"]) == pytest.approx(ps[-1], rel=1e-9) and float(row["margin"]) == pytest.approx(
+            1
+        )
+    assert float(rows[1]["p_equivalent_holm"]) == pytest.approx(2 * ps[0]) and rows[1]["p_equivalent_family"] == "2"
+    near, other = (said(text, f"toy, di/{name}") for name in ("near", "wild"))
+    assert all("is not distinguishable from none's" in each for each in (near, other))
+    assert "; equivalent within ±10 % (Holm over 2: " in near and near.endswith("e-05).")
+    assert "; not shown equivalent within ±10 % (Holm over 2: " in other and "pairs would show it)." in other
+    assert "tests of equivalence are a family of their own" in text
+
+
+@pytest.mark.parametrize("kind", ["central", "contrast", "budget"])
+def test_every_corrected_p_names_its_family(tmp_path, kind):
+    """N of `Holm over N` is the number of rows of the table that have such a p; what has none says why."""
+    runs = add_arm(tmp_path, "none", BASE)
+    for name, step in (("el", 0.3), ("more", 1.5), ("most", 2.5)):
+        runs += add_arm(tmp_path, name, [base + step * (i % 3) for i, base in enumerate(BASE)])
+    rows, text = make(tmp_path, runs, kind=kind)
+    family = sum(bool(row["p_holm"]) for row in rows)
+    sizes = re.findall(r"Holm over (\d+): ", text)
+    assert family >= 3 and set(sizes) == {str(family)} and len(sizes) >= family
+    assert f"Holm's correction over the {family} comparisons of this table" in text
+    tested = [line for line in text.splitlines() if re.search(r"^- .*\(p = ", line)]
+    assert len(tested) == len([row for row in rows if row["p"]])
+    assert all("Holm over" in line or "not corrected, exploratory" in line for line in tested)
+
+
+def test_a_page_has_its_floors_its_teachers_and_its_runs(tmp_path):
+    """For each data setting real images and the teacher, with their own number of images; a row for each run with its origin."""
+    runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1], "wide")
+    _, text = make(tmp_path, [*runs, *add_arm(tmp_path, "el", BASE[::-1]), *add_arm(tmp_path, "none", BASE, "wide")])
+    for data in ("toy", "wide"):
+        assert re.search(rf"^\| {data} \| real \(noise floor\) \| 1437 \| 0\.125 \|", text, re.M)
+        assert re.search(rf"^\| {data} \| teacher \(Heun, many steps\) \| 5k \| 0\.250 \|", text, re.M)
+    made = read(tmp_path / "out/study.runs.csv")
+    assert len(made) == 20 and [row["data"] for row in made[:6]] == ["toy"] * 5 + ["wide"]
+    assert [float(row["fd5k_judge-a_heldout"]) for row in made[:5]] == list(BASE)
+    assert all(
+        row["git_commit"] == "c0ffee" and row["command"].startswith("python -m eldistill distil toy/di/")
+        for row in made[:5]
+    )
+    assert (
+        made[0]["metrics_file"] == "data/evaluations/toy/di/none/0/metrics.json" and made[0]["recipe"] == "0123456789ab"
+    )
+    assert float(made[0]["milliseconds_per_iteration_cpu"]) > 0
+    (tmp_path / "data/evaluations/toy/real/metrics.json").unlink()
+    with pytest.raises(Problem, match="toy/real/metrics.json"):
+        studies.make_study("study", PARAMS | {"runs": runs, "beds": {d: ["toys", "judge-a"] for d in ("toy", "wide")}},
+                           tmp_path, [tmp_path / f"bad.{ending}" for ending in STUDY_ENDINGS])  # fmt: skip
 
 
 def test_the_realised_gradient_ratio_is_of_the_second_half(tmp_path):
@@ -306,7 +371,9 @@ def test_the_answers_are_one_family(tmp_path):
     assert [float(row["p_holm"]) for row in first] == pytest.approx([2 * p[0], max(2 * p[0], p[1])])
     assert p[0] < 0.05 < max(2 * p[0], p[1]) and {row["p_holm"] for row in rows if row["space"] != "judge-a"} == {""}
     assert first[0]["verdict"] == ("lower" if 2 * p[0] < 0.05 else "undecided")
-    assert ", Holm 0" in said(text, "toy, di/el in judge-a") and "Holm" not in said(text, "toy, di/el in judge-b")
+    first, explores = (said(text, f"toy, di/el in {space}") for space in ("judge-a", "judge-b"))
+    assert first.count(", Holm over 2: ") == 2 and "Holm" not in explores and "not corrected, exploratory" in explores
+    assert "exploratory" not in first
 
 
 def test_a_small_sure_difference_is_equivalent_and_a_large_one_is_not(tmp_path):
@@ -361,7 +428,11 @@ def test_an_arm_that_cannot_be_pooled_answers_by_its_own_row(tmp_path):
     rows, text = make(tmp_path, runs, kind="central", against="pixels")
     answers = {(row["data"], row["supplement"]): row for row in rows if row["p_holm"]}
     assert set(answers) == {("toys, 2 teachers", "el"), ("one", "more")}
-    assert "Holm" in said(text, "one, di/more in judge-a") and "Holm" not in said(text, "one, di/el in judge-a")
+    assert "Holm" in said(text, "one, di/more in judge-a")
+    assert len(re.findall(r"^- .*di/el in judge-a:", text, re.M)) == 1, (
+        "its answer, which contains those of single teachers"
+    )
+    assert "one, di/el in judge-b" in text
 
 
 def test_settings_of_other_numbers_of_images_are_not_pooled(tmp_path):
@@ -388,7 +459,7 @@ def test_a_data_setting_has_the_same_rows_alone_and_beside_another(tmp_path, kin
                    for runs in (here, [*there, *here]))  # fmt: skip
     assert alone.keys() == both.keys() and alone
     for key, row in alone.items():
-        free = {"p_holm", "verdict"}
+        free = {"p_holm", "p_family", "p_equivalent_holm", "p_equivalent_family", "verdict"}
         assert {k: v for k, v in row.items() if k not in free} == {k: both[key][k] for k in row if k not in free}
 
 
@@ -449,7 +520,11 @@ def test_a_full_table_is_split_by_training_and_ensemble_seed(tmp_path):
     assert float(rows[0]["fd_sd"]) == pytest.approx(additive.std(ddof=1))
     rest = noisy - noisy.mean(0) - noisy.mean(1)[:, None] + noisy.mean()
     assert float(rows[1]["variance_rest"]) == pytest.approx((rest**2).sum() / 6)
-    assert "of the variance 93 % training seed, 7 % ensemble seed, 0 % their interaction" in said(text, "toy, di/el")
+    shares = r"of the variance 93 % \[\d+, \d+\] training seed, 7 % \[\d+, \d+\] ensemble seed, 0 % \[0, 0\] their interaction"
+    assert re.search(shares, said(text, "toy, di/el"))
+    for name in names:
+        low, high = (float(rows[1][f"share_{name}_{end}"]) for end in ("low", "high"))
+        assert 0 <= low <= float(rows[1][f"share_{name}"]) <= high <= 1
     assert "4 x 3 runs" in said(text, "other, di/redrawn")
     assert {"variance: training seed", "ensemble seed", "rest"} <= set(titles(text))
 
@@ -587,15 +662,30 @@ def test_runs_that_fell_are_counted(tmp_path):
     assert "- 1 of 6 runs ended no better than they started: di/none 1 of 3." in text
     assert "- 1 of 3 runs fell below a trace ratio of 0.5: di/el 1 of 3." in text
     assert "Ranked by" not in text
+    # The baseline ends at 8/3 on average, and no run ends above twice that.
+    assert [row["far_above"] for row in (none, el)] == ["0", "0"]
+    assert "- 0 of 6 runs ended above 2 times the mean distance of none." in text
     logs[2]["generator.gradient_norm"][5:] = [1.0, 1.0, 3.1]
     add_curves(tmp_path, "el", [(4.0, 1.0)], 2, log=logs[2])
     assert float(make(tmp_path, runs, kind="stability")[0][1]["spikes_percent"]) == pytest.approx(25 / 3)
 
 
+def test_a_run_that_breaks_is_counted_although_its_start_was_worse(tmp_path):
+    """From 40 to 3: better than its start, and more than twice as far as the baseline, which ends at 1 on average."""
+    runs = add_curves(tmp_path, "none", [(40.0, 2.0, 0.9), (40.0, 2.0, 1.1)])
+    runs += add_curves(tmp_path, "el", [(40.0, 2.0, 1.9), (40.0, 1.0, 3.0)])
+    (none, el), text = make(tmp_path, runs, kind="stability")
+    assert (none["far_above"], el["far_above"], el["diverged"]) == ("0", "1", "0")
+    assert "- 1 of 4 runs ended above 2 times the mean distance of none: di/el 1 of 2." in text
+    assert "no better than they started" not in text, "a count that is 0 wherever a training learns anything"
+    (row,), text = make(tmp_path, runs[2:], kind="stability")
+    assert row["far_above"] == "" and "the mean distance of none" not in text
+
+
 def test_a_run_of_one_point_has_neither_fallen_nor_risen(tmp_path):
     """distil.snapshots: [100]: nobody knows; beside curves that fall it is not counted."""
     (row,), text = make(tmp_path, add_curves(tmp_path, "none", [(4.0,)] * 2), kind="stability")
-    assert row["diverged"] == "" and "- 0 of 0 runs ended no better than they started." in text
+    assert row["diverged"] == "" and "no better than they started" not in text
     rows, _ = make(tmp_path, add_curves(tmp_path, "none", [(4.0,), (4.0, 2.0), (2.0, 4.0)]), kind="stability")
     assert rows[0]["diverged"] == "1"
 
@@ -722,7 +812,8 @@ def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("signals", "sentence"), [([0.5, 1.5, 4.0], "noise over signal 2.00 at 8"),
-                                                   ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs)")])  # fmt: skip
+                                                   ([1.0, -2.0, 0.5], "its mean is lost in the noise (3 runs, each with 32 and 16 "
+                                                                      "gradients)")])  # fmt: skip
 def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, sentence):
     """One run whose signal is next to nothing does not decide; a mean that is not above 0 has no ratio."""
     monkeypatch.setattr(probe, "measure_variance", lambda run, root: {"own": LOOK | {"signal": signals[int(run[-1])]}})
@@ -732,7 +823,7 @@ def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, s
 
 @pytest.mark.parametrize("kind", studies.KINDS)
 def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_equal_bytes(tmp_path, monkeypatch, kind):
-    """Two calls, six files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
+    """Two calls, eight files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
     monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
@@ -740,10 +831,10 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     runs = some_runs(tmp_path, kind)
     rows, text = make(tmp_path, runs, kind=kind)
     make(tmp_path, runs, "again", kind=kind)
-    for ending in ("csv", "md", "png"):
+    for ending in STUDY_ENDINGS:
         first, second = (tmp_path / out / f"study.{ending}" for out in ("out", "again"))
         assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 100
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 4
     with Image.open(tmp_path / "out/study.png") as picture:
         drawn = [row for row in rows if row.get("difference")] or rows
         lines = 3 * len(drawn) if kind == "seeds" else len(drawn)  # a bar for each part of the variance
@@ -754,12 +845,12 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     heading = "## Time to the baseline's values\n\n" if kind == "speed" else ""
     assert text.startswith(f"# What of it?\n\n{heading}| data, method/supplement |")
     if kind == "central":
-        assert "Holm's correction over the rows that have one, which answer; the others explore" in text
+        assert "comparisons of this table that answer, " in text and " others explore without one" in text
     ranks = kind not in ("stability", "signal", "variance")
     assert (
         "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text
     ) is ranks and "study.csv" in text
-    assert ("Holm's correction over this table" in text) is (kind in ("contrast", "budget", "speed"))
+    assert ("comparisons of this table; " in text) is (kind in ("contrast", "budget", "speed"))
 
 
 def test_a_picture_of_one_seed_has_points_without_bars(tmp_path, monkeypatch):
@@ -780,13 +871,13 @@ def test_columns_without_a_number_are_dropped(tmp_path):
     runs = add_arm(tmp_path, "none", [1.0]) + add_arm(tmp_path, "el", [2.0])
     rows, text = make(tmp_path, runs)
     assert titles(text) == ["data, method/supplement", "seeds", "fd held-out", "minus baseline", "%", "fd train",
-                            "minus baseline, train", "fd judge-b", "fd pixels", "recall", "CPU ms an iteration"]  # fmt: skip
+                            "minus baseline, train", "fd judge-b", "fd pixels", "KID", "recall", "CPU ms an iteration"]  # fmt: skip
     assert {"p_holm", "gradient_ratio", "low"} <= rows[0].keys()
     log = {"generator.base_rms": [2.0] * 8, "el.weight": [1.0] * 8, "el.gradient_rms": [1.0] * 8}
     runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1], log=log)
     _, text = make(tmp_path, runs)
     assert {"p (Holm)", "gradient ratio"} <= set(titles(text)) and "least trace ratio" not in titles(text)
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "10.0 ± 0.791" in lines[2] and "0.500" in lines[3]
 
@@ -903,6 +994,9 @@ def test_a_name_that_only_begins_like_a_table_is_a_study():
         assert bool(re.fullmatch(rf"({pattern})\.csv", f"{name}.csv")) is allowed
         if allowed:
             params.from_values(values, ROOT)
+    assert not re.fullmatch(rf"({pattern})\.csv", "central.runs.csv"), (
+        "the runs of central, no table of a study central.runs"
+    )
 
 
 def test_the_command_line_finds_a_study_and_names_its_neighbours():
@@ -979,8 +1073,10 @@ def test_a_study_has_the_runs_of_its_grids_and_what_it_needs_to_read_them():
         assert found[: len(first)] == first
         more = {"data digits/images", "teacher digits"} | {f"ensemble digits/{name}/{seed}" for name in ("conv4", "identity")
                                                            for seed in range(200, 205)}  # fmt: skip
-        assert set(map(" ".join, found[len(first) :])) == (more if name == "variance" else set())
-        assert step.outputs == tuple(f"data/tables/ablation/{name}.{ending}" for ending in ("csv", "md", "png"))
+        datas = dict.fromkeys(run.split("/")[0] for run in runs)
+        beside = {f"evaluate {data}/{which}" for data in datas for which in ("real", "teacher")}
+        assert set(map(" ".join, found[len(first) :])) == beside | (more if name == "variance" else set())
+        assert step.outputs == tuple(f"data/tables/ablation/{name}.{ending}" for ending in STUDY_ENDINGS)
 
 
 # --- the studies that we ship -------------------------------------------------------------------------

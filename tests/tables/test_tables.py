@@ -245,7 +245,7 @@ def test_every_number_of_the_main_table_follows_from_the_runs(known):
                 expected = a if key == "step_ms_cpu" else 100 * (a / b - 1)
             elif key in ("seeds", "paired_seeds"):
                 expected = len(mine)
-            elif end in ("p", "holm"):
+            elif end in ("p", "holm", "family"):
                 continue  # test_p_values_are_those_of_the_differences
             elif end == "in":
                 name = exact.removesuffix("_lower")
@@ -373,15 +373,18 @@ def test_the_curves_keep_every_bit_and_count_iterations(tmp_path):
 def row_of(delta, low, high):
     ends = {"": delta, "_low": low, "_high": high}
     row = {"method": "di", "supplement": "el", "metric_heldout": "fd5k_judge-a_heldout", "paired_seeds": 3}
-    row |= {f"fd_judge-a_heldout_{key}": value for key, value in {"lower_in": "3/3", "p": 0.03, "p_holm": 0.04}.items()}
+    row |= {
+        f"fd_judge-a_heldout_{key}": value
+        for key, value in {"lower_in": "3/3", "p": 0.03, "p_holm": 0.04, "p_family": 2}.items()
+    }
     return row | {f"fd_judge-a_heldout_difference{end}": value for end, value in ends.items()}
 
 
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [
-        ((-0.08, -0.15, -0.01), "is lower than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm 0.0400, n = 3, lower in 3 of 3)."),
-        ((0.08, 0.01, 0.15), "is higher than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm 0.0400, n = 3, lower in 3 of 3)."),
+        ((-0.08, -0.15, -0.01), "is lower than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm over 2: 0.0400, n = 3, lower in 3 of 3)."),
+        ((0.08, 0.01, 0.15), "is higher than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm over 2: 0.0400, n = 3, lower in 3 of 3)."),
         ((-0.08, -0.2, 0.04), "is not distinguishable from none: difference -0.0800 [-0.200, 0.0400] (p = 0.0300, Holm"),
     ],
 )  # fmt: skip
@@ -412,6 +415,28 @@ def test_p_values_are_those_of_the_differences(suite, undrawn):
     holm = {smaller: min(1.0, 2 * smaller), larger: max(larger, min(1.0, 2 * smaller))}
     adjusted = [float(arm(rows, name)[f"{key}_holm"]) for name in ("el", "pixel-mmd")]
     assert adjusted == pytest.approx([holm[p] for p in found])
+
+
+def test_a_corrected_p_counts_the_comparisons_that_stand_beside_it(tmp_path, undrawn):
+    """N of `Holm over N` is the number of sentences of a section with the same metric, against the baseline or between others."""
+    runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "wide", 10.0)
+    for run in list(runs[:9]):
+        runs.append(run.replace("/di/", "/sid/"))
+        add_run(tmp_path, runs[-1], 3.0 + int(run[-1]) * len(run))
+    outputs = make(tmp_path, runs)
+    text, sizes = outputs["main.md"].read_text(), set()
+    for name in ("toy", "wide"):
+        found = re.findall(
+            r"^- \S+: (\S+) is .*? (?:than|from) ([\w-]+)\b.* Holm over (\d+): ", section(text, name), re.M
+        )
+        families = [(metric, other == "none") for metric, other, _ in found]
+        assert len(found) > 6 and [int(size) for *_, size in found] == [families.count(each) for each in families]
+        sizes |= {size for *_, size in found}
+        assert (
+            f"Holm's correction over the {families.count(('fd5k_judge-a_heldout', True))} comparisons"
+            in (re.search(rf"caption{{{name}: .*", outputs["main.tex"].read_text())[0])
+        )
+    assert len(sizes) > 1 and "Holm 0" not in text
 
 
 def test_markdown_is_a_table_with_its_explanation(known):
@@ -540,7 +565,9 @@ def test_two_supplements_are_compared_once_and_within_a_setting_and_a_method(tmp
     pairs = [line for line in text.splitlines() if "is not distinguishable from" in line and "from none" not in line]
     assert [line.split(":")[0] for line in pairs] == ["- di/el"] * 2 + ["- sid/el"] * 2 + ["- di/el"] * 2
     assert all("from pixel-mmd" in line for line in pairs)
-    ps = [[float(each) for each in re.search(r"p = ([\d.]+), Holm ([\d.]+)", line).groups()] for line in pairs]
+    ps = [
+        [float(each) for each in re.search(r"p = ([\d.]+), Holm over [12]: ([\d.]+)", line).groups()] for line in pairs
+    ]
     assert ps[4] == ps[5] and ps[4][0] == ps[4][1] == ps[0][0], "of one data setting: a family of one"
     assert ps[0][1] == pytest.approx(2 * ps[0][0]), "of the other one: two methods, a family of two"
 

@@ -43,6 +43,7 @@ rule make_study:
         report(f"{TABLES}/{{study}}.csv", category="Studies", caption="../report/main.rst"),
         f"{TABLES}/{{study}}.md",
         report(f"{TABLES}/{{study}}.png", category="Studies", caption="../report/curves.rst"),
+        f"{TABLES}/{{study}}.runs.csv",
         f"{TABLES}/{{study}}.csv.recipe",
     log:
         f"data/scratch/logs/tables/{SUITE}/{{study}}.log",

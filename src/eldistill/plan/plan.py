@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
-from eldistill.paths import TABLES
+from eldistill.paths import STUDY_ENDINGS, TABLES
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
@@ -177,9 +177,14 @@ class Plan(PlanOfModels):
                 for run in runs
             }
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
+        upstream += [
+            self.reference_run(data, which)
+            for data in dict.fromkeys(run.data for run in runs)
+            for which in ("real", "teacher")
+        ]
         if literal_of(kind, "NETWORKS", False):  # the study computes with the networks of the runs
             upstream += [each for run in runs for each in self.distil(run).upstream]
-        outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in ("csv", "md", "png"))
+        outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in STUDY_ENDINGS)
         return self._step(
             "study",
             f"{suite}/{name}",

@@ -95,6 +95,13 @@ def variance_components(table: Sequence[Sequence[float]]) -> tuple[float, float,
     The model is value = mean + row + column + rest with independent terms. Negative estimates are returned unchanged.
     """
     rows, columns = len(table), len(table[0])
+    of_rows, of_columns, rest = _mean_squares(table)
+    return (of_rows - rest) / columns, (of_columns - rest) / rows, rest
+
+
+def _mean_squares(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    # Mean squares of rows, of columns and of the rest of a complete two-way table.
+    rows, columns = len(table), len(table[0])
     grand = fmean(value for row in table for value in row)
     of_rows, of_columns = [fmean(row) for row in table], [fmean(column) for column in zip(*table, strict=True)]
     rest = math.fsum(
@@ -102,4 +109,31 @@ def variance_components(table: Sequence[Sequence[float]]) -> tuple[float, float,
     ) / ((rows - 1) * (columns - 1))
     between_rows = columns * math.fsum((each - grand) ** 2 for each in of_rows) / (rows - 1)
     between_columns = rows * math.fsum((each - grand) ** 2 for each in of_columns) / (columns - 1)
-    return (between_rows - rest) / columns, (between_columns - rest) / rows, rest
+    return between_rows, between_columns, rest
+
+
+def variance_share_intervals(
+    table: Sequence[Sequence[float]], confidence: float, points: int = 16381
+) -> list[tuple[float, float]]:
+    """Intervals of the shares (rows, columns, rest), from 0 to 1, of the variance components of a complete two-way table.
+
+    They are generalized confidence intervals (Hamada and Weerahandi 2000): each sum of squares is divided by a chi-squared variable of
+    its degrees of freedom, components below 0 count as 0, and the ends are quantiles of the shares. The variables lie on a lattice of
+    `points` points instead of being drawn, so that equal input gives equal numbers; `points` is a prime. A table without any
+    variance has no intervals: the result is empty."""
+    import numpy
+    from scipy.stats import chi2
+
+    rows, columns = len(table), len(table[0])
+    degrees = rows - 1, columns - 1, (rows - 1) * (columns - 1)
+    grid = (numpy.outer(numpy.arange(points), (1, 1516, 1516**2 % points)) / points + 0.5 / points) % 1
+    squares = [
+        mean * n / chi2.ppf(grid[:, i], n)
+        for i, (mean, n) in enumerate(zip(_mean_squares(table), degrees, strict=True))
+    ]
+    parts = numpy.stack([(squares[0] - squares[2]) / columns, (squares[1] - squares[2]) / rows, squares[2]]).clip(0)
+    total = parts.sum(0)
+    if not (total > 0).all():
+        return []
+    ends = numpy.quantile(parts / total, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    return [(float(low), float(high)) for low, high in ends.T]

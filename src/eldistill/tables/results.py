@@ -145,6 +145,23 @@ def one_device(results: list[Result]) -> bool:
     return len({result.about.get("device") for result in results}) < 2
 
 
+def names_of_metrics(results: list[Result]) -> list[str]:
+    """The names of all metrics of the results, each once, in their order."""
+    return list(dict.fromkeys(name for result in results for name in result.metrics))
+
+
+def measured(result: Result, names: list[str]) -> dict:
+    """The first columns of the row of a run: its arm and seed, these metrics, and its length and cost."""
+    row = dict(zip(("data", "method", "supplement"), result.arm, strict=True)) | {"seed": result.seed}
+    return row | {name: result.metrics.get(name) for name in names} | {key: result.about[key] for key in ABOUT[:4]}
+
+
+def origin(result: Result) -> dict:
+    """The last columns of the row of a run: its file of metrics, its recipe, and what made it."""
+    row = {"metrics_file": f"data/evaluations/{result.run}/metrics.json", "recipe": result.about["recipe"][:12]}
+    return row | {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
+
+
 def identity(group: list[Result]) -> dict:
     """The first columns of a row: data, method and supplement of an arm, and its number of seeds."""
     return dict(zip(("data", "method", "supplement"), group[0].arm, strict=True)) | {"seeds": len(group)}
@@ -156,6 +173,11 @@ def arms_of(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
     for result in results:
         arms.setdefault(result.arm, []).append(result)
     return arms
+
+
+def corrected(p: float, family: int) -> str:
+    """A p-value after Holm's correction, with the number of comparisons that it was corrected over."""
+    return f"Holm over {family}: {short(p)}"
 
 
 def is_reason(iterations) -> bool:

@@ -19,7 +19,6 @@ from eldistill.files import write_rows, write_text
 from eldistill.tables import curves, grids, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
-    ABOUT,
     NAME,
     PARTS,
     REFERENCE_RUNS,
@@ -29,14 +28,17 @@ from eldistill.tables.results import (
     check_results,
     ended_no_better,
     load_result,
+    measured,
     named,
     named_without_part,
+    names_of_metrics,
     one_device,
+    origin,
     protocols,
     read_metrics,
 )
 
-RECIPE = ("tables", 2)  # pairs within a data setting; no saving of one seed or of a flat baseline; columns for plots
+RECIPE = ("tables", 3)  # the number of comparisons that each corrected p counts
 
 # --- statistics ---------------------------------------------------------------------------------------
 
@@ -106,11 +108,9 @@ def _identity(result: Result) -> dict:
 
 def run_rows(results: list[Result], params: dict) -> list[dict]:
     """The rows of runs.csv, one for each run: all metrics, its cost, the times to the baseline's value, and its origin."""
-    arms, names, rows = arms_of(results), dict.fromkeys(n for result in results for n in result.metrics), []
+    arms, names, rows = arms_of(results), names_of_metrics(results), []
     for result in results:
-        row = _identity(result) | {name: result.metrics.get(name) for name in names}
-        row |= {key: result.about[key] for key in ABOUT[:4]}
-        twins = _twins([result], arms, params["baseline"])
+        row, twins = measured(result, names), _twins([result], arms, params["baseline"])
         for part in PARTS:
             row[f"iterations_to_baseline_{part}"] = None
             if twins:
@@ -118,10 +118,7 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
                 row[f"iterations_to_baseline_{part}"] = reason or _bounded(
                     *time_to_baseline(*twins[0], params["primary"], part)
                 )
-        row["metrics_file"] = f"data/evaluations/{result.run}/metrics.json"
-        row["recipe"] = result.about["recipe"][:12]
-        row |= {key: result.about.get(key) for key in ("git_commit", "git_dirty", "command", "device")}
-        rows.append(row)
+        rows.append(row | origin(result))
     return rows
 
 
@@ -157,7 +154,7 @@ def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, spa
     deltas = [a - b for a, b in pairs]
     row[f"{stem}_difference"] = fmean(deltas) if deltas else None
     row[f"{stem}_difference_low"], row[f"{stem}_difference_high"] = interval(deltas, params["confidence"])
-    row[f"{stem}_p"], row[f"{stem}_p_holm"] = paired_p(deltas), None
+    row[f"{stem}_p"], row[f"{stem}_p_holm"], row[f"{stem}_p_family"] = paired_p(deltas), None, None
     row[f"{stem}_lower_in"] = f"{sum(delta < 0 for delta in deltas)}/{len(deltas)}" if deltas else None
     base = sum(b for _, b in pairs)
     row[f"{stem}_ratio"] = sum(a for a, _ in pairs) / base if base else None
@@ -220,10 +217,13 @@ def group_row(results: list[Result], arms: dict, params: dict, wanted: list) -> 
 
 
 def fill_in_holm(rows: list[dict]) -> None:
-    """Fill in the columns `…_p_holm` of the rows of a data setting: Holm's correction, separately for each feature space and part."""
-    for key in [key for key in rows[0] if key.endswith("_p_holm")] if rows else ():
-        for row, p in zip(rows, holm([row[key.removesuffix("_holm")] for row in rows]), strict=True):
-            row[key] = p
+    """Fill in the columns `…_p_holm` and `…_p_family` of the rows of a data setting.
+
+    Holm's correction is separate for each feature space and part; the family is the number of p-values that it counts."""
+    for key in [key.removesuffix("_holm") for key in rows[0] if key.endswith("_p_holm")] if rows else ():
+        found = [row[key] for row in rows]
+        for row, p in zip(rows, holm(found), strict=True):
+            row[f"{key}_holm"], row[f"{key}_family"] = p, None if p is None else sum(each is not None for each in found)
 
 
 def contrasts(arms: dict, params: dict) -> dict[str, list[str]]:

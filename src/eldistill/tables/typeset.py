@@ -7,9 +7,9 @@ import itertools
 
 from eldistill.evaluate import metrics
 from eldistill.tables.alarms import alarms
-from eldistill.tables.results import NAME, PARTS, is_reason, short
+from eldistill.tables.results import NAME, PARTS, corrected, is_reason, short
 
-RECIPE = ("typeset", 2)  # no saving of one seed; why there is no time to a baseline; names follow each data setting
+RECIPE = ("typeset", 3)  # every corrected p with the number of comparisons that it counts
 ALONE = (
     *metrics.ALONE,
     *metrics.LABELLED,
@@ -39,9 +39,8 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
         return f"{who} differs from {base} by {short(delta)} in one paired seed: no interval, no conclusion."
     stem = f"fd_{params['primary']}_{part}"
     p, adjusted, lower_in = (row[f"{stem}_{end}"] for end in ("p", "p_holm", "lower_in"))
-    tail = (
-        f"p = {short(p)}, Holm {short(adjusted)}, n = {row['paired_seeds']}, lower in {lower_in.replace('/', ' of ')}"
-    )
+    tail = f"p = {short(p)}, {corrected(adjusted, row[f'{stem}_p_family'])}, n = {row['paired_seeds']}, "
+    tail += f"lower in {lower_in.replace('/', ' of ')}"
     if low <= 0 <= high:
         span = f"{short(delta)} [{short(low)}, {short(high)}]"
         return f"{who} is not distinguishable from {base}: difference {span} ({tail})."
@@ -49,6 +48,13 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     which = "lower" if delta < 0 else "higher"
     alone_only = "" if adjusted < 1 - params["confidence"] else ": by itself, not after correction"
     return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
+
+
+def _family(rows: list[dict], primary: str) -> str:
+    # The end of a caption: what Holm's p in the table is corrected over.
+    key = f"fd_{primary}_heldout_p_family"
+    size = next((row[key] for row in rows if row[key]), None)
+    return "" if size is None else f"; Holm's correction over the {size} comparisons on held-out images"
 
 
 NO_GOAL = "—"  # cell without a time to the baseline's final value; a line below the table gives the reason
@@ -179,7 +185,9 @@ def markdown(
     note = (
         "Intervals cover training seeds only: all runs share one teacher, one judge and one set of held-out images, whose "
         "sampling error is not in them (`fdse` has it: the standard error of `fdj`, the distance without the bias of finite "
-        "samples). p: paired t-test; Holm: corrected over the comparisons of a section in the same features and part. "
+        "samples). p: paired t-test. `Holm over N`: Holm's correction over the N comparisons of a section with the same baseline, the "
+        "same features and the same real images; comparisons in other features, with train images or between two supplements are "
+        "families of their own, and nothing is corrected over the page. "
         "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
         "seeds; what they save is said of two paired seeds or more. All digits: main.csv."
     )
@@ -223,7 +231,7 @@ def tex(rows: list[dict], params: dict, wanted: list) -> str:
         frame = frame.rename(columns=lambda title: title.replace("_", r"\_")).map(lambda cell: cell.replace("_", r"\_"))
         caption = (
             f"{data}: Fréchet distances of {NAME.fullmatch(group[-1]['metric_heldout'])['n']} images, mean $\\pm$ deviation "
-            f"over seeds; differences paired by seed, {100 * params['confidence']:g}\\,\\% t-intervals"
+            f"over seeds; differences paired by seed, {100 * params['confidence']:g}\\,\\% t-intervals{_family(group, primary)}"
         )
         parts.append(
             frame.to_latex(

@@ -6,35 +6,38 @@ from __future__ import annotations
 from statistics import fmean, stdev
 
 from eldistill.errors import Problem
-from eldistill.tables import inference
-from eldistill.tables.results import Result, arms_of, identity, short
-from eldistill.tables.studies.comparisons import compare_pairs, mean_and_sd, pair_with_baseline
+from eldistill.tables.results import Result, arms_of, corrected, identity, short
+from eldistill.tables.studies.comparisons import compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("central", 2)  # pooled over the seeds and the metric that all settings share; an answer for every arm
+RECIPE = ("central", 3)  # equivalence is corrected too; sizes of families; KID; what explores is said to
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
     """Compare each arm with the baseline: lower, higher, equivalent or undecided. Returns rows and sentences.
 
     The answer is one row for each arm and data set, in the primary space, pooled over all teachers of the data set; an arm that
-    cannot be pooled has one row for each data setting. The p-values of the answers are one family (Holm). All other rows are
-    exploratory and not corrected."""
-    answers, pooled, rows, level = [], [], [], 1 - study.params["confidence"]
+    cannot be pooled has one row for each data setting. The p-values of the answers are one family (Holm), and those of their tests of
+    equivalence are another. All other rows are exploratory and not corrected. In the primary space a pooled arm has one sentence;
+    the rows of its single settings have none, because its answer contains them."""
+    answers, pooled, rows, contained, level = [], [], [], set(), 1 - study.params["confidence"]
     for name, bed in study.split():
         whole, more = _pooled(name, bed), _settings(bed)
         first = bed.primary(bed.results[0])
         done = {(row["method"], row["supplement"]) for row in whole}
-        answers += whole
-        answers += [row for row in more if row["space"] == first and row.get("p") is not None
-                    and (row["method"], row["supplement"]) not in done]  # fmt: skip
+        ranked = [row for row in more if row["space"] == first and row.get("p") is not None]
+        alone = [row for row in ranked if (row["method"], row["supplement"]) not in done]
+        answers += whole + alone
+        contained |= {id(row) for row in ranked} - {id(row) for row in alone}
         pooled, rows = pooled + whole, rows + more
-    for row, p in zip(answers, inference.holm([row["p"] for row in answers]), strict=True):
-        row["p_holm"] = p
+    correct(answers)
+    correct(answers, "p_equivalent")
+    for row in answers:
         row["verdict"] = _decide(row, level)
     rows = pooled + rows
     blank = dict.fromkeys(key for row in rows for key in row)
-    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in rows if row.get("verdict")]
+    spoken = [row for row in rows if row.get("verdict") and id(row) not in contained]
+    return [blank | row for row in rows], [_central_sentence(row, study.params) for row in spoken]
 
 
 def _settings(study: Study) -> list[dict]:
@@ -44,12 +47,13 @@ def _settings(study: Study) -> list[dict]:
         for group in arms.values():
             values = [study.metric(r, space=space) for r in group]
             row = identity(group) | {"space": space} | mean_and_sd(values, "fd")
+            row |= mean_and_sd([study.metric(r, "kid", space) for r in group], "kid")
             twins = pair_with_baseline(study, group, arms)
             if twins:
                 ours, theirs = ([study.metric(r, space=space) for r in side] for side in zip(*twins, strict=True))
                 row |= compare_pairs(ours, theirs, study.params["confidence"])
                 deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
-                row |= _equivalence(deltas, bound, level)
+                row |= equivalence(deltas, bound, level)
                 row["verdict"] = _decide(row, level)
             rows.append(row | {"runs": " ".join(r.run for r in group)})
     return rows
@@ -86,7 +90,7 @@ def _pooled(name: str, study: Study) -> list[dict]:
             "space": study.primary(study.results[0]),
         }
         row |= compare_pairs(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
-        row |= _equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
+        row |= equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
         rows.append(row)
     return rows
 
@@ -97,20 +101,12 @@ def _shares(study: Study, twins: list[tuple[Result, Result]]) -> list[float] | N
     return [100 * (study.metric(a) - study.metric(b)) / base for a, b in twins] if base else None
 
 
-def _equivalence(deltas: list[float], bound: float, level: float) -> dict:
-    # The test of equivalence within ± bound. A baseline with mean 0 has no margin.
-    if bound <= 0:
-        return {"margin": None, "p_equivalent": None, "seeds_needed": None}
-    needed = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
-    return {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound), "seeds_needed": needed}
-
-
 def _decide(row: dict, level: float) -> str:
     if row["p"] is None:
         return "undecided"
-    if row["p_equivalent"] is not None and row["p_equivalent"] < level:
+    p, equal = (row[key] if row.get(f"{key}_holm") is None else row[f"{key}_holm"] for key in ("p", "p_equivalent"))
+    if equal is not None and equal < level:
         return "equivalent"
-    p = row["p"] if row.get("p_holm") is None else row["p_holm"]
     return ("lower" if row["difference"] < 0 else "higher") if p < level else "undecided"
 
 
@@ -121,13 +117,11 @@ def _central_sentence(row: dict, params: dict) -> str:
     span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]"
     span += "" if row["percent"] is None else f", {row['percent']:+.1f} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
-    equal = f"within {within}: p = {short(row['p_equivalent'])}"
+    equal = f"within {within}: {_tested(row, 'p_equivalent')}"
     if row["margin"] is None:
         equal = "not tested, for the mean of the baseline is 0"
-    tests = (
-        f"p = {short(row['p'])}{'' if row.get('p_holm') is None else ', Holm ' + short(row['p_holm'])}; "
-        f"equivalence {equal}; {row['pairs']} pairs"
-    )
+    explores = ", not corrected, exploratory" if row.get("p_holm") is None else ""
+    tests = f"{_tested(row, 'p')}; equivalence {equal}; {row['pairs']} pairs{explores}"
     needed = (
         "" if row["seeds_needed"] is None else f"; were they equal, about {row['seeds_needed']} pairs would show it"
     )
@@ -138,3 +132,9 @@ def _central_sentence(row: dict, params: dict) -> str:
         "undecided": f"undecided against {params['against']}{needed}",
     }[row["verdict"]]
     return f"{who}: {text}: {span} ({tests})."
+
+
+def _tested(row: dict, key: str) -> str:
+    # A p-value, and its correction if it belongs to a family.
+    holm = row.get(f"{key}_holm")
+    return f"p = {short(row[key])}" + ("" if holm is None else f", {corrected(holm, row[f'{key}_family'])}")

@@ -11,10 +11,16 @@ from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, arms_of, identity, one_device, short
+from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("comparisons", 2)  # savings are paired by seed and need two; no threshold from runs that do not fall
+RECIPE = ("comparisons", 3)  # sizes of families; a contrast tests equivalence; intervals of the shares of a variance
+
+
+def _ends(row: dict, name: str) -> str:
+    # The interval of the share of a component of the variance, in percent.
+    low, high = row[f"share_{name}_low"], row[f"share_{name}_high"]
+    return "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def baseline_of(study: Study, arm: tuple[str, str, str]) -> tuple[str, str, str]:
@@ -45,6 +51,22 @@ def compare_pairs(values: list[float], bases: list[float], confidence: float, un
     }  # fmt: skip
 
 
+def correct(rows: list[dict], key: str = "p") -> None:
+    """Fill in the columns `KEY_holm` and `KEY_family`: Holm's correction over the rows, and the number of p-values that it counts."""
+    found = [row[key] for row in rows]
+    for row, p in zip(rows, inference.holm(found), strict=True):
+        row[f"{key}_holm"], row[f"{key}_family"] = p, None if p is None else sum(each is not None for each in found)
+
+
+def equivalence(deltas: list[float], bound: float, level: float) -> dict:
+    """Columns about the test of equivalence within ± bound: the margin, p_equivalent, and the seeds that equal arms would need at this
+    level. They are None if the bound is not above 0, because a baseline with mean 0 has no margin."""
+    if bound <= 0:
+        return {"margin": None, "p_equivalent": None, "seeds_needed": None}
+    needed = inference.seeds_for_equivalence(deltas, bound, level) if len(deltas) > 1 else None
+    return {"margin": bound, "p_equivalent": inference.equivalence_p(deltas, bound), "seeds_needed": needed}
+
+
 def mean_and_sd(values: list[float], stem: str) -> dict:
     """{stem_mean, stem_sd} of values; both are None if a value was not measured (None)."""
     values = [] if None in values else values
@@ -53,16 +75,14 @@ def mean_and_sd(values: list[float], stem: str) -> dict:
 
 def contrast(study: Study) -> tuple[list[dict], list[str]]:
     """Compare every arm with the baseline of its data setting and method: distances, recall, effective weight and cost. Returns rows
-    and sentences."""
+    and sentences.
+
+    Each arm is tested for a difference and for equivalence within the margin. Both are families of their own (Holm)."""
     arms, rows = arms_of(study.results), []
     others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
     for group in arms.values():
         twins = pair_with_baseline(study, group, arms)
-        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd")
-        row |= compare_pairs(
-            [study.metric(a) for a, _ in twins], [study.metric(b) for _, b in twins], study.params["confidence"]
-        )
-        row["p_holm"] = None
+        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd") | _primary(study, twins)
         sides = zip(*twins, strict=True) if twins else ((), ())
         of_train = [[study.metric(result, part="train") for result in side] for side in sides]
         train = compare_pairs(*of_train, study.params["confidence"])
@@ -75,9 +95,18 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
         row |= _realised(study, group)
         row["step_ms_cpu"] = median(r.about["milliseconds_per_iteration_cpu"] for r in group)
         rows.append(row | {"runs": " ".join(r.run for r in group)})
-    for row, p in zip(rows, inference.holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = p
+    correct(rows)
+    correct(rows, "p_equivalent")
     return rows, [text for row in rows if (text := _verdict(row, study.params))]
+
+
+def _primary(study: Study, twins: list[tuple[Result, Result]]) -> dict:
+    # The difference in the metric that ranks, and its test of equivalence.
+    ours, theirs = ([study.metric(pair[side]) for pair in twins] for side in (0, 1))
+    row = compare_pairs(ours, theirs, study.params["confidence"]) | dict.fromkeys(("p_holm", "p_family"))
+    bound = study.params["margin"] * fmean(theirs) if theirs else 0.0
+    deltas = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return row | equivalence(deltas, bound, 1 - study.params["confidence"])
 
 
 def _realised(study: Study, group: list[Result]) -> dict:
@@ -103,16 +132,32 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
         return f"{who}: one paired seed, {short(row['difference'])} from {against}: no conclusion."
     share = "" if row["percent"] is None else f", {row['percent']:+.1f} %"
     span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]{share}"
-    tail = f"p = {short(row['p'])}, Holm {short(row['p_holm'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
-    if row["p_holm"] < 1 - params["confidence"]:
-        return f"{who}: {what} is {'lower' if row['difference'] < 0 else 'higher'} than {against}'s: {span} ({tail})."
-    return f"{who}: {what} is not distinguishable from {against}'s: {span} ({tail})."
+    tail = f"p = {short(row['p'])}, {corrected(row['p_holm'], row['p_family'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
+    differs = row["p_holm"] < 1 - params["confidence"]
+    end = f"{span} ({tail}){_equal(row, params, differs)}."
+    if differs:
+        return f"{who}: {what} is {'lower' if row['difference'] < 0 else 'higher'} than {against}'s: {end}"
+    return f"{who}: {what} is not distinguishable from {against}'s: {end}"
+
+
+def _equal(row: dict, params: dict, differs: bool) -> str:
+    # The end of a sentence: whether the arms were shown to be equal. A large p of a difference cannot say so.
+    if row.get("p_equivalent_holm") is None:
+        return ""
+    within = f"within ±{100 * params['margin']:g} %"
+    p = corrected(row["p_equivalent_holm"], row["p_equivalent_family"])
+    if row["p_equivalent_holm"] < 1 - params["confidence"]:
+        return f"; equivalent {within} ({p})"
+    if differs:
+        return ""
+    return f"; not shown equivalent {within} ({p}; were they equal, about {row['seeds_needed']} pairs would show it)"
 
 
 def seeds(study: Study) -> tuple[list[dict], list[str]]:
     """Variance between training seeds and between ensemble seeds, from a complete table of both; returns rows and sentences.
 
-    Supplements called NAME-e0, NAME-e1, … differ only in the seed of the ensemble. Raises Problem if the table is incomplete."""
+    Supplements called NAME-e0, NAME-e1, … differ only in the seed of the ensemble. Shares have generalized confidence intervals,
+    which are wide for a few seeds. Raises Problem if the table is incomplete."""
     tables: dict[tuple[str, str, str], dict[tuple[int, int], float]] = {}
     for result in study.results:
         match = re.fullmatch(r"(.+)-e(\d+)", result.arm[2])
@@ -140,11 +185,16 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
         row |= {
             f"share_{name}": max(part, 0.0) / total if total else None for name, part in zip(names, parts, strict=True)
         }
+        ends = inference.variance_share_intervals(
+            [[cells[t, e] for e in ensemble] for t in training], study.params["confidence"]
+        )
+        for name, (low, high) in zip(names, ends or [(None, None)] * 3, strict=True):
+            row |= {f"share_{name}_low": low, f"share_{name}_high": high}
         rows.append(row)
         if not total:
             said.append(f"{data}, {method}/{stem}: no variance in {len(cells)} runs.")
             continue
-        shares = ", ".join(f"{100 * row[f'share_{name}']:.0f} % {text}" for name, text in
+        shares = ", ".join(f"{100 * row[f'share_{name}']:.0f} %{_ends(row, name)} {text}" for name, text in
                            zip(names, ("training seed", "ensemble seed", "their interaction and noise"), strict=True))  # fmt: skip
         said.append(f"{data}, {method}/{stem}: of the variance {shares} (sd in all {short(row['fd_sd'])}, "
                     f"{len(training)} x {len(ensemble)} runs; an estimate below 0 counts as 0).")  # fmt: skip
@@ -180,8 +230,7 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
             rows.append(
                 row | compare_pairs(ours, theirs, study.params["confidence"]) | {"runs": " ".join(r.run for r in group)}
             )
-    for row, p in zip(rows, inference.holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = p
+    correct(rows)
     return rows, [
         text for row in rows if (text := _verdict(row, study.params, f"at equal {row['equal']} the distance"))
     ]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
-from eldistill.tables.results import check_results, load_result, short
-from eldistill.tables.studies import forest
+from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, short
+from eldistill.tables.studies import forest, references
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 2)  # a column for every feature space; every metric that ranks is named
+RECIPE = ("studies", 3)  # a table of the runs; real images and teachers; KID; what each p is corrected over
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -62,10 +62,12 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
     ("p (Holm)", lambda row: _text(row.get("p_holm"))),
     ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
+    ("p equivalent (Holm)", lambda row: _text(row.get("p_equivalent_holm"))),
     ("verdict", lambda row: row.get("verdict")),
     ("fd train", lambda row: _pm(row, "fd_train")),
     ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
     ("fd of the other spaces", lambda row: None),  # `_columns` makes one for each space
+    ("KID", lambda row: _pm(row, "kid")),
     ("recall", lambda row: _pm(row, "recall")),
     ("batch", lambda row: _text(row.get("batch"))),
     ("weight", lambda row: _text(row.get("weight"))),
@@ -78,6 +80,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("least-variance share", lambda row: _text(row.get("optimal"))),
     ("trace ratio", lambda row: _text(row.get("trace_ratio"))),
     ("no better than the start", lambda row: _text(row.get("diverged"))),
+    ("far above the baseline", lambda row: _text(row.get("far_above"))),
     ("trace ratio below 0.5", lambda row: _text(row.get("collapsed"))),
     ("% of ticks with a spike", lambda row: _text(row.get("spikes_percent"))),
     ("% lost after the best point", lambda row: _text(row.get("lost_percent"))),
@@ -149,30 +152,41 @@ def _table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str) -> str:
-    """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison."""
+def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "") -> str:
+    """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
+
+    beside: the table of real images and of teachers, or nothing."""
     text = _tables(rows)
-    tested = [row for row in rows if row.get("p") is not None]
-    corrected = sum(row.get("p_holm") is not None for row in tested)
-    family = "no correction for the number of comparisons"
-    if corrected:
-        family = "Holm's correction over this table"
-    if 0 < corrected < len(tested):
-        family = "Holm's correction over the rows that have one, which answer; the others explore"
     note = (
         f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
-        f"{100 * params['confidence']:g} % t-intervals; {family}. "
+        f"{100 * params['confidence']:g} % t-intervals; {_family(rows)}. "
     )
     # Kinds without a ranking do not need this note.
-    note = note if any("fd_mean" in row for row in rows) else ""
+    ranked = any("fd_mean" in row for row in rows)
+    note = note if ranked else ""
     if any(row.get("share_low") is not None for row in rows):
         note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
-    note += f"All digits and runs: {name}.csv."
-    return f"# {params['question']}\n\n{text}\n\n" + "\n".join(f"- {each}" for each in said) + f"\n\n{note}\n"
+    note += f"All digits: {name}.csv; every run: {name}.runs.csv."
+    listed = "\n".join(f"- {each}" for each in said)
+    return f"# {params['question']}\n\n{text}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
+
+
+def _family(rows: list[dict]) -> str:
+    # What the corrected p-values of a table are corrected over, in words.
+    tested = [row for row in rows if row.get("p") is not None]
+    family = [row for row in tested if row.get("p_holm") is not None]
+    if not family:
+        return "no correction for the number of comparisons"
+    text = f"Holm's correction over the {len(family)} comparisons of this table"
+    if len(family) < len(tested):
+        text += f" that answer, {len(tested) - len(family)} others explore without one"
+    if any(row.get("p_equivalent_holm") is not None for row in family):
+        text += "; tests of equivalence are a family of their own"
+    return f"{text}; tables of other studies that have some of the same runs do not count"
 
 
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write the table (csv), page (md) and plot (png) of a study to `outputs`, in this order.
+    """Write the table (csv), page (md), plot (png) and runs (csv) of a study to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
@@ -189,10 +203,12 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
             f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
             "to its grids under `suites` in params.yaml"
         )
-    table, text, picture = outputs
+    table, text, picture, each = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
-    write_text(text, markdown(name, params, rows, said, _ranking(study)))
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study)))
     forest.draw_study(picture, rows, params)
+    names = names_of_metrics(results)
+    write_rows(each, [measured(result, names) | origin(result) for result in results])
 
 
 def _ranking(study: Study) -> str:

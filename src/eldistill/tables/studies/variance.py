@@ -12,7 +12,7 @@ from eldistill.tables import inference
 from eldistill.tables.results import arms_of, identity, short
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("variance", 2)
+RECIPE = ("variance", 3)  # how many gradients a variance is of
 NETWORKS = True  # the study needs the networks of its runs
 
 
@@ -46,7 +46,7 @@ def variance(study: Study) -> tuple[list[dict], list[str]]:
                 else f"no variance at batch {least}"
             )
             said.append(f"{row['data']}, {row['method']}/{row['supplement']}, {which}: {stays}; {_ratio(row, least, most)} "
-                        f"({len(group)} runs).")  # fmt: skip
+                        f"({len(group)} runs, each with {REPEATS[least]} and {REPEATS[most]} gradients).")  # fmt: skip
     return rows, said
 
 
