@@ -11,10 +11,10 @@ the gradient at the images, its weight), and the time of the whole iteration. Th
     share = EL / (rest + EL),    the median of this ratio over the iterations
 
 All times are measured within a fraction of a second, so that the load from other jobs cancels. The order of the supplements
-rotates, and the first two iterations are not counted. The two other columns are medians of the time of EL with the rbf kernel:
-stacked over loop, and bfloat16 over float32. The diagnosis of gradients every tenth iteration is omitted. With one CPU thread CPU
-time is measured, otherwise wall time (synchronised with a GPU). Ensembles and numbers are those of params.yaml. Real images are
-random, which does not change the time.
+rotates, and the first two iterations are not counted. `anchored` is the share with the rbf kernel and landmarks instead of real
+images. The two other columns are medians of the time of EL with the rbf kernel: stacked over loop, and bfloat16 over float32. The
+diagnosis of gradients every tenth iteration is omitted. With one CPU thread CPU time is measured, otherwise wall time (synchronised
+with a GPU). Ensembles and numbers are those of params.yaml. Real images are random, which does not change the time.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Variant(NamedTuple):
     kernel: str
     stack: str
     precision: str = "float32"
+    anchored: bool = False
 
 
 class Clocked(loop.Loop):
@@ -94,9 +95,9 @@ class Clocked(loop.Loop):
         return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def images(options, device: str = "cpu") -> PackedImages:
+def images(options, device: str = "cpu", count: int = 2048) -> PackedImages:
     """Random images, grey for 8x8 pixels like the digits, otherwise in colour."""
-    return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device)
+    return loops.random_images(1 if options.resolution == 8 else 3, options.resolution, device, count)
 
 
 def supplements(settings: params.Params, names: list[str], options, folder: Path) -> dict[Variant, Supplement]:
@@ -104,14 +105,16 @@ def supplements(settings: params.Params, names: list[str], options, folder: Path
     own, other = ("stacked", "loop") if options.device == "cuda" else ("loop", "stacked")
     values, made = settings.section("supplement", "el"), {}
     for name in names:
-        path = loops.ensemble_of(settings, name, images(options), folder)
+        path = loops.ensemble_of(settings, name, images(options, count=512), folder, anchor=True)
         members = ensembles.Ensemble(path).at(0)
-        variants = [Variant(name, kernel, own) for kernel in mmd.KERNELS]
+        variants = [*(Variant(name, kernel, own) for kernel in mmd.KERNELS), Variant(name, KERNEL, own, anchored=True)]
         variants += [Variant(name, KERNEL, other)] if len(ensemble_members.stacks(members)) < len(members) else []
         variants += [Variant(name, KERNEL, own, "bfloat16")] if any(member.weights for member in members) else []
         for variant in variants:
             section = {**values, **variant._asdict(), "diagnose": 0}
-            made[variant] = loops.supplement_of(str(variant), section, path, options.device)
+            made[variant] = loops.supplement_of(
+                str(variant), section, path, options.device, reals=images(options, options.device)
+            )
     return made
 
 
@@ -124,7 +127,8 @@ def loop_of(settings: params.Params, added: list[Supplement], batch: int, option
 
 
 def measure(settings: params.Params, names: list[str], batch: int, options, folder: Path) -> list[dict]:
-    """A row for each ensemble: batch, ensemble, the share for each kernel, and the two ratios (None if there is only one form)."""
+    """A row for each ensemble: batch, ensemble, the share for each kernel and anchored, and the two ratios (None if there is only one
+    form)."""
     added = supplements(settings, names, options, folder)
     work, seen = loop_of(settings, list(added.values()), batch, options, folder), []
     for _ in range(2 + options.repeats):
@@ -141,6 +145,7 @@ def measure(settings: params.Params, names: list[str], batch: int, options, fold
     rows, own = [], next(iter(added)).stack
     for name in names:
         shares = {kernel: share(Variant(name, kernel, own)) for kernel in mmd.KERNELS}
+        shares["anchored"] = share(Variant(name, KERNEL, own, anchored=True))
         forms = ratio(Variant(name, KERNEL, "stacked"), Variant(name, KERNEL, "loop"))
         half = ratio(Variant(name, KERNEL, own, "bfloat16"), Variant(name, KERNEL, own))
         rows.append({"batch": batch, "ensemble": name, **shares, "stacked/loop": forms, "bfloat16/float32": half})
@@ -149,7 +154,7 @@ def measure(settings: params.Params, names: list[str], batch: int, options, fold
 
 def line(row: dict) -> str:
     """A row of the Markdown table, with shares in percent."""
-    shares = [f"{100 * row[kernel]:.1f} %" for kernel in mmd.KERNELS]
+    shares = [f"{100 * row[name]:.1f} %" for name in (*mmd.KERNELS, "anchored")]
     ratios = ["–" if row[name] is None else f"{row[name]:.2f}" for name in ("stacked/loop", "bfloat16/float32")]
     return "| " + " | ".join([str(row["batch"]), row["ensemble"], *shares, *ratios]) + " |"
 
@@ -159,7 +164,8 @@ def head(options) -> list[str]:
     cpu = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     machine = torch.cuda.get_device_name() if options.device == "cuda" else cpu
     network = f"`{options.network}`" + (f" with {options.channels} channels" if options.channels else "")
-    columns = ["batch", "ensemble", *(f"share, {kernel}" for kernel in mmd.KERNELS), "stacked/loop", "bfloat16/float32"]
+    shares = [f"share, {name}" for name in (*mmd.KERNELS, f"{KERNEL}, anchored")]
+    columns = ["batch", "ensemble", *shares, "stacked/loop", "bfloat16/float32"]
     return [f"EL's share of an iteration of Diff-Instruct: network {network}, {options.resolution} px; {machine}, "
             f"{options.threads} thread(s), torch {torch.__version__}; medians of {options.repeats} iterations.", "",
             "| " + " | ".join(columns) + " |", "|---:|---|" + "---:|" * (len(columns) - 2)]  # fmt: skip

@@ -57,8 +57,8 @@ def test_rows_are_complete(script, settings, tmp_path):
     rows = script.measure(settings, NAMES, 4, options(), tmp_path)
     assert [(row["batch"], row["ensemble"]) for row in rows] == [(4, name) for name in NAMES]
     for row in rows:
-        assert set(row) == {"batch", "ensemble", *mmd.KERNELS, "stacked/loop", "bfloat16/float32"}
-        assert all(0 < row[kernel] < 1 for kernel in mmd.KERNELS)
+        assert set(row) == {"batch", "ensemble", *mmd.KERNELS, "anchored", "stacked/loop", "bfloat16/float32"}
+        assert all(0 < row[name] < 1 for name in (*mmd.KERNELS, "anchored"))
         ratios = [row["stacked/loop"], row["bfloat16/float32"]]
         if row["ensemble"] == "identity":  # one member without layers
             assert ratios == [None, None]
@@ -69,17 +69,18 @@ def test_rows_are_complete(script, settings, tmp_path):
 def test_every_variant_is_an_embedding_loss_of_its_own(script, settings, tmp_path):
     """What is timed differs in what its name says; stacked, looped and bfloat16 give one value up to rounding."""
     added = script.supplements(settings, NAMES, options(), tmp_path)
-    assert len(added) == 4 * len(mmd.KERNELS) + 3 + 3
+    assert len(added) == 4 * (len(mmd.KERNELS) + 1) + 3 + 3
     work = script.loop_of(settings, list(added.values()), 8, options(), tmp_path)
     work.iterate()
     values = {variant: work.monitor.sums[f"{each.name}.mmd2"][0] for variant, each in added.items()}
     for variant, each in added.items():
         own = (each.numbers.ensemble, each.numbers.kernel, each.numbers.stack, each.numbers.precision)
+        own += (each.numbers.anchored,)
         assert own == tuple(variant)
         plain = values[variant._replace(stack="loop", precision="float32")]
         assert values[variant] == pytest.approx(plain, rel=1e-5 if variant.precision == "float32" else 0.05)
     looped = [value for variant, value in values.items() if variant.stack == "loop" and variant.precision == "float32"]
-    assert len(set(looped)) == 16
+    assert len(set(looped)) == 4 * (len(mmd.KERNELS) + 1)
 
 
 def test_no_variant_makes_another_draw_its_members_again(script, settings, tmp_path):
@@ -100,7 +101,9 @@ def test_the_clock(script, settings, tmp_path, monkeypatch):
     spend = embedding.generator_terms
 
     def terms(tools, images, batch, numbers):
-        ticks["now"] += costs[str(script.Variant(numbers.ensemble, numbers.kernel, numbers.stack, numbers.precision))]
+        ticks["now"] += costs[
+            str(script.Variant(numbers.ensemble, numbers.kernel, numbers.stack, numbers.precision, numbers.anchored))
+        ]
         return spend(tools, images, batch, numbers)
 
     for each in added.values():
@@ -121,7 +124,8 @@ def test_the_clock(script, settings, tmp_path, monkeypatch):
 def test_a_table_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     """It prints what it writes: where, and a row for each batch and ensemble."""
     monkeypatch.setattr(script, "measure", lambda settings, names, batch, *rest: [
-        {"batch": batch, "ensemble": name, **dict.fromkeys(mmd.KERNELS, 0.125), "stacked/loop": 1.5, "bfloat16/float32": None}
+        {"batch": batch, "ensemble": name, **dict.fromkeys((*mmd.KERNELS, "anchored"), 0.125), "stacked/loop": 1.5,
+         "bfloat16/float32": None}
         for name in names
     ])  # fmt: skip
     script.main(["--batch", "2", "4", "--resolution", "32", "--out", str(tmp_path / "table.md")])
@@ -132,7 +136,7 @@ def test_a_table_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert len({len(row) for row in rows}) == 1
     assert [row[:2] for row in rows[2:]] == [[n, e] for n in "24" for e in ("conv4", "mix8-32", "identity", "conv8")]
-    assert rows[2][2:] == ["12.5 %"] * 4 + ["1.50", "–"]
+    assert rows[2][2:] == ["12.5 %"] * (len(mmd.KERNELS) + 1) + ["1.50", "–"]
 
 
 # --- benchmarks/step.py ---------------------------------------------------------------------------------

@@ -736,7 +736,7 @@ ORDER = (
     {"training"},
     {"methods", "ensemble", "sampling", "evaluate"},
     {"supplements", "spaces", "teacher"},
-    {"distil"},
+    {"distil", "embedding_loss"},
     {"tables"},
     {"steps"},
     {"commands"},

@@ -28,7 +28,7 @@ ROOT = Path(eldistill.__file__).parents[2]
 DOORS = {
     "load_method": contract.load_method, "load_supplement": contract.load_supplement, "Batch": contract.Batch,
     "Draw": Draw, "Phase": contract.Phase, "Loop": Loop, "Plan": Plan, "Generator": generators.Generator,
-    "sample": generators.sample, "measure": measure, "Ensemble": seed.Ensemble,
+    "sample": generators.sample, "measure": measure, "Ensemble": seed.Ensemble, "EmbeddingLoss": eldistill.EmbeddingLoss,
 }  # fmt: skip
 NETWORK = {
     "network": "song", "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 16,

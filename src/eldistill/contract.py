@@ -33,6 +33,7 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
 
     networks(nets, prepared, numbers, seed)                         adds weights to the networks, in place
     generator_terms(prepared, images, batch, numbers) -> AtAll      loss at the images [n, c, h, w] of the batch, all micro-batches
+    observe(prepared, terms, numbers, memory)                       keeps in memory what weight needs of these terms
     weight(base, own, batch, numbers, progress, memory) -> Weight   factor of that gradient; batch: int, images in an iteration
     direct_terms(prepared, nets, batch, numbers) -> Scalars         loss with a pass of its own; the loop multiplies it by numbers.weight
     critic_terms(prepared, nets, batch, images, numbers) -> Scalars added as they are to those of the method, for fake_score only
@@ -40,15 +41,16 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
     warning(means) -> sentence or None                              of the means of a row of the log
     passes(numbers, encoder) -> float                               as for a method
 
-A supplement with generator_terms must have weight, and the other way round. A term whose gradient is None is logged and not
-trained; for a method also one whose gradient another term contains.
+A supplement with generator_terms must have weight, and the other way round; observe is called between them. A term whose gradient
+is None is logged and not trained; for a method also one whose gradient another term contains.
 
 In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
 be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
 none there, at the generator's last layer, where base includes the direct terms of other supplements.
 
 With several processes, images are the rows of this process and the loop sums gradients. If prepared has an attribute `across`
-that is not None, the supplement gathers from all processes and returns the loss of the complete batch.
+that is not None, the supplement gathers from all processes and returns the loss of the complete batch. observe is given the terms
+of this process, and what it remembers must be equal in all.
 
 memory is a dict of scalars (floats or tensors on the device), saved with the state as floats. All random numbers come from
 batch.draw; global generators are not used.
@@ -126,13 +128,14 @@ class AtImages:
 
 @dataclass(frozen=True)
 class Weight:
-    """The factor of a supplement's gradient, and whether it was limited by a bound.
+    """The factor of a supplement's gradient, whether a bound limited it, and further numbers for the log, by name.
 
-    Both may be scalars on the device, so that the loop need not wait for a GPU.
+    All may be scalars on the device, so that the loop need not wait for a GPU.
     """
 
     factor: float | torch.Tensor
     bounded: bool | torch.Tensor = False
+    logged: dict[str, float | torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,7 @@ class Later:
     finish: Callable[..., dict[str, float]]
 
 
-Terms = dict[
-    str, AtImages | torch.Tensor
-]  # by name: terms at the images, and scalars that are backpropagated as they are
+Terms = dict[str, AtImages | torch.Tensor]  # by name: terms at the images; scalars are backpropagated as they are
 AtAll = dict[str, AtImages]  # terms at the images of the whole batch
 Scalars = dict[str, torch.Tensor]
 Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of the device
@@ -240,6 +241,7 @@ class Setting:
     label_dim: int = 0  # width of one-hot labels; 0: no labels
     micro_batch: int = 0  # images on the device at once; 0: the whole batch
     teacher: torch.nn.Module | None = None  # frozen
+    reals: RealImages | None = None  # the real images of the run
 
 
 # --- loaded modules -------------------------------------------------------------------------------------
@@ -304,6 +306,7 @@ class SupplementModule(Functions):
     prepare: Callable[[Any, Setting], Any] = _nothing
     networks: Callable[[Nets, Any, Any, int], None] = _nothing
     generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = _no_terms
+    observe: Callable[[Any, AtAll, Any, Memory], None] = _nothing
     weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = _unoffered
     direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = _no_terms
     critic_terms: Callable[[Any, Nets, Batch, Any, Any], Scalars] = _no_terms

@@ -12,6 +12,7 @@ import torch
 
 from eldistill import __main__, files
 from eldistill.distil import run as distil
+from eldistill.errors import Problem
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
@@ -319,3 +320,27 @@ def test_keys_of_a_machine_reach_every_training(project, monkeypatch, key):
     assert seen == [2 if key == "recompute" else 3, 1]  # generator and fake_score, and the frozen teacher; a teacher
     after = weights("di/none/0"), teacher.read_bytes(), recipe.read_text(encoding="utf-8")
     assert same(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_snapshots_keep_the_generator_without_its_average_too(project):
+    """Where the method asks for it: equal to the average if that forgets everything, else only at the start. The average
+    changes nothing of the generator itself."""
+
+    def snapshots() -> list[tuple[dict, dict]]:
+        run("di/none/7", "--force")
+        paths = [f"data/runs/{DATA}/di/none/7/ema-{percent}.safetensors" for percent in (0, 50, 100)]
+        both = (False, True)
+        return [tuple(sampling.load_generator(path, raw=raw).network.state_dict() for raw in both) for path in paths]
+
+    change("di", raw_snapshots=True, ema={"policy": "constant", "beta": 0})
+    first = snapshots()
+    change("di", ema={"policy": "constant", "beta": 0.9})
+    second = snapshots()
+    assert [same(*each) for each in first] == [True, True, True] and [same(*each) for each in second] == [
+        True,
+        False,
+        False,
+    ]
+    assert all(same(a[1], b[1]) for a, b in zip(first, second, strict=True))
+    with pytest.raises(Problem, match="raw_snapshots: true"):
+        sampling.load_generator(f"data/runs/{DATA}/di/none/7/generator_ema.safetensors", raw=True)

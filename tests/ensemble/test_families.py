@@ -501,8 +501,6 @@ def test_anchors(tmp_path):
             assert error(value, wanted) < 1e-12 and error(*pair) < 1e-12
     term, members, x, _ = at_work(path, kernel="linear", estimator="biased", anchored=True)
     assert error(term.value, embedding.embedding_loss(members, x, every.float(), "linear", "biased")) < 1e-5
-    with pytest.raises(Problem, match="anchored is true .* expected kernel: linear"):
-        at_work(path, kernel="rbf", anchored=True)
     with pytest.raises(Problem, match="set redraw to 0"):
         make(tmp_path, kinds, anchor=True, redraw=1)
     with pytest.raises(Problem, match="has no means over all images; .*`anchor: true`"):
@@ -537,7 +535,7 @@ def test_neutral_numbers():
     known["supplement"] = declared("supplements", "embedding")
     neutral = {place: {k: each for k, each in keys.items() if each.get("neutral")} for place, keys in known.items()}
     for place, keys in {
-        "supplement": "labels anchored pairs pairs_seed fade stack precision diagnose", "ensemble": "scaled anchor",
+        "supplement": "labels anchored pairs pairs_seed fade stack precision diagnose", "ensemble": "scaled anchor landmarks",
         "member": "features permute", "conv": "activation pool init", "identity": "mean",
     }.items():  # fmt: skip
         assert neutral[place].keys() >= set(keys.split())
@@ -556,6 +554,15 @@ def test_neutral_numbers():
             for after, before in zip(steps((place, key, other)), (ensemble, run), strict=True)
         ]
         assert changed == [place != "supplement", True], (place, key)
+
+
+def test_only_anchored_ensembles_count_the_module_of_anchors():
+    """Its version is in the recipe of an ensemble with anchor: true, and so upstream of its runs; in no other recipe."""
+    for written, there in (((), False), ((("ensemble", "anchor", True),), True)):
+        ensemble, run = steps(*written)
+        assert ("ensemble/anchors" in json.loads(ensemble.recipe)["versions"]) == there
+        assert "ensemble/anchors" not in json.loads(run.recipe)["versions"] and ensemble in run.upstream
+    assert steps(("ensemble", "anchor", True))[1].digest != steps()[1].digest
 
 
 # --- a new family ----------------------------------------------------------------------------------------

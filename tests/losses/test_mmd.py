@@ -230,7 +230,7 @@ def test_unbiased_needs_two_rows(kernel, m, n):
 @pytest.mark.parametrize("kernel, estimator", [("quartic", "unbiased"), ("rbf", "u"), ("", "biased")])
 def test_unknown_names(kernel, estimator):
     """The message names what was given and what there is."""
-    with pytest.raises(Problem, match="expected one of linear, rbf, cubic, energy and unbiased or biased") as caught:
+    with pytest.raises(Problem, match="expected one of linear, rbf, cubic, energy, laplace and unbiased or") as caught:
         mmd.mmd2(*pair(), kernel, 1.0, estimator)
     assert repr(kernel) in str(caught.value) and repr(estimator) in str(caught.value)
 

@@ -307,6 +307,7 @@ USES = {
     **dict.fromkeys(
         (
             "classes",
+            "ensemble/anchors",
             "latents",
             "folders",
             "pictures",
@@ -403,8 +404,10 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 # Files that cannot change a result: they name, plan, fetch, store, check or show. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/prune",
-    "commands/suggest", "commands/tools", "errors", "external/fetching", "external/hashes", "external/sourcelock", "external/sources",
-    "files", "numbers", "paths", "plan/checks", "plan/cluster", "plan/datasets", "plan/driver", "plan/freshness", "plan/gpus",
+    "commands/suggest", "commands/tools", "data/given", "embedding_loss", "ensemble/frozen", "errors",
+    "external/fetching", "external/hashes", "external/sourcelock", "external/sources",
+    "files", "numbers", "paths", "plan/checks", "plan/cluster", "plan/datasets", "plan/driver",
+    "plan/ensembles", "plan/freshness", "plan/gpus",
     "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/reading", "plan/recipes", "plan/records",
     "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
 }  # fmt: skip

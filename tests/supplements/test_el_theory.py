@@ -18,6 +18,7 @@ from torch import multiprocessing
 
 from eldistill.contract import Progress
 from eldistill.ensemble import identity
+from eldistill.ensemble.anchors import Anchor
 from eldistill.ensemble.members import Member
 from eldistill.errors import Problem
 from eldistill.losses import mixing, mmd
@@ -64,7 +65,10 @@ def explicit(kernel: str, estimator: str, form: str, x, y, of_x, of_y) -> float:
     def average(a, b, of_a, of_b) -> float:
         dots, squares = np.einsum("id,jd->ij", a, b), ((a[:, None] - b[None]) ** 2).sum(-1)
         mixture = sum(np.exp(-squares / (2 * c * 2.5)) for c in (1 / 4, 1 / 2, 1, 2, 4)) / 5
-        k = {"linear": dots, "cubic": (dots + 1) ** 3, "energy": -np.sqrt(squares), "rbf": mixture}[kernel]
+        peaks = sum(np.exp(-np.sqrt(squares / 2.5) / r) for r in (1 / 4, 1 / 2, 1, 2)) / 4
+        k = {"linear": dots, "cubic": (dots + 1) ** 3, "energy": -np.sqrt(squares), "rbf": mixture, "laplace": peaks}[
+            kernel
+        ]
         if form == "joint":
             k = k * (of_a[:, None] == of_b[None])
         if a is not b or estimator == "biased":
@@ -212,11 +216,11 @@ def test_labels_that_the_marginal_form_does_not_see():
 
 SPLITS = [(4, 4), (3, 4), (1, 6)]  # images of each of two processes; with twice as many real ones
 CASES = [*itertools.product(("linear", "rbf"), ESTIMATORS, (*FORMS, "both"))]
-CASES += [("linear", estimator, "anchored") for estimator in ESTIMATORS]
+CASES += [(kernel, estimator, "anchored") for kernel in mmd.KERNELS for estimator in ESTIMATORS]
 
 
-def evaluate(case, split: tuple[int, int], rank: int, across=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """EL with two members and its gradient at the own images; without `across` from the whole batch."""
+def evaluate(case, split: tuple[int, int], rank: int, across=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """EL with two members, its gradient at the own images, and the gap; without `across` from the whole batch."""
     (kernel, estimator, labels), m, start = case, sum(split), rank * split[0]
     own = slice(start, start + split[rank])
     held, real = (slice(m), slice(2 * m)) if across is None else (own, slice(2 * own.start, 2 * own.stop))
@@ -224,11 +228,16 @@ def evaluate(case, split: tuple[int, int], rank: int, across=None) -> tuple[torc
     x, y, classes = x[held].requires_grad_(), y[real], (torch.arange(m)[held] % 2, torch.arange(2 * m)[real] // 2 % 2)
     rest = {"labels": labels, "classes": classes}
     if labels == "anchored":
-        y, rest = None, {"anchors": [normal(4, seed=k) for k in (6, 7)]}
+        known = [normal(4, seed=k) for k in (6, 7)]
+        if kernel != "linear":
+            known = [Anchor(normal(5, 4, seed=k), normal(5, seed=k + 2).softmax(0), (0.4, 0.5)) for k in (6, 7)]
+        y, rest = None, {"anchors": known}
     members = [Member(identity, identity.Numbers(), {}, scale=scale, bandwidth=2.5) for scale in (0.9, 1.7)]
     value = embedding.embedding_loss(members, x, y, kernel, estimator, across=across, **rest)
     (gradient,) = torch.autograd.grad(value, x)
-    return value.detach(), gradient if across else gradient[own]
+    gaps: list[torch.Tensor] = []
+    embedding.embedding_loss(members, x, y, kernel, estimator, across=across, gaps=gaps, **rest)
+    return value.detach(), gradient if across else gradient[own], torch.stack(gaps).mean()
 
 
 def work(rank: int, folder: str) -> None:

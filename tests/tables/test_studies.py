@@ -454,13 +454,46 @@ def test_a_data_setting_has_the_same_rows_alone_and_beside_another(tmp_path, kin
     """Of another data set, with other values: but for Holm, whose family is the table, nothing of a row moves."""
     here, there = (some_runs(tmp_path, kind, data, shift) for data, shift in (("toy", 0.0), ("wide", 3.0)))
     beds = {"toy": ["toys", "judge-a"], "wide": ["wide", "judge-a"]}
-    alone, both = ({(*(row.get(key) for key in ("data", "method", "supplement", "space", "equal")),): row
+    alone, both = ({(*(row.get(key) for key in ("data", "method", "supplement", "space", "equal", "part", "of_run", "factor")),): row
                     for row in make(tmp_path, runs, kind=kind, beds=beds)[0] if row["data"] == "toy"}
                    for runs in (here, [*there, *here]))  # fmt: skip
     assert alone.keys() == both.keys() and alone
     for key, row in alone.items():
         free = {"p_holm", "p_family", "p_equivalent_holm", "p_equivalent_family", "verdict"}
         assert {k: v for k, v in row.items() if k not in free} == {k: both[key][k] for k in row if k not in free}
+
+
+@pytest.mark.parametrize("kind", ["contrast", "central"])
+def test_arms_of_another_method_than_the_baselines_are_paired_with_it(tmp_path, kind):
+    """di-r4/el against di/none, and di-r4/none too: the numbers are those of arms that are renamed to the baseline's method."""
+    deltas = {"el": (-3.0, -3.2, -2.8, -3.1, -2.9), "none": (2.0, -2.0, 1.0, -1.0, 0.5)}
+    runs, twins = add_arm(tmp_path, "none", BASE), add_arm(tmp_path, "none", BASE)
+    for name, each in deltas.items():
+        values = (np.array(BASE) + each).tolist()
+        runs += add_arm(tmp_path, name, values, method="di-r4")
+        twins += add_arm(tmp_path, f"{name}-r4", values)
+    rows, text = make(tmp_path, runs, kind=kind, against="di/none")
+    alike, _ = make(tmp_path, twins, kind=kind)
+    keys = ("space", "pairs", "difference", "low", "high", "p", "p_holm", "percent", "verdict", "p_equivalent")
+    assert [[row.get(key) for key in keys] for row in rows] == [[row.get(key) for key in keys] for row in alike]
+    assert sum(row["pairs"] == "5" for row in rows) == 2 * (3 if kind == "central" else 1)
+    assert "lower than di/none" in text and "toy, di-r4/el" in text
+
+
+def test_the_pooled_rows_of_another_method_than_the_baselines(tmp_path):
+    """In percent of each setting's di/none, averaged over the settings; the baseline's own method is pooled beside them."""
+    runs, shares = [], {}
+    for data, scale in (("one", 1.0), ("two", 10.0)):
+        bases = scale * np.array(BASE)
+        runs += add_arm(tmp_path, "none", bases.tolist(), data)
+        for method, shift in (("di", -2.0), ("di-r4", -4.0)):
+            values = bases + scale * (shift + 0.1 * np.arange(5))
+            runs += add_arm(tmp_path, "el", values.tolist(), data, method=method)
+            shares.setdefault(method, []).append(100 * (values - bases) / bases.mean())
+    rows, text = make(tmp_path, runs, kind="central", against="di/none")
+    pooled = {row["method"]: float(row["difference"]) for row in rows if row["data"] == "toys, 2 teachers"}
+    assert pooled == pytest.approx({method: np.mean(each) for method, each in shares.items()})
+    assert "toys, 2 teachers, di-r4/el in judge-a: lower than di/none" in text
 
 
 # --- seeds --------------------------------------------------------------------------------------------
@@ -518,14 +551,13 @@ def test_an_incomplete_table_is_a_problem(tmp_path, missing):
         make(tmp_path, runs, kind="seeds")
 
 
-# --- speed --------------------------------------------------------------------------------------------
+# --- budget -------------------------------------------------------------------------------------------
 
-# Points lie 25 iterations apart. The last five of the tuning runs have means 4 and 6: the threshold is 5.
+# Points lie 25 iterations apart.
 TUNING = ((90.0, 80.0, 70.0, 6.0, 5.0, 4.0, 3.0, 2.0), (90.0, 80.0, 70.0, 7.0, 6.0, 6.0, 6.0, 5.0))
-SLOW = (9.0, 8.0, 7.0, 6.0, 5.0, 5.0, 5.0, 5.0)  # the first of three in a row is the fifth point: 125
-FAST = (9.0, 4.0, 4.0, 6.0, 4.0, 4.0, 4.0, 9.0)  # two below do not count; nor does what comes after: 125
-SOON = (4.0, 5.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0)  # 25
-LATE = (9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 4.0, 4.0)  # only two: never
+SLOW = (9.0, 8.0, 7.0, 6.0, 5.0, 5.0, 5.0, 5.0)
+FAST = (9.0, 4.0, 4.0, 6.0, 4.0, 4.0, 4.0, 9.0)
+SOON = (4.0, 5.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0)
 
 
 def add_curves(root, supplement, curves, first=0, data="toy", **others):
@@ -534,120 +566,12 @@ def add_curves(root, supplement, curves, first=0, data="toy", **others):
     return [add(root, run, curve[-1], curve=curve, **others) for run, curve in zip(runs, curves, strict=True)]
 
 
-def test_the_time_to_a_threshold_of_the_tuning_seeds(tmp_path):
-    """Threshold, three in a row, Kaplan-Meier medians, savings in iterations and in CPU time at each arm's cost."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100, milliseconds=7.0)
-    runs += add_curves(tmp_path, "none", (SLOW, SLOW, LATE), milliseconds=80.0)
-    runs += add_curves(tmp_path, "el", (SOON, FAST, SOON), milliseconds=100.0)
-    rows, text = make(tmp_path, runs, kind="speed")
-    none, el = rows
-    assert [float(row["threshold"]) for row in rows] == [5, 5]
-    assert (none["seeds"], none["iterations"], none["never"]) == ("3", "125", "1")
-    assert (el["seeds"], el["iterations"], el["never"]) == ("3", "25", "0")
-    assert float(none["cpu_seconds"]) == pytest.approx(125 * 0.08) and float(el["cpu_seconds"]) == pytest.approx(2.5)
-    assert float(none["saved_iterations_percent"]) == float(none["saved_seconds_percent"]) == 0
-    assert float(el["saved_iterations_percent"]) == 80 and float(el["saved_seconds_percent"]) == pytest.approx(75)
-    assert "/100" not in none["runs"]
-    sentence = said(text, "toy, di/el")
-    assert "below 5.00 after 25 iterations (median of 3, 0 never); " in sentence
-    assert sentence.endswith("; iterations: 80 % less than none, CPU time: 75 % less.")
-    dear = add_curves(tmp_path, "dear", (SLOW, SLOW, LATE), milliseconds=160.0)
-    _, text = make(tmp_path, runs + dear, kind="speed")
-    assert said(text, "toy, di/dear").endswith("; iterations: 0 % less than none, CPU time: 100 % more.")
-    assert {"iterations to threshold", "never", "% iterations saved", "% CPU time saved"} <= set(titles(text))
-
-
-@pytest.mark.parametrize(
-    ("curve", "iterations", "never"),
-    [
-        (SLOW, "125", "0"),
-        (FAST, "125", "0"),
-        (SOON, "25", "0"),
-        (LATE, "", "1"),
-        (SOON[:2], "", "1"),
-        ((5.0,) * 3, "25", "0"),
-    ],
-)
-def test_below_means_three_points_in_a_row(tmp_path, curve, iterations, never):
-    """The first of the first three in a row at or below 5; a curve of two points cannot tell."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "el", [curve])
-    (row,), _ = make(tmp_path, runs, kind="speed")
-    assert (row["iterations"], row["never"], row["saved_iterations_percent"]) == (iterations, never, "")
-
-
-def test_the_threshold_is_blind_to_the_reported_seeds(tmp_path):
-    """Other curves of the reported baseline move its own time, not the threshold."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,))
-    before = make(tmp_path, runs, kind="speed")[0][0]
-    add_curves(tmp_path, "none", (SOON,))
-    after = make(tmp_path, runs, kind="speed")[0][0]
-    assert before["threshold"] == after["threshold"]
-    assert (before["iterations"], after["iterations"]) == ("125", "25")
-
-
-def test_runs_that_never_arrive_are_kept_as_censored(tmp_path):
-    """One of three: the median is that of all three. Two of three: there is none, and the sentence says so."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,) * 3)
-    runs += add_curves(tmp_path, "one", (SOON, LATE, SLOW)) + add_curves(tmp_path, "two", (SOON, LATE, LATE))
-    rows, text = make(tmp_path, runs, kind="speed")
-    assert [(row["iterations"], row["never"]) for row in rows] == [("125", "0"), ("125", "1"), ("", "2")]
-    assert not any(rows[2][key] for key in ("cpu_seconds", "saved_iterations_percent", "saved_seconds_percent"))
-    assert "more than half of its 3 runs never stay below 5.00." in said(text, "toy, di/two")
-
-
-def test_speed_needs_the_baseline_on_tuning_seeds(tmp_path):
-    """Without it there is no threshold, and nothing to compare."""
-    runs = add_curves(tmp_path, "none", (SLOW,)) + add_curves(tmp_path, "el", (SOON,))
-    with pytest.raises(Problem, match="the study study has nothing to compare"):
-        make(tmp_path, runs, kind="speed")
-
-
-def test_savings_are_of_the_seeds_that_both_have(tmp_path):
-    """The arm's third seed, which is slow, has no twin: the saving is that of the other two, its median of all three."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW, SLOW))
-    runs += add_curves(tmp_path, "el", (SOON, SOON, SLOW, SLOW, SLOW))
-    (_, el), text = make(tmp_path, runs, kind="speed")
-    assert (el["seeds"], el["pairs"], el["iterations"]) == ("5", "2", "125")
-    assert float(el["saved_iterations_percent"]) == 80 and "iterations: 80 % less than none" in said(text, "toy, di/el")
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_one_paired_seed_claims_no_saving(tmp_path, seeds):
-    """The iterations are shown, and that there is no conclusion; with one seed of the arm, and with three of which one is
-    paired."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100) + add_curves(tmp_path, "none", (SLOW,))
-    (none, el), text = make(tmp_path, runs + add_curves(tmp_path, "el", (SOON,) * seeds), kind="speed")
-    for row in (none, el):
-        assert (row["pairs"], row["saved_iterations_percent"], row["saved_seconds_percent"]) == ("1", "", "")
-    sentence = said(text, "toy, di/el")
-    assert "after 25 iterations" in sentence and sentence.endswith("; one paired seed with none: no conclusion.")
-    assert not {"% iterations saved", "% CPU time saved"} & set(titles(text))
-
-
-def test_seconds_of_several_devices_save_nothing(tmp_path):
-    """One of the runs was made elsewhere: iterations compare, CPU time does not, in both kinds that compare it."""
-    runs = add_curves(tmp_path, "none", TUNING, first=100)
-    runs += add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
+def test_seconds_of_several_devices_are_not_compared(tmp_path):
+    """One of the runs was made elsewhere: iterations are compared, CPU time is not."""
+    runs = add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
     path = tmp_path / "data/runs/toy/di/el/1/provenance.json"
     write(path, json.loads(path.read_text()) | {"device": "another"})
-    (_, el), text = make(tmp_path, runs, kind="speed")
-    assert (el["saved_iterations_percent"], el["saved_seconds_percent"]) == ("80.0", "")
-    assert said(text, "toy, di/el").endswith("; iterations: 80 % less than none.")
     assert [row["equal"] for row in make(tmp_path, runs, kind="budget")[0]] == ["iterations"]
-
-
-@pytest.mark.parametrize("curve", [(2.0, 9.0, 8.0, 7.0), (2.0,) * 8, (2.0,)])
-def test_tuning_runs_that_do_not_fall_give_no_threshold(tmp_path, curve):
-    """Diverged, flat, or one point: every run would be below it before training."""
-    runs = add_curves(tmp_path, "none", [curve] * 2, first=100)
-    runs += add_curves(tmp_path, "none", (SLOW,) * 2) + add_curves(tmp_path, "el", (SOON,) * 2)
-    rows, text = make(tmp_path, runs, kind="speed")
-    assert len(rows) == 2 and not any(row.get("threshold") or row.get("iterations") for row in rows)
-    assert text.count("- toy, di: no threshold, for none's tuning runs end no better than they begin.") == 1
-    assert " less than " not in text and "after" not in text
-
-
-# --- budget -------------------------------------------------------------------------------------------
 
 
 def test_equal_iterations_are_the_last_points_and_equal_seconds_lie_between(tmp_path):
@@ -914,17 +838,19 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     with Image.open(tmp_path / "out/study.png") as picture:
         drawn = [row for row in rows if row.get("difference")] or rows
         lines = 3 * len(drawn) if kind == "seeds" else len(drawn)  # a bar for each part of the variance
-        assert picture.size == (1000, round(100 * (1.4 + 0.32 * lines)))
+        wanted = (1000, round(100 * (1.4 + 0.32 * lines)))
+        assert picture.size == ((1200, 450) if kind == "speed" else wanted)  # one row of panels for the method
         assert "Software" not in picture.info
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
-    assert text.startswith("# What of it?\n\n| data, method/supplement |")
+    heading = "## Time to the baseline's values\n\n" if kind == "speed" else ""
+    assert text.startswith(f"# What of it?\n\n{heading}| data, method/supplement |")
     if kind == "central":
         assert "comparisons of this table that answer, " in text and " others explore without one" in text
     ranks = kind not in ("stability", "signal", "variance")
     assert (
         "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text
     ) is ranks and "study.csv" in text
-    assert ("comparisons of this table; " in text) is (kind in ("contrast", "budget"))
+    assert ("comparisons of this table; " in text) is (kind in ("contrast", "budget", "speed"))
 
 
 def test_a_picture_of_one_seed_has_points_without_bars(tmp_path, monkeypatch):
@@ -1027,7 +953,7 @@ def shipped_plan():
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
         ("tables/studies/reuse-di/against", "dj/none", ["tables.studies.reuse-di.against is 'dj'", "did you mean di?"]),
-        ("tables/studies/budget/against", "di/none", ["studies.budget.against is 'di/none'", "of the kind contrast"]),
+        ("tables/studies/budget/against", "di/none", ["studies.budget.against is 'di/none'", "of the kinds contrast, central, speed can"]),
         ("tables/baseline", "di/none", ["tables.baseline is 'di'"]),
         ("tables/studies/budget/against", "el+non", ["tables.studies.budget.against is 'el+non'", "one of none, el,"]),
         ("tables/studies/central/kind", "centre", ["tables.studies.central.kind", "'centre'", "did you mean central?"]),
@@ -1044,6 +970,18 @@ def test_a_mistake_in_a_study_is_one_sentence_with_its_neighbours(path, value, w
     assert re.match(r"(params|workflow/params/[a-z]+)\.yaml: ", text) and "\n" not in text
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
+
+
+@pytest.mark.parametrize("kind", studies.KINDS)
+def test_the_kinds_that_accept_the_baseline_of_another_method(kind):
+    """contrast, central and speed; others refuse it, because they compare within a method or have no baseline."""
+    values = values_with("tables/studies/central/kind", kind)
+    values["tables"]["studies"]["central"]["against"] = "di/none"
+    if kind in ("contrast", "central", "speed"):
+        assert params.from_values(values, ROOT).top("tables")["studies"]["central"]["against"] == "di/none"
+    else:
+        with pytest.raises(Problem, match="tables.studies.central.against is 'di/none'; only studies of the kinds"):
+            params.from_values(values, ROOT)
 
 
 def test_a_name_that_only_begins_like_a_table_is_a_study():
@@ -1109,6 +1047,7 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     [
         *((module, set(BEFORE())) for module in ("studies", "inference", "plots", "results")),
         ("comparisons", {"central", "speed", "budget", "strength", "batch"}),
+        ("speed", {"speed"}),
         ("central", {"central"}),
         ("diagnostics", {"signal", "stability"}),
         ("variance", set()),

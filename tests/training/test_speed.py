@@ -111,6 +111,7 @@ def test_an_iteration_reads_its_numbers_together(bench, method, supplements):
 BESIDE = {
     "alone": ALONE, "gan": {"gan": {}}, "el, gan": EL | {"gan": {}}, "regression": {"regression": {}},
     **{f"el, {kernel}": {"embedding": {"diagnose": 1, "kernel": kernel}} for kernel in mmd.KERNELS},
+    "el, adaptive": {"embedding": {"diagnose": 1, "weighting": "adaptive", "start_images": 64}},
     "el, augmented": {"embedding": {"augmentation": ("color", "crop", "flip")}}, "el, stacked": {"embedding": {"stack": "stacked"}},
 }  # fmt: skip
 LEVELS = ("fixed", "growing", "doubling", "continuous")

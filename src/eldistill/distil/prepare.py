@@ -174,6 +174,7 @@ def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine
             ensemble=waiting.pop(0) if values.get("ensemble") else None,
             pairs=upstream["pairs"][pairs] if pairs else None, codec=recipe["data"]["codec"],
             label_dim=made.reals.label_dim, micro_batch=machine.micro_batch, teacher=made.teacher,
+            reals=made.reals,
         )  # fmt: skip
         found.append(Supplement(name, module, numbers, module.prepare(numbers, setting)))
     return found

@@ -50,7 +50,8 @@ def train_generator(
                  "sampler": parts.method.sampler(parts.numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     if parts.reals.label_dim:  # sampling draws classes with the frequencies of the training images
         described |= classes.describe_classes(upstream["images"])
-    job.snapshots = _snapshots(recipe, folder, described)
+    raw = job.nets["generator"] if recipe["method"].get("raw_snapshots") else None
+    job.snapshots = _snapshots(recipe, folder, described, raw)
     compute.prepare_networks(machine, [parts.teacher], list(job.nets.values()))
     work = Loop(job)
     first = work.across.rank == 0  # only the first process writes
@@ -105,16 +106,19 @@ def _lineage(whole: dict[str, Any], values: dict[str, Any], teacher: Path) -> di
     }  # fmt: skip
 
 
-def _snapshots(recipe: Recipe, folder: Path, described: dict[str, Any]) -> dict[int, Save]:
+def _snapshots(
+    recipe: Recipe, folder: Path, described: dict[str, Any], raw: torch.nn.Module | None = None
+) -> dict[int, Save]:
     """{number of images: function that writes the generator}.
 
-    In a short run one function may write several percentages.
+    In a short run one function may write several percentages. raw: the generator without its average, which is
+    written too; None if it is not wanted.
     """
     total, batch = recipe["method"]["n_images"], recipe["method"]["batch"]
     found: dict[int, Save] = {}
     for percent in recipe["snapshots"]:
         count = snapshot_images(total, batch, percent)
-        write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count})
+        write = _writer(folder / f"ema-{percent}.safetensors", {**described, "n_images": count}, raw)
         found[count] = _both(found.get(count), write)
     return found
 
@@ -126,9 +130,9 @@ def snapshot_images(total: int, batch: int, percent: int) -> int:
     return max(1, round(total * percent / 100 / batch)) * batch if percent < 100 else total
 
 
-def _writer(path: Path, metadata: dict[str, Any]) -> Save:
+def _writer(path: Path, metadata: dict[str, Any], raw: torch.nn.Module | None) -> Save:
     def write(net: torch.nn.Module) -> None:
-        generators.save_generator(path, net, metadata)
+        generators.save_generator(path, net, metadata, raw)
 
     return write
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families of random embedding networks, one file each, and `seed`, which draws and calibrates an ensemble.
+"""Families of random embedding networks, one file each, and `seed`, which draws and calibrates an ensemble; `anchors`: what
+EL against all real images needs.
 
 A family has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functions (the one in brackets is optional):
 

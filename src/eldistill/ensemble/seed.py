@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import statistics
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from eldistill.diffusion.draws import Draw
+from eldistill.ensemble import anchors
 from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
 from eldistill.errors import Problem
 from eldistill.files import atomic, read_json, write_json
@@ -24,15 +25,23 @@ RECIPE = ("ensemble/seed", 1)
 
 
 def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: Path, teacher=None) -> None:
-    """Draw and calibrate an ensemble and write its manifest and its arrays.
+    """Calibrate an ensemble with `calibrate_ensemble` and write its manifest and its arrays. Raises Problem."""
+    record, arrays = calibrate_ensemble(section, seed, reals, teacher)
+    with atomic(npz_path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    write_json(json_path, record)
+
+
+def calibrate_ensemble(section: dict, seed: int, reals, teacher=None) -> tuple[dict, dict[str, np.ndarray]]:
+    """Draw an ensemble and calibrate it on real images: its manifest and its arrays, of which `Ensemble` makes members.
 
     section: of params.yaml. reals: encoded training images (see data.dataset). teacher: frozen network for families
     that read one. Raises Problem for settings that contradict each other or do not fit the images.
     """
     if section.get("anchor") and section["redraw"]:
         raise Problem(
-            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; mean features over all images need a single draw: "
-            "set redraw to 0"
+            f"params.yaml: an ensemble has anchor: true and redraw: {section['redraw']}; what is recorded of all images "
+            "needs a single draw: set redraw to 0"
         )
     chance = Draw(seed, "el/calibration", 0, len(reals), dtype=torch.float64).uniform("image")
     indices = chance.argsort()[: section["calibration"]]
@@ -54,27 +63,16 @@ def record_ensemble(section: dict, seed: int, reals, json_path: Path, npz_path: 
             "scale": scales if many else scales[0],
             "bandwidth": statistics.median(each[k].bandwidth for each in drawn),
         })  # fmt: skip
-    arrays = {f"mean_{k}": member(images).mean(0).numpy() for k, member in enumerate(first)}
+    arrays = {"indices": indices.numpy()}
+    arrays |= {f"mean_{k}": member(images).mean(0).numpy() for k, member in enumerate(first)}
     for k, member in enumerate(first):
         if hasattr(member.family, "fit"):
             arrays |= {f"fitted_{k}/{name}": weight.numpy() for name, weight in member.weights.items()}
     if section.get("anchor"):
-        arrays |= {f"anchor_{k}": mean.numpy() for k, mean in enumerate(_means(first, reals))}
-    with atomic(npz_path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, indices=indices.numpy(), **arrays)
-    write_json(json_path, {"seed": seed, "shape": list(shape), "redraw": section["redraw"], "draws": len(drawn),
-                           "calibration": section["calibration"], "members": manifest, "section": section})  # fmt: skip
-
-
-def _means(members: list[Member], reals, size: int = 1000) -> list[torch.Tensor]:
-    """Mean features of each member over all real images, a list of float64 [D]."""
-    totals: list[Any] = [0] * len(members)
-    with torch.no_grad():
-        for start in range(0, len(reals), size):
-            images, _ = reals.take(torch.arange(start, min(start + size, len(reals)), device=reals.images.device))
-            for k, member in enumerate(members):
-                totals[k] = totals[k] + member(images / reals.sigma_data).double().sum(0)
-    return [total / len(reals) for total in totals]
+        arrays |= anchors.record_anchors(first, reals, seed, section.get("landmarks", anchors.LANDMARKS))
+    record = {"seed": seed, "shape": list(shape), "redraw": section["redraw"], "draws": len(drawn),
+              "calibration": section["calibration"], "members": manifest, "section": section}  # fmt: skip
+    return record, arrays
 
 
 class Ensemble:
@@ -89,13 +87,14 @@ class Ensemble:
         path: of the manifest; the arrays lie beside it in a file with the ending .npz.
         device, dtype: of the weights.
         teacher: frozen network for families that read one.
+        held: manifest and arrays as `calibrate_ensemble` returns them, which are then not read from files.
 
     Raises Problem if the seed gives weights that differ from the recorded ones, or if a file is missing or damaged.
     """
 
-    def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None):
-        self.path, self.device, self.dtype, self.teacher = path, device, dtype, teacher
-        self.record = read_json(path)
+    def __init__(self, path: str | Path, device="cpu", dtype=torch.float32, teacher=None, held=None):
+        self.path, self.device, self.dtype, self.teacher, self.held = path, device, dtype, teacher, held
+        self.record = held[0] if held else read_json(path)
         expected = [member["sha256"] for member in self.record["members"]]
         section, shape = self.record["section"], tuple(self.record["shape"])
         drawn = draw_members(section, self.record["seed"], 0, shape, teacher=teacher)
@@ -112,6 +111,8 @@ class Ensemble:
                 self.fitted[k] = {name: torch.from_numpy(each).to(device, dtype) for name, each in arrays.items()}
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if self.held:
+            return self.held[1]
         path = Path(self.path).with_suffix(".npz")
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -134,6 +135,22 @@ class Ensemble:
             raise Problem(f"{self.path} has no means over all images; give its ensemble `anchor: true` in params.yaml")
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         return [torch.from_numpy(arrays[f"anchor_{k}"]).to(self.device, kind) for k in range(count)]
+
+    def anchored(self, kernel: str, reals) -> tuple[Sequence[torch.Tensor | anchors.Anchor], list[float]]:
+        """What anchored EL needs of each member: its mean features [D] (linear) or its Anchor, and the trace of its features'
+        covariance over all real images.
+
+        reals: the real images of the run. Raises Problem if the ensemble has none of this recorded.
+        """
+        means, arrays = self.anchors(), self._arrays()
+        wanted = [f"trace_{k}" for k in range(len(means))]
+        wanted += [] if kernel == "linear" else ["landmarks", *(f"within_{kernel}_{k}" for k in range(len(means)))]
+        if missing := [name for name in wanted if name not in arrays]:
+            raise Problem(
+                f"{self.path} has no {missing[0]}, because earlier code made it; delete it and run `snakemake all`"
+            )
+        traces = [float(arrays[f"trace_{k}"]) for k in range(len(means))]
+        return (means if kernel == "linear" else anchors.anchors_of(arrays, self.at(0), kernel, reals)), traces
 
     def _draw(self, redraw: int) -> list[Member]:
         drawn = draw_members(

@@ -7,9 +7,12 @@ A share has the same meaning beside all of them.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
-from eldistill.contract import Weight
+from eldistill.contract import Progress, Weight
 
 RECIPE = ("balance", 1)
 LOW, HIGH = 1e-12, 1e12  # of the ratio: a loss that has vanished but for rounding is not amplified without limit
@@ -32,3 +35,39 @@ def balanced(share: float, base: Scalar, own: Scalar, decay: float, memory: dict
     ratio, there = above / below, above != 0  # infinite if `below` is 0; the clamp bounds it
     held = ratio.clamp(LOW, HIGH)
     return Weight(torch.where(there, share * held, 0.0), bounded=there & (held != ratio))
+
+
+def signal(unbiased: Scalar, biased: Scalar) -> torch.Tensor:
+    """The share of a biased estimate that is not bias: unbiased / biased, held in [0, 1]; a scalar in float64.
+
+    unbiased, biased: running averages of two estimates of one squared distance, scalars of a device stay there. 0 where
+    the biased one is 0: nothing differs. A NaN of either stays one.
+    """
+    above, below = (torch.as_tensor(each, dtype=torch.float64) for each in (unbiased, biased))
+    return torch.where(below <= 0, 0 * above, (above / below).clamp(0, 1))
+
+
+def schedule(progress: Progress, batch: int, warmup: float, fade: float) -> float:
+    """The factor of a weight over a run, in [0, 1]: a linear rise at its start times half a cosine at its end.
+
+    batch: images of the present iteration, which the rise includes. warmup, fade: shares of the run, 0 for none.
+    """
+    rise = min(1.0, (progress.n_images + batch) / (warmup * progress.total)) if warmup else 1.0
+    if fade:
+        left = min(1.0, (progress.total - progress.n_images) / (fade * progress.total))
+        rise *= (1 - math.cos(math.pi * left)) / 2
+    return rise
+
+
+def started(weight: Weight, progress: Progress, images: int, factor: float) -> Weight:
+    """`weight` with the factor (1 - t) * factor + t * its own, t = min(1, generated images / images).
+
+    A share of the base loss's gradient is little at the start of a distillation, where the distance to real images is
+    largest: the warm-up holds it back, and a method that trains its generator first (DMD) has no gradient of its own in
+    the first iteration, because fake_score still is the teacher. So a raw factor acts there. It changes gradually,
+    because a switch would change the weight by a multiple of itself in one step.
+    """
+    if progress.n_images >= images:
+        return weight
+    t = progress.n_images / images
+    return replace(weight, factor=(1 - t) * factor + t * weight.factor)

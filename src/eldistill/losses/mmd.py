@@ -6,6 +6,7 @@ x [m, D] are features of generated images, y [n, D] of real ones. All sums are t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -50,7 +51,12 @@ def rbf(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
 
     bandwidth: the median of |x - y|^2 over pairs of real images, > 0.
     """
-    scaled = squared_distances(x, y) / (2 * bandwidth)
+    return rbf_of(squared_distances(x, y), bandwidth)
+
+
+def rbf_of(squares: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """Like `rbf`, from the squared distances [m, n]."""
+    scaled = squares / (2 * bandwidth)
     # The factors are powers of two: the widest kernel is computed, the others are its powers.
     widest = torch.exp(-scaled / FACTORS[-1])
     total, power = widest, widest
@@ -70,10 +76,52 @@ def energy(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Te
 
     1e-12 under the root gives equal features a slope of zero.
     """
-    return -(squared_distances(x, y) + 1e-12).sqrt()
+    return energy_of(squared_distances(x, y))
 
 
-KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy}
+def energy_of(squares: torch.Tensor, bandwidth: float = 1.0) -> torch.Tensor:
+    """Like `energy`, from the squared distances [m, n]."""
+    return -(squares + 1e-12).sqrt()
+
+
+# In units of the median distance. 2: nearly linear up to the median distance, as `energy` is. 1/4: exp(-4) is left at the
+# median, so only near images count. Below that, batches of 64 hardly have pairs that count (at 1/8 the median has exp(-8)).
+RANGES = (0.25, 0.5, 1.0, 2.0)
+
+
+def laplace(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """k(x, y) = mean over R in RANGES of exp(-|x - y| / (R u)), u = sqrt(bandwidth).
+
+    bandwidth: as for `rbf`. Its root u is the median distance over pairs of real images, because the root is monotone;
+    no second number is measured. 1e-12 under the root gives equal features a slope of zero.
+    """
+    return laplace_of(squared_distances(x, y), bandwidth)
+
+
+def laplace_of(squares: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    """Like `laplace`, from the squared distances [m, n]."""
+    distance = (squares / bandwidth + 1e-12).sqrt()
+    # The ranges are powers of two, so the terms are powers of the one with the longest range.
+    longest = torch.exp(-distance / RANGES[-1])
+    total, power = longest, longest
+    for _ in RANGES[1:]:
+        power = power.square()
+        total = total + power
+    return total / len(RANGES)
+
+
+KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy, "laplace": laplace}
+RADIAL = {"rbf": rbf_of, "energy": energy_of, "laplace": laplace_of}  # functions of |x - y|^2 and the bandwidth
+# k(x, x) of the kernels with a small number under a root: there it is not the distance 0 that is computed.
+AT_ZERO = {"energy": 0.0, "laplace": 1.0}
+
+
+def exact_diagonal(gram: torch.Tensor, kernel: str) -> torch.Tensor:
+    """k(x, x) [n, n] with the exact values k(x_i, x_i) on its diagonal, which then has no gradient."""
+    if kernel not in AT_ZERO:
+        return gram
+    gram, value = gram - gram.diagonal().diag(), AT_ZERO[kernel]
+    return gram + torch.full_like(gram.diagonal(), value).diag() if value else gram
 
 
 def _gathered(classes: Classes, across: Rows) -> Classes:
@@ -83,7 +131,7 @@ def _gathered(classes: Classes, across: Rows) -> Classes:
 
 def mmd2(
     x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float = 1.0, estimator: str = "unbiased",
-    classes: Classes | None = None, across: Rows | None = None,
+    classes: Classes | None = None, across: Rows | None = None, gaps: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Estimate MMD^2 between the rows of x [m, D] and y [n, D]; scalar, differentiable in both.
 
@@ -92,6 +140,8 @@ def mmd2(
     classes: labels of x [m] and of y [n]; the kernel is then k(x, y) 1[label of x = label of y], which compares the
     joint distributions of features and labels. across: the processes that hold the rest of the rows (see
     eldistill.training.processes); the value is that of all rows, the gradient that of the own ones.
+    gaps: a list that receives the biased minus the unbiased value, from the same kernel values (see `_gap`): a scalar
+    without a gradient, which needs m, n >= 2 with either estimator.
     Raises Problem for an unknown kernel or estimator, or too few rows.
     """
     if kernel not in KERNELS or estimator not in ("unbiased", "biased"):
@@ -105,12 +155,12 @@ def mmd2(
         classes = None if classes is None else _gathered(classes, across)
         across = None
     m, n = (len(x), len(y)) if across is None else (across.count(x), across.count(y))
-    if estimator == "unbiased" and min(m, n) < 2:
+    if (estimator == "unbiased" or gaps is not None) and min(m, n) < 2:
         raise Problem(
             f"the unbiased MMD of {m} generated and {n} real images; expected at least 2 of each: raise the batch"
         )
     if kernel == "linear" and classes is None:
-        return _linear_sums(x, y, m, n, estimator, across)
+        return _linear_sums(x, y, m, n, estimator, across, gaps)
     k = KERNELS[kernel]
     within_x, within_y, between = k(x, x, bandwidth), k(y, y, bandwidth), k(x, y, bandwidth)
     if classes is not None:
@@ -119,9 +169,10 @@ def mmd2(
             gram * (a[:, None] == b)
             for gram, a, b in ((within_x, of_x, of_x), (within_y, of_y, of_y), (between, of_x, of_y))
         )
+    if gaps is not None:
+        gaps.append(_gap_of(within_x, kernel) + _gap_of(within_y, kernel))
     if estimator == "biased":
-        if kernel == "energy":  # the distance of a row to itself is 0, not the root of 1e-12
-            within_x, within_y = (gram - gram.diagonal().diag() for gram in (within_x, within_y))
+        within_x, within_y = (exact_diagonal(gram, kernel) for gram in (within_x, within_y))
         return within_x.mean() + within_y.mean() - 2 * between.mean()
     # The unbiased estimator excludes the diagonal.
     off_x = (within_x.sum() - within_x.diagonal().sum()) / (m * (m - 1))
@@ -129,17 +180,37 @@ def mmd2(
     return off_x + off_y - 2 * between.mean()
 
 
+def _gap(diagonal: torch.Tensor, total: torch.Tensor, m: int) -> torch.Tensor:
+    """What the diagonal of a Gram matrix adds to the biased MMD^2; a scalar, never negative for a kernel of an MMD.
+
+    diagonal, total: sums of the diagonal and of all entries of the Gram matrix of m >= 2 rows.
+    total / m^2 - (total - diagonal) / (m (m - 1)) is (diagonal - total / m) / (m (m - 1)): the variance of the rows in
+    the space of the kernel, over m.
+    """
+    return (diagonal - total / m) / (m * (m - 1))
+
+
+def _gap_of(gram: torch.Tensor, kernel: str) -> torch.Tensor:
+    gram = exact_diagonal(gram.detach(), kernel)
+    return _gap(gram.diagonal().sum(), gram.sum(), len(gram))
+
+
 def _same(own: torch.Tensor) -> torch.Tensor:
     return own
 
 
-def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None) -> torch.Tensor:
+def _linear_sums(
+    x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: str, across: Rows | None,
+    gaps: list[torch.Tensor] | None = None,
+) -> torch.Tensor:  # fmt: skip
     # The same estimators in O((m + n) D), from sums. Centring does not change differences of means and reduces
     # rounding.
     total = _same if across is None else across.total
     centre = y.detach().mean(dim=0) if across is None else total(y.detach().sum(dim=0)) / n
     x, y = x - centre, y - centre
     sum_x, sum_y = total(x.sum(0)), total(y.sum(0))
+    if gaps is not None:
+        gaps.append(_linear_gap(x, sum_x, m, total) + _linear_gap(y, sum_y, n, total))
     if estimator == "biased":
         return (sum_x / m - sum_y / n).square().sum()
     within_x = (sum_x.square().sum() - total(x.square().sum())) / (m * (m - 1))
@@ -147,43 +218,51 @@ def _linear_sums(x: torch.Tensor, y: torch.Tensor, m: int, n: int, estimator: st
     return within_x + within_y - 2 * (sum_x @ sum_y) / (m * n)
 
 
+def _linear_gap(x: torch.Tensor, sum_x: torch.Tensor, m: int, total: Callable[..., torch.Tensor]) -> torch.Tensor:
+    # `_gap` of rows x, whose sum over all processes is sum_x.
+    return _gap(total(x.detach().square().sum()), sum_x.detach().square().sum(), m)
+
+
 def anchored(
-    x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across: Rows | None = None
-) -> torch.Tensor:
+    x: torch.Tensor, mean: torch.Tensor, estimator: str = "unbiased", across: Rows | None = None,
+    gaps: list[torch.Tensor] | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The linear MMD^2, a scalar, between the rows of x [m, D] and a data set whose mean features [D] are known.
 
-    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. Raises Problem for one
-    row.
+    unbiased: (|S|^2 - sum |x|^2) / (m (m - 1)) - 2 <S, mean> / m + |mean|^2, S the sum of x. gaps: as in `mmd2`.
+    Raises Problem for one row.
     """
     total = _same if across is None else across.total
     m = len(x) if across is None else across.count(x)
     x = (x if x.dtype == torch.float64 else x.float()) - mean
     sum_x = total(x.sum(0))
+    if m < 2 and (estimator == "unbiased" or gaps is not None):
+        raise Problem("the unbiased MMD of 1 generated image; expected at least 2: raise the batch")
+    if gaps is not None:
+        gaps.append(_linear_gap(x, sum_x, m, total))
     if estimator == "biased":
         return (sum_x / m).square().sum()
-    if m < 2:
-        raise Problem("the unbiased MMD of 1 generated image; expected at least 2: raise the batch")
     return (sum_x.square().sum() - total(x.square().sum())) / (m * (m - 1))
 
 
 def per_class(
     x: torch.Tensor, y: torch.Tensor, kernel: str, bandwidth: float, estimator: str, classes: Classes,
-    across: Rows | None = None,
+    across: Rows | None = None, gaps: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the classes that have enough rows on both sides of the MMD^2 within the class; arguments as in `mmd2`.
 
-    A class has enough rows with two (unbiased) or one (biased) on each side. If no class has, the result and its
-    gradient are 0.
+    A class has enough rows with two (unbiased, or with gaps) or one (biased) on each side. If no class has, the result
+    and its gradient are 0. gaps: receives one number for each of these classes.
     """
     if across is not None:
         x, y = across.gather(x), across.gather(y)
         classes = _gathered(classes, across)
     of_x, of_y = classes
-    least, values = 2 if estimator == "unbiased" else 1, []
+    least, values = 1 if estimator == "biased" and gaps is None else 2, []
     for label in torch.unique(of_x).tolist():
         mine, its = of_x == label, of_y == label
         if min(int(mine.sum()), int(its.sum())) >= least:
-            values.append(mmd2(x[mine], y[its], kernel, bandwidth, estimator))
+            values.append(mmd2(x[mine], y[its], kernel, bandwidth, estimator, gaps=gaps))
     return torch.stack(values).mean() if values else 0 * x.float().sum()
 
 

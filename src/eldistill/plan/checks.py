@@ -92,6 +92,8 @@ def check_section(params: Sections, kind: str, name: str, where: str, value: dic
         _teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
         refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
+    for arm in value["rates"] if kind == "method" else ():
+        _supplement(params, f"{where}.rates", arm)
     if kind == "method" and value["start_from"] is not None:
         _start(params, name, f"{where}.start_from", value["start_from"])
     if kind in ("method", "teacher") and value["n_images"] % value["batch"]:
@@ -243,14 +245,17 @@ def _tables(params: Sections, tables: dict[str, Any]) -> None:
         _against(params, f"tables.studies.{name}.against", study)
 
 
+ACROSS = ("contrast", "central", "speed")  # kinds of studies whose baseline may be METHOD/SUPPLEMENT
+
+
 def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     method, _, supplement = study["against"].rpartition("/")
     if method and method not in params.named("method"):
         refuse_unknown(where, method, params.named("method"))
-    if method and study["kind"] != "contrast":
+    if method and study["kind"] not in ACROSS:
         raise Wrong(
             where,
-            f"is {study['against']!r}; only studies of the kind contrast can name a method: give a supplement",
+            f"is {study['against']!r}; only studies of the kinds {', '.join(ACROSS)} can name a method: give a supplement",
         )
     _supplement(params, where, supplement)
 

@@ -99,13 +99,14 @@ class PlanOfModels(PlanOfData):
         taught = any(literal(family, "TEACHER", False) for family in families)
         teacher = (self.teacher(setting["teacher"]),) if taught else ()
         stem = f"data/ensembles/{data}/{name}/{seed}"
-        return self._step("ensemble", f"{data}/{name}/{seed}", ("ensemble/seed", *families), params,
+        modules = ("ensemble/seed", *families, *(("ensemble/anchors",) if section.get("anchor") else ()))
+        return self._step("ensemble", f"{data}/{name}/{seed}", modules, params,
                     (f"{stem}.json", f"{stem}.npz"), (self.pack(data), *teacher), data=data)  # fmt: skip
 
     @functools.cache  # noqa: B019
     def distil(self, run: Run) -> Step:
         """A run: teacher to generator."""
-        method = self.params.without_site("method", self.params.section("method", run.method, run.data))
+        method = self.params.without_site("method", self.params.method_of(run))
         supplements = {
             name: self.params.without_site("supplement", self.params.section("supplement", name, run.data))
             for name in run.supplements

@@ -169,6 +169,13 @@ class Plan(PlanOfModels):
             "runs": list(map(str, runs)),
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
+        if literal_of(
+            kind, "RATES", False
+        ):  # the study compares learning rates: {METHOD/SUPPLEMENT: [method at rate 1, factor]}
+            params["rates"] = {
+                f"{run.method}/{run.supplement}": [self.params.base_method(run.method), self.params.factor(run)]
+                for run in runs
+            }
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
         upstream += [
             self.reference_run(data, which)

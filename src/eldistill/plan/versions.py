@@ -31,6 +31,7 @@ USES = {
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),
+    "ensemble/anchors": ("noise", "mmd"),
     "classes": ("noise",),
     "teacher/pairs": ("sampling", "noise"),
     "teacher/check": ("noise",),
@@ -48,6 +49,7 @@ USES = {
     "spaces/inception_clean": ("spaces/inception",),
     "clean": ("fid",),
     "central": ("comparisons",),
+    "speed": ("comparisons",),
     "summary": ("results",),
 }
 

@@ -44,20 +44,36 @@ class Generator:
         return tuple(self.metadata["shape"])
 
 
-def save_generator(path: str | Path, network: torch.nn.Module, metadata: dict) -> None:
-    """Write a generator and the metadata needed to rebuild and sample it: shape, label_dim, codec, sampler, …"""
-    save_tensors(path, network.state_dict(), {**metadata, "config": network.config})
+RAW = "raw/"  # in names of tensors: of the generator without its running average
 
 
-def load_generator(path: str | Path, device: str = "cpu") -> Generator:
+def save_generator(
+    path: str | Path, network: torch.nn.Module, metadata: dict, raw: torch.nn.Module | None = None
+) -> None:
+    """Write a generator and the metadata needed to rebuild and sample it: shape, label_dim, codec, sampler, …
+
+    raw: the same generator without its running average, which `load_generator(path, raw=True)` returns.
+    """
+    tensors = dict(network.state_dict())
+    if raw is not None:
+        tensors |= {f"{RAW}{name}": tensor for name, tensor in raw.state_dict().items()}
+        metadata = {**metadata, "raw": True}
+    save_tensors(path, tensors, {**metadata, "config": network.config})
+
+
+def load_generator(path: str | Path, device: str = "cpu", raw: bool = False) -> Generator:
     """Load a generator_ema.safetensors or a snapshot to a device, frozen.
 
-    Raises Problem for any other or a damaged file.
+    raw: the generator without its running average, which only snapshots with `raw_snapshots: true` have. Raises
+    Problem for any other or a damaged file.
     """
     tensors, metadata = load_tensors(path)
     if "sampler" not in metadata:
         raise Problem(f"{path} is not a generator; expected a generator_ema.safetensors of a run")
-    network = weights.restore_network(path, tensors, metadata)
+    if raw and not metadata.get("raw"):
+        raise Problem(f"{path} has no generator without its average; set raw_snapshots: true in its method")
+    chosen = {name.removeprefix(RAW): each for name, each in tensors.items() if name.startswith(RAW) == raw}
+    network = weights.restore_network(path, chosen, metadata)
     network.boundary = metadata["sampler"].get("boundary", 0.0)
     return Generator(network.requires_grad_(False).eval().to(device), metadata)
 

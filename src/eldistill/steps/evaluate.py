@@ -140,8 +140,8 @@ def _pack(work: Work) -> Path:
     return Path(own if own in found else found[0])
 
 
-def _generator(work: Work, path: Path, drawn: classes.Drawn) -> generators.Generator:
-    found = generators.load_generator(path, work.machine.device)
+def _generator(work: Work, path: Path, drawn: classes.Drawn, raw: bool = False) -> generators.Generator:
+    found = generators.load_generator(path, work.machine.device, raw)
     return generators.Generator(found.network, drawn.applied(found.metadata))
 
 
@@ -189,6 +189,10 @@ def _curve(
             row = ruler.measure(_images_of(work, snapshot), options["curve_n"], metrics.CURVE, followed)
             if asked and options["fid"].get("curve_n"):
                 row |= ruler.fid_of_snapshot(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
+            if snapshot.metadata.get("raw"):
+                raw = _images_of(work, _generator(work, path, drawn, raw=True))
+                found = ruler.measure(raw, options["curve_n"], ["fd"], followed[:1])
+                row |= {f"raw_{name}": value for name, value in found.items()}
             rows.append({"n_images": seen, **row})
             work.say(
                 f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
-from eldistill.ensemble.members import stacked, stacks
+from eldistill.ensemble.reading import read_members, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance, mixing, mmd
@@ -42,8 +42,9 @@ class Numbers:
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     kernel: str = number(
         "rbf",
-        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy",
-        choices=("rbf", "linear", "cubic", "energy"),
+        "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
+        "minus the distance; laplace: exp(-distance / R), a mixture of four R around the median distance",
+        choices=("rbf", "linear", "cubic", "energy", "laplace"),
     )
     estimator: str = number(
         "unbiased",
@@ -60,8 +61,8 @@ class Numbers:
         1, "number of real images for each generated one; new ones are drawn in each step", low=1, high=64
     )
     anchored: bool = number(
-        False, "linear kernel: compare with the exact mean features of all train images, so that a step needs no real images; "
-        "needs an ensemble with anchor: true", neutral=True,
+        False, "compare with all train images at once (linear kernel: their mean features; others: landmarks), so that a step needs "
+        "no real images; needs an ensemble with anchor: true", neutral=True,
     )  # fmt: skip
     pairs: int | None = number(
         None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
@@ -76,11 +77,21 @@ class Numbers:
     )
     weighting: str = number(
         "balanced",
-        "balanced: `weight` is the ratio of EL's gradient to the base loss's at the images; fixed: it is the raw factor",
-        choices=("balanced", "fixed"),
+        "balanced: `weight` is the ratio of EL's gradient to the base loss's at the images; adaptive: balanced, times the share "
+        "of EL that is not sampling noise; fixed: `weight` is the raw factor",
+        choices=("balanced", "adaptive", "fixed"),
     )
     weight: float = number(0.7, "strength of EL; 0 is off", low=0)
-    decay: float = number(0.99, "balanced: decay of the running gradient norms", low=0, below=1)
+    decay: float = number(
+        0.99, "balanced and adaptive: decay of the running averages of gradient norms and of EL", low=0, below=1
+    )
+    start_images: int = number(
+        0, "balanced and adaptive: generated images over which the factor changes linearly from start_weight to its own; 0: none",
+        low=0, neutral=True,
+    )  # fmt: skip
+    start_weight: float = number(
+        1.0, "raw factor of EL's gradient at the first iteration, if start_images is not 0", low=0, neutral=True
+    )  # fmt: skip
     warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
     fade: float = number(
         0.0, "share of the run, at its end, over which the weight falls to 0 along a cosine", low=0, high=1, neutral=True
@@ -98,19 +109,25 @@ class Numbers:
     )
 
 
+# Of each member its mean features [D], or an Anchor. Its module is not imported: only ensembles with anchor: true count it.
+Anchors = Sequence[Any]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The data that EL uses in a run.
 
-    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: mean features [D] of each
-    member over all real images. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share
-    a batch.
+    sigma_data: standard deviation of the encoded images. seed: of the augmentation. anchors: for each member its mean
+    features [D] over all real images, or its Anchor for kernels other than linear. traces: of the covariance of each
+    member's features over them. stored: the teacher's images [n, c, h, w] on the CPU. across: the processes that share a
+    batch.
     """
 
     ensemble: Ensemble
     sigma_data: float
     seed: int
-    anchors: list[torch.Tensor] | None = None
+    anchors: Anchors | None = None
+    traces: list[float] | None = None
     stored: torch.Tensor | None = None
     across: processes.ProcessGroup | None = None
 
@@ -125,11 +142,13 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     if numbers.labels != "marginal" and not setting.label_dim:
         raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss, but its data has no labels; "
                       "set it to marginal, or labels: true in the data setting")  # fmt: skip
-    if numbers.anchored and (
-        numbers.kernel != "linear" or numbers.augmentation or numbers.labels != "marginal" or numbers.pairs
-    ):
-        raise Problem("params.yaml: anchored is true in an Embedding Loss; expected kernel: linear, labels: marginal, no augmentation "
-                      "and no pairs with it")  # fmt: skip
+    if numbers.start_images and numbers.weighting == "fixed":
+        raise Problem(f"params.yaml: start_images is {numbers.start_images} in an Embedding Loss with weighting: fixed, whose factor "
+                      "never changes; set start_images to 0, or weighting to balanced or adaptive")  # fmt: skip
+    known, traces = None, None
+    if numbers.anchored:
+        _check_anchored(numbers, ensemble)
+        known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
         with np.load(setting.pairs, allow_pickle=False) as arrays:
@@ -137,8 +156,17 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip
-    return Prepared(ensemble, setting.sigma_data, setting.seed, ensemble.anchors() if numbers.anchored else None, stored,
-                 processes.process_group())  # fmt: skip
+    return Prepared(ensemble, setting.sigma_data, setting.seed, known, traces, stored, processes.process_group())
+
+
+def _check_anchored(numbers: Numbers, ensemble: Ensemble) -> None:
+    found = {"augmentation": list(numbers.augmentation), "pairs": numbers.pairs, "real_ratio": numbers.real_ratio,
+             "labels": numbers.labels, "redraw": ensemble.record["redraw"]}  # fmt: skip
+    wanted = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal", "redraw": 0}
+    if odd := [f"{key}: {value}" for key, value in found.items() if value != wanted[key]]:
+        raise Problem(f"params.yaml: anchored is true in an Embedding Loss with {', '.join(odd)}; it compares with all train images as "
+                      "they are: expected no augmentation, no pairs, real_ratio: 1, labels: marginal and an ensemble with "
+                      "redraw: 0, or anchored: false")  # fmt: skip
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
@@ -154,15 +182,19 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
     if numbers.labels != "marginal":
         classes = batch.labels.argmax(1), labels.argmax(1)
     x = images.detach().requires_grad_()
+    gaps = [] if numbers.weighting == "adaptive" else None
     found = {} if numbers.diagnose and iteration % numbers.diagnose == 0 else None
     value = embedding_loss(
         prepared.ensemble.at(iteration), x / prepared.sigma_data, None if real is None else real / prepared.sigma_data,
         numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=prepared.anchors,
+        traces=prepared.traces,
         stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
-        across=prepared.across, found=found,
+        across=prepared.across, found=found, gaps=gaps,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(value, x)
     terms = {"mmd2": AtImages(value.detach(), gradient)}
+    if gaps is not None:
+        terms["gap"] = AtImages(torch.stack(gaps).mean() if gaps else torch.zeros_like(value), None)
     if found:
         terms["trace_ratio"] = AtImages(found["trace_ratio"].to(value), None)
     return terms
@@ -178,65 +210,63 @@ def _matched(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Nu
 
 def embedding_loss(
     members, x: torch.Tensor, real: torch.Tensor | None, kernel: str, estimator: str, transform=None, *,
-    labels: str = "marginal", classes=None, anchors: Sequence[torch.Tensor] | None = None, stack: bool = False,
-    across=None, found: dict | None = None,
+    labels: str = "marginal", classes=None, anchors: Anchors | None = None, traces: Sequence[float] | None = None,
+    stack: bool = False, across=None, found: dict | None = None, gaps: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Mean over the members of MMD^2 between x [m, c, h, w] and real [n, c, h, w], both over sigma_data; scalar.
 
-    anchors: the members' means over all real images, instead of real. classes: labels of x [m] and real [n] for every
+    anchors: instead of real, the members' means over all real images (linear) or their Anchors. traces: of the covariance of
+    each member's features over all real images, for `trace_ratio` with anchors. classes: labels of x [m] and real [n] for every
     `labels` but marginal. stack: members of one shape in one pass. across: processes with the rest of both batches.
     found: a dict that receives `trace_ratio`, the mean over the members of tr Cov(x) / tr Cov(real) in their features.
+    gaps: a list that receives scalars without a gradient, whose mean is the biased minus the unbiased value.
     """
     if transform is not None:
         x = transform(x)
         with torch.no_grad():
             real = transform(real)
     values, ratios = [], []
-    for places, ours, its in _features(members, x, real, stack):
+    for places, ours, its in read_members(members, x, real, stack):
         for place, mine, target in zip(places, ours, its, strict=True):
             bandwidth = members[place].bandwidth
             if target is None:
-                values.append(mmd.anchored(mine, anchors[place], estimator, across))
-                continue
-            values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across))
-            if found is not None and (across is not None or min(len(mine), len(target)) > 1):
-                ratios.append(_spread(mine.detach().double(), across) / _spread(target.double(), across))
+                known = anchors[place]
+                if isinstance(known, torch.Tensor):
+                    values.append(mmd.anchored(mine, known, estimator, across, gaps))
+                else:
+                    values.append(known.mmd2(mine, kernel, bandwidth, estimator, across, gaps))
+            else:
+                values.append(_compare(mine, target, kernel, bandwidth, estimator, labels, classes, across, gaps))
+            if found is not None and (target is not None or traces is not None):
+                ratios += trace_ratio(mine.detach().double(), target, traces[place] if target is None else None, across)
     if ratios:
         found["trace_ratio"] = torch.stack(ratios).mean()
-    total = 0
-    for value in values:
-        total = total + value
-    return total / len(members)
+    return functools.reduce(torch.add, values) / len(members)
 
 
-def _spread(x: torch.Tensor, across) -> torch.Tensor:
-    # Trace of the covariance of the rows of all processes.
-    if across is None:
-        return x.var(0).sum()
-    n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
-    return (square - total.square().sum() / n) / (n - 1)
-
-
-def _features(members, x, real, stack: bool):
-    # (places, features of x, features of real or Nones), one member or one stack at a time.
-    for places in stacks(members) if stack else [[place] for place in range(len(members))]:
-        together = len(places) > 1
-        read = stacked([members[p] for p in places]) if together else lambda images, p=places[0]: [members[p](images)]
-        its: Any = [None] * len(places)
-        if real is not None:
-            with torch.no_grad():
-                its = read(real)
-        yield places, read(x), its
-
-
-def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across) -> torch.Tensor:
-    rest = functools.partial(mmd.mmd2, x, y, kernel, bandwidth, estimator)
+def _compare(x, y, kernel, bandwidth, estimator, labels, classes, across, gaps) -> torch.Tensor:
+    rest = functools.partial(mmd.mmd2, x, y, kernel, bandwidth, estimator, gaps=gaps)
     if labels == "marginal":
         return rest(across=across)
     if labels == "per_class":
-        return mmd.per_class(x, y, kernel, bandwidth, estimator, classes, across)
+        return mmd.per_class(x, y, kernel, bandwidth, estimator, classes, across, gaps)
     joint = rest(classes=classes, across=across)
     return joint if labels == "joint" else (rest(across=across) + joint) / 2
+
+
+def observe(prepared: Prepared, terms: dict[str, AtImages], numbers: Numbers, memory: Memory) -> None:
+    """Add this iteration's unbiased and biased value of EL to their running averages, which `adaptive` needs.
+
+    terms: of `generator_terms`, scalars of a device that stay there. The averages start at 0 together, as those of the
+    gradients do. Processes add the mean of their values, which differ by rounding, so that all keep the same averages.
+    """
+    if numbers.weighting != "adaptive":
+        return
+    pair = torch.stack([terms["mmd2"].value.double(), terms["gap"].value.double()])
+    value, gap = pair if prepared.across is None else prepared.across.sum(pair) / prepared.across.size
+    unbiased, biased = (value, value + gap) if numbers.estimator == "unbiased" else (value - gap, value)
+    for name, now in (("unbiased", unbiased), ("biased", biased)):
+        memory[name] = numbers.decay * memory.get(name, 0.0) + (1 - numbers.decay) * now
 
 
 def weight(
@@ -247,16 +277,23 @@ def weight(
     balanced: the share weight * warm-up of the base loss's gradient, as eldistill.losses.balance has it; fixed: the
     factor weight * warm-up. Warm-up rises linearly from 0 to 1 over its share of the run. Over the share `fade`, at the
     end of the run, the weight falls to 0 along half a cosine.
+
+    adaptive: the factor of balanced times the signal of EL, clip(mean U / mean V, 0, 1), U and V the unbiased and the
+    biased value. V - U is what sampling alone adds to V. A balanced share keeps the size of EL's gradient whatever is
+    left in it, and so amplifies noise when the distributions have met; the signal is then near 0.
+
+    start_images, start_weight: at the first images the factor is another one (eldistill.losses.balance.started).
     """
     if not numbers.weight:
         return Weight(0.0)
-    rise = min(1.0, (progress.n_images + batch) / (numbers.warmup * progress.total)) if numbers.warmup else 1.0
-    if numbers.fade:
-        left = min(1.0, (progress.total - progress.n_images) / (numbers.fade * progress.total))
-        rise *= (1 - math.cos(math.pi * left)) / 2
+    rise = balance.schedule(progress, batch, numbers.warmup, numbers.fade)
     if numbers.weighting == "fixed":
         return Weight(numbers.weight * rise)
-    return balance.balanced(numbers.weight * rise, base, own, numbers.decay, memory)
+    found = balance.balanced(numbers.weight * rise, base, own, numbers.decay, memory)
+    if numbers.weighting == "adaptive":
+        signal = balance.signal(memory["unbiased"], memory["biased"])
+        found = replace(found, factor=found.factor * signal, logged={"signal": signal})
+    return balance.started(found, progress, numbers.start_images, numbers.start_weight)
 
 
 # --- diagnostics for the log, without effect on the training ---

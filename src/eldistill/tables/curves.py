@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from eldistill.files import atomic
 from eldistill.tables.results import COSTS, PARTS, Result, arms_of, is_reason, named, one_device, short
 
-RECIPE = ("plots", 4)  # colours and labels of one seed; names follow each data setting; legends are whole
+RECIPE = ("plots", 5)  # iterations on a logarithmic axis; curves without the running average
 
 # Colours of Okabe & Ito (2008), which colour-blind readers can distinguish. Black is first, for the baseline.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -20,21 +20,24 @@ MARKERS = "osD^vPX"
 def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary: str) -> None:
     # One panel: the arms of one data setting and method, compared with one part of the data. rows: the reference runs.
     for (data, method, supplement), results in arms.items():
-        column, points = named(results[0].curve[0], "fd", primary, part), {}
+        column = named(results[0].curve[0], "fd", primary, part)
         colour, marker = styles[supplement]
-        for result in results:
-            curve = {int(point["n_images"]): float(point[column]) for point in result.curve}
-            for n_images, value in curve.items():
-                points.setdefault(n_images, []).append(value)
-            if len(results) > 1:
-                axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.4)
-        mean = {n: fmean(values) for n, values in sorted(points.items()) if len(values) == len(results)}
+        for result in results if len(results) > 1 else ():
+            curve = {result.iteration(point): float(point[column]) for point in result.curve}
+            axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.7, alpha=0.3)
+        points = _points(results, column)
         label = f"{supplement} ({_seeds(results)})"
         style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
-        axes.plot(mean.keys(), mean.values(), **style)
-        _band(axes, {n: points[n] for n in mean}, colour)
-        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="generated images in training")
+        axes.plot(points.keys(), _means(points), **style)
+        _band(axes, points, colour)
+        if raw := _points(results, f"raw_{column}"):
+            axes.plot(raw.keys(), _means(raw), color=colour, linewidth=1, linestyle=(0, (1, 1.2)))
+        axes.set(title=f"{data}, {method}: against {PARTS[part]} images", xlabel="iterations")
         axes.set(ylabel=f"Fréchet distance (lower is better)\n{column}")
+    if any(f"raw_{column}" in results[0].curve[0] for results in arms.values()):
+        axes.plot(
+            [], [], color="#777777", linewidth=1, linestyle=(0, (1, 1.2)), label="dotted: without running average"
+        )
     # There is no noise floor with respect to train images, because 360 held-out images give a larger distance than 5,000 generated ones.
     rows = rows if part == "heldout" else [None, rows[1]]
     for row, what, dash in zip(rows, ("noise floor", "teacher"), ((0, (1, 1.5)), (0, (6, 2))), strict=True):
@@ -43,6 +46,34 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
         value, name = row[f"fd_{primary}_{part}_mean"], row[f"metric_{part}"].split("_")[0]
         axes.axhline(value, color="#777777", linestyle=dash, label=f"{what}, {name}: {short(value)}")
     _dress(axes)
+    _iterations(axes)
+
+
+def _points(results: list[Result], column: str) -> dict[int, list[float]]:
+    # {iteration: a value for each seed} of the snapshots after the start that all seeds have; empty if one lacks the column.
+    points: dict[int, list[float]] = {}
+    for result in results:
+        for point in result.curve:
+            if point.get(column) and result.iteration(point) > 0:
+                points.setdefault(result.iteration(point), []).append(float(point[column]))
+    return {each: values for each, values in sorted(points.items()) if len(values) == len(results)}
+
+
+def _means(points: dict[int, list[float]]) -> list[float]:
+    # The mean of the values of each point, in the order of the points.
+    return [fmean(values) for values in points.values()]
+
+
+def _iterations(axes) -> None:
+    # A logarithmic axis of iterations with plain numbers; the untrained generator, at 0, is not on it.
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if all(len(line.get_xdata()) < 2 for line in axes.get_lines()):
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _seeds(results: list[Result]) -> str:
@@ -88,7 +119,9 @@ def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
 def draw_curves(path: Path, results: list[Result], rows: list[dict], params: dict) -> None:
     """curves.png: two panels (held-out, train) of 600 x 500 pixels for each data setting and method.
 
-    Thick lines are means over seeds, at points that all seeds have; thin lines are seeds; dashed lines are the two reference runs.
+    Thick lines are means over seeds, at points that all seeds have; thin lines are seeds; dotted lines are means without the
+    running average, if they were measured; grey lines are the two reference runs. Both axes are logarithmic, so that the untrained
+    generator is not shown.
     """
     import matplotlib.style
     from matplotlib.figure import Figure

@@ -123,7 +123,8 @@ def check_results(results: list[Result], primary: str, curves: bool = True) -> N
     for result in results:
         twin = first.setdefault(result.arm[0], result)
         names, expected = (
-            {name for name in (*each.metrics, *each.curve[0]) if not name.endswith("steps")} for each in (result, twin)
+            {n for n in (*each.metrics, *each.curve[0]) if not (n.endswith("steps") or n.startswith("raw_"))}
+            for each in (result, twin)
         )
         if odd := ", ".join(sorted(names ^ expected)[:3]):
             raise Problem(f"{result.run} and {twin.run} differ in metrics ({odd}); evaluate both again")

@@ -95,6 +95,7 @@ class Meeting:
             if term.gradient is not None:
                 self.monitor.finite(f"{each.name}.{name}: gradient at the images", term.gradient)
             self.monitor.count(f"{each.name}.{name}", term.value, share)
+        each.module.observe(each.prepared, terms, each.numbers, each.memory)
         gradients = [term.gradient for term in terms.values() if term.gradient is not None]
         own = gradients[0] if len(gradients) == 1 else sum_of(gradients)
         own = own if share in (None, 1) else own * share
@@ -117,6 +118,8 @@ class Meeting:
         # Its weighted gradient relative to the base loss's, if the base loss has one.
         self.monitor.count(f"{each.name}.share", weight.factor * own / base, known=base != 0)
         self.monitor.count(f"{each.name}.bounded", weight.bounded)
+        for name, value in weight.logged.items():
+            self.monitor.count(f"{each.name}.{name}", value)
         return weight.factor
 
     def _rms(self, own: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of studies that compare arms: after training, during training, at equal cost, and by their variance between seeds.
+"""Kinds of studies that compare arms: after training, at equal cost, and by their variance between seeds.
 
 Comparisons are paired by seed within a data setting and a method. The tests of one table are one family (Holm).
 """
@@ -23,11 +23,15 @@ def _ends(row: dict, name: str) -> str:
     return "" if low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+def baseline_of(study: Study, arm: tuple[str, str, str]) -> tuple[str, str, str]:
+    """The baseline (data, method, supplement) of an arm. Its method is that of the arm, unless `against` is METHOD/SUPPLEMENT."""
+    named, _, against = study.params["against"].rpartition("/")
+    return arm[0], named or arm[1], against
+
+
 def pair_with_baseline(study: Study, group: list[Result], arms: dict) -> list[tuple[Result, Result]]:
     """Pairs (run, baseline run) with the same data and seed, and the same method unless the baseline names one; empty for the baseline."""
-    data, method, _ = group[0].arm
-    named, _, against = study.params["against"].rpartition("/")
-    baseline = (data, named or method, against)
+    baseline = baseline_of(study, group[0].arm)
     if group[0].arm == baseline:
         return []
     bases = {base.seed: base for base in arms.get(baseline, ())}
@@ -195,95 +199,6 @@ def seeds(study: Study) -> tuple[list[dict], list[str]]:
         said.append(f"{data}, {method}/{stem}: of the variance {shares} (sd in all {short(row['fd_sd'])}, "
                     f"{len(training)} x {len(ensemble)} runs; an estimate below 0 counts as 0).")  # fmt: skip
     return rows, said
-
-
-def speed(study: Study) -> tuple[list[dict], list[str]]:
-    """Time to a threshold that is set on the tuning seeds; returns rows and sentences.
-
-    The threshold is the mean of the baseline's last five points. It is reached at the first of three consecutive points that are not
-    above it. Medians are Kaplan–Meier medians, in which runs that never reach it are censored. Savings compare the seeds that an arm
-    shares with its baseline, and need two of them. There is no threshold if the distance of the baseline's tuning runs does not fall.
-    """
-    arms, rows, said = arms_of(study.results), [], []
-    tuning, against = set(study.params["tuning"]), study.params["against"]
-    times: dict[tuple[str, str, str], dict[int, tuple[float, bool]]] = {}
-    reported: dict[tuple[str, str, str], list[Result]] = {}
-    for arm, group in arms.items():
-        curves = [study.curve(r) for r in arms.get((*arm[:2], against), ()) if r.seed in tuning]
-        group = [r for r in group if r.seed not in tuning]
-        if not curves or not group:
-            continue
-        threshold, start = fmean(value for curve in curves for _, value in curve[-5:]), fmean(c[0][1] for c in curves)
-        row = identity(group) | {"threshold": threshold if threshold < start else None}
-        if threshold < start:
-            times[arm], reported[arm] = {r.seed: _first(study.curve(r), threshold) for r in group}, group
-            middle = inference.median_time(list(times[arm].values()))
-            row |= {
-                "iterations": middle,
-                "never": sum(censored for _, censored in times[arm].values()),
-                "cpu_seconds": None if middle is None else middle * _seconds(group),
-            }
-        rows.append(
-            row | mean_and_sd([study.metric(r) for r in group], "fd") | {"runs": " ".join(r.run for r in group)}
-        )
-    for row in rows:
-        arm, base = (row["data"], row["method"], row["supplement"]), (row["data"], row["method"], against)
-        who = f"{row['data']}, {row['method']}/{row['supplement']}"
-        if row["threshold"] is None:
-            text = f"{row['data']}, {row['method']}: no threshold, for {against}'s tuning runs end no better than they begin."
-            said += [text] if text not in said else []
-            continue
-        row |= _savings(times[arm], times.get(base, {}), reported[arm], reported.get(base, []))
-        if row["iterations"] is None:
-            said.append(f"{who}: more than half of its {row['seeds']} runs never stay below {short(row['threshold'])}.")
-        elif row["supplement"] != against:
-            said.append(f"{who}: below {short(row['threshold'])} after {row['iterations']:.0f} iterations (median of {row['seeds']}, "
-                        f"{row['never']} never){_saved(row, against)}.")  # fmt: skip
-    blank = dict.fromkeys(key for row in rows for key in row)
-    return [blank | row for row in rows], said
-
-
-def _seconds(group: list[Result]) -> float:
-    # CPU seconds per iteration of an arm.
-    return median(COSTS["seconds"](result) for result in group)
-
-
-def _savings(mine: dict, theirs: dict, group: list[Result], bases: list[Result]) -> dict:
-    # Percent saved until the threshold, over the seeds that both arms have; None for fewer than two.
-    shared = sorted(mine.keys() & theirs.keys())
-    found = {"pairs": len(shared) or None, "saved_iterations_percent": None, "saved_seconds_percent": None}
-    here, there = (inference.median_time([times[seed] for seed in shared]) for times in (mine, theirs))
-    if len(shared) < 2 or here is None or not there:
-        return found
-    found["saved_iterations_percent"] = 100 - 100 * here / there
-    group, bases = ([r for r in side if r.seed in shared] for side in (group, bases))
-    if one_device([*group, *bases]) and _seconds(bases):
-        found["saved_seconds_percent"] = 100 - 100 * here * _seconds(group) / (there * _seconds(bases))
-    return found
-
-
-def _saved(row: dict, against: str) -> str:
-    # The end of a sentence: the savings, or why there are none.
-    if row["pairs"] == 1:
-        return f"; one paired seed with {against}: no conclusion"
-    shares = {"iterations": row["saved_iterations_percent"], "CPU time": row["saved_seconds_percent"]}
-    known = [
-        (what, f"{abs(share):.0f} % {'less' if share >= 0 else 'more'}")
-        for what, share in shares.items()
-        if share is not None
-    ]
-    if not known:
-        return ""
-    return "; " + ", ".join(
-        f"{what}: {text}{f' than {against}' if i == 0 else ''}" for i, (what, text) in enumerate(known)
-    )
-
-
-def _first(curve: list[tuple[int, float]], threshold: float) -> tuple[float, bool]:
-    for place in range(len(curve) - 2):
-        if all(value <= threshold for _, value in curve[place : place + 3]):
-            return curve[place][0], False
-    return curve[-1][0], True
 
 
 def budget(study: Study) -> tuple[list[dict], list[str]]:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from eldistill.files import atomic
 from eldistill.tables.curves import COLOURS
+from eldistill.tables.studies.speedplot import draw_speed
 
 COVERED_BY = "plots"
 GREY = "#777777"
 # {column: title of the axis}. Without differences, the first of these columns that a table has is drawn.
 DRAWN = {
     "part": "percent of the variance of the Fréchet distance",
-    "iterations": "iterations until the distance stays below the threshold, median over seeds",
     "fd_mean": "Fréchet distance, mean ± sd",
     "snr": "signal of the supplement over its noise",
     "share": "floor: percent of the variance at the smallest batch that no batch averages out",
     "lost_percent": "percent lost after the best point of the curve, median",
 }
-BARS = ("part", "iterations", "lost_percent", "snr")  # columns of DRAWN that are drawn as bars from 0
+BARS = ("part", "lost_percent", "snr")  # columns of DRAWN that are drawn as bars from 0
 PARTS = {
     "training": "training seed",
     "ensemble": "ensemble seed",
@@ -42,8 +42,11 @@ class Interval:
 def draw_study(path: Path, rows: list[dict], params: dict) -> None:
     """Write the plot of a study: a forest plot of its differences, or else the mean of each arm with its standard deviation.
 
-    rows: of the study's table. params: question, against, and margin if rows have one. Equal input gives equal bytes.
+    rows: of the study's table. params: question, kind, against, and margin if rows have one. Equal input gives equal bytes.
+    A study of the kind `speed` has panels of its own.
     """
+    if params["kind"] == "speed":
+        return draw_speed(path, rows, params)
     import matplotlib.style
     from matplotlib.figure import Figure
 

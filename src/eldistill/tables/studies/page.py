@@ -23,10 +23,12 @@ from eldistill.tables.studies.study import Study
 RECIPE = ("studies", 3)  # a table of the runs; real images and teachers; KID; what each p is corrected over
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
-    "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "comparisons", "budget": "comparisons",
+    "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
     "stability": "diagnostics", "signal": "diagnostics", "variance": "variance",
 }  # fmt: skip
 CURVED = ("speed", "budget", "stability")  # kinds that need curves
+# {value of the column `part`: heading of its table}. Rows of kinds with one table have no such column.
+PARTS = {"time": "Time to the baseline's values", "rate": "Learning rates that train (tuning seeds)"}
 
 
 # All columns of Markdown tables: (title, function from a row to its text). A table has those for which its rows have values.
@@ -36,6 +38,25 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("gradient", lambda row: row.get("gradient")),
     ("at equal", lambda row: row.get("equal")),
     ("seeds", lambda row: _text(row.get("seeds"))),
+    ("factor on the learning rates", lambda row: _factor(row, "factor")),
+    ("factor picked", lambda row: _factor(row, "picked")),
+    ("factor reported", lambda row: _factor(row, "reported")),
+    ("% of the baseline's run", lambda row: _text(row.get("of_run"))),
+    ("value to reach", lambda row: _text(row.get("target"))),
+    ("pairs", lambda row: _text(row.get("pairs")) if "of_run" in row else None),
+    ("% fewer iterations", lambda row: _fewer(row, "iterations")),
+    ("% fewer images", lambda row: _fewer(row, "images")),
+    ("% fewer CPU seconds", lambda row: _fewer(row, "seconds")),
+    ("% fewer FLOP", lambda row: _fewer(row, "FLOP")),
+    ("never", lambda row: _text(row.get("never"))),
+    ("distance at the end", lambda row: _pm(row, "end")),
+    (
+        "of each seed",
+        lambda row: " ".join(short(float(end)) for end in row["ends"].split()) if row.get("ends") else None,
+    ),
+    ("diverged", lambda row: _text(row.get("diverged_runs"))),
+    ("geometric mean distance of the rule", lambda row: _text(row.get("score"))),
+    ("choice", lambda row: row.get("chosen")),
     ("fd held-out", lambda row: _pm(row, "fd")),
     ("minus baseline", lambda row: _span(row)),
     ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
@@ -64,10 +85,6 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("% of ticks with a spike", lambda row: _text(row.get("spikes_percent"))),
     ("% lost after the best point", lambda row: _text(row.get("lost_percent"))),
     ("CPU ms an iteration", lambda row: _text(row.get("step_ms_cpu"))),
-    ("iterations to threshold", lambda row: _text(row.get("iterations"))),
-    ("never", lambda row: _text(row.get("never"))),
-    ("% iterations saved", lambda row: _text(row.get("saved_iterations_percent"))),
-    ("% CPU time saved", lambda row: _text(row.get("saved_seconds_percent"))),
     ("variance: training seed", lambda row: _text(row.get("variance_training"))),
     ("ensemble seed", lambda row: _text(row.get("variance_ensemble"))),
     ("rest", lambda row: _text(row.get("variance_rest"))),
@@ -98,6 +115,16 @@ def _text(value) -> str | None:
     return None if value is None else str(value) if isinstance(value, int | str) else short(value)
 
 
+def _factor(row: dict, key: str) -> str | None:
+    return None if row.get(key) is None else f"{row[key]:g}"
+
+
+def _fewer(row: dict, unit: str) -> str | None:
+    # Percent fewer with its interval. If the ratio of times is only bounded, so is the percentage, from the other side.
+    text = _span(row, *(f"fewer_{unit}{end}" for end in ("", "_low", "_high")))
+    return text and {"at least": "≤ ", "at most": "≥ "}.get(row.get("bound"), "") + text
+
+
 def _pm(row: dict, stem: str) -> str | None:
     mean, sd = row.get(f"{stem}_mean"), row.get(f"{stem}_sd")
     return None if mean is None else short(mean) + (f" ± {short(sd)}" if sd is not None else "")
@@ -108,16 +135,28 @@ def _span(row: dict, *keys: str) -> str | None:
     return None if delta is None else short(delta) + ("" if low is None else f" [{short(low)}, {short(high)}]")
 
 
-def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "") -> str:
-    """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
+def _tables(rows: list[dict]) -> str:
+    # One table, or, if rows have a column `part`, one table for each part below its heading.
+    if "part" not in rows[0]:
+        return _table(rows)
+    parts = {part: [row for row in rows if row["part"] == part] for part in PARTS}
+    return "\n\n".join(f"## {PARTS[part]}\n\n{_table(group)}" for part, group in parts.items() if group)
 
-    beside: the table of real images and of teachers, or nothing."""
+
+def _table(rows: list[dict]) -> str:
     columns = _columns(rows)
     table = [[show(row) for row in rows] for _, show in columns]
     kept = [(title, cells) for (title, _), cells in zip(columns, table, strict=True) if any(cell for cell in cells)]
     lines = [[title for title, _ in kept], ["---", *["---:"] * (len(kept) - 1)]]
     lines += [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "") -> str:
+    """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
+
+    beside: the table of real images and of teachers, or nothing."""
+    text = _tables(rows)
     note = (
         f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
         f"{100 * params['confidence']:g} % t-intervals; {_family(rows)}. "
@@ -149,7 +188,8 @@ def _family(rows: list[dict]) -> str:
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
     """Write the table (csv), page (md), plot (png) and runs (csv) of a study to `outputs`, in this order.
 
-    params: the section of the study, with beds (see Study), confidence, tuning and runs. root: folder with data/evaluations and
+    params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
+    find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
     data/runs. Raises Problem for a missing or damaged input."""
     results = [load_result(run, root) for run in params["runs"]]
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of generated and real images in all members of an ensemble, and their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from eldistill.ensemble.members import Member, stacked, stacks
+from eldistill.losses.mmd import Rows
+
+COVERED_BY = "ensemble/seed"
+
+
+def read_members(
+    members: list[Member], x: torch.Tensor, real: torch.Tensor | None, stack: bool
+) -> Iterator[tuple[list[int], Any, Any]]:
+    """Yield (indices of members, their features of x, their features of real), one member or one stack at a time.
+
+    x [m, c, h, w], real [n, c, h, w] or None: images over sigma_data. Features are [m, D] and [n, D] for each member; those
+    of real have no graph, and are None without real.
+    """
+    for places in stacks(members) if stack else [[place] for place in range(len(members))]:
+        together = len(places) > 1
+        read = stacked([members[p] for p in places]) if together else lambda images, p=places[0]: [members[p](images)]
+        of_real: Any = [None] * len(places)
+        if real is not None:
+            with torch.no_grad():
+                of_real = read(real)
+        yield places, read(x), of_real
+
+
+def trace_ratio(
+    x: torch.Tensor, y: torch.Tensor | None, of_real: float | None, across: Rows | None
+) -> list[torch.Tensor]:
+    """[tr Cov(x) / tr Cov(real)], where the second trace is of_real or that of the rows y; [] for one row on a side.
+
+    x [m, D], y [n, D]: features, x in float64. across: processes that hold the rest of the rows.
+    """
+    if across is None and min(len(x), len(x if y is None else y)) < 2:
+        return []
+    return [_spread(x, across) / (of_real if y is None else _spread(y.double(), across))]
+
+
+def _spread(x: torch.Tensor, across: Rows | None) -> torch.Tensor:
+    # Trace of the covariance of the rows of all processes.
+    if across is None:
+        return x.var(0).sum()
+    n, total, square = across.count(x), across.total(x.sum(0)), across.total(x.square().sum())
+    return (square - total.square().sum() / n) / (n - 1)
