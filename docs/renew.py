@@ -145,7 +145,7 @@ def fresh_seeds(read: Read) -> str:
     except OSError:
         return ""
     row = next((row for row in rows if re.fullmatch(r"digits, \d+ teachers", row.get("data") or "")
-                and (row["method"], row["supplement"]) == ("di", "el-base")), None)  # fmt: skip
+                and (row["method"].removesuffix("-base"), row["supplement"]) == ("di", "el-base")), None)  # fmt: skip
     if row is None:
         return ""
     middle, low, high = (f"{float(row[key]):.1f}" for key in ("difference", "low", "high"))

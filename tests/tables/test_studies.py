@@ -799,7 +799,7 @@ def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, v
     rows, text = make(tmp_path, runs, kind="variance")
     assert [row["gradient"] for row in rows] == ["own", "b"] and abs(float(rows[0]["share"])) == pytest.approx(2)
     assert f"- toy, di/none, own: {verdict} of the variance at batch 8 stays at any batch" in text
-    assert f"noise over signal 4.00 at 8, 0.250 at 128 images ({len(shares)} runs)." in text
+    assert f"noise over signal 4.00 at 8, 0.250 at 128 images ({len(shares)} runs, " in text
     assert ("95 % t-intervals over runs" in text) is (len(shares) > 1)
 
 
@@ -1054,7 +1054,7 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     ],
 )
 def test_a_raised_version_of_what_makes_a_study_retires_it(monkeypatch, module, expected):
-    """All that its three files are made by, and no other kind's code."""
+    """All that its files are made by, and no other kind's code."""
     before, old = BEFORE(), versions.version_of
     monkeypatch.setattr(versions, "version_of", lambda name: old(name) + (name == module))
     after = digests()

@@ -11,10 +11,11 @@ import pytest
 from scipy import stats
 
 from eldistill.errors import Problem
+from eldistill.paths import STUDY_ENDINGS
 from eldistill.tables.studies import forest, rates, speed
 from eldistill.tables.studies import page as studies
 from tests.tables.test_studies import add as add_plain
-from tests.tables.test_tables import SPACES, read, write
+from tests.tables.test_tables import SPACES, metrics, read, write
 
 PARAMS = {"question": "How much sooner?", "kind": "speed", "against": "none", "margin": 0.1, "confidence": 0.95,
           "tuning": [100, 101], "rates": {}}  # fmt: skip
@@ -58,7 +59,9 @@ def add_arm(root, arm, curve, seeds, data="toy", **others):
 
 def make(root, runs, out="out", **changes):
     """The rows of the csv by part, and the Markdown."""
-    outputs = [root / out / f"study.{ending}" for ending in ("csv", "md", "png")]
+    outputs = [root / out / f"study.{ending}" for ending in STUDY_ENDINGS]
+    for data, which in itertools.product({run.split("/")[0] for run in runs}, ("real", "teacher")):
+        write(root / f"data/evaluations/{data}/{which}/metrics.json", metrics(0.125))
     beds = {run.split("/")[0]: ["toys", "judge-a"] for run in runs}
     studies.make_study("study", PARAMS | {"runs": runs, "beds": beds} | changes, root, outputs)
     text = outputs[1].read_text()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from statistics import fmean, median
 
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, one_device, short
-from eldistill.tables.studies.comparisons import baseline_of, mean_and_sd
+from eldistill.tables.results import COSTS, Result, corrected, one_device, short
+from eldistill.tables.studies.comparisons import baseline_of, correct, mean_and_sd
 from eldistill.tables.studies.rates import (
     PERCENTS,
     Choice,
@@ -52,8 +52,7 @@ def speed(study: Study) -> tuple[list[dict], list[str]]:
     arms = find_arms(study)
     choices = {key: choose(study, arm) for key, arm in arms.items()}
     times = [row for key in arms for row in _time_rows(study, key, arms, choices)]
-    for row, p in zip(times, inference.holm([row["p"] for row in times]), strict=True):
-        row["p_holm"] = p
+    correct(times)
     rates = [row for key, arm in arms.items() for row in rate_rows(study, arm, choices[key])]
     if not rates and not any(row["pairs"] for row in times):
         return [], []
@@ -87,7 +86,7 @@ def _compare(study: Study, twins: list[tuple[Result, Result]], percent: float | 
     row |= {
         f"{stem}_{unit}{end}": None for unit in UNITS for stem in ("ratio", "fewer") for end in ("", "_low", "_high")
     }
-    row |= {"p": None, "p_holm": None}
+    row |= {"p": None, "p_holm": None, "p_family": None}
     if percent is None or not twins:
         return row
     targets = [log_distance(study, base, percent) for _, base in twins]
@@ -165,7 +164,7 @@ def _sentence(row: dict, params: dict) -> str | None:
         return f"{who}: {state} in {row['never'] or row['early']} of {row['pairs']} seeds; {amounts}; no interval and no test."
     if row["p"] is None:
         return f"{who}: {amounts}; one paired seed: no conclusion."
-    tail = f"p = {short(row['p'])}, Holm {short(row['p_holm'])}, {row['pairs']} pairs"
+    tail = f"p = {short(row['p'])}, {corrected(row['p_holm'], row['p_family'])}, {row['pairs']} pairs"
     verdict = "shorter" if row["ratio_iterations"] < 1 else "longer"
     verdict = verdict if row["p_holm"] < 1 - params["confidence"] else "not distinguishable"
     return f"{who}: {verdict}: {amounts} ({tail})."
