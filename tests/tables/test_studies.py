@@ -1023,7 +1023,7 @@ BEFORE = functools.cache(digests)
     ("path", "value", "expected"),
     [
         ("suites/ablation/0/seeds", [300, 301], {"central"}),
-        ("suites/ablation/1/supplements", ["none", "el-base"], {"speed", "budget"}),
+        ("suites/ablation/1/supplements", ["none", "el-base"], {"budget"}),
         ("suites/ablation/4/methods", ["di-b8"], {"batch", "signal", "stability"}),
         ("tables/studies/batch/question", "Why?", {"batch"}),
         ("tables/studies/mechanism/question", "Why?", set()),
@@ -1038,7 +1038,7 @@ BEFORE = functools.cache(digests)
 def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, expected):
     """Another study's grid, question or arms leave its digest; so does everything about the suite's own tables."""
     before, after = BEFORE(), digests(path, value)
-    assert before.keys() == after.keys() == {"central", "speed", "budget", "strength", "batch", "signal", "stability"}
+    assert before.keys() == after.keys() == {"central", "budget", "strength", "batch", "signal", "stability"}
     assert {name for name in before if before[name] != after[name]} == expected
 
 
@@ -1046,8 +1046,8 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     ("module", "expected"),
     [
         *((module, set(BEFORE())) for module in ("studies", "inference", "plots", "results")),
-        ("comparisons", {"central", "speed", "budget", "strength", "batch"}),
-        ("speed", {"speed"}),
+        ("comparisons", {"central", "budget", "strength", "batch"}),
+        ("speed", set()),
         ("central", {"central"}),
         ("diagnostics", {"signal", "stability"}),
         ("variance", set()),
@@ -1118,26 +1118,40 @@ def test_the_arms_of_the_ablation_differ():
 
 
 def test_results_are_reported_on_seeds_that_tuned_nothing():
-    """Tuning seeds occur in the studies `tuning`, `tuning-el` and `speed` alone, in the latter only for the baseline's threshold."""
+    """Tuning seeds occur in the studies `tuning` and `tuning-el` of the ablation alone."""
     for name in ANSWERS:
         tuned = {cell for cell in cells(name) if cell[3] in TUNED}
         if name.startswith("tuning"):
             assert tuned == set(cells(name))
-        elif name == "speed":
-            assert {cell[2] for cell in tuned} == {"none"} and {cell[3] for cell in tuned} == TUNED
         else:
             assert not tuned, name
 
 
 def test_every_arm_has_a_baseline_with_its_own_seeds():
     """In the studies that compare: each run has a twin in the study's `against`, so that no seed is lost."""
-    for name, study in ANSWERS.items():
+    for name in shipped().studies("ablation"):
+        study = ANSWERS[name]
         if study.get("kind", "contrast") in ("seeds", "signal", "variance", "stability") or name == "tuning":
             continue
         one, _, against = study.get("against", "none").rpartition("/")
         there = set(cells(name))
         assert all((data, one or method, against, seed) in there for data, method, _, seed in there), name
-        assert {(method, supplement) for _, method, supplement, _ in there} - {(one or "di", against)}, name
+        assert {(method, supplement) for _, method, supplement, _ in there} - {(one or "di-base", against)}, name
+
+
+@pytest.mark.parametrize("suite", ["speed", "speed-others"])
+def test_each_arm_has_the_same_rates_on_tuning_seeds_and_runs_at_its_own_on_others(suite):
+    """Factors 1, 2, 4 and 8 for every arm, on the same seeds; on at least five other seeds what `rates` has for the arm."""
+    arms = {}
+    for run in shipped().runs(suite, "speed"):
+        root, factor = shipped().base_method(run.method), shipped().factor(run)
+        kind = "tuning" if run.seed in TUNED else "fresh"
+        arms.setdefault((root, run.supplement), {}).setdefault(kind, set()).add((factor, run.seed))
+    assert {supplement for _, supplement in arms} == {"none", "el", "pixel-mmd"} and len(arms) in (9, 12)
+    tuned = {frozenset(each["tuning"]) for each in arms.values()}
+    assert len(tuned) == 1 and {factor for factor, _ in next(iter(tuned))} == {1, 2, 4, 8}
+    assert all(len(each["fresh"]) >= 5 and len({factor for factor, _ in each["fresh"]}) == 1 for each in arms.values())
+    assert len({frozenset(seed for _, seed in each["fresh"]) for each in arms.values()}) == 1
 
 
 def test_every_arm_had_as_many_trials():
