@@ -58,14 +58,14 @@ def chosen(text: str, columns: dict[str, str], keep: Callable[[str], bool]) -> s
 
 
 def without_networks(name: str) -> bool:
-    """Rows of data and of di: what the README shows."""
-    return name.startswith(("real", "teacher", "di/"))
+    """Rows of data, of di and of dmd: what the README shows."""
+    return name.startswith(("real", "teacher", "di/", "dmd/"))
 
 
 DIFFERENCE = f"{RANK}, minus none"
 TRAIN = "fd judge-a train"
 SMALL = {
-    "seeds": "seeds", RANK: "judge-a", DIFFERENCE: "minus none (95 % interval)",
+    "seeds": "seeds", RANK: "judge-a",
     "fd judge-b held-out": "judge-b", "fd pixels held-out": "pixels", "fdj judge-a held-out": "judge-a, unbiased",
     "CPU ms an iteration": "CPU ms per iteration",
 }  # fmt: skip
@@ -118,93 +118,94 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ") + "\n"
 
 
+SPEED = "data/tables/speed/{}.csv"
+NAMES = {"di": "Diff-Instruct", "dmd": "DMD", "sid": "SiD"}
+
+
+def speed_row(read: Read, study: str, method: str, supplement: str, percent: int) -> dict[str, str]:
+    """The row of a study of the kind `speed` on the time to the baseline's value at `percent` of its run."""
+    return next(
+        row for row in rows_of(read(SPEED.format(study)))
+        if row["part"] == "time" and (row["method"], row["supplement"]) == (method, supplement)
+        and row["of_run"] and float(row["of_run"]) == percent
+    )  # fmt: skip
+
+
+def fewer(row: dict[str, str]) -> str:
+    """"43 % fewer [30, 54]", with the 95 % interval, or a bound without one."""
+    if not row["ratio_iterations"]:
+        return "a number that the snapshots do not tell"
+    middle = float(row["fewer_iterations"])
+    word, sign = ("fewer", 1) if middle >= 0 else ("more", -1)
+    if row["bound"]:
+        count = row["never"] if row["bound"] == "at least" else row["early"]
+        what = "never get there" if row["bound"] == "at least" else "are there at the first snapshot"
+        return f"{abs(middle):.0f} % {word} (a bound: {count} of {row['pairs']} seeds {what})"
+    ends = sorted(sign * float(row[f"fewer_iterations_{end}"]) for end in ("low", "high"))
+    return f"{abs(middle):.0f} % {word} [{ends[0]:.0f}, {ends[1]:.0f}]"
+
+
 def finding(read: Read) -> str:
-    """The first screen of the README."""
-    text = read("data/tables/demo/main.md")
-    _, rows = table(text)
-    mean = {name: rows[name][2].split(" ± ")[0] for name in ("di/none", "di/el")}
-    el, control, between = (
-        comparison(text, arm, "fd5k_judge-a_heldout", other)
-        for arm, other in (("di/el", "none"), ("di/pixel-mmd", "none"), ("di/el", "pixel-mmd"))
-    )
-    open_question = verdict(*between[1:]) == "not distinguishable"
+    """The first screen of the README: how much sooner EL and the control are, each arm at its own learning rates."""
+
+    def both(method: str, percent: int) -> str:
+        el, control = (fewer(speed_row(read, "speed", method, name, percent)) for name in ("el", "pixel-mmd"))
+        return f"{el} with EL and {control} with the control"
+
+    pairs = speed_row(read, "speed", "dmd", "el", 50)["pairs"]
     return wrapped(
-        f"**Finding of the demo.** With EL, Diff-Instruct reaches a Fréchet distance to held-out digits of {mean['di/el']} "
-        f"instead of {mean['di/none']} (means of {rows['di/el'][1]} seeds; lower is better). The difference "
-        f"{with_interval(el)}. The control `pixel-mmd` is the same loss on the pixels, without any network: its difference "
-        f"{with_interval(control)}. The difference between EL and the control {with_interval(between)}."
-        + (" Whether random networks help beyond pixels is not settled here." if open_question else "")
-        + fresh_seeds(read)
+        f"**Finding** (8×8 digits, {pairs} seeds, each arm at its own learning rates; the control is the same loss on the pixels, without "
+        f"networks). Iterations to the distance that DMD has at half of its run: {both('dmd', 50)}; to that at its end: "
+        f"{both('dmd', 100)}. The same for Diff-Instruct: {both('di', 50)}; {both('di', 100)}. In brackets are 95 % intervals. "
+        f"{networks_against_pixels(read)}"
     )
 
 
-def fresh_seeds(read: Read) -> str:
-    """What the study `el-against-none` finds of EL over its fresh seeds and teachers; nothing before its table is in git."""
-    try:
-        rows = rows_of(read("data/tables/ablation/el-against-none.csv"))
-    except OSError:
-        return ""
-    row = next((row for row in rows if re.fullmatch(r"digits, \d+ teachers", row.get("data") or "")
-                and (row["method"].removesuffix("-base"), row["supplement"]) == ("di", "el-base")), None)  # fmt: skip
-    if row is None:
-        return ""
-    middle, low, high = (f"{float(row[key]):.1f}" for key in ("difference", "low", "high"))
+def rates_that_train(read: Read) -> str:
+    """The largest factor on the learning rates at which no tuning run diverged, for DMD and DI."""
+    largest: dict[tuple[str, str], float] = {}
+    rows = [row for row in rows_of(read(SPEED.format("speed"))) if row["part"] == "rate"]
+    for row in rows:
+        if row["diverged_runs"] == "0":
+            arm = row["method"], row["supplement"]
+            largest[arm] = max(largest.get(arm, 0.0), float(row["factor"]))
+    parts = [
+        f"{largest.get((method, 'el'), 0):g} with EL, {largest.get((method, 'pixel-mmd'), 0):g} with the control and "
+        f"{largest.get((method, 'none'), 0):g} without for {NAMES[method]}"
+        for method in ("dmd", "di")
+    ]
+    tried = ", ".join(f"{factor:g}" for factor in sorted({float(row["factor"]) for row in rows}))
+    return f"Of the factors {tried}, the largest at which no run diverged is {', and '.join(parts)}."
+
+
+def networks_against_pixels(read: Read) -> str:
+    """Whether EL is sooner than the control, over the methods and percentages of the study `speed-control`."""
+    rows = [
+        row for row in rows_of(read(SPEED.format("speed-control")))
+        if row["part"] == "time" and row["supplement"] == "el" and row["p_holm"]
+    ]  # fmt: skip
+    clear = [row for row in rows if float(row["p_holm"]) < 0.05]
+    sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
+    if not clear:
+        return (
+            f"EL and the control differ clearly in none of {len(rows)} comparisons (Holm): whether random networks help beyond pixels "
+            "is not settled here."
+        )
     return (
-        f" Over {row['pairs']} fresh seeds and {row['data'].split()[1]} teachers its difference {with_interval((middle, low, high))}, in "
-        "per cent of the distance without a supplement."
+        f"EL and the control differ clearly in {len(clear)} of {len(rows)} comparisons (Holm); EL is sooner in {sooner} of them."
     )
-
-
-def lower_in(text: str, arm: str, other: str) -> str:
-    """In how many seeds an arm ends below another one in the features that rank, such as "3 of 3"."""
-    found = re.search(
-        rf"^- {re.escape(arm)}: fd5k_judge-a_heldout is [^\n]*? {re.escape(other)}\b[^\n]*lower in (\d+ of \d+)",
-        text,
-        re.M,
-    )
-    if not found:
-        raise SystemExit(f"main.md does not say in how many seeds {arm} is lower than {other}")
-    return found[1]
-
-
-def share_of_gain(text: str, metric: str) -> str | None:
-    """The control's mean gain over the baseline in per cent of EL's; None unless both gain."""
-    el, control = (-float(comparison(text, f"di/{name}", metric, "none")[0]) for name in ("el", "pixel-mmd"))
-    return f"{100 * control / el:.0f} %" if min(el, control) > 0 else None
-
-
-def savings(text: str) -> str:
-    """How many iterations EL and the control save on the way to the baseline's final distance."""
-    header, rows = table(text)
-    place = header.index(f"iterations to none's final {RANK}")
-    saved = [re.search(r"saves (-?\d+ %)", rows[f"di/{name}"][place]) for name in ("el", "pixel-mmd")]
-    el, control = (each[1] if each else "an unknown share" for each in saved)
-    return f"{el} and the control {control}"
 
 
 def demo_reading(read: Read) -> str:
     """What the small table of the README says, in sentences, and what it leaves out."""
     text = read("data/tables/demo/main.md")
-    shares = [share_of_gain(text, f"fd5k_{space}_heldout") for space in ("judge-a", "pixels")]
-    gains = (
-        f" The control has {shares[0]} of EL's mean gain there and {shares[1]} of it in the pixels."
-        if all(shares)
-        else ""
-    )
+    seeds = table(text)[1]["di/el"][1]
     low, high = standard_errors(text)
-    other = comparison(text, "di/el", "fd5k_judge-b_heldout", "none")
-    precision = paired(read, "demo", "precision5k_judge-a_heldout", "di/el", "di/none")
     return (
         wrapped(
-            f"In the features of judge-a, by which runs are ranked, the distance is lower than without a supplement in "
-            f"{lower_in(text, 'di/el', 'none')} seeds with EL and in {lower_in(text, 'di/pixel-mmd', 'none')} with the control; EL's is "
-            f"below the control's in {lower_in(text, 'di/el', 'pixel-mmd')}.{gains} To reach the baseline's final distance, EL saves "
-            f"{savings(text)} of the iterations. In the features of judge-b EL's difference {with_interval(other)}. EL's "
-            f"difference in precision {with_interval(precision)}. The intervals cover training seeds only; each arm's standard error from "
-            f"sampling images, 360 of them held out, is {low} to {high} and partly shared.\n"
+            f"{seeds} seeds are as many as fit into six minutes, and too few for intervals. Each arm has a standard error from sampling "
+            f"images, 360 of them held out, of {low} to {high}, which is partly shared. {rates_that_train(read)} {bench_short(read)} {papers_figure(read)}"
         )
-        + "\n"
-        + wrapped(f"{bench_short(read)} {papers_figure(read)}")
     )
 
 
@@ -226,31 +227,6 @@ def demo_error(read: Read) -> str:
     )
 
 
-def holm(text: str, metric: str) -> str:
-    """Holm's p of EL against the baseline, as printed in a main.md."""
-    return re.search(rf"^- di/el: {re.escape(metric)} is [^\n]*? none\b[^\n]*Holm (?:over \d+: )?([\d.]+)", text, re.M)[
-        1
-    ]
-
-
-def demo_holm(read: Read) -> str:
-    """What Holm's correction says of the same comparisons in the demo's table and in that of the bench."""
-    demo, bench = (read(f"data/tables/{suite}/main.md") for suite in ("demo", "bench"))
-    parts = [
-        f"{holm(bench, metric)} {where} (here {holm(demo, metric)})"
-        for metric, where in (
-            ("fd5k_judge-a_heldout", "on held-out images"),
-            ("fd5k_judge-a_train", "on train images"),
-            ("fd5k_pixels_heldout", "in the pixels"),
-        )
-    ]
-    return wrapped(
-        "Holm's p corrects within one table, over the comparisons with the same baseline, in the same features and with the same real "
-        f"images, and not over the page. Corrected over the larger table of the bench, p of the same runs of `di/el` against `none` is "
-        f"{parts[0]}, {parts[1]} and {parts[2]}."
-    )
-
-
 def papers_figure(read: Read) -> str:
     """What the paper reports for the method of the demo, in a sentence."""
     rows = rows_of(read("src/eldistill/tables/published.csv"))
@@ -261,21 +237,9 @@ def papers_figure(read: Read) -> str:
     )
 
 
-def demo_metrics(read: Read) -> str:
-    """Precision, recall, KID and coverage of the demo, against the baseline."""
-    lines = []
-    for name in ("el", "pixel-mmd"):
-        for metric in ("precision", "recall", "kid", "coverage"):
-            difference = paired(read, "demo", f"{metric}5k_judge-a_heldout", f"di/{name}", "di/none")
-            lines.append(f"- `{name}`, {metric}: the difference to `none` {with_interval(difference)}.\n")
-    clear = sum("excludes zero" in line for line in lines)
-    note = f"These intervals are not corrected for their number: {clear} of {len(lines)} excludes zero."
-    return "".join(lines) + "\n" + wrapped(note.replace("excludes", "exclude") if clear != 1 else note)
-
-
 def demo_sentences(read: Read) -> str:
     """All comparisons of the demo, as its page has them."""
-    lines = re.findall(r"^- di/.*$", read("data/tables/demo/main.md"), re.M)
+    lines = re.findall(r"^- dm?[id]/.*$", read("data/tables/demo/main.md"), re.M)
     return "\n".join(line for line in lines if " none" in line or "pixel-mmd:" in line) + "\n"
 
 
@@ -543,8 +507,6 @@ MADE: dict[str, Callable[[Read], str]] = {
     "demo-table": lambda read: chosen(read("data/tables/demo/main.md"), DEMO, lambda name: True),
     "demo-reading": demo_reading,
     "demo-error": demo_error,
-    "demo-holm": demo_holm,
-    "demo-metrics": demo_metrics,
     "demo-sentences": demo_sentences,
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),
     "bench-sentences": bench_sentences,
