@@ -132,7 +132,7 @@ def speed_row(read: Read, study: str, method: str, supplement: str, percent: int
 
 
 def fewer(row: dict[str, str]) -> str:
-    """"43 % fewer [30, 54]", with the 95 % interval, or a bound without one."""
+    """ "43 % fewer [30, 54]", with the 95 % interval, or a bound without one."""
     if not row["ratio_iterations"]:
         return "a number that the snapshots do not tell"
     middle = float(row["fewer_iterations"])
@@ -188,12 +188,10 @@ def networks_against_pixels(read: Read) -> str:
     sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
     if not clear:
         return (
-            f"EL and the control differ clearly in none of {len(rows)} comparisons (Holm): whether random networks help beyond pixels "
-            "is not settled here."
+            f"EL and the control differ clearly in none of {len(rows)} comparisons (Holm): whether random networks help beyond "
+            "pixels is not settled here."
         )
-    return (
-        f"EL and the control differ clearly in {len(clear)} of {len(rows)} comparisons (Holm); EL is sooner in {sooner} of them."
-    )
+    return f"EL and the control differ clearly in {len(clear)} of {len(rows)} comparisons (Holm); EL is sooner in {sooner} of them."
 
 
 def demo_reading(read: Read) -> str:
@@ -201,11 +199,10 @@ def demo_reading(read: Read) -> str:
     text = read("data/tables/demo/main.md")
     seeds = table(text)[1]["di/el"][1]
     low, high = standard_errors(text)
-    return (
-        wrapped(
-            f"{seeds} seeds are as many as fit into six minutes, and too few for intervals. Each arm has a standard error from sampling "
-            f"images, 360 of them held out, of {low} to {high}, which is partly shared. {rates_that_train(read)} {bench_short(read)} {papers_figure(read)}"
-        )
+    return wrapped(
+        f"{seeds} seeds are as many as fit into six minutes, and too few for intervals. Each arm has a standard error from sampling "
+        f"images, 360 of them held out, of {low} to {high}, which is partly shared. {rates_that_train(read)} {bench_short(read)} "
+        f"{papers_figure(read)}"
     )
 
 
