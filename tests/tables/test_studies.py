@@ -952,7 +952,7 @@ def shipped_plan():
         ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
-        ("tables/studies/reuse-di/against", "dj/none", ["tables.studies.reuse-di.against is 'dj'", "did you mean di?"]),
+        ("tables/studies/strength/against", "dj/none", ["tables.studies.strength.against is 'dj'", "did you mean di?"]),
         ("tables/studies/budget/against", "di/none", ["studies.budget.against is 'di/none'", "of the kinds contrast, central, speed can"]),
         ("tables/baseline", "di/none", ["tables.baseline is 'di'"]),
         ("tables/studies/budget/against", "el+non", ["tables.studies.budget.against is 'el+non'", "one of none, el,"]),
