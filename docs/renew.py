@@ -140,7 +140,9 @@ def fewer(row: dict[str, str]) -> str:
     if row["bound"]:
         count = row["never"] if row["bound"] == "at least" else row["early"]
         what = "never get there" if row["bound"] == "at least" else "are there at the first snapshot"
-        return f"{abs(middle):.0f} % {word} (a bound: {count} of {row['pairs']} seeds {what})"
+        # A ratio that is at least R is at most 100 (1 - R) % fewer.
+        most = "at most" if (row["bound"] == "at least") == (word == "fewer") else "at least"
+        return f"{most} {abs(middle):.0f} % {word} ({count} of {row['pairs']} seeds {what})"
     ends = sorted(sign * float(row[f"fewer_iterations_{end}"]) for end in ("low", "high"))
     return f"{abs(middle):.0f} % {word} [{ends[0]:.0f}, {ends[1]:.0f}]"
 

@@ -115,8 +115,8 @@ def speed_tables(first: str, holm: str = "0.5") -> dict[str, str]:
 @pytest.mark.parametrize(("row", "words"), [
     ("0,0,,0.57,43.2,30.1,54.4", "43 % fewer [30, 54] with EL and 10 % fewer [5, 15] with the control"),
     ("0,0,,1.5,-50,-90,-20", "50 % more [20, 90] with EL"),
-    ("2,0,at least,0.8,20,,", "20 % fewer (a bound: 2 of 5 seeds never get there) with EL"),
-    ("0,1,at most,0.4,60,,", "60 % fewer (a bound: 1 of 5 seeds are there at the first snapshot) with EL"),
+    ("2,0,at least,0.8,20,,", "at most 20 % fewer (2 of 5 seeds never get there) with EL"),
+    ("0,1,at most,0.4,60,,", "at least 60 % fewer (1 of 5 seeds are there at the first snapshot) with EL"),
     ("0,0,,,,,", "a number that the snapshots do not tell with EL"),
 ])  # fmt: skip
 def test_the_finding_follows_the_numbers_wherever_they_go(row, words):
