@@ -500,6 +500,24 @@ def embedding_cost(read: Read) -> str:
     )
 
 
+def landmarks(read: Read) -> str:
+    """Accuracy and cost of anchored EL by the number of landmarks."""
+    found = json.loads(read("benchmarks/landmarks.json"))
+    kernels = [key for key in found["errors"][0] if key not in ("ensemble", "landmarks")]
+    lines = [
+        ["ensemble", "landmarks", *(f"error, `{kernel}`" for kernel in kernels), "ms, `rbf`"],
+        ["---", *["---:"] * (len(kernels) + 2)],
+    ]
+    for row in found["errors"]:
+        cost = found["milliseconds"][row["ensemble"]]
+        count = "all" if row["landmarks"] == found["train_images"] else f"{row['landmarks']:,}"
+        cells = [f"{100 * row[kernel]:.2g} %" if count != "all" else "0" for kernel in kernels]
+        lines.append([f"`{row['ensemble']}`", count, *cells, f"{cost[str(row['landmarks']) + ' landmarks']:.1f}"])
+    for name, cost in found["milliseconds"].items():
+        lines.append([f"`{name}`", "real images", *[""] * len(kernels), f"{cost['real images']:.1f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 MADE: dict[str, Callable[[Read], str]] = {
     "finding": finding,
     "demo-small": lambda read: chosen(read("data/tables/demo/main.md"), SMALL, without_networks),
@@ -513,6 +531,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "speed-gpu": speed_gpu,
     "evaluation-cost": evaluation_cost,
     "embedding-cost": embedding_cost,
+    "landmarks": landmarks,
 }
 
 

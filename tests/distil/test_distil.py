@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -344,3 +345,21 @@ def test_snapshots_keep_the_generator_without_its_average_too(project):
     assert all(same(a[1], b[1]) for a, b in zip(first, second, strict=True))
     with pytest.raises(Problem, match="raw_snapshots: true"):
         sampling.load_generator(f"data/runs/{DATA}/di/none/7/generator_ema.safetensors", raw=True)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_a_run_against_all_real_images(project, kernel):
+    """It makes a generator, and its log has EL, its weight and the ratio of spreads, as with real images."""
+    tree = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
+    tree["ensemble"]["all"] = {"like": "conv4", "anchor": True, "landmarks": 8}
+    tree["distil"]["supplements"]["el-all"] = {
+        "like": "el", "ensemble": "all", "kernel": kernel, "anchored": True, "diagnose": 1
+    }  # fmt: skip
+    Path("params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
+    assert __main__.main(["ensemble", f"{DATA}/all/0"]) == 0
+    run("di/el-all/0")
+    rows = files.read_rows(Path(f"data/runs/{DATA}/di/el-all/0/log.csv"))
+    assert rows and all(
+        math.isfinite(float(row[f"el-all.{name}"])) for row in rows for name in ("mmd2", "weight", "trace_ratio")
+    )
+    assert float(rows[0]["el-all.mmd2"]) > 0 and 0 < float(rows[0]["el-all.trace_ratio"]) < 10

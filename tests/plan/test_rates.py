@@ -7,20 +7,20 @@ import copy
 
 import pytest
 
-from eldistill.plan import params
+from eldistill.plan import params, rates
 from eldistill.plan.plan import Plan
 from tests.plan.test_params import SHIPPED, load, sentence
 
 
-def document(rates=None, methods=None) -> dict:
+def document(factors=None, methods=None) -> dict:
     """The shipped parameters without factors, then with these for di on digits, and with more methods."""
     values = copy.deepcopy(SHIPPED)
     for each in values["distil"]["methods"].values():
         for block in (each, *each.get("per_data", {}).values()):
             block.pop("rates", None)
             block.pop("rate", None)
-    if rates is not None:
-        values["distil"]["methods"]["di"]["per_data"]["digits"]["rates"] = rates
+    if factors is not None:
+        values["distil"]["methods"]["di"]["per_data"]["digits"]["rates"] = factors
     values["distil"]["methods"] |= methods or {}
     return values
 
@@ -37,7 +37,7 @@ def test_a_run_has_the_rates_of_its_arm(arm, factor):
     fast = {"fast": {"like": "di", "rate": 8}}
     values = load(document({"el": 4, "regression+el": 2}, fast))
     found, plain = recipe(values, arm), recipe(load(document()), "di/none")
-    assert values.factor(values.run(f"digits/{arm}/0")) == factor
+    assert rates.factor(values, values.run(f"digits/{arm}/0")) == factor
     for network in ("generator", "critic"):
         assert found[network].pop("lr") == factor * plain[network].pop("lr")
     assert found == plain and "rate" not in found and "rates" not in found
@@ -48,7 +48,7 @@ def test_the_method_at_rate_one_is_found():
     more = {"fast": {"like": "di", "rate": 8}, "faster": {"like": "fast", "rate": 16}, "other": {"like": "di", "P_mean": 0.0},
             "both": {"like": "other", "per_data": {"digits": {"rate": 2}}}}  # fmt: skip
     values = load(document({}, more))
-    assert [values.base_method(name) for name in ("di", "fast", "faster", "other", "both")] == [
+    assert [rates.base_method(values, name) for name in ("di", "fast", "faster", "other", "both")] == [
         "di",
         "di",
         "di",
@@ -57,12 +57,12 @@ def test_the_method_at_rate_one_is_found():
     ]
 
 
-@pytest.mark.parametrize("rates", [{"ell": 2}, {"el+ell": 2}])
-def test_an_unknown_supplement_is_refused(rates):
-    text = sentence(document(rates))
+@pytest.mark.parametrize("given", [{"ell": 2}, {"el+ell": 2}])
+def test_an_unknown_supplement_is_refused(given):
+    text = sentence(document(given))
     assert "rates" in text and "ell" in text and "el" in text
 
 
-@pytest.mark.parametrize("rates", [{"el": 0}, {"el": -1}, {"el": "2"}])
-def test_a_factor_is_a_positive_number(rates):
-    assert "rates" in sentence(document(rates))
+@pytest.mark.parametrize("given", [{"el": 0}, {"el": -1}, {"el": "2"}])
+def test_a_factor_is_a_positive_number(given):
+    assert "rates" in sentence(document(given))

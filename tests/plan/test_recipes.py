@@ -336,6 +336,7 @@ USES = {
             "variance",
             "comparisons",
             "central",
+            "speed",
             "fid",
             "clean",
         ),

@@ -15,7 +15,7 @@ from scipy import stats
 from eldistill.distil import probe
 from eldistill.errors import Problem
 from eldistill.paths import STUDY, STUDY_ENDINGS
-from eldistill.plan import params, versions
+from eldistill.plan import params, rates, versions
 from eldistill.plan.plan import Plan
 from eldistill.tables.studies import forest
 from eldistill.tables.studies import page as studies
@@ -1144,7 +1144,7 @@ def test_each_arm_has_the_same_rates_on_tuning_seeds_and_runs_at_its_own_on_othe
     """Factors 1, 2, 4 and 8 for every arm, on the same seeds; on at least five other seeds what `rates` has for the arm."""
     arms = {}
     for run in shipped().runs(suite, "speed"):
-        root, factor = shipped().base_method(run.method), shipped().factor(run)
+        root, factor = rates.base_method(shipped(), run.method), rates.factor(shipped(), run)
         kind = "tuning" if run.seed in TUNED else "fresh"
         arms.setdefault((root, run.supplement), {}).setdefault(kind, set()).add((factor, run.seed))
     assert {supplement for _, supplement in arms} == {"none", "el", "pixel-mmd"} and len(arms) in (9, 12)

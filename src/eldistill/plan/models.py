@@ -9,6 +9,7 @@ from eldistill.external.sources import TABLE, source_row
 from eldistill.plan import versions
 from eldistill.plan.datasets import PlanOfData, row_of
 from eldistill.plan.params import Run
+from eldistill.plan.rates import method_of
 from eldistill.plan.recipes import Step
 from eldistill.registry import literal, spaces
 
@@ -106,7 +107,7 @@ class PlanOfModels(PlanOfData):
     @functools.cache  # noqa: B019
     def distil(self, run: Run) -> Step:
         """A run: teacher to generator."""
-        method = self.params.without_site("method", self.params.method_of(run))
+        method = self.params.without_site("method", method_of(self.params, run))
         supplements = {
             name: self.params.without_site("supplement", self.params.section("supplement", name, run.data))
             for name in run.supplements

@@ -262,24 +262,6 @@ class Params:
             raise Problem(f"the run {text} names a supplement twice; remove one of them")
         return run
 
-    def factor(self, run: Run) -> float:
-        """The factor on the learning rates of a run: `rate` of its method, or else that of its supplement in `rates`."""
-        section = self._section("method", run.method, run.data, None)
-        return float(section["rates"].get(run.supplement, 1) if section["rate"] is None else section["rate"])
-
-    def base_method(self, method: str) -> str:
-        """The method that this one is at another rate: what it is `like` if it has the key `rate`, or else itself."""
-        section = self.named("method")[method]
-        own = any("rate" in each for each in (section, *section.get("per_data", {}).values()))
-        return self.base_method(section["like"]) if own and "like" in section else method
-
-    def method_of(self, run: Run) -> dict[str, Any]:
-        """The resolved section of a run's method, with the learning rates of this run."""
-        section, factor = self.section("method", run.method, run.data), self.factor(run)
-        for network in ("generator", "critic"):
-            section[network]["lr"] *= factor
-        return {key: value for key, value in section.items() if key not in ("rate", "rates")}
-
     @functools.cache  # noqa: B019
     def has_numbers(self, method: str, data: str) -> bool:
         return any("n_images" in each for each in self._layers(self.chain("method", method, "method"), data))

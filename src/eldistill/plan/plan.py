@@ -13,6 +13,7 @@ from eldistill.paths import STUDY_ENDINGS, TABLES
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
+from eldistill.plan.rates import base_method, factor
 from eldistill.plan.recipes import Step
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
@@ -173,7 +174,7 @@ class Plan(PlanOfModels):
             kind, "RATES", False
         ):  # the study compares learning rates: {METHOD/SUPPLEMENT: [method at rate 1, factor]}
             params["rates"] = {
-                f"{run.method}/{run.supplement}": [self.params.base_method(run.method), self.params.factor(run)]
+                f"{run.method}/{run.supplement}": [base_method(self.params, run.method), factor(self.params, run)]
                 for run in runs
             }
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learning rates of a run: those of its method, times the factor of its arm (`rate` and `rates` in params.yaml)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eldistill.plan.params import Params, Run
+
+
+def factor(params: Params, run: Run) -> float:
+    """The factor on the learning rates of a run: `rate` of its method, or else that of its supplement in `rates`."""
+    section = params.section("method", run.method, run.data)
+    return float(section["rates"].get(run.supplement, 1) if section["rate"] is None else section["rate"])
+
+
+def base_method(params: Params, method: str) -> str:
+    """The method that this one is at another rate: what it is `like` if it has the key `rate`, or else itself."""
+    section = params.named("method")[method]
+    own = any("rate" in each for each in (section, *section.get("per_data", {}).values()))
+    return base_method(params, section["like"]) if own and "like" in section else method
+
+
+def method_of(params: Params, run: Run) -> dict[str, Any]:
+    """The resolved section of a run's method, with the learning rates of this run."""
+    section, times = params.section("method", run.method, run.data), factor(params, run)
+    for network in ("generator", "critic"):
+        section[network]["lr"] *= times
+    return {key: value for key, value in section.items() if key not in ("rate", "rates")}
