@@ -76,7 +76,8 @@ def run(name: str, *more: str) -> sampling.Generator:
 
 
 def weights(name: str, file: str = "generator_ema") -> dict[str, torch.Tensor]:
-    return load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")[0]
+    tensors, _ = load_tensors(f"data/runs/{DATA}/{name}/{file}.safetensors")
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(sampling.RAW)}
 
 
 def same(a: dict, b: dict) -> bool:
