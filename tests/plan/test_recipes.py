@@ -411,7 +411,8 @@ WITHOUT_RESULTS = {
     "external/fetching", "external/hashes", "external/sourcelock", "external/sources",
     "files", "numbers", "paths", "plan/checks", "plan/cluster", "plan/datasets", "plan/driver",
     "plan/ensembles", "plan/freshness", "plan/gpus",
-    "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/rates", "plan/reading", "plan/recipes", "plan/records",
+    "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/rates", "plan/reading", "plan/recipes",
+    "plan/records",
     "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
 }  # fmt: skip
 
