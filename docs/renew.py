@@ -283,9 +283,12 @@ def listed(names: list[str]) -> str:
 def start_and_end(read: Read) -> str:
     """How far distances fall in training: the range over runs before and after."""
     runs: dict[tuple[str, ...], list[tuple[int, float]]] = {}
-    for row in rows_of(read("data/tables/bench/curves.csv")):
+    rows = rows_of(read("data/tables/bench/curves.csv"))
+    (column,) = (name for name in rows[0] if re.fullmatch(r"fd\d+k?_judge-a_heldout", name))
+    count = column.split("_")[0].removeprefix("fd").replace("k", ",000")
+    for row in rows:
         run = (row["method"], row["supplement"], row["seed"])
-        runs.setdefault(run, []).append((int(row["n_images"]), float(row["fd2k_judge-a_heldout"])))
+        runs.setdefault(run, []).append((int(row["n_images"]), float(row[column])))
     ends = {run: (min(points)[1], max(points)[1]) for run, points in runs.items()}
     fresh = {run: each for run, each in ends.items() if run[0] != "sid2a"}
     below = sum(last < first for first, last in ends.values())
@@ -294,7 +297,7 @@ def start_and_end(read: Read) -> str:
     last = [each[1] for each in ends.values()]
     return (
         f"{below} of {len(ends)} runs end below where they began, after {min(lengths):,} to {max(lengths):,} generated "
-        "images. The distance to held-out images (2,000 generated, judge-a) is "
+        f"images. The distance to held-out images ({count} generated, judge-a) is "
         f"{min(first):.1f} to {max(first):.1f} before training (`sid2a` starts from trained generators) and {min(last):.2f} to "
         f"{max(last):.2f} after it. This checks that every training learns; it compares nothing."
     )

@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from eldistill.files import atomic
 from eldistill.tables.results import COSTS, PARTS, Result, arms_of, is_reason, named, one_device, short
 
-RECIPE = ("plots", 5)  # iterations on a logarithmic axis; curves without the running average
+RECIPE = ("plots", 6)  # iterations on a logarithmic axis; curves without the running average
 
 # Colours of Okabe & Ito (2008), which colour-blind readers can distinguish. Black is first, for the baseline.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -23,8 +23,8 @@ def _panel(axes, arms: dict, rows: list[dict], styles: dict, part: str, primary:
         column = named(results[0].curve[0], "fd", primary, part)
         colour, marker = styles[supplement]
         for result in results if len(results) > 1 else ():
-            curve = {result.iteration(point): float(point[column]) for point in result.curve}
-            axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.7, alpha=0.3)
+            curve = _points([result], column)
+            axes.plot(curve.keys(), _means(curve), color=colour, linewidth=0.7, alpha=0.3)
         points = _points(results, column)
         label = f"{supplement} ({_seeds(results)})"
         style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 2, "label": label}
@@ -106,7 +106,7 @@ def _dress(axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=10)
+    axes.legend(framealpha=0.85, edgecolor="none", fontsize=10)  # lines that it covers stay faintly visible
 
 
 def _styles(results: list[Result], baseline: str) -> dict[str, tuple[str, str]]:
