@@ -42,7 +42,7 @@ def test_every_run_ends_better_than_it_started(part):
         points = sorted(points, key=lambda row: int(row["n_images"]))
         column = results.named(points[0], "fd", PRIMARY, part)
         values = [float(row[column]) for row in points]
-        assert len(values) == 14 and all(map(math.isfinite, values)), run
+        assert len(values) == 18 and all(map(math.isfinite, values)), run
         assert values[-1] < values[0], run
         assert values[-1] < 3 * min(values), run
         checked += 1
