@@ -405,7 +405,7 @@ def test_command_stops_with_75_and_continues(inputs, tmp_path, monkeypatch, caps
     monkeypatch.setattr(loop.Loop, "iterate", iterate)
     assert __main__.main(["distil", RUN]) == 0
     assert "continuing at 128 of 320 images" in capsys.readouterr().out
-    assert digests(parted) == digests(whole) and len(digests(whole)) == 1 + 14 + 1 + 2
+    assert digests(parted) == digests(whole) and len(digests(whole)) == 1 + 18 + 1 + 2
     assert __main__.main(["distil", RUN]) == 0 and "is up to date" in capsys.readouterr().out
 
 
@@ -442,7 +442,9 @@ def test_command_starts_anew_with_a_changed_number(inputs, tmp_path, monkeypatch
     assert before != (folder / "params.yaml").read_text(encoding="utf-8")
     capsys.readouterr()
     assert __main__.main(["distil", RUN]) == 0 and "continuing" not in capsys.readouterr().out
-    (folder / "params.yaml").write_text(before.replace("beta: 0.9\n", "beta: 0.8\n"), encoding="utf-8")
+    tree = conftest.read_yaml(before)
+    tree["distil"]["methods"]["di"]["per_data"]["digits-smoke"]["ema"]["ramp"] = 0.2
+    (folder / "params.yaml").write_text(conftest.write_yaml(tree), encoding="utf-8")
     assert __main__.main(["distil", RUN]) == 0
     assert "continuing" not in capsys.readouterr().out
     (folder / "params.yaml").write_text(before, encoding="utf-8")

@@ -239,7 +239,7 @@ def test_results_that_are_planned_by_nobody_are_named(tmp_path):
     """A run of another suite with other numbers is; one that is fresh, one of this suite, and the file of metrics that all
     suites share are not."""
     plan = Plan(params.load_params(ROOT / "params.yaml"))
-    old, fresh, own = (plan.distil(plan.params.run(f"digits/{run}")) for run in ("dmd/el/0", "dmd/none/0", "di/el/0"))
+    old, fresh, own = (plan.distil(plan.params.run(f"digits/{run}")) for run in ("sid/el/0", "sid/none/0", "di/el/0"))
     metrics = plan.metrics("bench")
     for step in (old, fresh, own, metrics):
         for path in (*step.outputs, step.sidecar):

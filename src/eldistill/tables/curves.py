@@ -68,8 +68,8 @@ def _iterations(axes) -> None:
     # A logarithmic axis of iterations with plain numbers; the untrained generator, at 0, is not on it.
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if all(len(line.get_xdata()) < 2 for line in axes.get_lines()):
-        return
+    if not any(value > 0 for line in axes.get_lines() if line.get_marker() != "None" for value in line.get_xdata()):
+        return  # all snapshots are of the untrained generator
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
