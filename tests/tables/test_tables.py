@@ -2,6 +2,7 @@
 """Tables from synthetic runs whose means, differences and crossings are known."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from eldistill.errors import Problem
 from eldistill.paths import TABLES
-from eldistill.tables import results, typeset
+from eldistill.tables import curves, results, typeset
 from eldistill.tables import suite as tables
 from tests import conftest
 from tests.conftest import ROOT
@@ -787,3 +788,23 @@ def test_the_files_of_a_suite_are_listed_once(known):
     captions = {path.stem for path in (ROOT / "workflow/report").glob("*.rst")} - {"workflow"}
     assert shown <= set(TABLES) and {name.split(".")[0] for name in shown} == captions
     assert not [name for name in TABLES if f"/{name}" in rules]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_curves_are_drawn_whatever_snapshots_there_are(tmp_path, raw):
+    """The untrained generator alone, which a logarithmic axis cannot show; and snapshots with and without the running average."""
+    from PIL import Image
+
+    add_run(tmp_path, "toy/di/none/0", 1.0)
+    result = results.load_result("toy/di/none/0", tmp_path)
+    rows = [{"data": "toy", "seeds": None, **{f"fd_judge-a_{part}_mean": 0.5 for part in PARTS},
+             **{f"metric_{part}": "fd5k_judge-a" for part in PARTS}}] * 2  # fmt: skip
+    for n_images in (0, 64):
+        point = {"n_images": str(n_images), "fd2k_judge-a_heldout": "2.0", "fd2k_judge-a_train": "1.0"}
+        point |= {f"raw_{name}": value for name, value in point.items() if raw and name != "n_images"}
+        path = tmp_path / f"{n_images}.png"
+        curves.draw_curves(
+            path, [dataclasses.replace(result, curve=[point])], rows, {"baseline": "none", "primary": "judge-a"}
+        )
+        with Image.open(path) as shown:
+            assert shown.size == (1200, 500)
