@@ -57,13 +57,16 @@ def rbf(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
 def rbf_of(squares: torch.Tensor, bandwidth: float) -> torch.Tensor:
     """Like `rbf`, from the squared distances [m, n]."""
     scaled = squares / (2 * bandwidth)
-    # The factors are powers of two: the widest kernel is computed, the others are its powers.
-    widest = torch.exp(-scaled / FACTORS[-1])
+    return _mean_of_powers(torch.exp(-scaled / FACTORS[-1]), len(FACTORS))
+
+
+def _mean_of_powers(widest: torch.Tensor, count: int) -> torch.Tensor:
+    # The mean of kernels whose widths fall by powers of two, from the widest: each is the square of the one before.
     total, power = widest, widest
-    for _ in FACTORS[1:]:
+    for _ in range(count - 1):
         power = power.square()
         total = total + power
-    return total / len(FACTORS)
+    return total / count
 
 
 def cubic(x: torch.Tensor, y: torch.Tensor, bandwidth: float = 1.0) -> torch.Tensor:
@@ -101,13 +104,7 @@ def laplace(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> torch.Tensor:
 def laplace_of(squares: torch.Tensor, bandwidth: float) -> torch.Tensor:
     """Like `laplace`, from the squared distances [m, n]."""
     distance = (squares / bandwidth + 1e-12).sqrt()
-    # The ranges are powers of two, so the terms are powers of the one with the longest range.
-    longest = torch.exp(-distance / RANGES[-1])
-    total, power = longest, longest
-    for _ in RANGES[1:]:
-        power = power.square()
-        total = total + power
-    return total / len(RANGES)
+    return _mean_of_powers(torch.exp(-distance / RANGES[-1]), len(RANGES))
 
 
 KERNELS = {"linear": linear, "rbf": rbf, "cubic": cubic, "energy": energy, "laplace": laplace}
