@@ -7,11 +7,15 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied, edge
+from eldistill.paths import is_result
+
+MAX_TABLE = 256_000_000  # bytes of a CSV file
+SURPLUS = "\0"  # the column of cells for which the first line has none
 
 
 def canonical(value) -> str:
@@ -111,8 +115,10 @@ def read_json(path: str | os.PathLike):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except ValueError as error:
-        raise Problem(f"{path} is not JSON ({error}); delete it and run `snakemake all`") from None
+    except PermissionError:
+        raise denied(path) from None
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{path} is not JSON ({brief(error)}); {make_again(path)}") from None
 
 
 def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
@@ -124,15 +130,41 @@ def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Read a CSV that `write_rows` wrote, cells as text. Raises Problem."""
+def read_rows(
+    path: str | os.PathLike, needed: Iterable[str] = (), then: str = "", missing: str = ""
+) -> list[dict[str, str]]:
+    """Read a table as CSV, cells as text; a cell that is absent is "".
+
+    needed: columns that it must have. then, missing: what a user can do if it is damaged or missing; by default the step that
+    makes it is named. Raises Problem, also for what a spreadsheet saved with semicolons or in another encoding.
+    """
+    then = then or make_again(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        with edge(path, then), open(path, newline="", encoding="utf-8-sig") as file:
+            if os.fstat(file.fileno()).st_size > MAX_TABLE:
+                raise Problem(f"{path} has more than {MAX_TABLE:,} bytes; expected a table: {then}")
+            reader = csv.DictReader(file, restval="", restkey=SURPLUS)
+            rows = list(reader)
     except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+        raise Problem(missing or f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    _check_table(path, list(reader.fieldnames or []), needed, rows, then)
+    return rows
+
+
+def _check_table(path, columns: list[str], needed: Iterable[str], rows: list[dict], then: str) -> None:
+    if absent := [name for name in needed if name not in columns]:
+        if len(columns) == 1 and ";" in columns[0]:
+            raise Problem(f"{path} has semicolons between its columns; save it with commas, or {then}")
+        raise Problem(f"{path} is damaged (it has no column {absent[0]}); {then}")
+    if any(SURPLUS in row for row in rows):
+        raise Problem(f"{path} is damaged (a line has more cells than the first one); {then}")
+
+
+def make_again(path: str | os.PathLike) -> str:
+    """What a user can do about a damaged file: a result can be deleted and made again, a file of his own can not."""
+    if is_result(path):
+        return "delete it and run `snakemake all`"
+    return "restore it from a copy, or from git, or give another file"
 
 
 def append_line(path: str | os.PathLike, text: str) -> None:

@@ -14,8 +14,8 @@ import shutil
 import warnings
 from contextlib import contextmanager
 
-from eldistill.errors import Problem
-from eldistill.files import atomic
+from eldistill.errors import Problem, brief, denied
+from eldistill.files import atomic, make_again
 
 # Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.
 _KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
@@ -53,14 +53,16 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except PermissionError:
+        raise denied(path) from None
     except (SafetensorError, OSError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is damaged ({brief(error)}); {make_again(path)}") from None
     if about is None and not foreign:
         raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
     try:
         described = json.loads(about or "{}")
     except (ValueError, RecursionError) as error:
-        raise Problem(f"{path} is damaged (its description: {error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is damaged (its description: {brief(error)}); {make_again(path)}") from None
     if not isinstance(described, dict):
         raise Problem(f"{path} has a description that is no mapping; expected a file of this project")
     return tensors, described
@@ -102,8 +104,10 @@ def map_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
         about = None if about is None else json.loads(about)
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is damaged ({brief(error)}); {make_again(path)}") from None
     if about is None:
         raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
     return tensors, about

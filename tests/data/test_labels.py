@@ -344,7 +344,7 @@ def test_tables_that_are_taken(table, note):
         ([[name, None] for name, _ in GOOD], "the label null; expected a whole number"),
         (b'{"labels": [["a.png", NaN]]}', "the label NaN"),
         (b'{"labels": [["a.png", {"a": 1}]]}', "expected a whole number"),
-        ([*GOOD, [NAMES[0], 2]], "gives 00000/img00000000.png two labels, 0 and 2; remove one"),
+        ([*GOOD, [NAMES[0], 2]], "gives 00000/img00000000.png two labels, 0 and 2; keep one"),
         (b'{"labels": {"a.png": 1, "a.png": 2}}', "gives a.png two labels, 1 and 2"),
         ([["a\\b.png", 1], ["a/b.png", 2]], "gives a/b.png two labels"),
         (GOOD[1:], "has no label for 00000/img00000000.png; expected one for every image"),

@@ -6,13 +6,11 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-
 from snakemake.exceptions import WorkflowError
 
 from eldistill.plan import cluster, driver, freshness, identity, params
 from eldistill.paths import STUDY
-from eldistill.errors import Problem
+from eldistill.errors import Problem, printable
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
 
@@ -34,10 +32,10 @@ try:
         ONLY_ONE, DRIVER = cluster.driver_lock()
         stale = freshness.refresh(
             STEPS.values(),
-            say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
+            say=lambda line: print(f"eldistill: {printable(line)}", file=sys.stderr),
         )
         for line in freshness.missing_files(stale):
-            print(f"eldistill: {line}", file=sys.stderr)
+            print(f"eldistill: {printable(line)}", file=sys.stderr)
         PLAN.identities.record()
     INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
 except Problem as problem:

@@ -6,16 +6,16 @@ Nothing is unpacked to the disk. Which files count as data is decided by eldisti
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, denied, edge
 from eldistill.external import listing
 from eldistill.files import atomic
 
@@ -35,13 +35,13 @@ class Container:
 def open_container(path: Path) -> Iterator[Container]:
     """Context with the Container of a folder or zip. Raises Problem if `path` is neither, or if a file in it is damaged, encrypted
     or larger than LARGEST."""
+    if path.exists() and not os.access(path, os.R_OK):
+        raise denied(path)
     if path.is_dir():
         yield Container(lambda endings: listing.list_folder(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
-        try:
+        with edge(path, "make it again", "is a damaged zip"):
             archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise Problem(f"{path} is a damaged zip ({error}); make it again") from None
         with archive:
             members = _members(path, archive)
             yield Container(
@@ -66,7 +66,9 @@ def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
         file = open(place, "rb")
     except FileNotFoundError:
         why = "is a link to a missing file" if place.is_symlink() else "was removed while it was read"
-        raise Problem(f"{place} {why}; restore the file, or remove the link") from None
+        raise Problem(f"{place} {why}; restore the file, or take it out of the folder") from None
+    except PermissionError:
+        raise denied(place) from None
     with file:
         yield file
 
@@ -87,14 +89,14 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 @contextmanager
 def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Iterator[BinaryIO]:
     if member.file_size > LARGEST:
-        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}: remove it")
+        raise Problem(
+            f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}: make the zip without it"
+        )
     if member.flag_bits & 1:
         raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
-    try:
+    with edge(path, "make the zip again", f"is damaged at {name}, or compressed by a method that is not known here"):
         with archive.open(member) as file:
             yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
 
 
 # --- writing ------------------------------------------------------------------------------------------

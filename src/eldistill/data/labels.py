@@ -94,7 +94,7 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
     for name, label in pairs:
         label = _whole(where, name, label)
         if table.setdefault(name, label) != label:
-            raise Problem(f"{where} gives {name} two labels, {table[name]} and {label}; remove one")
+            raise Problem(f"{where} gives {name} two labels, {table[name]} and {label}; keep one of the two lines")
     twice = len(pairs) - len(table)
     notes = [f"{files.labels} names {twice:,} files twice, with the same label"] if twice else []
     return table, dict(enumerate(names)), notes
@@ -151,7 +151,7 @@ def _by_folders(path: Path, names: list[str]) -> Labels:
     if loose:
         raise Problem(
             f"{path}/{loose[0]}{f' and {len(loose) - 1:,} more' if len(loose) > 1 else ''} lies beside the folders of classes "
-            f'({_listed(classes)}); move it into one, or remove it; for images without classes write {{"labels": null}} into '
+            f'({_listed(classes)}); move it into one of them, or elsewhere; for images without classes write {{"labels": null}} into '
             f"{path}/{listing.LABELS}"
         )
     if depth:
@@ -167,7 +167,7 @@ def _check_splits(path: Path, inner: list[list[str]]) -> None:
     for top, classes in sorted(of.items()):
         if train and (alone := classes - train):
             raise Problem(
-                f"{path}: {top} has the class {min(alone)}, which the training images lack; move or remove {top}/{min(alone)}"
+                f"{path}: {top} has the class {min(alone)}, which the training images lack; move {top}/{min(alone)} elsewhere"
             )
 
 

@@ -9,8 +9,6 @@ of FORMATS are used, because other decoders of Pillow start programs.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data.containers import Container
-from eldistill.errors import Problem
+from eldistill.errors import Problem, edge
 
 RECIPE = ("pictures", 1)
+DAMAGED = "is a damaged image"
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 GREY, COLOUR, PALETTE = {"1", "L"}, {"RGB", "RGBX", "CMYK", "YCbCr"}, {"P", "PA"}
 ALPHA = {"LA", "La", "RGBA", "RGBa", "PA"}  # with a plane of opacity
@@ -31,8 +30,6 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
-# What Pillow's decoders raise for a file that is damaged.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -79,21 +76,25 @@ def parse_background(value) -> tuple[int, int, int] | None:
 def open_picture(path: Path, name: str, container: Container, complete: bool = True):
     """Context with an open PIL picture. complete: read the file to its end. Raises Problem if it is not a picture, is truncated or
     has too many pixels."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()  # Pillow knows five formats before that
-    with container.open(name) as file:
+    # Pillow's decoders raise whatever their formats lead them to; which errors these are is documented nowhere.
+    with container.open(name) as file, edge(f"{path}: {name}", "put it elsewhere, or replace it", DAMAGED):
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
                 _correct(found)
                 yield found
         except Image.DecompressionBombError:
             raise Problem(f"{path}: {name} has more pixels than a picture should ({Image.MAX_IMAGE_PIXELS * 2:,}); make it "
-                          "smaller or remove it") from None  # fmt: skip
+                          "smaller, or put it elsewhere") from None  # fmt: skip
+        except UnidentifiedImageError:
+            raise Problem(
+                f"{path}: {name} is not an image, but something else under its name, or nothing of it is left; put it elsewhere, or "
+                "replace it"
+            ) from None
         except Problem as problem:
             raise Problem(f"{path}: {name}: {problem}") from None
-        except BROKEN as error:
-            raise Problem(f"{path}: {name} is not an image, or is damaged; remove it or put it elsewhere") from error
 
 
 def _correct(found) -> None:

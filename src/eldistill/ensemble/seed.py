@@ -18,7 +18,7 @@ import torch
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import anchors
 from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.files import atomic, read_json, write_json
 
 RECIPE = ("ensemble/seed", 1)
@@ -122,8 +122,10 @@ class Ensemble:
             ]:
                 raise ValueError(f"its {odd[0]} is not finite numbers")
             return found
+        except PermissionError:
+            raise denied(path) from None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
+            raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
 
     def anchors(self) -> list[torch.Tensor]:
         """Mean features of each member over all training images, a list of [D].

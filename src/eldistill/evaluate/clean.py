@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from eldistill.data import dataset as data
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed
 from eldistill.evaluate.fid import Moments
@@ -107,8 +107,10 @@ def load_clean_reference(path: Path) -> Reference:
         size = len(mean)
         sound = (mean.shape, cov.shape, rows.shape[1:]) == ((size,), (size, size), (size,))
         sound = sound and all(np.isfinite(each).all() for each in (mean, cov, rows))
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
     if not sound:
         raise Problem(
             f"{path} has a mean of shape {mean.shape}, a covariance of {cov.shape} and rows of {rows.shape}; expected finite [D], "

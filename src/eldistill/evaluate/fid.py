@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import embed
 
@@ -32,8 +32,10 @@ def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 found = {key: archive[key] for key in archive.files if key in ("mu", "sigma")}
+        except PermissionError:
+            raise denied(path) from None
         except (OSError, ValueError, EOFError, AttributeError) as error:
-            raise Problem(f"{path} is no file of reference statistics ({error}); fetch it again") from None
+            raise Problem(f"{path} is no file of reference statistics ({brief(error)}); fetch it again") from None
     mean, cov = (np.asarray(found.get(key, []), np.float64) for key in ("mu", "sigma"))
     if (
         mean.ndim != 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data import dataset as data
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
 from eldistill.evaluate.metrics import FLOAT, measure, measure_labelled, moments
 from eldistill.files import atomic
@@ -36,8 +36,10 @@ def load_reference(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {part: archive[part].astype(FLOAT) for part in ("train", "heldout")}
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
 
 
 def noise_floor(

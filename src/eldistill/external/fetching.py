@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
@@ -108,6 +108,8 @@ def _content_digest(path: Path) -> str:
     try:
         with gzip.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, EOFError, zlib.error):
         return ""
 

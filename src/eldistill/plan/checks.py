@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from eldistill.errors import nearest
+from eldistill.errors import expected_among, quoted
 from eldistill.paths import TABLE_NAMES
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, readers, settings, spaces
@@ -114,12 +114,12 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
     _codec(params, where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
         raise Wrong(
-            f"{where}.background", f"is {value['background']!r}; expected {expected_value(known['background'])}"
+            f"{where}.background", f"is {quoted(value['background'])}; expected {expected_value(known['background'])}"
         )
     options = {key for each in readers().values() for key in each.options}
     for key in sorted(options - set(readers()[source].options)):
         if value[key] != known[key]["default"]:
-            raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; remove it")
+            raise Wrong(f"{where}.{key}", f"is {quoted(value[key])}, but source: {source} does not read it; remove it")
 
 
 def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
     if not latent or params.section("data", pixels)["source"] == "latents":
         raise Wrong(
             f"{where}.pixels",
-            f"is {pixels!r}; expected a data setting of images, and only where source is latents: name one, or remove it",
+            f"is {quoted(pixels)}; expected a data setting of images, and only where source is latents: name one, or remove it",
         )
 
 
@@ -174,7 +174,7 @@ def _network(where: str, network: dict[str, Any]) -> None:
         if key != "network" and key not in known:
             raise Wrong(
                 f"{where}.{key}",
-                f"is not a known key (found {network[key]!r}); expected one of {', '.join(known)}{nearest(key, known)}",
+                f"is not a known key (found {quoted(network[key])}){expected_among(known, key)}",
             )
 
 
@@ -184,7 +184,7 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
     while start is not None:
         method, _, supplement = start.partition("/")
         if not supplement or "/" in supplement:
-            raise Wrong(where, f"is {start!r}; expected METHOD/SUPPLEMENT, such as sid/none")
+            raise Wrong(where, f"is {quoted(start)}; expected METHOD/SUPPLEMENT, such as sid/none")
         for kind, each in (("method", method), *(("supplement", s) for s in supplement.split("+") if s != "none")):
             if each not in params.named(kind):
                 refuse_unknown(f"{where}: the {kind}", each, params.named(kind))
@@ -228,8 +228,8 @@ def _taught_alike(params: Sections, name: str) -> None:
         if data[key] != taught[key]:
             raise Wrong(
                 f"data.{name}.{key}",
-                f"is {data[key]!r}, but its teacher {data['teacher']} is trained with {taught[key]!r}; make them equal, or give "
-                "it a teacher of its own",
+                f"is {quoted(data[key])}, but its teacher {data['teacher']} is trained with {quoted(taught[key])}; make them equal, or "
+                "give it a teacher of its own",
             )
 
 
@@ -255,7 +255,7 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     if method and study["kind"] not in ACROSS:
         raise Wrong(
             where,
-            f"is {study['against']!r}; only studies of the kinds {', '.join(ACROSS)} can name a method: give a supplement",
+            f"is {quoted(study['against'])}; only studies of the kinds {', '.join(ACROSS)} can name a method: give a supplement",
         )
     _supplement(params, where, supplement)
 

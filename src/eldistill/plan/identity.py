@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, printable
 from eldistill.external import sourcelock
 from eldistill.external.hashes import Cache, File, Identity, Progress
 from eldistill.external.listing import READ_AS, is_path
@@ -128,7 +128,7 @@ def _hash(folder: Path, names: list[str], cache: Cache, progress: Progress, unse
 
 
 def _warn(line: str) -> None:
-    print(f"eldistill: {line}", file=sys.stderr, flush=True)
+    print(f"eldistill: {printable(line)}", file=sys.stderr, flush=True)
 
 
 class Identities:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, quoted
 from eldistill.numbers import declared
 from eldistill.plan import checks, reading
 from eldistill.plan.schema import (
@@ -206,7 +206,7 @@ class Params:
         try:
             return declared(kind, file)
         except Problem as problem:
-            raise Wrong(where, f"is {file!r}; {problem}") from None
+            raise Wrong(where, f"is {quoted(file)}; {problem}") from None
 
     def sections(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Every section of every kind, resolved and checked, also for each data setting that overrides it."""
@@ -247,7 +247,7 @@ class Params:
         """`digits/di/el/0` as a Run whose names all exist. Raises Problem."""
         parts = text.strip("/").split("/")
         if len(parts) != 4 or not parts[3].isdigit():
-            raise Problem(f"{text!r} is not a run; expected DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0")
+            raise Problem(f"{quoted(text)} is not a run; expected DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0")
         run = Run(parts[0], parts[1], parts[2], int(parts[3]))
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self.named(kind):
@@ -337,7 +337,7 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
     """
     found = reading.read_files(Path(root))
     if set(given) - {"suite"}:
-        reading.refuse_config(config, found)
+        reading.refuse_config(given, found)
     values = reading.merge_files(found)
     return from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
 

@@ -7,7 +7,7 @@ import functools
 import re
 from pathlib import Path
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
 from eldistill.plan.datasets import row_of
@@ -252,5 +252,5 @@ class Plan(PlanOfModels):
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
         raise Problem(
-            f"{name!r} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
+            f"{quoted(name)} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
         )

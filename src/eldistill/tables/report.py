@@ -6,12 +6,11 @@ The page loads nothing and runs no script; a checkbox enlarges pictures. It is r
 
 from __future__ import annotations
 
-import csv
 import html
 import re
 from pathlib import Path
 
-from eldistill.files import write_text
+from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
 from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
@@ -93,8 +92,7 @@ def _what(params: dict, beds: list[str]) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_rows(path)
 
 
 def _theirs(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from eldistill import networks
+from eldistill.errors import brief
 from eldistill.external import weights
 from eldistill.external.opcodes import Refused
 from eldistill.networks import guided
@@ -52,9 +53,8 @@ def read_state(
         if (found := weights.find_fault(tensors, outline.state_dict())) is not None:
             raise ValueError(f"it {found}")
     except Exception as error:  # the exceptions of torch and zipfile for damaged files are not documented
-        text = " ".join(str(error).split())[:400]
         raise Refused(
-            f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another file"
+            f"{source} is no network of OpenAI's consistency models ({brief(error)}); fetch it again, or give another file"
         ) from None
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
 

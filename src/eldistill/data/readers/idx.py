@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data.images import Arrays, first_of_test
-from eldistill.errors import Problem
+from eldistill.errors import Problem, denied
 from eldistill.external.fetching import fetch
 
 COVERED_BY = "data"
@@ -41,6 +41,8 @@ def _idx(path: Path) -> np.ndarray:
     # IDX: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes, data.
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, EOFError, zlib.error):
         raw = b""
     sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])] if len(raw) > 3 else []
