@@ -128,8 +128,10 @@ def test_a_project_with_params_yaml_alone_is_one(project):
         (PAPER, "teacher/cifar10/batch", 0, "teacher.cifar10.batch is 0"),
         (ABLATION, "teacher/fashion-16/n_images", 0, "teacher.fashion-16.n_images is 0"),
         (PAPER, "data/cifar10/teacher", "x", "data.cifar10.teacher is 'x'; expected one of digits, "),
-        (PAPER, "distil/methods/sid/per_data/cifar10/n_images", 1000, "distil.methods.sid.per_data.cifar10.n_images is 1000; expected a multiple"),
-        (OWN, "distil/methods/sid/per_data/digits/n_images", 1000, "distil.methods.sid.per_data.digits.n_images is 1000; expected a multiple"),
+        (PAPER, "distil/methods/sid/per_data/cifar10/n_images", 1000,
+         "distil.methods.sid.per_data.cifar10.n_images is 1000; expected a multiple"),
+        (OWN, "distil/methods/sid/per_data/digits/n_images", 1000,
+         "distil.methods.sid.per_data.digits.n_images is 1000; expected a multiple"),
         # Where sid-day, which is like it, comes first.
         (PAPER, "distil/methods/sid/per_data/cifar10/alhpa", 1, "distil.methods.sid.per_data.cifar10.alhpa is not a known key"),
         (OWN, "distil/methods/sid/alhpa", 1, "distil.methods.sid.alhpa is not a known key"),

@@ -57,7 +57,7 @@ def fetch(
         path = Path(folder) / file_name
         if not path.exists():
             raise Problem(f"{path} is missing; expected {name} of data/sources.csv there, or set its folder to null")
-        return _checked(path, row, say)
+        return _checked(path, row, say, "replace it by the published file")
     store = Path(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     if found := _kept(store, file_name, row):
         return _checked(found, row, say)
@@ -114,10 +114,11 @@ def _content_digest(path: Path) -> str:
         return ""
 
 
-def _checked(path: Path, row: dict[str, str], say) -> Path:
+def _checked(path: Path, row: dict[str, str], say, then: str = "remove it and fetch it again") -> Path:
+    # then: what to do with another file. One in the store can be removed, one in a folder of the user is his own.
     digest = _content_digest(path)
     if not digest:
-        raise Problem(f"{path} is no gzip file; remove it and fetch it again")
+        raise Problem(f"{path} is no gzip file; {then}")
     if not row["sha256"]:
         _note(row, digest, path.stat().st_size, say)
     elif digest != row["sha256"]:
@@ -127,7 +128,7 @@ def _checked(path: Path, row: dict[str, str], say) -> Path:
             else f", or, if that file is the right one, remove the line of {row['name']} there"
         )
         raise Problem(
-            f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); remove it and fetch it again"
+            f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); {then}"
             f"{way}"
         )
     return path
