@@ -144,10 +144,10 @@ def read_rows(
             if os.fstat(file.fileno()).st_size > MAX_TABLE:
                 raise Problem(f"{path} has more than {MAX_TABLE:,} bytes; expected a table: {then}")
             reader = csv.DictReader(file, restval="", restkey=SURPLUS)
-            rows = list(reader)
+            rows, columns = list(reader), list(reader.fieldnames or [])
     except FileNotFoundError:
         raise Problem(missing or f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    _check_table(path, list(reader.fieldnames or []), needed, rows, then)
+    _check_table(path, columns, needed, rows, then)
     return rows
 
 

@@ -127,10 +127,7 @@ def _checked(path: Path, row: dict[str, str], say, then: str = "remove it and fe
             if _where(row) == TABLE
             else f", or, if that file is the right one, remove the line of {row['name']} there"
         )
-        raise Problem(
-            f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); {then}"
-            f"{way}"
-        )
+        raise Problem(f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); {then}{way}")
     return path
 
 

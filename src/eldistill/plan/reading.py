@@ -223,8 +223,9 @@ def refuse_config(given: dict[str, Any], found: dict[str, Any]) -> None:
 def check_before_snakemake(root: Path, others: Iterable[str | Path] = ()) -> None:
     """Read every settings file with this reader before Snakemake reads it with its own, which takes the second of two keys, and
     runs templates if a file asks for it. others: files of `--configfile`. Raises Problem."""
-    files = [root / name for name in FILES if name == FILES[-1] or (root / name).exists()]
-    for path in [*files, *map(Path, others)]:
+    # Steps read the files beside the Snakefile, Snakemake those of the current folder, which is another one with --directory.
+    files = [root / FILES[-1], *(folder / name for folder in {root.resolve(), Path.cwd()} for name in FILES)]
+    for path in [*filter(Path.exists, dict.fromkeys(files)), *map(Path, others)]:
         values = read_file(path)
         if isinstance(values, dict) and "__use_yte__" in values:
             raise Problem(

@@ -12,7 +12,7 @@ import numpy as np
 from eldistill.data import labels
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
-from eldistill.errors import Problem
+from eldistill.errors import Problem, edge
 
 COVERED_BY = "folders"
 OPTIONS = ("path", "pixels")
@@ -42,10 +42,9 @@ def read(section: dict) -> Stream:
 
 def _latent(path: Path, name: str, container: Container, shape: tuple | None) -> np.ndarray:
     with container.open(name) as file:
-        try:
-            array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise Problem(f"{path}: {name} is no array of numbers ({error}); encode the images again") from None
+        content = file.read()
+    with edge(f"{path}: {name}", "encode the images again", "is no array of numbers"):
+        array = np.load(io.BytesIO(content), allow_pickle=False)
     found = f"{array.dtype} {list(array.shape)}"
     if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
         raise Problem(
