@@ -38,7 +38,7 @@ def open_container(path: Path) -> Iterator[Container]:
     if path.exists() and not os.access(path, os.R_OK):
         raise denied(path)
     if path.is_dir():
-        yield Container(lambda endings: listing.list_folder(path, endings), lambda name: _of_folder(path, name))
+        yield Container(lambda endings: _listed(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
         with edge(path, "make it again", "is a damaged zip"):
             archive = zipfile.ZipFile(path)
@@ -57,6 +57,13 @@ def open_container(path: Path) -> Iterator[Container]:
             f"{path} is neither a folder nor a zip file; "
             + ("unpack this tar archive and give its folder" if tar else "set `path` of the data setting")
         )
+
+
+def _listed(path: Path, endings: tuple[str, ...]) -> listing.Listing:
+    try:
+        return listing.list_folder(path, endings)
+    except PermissionError as error:  # of a folder in it
+        raise denied(error.filename or path) from None
 
 
 @contextmanager

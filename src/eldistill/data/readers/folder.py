@@ -53,8 +53,7 @@ def read(section: dict) -> Stream:
         with open_container(path) as container:
             for index in indices:
                 with pictures.open_picture(path, files.names[index], container) as picture:
-                    array = pictures.read_pixels(picture, rules)
-                array = pictures.fit_resolution(array, rules)
+                    array = pictures.fit_resolution(pictures.read_pixels(picture, rules), rules)
                 planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 yield np.repeat(planes, 3, 0) if seen.colour and len(planes) == 1 else planes
 
