@@ -61,7 +61,7 @@ def restore_network(path: str | Path, tensors: Mapping[str, torch.Tensor], about
     `label_dim`, which must be the network's. Raises Problem if anything disagrees, or a number is not finite.
     """
     config = about.get("config") if isinstance(about, dict) else None
-    if not isinstance(config, dict) or not _bounded(config, len(tensors)):
+    if not isinstance(config, dict) or not is_bounded(config, len(tensors)):
         raise Problem(
             f"{path} has no configuration of a network, or one with more layers than it has tensors; make or fetch it again"
         )
@@ -87,8 +87,10 @@ def _implied(network: nn.Module) -> dict:
     return {"shape": shape, "label_dim": config["label_dim"]}
 
 
-def _bounded(config: dict, tensors: int) -> bool:
-    # Building takes time and memory by the number of layers: each has a tensor at least.
+def is_bounded(config: dict, tensors: int) -> bool:
+    """Whether a configuration has no more layers than a file has tensors, and no number beyond LARGEST. Building takes time and memory
+    by the number of layers, each of which has a tensor at least."""
+
     def small(value) -> bool:
         if isinstance(value, list):
             return len(value) <= 100_000 and all(not isinstance(each, list | dict) and small(each) for each in value)

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
+from eldistill.arrays import read_pairs
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
@@ -151,8 +151,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
-        with np.load(setting.pairs, allow_pickle=False) as arrays:
-            stored = torch.from_numpy(arrays["images"])
+        stored = torch.from_numpy(read_pairs(setting.pairs, ("images",))["images"])
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip
