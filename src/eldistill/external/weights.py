@@ -16,6 +16,7 @@ from torch import nn
 
 from eldistill import networks
 from eldistill.errors import Problem
+from eldistill.external.descriptions import check_description
 
 COVERED_BY = "networks/layers"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,13 +68,16 @@ def restore_network(path: str | Path, tensors: Mapping[str, torch.Tensor], about
         )
     try:
         outline = networks.outline(config)
-    except (ValueError, TypeError) as error:
-        raise Problem(f"{path} describes no network ({error}); make or fetch it again") from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise Problem(
+            f"{path} describes no network ({' '.join(str(error).split())[:200]}); make or fetch it again"
+        ) from None
     for key, value in _implied(outline).items():
         if key in about and about[key] != value:
             raise Problem(
-                f"{path} says that its {key} is {str(about[key])[:60]}, its network's is {value}; make or fetch it again"
+                f"{path} says that its {key} is {ascii(about[key])[:60]}, its network's is {value}; make or fetch it again"
             )
+    check_description(path, about)
     check_weights(path, tensors, outline.state_dict())
     network = networks.build(config)
     network.load_state_dict(tensors)
