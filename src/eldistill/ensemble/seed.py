@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill.arrays import read_npz
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import anchors
 from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_npz
 from eldistill.files import atomic, read_json, write_json
 
 RECIPE = ("ensemble/seed", 1)

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eldistill import arrays
 from eldistill.data import dataset as data
 from eldistill.errors import Problem
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed
 from eldistill.evaluate.fid import Moments
+from eldistill.external import arrays
 from eldistill.files import atomic
 from eldistill.training.processes import ProcessGroup, SingleProcess
 

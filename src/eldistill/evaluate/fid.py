@@ -10,10 +10,10 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from eldistill import arrays
 from eldistill.errors import Problem
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import embed
+from eldistill.external import arrays
 
 RECIPE = ("fid", 1)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill import arrays
 from eldistill.data import dataset as data
 from eldistill.errors import Problem
 from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
 from eldistill.evaluate.metrics import FLOAT, measure, measure_labelled, moments
+from eldistill.external import arrays
 from eldistill.files import atomic
 
 COVERED_BY = "evaluate"

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from eldistill.arrays import read_pairs
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
 from eldistill.ensemble.reading import read_members, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_pairs
 from eldistill.losses import balance, mixing, mmd
 from eldistill.numbers import number
 from eldistill.training import processes

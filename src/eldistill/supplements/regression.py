@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from eldistill.arrays import read_pairs
 from eldistill.contract import Batch, Nets, Setting
 from eldistill.diffusion.draws import sent
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_pairs
 from eldistill.losses import perceptual
 from eldistill.numbers import number
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from eldistill import files
-from eldistill.arrays import read_pairs
 from eldistill.data import classes
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
+from eldistill.external.arrays import read_pairs
 from eldistill.sampling import teachers
 from eldistill.sampling.heun import heun
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill import arrays
 from eldistill.data import labels
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.errors import Problem
+from eldistill.external import arrays
 
 COVERED_BY = "folders"
 OPTIONS = ("path", "pixels")

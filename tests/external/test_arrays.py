@@ -10,8 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from eldistill import arrays
-from eldistill.external import zips
+from eldistill.external import arrays, zips
 
 
 def npy(array, **options) -> bytes:
