@@ -338,7 +338,7 @@ def readers(place: Path) -> dict[str, Reader]:
         "train_images": torch.zeros(3, 1, 4, 4, dtype=torch.uint8),
         "train_labels": torch.zeros(3, dtype=torch.int64),
     }
-    pack |= {name.replace("train", "heldout"): each for name, each in pack.items()}
+    pack |= {name.replace("train", "heldout"): each.clone() for name, each in pack.items()}
     moments = {"mu": np.ones(4), "sigma": np.eye(4)}
     told = {name: official.Array(each, "core") for name, each in moments.items()}
     pickled = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
     from PIL import Image
 
     Image.init()  # Pillow knows five formats before that
-    with container.open(name) as file:
+    with container.open(name) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
                 _check_size(found, size_of(file))
