@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from eldistill.errors import Problem, denied, edge
-from eldistill.external import listing
+from eldistill.external import listing, zips
 from eldistill.files import atomic
 
 COVERED_BY = "folders"
@@ -40,9 +40,7 @@ def open_container(path: Path) -> Iterator[Container]:
     if path.is_dir():
         yield Container(lambda endings: _listed(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
-        with edge(path, "make it again", "is a damaged zip"):
-            archive = zipfile.ZipFile(path)
-        with archive:
+        with _zip(path) as archive:
             members = _members(path, archive)
             yield Container(
                 lambda endings: listing.choose_files(members, endings),
@@ -64,6 +62,15 @@ def _listed(path: Path, endings: tuple[str, ...]) -> listing.Listing:
         return listing.list_folder(path, endings)
     except PermissionError as error:  # of a folder in it
         raise denied(error.filename or path) from None
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    with open(path, "rb") as file:
+        with edge(path, "make it again", "is a damaged zip"):
+            archive = zips.open_zip(file)
+        with archive:
+            yield archive
 
 
 @contextmanager
@@ -101,9 +108,12 @@ def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.Zip
         )
     if member.flag_bits & 1:
         raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
-    with edge(path, "make the zip again", f"is damaged at {name}, or compressed by a method that is not known here"):
-        with archive.open(member) as file:
-            yield file
+    try:
+        zips.check_member(member, path.stat().st_size)
+    except zips.BadZip as error:
+        raise Problem(f"{path}: {name}: {error}; make the zip again") from None
+    with edge(path, "make the zip again", f"is damaged at {name}"), zips.open_member(archive, member) as file:
+        yield file
 
 
 # --- writing ------------------------------------------------------------------------------------------

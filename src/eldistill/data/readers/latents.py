@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from eldistill.data import labels
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.errors import Problem, edge
+from eldistill.external import arrays
 
 COVERED_BY = "folders"
 OPTIONS = ("path", "pixels")
@@ -44,7 +44,7 @@ def _latent(path: Path, name: str, container: Container, shape: tuple | None) ->
     with container.open(name) as file:
         content = file.read()
     with edge(f"{path}: {name}", "encode the images again", "is no array of numbers"):
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = arrays.read_npy(content)
     found = f"{array.dtype} {list(array.shape)}"
     if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
         raise Problem(
