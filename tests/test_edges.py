@@ -220,7 +220,7 @@ def test_nobody_is_told_to_delete_a_file_of_his_own(path):
     [
         ("data/sets/a/images.safetensors", True), ("data/runs/a/b/c/0/log.csv", True), ("data/tables/x/main.csv", True),
         ("data/sources.csv", False), ("data/mine/teacher.safetensors", False), ("/home/me/data/sets/a.safetensors", False),
-        ("../other/data/runs/a.safetensors", False), ("params.yaml", False),
+        ("../other/data/runs/a.safetensors", False), ("params.yaml", False), ("/tmp/x/data/scratch/state/a/state.safetensors", True),
     ],
 )  # fmt: skip
 def test_only_results_are_deleted(project, name, result):

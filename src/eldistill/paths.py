@@ -24,7 +24,7 @@ def is_result(path: str | os.PathLike[str]) -> bool:
     """Whether a step of the project in the current folder, or of the one that the path lies in, makes the file. Any other file is a
     user's own, which no message tells to delete."""
     name = Path(path)
-    if (name.parent / f"{name.name}.recipe").exists():
+    if f"/{SCRATCH}/" in f"/{name.as_posix()}" or (name.parent / f"{name.name}.recipe").exists():
         return True
     inside = Path(os.path.relpath(name)).as_posix()
     return any(inside.startswith(f"{folder}/") for folder in (*FOLDERS, SCRATCH, "data/tables"))

@@ -451,7 +451,7 @@ BAD_FOLDERS = {
     "not square": ({name: png(random(8, 9)) for name in GOOD}, "images of 1 sizes.*set `resolution`"),
     "no images": ({"x.txt": b"x"}, "has no images; expected png"),
     "no image inside": (GOOD | {"x.png": b"nothing"}, "x.png is not an image"),
-    "half an image": (GOOD | {"x.png": png(random(64, 64))[:900]}, "x.png is not an image"),
+    "half an image": (GOOD | {"x.png": png(random(64, 64))[:900]}, "x.png is a damaged image"),
     "a missing label": (GOOD | {"dataset.json": b'{"labels": [["0.png", 1]]}'}, "no label for 1.png"),
     "json that is none": (GOOD | {"dataset.json": b"{"}, "dataset.json"),
     "json that is a list": (GOOD | {"dataset.json": b"[]"}, "dataset.json"),
