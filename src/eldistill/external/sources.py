@@ -12,7 +12,7 @@ from eldistill.external import sourcelock
 from eldistill.files import read_rows
 
 TABLE = Path("data/sources.csv")
-COLUMNS = ("name", "sha256", "bytes")  # which every reader of the table uses
+COLUMNS = ("name", "url", "sha256", "bytes")  # which every reader of the table uses
 AUTOENCODER = "sd-vae-ft-mse"  # the autoencoder of latents, unless params.yaml names another
 
 
