@@ -92,7 +92,9 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
 
     Image.init()  # Pillow knows five formats before that
     with container.open(name) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
                 _check_size(found, size_of(file))
