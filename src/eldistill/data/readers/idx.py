@@ -18,7 +18,7 @@ from eldistill.external.fetching import fetch
 COVERED_BY = "data"
 OPTIONS = ("files", "resolution")
 NEEDS = ("files",)
-LARGEST, SHRINK = 2**26, 16  # bytes that a file may unpack to however small it is, and more for each byte of it
+LARGEST, SHRINK = 2**25, 16  # bytes that a file may unpack to however small it is, and more for each byte of it
 DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-images", "{files}-test-labels")
 
 
