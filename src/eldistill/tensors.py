@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from eldistill.errors import Problem
 from eldistill.files import atomic
+from eldistill.outside import check_file, locate
 
 # Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.
 _KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
@@ -47,6 +48,9 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
     """
     from safetensors import SafetensorError, safe_open
 
+    path = locate(path)
+    if path.exists():  # otherwise the sentence below
+        path = check_file(path, "a file of safetensors")
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             about = (file.metadata() or {}).get("eldistill")

@@ -11,6 +11,7 @@ from eldistill import networks
 from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.external import fetching, pickles, sources
+from eldistill.outside import check_file, locate
 from eldistill.sampling import teachers
 from eldistill.teacher import agree, ddpm, edm, guided
 from eldistill.teacher.agree import PIXELS
@@ -24,15 +25,19 @@ def load_published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Modu
 
     Returns the network, frozen and in float32, and the constants {scale, bias} of its latents, or None if it has none. sha256: the
     digest that the file must have. Raises Refused for any other file."""
+    path = check_file(path, "a network file")
     if guided.is_state(path):
         config, tensors, _ = guided.read_state(path, sha256)
-        constants = None
+        constants, class_name = None, ""
     else:
         with pickles.read_network_file(path, sha256) as file:
             found = file.network()
+            class_name = found.class_name
             config, tensors, constants = edm.check_network(found), found.state(), edm.codec_of(file)
     network = networks.build(config)
     network.load_state_dict(tensors)
+    if class_name == "ECMPrecond":
+        network.boundary = network.sigma_min
     return network.requires_grad_(False).eval(), constants
 
 
@@ -52,9 +57,11 @@ def convert_teacher(params: dict, output: Path, here: str | None = None, say=pri
                 f"levels: `python -m eldistill check {params['source']}` measures a student"
             )
         licence, wanted = row["licence"], wanted or row["sha256"] or None
-        path = Path(here) if here else fetching.fetch(params["source"], say=say)
+        path = locate(here) if here else fetching.fetch(params["source"], say=say)
     else:
-        path = Path(params["file"])
+        path = locate(params["file"])
+    if not path.is_dir():
+        check_file(path, "a network file")
     if params.get("state") and not guided.is_state(path):
         raise Problem(
             f"{path} is not a state of OpenAI's consistency models; remove `state`, which only these files need"
@@ -65,8 +72,7 @@ def convert_teacher(params: dict, output: Path, here: str | None = None, say=pri
                 f"{path} was trained on pixels on [-1, 1], but its data setting has codec {codec}; set it to mean: 0.5, std: 0.25"
             )
         if path.is_dir():
-            agree.check_labels(path, 0, params["labels"])
-            return ddpm.convert_folder(path, output, wanted)
+            return ddpm.convert_folder(path, output, wanted, params["labels"])
         if guided.is_state(path):
             return guided.convert_state(path, output, wanted, licence, params["labels"], params.get("state"))
         return edm.convert_pickle(path, output, wanted, licence, params["labels"], codec)

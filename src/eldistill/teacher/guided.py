@@ -45,7 +45,7 @@ def read_state(
     """
     digest = agree.check_digest(source, sha256)
     try:
-        theirs = _load(source)
+        theirs = load_floats(source)
         settings = guided.settings(theirs, given)
         outline = networks.outline({"network": "guided", **settings})
         tensors = guided.renamed(theirs, guided.Settings(**settings))
@@ -59,7 +59,7 @@ def read_state(
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
 
 
-def _load(source: Path) -> dict[str, torch.Tensor]:
+def load_floats(source: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of torch.save that holds only floats. Raises ValueError, and the exceptions of torch."""
     records = _records(source)
     theirs = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
