@@ -7,11 +7,14 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eldistill.errors import Problem
+
+FREE_VALUES = 2**20  # values that a JSON text may have however short it is
 
 
 def canonical(value) -> str:
@@ -40,13 +43,21 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error."""
+    """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error.
+
+    The file gets the mode that the umask and the folder give to new files, also if what writes it makes a private one, as the
+    package safetensors does (600)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with open(temporary, "wb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield temporary
         with open(temporary, "rb+") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                with suppress(OSError):  # some file systems have no modes
+                    os.chmod(temporary, mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -105,10 +116,27 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(content: bytes, pairs: Callable | None = None):
+    """The value of a JSON text in any of Unicode's encodings. Raises ValueError if it is not JSON, is nested too deeply, has more
+    values than its length explains, or has half of a surrogate pair, which could not be written again.
+
+    pairs: what makes a value of the list of pairs of an object, a dict by default."""
+    if sum(map(content.count, (b"[", b"{", b","))) > FREE_VALUES + len(content) // 4:
+        raise ValueError(f"it has more values than a text of {len(content):,} bytes should")
+    try:
+        text = content.decode(json.detect_encoding(content))  # json.loads would accept halves of pairs
+        found = json.loads(text, object_pairs_hook=pairs)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return found
+
+
 def read_json(path: str | os.PathLike):
     """Read a JSON file. Raises Problem if it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
     except ValueError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from eldistill.errors import Problem
-from eldistill.external import listing
+from eldistill.external import listing, zips
 from eldistill.files import atomic
 from eldistill.outside import check_file, locate
 
@@ -40,11 +39,7 @@ def open_container(path: Path) -> Iterator[Container]:
     if path.is_dir():
         yield Container(lambda endings: listing.list_folder(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
-        try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise Problem(f"{path} is a damaged zip ({error}); make it again") from None
-        with archive:
+        with _zip(path) as archive:
             members = _members(path, archive)
             yield Container(
                 lambda endings: listing.choose_files(members, endings),
@@ -58,6 +53,17 @@ def open_container(path: Path) -> Iterator[Container]:
             f"{path} is neither a folder nor a zip file; "
             + ("unpack this tar archive and give its folder" if tar else "set `path` of the data setting")
         )
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    with open(path, "rb") as file:
+        try:
+            archive = zips.open_zip(file)
+        except zips.BadZip as error:
+            raise Problem(f"{path} is a damaged zip ({error}); make it again") from None
+        with archive:
+            yield archive
 
 
 @contextmanager
@@ -94,9 +100,13 @@ def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.Zip
     if member.flag_bits & 1:
         raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
     try:
-        with archive.open(member) as file:
+        zips.check_member(member, path.stat().st_size)
+    except zips.BadZip as error:
+        raise Problem(f"{path}: {name}: {error}; make the zip again") from None
+    try:
+        with zips.open_member(archive, member) as file:
             yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except zips.BadZip as error:
         raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
 
 

@@ -18,8 +18,10 @@ from eldistill.data.containers import LARGEST, Container
 from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.external.listing import Listing
+from eldistill.files import parse_json
 
 RECIPE = ("labels", 1)
+MOST_LABEL, LONGEST_NAME = 1_000_000, 256  # largest number of a class, and longest name of one in characters
 TRAINING = {"train", "training"}
 SPLITS = TRAINING | {"val", "valid", "validation", "dev", "test", "testing"}
 
@@ -81,12 +83,12 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
     with container.open(files.labels) as file:
         content = file.read(LARGEST + 1)
     try:
-        top = json.loads(content, object_pairs_hook=_Pairs)
+        top = parse_json(content, _Pairs)
         pairs = [(_plain(name), label) for name, label in (dict(top).get("labels") or [])]
         names = dict(top).get("class_names") or []
         understood = isinstance(top, _Pairs) and isinstance(names, list) and all(isinstance(n, str) for n in names)
-        understood &= len(set(names)) == len(names)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        understood &= len(set(names)) == len(names) <= MOST_LABEL and all(len(n) <= LONGEST_NAME for n in names)
+    except (ValueError, TypeError, AttributeError):
         understood = False
     if not understood:
         raise Problem(f'{where} is not understood; expected {{"labels": [[name, whole number], …]}}')
@@ -108,9 +110,10 @@ def _plain(name: str) -> str:
 def _whole(where: str, name: str, label) -> int:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= MOST_LABEL:
         shown = json.dumps(label)[:40]
-        raise Problem(f"{where} gives {name} the label {shown}; expected a whole number from 0, such as 3")
+        more = f" to {MOST_LABEL:,}" if isinstance(label, int) and label > 0 else ""
+        raise Problem(f"{where} gives {name[:200]} the label {shown}; expected a whole number from 0{more}, such as 3")
     return label
 
 

@@ -117,6 +117,10 @@ def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn
         if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
             raise ValueError(f"its config.json describes a {ascii(name)[:60]}")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
+        if not weights.is_bounded(config, len(tensors)):
+            raise ValueError(
+                "its config.json has more layers than the file has tensors, or numbers beyond those of networks"
+            )
         if odd := sorted(config.keys() - inspect.signature(AutoencoderKL.__init__).parameters.keys()):
             raise ValueError(f"its config.json has {ascii(odd[0])[:60]}, which no AutoencoderKL has")
         with torch.device("meta"):  # nothing is drawn
@@ -126,7 +130,7 @@ def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn
         if (wrong := weights.find_fault(found, wanted)) is not None:
             raise ValueError(f"it {wrong}")
         vae.load_state_dict(found, assign=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         text = " ".join(str(error).split())[:200]
         raise Problem(f"{path} is no AutoencoderKL of the expected architecture ({text}); give another one") from None
     return vae.requires_grad_(False).eval().float().to(device)

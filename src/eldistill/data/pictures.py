@@ -20,6 +20,7 @@ import numpy as np
 
 from eldistill.data.containers import Container
 from eldistill.errors import Problem
+from eldistill.external.zips import size_of
 
 RECIPE = ("pictures", 1)
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
@@ -31,6 +32,13 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+FREE_PIXELS = 2**23  # a picture may have so many however small its file is; they take at most some 110 MB
+PIXELS_PER_BYTE = 32  # and so many more for each byte of its file
+BLOCK = 2**18  # pixels that are computed at once in wide numbers
+TEXTS = (
+    "Decompressed data too large",
+    "Too much memory used in text chunks",
+)  # what Pillow says of long texts in a PNG
 # What Pillow's decoders raise for a file that is damaged.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 
@@ -85,6 +93,7 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
     with container.open(name) as file:
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
+                _check_size(found, size_of(file))
                 _correct(found)
                 yield found
         except Image.DecompressionBombError:
@@ -93,7 +102,21 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
         except Problem as problem:
             raise Problem(f"{path}: {name}: {problem}") from None
         except BROKEN as error:
+            if any(each in str(error) for each in TEXTS):
+                raise Problem(
+                    f"{path}: {name} has texts of more than a mebibyte beside its pixels; save it without them"
+                ) from None
             raise Problem(f"{path}: {name} is not an image, or is damaged; remove it or put it elsewhere") from error
+
+
+def _check_size(found, size: int) -> None:
+    # A few bytes can claim to be any number of pixels. Photographs have at least a quarter of a bit for each.
+    pixels, most = found.width * found.height, FREE_PIXELS + PIXELS_PER_BYTE * size
+    if pixels > most:
+        raise Problem(
+            f"it has {pixels:,} pixels in {size:,} bytes; expected at most {most:,} in so small a file: make it smaller, or save it "
+            "as an uncompressed TIFF or BMP"
+        )
 
 
 def _correct(found) -> None:
@@ -162,7 +185,14 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
         raise Problem(
             f"its values go from {low:,} to {high:,}, those of {bits} bits from 0 to {white:,}; change `bits` of the data setting"
         )
-    return np.rint(np.asarray(values, np.float64) / (white / 255)).astype(np.uint8)
+    return _by_rows(lambda part: np.rint(np.asarray(part, np.float64) / (white / 255)).astype(np.uint8), values)
+
+
+def _by_rows(function: Callable, *planes: np.ndarray) -> np.ndarray:
+    # A function of each pixel, of a few rows at a time: it computes in numbers that are eight times as wide.
+    rows = max(1, BLOCK // max(1, planes[0][:1].size))
+    parts = [function(*(each[at : at + rows] for each in planes)) for at in range(0, len(planes[0]), rows)]
+    return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
 
 def opacity_of(found) -> np.ndarray | None:
@@ -183,12 +213,16 @@ def blend_over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, 
     """A picture over a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background.
 
     planes c: uint8 [h, w] or [h, w, 3]. opacity a: uint8 [h, w]. colour b: red, green, blue, 0 … 255."""
-    opacity = opacity.astype(np.int64)
     if planes.ndim == 2 and len(set(colour)) > 1:
         planes = np.repeat(planes[..., None], 3, 2)
     below = np.array(colour if planes.ndim == 3 else colour[0])
-    opacity = opacity[..., None] if planes.ndim == 3 else opacity
-    return ((2 * (planes * opacity + below * (255 - opacity)) + 255) // 510).astype(np.uint8)
+
+    def blend(part: np.ndarray, over: np.ndarray) -> np.ndarray:
+        over = over.astype(np.int64)
+        over = over[..., None] if part.ndim == 3 else over
+        return ((2 * (part * over + below * (255 - over)) + 255) // 510).astype(np.uint8)
+
+    return _by_rows(blend, planes, opacity)
 
 
 # --- sizes --------------------------------------------------------------------------------------------

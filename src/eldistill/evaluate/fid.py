@@ -13,6 +13,7 @@ import numpy as np
 from eldistill.errors import Problem
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import embed
+from eldistill.external import arrays
 from eldistill.outside import check_file
 
 RECIPE = ("fid", 1)
@@ -32,9 +33,8 @@ def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
         found = found if isinstance(found, dict) else {}
     else:
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                found = {key: archive[key] for key in archive.files if key in ("mu", "sigma")}
-        except (OSError, ValueError, EOFError, AttributeError) as error:
+            found = arrays.read_npz(path, ("mu", "sigma"))
+        except (OSError, ValueError) as error:
             raise Problem(f"{path} is no file of reference statistics ({error}); fetch it again") from None
     mean, cov = (np.asarray(found.get(key, []), np.float64) for key in ("mu", "sigma"))
     if (

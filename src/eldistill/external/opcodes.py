@@ -182,7 +182,7 @@ class Reading:
         if len(values) % 2:
             raise Refused(f"a key without a value at byte {self.at}")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str) or len(key) > KEY:  # other keys could be chosen to collide
+            if not self.machine.fits_key(key, KEY):
                 raise Refused(f"a key that is no short text at byte {self.at}")
             target[key] = value
         self.machine.memory += 64 * len(values)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
@@ -27,6 +26,7 @@ from eldistill.diffusion.draws import sent
 from eldistill.ensemble.reading import read_members, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_pairs
 from eldistill.losses import balance, mixing, mmd
 from eldistill.numbers import number
 from eldistill.training import processes
@@ -151,8 +151,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
-        with np.load(setting.pairs, allow_pickle=False) as arrays:
-            stored = torch.from_numpy(arrays["images"])
+        stored = torch.from_numpy(read_pairs(setting.pairs, ("images",))["images"])
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip

@@ -17,6 +17,7 @@ from eldistill.external.fetching import fetch
 COVERED_BY = "data"
 OPTIONS = ("files", "resolution")
 NEEDS = ("files",)
+LARGEST = 1 << 30  # bytes of the numbers of a file
 DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-images", "{files}-test-labels")
 
 
@@ -40,13 +41,19 @@ def read(section: dict) -> Arrays:
 def _idx(path: Path) -> np.ndarray:
     # IDX: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes, data.
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            start = file.read(4)
+            axes = file.read(4 * start[3]) if start[:3] == b"\0\0\x08" and len(start) == 4 else b""
+            sizes = [int.from_bytes(axes[at : at + 4], "big") for at in range(0, len(axes), 4)]
+            count = math.prod(sizes) if len(axes) and len(axes) == 4 * start[3] else LARGEST + 1
+            raw = (
+                file.read(count + 1) if count <= LARGEST else b""
+            )  # what a gzip file decompresses to can exceed any memory
     except (OSError, EOFError, zlib.error):
-        raw = b""
-    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])] if len(raw) > 3 else []
-    if raw[:3] != b"\0\0\x08" or not sizes or len(raw) != 4 + 4 * len(sizes) + math.prod(sizes):
+        count, raw = 1, b""
+    if len(raw) != count:
         raise Problem(f"{path} is not a complete IDX file of bytes; fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
+    return np.frombuffer(raw, np.uint8).reshape(sizes)
 
 
 def _fit(images: np.ndarray, resolution: int | None) -> np.ndarray:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from eldistill.data import labels
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.errors import Problem
+from eldistill.external import arrays
 from eldistill.outside import locate
 
 COVERED_BY = "folders"
@@ -44,8 +44,8 @@ def read(section: dict) -> Stream:
 def _latent(path: Path, name: str, container: Container, shape: tuple | None) -> np.ndarray:
     with container.open(name) as file:
         try:
-            array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+            array = arrays.read_npy(file.read())
+        except (ValueError, OSError) as error:
             raise Problem(f"{path}: {name} is no array of numbers ({error}); encode the images again") from None
     found = f"{array.dtype} {list(array.shape)}"
     if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
