@@ -22,12 +22,8 @@ RECIPE = ("teacher/states", 1)
 
 
 def is_state(path: Path) -> bool:
-    """Whether a file is a zip, which is the format of torch.save since 2020."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+    """Whether a file begins as torch.save writes it."""
+    return torchfiles.is_torch_file(path)
 
 
 def read_state(
