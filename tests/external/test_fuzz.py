@@ -18,7 +18,11 @@ def figures(count: int, tmp_path) -> list[dict]:
     """What tests/fuzz.py finds with so many mutations of each reader, in a process with a limit of memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/fuzz.py", str(count)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, ROOT / "tests/fuzz.py", str(count)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -107,9 +107,12 @@ def test_the_baselines_denoise_as_their_formulas_say(tmp_path, process, arch):
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-11
         image, features = net.both(sigma * x, sigma, labels)
         assert torch.equal(image, found) and features.shape[1:] == net.features_shape
-        torch.testing.assert_close(net.float()(sigma * x, sigma, labels).double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+        torch.testing.assert_close(
+            net.float()(sigma * x, sigma, labels).double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max())
+        )
         net.double()
-    assert (net.sigma_min, net.sigma_max) == ((0.02, 100.0) if process == "ve" else (pytest.approx(1.0005e-3, rel=1e-3), pytest.approx(152.17, rel=1e-3)))
+    limits = (0.02, 100.0) if process == "ve" else (np.expm1(1e-6 + 9.95e-10) ** 0.5, np.expm1(10.05) ** 0.5)
+    assert (net.sigma_min, net.sigma_max) == pytest.approx(limits)
 
 
 def test_each_level_of_a_batch_has_its_own_label(tmp_path):
@@ -150,7 +153,9 @@ def test_the_state_of_a_training_names_the_snapshot_beside_it(tmp_path):
     path = tmp_path / "training-state-000010.pt"
     with official.importable():
         torch.save({"net": official.root(net, kwargs), "optimizer_state": optimizer.state_dict()}, path)
-    assert "is the state of a training of EDM" in (said := refused(path)) and said.endswith("network-snapshot-*.pkl of the same training")
+    assert "is the state of a training of EDM" in (said := refused(path)) and said.endswith(
+        "network-snapshot-*.pkl of the same training"
+    )
     for name in ("network-snapshot-000005.pkl", "network-snapshot-000010.pkl"):
         (tmp_path / name).touch()
         assert refused(path).endswith(f"give {name}, which lies beside it")
@@ -217,7 +222,10 @@ def test_a_state_without_a_configuration_is_measured_and_is_no_teacher(tmp_path,
     ours, constants = convert.load_published(path)
     x, labels = (each.float() for each in inputs())
     assert constants is None and torch.equal(ours(2.5 * x, 2.5, labels), theirs(2.5 * x, 2.5, labels))
-    assert "holds the weights of a network of EDM without its configuration, as DMD2 saves its one-step generators" in refused(path)
+    assert (
+        "holds the weights of a network of EDM without its configuration, as DMD2 saves its one-step generators"
+        in refused(path)
+    )
     state = theirs.state_dict()
     state.pop("model.map_layer1.weight")
     save_file(state, tmp_path / "less.safetensors")
@@ -228,8 +236,14 @@ def test_a_state_without_a_configuration_is_measured_and_is_no_teacher(tmp_path,
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, "holds a state under 'state_dict' beside other things of a training"),
-        ({"down_blocks.0.a": torch.ones(2)}, "weights of a network of diffusers without its configuration; give the folder"),
+        (
+            {"state_dict": {"a": torch.ones(2)}, "epoch": 3},
+            "holds a state under 'state_dict' beside other things of a training",
+        ),
+        (
+            {"down_blocks.0.a": torch.ones(2)},
+            "weights of a network of diffusers without its configuration; give the folder",
+        ),
         ({"a": torch.ones(2)}, "is no network of OpenAI's consistency models"),
     ],
     ids=["a training", "diffusers", "another"],
@@ -267,7 +281,9 @@ def test_a_network_is_the_same_in_every_protocol(tmp_path, protocol, core):
     path = official.write(tmp_path / "net.pkl", official.edm(net, kwargs, core, old=core == "core"), protocol)
     with pickles.read_network_file(path) as file:
         found = file.network().state()
-    assert [*found] == [*net.state_dict()] and all(torch.equal(found[name], value) for name, value in net.state_dict().items())
+    assert [*found] == [*net.state_dict()] and all(
+        torch.equal(found[name], value) for name, value in net.state_dict().items()
+    )
 
 
 ARRAYS = {
@@ -285,7 +301,9 @@ def test_arrays_of_numpy_are_read_in_every_protocol(tmp_path, protocol, old):
     if old and protocol < 4:
         content = content.replace(b"cnumpy._core.", b"cnumpy.core.")
     elif old:
-        content = pickle.dumps(ARRAYS, protocol).replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
+        content = pickle.dumps(ARRAYS, protocol).replace(
+            b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray"
+        )
         content = content.replace(b"\x8c\x13numpy._core.numeric", b"\x8c\x12numpy.core.numeric")
         if content[2] == 0x95:  # the length of the frame
             content = content[:2] + b"\x95" + (len(content) - 11).to_bytes(8, "little") + content[11:]

@@ -166,7 +166,14 @@ def choose_weights(there: Iterable[str]) -> list[str]:
         if single in there:
             return [single]
         if index in there:
-            return [index, *(name for name in there if (found := SHARD.fullmatch(name)) and (found[1] or found[2] or "") == variant)]
+            return [
+                index,
+                *(
+                    name
+                    for name in there
+                    if (found := SHARD.fullmatch(name)) and (found[1] or found[2] or "") == variant
+                ),
+            ]
     pickles = [f"{STEM}.bin", *(name for name in there if name.endswith(".bin") and not SHARD_OF_PICKLES.search(name))]
     return next(([name] for name in pickles if name in there), [WEIGHTS])
 

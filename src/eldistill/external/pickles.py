@@ -70,7 +70,9 @@ class File:
         value = self.value
         if isinstance(value, dict):
             if "G_ema" in value:
-                raise Refused(f"{self.path} holds a GAN (G, D and G_ema, as StyleGAN has them); expected a network file of EDM or EDM2")
+                raise Refused(
+                    f"{self.path} holds a GAN (G, D and G_ema, as StyleGAN has them); expected a network file of EDM or EDM2"
+                )
             if key not in value:
                 there = ", ".join(ascii(name)[:40] for name in list(value)[:8]) or "nothing"
                 raise Refused(f"{self.path}: it has no {key!r}, but {there}; expected a network file of EDM or EDM2")

@@ -50,7 +50,9 @@ class Settings(song.Settings):
         self.inner()
         low, high = self.limits()
         if not (0 < low < high < math.inf):
-            raise ValueError(f"noise levels of {self.process} go from {low:g} to {high:g}; expected ascending ones above 0")
+            raise ValueError(
+                f"noise levels of {self.process} go from {low:g} to {high:g}; expected ascending ones above 0"
+            )
 
     def inner(self) -> song.Settings | adm.Settings:
         """The settings of the U-Net."""

@@ -192,12 +192,16 @@ def _weights(paths: list[Path]) -> dict[str, torch.Tensor]:
     if not isinstance(wanted, dict) or not wanted or not all(isinstance(each, str) for each in wanted.values()):
         raise Refused(f"{paths[0]} has no weight_map of names; expected an index as diffusers writes it")
     if lacking := sorted(set(wanted.values()) - there.keys()):
-        raise Refused(f"{paths[0].parent / ascii(lacking[0])[1:-1][:80]} is missing, which {paths[0].name} names; fetch it too")
+        raise Refused(
+            f"{paths[0].parent / ascii(lacking[0])[1:-1][:80]} is missing, which {paths[0].name} names; fetch it too"
+        )
     found: dict[str, torch.Tensor] = {}
     for name in sorted(set(wanted.values())):
         part = load_tensors(there[name], foreign=True)[0]
         if odd := sorted(key for key in part if wanted.get(key) != name):
-            raise Refused(f"{there[name]} has {ascii(odd[0])[:80]}, which {paths[0].name} does not say of it; fetch both again")
+            raise Refused(
+                f"{there[name]} has {ascii(odd[0])[:80]}, which {paths[0].name} does not say of it; fetch both again"
+            )
         found |= part
     return found
 
@@ -209,7 +213,9 @@ def _digest(paths: list[Path], wanted: str | None) -> str:
     lines = (f"{path.name}\0{agree.check_digest(path, None)}\n".encode() for path in sorted(paths))
     found = hashlib.sha256(b"".join(lines)).hexdigest()
     if wanted not in (None, found):
-        raise Refused(f"{paths[0].parent} has weights with the digest {found[:16]}…; expected {wanted[:16]}…: fetch them again")
+        raise Refused(
+            f"{paths[0].parent} has weights with the digest {found[:16]}…; expected {wanted[:16]}…: fetch them again"
+        )
     return found
 
 
@@ -233,7 +239,10 @@ def convert_folder(source: Path, output: Path, sha256: str | None = None, labels
     side = config["img_resolution"]
     about = {
         "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": config["label_dim"],
-        "source": {"name": source.name, "sha256": digest, "bytes": sum(path.stat().st_size for path in paths), "class": "UNet2DModel", "licence": None},
+        "source": {
+            "name": source.name, "sha256": digest, "bytes": sum(path.stat().st_size for path in paths), "class": "UNet2DModel",
+            "licence": None,
+        },
     }  # fmt: skip
     save_tensors(output, {name: tensors[name] for name in wanted}, about)
     return about

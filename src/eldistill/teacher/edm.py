@@ -44,7 +44,8 @@ SONG = EDM | {
 }  # fmt: skip
 # EDM's baselines. The limits of vp follow from its process.
 PROCESS = {
-    "beta_d": real_number(1e-3, 1e3), "beta_min": real_number(1e-6, 1e3), "epsilon_t": real_number(1e-9, 0.5), "M": whole_number(2, 100_000),
+    "beta_d": real_number(1e-3, 1e3), "beta_min": real_number(1e-6, 1e3), "epsilon_t": real_number(1e-9, 0.5),
+    "M": whole_number(2, 100_000),
 }  # fmt: skip
 VP = {key: value for key, value in (SONG | PROCESS).items() if key not in ("sigma_min", "sigma_max", "sigma_data")}
 VE = {key: value for key, value in SONG.items() if key != "sigma_data"}
@@ -61,8 +62,11 @@ CLASSES = {
     ("EDMPrecond", "SongUNet"): ("song", SONG),
     ("EDMPrecond", "DhariwalUNet"): ("adm", EDM),
     ("Precond", "UNet"): ("edm2", EDM2),
-    **{(f"{process.upper()}Precond", inner): ("baselines", allowed)
-       for process, allowed in (("vp", VP), ("ve", VE)) for inner in ("SongUNet", "DhariwalUNet")},
+    **{
+        (f"{process.upper()}Precond", inner): ("baselines", allowed)
+        for process, allowed in (("vp", VP), ("ve", VE))
+        for inner in ("SongUNet", "DhariwalUNet")
+    },
     # Consistency models of ECT: EDM's network, whose output is the image itself at sigma_min.
     ("ECMPrecond", "SongUNet"): ("song", SONG),
     ("ECMPrecond", "DhariwalUNet"): ("adm", EDM),
@@ -134,7 +138,9 @@ def _baseline(outer: str, inner: str, settings: dict) -> dict:
     unet = "song" if inner == "SongUNet" else "adm"
     if unet == "adm":
         keys = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")
-        settings = {key: list(each) if isinstance(each := getattr(adm.Settings, key), tuple) else each for key in keys} | settings
+        settings = {
+            key: list(each) if isinstance(each := getattr(adm.Settings, key), tuple) else each for key in keys
+        } | settings
     if "M" in settings:
         settings["steps"] = settings.pop("M")
     return {"process": outer[:2].lower(), "unet": unet, **settings}

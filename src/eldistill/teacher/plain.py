@@ -26,6 +26,8 @@ from eldistill.tensors import load_tensors
 COVERED_BY = "teacher/convert"
 LAYER = re.compile(r"model\.enc\.(\d{1,4})x(\d{1,4})_(conv|down|aux_residual|block\d{1,2})\.")
 
+NESTED = ("state_dict", "model_state_dict", "ema_state_dict", "ema", "model")  # keys under which trainings save a state
+
 
 def is_plain(names) -> bool:
     """Whether the names of tensors are those of a state of EDM's networks."""
@@ -55,7 +57,9 @@ def _configuration(tensors: Mapping[str, torch.Tensor]) -> dict:
     adm = "model.out_conv.weight" in tensors
     width = size("map_layer0.weight", 1) if adm else size(f"enc.{sides[0]}x{sides[0]}_conv.weight", 0)
     mult = [size(f"enc.{side}x{side}_block0.conv1.weight", 0) // width for side in sides]
-    attending = {int(found[1]) for name in tensors if (found := re.match(r"model\.enc\.(\d{1,4})x\d{1,4}_block\d+\.qkv\.", name))}
+    attending = {
+        int(found[1]) for name in tensors if (found := re.match(r"model\.enc\.(\d{1,4})x\d{1,4}_block\d+\.qkv\.", name))
+    }
     config = {
         "network": "adm" if adm else "song", "img_resolution": sides[0], "img_channels": tensors[f"{first}_conv.weight"].shape[1],
         "label_dim": size("map_label.weight", 1) if "model.map_label.weight" in tensors else 0,
@@ -110,11 +114,13 @@ def _names_classes(path: Path) -> bool:
 
 def _explain_value(path: Path, file: File) -> str | None:
     value = file.value
-    if isinstance(value, dict) and ("optimizer_state" in value or any(isinstance(each, Record) for each in value.values())):
+    if isinstance(value, dict) and (
+        "optimizer_state" in value or any(isinstance(each, Record) for each in value.values())
+    ):
         return _training_state(path)
     if not isinstance(value, dict):
         return None
-    inner = next((key for key in ("state_dict", "model_state_dict", "ema", "model", "ema_state_dict") if isinstance(value.get(key), dict)), None)
+    inner = next((key for key in NESTED if isinstance(value.get(key), dict)), None)
     if inner is not None:
         return f"holds a state under {inner!r} beside other things of a training; save that state by itself"
     return _explain_names(path, value)
