@@ -95,7 +95,7 @@ RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels", "num_
 
 def _json(path: Path) -> dict:
     try:
-        if check_file(path, "a file of JSON", text=True).stat().st_size > CONFIG_BYTES:
+        if path.exists() and check_file(path, "a file of JSON", text=True).stat().st_size > CONFIG_BYTES:
             raise ValueError(f"it has more than {CONFIG_BYTES >> 20} MiB")
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -210,7 +210,7 @@ def _digest(paths: list[Path], wanted: str | None) -> str:
     """The digest of one file, or, as the identity of a folder has it, of the names and digests of several. Raises Refused."""
     if len(paths) == 1:
         return agree.check_digest(paths[0], wanted)
-    lines = (f"{path.name}\0{agree.check_digest(path, None)}\n".encode() for path in sorted(paths))
+    lines = (f"{path.name}\0{agree.check_digest(path, None, text=True)}\n".encode() for path in sorted(paths))
     found = hashlib.sha256(b"".join(lines)).hexdigest()
     if wanted not in (None, found):
         raise Refused(
