@@ -477,7 +477,7 @@ def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     Path("file").write_text("x")
     for path, what in (("file", "is neither a folder nor a zip file"), ("nowhere", "does not exist; put it there"),
                        ("~/nowhere", "does not exist; put it there")):  # fmt: skip
-        with pytest.raises(Problem, match=f"{os.path.expanduser(path)} {what}"):
+        with pytest.raises(Problem, match=f"{Path(path).expanduser()} {what}"):
             packing.pack_dataset(section(path), "pack")
 
 
