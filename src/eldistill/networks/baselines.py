@@ -49,7 +49,9 @@ class Settings(song.Settings):
         song._one_of("unet", self.unet, ("song", "adm"))
         self.inner()
         if self.sigma_data != SIGMA_DATA:
-            raise ValueError(f"sigma_data is {self.sigma_data}; these processes know none, so that it stays {SIGMA_DATA}")
+            raise ValueError(
+                f"sigma_data is {self.sigma_data}; these processes know none, so that it stays {SIGMA_DATA}"
+            )
         low, high = self.limits()
         if not (0 < low < high < math.inf):
             raise ValueError(

@@ -16,7 +16,7 @@ import torch
 
 from eldistill import networks
 from eldistill.errors import Problem
-from eldistill.external import torchfiles, weights
+from eldistill.external import torchfiles, weights, zips
 from eldistill.external.machine import Record
 from eldistill.external.opcodes import Refused
 from eldistill.external.pickles import File
@@ -26,6 +26,7 @@ from eldistill.tensors import load_tensors
 COVERED_BY = "teacher/convert"
 LAYER = re.compile(r"model\.enc\.(\d{1,4})x(\d{1,4})_(conv|down|aux_residual|block\d{1,2})\.")
 
+TAIL = 22 + 65535  # bytes in which a zip has the end of its directory
 NESTED = ("state_dict", "model_state_dict", "ema_state_dict", "ema", "model")  # keys under which trainings save a state
 
 
@@ -89,7 +90,12 @@ def load_plain(path: Path) -> tuple[dict, dict[str, torch.Tensor]] | None:
         tensors = guided.load_floats(path) if torchfiles.is_torch_file(path) else load_tensors(path, foreign=True)[0]
     except Problem:
         return None
-    return (find_configuration(tensors), tensors) if is_plain(tensors) else None
+    if not is_plain(tensors):
+        return None
+    try:
+        return find_configuration(tensors), tensors
+    except Refused as error:
+        raise Refused(f"{path} is damaged, or no state of a network of EDM ({error}); fetch it again") from None
 
 
 def explain_file(path: Path) -> str | None:
@@ -104,12 +110,17 @@ def explain_file(path: Path) -> str | None:
         with torchfiles.read_torch_file(path) as file:
             return _explain_value(path, file)
     except Problem:
-        return _training_state(path) if _names_classes(path) else None
+        return _explain_bytes(path)
 
 
-def _names_classes(path: Path) -> bool:
-    with open(path, "rb") as file:  # the first part of such a zip is the pickle
-        return b"torch_utils.persistence" in file.read(2**16)
+def _explain_bytes(path: Path) -> str | None:
+    # Of a file that cannot be read as one of torch.save.
+    with open(path, "rb") as file:
+        start = file.read(2**16)  # the first part of such a zip is the pickle
+        file.seek(max(0, path.stat().st_size - TAIL))
+        if start.startswith(zips.LOCAL) and zips.END not in file.read(TAIL):
+            return "is cut off: the download or copy ended early; fetch it again"
+    return _training_state(path) if b"torch_utils.persistence" in start else None
 
 
 def _explain_value(path: Path, file: File) -> str | None:
