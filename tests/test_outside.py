@@ -27,6 +27,7 @@ from eldistill.sampling import generators, teachers
 from eldistill.teacher import convert
 from eldistill.tensors import load_tensors, save_tensors
 from tests import official
+from tests.conftest import ROOT
 from tests.external.test_pickles import small
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456789\n"
@@ -187,3 +188,14 @@ def test_the_beginnings_of_real_files_are_left_alone(head):
 
 def test_a_short_text_is_right_where_texts_are_expected():
     assert outside.recognise(b'{"a": 1}', 8, text=True) is None and "is a text" in outside.recognise(b'{"a": 1}', 8)
+
+
+def test_a_pipe_in_a_mirror_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROOT / "data/sources.csv", "data/sources.csv")
+    os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
+    monkeypatch.setenv("ELDISTILL_MIRROR", str(tmp_path))
+    monkeypatch.setenv("ELDISTILL_OFFLINE", "1")
+    with pytest.raises(Problem, match=r"cifar-10-python\.tar\.gz is a named pipe \(FIFO\); give the file itself"):
+        fetching.fetch("cifar-10-python", store=tmp_path / "store")

@@ -23,6 +23,7 @@ import shutil
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
 from eldistill.files import sha256, write_text
-from eldistill.outside import check_file, locate
+from eldistill.outside import check_file, find_fault, locate
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
 
@@ -214,6 +215,10 @@ def _right(row: dict[str, str], part: Path, begun: bool) -> str:
 
 def _attempt(row: dict[str, str], address: str, part: Path) -> None:
     """Continue or begin the part file from one address, until it is complete. Raises _Broken."""
+    if address.startswith("file:"):  # opening a pipe would wait for ever
+        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
+        if path.exists() and (fault := find_fault(path)):
+            raise _Broken(f"{path} {fault}", again=False)
     # The size of a .gz file is not checked: copies with the same content can differ in their header.
     wanted = int(row["bytes"]) if row["bytes"].isdigit() and not row["url"].endswith(".gz") else None
     about = _about(part)
