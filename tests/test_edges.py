@@ -148,22 +148,20 @@ def refused(path: Path, content: bytes) -> str:
 
 
 def test_denied_foreign_and_damaged_pictures_are_three_sentences(project, monkeypatch):
-    foreign = [
-        refused(project / "some/a.png", each)
-        for each in (b"", b"<!doctype html>", b"nothing", b"PK\x03\x04" + bytes(40))
-    ]
+    assert "is empty" in refused(project / "some/a.png", b"")
+    assert "is a web page" in refused(project / "some/a.png", b"<!doctype html>")
+    foreign = [refused(project / "some/a.png", each) for each in (b"nothing", b"PK\x03\x04" + bytes(40))]
     assert all("is not an image, but something else" in each for each in foreign)
     assert "is a damaged image" in refused(project / "some/a.png", png()[:90])
-    monkeypatch.setattr("builtins.open", raising(PermissionError(13, "Permission denied")))
     monkeypatch.setattr("eldistill.data.containers.open", raising(PermissionError(13, "no")), raising=False)
-    with pytest.raises(Problem, match=r"a\.png may not be read by you; ask its owner"):
+    with pytest.raises(Problem, match=r"a\.png may not be read by this user"):
         folder.read(section(project / "some"))
 
 
 def test_a_zip_that_may_not_be_read_is_not_called_damaged(project, monkeypatch):
     (project / "some.zip").write_bytes(b"")
     monkeypatch.setattr(containers.os, "access", lambda path, how: False)
-    with pytest.raises(Problem, match=r"some\.zip may not be read by you"):
+    with pytest.raises(Problem, match=r"some\.zip may not be read by this user"):
         folder.read(section(project / "some.zip"))
 
 

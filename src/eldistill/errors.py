@@ -115,7 +115,7 @@ def edge(path: object, then: str, damaged: str = "is damaged") -> Iterator[None]
 
 def denied(path: object) -> Problem:
     """The Problem of a file that exists and that this user may not read."""
-    return Problem(f"{path} may not be read by you; ask its owner, or type `chmod u+r` with its name if it is yours")
+    return Problem(f"{path} may not be read by this user; ask its owner for the right to read it (chmod g+r)")
 
 
 def log_traceback(path: object, error: BaseException) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from eldistill import tensorheader
 from eldistill.errors import Problem, brief, denied
 from eldistill.files import atomic, make_again
+from eldistill.outside import check_file, locate
 
 # Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.
 _KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
@@ -54,6 +55,9 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
     """
     import torch
 
+    path = locate(path)
+    if path.exists():  # otherwise the sentence below
+        path = check_file(path, "a file of safetensors")
     header, about = _described(path, foreign)
     found = {}
     try:

@@ -476,8 +476,8 @@ def test_a_bad_folder_is_one_sentence(here, case, kind):
 def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     Path("file").write_text("x")
     for path, what in (("file", "is neither a folder nor a zip file"), ("nowhere", "does not exist; put it there"),
-                       ("~/nowhere", "does not exist; ~ is not expanded")):  # fmt: skip
-        with pytest.raises(Problem, match=f"{path} {what}"):
+                       ("~/nowhere", "does not exist; put it there")):  # fmt: skip
+        with pytest.raises(Problem, match=f"{Path(path).expanduser()} {what}"):
             packing.pack_dataset(section(path), "pack")
 
 

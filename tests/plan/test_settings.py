@@ -165,7 +165,7 @@ def test_what_is_no_readable_file_is_one_sentence(project, kind, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr("builtins.open", no)
-    sentence = {"missing": "is missing; run", "denied": "may not be read by you"}.get(kind, "is not a file")
+    sentence = {"missing": "is missing; run", "denied": "may not be read by this user"}.get(kind, "is not a file")
     with pytest.raises(Problem, match=sentence):
         reading.read_file(path)
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from eldistill.errors import Problem, denied, edge
 from eldistill.external import listing, zips
 from eldistill.files import atomic
+from eldistill.outside import check_file, locate
 
 COVERED_BY = "folders"
 LARGEST = 1 << 30  # bytes of one file; the size that a zip declares can exceed any memory
@@ -35,6 +36,7 @@ class Container:
 def open_container(path: Path) -> Iterator[Container]:
     """Context with the Container of a folder or zip. Raises Problem if `path` is neither, or if a file in it is damaged, encrypted
     or larger than LARGEST."""
+    path = locate(path)
     if path.exists() and not os.access(path, os.R_OK):
         raise denied(path)
     if path.is_dir():
@@ -47,8 +49,7 @@ def open_container(path: Path) -> Iterator[Container]:
                 lambda name: _of_zip(path, archive, name, members[name]),
             )
     elif not path.exists():
-        home = "; ~ is not expanded, so write the path out" if str(path).startswith("~") else ""
-        raise Problem(f"{path} does not exist{home}; put it there, or change `path` of the data setting in params.yaml")
+        raise Problem(f"{path} does not exist; put it there, or change `path` of the data setting in params.yaml")
     else:
         tar = path.is_file() and tarfile.is_tarfile(path)
         raise Problem(
@@ -77,6 +78,8 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
     place = path / name
     try:
+        if place.exists():  # otherwise the sentence below
+            check_file(place, "an ordinary file", text=True)
         file = open(place, "rb")
     except FileNotFoundError:
         why = "is a link to a missing file" if place.is_symlink() else "was removed while it was read"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,7 @@ from eldistill import files
 from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching, listing, sources, weights
+from eldistill.outside import check_file, locate
 from eldistill.tensors import load_tensors
 
 RECIPE = ("latents", 1)
@@ -108,9 +108,9 @@ def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
     described, path = (
-        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder_files(Path(folder))
+        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder_files(locate(folder))
     )
-    config = CONFIG if described is None else files.read_json(described)
+    config = CONFIG if described is None else files.read_json(check_file(described, "its config.json", text=True))
     tensors, _ = load_tensors(path, foreign=True)
     try:
         if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":

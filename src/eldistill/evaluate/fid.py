@@ -14,6 +14,7 @@ from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import embed
 from eldistill.external import arrays
+from eldistill.outside import check_file
 
 RECIPE = ("fid", 1)
 
@@ -24,6 +25,7 @@ def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     path: EDM's .npz or EDM2's .pkl, which is read without executing it. Raises Problem for any other file."""
     from eldistill.external import pickles
 
+    path = check_file(path, "a file of reference statistics")
     if path.suffix == ".pkl":
         with pickles.read_network_file(path) as file:
             found = file.plain(file.value)

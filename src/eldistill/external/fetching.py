@@ -23,6 +23,7 @@ import shutil
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
 from eldistill.files import sha256, write_text
+from eldistill.outside import check_file, find_fault, locate
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
 
@@ -54,11 +56,11 @@ def fetch(
     row = source_row(name)
     file_name = row["url"].rsplit("/", 1)[-1]
     if folder is not None:
-        path = Path(folder) / file_name
+        path = locate(folder) / file_name
         if not path.exists():
             raise Problem(f"{path} is missing; expected {name} of data/sources.csv there, or set its folder to null")
-        return _checked(path, row, say, "replace it by the published file")
-    store = Path(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
+        return _checked(check_file(path), row, say, "replace it by the published file")
+    store = locate(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     if found := _kept(store, file_name, row):
         return _checked(found, row, say)
     if os.environ.get("ELDISTILL_FETCH") == "no":
@@ -169,7 +171,7 @@ def _addresses(row: dict[str, str]) -> list[str]:
     name = row["url"].rsplit("/", 1)[-1]
     first = os.environ.get("ELDISTILL_MIRROR", "")
     if first and "://" not in first:
-        first = Path(first).absolute().as_uri()
+        first = locate(first).absolute().as_uri()
     found = [f"{first.rstrip('/')}/{name}"] if first else []
     local = [address for address in found if address.startswith("file:")]
     found += [address for address in (row["mirror"], row["url"]) if address]
@@ -213,6 +215,10 @@ def _right(row: dict[str, str], part: Path, begun: bool) -> str:
 
 def _attempt(row: dict[str, str], address: str, part: Path) -> None:
     """Continue or begin the part file from one address, until it is complete. Raises _Broken."""
+    if address.startswith("file:"):  # opening a pipe would wait for ever
+        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
+        if path.exists() and (fault := find_fault(path)):
+            raise _Broken(f"{path} {fault}", again=False)
     # The size of a .gz file is not checked: copies with the same content can differ in their header.
     wanted = int(row["bytes"]) if row["bytes"].isdigit() and not row["url"].endswith(".gz") else None
     about = _about(part)

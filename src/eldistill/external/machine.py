@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.external.opcodes import Name, Reading, Refused
+from eldistill.external.opcodes import Name, Reading, Refused, Utf8
 
 RECIPE = ("teacher/machine", 1)
 
@@ -51,6 +51,13 @@ class Record:
     class_name: str
     state: dict
     source_sha256: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of an object in the file, which is only named: it is neither looked up nor called."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ class Machine:
         self.data = data
         self.opcodes = self.memory = 0
         self.sources: dict[int, tuple[str, str]] = {}  # of texts that were hashed: they come again and again
+        self.encoded: dict[int, tuple[Utf8, memoryview]] = {}  # bytes of texts, each once
 
     def run(
         self, at: int, end: int, rules: dict[Name, Callable], storage: bool = False, old: bool = False

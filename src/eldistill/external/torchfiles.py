@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import stat
 import struct
 import sys
 import zipfile
@@ -30,6 +29,7 @@ from eldistill.external.machine import STORAGES, STREAMS, Header, Machine, Stora
 from eldistill.external.opcodes import Name, Refused
 from eldistill.external.pickles import File
 from eldistill.external.rules import RULES
+from eldistill.outside import check_file
 
 COVERED_BY = "teacher/states"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the magic number with which the old format begins
@@ -199,11 +199,9 @@ def read_torch_file(path: str | os.PathLike) -> File:
 
 
 def _mapped(path: Path) -> tuple[mmap.mmap, int]:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Refused(f"{path} is no ordinary file; give the path of a file of torch.save")
+    path = check_file(path, "a file of torch.save")
     with open(path, "rb") as file:
-        if not (size := os.fstat(file.fileno()).st_size):
-            raise Refused(f"{path} is empty; fetch it again")
+        size = os.fstat(file.fileno()).st_size
         if sys.byteorder != "little":
             raise Refused(f"{path} is little-endian and this machine is not")
         # A private writable map, because torch warns about read-only buffers; nothing writes to it.

@@ -23,12 +23,8 @@ RECIPE = ("teacher/states", 1)
 
 
 def is_state(path: Path) -> bool:
-    """Whether a file is a zip, which is the format of torch.save since 2020."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+    """Whether a file begins as torch.save writes it."""
+    return torchfiles.is_torch_file(path)
 
 
 def read_state(
@@ -42,7 +38,7 @@ def read_state(
     """
     digest = agree.check_digest(source, sha256)
     try:
-        theirs = _load(source)
+        theirs = load_floats(source)
         settings = guided.settings(theirs, given)
         outline = networks.outline({"network": "guided", **settings})
         tensors = guided.renamed(theirs, guided.Settings(**settings))
@@ -55,7 +51,7 @@ def read_state(
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
 
 
-def _load(source: Path) -> dict[str, torch.Tensor]:
+def load_floats(source: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of torch.save that holds only floats, as views of the file. Raises Refused."""
     with torchfiles.read_torch_file(source) as file:
         theirs = torchfiles.tensors_of(file.value, file.bytes)

@@ -12,6 +12,7 @@ import numpy as np
 from eldistill.data.images import Arrays, first_of_test
 from eldistill.errors import Problem
 from eldistill.external.fetching import fetch
+from eldistill.outside import check_file, locate
 
 COVERED_BY = "data"
 OPTIONS = ("path",)
@@ -28,7 +29,7 @@ def read(section: dict) -> Arrays:
     from eldistill.external.opcodes import Refused
     from eldistill.external.pickles import read_python2_pickle
 
-    path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
+    path = locate(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
     if section["path"]:  # what is fetched has the digest of data/sources.csv
         _check_md5(path, section.get("md5", MD5))
     arrays: list[np.ndarray] = []
@@ -52,6 +53,7 @@ def read(section: dict) -> Arrays:
 
 
 def _check_md5(path: Path, wanted: str) -> None:
+    check_file(path, "the path of cifar-10-python.tar.gz")
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()

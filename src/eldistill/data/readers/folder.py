@@ -19,6 +19,7 @@ from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
 from eldistill.errors import Problem
 from eldistill.external.listing import Listing
+from eldistill.outside import locate
 
 RECIPE = ("folders", 1)
 OPTIONS = ("path", "crop", "resolution", "background", "orientation", "bits")
@@ -36,7 +37,7 @@ def read(section: dict) -> Stream:
     With `resolution` images are cropped and resized as `crop` says (see CROPS in pictures.py); without, all must be square and
     of one size. One colour image makes all of them three channels. Raises Problem.
     """
-    path, rules = Path(section["path"]), Rules.of(section)
+    path, rules = locate(section["path"]), Rules.of(section)
     with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:

@@ -13,6 +13,7 @@ from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.errors import Problem, edge
 from eldistill.external import arrays
+from eldistill.outside import locate
 
 COVERED_BY = "folders"
 OPTIONS = ("path", "pixels")
@@ -24,7 +25,7 @@ ENDINGS = (".npy",)
 def read(section: dict) -> Stream:
     """A folder or zip of .npy files in sorted order of their names, each float32 [2c, r, r]: c means and c standard deviations of
     an image's latents. Labels come from dataset.json. EDM2 and `python -m eldistill encode` write this format. Raises Problem."""
-    path = Path(section["path"])
+    path = locate(section["path"])
     with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
