@@ -9,24 +9,31 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from eldistill.errors import nearest
+from eldistill.errors import Problem, nearest
 from eldistill.paths import TABLE_NAMES
+from eldistill.plan import combinations, embeddings
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, readers, settings, spaces
+
+
+LARGEST = 2**63 - 1  # seed of torch; the schema has it as the maximum of every seed
 
 
 class Sections(Protocol):
     """The part of params.Params that these checks use."""
 
     values: dict[str, Any]
+    checked: set[tuple]
     definitions: dict[str, dict[str, Any]]
 
     def named(self, kind: str) -> dict[str, dict[str, Any]]: ...
     def place(self, kind: str, name: str) -> str: ...
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]: ...
+    def peek(self, kind: str, name: str, data: str | None = None) -> dict[str, Any]: ...
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict[str, Any]: ...
     def top(self, name: str, data: str | None = None) -> Any: ...
     def ancestry(self, data: str | None) -> list[str]: ...
+    def has_numbers(self, method: str, data: str) -> bool: ...
 
 
 # --- where a mistake stands -----------------------------------------------------------------------------
@@ -65,7 +72,7 @@ def _above(params: Sections, kind: str, name: str) -> list[str]:
 
 def _fitting(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
     with of_data(params, params.place(kind, name), data):
-        value = params.section(kind, name, data)
+        value = params.peek(kind, name, data)
         check_section(params, kind, name, where, value)
     return value
 
@@ -92,6 +99,8 @@ def check_section(params: Sections, kind: str, name: str, where: str, value: dic
         _teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
         refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
+    if kind == "ensemble":
+        embeddings.check_ensemble(where, value)
     for arm in value["rates"] if kind == "method" else ():
         _supplement(params, f"{where}.rates", arm)
     if kind == "method" and value["start_from"] is not None:
@@ -112,6 +121,7 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
         if value[needed] is None:
             raise Wrong(f"{where}.{needed}", f"is missing; source: {source} needs it")
     _codec(params, where, value)
+    combinations.check_data(where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
         raise Wrong(
             f"{where}.background", f"is {value['background']!r}; expected {expected_value(known['background'])}"
@@ -163,6 +173,7 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
         )
     if not theirs:
         _network(f"{where}.network", value["network"])
+    combinations.check_teacher(params, where, value)
 
 
 def _network(where: str, network: dict[str, Any]) -> None:
@@ -195,6 +206,19 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
         start = functools.reduce(merge_mappings, layers, dict[str, Any]()).get("start_from")
     if name in seen:
         raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
+
+
+def check_run(params: Sections, run: Any) -> None:
+    """Raise Problem if a Run has too large a seed, or Wrong if its data setting, method and supplements do not fit together."""
+    if run.seed > LARGEST:
+        raise Problem(f"the run {run} has a seed above {LARGEST}, the largest that torch takes; choose a smaller one")
+    key = (run.data, run.method, run.supplements)
+    if key not in params.checked:
+        params.checked.add(key)
+        place = params.place("method", run.method)
+        checked_section(params, "method", run.method, run.data, f"{place} on {run.data}")
+        with of_data(params, place, run.data):
+            combinations.check_run(params, *key)
 
 
 # --- all of them ----------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from eldistill.external.fetching import fetch
 
 COVERED_BY = "data"
 OPTIONS = ("path",)
+SHAPE = (3, 32)
+IMAGES = (50_000, 10_000)
 MODULES = ("teacher/pickles",)
 DOWNLOADS = ("cifar-10-python",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

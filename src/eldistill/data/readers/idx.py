@@ -16,6 +16,7 @@ from eldistill.external.fetching import fetch
 
 COVERED_BY = "data"
 OPTIONS = ("files", "resolution")
+SHAPE = (1, 0)
 NEEDS = ("files",)
 DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-images", "{files}-test-labels")
 
