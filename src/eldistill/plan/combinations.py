@@ -15,6 +15,7 @@ from eldistill.registry import setting_fields, spaces
 
 Section = dict[str, Any]
 HEADED = ("dmd2",)  # files of methods whose fake_score has a discriminator
+EDM = {"mean": 0.5, "std": 0.25}  # codec of published networks of pixels
 SINGLE = ("consistency",)  # files of methods that train no fake_score
 
 
@@ -86,6 +87,12 @@ def _published(where: str, teacher: Section, data: Section) -> None:
                 f"is {teacher['source']}, a network for images with {made}, but data.{name} has {ours}; choose a network that was "
                 f"trained on such images, or change data.{name}",
             )
+    codec = {key: data["codec"][key] for key in ("mean", "std")}
+    if facts.get("channels") == 3 and codec != EDM:
+        raise Wrong(
+            f"data.{name}.codec",
+            f"is {codec}, but its teacher has source: {teacher['source']}, which was trained on pixels on [-1, 1]; set codec to {EDM}",
+        )
 
 
 def _check_of_teacher(where: str, check: Section) -> None:

@@ -62,12 +62,13 @@ def summary(step: Step, plan: Plan) -> list[str]:
 
 def _judge(work: Work) -> None:
     from eldistill.evaluate import judges
+    from eldistill.tables import judged
 
     def make(folder: Path) -> None:
         result = judges.train_judge(
             work.step.item, work.params, work.input("images"), work.outputs[0], folder, work.digest, work.machine, work.say
         )  # fmt: skip
-        work.say(f"{work.step.role}: held-out accuracy {result['accuracy_heldout']}")
+        work.say(f"{work.step.role}: learned {judged.learned(result)}; held-out accuracy {judged.accuracy(result)}")
 
     run_training(work, make)
 
