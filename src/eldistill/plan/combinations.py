@@ -91,7 +91,8 @@ def _published(where: str, teacher: Section, data: Section) -> None:
     if facts.get("channels") == 3 and codec != EDM:
         raise Wrong(
             f"data.{name}.codec",
-            f"is {codec}, but its teacher has source: {teacher['source']}, which was trained on pixels on [-1, 1]; set codec to {EDM}",
+            f"is {codec}, but its teacher has source: {teacher['source']}, which was trained on pixels on [-1, 1]; set codec to "
+            "{mean: 0.5, std: 0.25}",
         )
 
 
@@ -136,8 +137,8 @@ def check_evaluation(params: Sections, name: str) -> None:
     """Raise Wrong if a data setting has too few images for what `evaluate` measures on them."""
     options, data = params.top("evaluate", name), params.peek("data", name)
     data = params.peek("data", data["pixels"]) if data["pixels"] else data
-    k, counts = options["neighbours"], {"evaluate.n": options["n"], "evaluate.neighbours_n": options["neighbours_n"]}
-    counts |= {f"evaluate.n_of.{space}": n for space, n in options["n_of"].items()}
+    k, counts = options["neighbours"], {f"evaluate.{key} on {name}": options[key] for key in ("n", "neighbours_n")}
+    counts |= {f"evaluate.n_of.{space} on {name}": n for space, n in options["n_of"].items()}
     counts |= {f"data.{name}.heldout": data["heldout"]}
     if (train := sizes.fewest_train(data)) is not None:
         counts |= {f"data.{name}.{'limit' if data['limit'] else 'source'}, the train images,": train}
@@ -149,7 +150,7 @@ def check_evaluation(params: Sections, name: str) -> None:
     for space, n in options["n_of"].items():
         if n > options["n"]:
             raise Wrong(
-                f"evaluate.n_of.{space}",
+                f"evaluate.n_of.{space} on {name}",
                 f"is {n}, but evaluate.n is {options['n']}, from which they are taken; lower the former, or raise evaluate.n",
             )
 
