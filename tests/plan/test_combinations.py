@@ -12,10 +12,11 @@ from eldistill.ensemble import members
 from eldistill.errors import Problem
 from eldistill.methods import consistency
 from eldistill.numbers import make_numbers
-from eldistill.plan import combinations, embeddings, params, unets
+from eldistill.plan import combinations, embeddings, params, questions, unets
+from eldistill.plan.plan import Plan
 from eldistill.plan.schema import Wrong
 from eldistill.registry import available, literal
-from tests.plan.test_params import SHIPPED, changed, load, sentence
+from tests.plan.test_params import SHIPPED, changed, load
 
 MINE = {"source": "folder", "path": "pictures", "resolution": 16, "heldout": 100, "codec": {"mean": 0.5, "std": 0.25}, "teacher": "mine"}
 TEACHER = {"data": "mine", "network": {"network": "song", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}}
@@ -132,25 +133,39 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_a_contradiction_is_one_sentence_that_names_both_keys(case):
     changes, words = CONTRADICTIONS[case]
-    text = sentence(document(*changes))
+    with pytest.raises(Problem) as caught:
+        questions.check_suite(load(document(*changes)), "mine")
+    text = str(caught.value)
+    assert "\n" not in text and text.split(":")[0] in ("params.yaml", "workflow/params/ablation.yaml", "workflow/params/paper.yaml")
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
 
 
 def test_what_these_contradict_is_accepted_and_so_is_every_shipped_suite():
-    assert list(load(document()).runs("mine"))
+    questions.check_suite(load(document()), "mine")
     project = load(SHIPPED)
     assert {"demo", "demo-long", "bench", "smoke", "gpu-day", "paper", "ablation", "speed", "speed-others"} <= set(SHIPPED["suites"])
     for suite in SHIPPED["suites"]:
-        assert list(project.runs(suite))
+        questions.check_suite(project, suite)
+
+
+def test_settings_of_one_suite_do_not_stop_another():
+    """EL with labels contradicts the unlabelled digits of the demo, and is right for labelled images."""
+    values = changed("distil/supplements/el/labels", "joint", document(("data/mine/labels", True)))
+    values["suites"]["demo"] = SHIPPED["suites"]["demo"]
+    project = load(values)
+    questions.check_suite(project, "mine")
+    with pytest.raises(Problem, match="el.labels is joint, but data.digits.labels is false"):
+        questions.check_suite(project, "demo")
 
 
 def test_a_run_of_the_command_line_is_checked_like_one_of_a_suite():
-    project = load(SHIPPED)
-    with pytest.raises(Problem, match="brings one already"):
-        project.run("digits/dmd2/gan/0")
+    plan = Plan(load(SHIPPED))
+    for word in ("distil", "evaluate"):
+        with pytest.raises(Problem, match="brings one already"):
+            plan.find(word, "digits/dmd2/gan/0")
     with pytest.raises(Problem, match="seed above"):
-        project.run(f"digits/di/el/{2**63}")
+        plan.find("distil", f"digits/di/el/{2**63}")
 
 
 # --- the modules that compute say the same ------------------------------------------------------------

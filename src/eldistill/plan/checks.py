@@ -33,7 +33,6 @@ class Sections(Protocol):
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict[str, Any]: ...
     def top(self, name: str, data: str | None = None) -> Any: ...
     def ancestry(self, data: str | None) -> list[str]: ...
-    def has_numbers(self, method: str, data: str) -> bool: ...
 
 
 # --- where a mistake stands -----------------------------------------------------------------------------
@@ -209,16 +208,14 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
 
 
 def check_run(params: Sections, run: Any) -> None:
-    """Raise Problem if a Run has too large a seed, or Wrong if its data setting, method and supplements do not fit together."""
+    """Raise Problem if a Run has too large a seed, or Wrong at a mistake in its method on its data setting."""
     if run.seed > LARGEST:
         raise Problem(f"the run {run} has a seed above {LARGEST}, the largest that torch takes; choose a smaller one")
-    key = (run.data, run.method, run.supplements)
+    key = (run.data, run.method)
     if key not in params.checked:
         params.checked.add(key)
-        place = params.place("method", run.method)
-        checked_section(params, "method", run.method, run.data, f"{place} on {run.data}")
-        with of_data(params, place, run.data):
-            combinations.check_run(params, *key)
+        where = f"{params.place('method', run.method)} on {run.data}"
+        checked_section(params, "method", run.method, run.data, where)
 
 
 # --- all of them ----------------------------------------------------------------------------------------
@@ -233,6 +230,9 @@ def check_names(params: Sections) -> None:
                     params.place(kind, name),
                     "cannot be a name; expected letters, digits, . _ - but not none, real or suite, which are reserved",
                 )
+    for suite in params.values["suites"]:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(suite)):
+            raise Wrong(f"suites.{suite}", "cannot be a name, because it becomes a folder; expected letters, digits, . _ -")
     for name in params.values["data"]:
         _taught_alike(params, name)
     if params.top("distil")["compile"] and params.top("distil")["recompute"]:

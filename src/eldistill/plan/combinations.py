@@ -109,12 +109,6 @@ def _check_of_teacher(where: str, check: Section) -> None:
         raise Wrong(f"{where}.churn.s_min", f"is {churn['s_min']:g} and s_max {churn['s_max']:g}; expected s_min below s_max")
 
 
-def check_settings(params: Sections) -> None:
-    """Raise Wrong at the first data setting with too few images for what `evaluate` measures on it."""
-    for name in params.values["data"]:
-        check_evaluation(params, name)
-
-
 def _shapes(params: Sections, name: str, data: Section) -> None:
     # Whether a data setting and the one that its teacher was trained on have images of one size. Only runs need it: a setting
     # that provides the pixels of latents names a teacher that nobody uses.

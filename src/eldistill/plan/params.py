@@ -22,7 +22,7 @@ from typing import Any
 
 from eldistill.errors import Problem
 from eldistill.numbers import declared
-from eldistill.plan import checks, combinations, questions, reading
+from eldistill.plan import checks, questions, reading
 from eldistill.plan.schema import (
     Wrong,
     add_numbers,
@@ -71,7 +71,7 @@ class Params:
             loose[kind]["required"] = []
         for kind in ("method", "supplement", "member"):
             loose[kind]["additionalProperties"] = True
-        self.values, self.checked = values, set[tuple]()  # checked: (data, method, supplements) of runs, once for all seeds
+        self.values, self.checked = values, set[tuple]()  # checked: what checks need to look at once
         try:
             check_value(values, self.schema, "", loose)
             self._check()
@@ -84,8 +84,9 @@ class Params:
         list(self.sections())
         checks.check_names(self)
         checks.check_evaluation(self)
-        combinations.check_settings(self)
-        questions.check_suites(self)
+        for suite in self.values["suites"]:
+            self.studies(suite)
+            list(self.runs(suite))
 
     def named(self, kind: str) -> dict[str, dict[str, Any]]:
         """The sections of a kind (data, teacher, ensemble, method or supplement) as they are written, by name."""
@@ -221,8 +222,6 @@ class Params:
                     value = checks.checked_section(self, kind, name, data, self.place(kind, name))
                 yield kind, name, value
 
-    # --- what the steps ask for ---
-
     def others_teachers(self) -> list[str]:
         """Names of the teachers that others have trained: those with a source or a file."""
         sections = {name: self._section("teacher", name, None, None) for name in self.values["teacher"]}
@@ -339,7 +338,9 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
     if set(given) - {"suite"}:
         reading.refuse_config(config, found)
     values = reading.merge_files(found)
-    return from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
+    project = from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
+    questions.check_suite(project, project.values["suite"])
+    return project
 
 
 def from_values(values: Any, root: str | Path = ".") -> Params:

@@ -6,10 +6,12 @@ Without them the tables, which come last, would be the first to complain.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from eldistill.plan import combinations
+from eldistill.plan import checks, combinations, reading
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.schema import Wrong
 from eldistill.registry import literal
@@ -21,17 +23,43 @@ CURVED = ("speed", "budget", "stability")  # kinds of studies that read curves
 PAIRED = ("contrast", "central", "budget")  # kinds that have no row without a pair of the baseline and another arm
 
 
-def check_suites(params: Params) -> None:
-    """Raise Wrong at the first suite whose tables or studies could not be made from its runs."""
-    for suite in params.values["suites"]:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(suite)):
-            raise Wrong(f"suites.{suite}", "cannot be a name, because it becomes a folder; expected letters, digits, . _ -")
+def check_suite(params: Params, suite: str) -> None:
+    """Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or studies could not be made.
+
+    Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
+    with _named(params):
         runs = list(params.runs(suite))
+        for run in runs:
+            _check_once(params, run)
         primary = params.top("evaluate")["features"][0]
         for data in dict.fromkeys(run.data for run in runs):
+            combinations.check_evaluation(params, data)
             _ranked(params, data, primary, f"the tables of the suite {suite}, which evaluate.features ranks by {primary},")
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
+
+
+def check_run(params: Params, run: Run) -> None:
+    """Raise Problem if the settings of a run contradict each other."""
+    with _named(params):
+        _check_once(params, run)
+
+
+def _check_once(params: Params, run: Run) -> None:
+    # Once for all seeds.
+    key = (run.data, run.method, run.supplements)
+    if key not in params.checked:
+        params.checked.add(key)
+        with checks.of_data(params, params.place("method", run.method), run.data):
+            combinations.check_run(params, *key)
+
+
+@contextlib.contextmanager
+def _named(params: Params) -> Iterator[None]:
+    try:
+        yield
+    except Wrong as wrong:
+        raise reading.with_file_name(wrong, params.root) from None
 
 
 def _ranked(params: Params, data: str, space: str, reader: str) -> None:
