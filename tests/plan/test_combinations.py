@@ -63,6 +63,7 @@ CONTRADICTIONS = {
     "attention nowhere": ([("teacher/mine/network/attn_resolutions", [4])], ["attn_resolutions", "has 4", "16, 8"]),
     "channels in no groups": ([("teacher/mine/network/model_channels", 18)], ["model_channels", "18", "groups", "multiple of 32"]),
     "attention in no heads": ([("teacher/mine/network", {"network": "adm", "model_channels": 144, "channel_mult": [1]})], ["teacher.mine.network.model_channels", "144"]),
+    "a classifier as a denoiser": ([("teacher/mine/network", {"network": "classifier"})], ["teacher.mine.network.network", "judges", "song"]),
     "a text for a width": ([("teacher/mine/network/model_channels", "many")], ["model_channels", "'many'", "whole number"]),
     "a number for widths": ([("teacher/mine/network/channel_mult", 2)], ["channel_mult", "2", "list of whole numbers"]),
     "augmentation of edm2": ([("teacher/mine/network", {"network": "edm2"}), ("teacher/mine/augment", 0.1)], ["teacher.mine.augment", "edm2", "set augment to 0"]),
@@ -85,6 +86,7 @@ CONTRADICTIONS = {
     "stages for larger images": (member(family="resnet", depth=5), ["members[0].depth", "data.mine has 16", "at most 4"]),
     "vgg for larger images": (member(family="vgg"), ["members[0].family", "vgg", "16 pixels", "32 or more"]),
     "squares that do not fill": (member(family="identity", mean=3), ["members[0].mean", "divisor"]),
+    "landmarks between what can be solved and all images": ([("suites/mine", [{"data": ["cifar10"], "methods": ["di"], "supplements": ["el"], "seeds": [0]}]), ("ensemble/mix8-32/anchor", True), ("ensemble/mix8-32/landmarks", 20000)], ["ensemble.mix8-32.landmarks", "20000", "data.cifar10 has 50000", "10000"]),
     # methods
     "group and batch": ([("distil/methods/sida/per_data/mine/group", 24), grid(methods=["sida"])], ["distil.methods.sida", "group is 24", "batch 32", "divisor"]),
     "low above high": ([("distil/methods/dmd/low", 0.99), grid(methods=["dmd"])], ["distil.methods.dmd", "low is 0.99", "high 0.98"]),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from eldistill.plan import embeddings, sizes, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
-from eldistill.registry import setting_fields, spaces
+from eldistill.registry import literal, setting_fields, spaces
 
 Section = dict[str, Any]
 HEADED = ("dmd2",)  # files of methods whose fake_score has a discriminator
@@ -294,6 +294,13 @@ def _embedding(params: Sections, where: str, each: Section, base: Section, data:
     ensemble, side = params.peek("ensemble", name), sizes.side_of(setting)
     if each["anchored"]:
         _anchored(where, each, name, ensemble)
+    train, most = sizes.fewest_train(setting), literal("ensemble/anchors", "SOLVED")
+    if ensemble["anchor"] and train and most < ensemble["landmarks"] < train:
+        raise Wrong(
+            f"ensemble.{name}.landmarks",
+            f"is {ensemble['landmarks']} and anchor is true, but data.{data} has {train} train images; set landmarks to at most {most}, "
+            f"or to {train}, which needs no weights",
+        )
     if side is not None:
         embeddings.check_members(params.place("ensemble", name), ensemble, side, f"data.{data}")
 

@@ -23,6 +23,8 @@ def check_network(where: str, network: dict[str, Any], side: int | None) -> None
     network: the section `network` of a teacher, with known keys. where: its place in messages. Networks of other files than
     song, adm and edm2 have the types of their settings checked."""
     file = network["network"]
+    if file == "classifier":
+        raise Wrong(f"{where}.network", "is 'classifier', which judges are made of; expected a denoiser: song, adm or edm2")
     for key, value in network.items():
         if key != "network" and (wanted := _unlike(value, setting_fields(file)[key][0])):
             raise Wrong(f"{where}.{key}", f"is {value!r}; expected {wanted}")
