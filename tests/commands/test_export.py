@@ -53,7 +53,9 @@ def test_an_exported_network_stands_alone(name, tmp_path):
 # --- the loader and the card ---------------------------------------------------------------------------
 
 
-def exported(folder: Path, label_dim: int = 0, names: tuple[str, ...] = (), steps: dict | None = None, channels: int = 1) -> dict:
+def exported(
+    folder: Path, label_dim: int = 0, names: tuple[str, ...] = (), steps: dict | None = None, channels: int = 1
+) -> dict:
     """A folder with load.py and what it reads, for a small network; returns its config."""
     net = conftest.teacher(label_dim)
     about = {"config": net.config, "codec": {"mean": 0.5, "std": 0.25}, "shape": [channels, 8, 8], "label_dim": label_dim,
@@ -67,7 +69,9 @@ def exported(folder: Path, label_dim: int = 0, names: tuple[str, ...] = (), step
 
 
 def load_py(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-W", "ignore", "load.py", *words], cwd=folder, capture_output=True, text=True, env={})
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "load.py", *words], cwd=folder, capture_output=True, text=True, env={}
+    )
 
 
 def test_the_loader_takes_labels_and_steps_and_writes_a_png(tmp_path):
@@ -124,7 +128,11 @@ def test_the_card_of_a_run_without_el_does_not_cite_it_and_one_without_metrics_s
     plain = {**ABOUT, "label_dim": 0, "lineage": {**LINEAGE, "params": {**LINEAGE["params"], "supplements": {}}}}
     text = card.model_card("mine/di/none/0", plain, {}, {})
     assert "without a supplement" in text and "2604.22379" not in text and "--label" not in text
-    assert "This run was not evaluated" in text and "`python -m eldistill evaluate mine/di/none/0`" in text and "| metric |" not in text
+    assert (
+        "This run was not evaluated" in text
+        and "`python -m eldistill evaluate mine/di/none/0`" in text
+        and "| metric |" not in text
+    )
 
 
 @pytest.mark.parametrize("file", [f"{kind}/{file}" for kind in ("methods", "supplements") for file in available(kind)])

@@ -414,7 +414,8 @@ def test_names_go_from_folders_to_generator_command_and_card(capsys):
     values = conftest.shipped()
     network = {"network": "song", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
     values["data"]["mine"] = {"source": "folder", "path": "source", "heldout": 8, "labels": True, "teacher": "mine",
-                              "codec": {"mean": 0.5, "std": 0.25}, "background": "white", "judges": {"n_images": 64, "batch": 8}}  # fmt: skip
+                              "codec": {"mean": 0.5, "std": 0.25}, "background": "white",
+                              "judges": {"n_images": 64, "batch": 8}}  # fmt: skip
     values["teacher"]["mine"] = {"data": "mine", "network": network, "batch": 8, "n_images": 64, "steps": 3}
     rates = {"lr": 1e-4, "betas": [0.0, 0.999]}
     values["distil"]["methods"]["di"]["per_data"]["mine"] = {

@@ -140,7 +140,10 @@ def test_gan_joins_di_and_not_dmd2_or_cd(project, capsys):
     run("di/gan/0")
     log = Path(f"data/runs/{DATA}/di/gan/0/log.csv").read_text(encoding="utf-8").splitlines()[0]
     assert "fake_score.gan.adversarial" in log and "gan.weight" in log
-    for method, words in (("cd", "needs a fake_score, and distil.methods.cd trains none"), ("dmd2", "dmd2 brings one already")):
+    for method, words in (
+        ("cd", "needs a fake_score, and distil.methods.cd trains none"),
+        ("dmd2", "dmd2 brings one already"),
+    ):
         assert __main__.main(["distil", f"{DATA}/{method}/gan/0"]) == 2
         assert words in capsys.readouterr().err
         assert not Path(f"data/runs/{DATA}/{method}/gan").exists()

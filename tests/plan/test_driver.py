@@ -76,7 +76,12 @@ def test_a_missing_file_stops_a_call_only_if_one_of_its_jobs_reads_it(tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.zip").write_text("")
     steps = [
-        SimpleNamespace(word="data", name=f"{name}/images", outputs=(f"{name}/images",), sources=(Source(f"{name}.zip", "folder"),))
+        SimpleNamespace(
+            word="data",
+            name=f"{name}/images",
+            outputs=(f"{name}/images",),
+            sources=(Source(f"{name}.zip", "folder", f"{name}.zip"),),
+        )
         for name in ("here", "gone")
     ]
 
@@ -85,5 +90,7 @@ def test_a_missing_file_stops_a_call_only_if_one_of_its_jobs_reads_it(tmp_path, 
         driver.need_files(SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs)), steps)
 
     call("here/images")
-    with pytest.raises(WorkflowError, match=r"gone.zip does not exist, and `data gone/images` reads it.*no job was started"):
+    with pytest.raises(
+        WorkflowError, match=r"gone.zip does not exist, and `data gone/images` reads it.*no job was started"
+    ):
         call("here/images", "gone/images")

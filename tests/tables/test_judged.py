@@ -29,7 +29,10 @@ def test_the_page_says_what_each_judge_learned_and_its_accuracy(tmp_path):
     assert judged.section([]) == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]", b"\xff\xff\xff\xff\xff\xff\0\0{"])
+DAMAGED = [b"", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]", b"\xff\xff\xff\xff\xff\xff\0\0{"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_file_of_a_judge_is_named_and_stops_no_page(tmp_path, content):
     (tmp_path / "judge").write_bytes(content)
     assert "is not here" in judged.section([("toy", "judge-a", tmp_path / "judge")])

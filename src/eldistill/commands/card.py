@@ -15,7 +15,9 @@ EDM2 = "its network: Karras et al. 2024, arXiv 2312.02696"
 Section = dict[str, Any]
 
 
-def model_card(run: str, about: Section, metrics: Section, teacher: Section, ensembles: dict[str, Section] | None = None) -> str:
+def model_card(
+    run: str, about: Section, metrics: Section, teacher: Section, ensembles: dict[str, Section] | None = None
+) -> str:
     """The model card of a run, Markdown.
 
     about: metadata of its generator. metrics: those of its evaluation; empty if there was none. teacher: metadata of the teacher.
@@ -27,7 +29,7 @@ def model_card(run: str, about: Section, metrics: Section, teacher: Section, ens
     return f"""# {run}
 
 A one-step generator of images of shape {about["shape"]}, distilled from a diffusion teacher by the project eldistill
-(method `{lineage["method"]}`, {_added(lineage["params"]["supplements"])}, {about["n_images"]:,} generated images).
+(method `{lineage["method"]}`, {_added(lineage["params"]["supplements"], ensembles or {})}, {about["n_images"]:,} generated images).
 
 ![samples](samples.png)
 
@@ -65,7 +67,7 @@ measured for research.
 
 ## Citation
 
-{_citations(lineage["params"], about["config"]["network"])}
+{_citations(lineage, about["config"]["network"])}
 """
 
 
@@ -73,23 +75,33 @@ measured for research.
 
 
 def _commands(about: Section) -> str:
-    lines, names = [("python load.py 16 samples.png", "16 images; a name that ends in .pt gets the tensor")], about.get("class_names", [])
+    lines, names = (
+        [("python load.py 16 images.png", "16 images; a name that ends in .pt gets the tensor")],
+        about.get("class_names", []),
+    )
     if isinstance(about["codec"]["mean"], list):
-        lines = [("python load.py 16 latents.pt", f"16 latents; the autoencoder {about['codec'].get('vae', 'sd-vae-ft-mse')} turns them into images")]
+        lines = [
+            (
+                "python load.py 16 latents.pt",
+                f"16 latents; the autoencoder {about['codec'].get('vae', 'sd-vae-ft-mse')} turns them into images",
+            )
+        ]
     command = lines[0][0]
     if about["label_dim"]:
         label = next((name for name in names if re.fullmatch(r"[\w.-]+", name)), "0")
         lines.append((f"{command} --label {label}", "of one class, by name or number"))
-    lines += [(f"{command} --steps {steps}", f"in {steps} steps") for steps in about["sampler"]["steps"] if steps != "1"]
+    lines += [
+        (f"{command} --steps {steps}", f"in {steps} steps") for steps in about["sampler"]["steps"] if steps != "1"
+    ]
     width = max(len(line) for line, _ in lines)
     return "\n".join(f"{line:<{width}}    # {text}" for line, text in lines)
 
 
 def _steps(about: Section) -> str:
-    each = (
-        f"{steps} step{'s' if steps != '1' else ''} from noise level{'s' if len(levels) > 1 else ''} {', '.join(f'{level:g}' for level in levels)}"
-        for steps, levels in about["sampler"]["steps"].items()
-    )
+    each = []
+    for steps, levels in about["sampler"]["steps"].items():
+        plural, listed = "s" if steps != "1" else "", ", ".join(f"{level:g}" for level in levels)
+        each.append(f"{steps} step{plural} from noise level{plural} {listed}")
     return f"It can be sampled in {'; '.join(each)}."
 
 
@@ -97,20 +109,27 @@ def _classes(about: Section) -> str:
     names = about.get("class_names", [])
     if not about["label_dim"]:
         return "none; the network sees no labels"
-    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100])) or f"numbers from 0 to {about['label_dim'] - 1}"
+    listed = (
+        ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
+        or f"numbers from 0 to {about['label_dim'] - 1}"
+    )
     return listed + (f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else "")
 
 
 # --- training -------------------------------------------------------------------------------------------
 
 
-def _added(supplements: Section) -> str:
+def _added(supplements: Section, ensembles: dict[str, Section]) -> str:
     if not supplements:
         return "without a supplement"
-    return f"with {' and '.join(f'{_title(each)} (`{name}`)' for name, each in supplements.items())}"
+    return (
+        f"with {' and '.join(f'{_title(each, ensembles.get(name))} (`{name}`)' for name, each in supplements.items())}"
+    )
 
 
-def _title(supplement: Section) -> str:
+def _title(supplement: Section, ensemble: Section | None) -> str:
+    if ensemble and all(member["family"] == "identity" for member in ensemble["members"]):
+        return "an MMD on pixels, which is the Embedding Loss without its networks"
     titles = {"embedding": "the Embedding Loss", "regression": "a regression loss", "gan": "a discriminator"}
     return titles.get(supplement["file"], f"the supplement {supplement['file']}")
 
@@ -126,15 +145,19 @@ def _value(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
 
 
+def _member(member: Section) -> str:
+    numbers = _settings({key: value for key, value in member.items() if key not in ("family", "count")})
+    return f"{member.get('count', 1)} × {member['family']}" + (f" ({numbers})" if numbers else "")
+
+
 def _supplements(supplements: Section, ensembles: dict[str, Section]) -> str:
     lines = []
     for name, each in supplements.items():
-        lines.append(f"* **Supplement** `{name}`, {_title(each)}: {_settings(each)}")
+        lines.append(f"* **Supplement** `{name}`, {_title(each, ensembles.get(name))}: {_settings(each)}")
         if section := ensembles.get(name):
-            members = "; ".join(f"{member.get('count', 1)} × {member['family']} ({_settings({k: v for k, v in member.items() if k not in ('family', 'count')})})"
-                                for member in section["members"])  # fmt: skip
+            members = "; ".join(map(_member, section["members"]))
             rest = _settings({key: value for key, value in section.items() if key != "members"})
-            lines.append(f"* **Random networks** `{each['ensemble']}`: {members.replace(' ()', '')}; {rest}")
+            lines.append(f"* **Random networks** `{each['ensemble']}`: {members}; {rest}")
     return "\n".join(lines or ["* **Supplements**: none"])
 
 
@@ -146,7 +169,10 @@ def _numbers(run: str, metrics: Section) -> str:
         f"| `{name}` | {value:.4g} |" for name, value in sorted(metrics.items()) if isinstance(value, int | float)
     )
     if not numbers:
-        return f"This run was not evaluated: nothing is known of the quality of its images. `python -m eldistill evaluate {run}` measures it."
+        return (
+            "This run was not evaluated: nothing is known of the quality of its images. "
+            f"`python -m eldistill evaluate {run}` measures it."
+        )
     return f"""Names say what was measured: the distance, of how many images, in which features, to which images. Lower is better for fd
 and kid, higher for precision and recall.
 
@@ -155,9 +181,12 @@ and kid, higher for precision and recall.
 {numbers}"""
 
 
-def _citations(params: Section, network: str) -> str:
-    files = [f"methods/{params['method']['file']}", *(f"supplements/{each['file']}" for each in params["supplements"].values())]
-    lines = [f"{file.split('/')[1]}: {text}" for file in dict.fromkeys(files) for text in cited(file)]
+def _citations(lineage: Section, network: str) -> str:
+    params = lineage["params"]
+    files = {f"methods/{params['method']['file']}": f"the method `{lineage['method']}`"}
+    for name, each in params["supplements"].items():
+        files.setdefault(f"supplements/{each['file']}", f"the supplement `{name}`")
+    lines = [f"{what}: {text}" for file, what in files.items() for text in cited(file)]
     return "\n".join(f"* {line}" for line in [*lines, EDM, *([EDM2] if network == "edm2" else [])])
 
 

@@ -90,14 +90,18 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
         files.write_text(folder / name, text)
     files.write_json(folder / "config.json", about)
     files.write_text(folder / "load.py", LOADER)
-    files.write_text(folder / "README.md", model_card(run, about, metrics, teacher, _ensembles(run, about["lineage"]["params"])))
+    files.write_text(
+        folder / "README.md", model_card(run, about, metrics, teacher, _ensembles(run, about["lineage"]["params"]))
+    )
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
         shutil.copyfile(path, temporary)
     say(
         f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, {images} images"
     )
     if not metrics:
-        say(f"{run} was not evaluated, and its card says so; `python -m eldistill evaluate {run}` measures it, then export it again")
+        say(
+            f"{run} was not evaluated, and its card says so; `python -m eldistill evaluate {run}` measures it, then export it again"
+        )
     return folder
 
 

@@ -3,8 +3,8 @@
 
 LOADER = '''"""Images of this generator, as a PNG or, for any other ending, as a tensor that torch.load reads:
 
-    python load.py 16 samples.png
-    python load.py 16 samples.pt --label 3 --steps 1 --seed 7
+    python load.py 16 images.png
+    python load.py 16 images.pt --label 3 --steps 1 --seed 7
 
 Needs torch and safetensors, nothing else."""
 import argparse

@@ -29,16 +29,17 @@ def pack_dataset(
     """Read the source of a resolved data section and write one packed file. Returns its description.
 
     folder: folder with the files that would otherwise be fetched. say: gets a sentence about everything that was left out or
-    decided. conditional: data settings of these images with labels: true, for messages. In the description `class_names` has C texts and `class_counts` C numbers of train images; both are empty without
-    labels. Raises Problem; then no file is written.
+    decided. conditional: data settings with labels: true that read these images. In the description `class_names` has C texts and
+    `class_counts` C numbers of train images; both are empty without labels. Raises Problem, also for images without labels if
+    `conditional` names a setting; then no file is written.
     """
     source = section["source"]
     found = importlib.import_module(f"eldistill.data.readers.{source}").read({**section, "folder": folder})
     classes_known = bool(found.names) if isinstance(found, Stream) else bool((found[1] >= 0).any())
     if conditional and not classes_known:
         raise Problem(
-            f"data.{conditional[0]}.labels is true, but {section.get('path') or source} says no classes; set it to false, add dataset.json, or "
-            "sort the images into a folder for each class"
+            f"data.{conditional[0]}.labels is true, but {section.get('path') or source} says no classes; set it to false, add "
+            "dataset.json, or sort the images into a folder for each class"
         )
     if isinstance(found, Stream):
         return _pack_stream(found, section, path, say)

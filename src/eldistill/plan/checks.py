@@ -15,7 +15,6 @@ from eldistill.plan import combinations, embeddings
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, readers, settings, spaces
 
-
 LARGEST = 2**63 - 1  # seed of torch; the schema has it as the maximum of every seed
 
 
@@ -232,7 +231,9 @@ def check_names(params: Sections) -> None:
                 )
     for suite in params.values["suites"]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(suite)):
-            raise Wrong(f"suites.{suite}", "cannot be a name, because it becomes a folder; expected letters, digits, . _ -")
+            raise Wrong(
+                f"suites.{suite}", "cannot be a name, because it becomes a folder; expected letters, digits, . _ -"
+            )
     for name in params.values["data"]:
         _taught_alike(params, name)
     if params.top("distil")["compile"] and params.top("distil")["recompute"]:

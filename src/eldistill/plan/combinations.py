@@ -66,7 +66,9 @@ def check_teacher(params: Sections, where: str, teacher: Section) -> None:
 
 def _state(where: str, state: Section, name: str, data: Section) -> None:
     if "num_head_channels" in state and "num_heads" in state:
-        raise Wrong(f"{where}.state", "has num_head_channels and num_heads, of which a network has one; remove the other")
+        raise Wrong(
+            f"{where}.state", "has num_head_channels and num_heads, of which a network has one; remove the other"
+        )
     side = sizes.side_of(data)
     if side is not None and state["img_resolution"] != side:
         raise Wrong(
@@ -106,7 +108,9 @@ def _check_of_teacher(where: str, check: Section) -> None:
         )
     churn = check["churn"]
     if churn and churn["s_min"] > churn["s_max"]:
-        raise Wrong(f"{where}.churn.s_min", f"is {churn['s_min']:g} and s_max {churn['s_max']:g}; expected s_min below s_max")
+        raise Wrong(
+            f"{where}.churn.s_min", f"is {churn['s_min']:g} and s_max {churn['s_max']:g}; expected s_min below s_max"
+        )
 
 
 def _shapes(params: Sections, name: str, data: Section) -> None:
@@ -166,7 +170,10 @@ def check_run(params: Sections, data: str, method: str, supplements: tuple[str, 
         if each["file"] == "embedding":
             _embedding(params, place, each, base, data, setting)
         if each.get("lpips") and setting["source"] == "latents":
-            raise Wrong(f"{place}.lpips", f"is {each['lpips']}, but LPIPS sees pixels and data.{data} has latents; set lpips to null")
+            raise Wrong(
+                f"{place}.lpips",
+                f"is {each['lpips']}, but LPIPS sees pixels and data.{data} has latents; set lpips to null",
+            )
 
 
 def _method(params: Sections, where: str, base: Section, data: str, setting: Section) -> None:
@@ -190,7 +197,10 @@ def _consistency(where: str, base: Section, data: str, setting: Section) -> None
         levels = base[key]
         numbers = all(isinstance(each, int | float) for each in levels)
         if not numbers or len(levels) != count or levels != sorted(set(levels), reverse=True) or levels[-1] <= low:
-            raise Wrong(f"{where}: {key}", f"is {levels}; expected {count} falling noise levels above sigma_min, which is {low:g}")
+            raise Wrong(
+                f"{where}: {key}",
+                f"is {levels}; expected {count} falling noise levels above sigma_min, which is {low:g}",
+            )
         if levels[0] != high:
             raise Wrong(
                 f"{where}: {key}",
@@ -199,7 +209,9 @@ def _consistency(where: str, base: Section, data: str, setting: Section) -> None
             )
     for one, other in (("sigma_min", "sigma_max"), ("first", "last")):
         if base[one] > base[other] or (one == "sigma_min" and low == high):
-            raise Wrong(f"{where}: {one}", f"is {base[one]:g} and {other} {base[other]:g}; expected the former below the latter")
+            raise Wrong(
+                f"{where}: {one}", f"is {base[one]:g} and {other} {base[other]:g}; expected the former below the latter"
+            )
     if (base["lpips"] is None) != (base["distance"] != "lpips"):
         raise Wrong(
             f"{where}: lpips",
@@ -307,7 +319,9 @@ def _embedding(params: Sections, where: str, each: Section, base: Section, data:
 
 def _anchored(where: str, each: Section, name: str, ensemble: Section) -> None:
     if not ensemble["anchor"]:
-        raise Wrong(f"{where}.anchored", f"is true, but ensemble.{name}.anchor is false; set it to true, or anchored to false")
+        raise Wrong(
+            f"{where}.anchored", f"is true, but ensemble.{name}.anchor is false; set it to true, or anchored to false"
+        )
     wanted = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal"}
     for key, value in wanted.items():
         if each[key] != value:

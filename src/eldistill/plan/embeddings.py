@@ -58,7 +58,9 @@ def check_members(where: str, section: dict[str, Any], side: int, seen: str) -> 
     for index, member in enumerate(section["members"]):
         if wrong := _too_deep(member, side):
             key, text = wrong
-            raise Wrong(f"{where}.members[{index}].{key}", f"is {member[key]!r}, but {seen} has {side} pixels a side; {text}")
+            raise Wrong(
+                f"{where}.members[{index}].{key}", f"is {member[key]!r}, but {seen} has {side} pixels a side; {text}"
+            )
 
 
 def _too_deep(member: dict[str, Any], side: int) -> tuple[str, str] | None:
@@ -67,7 +69,10 @@ def _too_deep(member: dict[str, Any], side: int) -> tuple[str, str] | None:
     if family == "conv" and not side >> member["depth"]:
         return "depth", f"each layer halves them: set depth to at most {side.bit_length() - 1}"
     if family == "resnet" and side >> (member["depth"] - 1) < 2:
-        return "depth", f"each stage after the first halves them, and 2 must be left: set depth to at most {side.bit_length() - 1}"
+        return (
+            "depth",
+            f"each stage after the first halves them, and 2 must be left: set depth to at most {side.bit_length() - 1}",
+        )
     if side < LEAST.get(family, 0):
         return "family", f"it needs {LEAST[family]} or more: choose another family"
     if family == "vit" and side % PATCHES:

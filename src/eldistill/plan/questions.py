@@ -34,7 +34,9 @@ def check_suite(params: Params, suite: str) -> None:
         primary = params.top("evaluate")["features"][0]
         for data in dict.fromkeys(run.data for run in runs):
             combinations.check_evaluation(params, data)
-            _ranked(params, data, primary, f"the tables of the suite {suite}, which evaluate.features ranks by {primary},")
+            _ranked(
+                params, data, primary, f"the tables of the suite {suite}, which evaluate.features ranks by {primary},"
+            )
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
 
@@ -81,7 +83,10 @@ def _study(params: Params, suite: str, name: str, runs: list[Run]) -> None:
         _ranked(params, data, space, f"the curves of the study {name}")
     wanted = {"speed": (0, 100), "variance": (literal("distil/probe", "PERCENT"),)}.get(kind, ())
     if missing := [each for each in wanted if each not in snapshots]:
-        raise Wrong("distil.snapshots", f"has no {missing[0]}, but {where} is of the kind {kind}, which reads it; add {missing[0]}")
+        raise Wrong(
+            "distil.snapshots",
+            f"has no {missing[0]}, but {where} is of the kind {kind}, which reads it; add {missing[0]}",
+        )
     if kind == "variance":
         _variance(params, where, runs)
     if kind == "speed":
@@ -101,7 +106,8 @@ def _pairs(against: str, runs: list[Run]) -> bool:
     method, _, supplement = against.rpartition("/")
     arms = {(run.data, run.method, run.supplement, run.seed) for run in runs}
     return any(
-        (run.data, method or run.method, supplement, run.seed) in arms and (run.method, run.supplement) != (method or run.method, supplement)
+        (run.data, method or run.method, supplement, run.seed) in arms
+        and (run.method, run.supplement) != (method or run.method, supplement)
         for run in runs
     )
 

@@ -24,7 +24,9 @@ def check_network(where: str, network: dict[str, Any], side: int | None) -> None
     song, adm and edm2 have the types of their settings checked."""
     file = network["network"]
     if file == "classifier":
-        raise Wrong(f"{where}.network", "is 'classifier', which judges are made of; expected a denoiser: song, adm or edm2")
+        raise Wrong(
+            f"{where}.network", "is 'classifier', which judges are made of; expected a denoiser: song, adm or edm2"
+        )
     for key, value in network.items():
         if key != "network" and (wanted := _unlike(value, setting_fields(file)[key][0])):
             raise Wrong(f"{where}.{key}", f"is {value!r}; expected {wanted}")
@@ -153,7 +155,7 @@ def _blocks(full: dict[str, Any], side: int | None) -> Flow:
             current = width
             waiting.append(current)
     yield current, current, True
-    for level, (width, attends) in reversed(list(enumerate(levels))):
+    for width, attends in reversed(levels):
         yield current, current, False  # its second innermost block, or the one that doubles the image
         for index in range(blocks + 1):
             yield current + waiting.pop(), width, attends and (index == blocks or not song)

@@ -30,7 +30,9 @@ def _download(work: Work) -> None:
 def _images(work: Work) -> None:
     from eldistill.data import packing
 
-    about = packing.pack_dataset(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say, _conditional(work))
+    about = packing.pack_dataset(
+        work.params, work.outputs[0], work.plan.folder(work.step.data), work.say, _conditional(work)
+    )
     for line in described(about, work.plan.data(work.step.data)["labels"]):
         work.say(line)
 

@@ -22,8 +22,8 @@ RECIPE = ("report", 4)  # the judges and their accuracies
 def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
     """Write the report of a suite to `output`.
 
-    params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them. tables: {file name: path} of the suite's tables and pictures. root: folder
-    that contains data/evaluations. Raises Problem for a missing file."""
+    params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them. tables: {file name: path} of the
+    suite's tables and pictures. root: folder that contains data/evaluations. Raises Problem for a missing file."""
     runs = params["runs"]
     first = list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
     beds = list(dict.fromkeys(run.split("/")[0] for run in runs))
