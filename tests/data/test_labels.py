@@ -486,3 +486,19 @@ def test_zips_that_are_refused(monkeypatch):
     monkeypatch.setattr(containers, "LARGEST", 20)
     with pytest.raises(Problem, match="a.png has .* bytes; expected at most 20"):
         packed("source.zip")
+
+
+def test_images_without_classes_are_refused_before_they_are_packed_if_a_setting_asks_for_labels(tmp_path, monkeypatch):
+    """Not by the first training, which comes after hours of packing; with classes, and without the setting, they are packed."""
+    monkeypatch.chdir(tmp_path)
+    Path("flat").mkdir()
+    for index in range(6):
+        Path(f"flat/{index}.png").write_bytes(png(index))
+    section = {"source": "folder", "path": "flat", "resolution": None, "heldout": 2}
+    with pytest.raises(
+        Problem, match="data.mine.labels is true, but flat says no classes; set it to false, add dataset.json"
+    ):
+        packing.pack_dataset(section, "pack", conditional=["mine"])
+    assert not Path("pack").exists()
+    packing.pack_dataset(section, "pack")
+    packing.pack_dataset({"source": "digits", "heldout": 360}, "digits", conditional=["mine"])
