@@ -56,6 +56,8 @@ onstart:
     # Trainings of a driver that was killed are still running. They are asked to save, and this driver continues them.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
+    if workflow.is_main_process:
+        driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):
         driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"))

@@ -9,21 +9,26 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from eldistill.errors import expected_among, quoted
+from eldistill.errors import Problem, expected_among, quoted
 from eldistill.paths import TABLE_NAMES
+from eldistill.plan import combinations, embeddings
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, readers, settings, spaces
+
+LARGEST = 2**63 - 1  # seed of torch; the schema has it as the maximum of every seed
 
 
 class Sections(Protocol):
     """The part of params.Params that these checks use."""
 
     values: dict[str, Any]
+    checked: set[tuple]
     definitions: dict[str, dict[str, Any]]
 
     def named(self, kind: str) -> dict[str, dict[str, Any]]: ...
     def place(self, kind: str, name: str) -> str: ...
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]: ...
+    def peek(self, kind: str, name: str, data: str | None = None) -> dict[str, Any]: ...
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict[str, Any]: ...
     def top(self, name: str, data: str | None = None) -> Any: ...
     def ancestry(self, data: str | None) -> list[str]: ...
@@ -65,7 +70,7 @@ def _above(params: Sections, kind: str, name: str) -> list[str]:
 
 def _fitting(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
     with of_data(params, params.place(kind, name), data):
-        value = params.section(kind, name, data)
+        value = params.peek(kind, name, data)
         check_section(params, kind, name, where, value)
     return value
 
@@ -92,6 +97,8 @@ def check_section(params: Sections, kind: str, name: str, where: str, value: dic
         _teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
         refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
+    if kind == "ensemble":
+        embeddings.check_ensemble(where, value)
     for arm in value["rates"] if kind == "method" else ():
         _supplement(params, f"{where}.rates", arm)
     if kind == "method" and value["start_from"] is not None:
@@ -112,6 +119,7 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
         if value[needed] is None:
             raise Wrong(f"{where}.{needed}", f"is missing; source: {source} needs it")
     _codec(params, where, value)
+    combinations.check_data(where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
         raise Wrong(
             f"{where}.background", f"is {quoted(value['background'])}; expected {expected_value(known['background'])}"
@@ -163,6 +171,7 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
         )
     if not theirs:
         _network(f"{where}.network", value["network"])
+    combinations.check_teacher(params, where, value)
 
 
 def _network(where: str, network: dict[str, Any]) -> None:
@@ -197,6 +206,17 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
         raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
 
 
+def check_run(params: Sections, run: Any) -> None:
+    """Raise Problem if a Run has too large a seed, or Wrong at a mistake in its method on its data setting."""
+    if run.seed > LARGEST:
+        raise Problem(f"the run {run} has a seed above {LARGEST}, the largest that torch takes; choose a smaller one")
+    key = (run.data, run.method)
+    if key not in params.checked:
+        params.checked.add(key)
+        where = f"{params.place('method', run.method)} on {run.data}"
+        checked_section(params, "method", run.method, run.data, where)
+
+
 # --- all of them ----------------------------------------------------------------------------------------
 
 
@@ -209,6 +229,11 @@ def check_names(params: Sections) -> None:
                     params.place(kind, name),
                     "cannot be a name; expected letters, digits, . _ - but not none, real or suite, which are reserved",
                 )
+    for suite in params.values["suites"]:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(suite)):
+            raise Wrong(
+                f"suites.{suite}", "cannot be a name, because it becomes a folder; expected letters, digits, . _ -"
+            )
     for name in params.values["data"]:
         _taught_alike(params, name)
     if params.top("distil")["compile"] and params.top("distil")["recompute"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
+from eldistill.plan import questions
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
@@ -232,6 +233,7 @@ class Plan(PlanOfModels):
             return self.metrics(parts[1])
         if word == "distil" or (word == "evaluate" and len(parts) == 4):
             run = self.params.run(name)
+            questions.check_run(self.params, run)
             return self.distil(run) if word == "distil" else self.evaluation(run)
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])

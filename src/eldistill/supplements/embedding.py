@@ -39,7 +39,9 @@ class Numbers:
     """EL's numbers."""
 
     ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
-    ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
+    ensemble_seed: int | None = number(
+        None, "seed of the ensemble; null takes the run's seed", low=0, high=9_223_372_036_854_775_807
+    )
     kernel: str = number(
         "rbf",
         "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
@@ -68,7 +70,9 @@ class Numbers:
         None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
         low=2, neutral=True,
     )  # fmt: skip
-    pairs_seed: int = number(0, "seed of the teacher's stored images", low=0, neutral=True)
+    pairs_seed: int = number(
+        0, "seed of the teacher's stored images", low=0, high=9_223_372_036_854_775_807, neutral=True
+    )
     augmentation: tuple[str, ...] = number(
         (),
         "operations applied equally to generated and real images, one in each step; none by default, because they hurt on "

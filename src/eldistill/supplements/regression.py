@@ -35,7 +35,7 @@ class Numbers:
     pairs: int = number(
         10000, "pairs that the teacher makes before training (DMD on CIFAR-10: 100,000 or 500,000)", low=2
     )
-    pairs_seed: int = number(0, "seed of the pairs", low=0)
+    pairs_seed: int = number(0, "seed of the pairs", low=0, high=9_223_372_036_854_775_807)
     c: float = number(
         0.00054, "constant c of the pseudo-Huber distance sqrt(rms^2 + c^2) - c, rms over the pixels (iCT)", above=0
     )

@@ -16,6 +16,8 @@ from eldistill.outside import check_file, locate
 
 COVERED_BY = "data"
 OPTIONS = ("path",)
+SHAPE = (3, 32)
+IMAGES = (50_000, 10_000)
 MODULES = ("teacher/pickles",)
 DOWNLOADS = ("cifar-10-python",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

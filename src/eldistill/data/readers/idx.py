@@ -17,6 +17,7 @@ from eldistill.external.fetching import fetch
 
 COVERED_BY = "data"
 OPTIONS = ("files", "resolution")
+SHAPE = (1, 0)
 NEEDS = ("files",)
 LARGEST, SHRINK = 2**25, 16  # bytes that a file may unpack to however small it is, and more for each byte of it
 DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-images", "{files}-test-labels")
