@@ -8,14 +8,19 @@ Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the m
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from pathlib import Path
 
+from eldistill import signals
+
+if __name__ == "__main__":
+    signals.handle_from_start()
+
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ["MPLBACKEND"] = "agg"  # a notebook names a backend of its own, which this environment may lack; only files are drawn
 
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
@@ -70,8 +75,30 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command; returns the exit code."""
+    _accept_any_text()
+    with signals.Signals() as caught:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            return 1
+        except BaseException as error:
+            if not caught.is_cause_of(error):
+                raise
+            return caught.report(error)
+
+
+def _accept_any_text() -> None:
+    # Under LC_ALL=C, and other locales without UTF-8, a character that the terminal lacks is printed as \N{...} instead of a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(arguments: list[str]) -> int:
     top = parser()
     if len(arguments) > 1 and arguments[0] in ABOUT and {"-h", "--help"} & set(arguments[1:]):
         # The list of numbers is long: it is made only when it is asked for.
@@ -82,17 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Problem as problem:
         print(f"eldistill: {problem}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 1
+    except BrokenPipeError:
+        raise  # `main` handles it
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"eldistill: no space left on the disk of {error.filename or os.getcwd()}; free some and repeat the command, "
-                  "which continues from the last saved state", file=sys.stderr)  # fmt: skip
-            return 1
-        # Permissions, a lost file system: the machine's own words name the file.
         print(
-            f"eldistill: {error}; correct this and repeat the command, which continues from the last saved state",
+            f"eldistill: {files.describe_failure(error)}; correct this and repeat the command, which continues from the last saved "
+            "state",
             file=sys.stderr,
         )
         return 1

@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eldistill.errors import Problem
+
+# Codes of a write that found no space, which the system gives without a file name: disk, quota, and the largest size of a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LITTLE = 2**20  # bytes; a disk with less free space counts as full where a library hides the code of an error
 
 
 def canonical(value) -> str:
@@ -38,17 +45,65 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# --- failures of the disk ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming_full(path: str | os.PathLike) -> Iterator[None]:
+    """Context of a write into `path`: an OSError because of too little space gets the name of its folder."""
+    try:
+        yield
+    except OSError as error:
+        folder = os.path.dirname(os.path.abspath(path))
+        # Pillow raises an OSError without a code.
+        if error.errno in FULL or (error.errno is None and _free(folder) < LITTLE):
+            raise OSError(error.errno or errno.ENOSPC, os.strerror(error.errno or errno.ENOSPC), folder) from error
+        raise
+
+
+def _free(folder: str | os.PathLike) -> float:
+    # Bytes that are free in the file system of a folder; infinity if it cannot be asked.
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return float("inf")
+
+
+def describe_failure(error: OSError, places: Iterable[str] | None = None) -> str:
+    """What the system refused, as part of a sentence. A full disk is named by a folder on it.
+
+    places: folders that may be full if the error names none; by default those in which commands write."""
+    if error.errno not in FULL:
+        return str(error)  # permissions, a lost file system: the words of the system name the file
+    if error.errno == errno.EFBIG:
+        return f"a file would be larger than this system allows{f' in {error.filename}' if error.filename else ''} (ulimit -f)"
+    full = error.filename or next((each for each in places or _written() if _free(each) < LITTLE), None)
+    what = "the disk quota is used up" if error.errno == errno.EDQUOT else "no space left on the disk"
+    return f"{what}, in {full or 'a folder that the system does not name, perhaps that of the log'}; free some space"
+
+
+def _written() -> list[str]:
+    # Folders in which commands write, and which may lie on disks of their own.
+    store = os.environ.get("ELDISTILL_STORE")
+    below = [str(path) for path in sorted(Path("data").glob("*/")) if path.is_dir()]
+    return [*([store] if store else []), *below, "data", os.getcwd(), tempfile.gettempdir(), os.path.expanduser("~")]
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,16 +139,17 @@ def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
-        try:
-            file = open(temporary, "w", encoding="utf-8")
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
-            file = open(temporary, "w", encoding="utf-8")
-        with file:
-            file.write(text)
-        if mtime is not None:
-            os.utime(temporary, (mtime, mtime))
-        os.replace(temporary, path)
+        with naming_full(path):
+            try:
+                file = open(temporary, "w", encoding="utf-8")
+            except FileNotFoundError:
+                os.makedirs(folder, exist_ok=True)
+                file = open(temporary, "w", encoding="utf-8")
+            with file:
+                file.write(text)
+            if mtime is not None:
+                os.utime(temporary, (mtime, mtime))
+            os.replace(temporary, path)
     except OSError:
         with suppress(OSError):
             os.unlink(temporary)
@@ -137,6 +193,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
 
 def append_line(path: str | os.PathLike, text: str) -> None:
     """Add one line to a log; short appends of several processes do not mix."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text + "\n")
+    with naming_full(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
