@@ -20,7 +20,9 @@ if __name__ == "__main__":
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
-os.environ["MPLBACKEND"] = "agg"  # a notebook names a backend of its own, which this environment may lack; only files are drawn
+os.environ["MPLBACKEND"] = (
+    "agg"  # a notebook names a backend of its own, which this environment may lack; only files are drawn
+)
 
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402

@@ -31,7 +31,11 @@ def contents(bad: int) -> dict[str, bytes]:
     Image.fromarray(np.ones((16, 16), np.float32)).save(buffer, format="TIFF")
     found = {f"good{index}.png": png(index) for index in range(10)}
     for index in range(bad):
-        found |= {f"text{index}.png": b"<html>", f"cut{index}.png": png(index)[:300], f"real{index}.tif": buffer.getvalue()}
+        found |= {
+            f"text{index}.png": b"<html>",
+            f"cut{index}.png": png(index)[:300],
+            f"real{index}.tif": buffer.getvalue(),
+        }
     return found
 
 
@@ -69,7 +73,9 @@ def test_pictures_cut_off_behind_their_heads_are_found_together(tmp_path):
 def test_a_missing_key_is_told_with_the_bad_pictures(tmp_path):
     """Transparent pictures are fine once `background` is set: they are counted, not called bad."""
     path = stored(tmp_path, contents(1) | {f"clear{index}.png": png(index, "RGBA") for index in range(4)}, "folder")
-    with pytest.raises(Problem, match="3 of 17 files cannot be taken.*; 4 pictures, such as clear0.png, have transparent"):
+    with pytest.raises(
+        Problem, match="3 of 17 files cannot be taken.*; 4 pictures, such as clear0.png, have transparent"
+    ):
         packing.pack_dataset(SECTION | {"path": str(path)}, tmp_path / "out")
 
 

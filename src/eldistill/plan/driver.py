@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from eldistill.errors import Problem
 from eldistill.plan import cluster, freshness
@@ -146,8 +146,11 @@ def stop_steps() -> int:
     except psutil.Error:
         pass
     if count:
-        os.write(2, f"eldistill: {count} running steps were asked to end; trainings save their state, and the same command "
-                    "continues\n".encode())  # fmt: skip
+        asked = "1 running step was" if count == 1 else f"{count} running steps were"
+        # Not `print`: this may be called in the handler of a signal.
+        os.write(
+            2, f"eldistill: {asked} asked to end; trainings save their state, and the same command continues\n".encode()
+        )
     return count
 
 
@@ -179,11 +182,17 @@ def pass_signals_on(version: str | None = None) -> bool:
     return True
 
 
+def _refuse(sentence: str) -> NoReturn:
+    # Snakemake would print the place in this file below an exception of its own.
+    print(f"eldistill: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def name_other_driver(workflow: Workflow, file: int | None) -> None:
     """Make Snakemake say which other driver is at work in this folder, instead of advising --unlock, and refuse --unlock meanwhile.
 
     file: the descriptor of `cluster.driver_lock`."""
-    from snakemake.exceptions import LockException, WorkflowError
+    from snakemake.exceptions import LockException
 
     execute, unlock = workflow.execute, workflow.unlock
 
@@ -192,17 +201,17 @@ def name_other_driver(workflow: Workflow, file: int | None) -> None:
             execute(*given, **named)
         except LockException:
             if other := cluster.other_driver(file):
-                raise WorkflowError(
-                    f"eldistill: another snakemake makes some of the same files here: {other}; wait until it has ended, or stop it "
-                    "by Ctrl-C or SIGTERM, after which trainings have saved their state; do not use --unlock while it runs"
-                ) from None
+                _refuse(
+                    f"another snakemake makes some of the same files here: {other}; wait until it has ended, or stop it by Ctrl-C or "
+                    "SIGTERM, on which trainings save their state; do not use --unlock while it runs"
+                )
             raise
 
     def unlock_if_alone() -> None:
         if other := cluster.other_driver(file):
-            raise WorkflowError(
-                f"eldistill: a snakemake is at work in this folder: {other}; nothing is unlocked, because two that make the same "
-                "files damage them; stop it first"
+            _refuse(
+                f"a snakemake is at work in this folder: {other}; nothing is unlocked, because two that make the same files damage "
+                "them; stop it first"
             )
         unlock()
 
