@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that are ended from outside: by a signal at any moment, by the end of their driver, or by a full disk."""
+"""Commands that are ended from outside: by a signal at any moment, or by the end of their driver."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from snakemake.exceptions import LockException
 
-from eldistill import files, signals
+from eldistill import signals
 from eldistill.plan import cluster, driver, profiles
 from eldistill.training import interrupts
 from tests import conftest
@@ -80,8 +79,11 @@ def is_sentence(started: subprocess.Popen, number: int) -> None:
     assert started.returncode == SIGNALS[number]
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("words", STEPS)
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [*((words, number) for words in STEPS for number in (signal.SIGINT, signal.SIGTERM)),
+     *((STEPS[0], number) for number in (signal.SIGHUP, signals.PASSED_ON))],
+)  # fmt: skip
 def test_a_signal_during_a_step_is_one_sentence_and_leaves_nothing_half_written(project, words, number):
     started = start("-c", STEP, *words.split())
     assert started.stdout.readline() == "at work\n"
@@ -271,88 +273,3 @@ def test_a_variable_of_a_profile_that_is_wrong_is_one_sentence(profile, name, va
     assert said.startswith(f"eldistill: {name} is '{value}'; expected") and f"{profile}/config.yaml" in said
     monkeypatch.delenv(name)
     assert yte.process_yaml((ROOT / profile / "config.yaml").read_text(encoding="utf-8"), require_use_yte=True)
-
-
-# --- a full disk --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(project):
-    """A function that puts a file system of 64 kB at a folder of the project and fills it."""
-    mounted = []
-
-    def fill(folder: str) -> Path:
-        place = project / folder
-        place.mkdir(parents=True)
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True)
-        if done.returncode:
-            pytest.skip("a small file system cannot be mounted here")
-        mounted.append(place)
-        (place / "ballast").write_bytes(b"\0" * (1 << 16))
-        return place
-
-    if shutil.which("mount") is None:
-        pytest.skip("no mount here")
-    yield fill
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-WRITERS = {
-    "atomic": lambda path: files.write_text(path, "x" * 9000),
-    "replaced": lambda path: files.replace_text(path, "x" * 9000),
-    "appended": lambda path: files.append_line(path, "x" * 9000),
-    "rows": lambda path: files.write_rows(path, [{"a": "x" * 9000}]),
-}
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_named_by_the_folder(small, writer):
-    place = small("data/tables")
-    with pytest.raises(OSError) as caught:
-        WRITERS[writer](place / "main.csv")
-    assert f"no space left on the disk, in {place}; free some" in files.describe_failure(caught.value)
-    assert writer == "appended" or [each.name for each in place.iterdir()] == ["ballast"]
-
-
-def test_an_error_without_a_code_on_a_full_disk_is_that(small):
-    """Pillow says `encoder error -2 when writing image file`."""
-    place = small("data/tables")
-    with pytest.raises(OSError) as caught, files.atomic(place / "a.png"):
-        raise OSError("encoder error -2 when writing image file")
-    assert caught.value.errno == errno.ENOSPC and str(place) in files.describe_failure(caught.value)
-
-
-def test_an_error_without_a_name_is_found_by_the_free_space(small):
-    small("data/evaluations")
-    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert "in data/evaluations; free some space" in files.describe_failure(error)
-    assert "does not name" in files.describe_failure(error, places=[])
-
-
-def test_quota_and_largest_size_have_their_own_words(tmp_path):
-    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(tmp_path))
-    assert f"the disk quota is used up, in {tmp_path}" in files.describe_failure(quota)
-    with pytest.raises(OSError) as caught, files.atomic(tmp_path / "a"):
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    assert f"larger than this system allows in {tmp_path}" in files.describe_failure(caught.value)
-
-
-def test_a_reading_error_keeps_its_words(tmp_path):
-    """Within a write, something else may be read: it is not called full, nor named by the output."""
-    with pytest.raises(OSError, match=r"^\[Errno 5\] broken$"), files.atomic(tmp_path / "a"):
-        raise OSError(errno.EIO, "broken")
-
-
-@pytest.mark.parametrize("folder", ["data/scratch/recipes", "data/scratch"])
-def test_the_driver_on_a_full_disk_is_one_sentence(small, folder):
-    for name in ("workflow", "profiles"):
-        shutil.copytree(ROOT / name, name, dirs_exist_ok=True)
-    shutil.copy(ROOT / "Snakefile", "Snakefile")
-    Path("src").symlink_to(ROOT / "src")
-    small(folder)
-    started = start("-m", "snakemake", "-n", "all", "--config", "suite=smoke")
-    said = started.communicate(timeout=60)[1]
-    ours = [line for line in said.splitlines() if line.startswith("eldistill: ")]
-    assert started.returncode == 1 and "Traceback" not in said, said
-    assert len(ours) == 1 and "no space left on the disk, in " in ours[0] and folder in ours[0], said

@@ -2,7 +2,7 @@
 """The command line `python -m eldistill`: one subcommand for each of the six steps and for each entry of TOOLS.
 
 Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the machine failed (disk, memory, a NaN);
-75 stopped politely with its state saved, the same command continues.
+75 stopped by a signal or a time limit, 130 by Ctrl-C outside a training: the same command continues.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
 from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
 
+AGAIN = "repeat the command, which continues from the last saved state"
 MAX_MICRO_BATCHES = 256  # upper limit when a device runs out of memory and a process halves its micro-batch
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",
@@ -82,22 +83,31 @@ def main(arguments: list[str] | None = None) -> int:
     with signals.Signals() as caught:
         try:
             code = _run(sys.argv[1:] if arguments is None else arguments)
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-            return 1
         except BaseException as error:
-            if not caught.is_cause_of(error):
+            found = caught.report(error) if caught.is_cause_of(error) else _explain(error)
+            if found is None:
+                _flush()  # what argparse printed
                 raise
-            return caught.report(error)
+            code = found
+    return _flush() or code
 
 
 def _accept_any_text() -> None:
-    # Under LC_ALL=C, and other locales without UTF-8, a character that the terminal lacks is printed as \N{...} instead of a traceback.
+    # Under LC_ALL=C and other locales without UTF-8, a character that the terminal lacks is printed as its number.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> int:
+    # Python would flush once more at its end, and print that whoever reads the output, `head` say, has seen enough.
+    try:
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
 
 
 def _run(arguments: list[str]) -> int:
@@ -106,47 +116,40 @@ def _run(arguments: list[str]) -> int:
         # The list of numbers is long: it is made only when it is asked for.
         top._subparsers._group_actions[0].choices[arguments[0]].epilog = helptext.describe_numbers(arguments[0])
     chosen = top.parse_args(arguments)
-    try:
-        return run_chosen(chosen, arguments) if chosen.word in ABOUT else TOOLS[chosen.word].run(chosen) or 0
-    except Problem as problem:
-        print(f"eldistill: {problem}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        raise  # `main` handles it
-    except OSError as error:
-        print(
-            f"eldistill: {files.describe_failure(error)}; correct this and repeat the command, which continues from the last saved "
-            "state",
-            file=sys.stderr,
-        )
-        return 1
-    except (NonFinite, Lost) as error:
-        print(f"eldistill: {error}", file=sys.stderr)
-        return 1
-    except Stopped as error:
-        print(f"eldistill: {error}", file=sys.stderr)
-        return 75
-    except Exception as error:
-        if not _out_of_memory(error):
-            raise
-        if int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
-            print("eldistill: the device has too little memory", file=sys.stderr)
-            return 76  # to the launcher, which tries again
-        print(
-            "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
-            "(in an evaluation: lower evaluate.batch) and repeat the command, which continues from the last saved state",
-            file=sys.stderr,
-        )
-        return 1
+    return run_chosen(chosen, arguments) if chosen.word in ABOUT else TOOLS[chosen.word].run(chosen) or 0
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _explain(error: BaseException) -> int | None:
+    """Print the sentence of an exception and return the exit code, or None if it is a defect of this project."""
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if isinstance(error, OSError):
+        text, code = f"{files.describe_failure(error)}; correct this and {AGAIN}", 1
+    elif isinstance(error, Problem | NonFinite | Lost | Stopped):
+        text, code = str(error), 2 if isinstance(error, Problem) else 75 if isinstance(error, Stopped) else 1
+    elif not _out_of_memory(error):
+        return None
+    elif int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
+        text, code = "the device has too little memory", 76  # to the launcher, which tries again
+    else:
+        text, code = (
+            (
+                "the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch (in an evaluation: "
+                f"lower evaluate.batch) and {AGAIN}"
+            ),
+            1,
+        )
+    print(f"eldistill: {text}", file=sys.stderr)
+    return code
+
+
+def _out_of_memory(error: BaseException) -> bool:
     # Of a device. Whoever raises it has imported torch, which takes seconds.
     if "torch" not in sys.modules:
         return False
     from eldistill.training import compute
 
-    return compute.out_of_memory(error)
+    return isinstance(error, Exception) and compute.out_of_memory(error)
 
 
 def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
