@@ -150,7 +150,7 @@ def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None)
             if mtime is not None:
                 os.utime(temporary, (mtime, mtime))
             os.replace(temporary, path)
-    except OSError:
+    except BaseException:  # also a signal
         with suppress(OSError):
             os.unlink(temporary)
         raise

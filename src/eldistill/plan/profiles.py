@@ -32,7 +32,7 @@ def profile_files(words: Sequence[str], environment: Mapping[str, str]) -> Itera
     """The files of the profiles that Snakemake reads for this command. Those that it does not find are left out."""
     from snakemake.cli import get_profile_dir
 
-    names = [environment.get("SNAKEMAKE_PROFILE", ""), environment.get("SNAKEMAKE_WORKFLOW_PROFILE", DEFAULT)]
+    names = [environment.get("SNAKEMAKE_PROFILE", ""), DEFAULT]
     for index, word in enumerate(words):
         option, _, value = word.partition("=")
         if option in ("--profile", "--workflow-profile"):
