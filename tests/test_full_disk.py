@@ -88,6 +88,13 @@ def test_quota_and_largest_size_have_their_own_words(tmp_path):
     assert f"larger than this system allows in {tmp_path}" in files.describe_failure(caught.value)
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_the_code_in_the_text_of_safetensors_is_found(tmp_path, code):
+    with pytest.raises(OSError) as caught, files.atomic(tmp_path / "a"):
+        raise RuntimeError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
+    assert (caught.value.errno, caught.value.filename) == (code, str(tmp_path))
+
+
 def test_a_reading_error_keeps_its_words(tmp_path):
     """Within a write, something else may be read: it is not called full, nor named by the output."""
     with pytest.raises(OSError, match=r"^\[Errno 5\] broken$"), files.atomic(tmp_path / "a"):

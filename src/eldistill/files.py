@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -50,15 +51,23 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextmanager
 def naming_full(path: str | os.PathLike) -> Iterator[None]:
-    """Context of a write into `path`: an OSError because of too little space gets the name of its folder."""
+    """Context of a write into `path`: an error because of too little space becomes an OSError with the name of its folder."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         folder = os.path.dirname(os.path.abspath(path))
-        # Pillow raises an OSError without a code.
-        if error.errno in FULL or (error.errno is None and _free(folder) < LITTLE):
-            raise OSError(error.errno or errno.ENOSPC, os.strerror(error.errno or errno.ENOSPC), folder) from error
-        raise
+        if (code := _full_code(error, folder)) is None:
+            raise
+        raise OSError(code, os.strerror(code), folder) from error
+
+
+def _full_code(error: Exception, folder: str) -> int | None:
+    # The code in FULL that an error stands for. safetensors names it in its text; Pillow raises an OSError without any.
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(named[1]) if named else errno.EIO
+    if code is None and _free(folder) < LITTLE:
+        return errno.ENOSPC
+    return code if code in FULL else None
 
 
 def _free(folder: str | os.PathLike) -> float:
