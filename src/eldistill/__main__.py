@@ -124,7 +124,7 @@ def _explain(error: BaseException) -> int | None:
     if isinstance(error, BrokenPipeError):
         return 1
     if isinstance(error, OSError):
-        text, code = f"{files.describe_failure(error)}; correct this and {AGAIN}", 1
+        text, code = f"{files.describe_failure(error)} and {AGAIN}", 1
     elif isinstance(error, Problem | NonFinite | Lost | Stopped):
         text, code = str(error), 2 if isinstance(error, Problem) else 75 if isinstance(error, Stopped) else 1
     elif not _out_of_memory(error):

@@ -79,13 +79,13 @@ def _free(folder: str | os.PathLike) -> float:
 
 
 def describe_failure(error: OSError, places: Iterable[str] | None = None) -> str:
-    """What the system refused, as part of a sentence. A full disk is named by a folder on it.
+    """What the system refused and what to do, as the beginning of a sentence. A full disk is named by a folder on it.
 
     places: folders that may be full if the error names none; by default those in which commands write."""
     if error.errno not in FULL:
-        return str(error)  # permissions, a lost file system: the words of the system name the file
+        return f"{error}; correct this"  # permissions, a lost file system: the words of the system name the file
     if error.errno == errno.EFBIG:
-        return f"a file would be larger than this system allows{f' in {error.filename}' if error.filename else ''} (ulimit -f)"
+        return f"a file would be larger than this system allows{f' in {error.filename}' if error.filename else ''} (ulimit -f); raise that limit"
     full = error.filename or next((each for each in places or _written() if _free(each) < LITTLE), None)
     what = "the disk quota is used up" if error.errno == errno.EDQUOT else "no space left on the disk"
     return f"{what}, in {full or 'a folder that the system does not name, perhaps that of the log'}; free some space"

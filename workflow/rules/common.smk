@@ -45,7 +45,7 @@ except Problem as problem:
     print(f"eldistill: {profiles.name_place(str(problem))}", file=sys.stderr)
     sys.exit(2)
 except OSError as error:
-    print(f"eldistill: {files.describe_failure(error)}; correct this and repeat the command", file=sys.stderr)
+    print(f"eldistill: {files.describe_failure(error)} and repeat the command", file=sys.stderr)
     sys.exit(1)
 
 
