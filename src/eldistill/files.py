@@ -86,7 +86,9 @@ def describe_failure(error: OSError, places: Iterable[str] | None = None) -> str
         return f"{error}; correct this"  # permissions, a lost file system: the words of the system name the file
     if error.errno == errno.EFBIG:
         return f"a file would be larger than this system allows{f' in {error.filename}' if error.filename else ''} (ulimit -f); raise that limit"
-    full = error.filename or next((each for each in places or _written() if _free(each) < LITTLE), None)
+    full = error.filename or next(
+        (each for each in (_written() if places is None else places) if _free(each) < LITTLE), None
+    )
     what = "the disk quota is used up" if error.errno == errno.EDQUOT else "no space left on the disk"
     return f"{what}, in {full or 'a folder that the system does not name, perhaps that of the log'}; free some space"
 

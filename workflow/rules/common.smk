@@ -47,6 +47,9 @@ except Problem as problem:
 except OSError as error:
     print(f"eldistill: {files.describe_failure(error)} and repeat the command", file=sys.stderr)
     sys.exit(1)
+except KeyboardInterrupt:  # files outside git are hashed here, which may take minutes
+    print("eldistill: stopped by SIGINT before any job was started; repeat the command to go on", file=sys.stderr)
+    sys.exit(130)
 
 
 # Used only with `--software-deployment-method apptainer`, as profiles/slurm-apptainer sets it.
