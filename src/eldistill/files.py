@@ -85,7 +85,7 @@ def describe_failure(error: OSError, places: Iterable[str] | None = None) -> str
     if error.errno not in FULL:
         return f"{error}; correct this"  # permissions, a lost file system: the words of the system name the file
     if error.errno == errno.EFBIG:
-        return f"a file would be larger than this system allows{f' in {error.filename}' if error.filename else ''} (ulimit -f); raise that limit"
+        return f"a file in {error.filename or 'this folder'} would be larger than allowed; raise the limit (ulimit -f)"
     full = error.filename or next(
         (each for each in (_written() if places is None else places) if _free(each) < LITTLE), None
     )
