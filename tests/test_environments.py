@@ -16,7 +16,7 @@ from tests import conftest
 from tests.conftest import ROOT
 
 GONE = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-CACHE = {"XDG_CACHE_HOME": "cache"}
+CACHE = {"XDG_CACHE_HOME": "{project}/cache"}  # absolute, as the standard asks
 ENVIRONMENTS = {
     "backend of a notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
     "backend with windows": {"MPLBACKEND": "TkAgg", "DISPLAY": ""},
@@ -26,7 +26,7 @@ ENVIRONMENTS = {
     "no folder for temporary files": {"TMPDIR": "/nowhere"},
     "home that cannot be written": {"HOME": "/dev/null/home", **CACHE},
     "warnings of a developer": {"PYTHONWARNINGS": "default", "PYTHONDEVMODE": "0"},
-    "no user name": dict.fromkeys(GONE) | CACHE | {"HOME": "."},
+    "no user name": dict.fromkeys(GONE) | CACHE | {"HOME": "{project}"},
 }
 COMMANDS = {
     "plan": ["-m", "eldistill", "plan", "smoke"],
@@ -59,7 +59,7 @@ def environment(changes: dict[str, str | None], project: Path) -> dict[str, str]
     found = (
         os.environ | {"PYTHONPATH": str(ROOT / "src"), "PATH": f"{project}{os.pathsep}{os.environ['PATH']}"} | changes
     )
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value.replace("{project}", str(project)) for name, value in found.items() if value is not None}
 
 
 def nameless() -> list[str]:

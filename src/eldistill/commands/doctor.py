@@ -45,8 +45,8 @@ def _python(plan: Plan, suite: str) -> Iterator[Finding]:
 
 def _home(plan: Plan, suite: str) -> Iterator[Finding]:
     """Snakemake keeps a cache in the home folder and does not start where that cannot be written."""
-    asked = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(asked or os.path.expanduser("~/.cache"))
+    asked = os.environ.get("XDG_CACHE_HOME", "")  # of which only an absolute path counts
+    cache = Path(asked if os.path.isabs(asked) else os.path.expanduser("~/.cache"))
     place = next(each for each in (cache, *cache.parents) if each.exists())
     if cache.is_absolute() and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         yield True, f"{cache}, where Snakemake keeps a cache, can be written"
