@@ -28,7 +28,7 @@ from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
 from eldistill.errors import Lost, NonFinite, Problem, Stopped  # noqa: E402
-from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
+from eldistill.plan import cluster, gpus, identity, params, recipes  # noqa: E402
 from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
 
@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     _accept_any_text()
+    cluster.ensure_user_name()
     with signals.Signals() as caught:
         try:
             code = _run(sys.argv[1:] if arguments is None else arguments)

@@ -22,6 +22,7 @@ from eldistill.plan.recipes import WORDS
 gc.set_threshold(200_000, 20, 20)
 
 try:
+    cluster.ensure_user_name()
     if workflow.is_main_process:
         driver.need_image(workflow)
     PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)

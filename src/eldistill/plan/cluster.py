@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import os
 import re
 import socket
@@ -88,6 +89,14 @@ def _living(text: str) -> str | None:
         except OSError:
             pass  # it belongs to another user
     return found[0]
+
+
+def ensure_user_name() -> None:
+    """Set LOGNAME if the system has no name for this user, as in many containers: Snakemake and torch ask for one and fail."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 # --- jobs -----------------------------------------------------------------------------------------------
