@@ -14,7 +14,9 @@ from pathlib import Path
 
 from eldistill import signals
 
-if __name__ == "__main__":
+if (
+    __name__ == "__main__" or os.path.basename(sys.argv[0]) == "eldistill"
+):  # the latter imports this module from its script
     signals.handle_from_start()
 
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
