@@ -122,15 +122,14 @@ def step_processes(process: Process) -> Iterator[Process]:
     """The steps that run below a process: of several processes that share a step the one that started the others."""
     import psutil
 
-    for child in process.children():
-        try:
-            words = child.cmdline()
-        except psutil.Error:  # it has ended
-            continue
-        if ("-m", "eldistill") in zip(words, words[1:], strict=False):
-            yield child
-        else:
-            yield from step_processes(child)
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        for child in process.children():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                if ("-m", "eldistill") in zip(words, words[1:], strict=False):
+                    yield child
+                else:
+                    yield from step_processes(child)
 
 
 def stop_steps() -> int:
@@ -138,13 +137,10 @@ def stop_steps() -> int:
     import psutil
 
     count = 0
-    try:
-        for step in step_processes(psutil.Process()):
-            with contextlib.suppress(psutil.Error):
-                step.send_signal(PASSED_ON)
-                count += 1
-    except psutil.Error:
-        pass
+    for step in step_processes(psutil.Process()):
+        with contextlib.suppress(psutil.Error):
+            step.send_signal(PASSED_ON)
+            count += 1
     if count:
         asked = "1 running step was" if count == 1 else f"{count} running steps were"
         # Not `print`: this may be called in the handler of a signal.
