@@ -43,6 +43,22 @@ def _python(plan: Plan, suite: str) -> Iterator[Finding]:
     )
 
 
+def _home(plan: Plan, suite: str) -> Iterator[Finding]:
+    """Snakemake keeps a cache in the home folder and does not start where that cannot be written."""
+    asked = os.environ.get("XDG_CACHE_HOME", "")  # of which only an absolute path counts
+    cache = Path(asked if os.path.isabs(asked) else os.path.expanduser("~/.cache"))
+    place = next(each for each in (cache, *cache.parents) if each.exists())
+    if cache.is_absolute() and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        yield True, f"{cache}, where Snakemake keeps a cache, can be written"
+    else:
+        where = f"{cache} cannot be written" if cache.is_absolute() else "this user has no home folder"
+        yield (
+            False,
+            f"{where}, and Snakemake does not start without a cache: export XDG_CACHE_HOME={Path('data/scratch/cache').absolute()}"
+            + ("" if cache.is_absolute() else " and HOME"),
+        )
+
+
 def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
@@ -214,7 +230,7 @@ def _results(plan: Plan, suite: str) -> Iterator[Finding]:
         yield False, sentence
 
 
-CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _results, _slurm, _locks)
+CHECKS: tuple[Callable, ...] = (_python, _home, _device, _disk, _files, _sources, _results, _slurm, _locks)
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:

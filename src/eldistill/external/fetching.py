@@ -35,7 +35,7 @@ from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
-from eldistill.files import sha256, write_text
+from eldistill.files import naming_full, sha256, write_text
 from eldistill.outside import check_file, find_fault, locate
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
@@ -250,7 +250,8 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
                 _side(part),
                 json.dumps({"address": address, "etag": "" if tag.startswith("W/") else tag, "total": total}),
             )
-            _receive(answer, part, start, total)
+            with naming_full(part):
+                _receive(answer, part, start, total)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             _drop(part)

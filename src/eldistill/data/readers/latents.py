@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill.data import labels
+from eldistill.data import badfiles, labels
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.errors import Problem, edge
@@ -33,10 +33,15 @@ def read(section: dict) -> Stream:
         classes = labels.labels_of_listing(path, files, container, folders=False)
         shape = _latent(path, files.names[0], container, None).shape
 
+    def examine(container: Container, name: str) -> np.ndarray:
+        return _latent(path, name, container, shape)
+
     def read_these(indices: np.ndarray) -> Iterator[np.ndarray]:
         with open_container(path) as container:
             for index in indices:
-                yield _latent(path, files.names[index], container, shape)
+                with badfiles.listing_all(path, files.names, examine):
+                    array = examine(container, files.names[index])
+                yield array
 
     return Stream(shape, "F32", classes.numbers, read_these, classes.names, [*files.left_out(), *classes.notes])
 
