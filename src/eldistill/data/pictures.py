@@ -107,8 +107,7 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
                           "smaller, or put it elsewhere") from None  # fmt: skip
         except UnidentifiedImageError:
             raise Problem(
-                f"{path}: {name} is not an image, but something else under its name, or nothing of it is left; put it elsewhere, or "
-                "replace it"
+                f"{path}: {name} is not an image, but something else under its name; put it elsewhere, or replace it"
             ) from None
         except Problem as problem:
             raise Problem(f"{path}: {name}: {problem}") from None
