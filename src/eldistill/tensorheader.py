@@ -144,6 +144,6 @@ def kind_of(path: str | os.PathLike) -> str:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS, not the file itself: run `git lfs pull`"
-    if start.lstrip()[:1] == b"<":
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<head", b"<?xml"):
         return "it is a web page"
     return "it is a zip, perhaps of torch.save" if start.startswith(b"PK\3\4") else ""

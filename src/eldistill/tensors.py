@@ -30,7 +30,12 @@ def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat, seen = {}, set()
+    for name, tensor in tensors.items():
+        flat[name] = tensor.detach().cpu().contiguous()
+        if (place := flat[name].untyped_storage().data_ptr()) in seen:  # the package refuses tensors that share memory
+            flat[name] = flat[name].clone()
+        seen.add(place)
     with atomic(path) as temporary:
         try:
             # One metadata entry only: the order of several is not fixed, and bytes must be.

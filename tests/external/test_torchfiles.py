@@ -27,17 +27,13 @@ def module() -> torch.nn.Module:
 
 
 def trained() -> dict:
-    """A state of an optimiser, whose keys are numbers."""
-    net = torch.nn.Linear(2, 2)
-    optimiser = torch.optim.Adam(net.parameters())
-    net(torch.ones(1, 2)).sum().backward()
-    optimiser.step()
-    return {
-        "net": net.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "step": 3,
-        "loss": [0.5, None, "a", (1, 2**40)],
+    """A state of a training; the keys of its optimiser are numbers."""
+    moments = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2), "exp_avg_sq": torch.zeros(2, 2)}
+    optimiser = {
+        "state": {0: moments, 1: moments},
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0, 1]}],
     }
+    return {"net": module().state_dict(), "optimiser": optimiser, "step": 3, "loss": [0.5, None, "a", (1, 2**40)]}
 
 
 VALUES = {

@@ -18,6 +18,7 @@ from eldistill.data.containers import LARGEST, Container
 from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.external.listing import Listing
+from eldistill.external.zips import size_of
 from eldistill.files import parse_json
 
 RECIPE = ("labels", 1)
@@ -81,7 +82,9 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
     # and sentences about it.
     where = f"{path}/{files.labels}"
     with container.open(files.labels) as file:
-        content = file.read(LARGEST + 1)
+        if size_of(file) > LARGEST:
+            raise Problem(f"{where} has more than {LARGEST:,} bytes; expected a table of labels")
+        content = file.read()
     try:
         top = parse_json(content, _Pairs)
         pairs = [(_plain(name), label) for name, label in (dict(top).get("labels") or [])]

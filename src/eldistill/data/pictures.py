@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 FREE_PIXELS = 2**23  # a picture may have so many however small its file is; they take at most some 110 MB
-PIXELS_PER_BYTE = 32  # and so many more for each byte of its file
+PIXELS_PER_BYTE = 16  # and so many more for each byte of its file
 BLOCK = 2**18  # pixels that are computed at once in wide numbers
 TEXTS = (
     "Decompressed data too large",
@@ -90,7 +91,10 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
     from PIL import Image
 
     Image.init()  # Pillow knows five formats before that
-    with container.open(name) as file:
+    with container.open(name) as file, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
                 _check_size(found, size_of(file))
@@ -110,7 +114,7 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
 
 
 def _check_size(found, size: int) -> None:
-    # A few bytes can claim to be any number of pixels. Photographs have at least a quarter of a bit for each.
+    # A few bytes can claim to be any number of pixels. Photographs have about a bit for each, flat colour has less than a hundredth.
     pixels, most = found.width * found.height, FREE_PIXELS + PIXELS_PER_BYTE * size
     if pixels > most:
         raise Problem(

@@ -49,9 +49,13 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
         if count * ENTRY > 2 * size + SLACK:
             raise BadZip(f"its directory has {count:,} entries, more than {size:,} bytes can need")
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise BadZip(str(error)) from None
-    if sum(member.compress_size for member in archive.infolist()) > size:
+    members = archive.infolist()
+    if (
+        any(not 0 <= member.header_offset < size for member in members)
+        or sum(each.compress_size for each in members) > size
+    ):
         raise BadZip("its members overlap, or are cut off")
     return archive
 
@@ -65,10 +69,10 @@ def _count_entries(file: BinaryIO, size: int) -> int:
         raise BadZip("it has no end of a directory")
     length, end = struct.unpack_from("<L", tail, at + 12)[0], begin + at
     if at >= 20 and tail[at - 20 : at - 16] == LOCATOR:
-        (place,) = struct.unpack_from("<Q", tail, at - 12)
-        file.seek(place)
+        place = begin + at - 20 - 56
+        file.seek(max(0, place))
         record = file.read(56)
-        if record[:4] != END64 or len(record) < 56:
+        if place < 0 or record[:4] != END64 or len(record) < 56:
             raise BadZip("the end of its directory is damaged")
         length, end = struct.unpack_from("<Q", record, 40)[0], place
     if length > end:
