@@ -33,7 +33,7 @@ KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 FREE_PIXELS = 2**23  # a picture may have so many however small its file is; they take at most some 110 MB
-PIXELS_PER_BYTE = 32  # and so many more for each byte of its file
+PIXELS_PER_BYTE = 16  # and so many more for each byte of its file
 BLOCK = 2**18  # pixels that are computed at once in wide numbers
 TEXTS = (
     "Decompressed data too large",
@@ -120,7 +120,7 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
 
 
 def _check_size(found, size: int) -> None:
-    # A few bytes can claim to be any number of pixels. Photographs have at least a quarter of a bit for each.
+    # A few bytes can claim to be any number of pixels. Photographs have about a bit for each, flat colour has less than a hundredth.
     pixels, most = found.width * found.height, FREE_PIXELS + PIXELS_PER_BYTE * size
     if pixels > most:
         raise Problem(

@@ -8,6 +8,7 @@ Refused. Nothing is imported and nothing of the file is executed.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import struct
@@ -33,6 +34,7 @@ from eldistill.external.machine import (
 from eldistill.external.opcodes import ENCODE, Name, Refused, Utf8
 
 COVERED_BY = "teacher/pickles"
+PIECE = 2**20  # bytes of a text that are decoded at once
 
 
 def _persistent(machine: Machine, arguments: tuple, new: bool) -> Record:
@@ -150,12 +152,20 @@ def _bytes(machine: Machine, arguments: tuple, new: bool) -> memoryview:
     if not isinstance(text, Utf8):
         raise Refused("an encoding of something else than a text of bytes")
     if id(text) not in machine.encoded:
-        try:
-            found = bytearray(str(text.data, "utf-8").encode("latin-1"))
-        except UnicodeError:
-            raise Refused("a text of bytes that has other characters") from None
-        machine.encoded[id(text)] = text, memoryview(found)
+        machine.encoded[id(text)] = text, memoryview(_decoded(text.data))
     return machine.encoded[id(text)][1]
+
+
+def _decoded(text: memoryview) -> bytearray:
+    # In pieces: a text with one character beyond Latin-1 would take two or four bytes for each of its characters.
+    decoder, found = codecs.getincrementaldecoder("utf-8")(), bytearray()
+    try:
+        for at in range(0, len(text), PIECE):
+            found += decoder.decode(bytes(text[at : at + PIECE])).encode("latin-1")
+        decoder.decode(b"", final=True)
+    except UnicodeError:
+        raise Refused("a text of bytes that has other characters") from None
+    return found
 
 
 def _no_bytes(machine: Machine, arguments: tuple, new: bool) -> memoryview:
