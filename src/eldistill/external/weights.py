@@ -81,8 +81,16 @@ def restore_network(path: str | Path, tensors: Mapping[str, torch.Tensor], about
     check_weights(path, tensors, outline.state_dict())
     try:
         network = networks.build(config)
-    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # values that only count on a device
-        raise Problem(f"{path} describes no network ({' '.join(str(error).split())[:200]}); make or fetch it again") from None
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # values that only count on a device
+        raise Problem(
+            f"{path} describes no network ({' '.join(str(error).split())[:200]}); make or fetch it again"
+        ) from None
     network.load_state_dict(tensors)
     return network
 
