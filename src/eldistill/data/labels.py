@@ -22,7 +22,7 @@ from eldistill.external.zips import size_of
 from eldistill.files import parse_json
 
 RECIPE = ("labels", 1)
-MOST_LABEL, LONGEST_NAME = 1_000_000, 256  # largest number of a class, and longest name of one in characters
+DIGITS, MOST_NAMES, LONGEST_NAME = 40, 1_000_000, 256  # of a label; number of names of classes, and characters of one
 TRAINING = {"train", "training"}
 SPLITS = TRAINING | {"val", "valid", "validation", "dev", "test", "testing"}
 
@@ -90,7 +90,7 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
         pairs = [(_plain(name), label) for name, label in (dict(top).get("labels") or [])]
         names = dict(top).get("class_names") or []
         understood = isinstance(top, _Pairs) and isinstance(names, list) and all(isinstance(n, str) for n in names)
-        understood &= len(set(names)) == len(names) <= MOST_LABEL and all(len(n) <= LONGEST_NAME for n in names)
+        understood &= len(set(names)) == len(names) <= MOST_NAMES and all(len(n) <= LONGEST_NAME for n in names)
     except (ValueError, TypeError, AttributeError):
         understood = False
     if not understood:
@@ -113,10 +113,10 @@ def _plain(name: str) -> str:
 def _whole(where: str, name: str, label) -> int:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= MOST_LABEL:
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 10**DIGITS:
         shown = json.dumps(label)[:40]
-        more = f" to {MOST_LABEL:,}" if isinstance(label, int) and label > 0 else ""
-        raise Problem(f"{where} gives {name[:200]} the label {shown}; expected a whole number from 0{more}, such as 3")
+        more = f" of at most {DIGITS} digits" if isinstance(label, int) and label > 0 else " from 0"
+        raise Problem(f"{where} gives {name[:200]} the label {shown}; expected a whole number{more}, such as 3")
     return label
 
 
