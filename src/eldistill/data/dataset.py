@@ -131,8 +131,9 @@ def load_pack(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torc
     ):
         raise Problem(f"{path} is not a packed data set; delete it and run `snakemake all`")
     check_description(path, about)
-    if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < max(1, about.get("classes", 1)):
-        raise Problem(f"{path} has labels beyond its {about['classes']} classes; delete it and run `snakemake all`")
+    count = about.get("classes", 0)  # of a pack without classes the labels are not used
+    if count and len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < count:
+        raise Problem(f"{path} has labels beyond its {count} classes; delete it and run `snakemake all`")
     return images, labels, about
 
 

@@ -32,8 +32,8 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
-FREE_PIXELS = 2**23  # a picture may have so many however small its file is; they take at most some 110 MB
-PIXELS_PER_BYTE = 16  # and so many more for each byte of its file
+FREE_PIXELS = 2**23  # pixels that a picture may have however small its file is; they take at most 126 MB
+PIXELS_PER_BYTE = 16  # pixels that it may have more for each byte of its file
 BLOCK = 2**18  # pixels that are computed at once in wide numbers
 TEXTS = (
     "Decompressed data too large",
