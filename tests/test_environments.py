@@ -96,12 +96,12 @@ def test_no_environment_ends_in_a_traceback(project, name, words):
 @pytest.mark.parametrize("words", [["--help"], ["distil", "--help"], ["plan", "smoke"]])
 def test_a_reader_that_leaves_is_no_error(project, words):
     """`… | head -1` closes the pipe; also where all output fits into a buffer that is flushed at the end."""
-    started = subprocess.Popen(
-        [sys.executable, "-m", "eldistill", *words], cwd=project, env=environment({}, project), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    started.stdout.close()
-    assert started.stderr.read() == b"" and started.wait(60) in (0, 1)
+    command = [sys.executable, "-m", "eldistill", *words]
+    with subprocess.Popen(
+        command, cwd=project, env=environment({}, project), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        started.stdout.close()
+        assert started.stderr.read() == b"" and started.wait(60) in (0, 1)
 
 
 def test_closed_standard_streams_are_no_error(project):
