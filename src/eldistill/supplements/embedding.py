@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
@@ -27,6 +26,7 @@ from eldistill.diffusion.draws import sent
 from eldistill.ensemble.reading import read_members, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_pairs
 from eldistill.losses import balance, mixing, mmd
 from eldistill.numbers import number
 from eldistill.training import processes
@@ -39,7 +39,9 @@ class Numbers:
     """EL's numbers."""
 
     ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
-    ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
+    ensemble_seed: int | None = number(
+        None, "seed of the ensemble; null takes the run's seed", low=0, high=9_223_372_036_854_775_807
+    )
     kernel: str = number(
         "rbf",
         "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
@@ -68,7 +70,9 @@ class Numbers:
         None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
         low=2, neutral=True,
     )  # fmt: skip
-    pairs_seed: int = number(0, "seed of the teacher's stored images", low=0, neutral=True)
+    pairs_seed: int = number(
+        0, "seed of the teacher's stored images", low=0, high=9_223_372_036_854_775_807, neutral=True
+    )
     augmentation: tuple[str, ...] = number(
         (),
         "operations applied equally to generated and real images, one in each step; none by default, because they hurt on "
@@ -151,8 +155,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
-        with np.load(setting.pairs, allow_pickle=False) as arrays:
-            stored = torch.from_numpy(arrays["images"])
+        stored = torch.from_numpy(read_pairs(setting.pairs, ("images",))["images"])
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip
