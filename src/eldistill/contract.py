@@ -7,7 +7,7 @@ A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functio
     generator(teacher, start, numbers) -> Module                    student before training; start: generator of another run, or None
     networks(teacher, numbers, seed) -> {name: Module}              further networks; seed: for weights that are not copied
     generate(nets, batch, numbers) -> images [n, c, h, w]           one-step images of nets["generator"], see below
-    generator_terms(nets, batch, images, numbers) -> Terms          loss of the generator; images() makes [n, c, h, w], detached
+    [generator_terms(nets, batch, images, numbers) -> Terms]        loss of the generator; images() makes [n, c, h, w], detached
     [critic_terms(nets, batch, images, numbers) -> Scalars]         loss of the further networks; images: a tensor, or None
     [after_step(nets, numbers, progress)]                           at the end of an iteration, before the running average
     [normalised(numbers) -> (name, …)]                              networks with EDM2's forced normalisation; without it all
@@ -23,6 +23,9 @@ Section `generator` of params.yaml has the optimiser of the generator, `critic` 
 trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
 fake_score, and target is set to the generator where a run starts from another one.
 
+A method without generator_terms has no base loss: supplements alone train its generator, and their weights are factors
+(weighting: fixed), because there is no gradient of which they could be a share.
+
 A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
 backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
 
@@ -33,7 +36,8 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
 
     networks(nets, prepared, numbers, seed)                         adds weights to the networks, in place
     generator_terms(prepared, images, batch, numbers) -> AtAll      loss at the images [n, c, h, w] of the batch, all micro-batches
-    observe(prepared, terms, numbers, memory)                       keeps in memory what weight needs of these terms
+    recall(prepared, numbers, memory) -> prepared                   with what generator_terms needs of memory; a copy
+    observe(prepared, terms, numbers, memory)                       keeps in memory what recall and weight need of these terms
     weight(base, own, batch, numbers, progress, memory) -> Weight   factor of that gradient; batch: int, images in an iteration
     direct_terms(prepared, nets, batch, numbers) -> Scalars         loss with a pass of its own; the loop multiplies it by numbers.weight
     critic_terms(prepared, nets, batch, images, numbers) -> Scalars added as they are to those of the method, for fake_score only
@@ -41,8 +45,10 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
     warning(means) -> sentence or None                              of the means of a row of the log
     passes(numbers, encoder) -> float                               as for a method
 
-A supplement with generator_terms must have weight, and the other way round; observe is called between them. A term whose gradient
-is None is logged and not trained; for a method also one whose gradient another term contains.
+A supplement with generator_terms must have weight, and the other way round. They are called in the order recall, generator_terms,
+observe, weight. A term whose gradient is None is logged and not trained; for a method also one whose gradient another term
+contains. TARGET_HELD = True in a supplement says that its gradient is that of a distance to targets which are held fixed, and
+not the derivative of its value, because the targets depend on the images.
 
 In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
 be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
@@ -52,8 +58,8 @@ With several processes, images are the rows of this process and the loop sums gr
 that is not None, the supplement gathers from all processes and returns the loss of the complete batch. observe is given the terms
 of this process, and what it remembers must be equal in all.
 
-memory is a dict of scalars (floats or tensors on the device), saved with the state as floats. All random numbers come from
-batch.draw; global generators are not used.
+memory is a dict of scalars (floats or tensors on the device), saved with the state as floats, and of tensors with dimensions,
+saved as they are. All random numbers come from batch.draw; global generators are not used.
 
 eldistill.ensemble has the contract of a family of embedding networks. docs/architecture.md lists what the tests ask of a method.
 """
@@ -153,7 +159,7 @@ class Later:
 Terms = dict[str, AtImages | torch.Tensor]  # by name: terms at the images; scalars are backpropagated as they are
 AtAll = dict[str, AtImages]  # terms at the images of the whole batch
 Scalars = dict[str, torch.Tensor]
-Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of the device
+Memory = dict[str, Any]  # what a supplement remembers: floats, scalars of the device, and tensors
 
 
 class RealImages(Protocol):
@@ -247,6 +253,10 @@ class Setting:
 # --- loaded modules -------------------------------------------------------------------------------------
 
 
+def _given(prepared: Any, *_: Any) -> Any:
+    return prepared
+
+
 def _unoffered(*_: Any) -> Any:
     raise TypeError(
         "this method or supplement lacks a function that is needed here; eldistill.contract lists the functions"
@@ -289,7 +299,7 @@ class Method(Functions):
     generator: Callable[[torch.nn.Module, torch.nn.Module | None, Any], torch.nn.Module] = _unoffered
     networks: Callable[[torch.nn.Module, Any, int], Nets] = _unoffered
     generate: Callable[[Nets, Batch, Any], torch.Tensor] = _unoffered
-    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = _unoffered
+    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = _no_terms
     critic_terms: Callable[[Nets, Batch, Any, Any], Scalars] = _unoffered
     after_step: Callable[[Nets, Any, Progress], None] = _nothing
     normalised: Callable[[Any], tuple[str, ...] | None] = _nothing  # None: all networks
@@ -306,6 +316,7 @@ class SupplementModule(Functions):
     prepare: Callable[[Any, Setting], Any] = _nothing
     networks: Callable[[Nets, Any, Any, int], None] = _nothing
     generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = _no_terms
+    recall: Callable[[Any, Any, Memory], Any] = _given
     observe: Callable[[Any, AtAll, Any, Memory], None] = _nothing
     weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = _unoffered
     direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = _no_terms
