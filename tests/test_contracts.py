@@ -438,7 +438,9 @@ def test_every_named_method_continues(bench, name):
     def outcome(folder, stop):
         def job() -> Job:
             chosen = {} if section["file"] in METHODS else numbers_of(section["file"], "embedding")
-            return bench.job(section["file"], chosen, numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder)
+            return bench.job(
+                section["file"], chosen, numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder
+            )
 
         if stop:
             first = Ending(job())

@@ -23,11 +23,9 @@ Section `generator` of params.yaml has the optimiser of the generator, `critic` 
 trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
 fake_score, and target is set to the generator where a run starts from another one.
 
-A method without generator_terms has no base loss: supplements alone train its generator, and their weights are factors
-(weighting: fixed), because there is no gradient of which they could be a share.
-
 A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
 backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
+Without generator_terms, supplements alone train the generator. Their weighting must be fixed: no base gradient to compare with.
 
 critic_terms is called in each phase of a network other than the generator, and is not told of which one: it returns the terms
 of all of them, and only the network of the phase receives a gradient. images is None if the phase has images="none".
@@ -45,10 +43,9 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
     warning(means) -> sentence or None                              of the means of a row of the log
     passes(numbers, encoder) -> float                               as for a method
 
-A supplement with generator_terms must have weight, and the other way round. They are called in the order recall, generator_terms,
-observe, weight. A term whose gradient is None is logged and not trained; for a method also one whose gradient another term
-contains. TARGET_HELD = True in a supplement says that its gradient is that of a distance to targets which are held fixed, and
-not the derivative of its value, because the targets depend on the images.
+A supplement with generator_terms must have weight, and the other way round; the order is recall, generator_terms, observe, weight.
+A term whose gradient is None is logged and not trained; for a method also one whose gradient another term contains. A supplement
+with TARGET_HELD = True gives the gradient of a distance to targets that it holds fixed, which is not the derivative of its value.
 
 In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
 be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
@@ -58,8 +55,8 @@ With several processes, images are the rows of this process and the loop sums gr
 that is not None, the supplement gathers from all processes and returns the loss of the complete batch. observe is given the terms
 of this process, and what it remembers must be equal in all.
 
-memory is a dict of scalars (floats or tensors on the device), saved with the state as floats, and of tensors with dimensions,
-saved as they are. All random numbers come from batch.draw; global generators are not used.
+memory is a dict of scalars (floats or tensors on the device), saved with the state as floats, and of larger tensors, saved as they
+are. All random numbers come from batch.draw; global generators are not used.
 
 eldistill.ensemble has the contract of a family of embedding networks. docs/architecture.md lists what the tests ask of a method.
 """
@@ -134,10 +131,7 @@ class AtImages:
 
 @dataclass(frozen=True)
 class Weight:
-    """The factor of a supplement's gradient, whether a bound limited it, and further numbers for the log, by name.
-
-    All may be scalars on the device, so that the loop need not wait for a GPU.
-    """
+    """The factor of a supplement's gradient, whether a bound limited it, and further numbers for the log, by name; also on the device."""
 
     factor: float | torch.Tensor
     bounded: bool | torch.Tensor = False
@@ -148,8 +142,7 @@ class Weight:
 class Later:
     """Numbers for the log that are computed from scalars on the device after these have been read back.
 
-    finish: is given the values of the scalars in order and returns numbers by name. It may change the supplement's
-    memory.
+    finish: is given the values of the scalars in order and returns numbers by name. It may change the memory.
     """
 
     scalars: list[torch.Tensor]
@@ -163,10 +156,7 @@ Memory = dict[str, Any]  # what a supplement remembers: floats, scalars of the d
 
 
 class RealImages(Protocol):
-    """Encoded real images; eldistill.data.dataset implements it.
-
-    Data sets of latents also have `fresh(indices, normal)`, which returns images with new noise of their encoder.
-    """
+    """Encoded real images, as in data/dataset.py. Latents also have `fresh(indices, normal)`: with new noise of their encoder."""
 
     codec: Codec
     sigma_data: float  # standard deviation of the encoded images
@@ -250,11 +240,7 @@ class Setting:
     reals: RealImages | None = None  # the real images of the run
 
 
-# --- loaded modules -------------------------------------------------------------------------------------
-
-
-def _given(prepared: Any, *_: Any) -> Any:
-    return prepared
+# --- loaded modules ---
 
 
 def _unoffered(*_: Any) -> Any:
@@ -267,11 +253,15 @@ def _nothing(*_: Any) -> None:
     return None
 
 
+def _first(first: Any, *_: Any) -> Any:
+    return first
+
+
 def _no_terms(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def _one(_numbers: Any) -> int:
+def _one(_: Any) -> int:
     return 1
 
 
@@ -316,7 +306,7 @@ class SupplementModule(Functions):
     prepare: Callable[[Any, Setting], Any] = _nothing
     networks: Callable[[Nets, Any, Any, int], None] = _nothing
     generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = _no_terms
-    recall: Callable[[Any, Any, Memory], Any] = _given
+    recall: Callable[[Any, Any, Memory], Any] = _first
     observe: Callable[[Any, AtAll, Any, Memory], None] = _nothing
     weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = _unoffered
     direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = _no_terms

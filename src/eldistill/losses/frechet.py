@@ -100,4 +100,6 @@ def known_of(mean: torch.Tensor, covariance: torch.Tensor, axes: int, noise: flo
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     count = min(axes, len(values))
     total = float(values.sum())
-    return Known(mean, vectors[:, :count].contiguous(), values[:count], float(values[count:].sum()), noise * total / len(values))
+    return Known(
+        mean, vectors[:, :count].contiguous(), values[:count], float(values[count:].sum()), noise * total / len(values)
+    )

@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from eldistill.errors import nearest
 from eldistill.paths import TABLE_NAMES
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
-from eldistill.registry import available, readers, settings, spaces
+from eldistill.registry import available, defines, readers, settings, spaces
 
 
 class Sections(Protocol):
@@ -195,6 +195,29 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
         start = functools.reduce(merge_mappings, layers, dict[str, Any]()).get("start_from")
     if name in seen:
         raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
+
+
+# --- a run ----------------------------------------------------------------------------------------------
+
+
+def check_base_loss(params: Sections, text: str, data: str, method: str, supplements: Iterable[str]) -> None:
+    """Raise Wrong for a run whose method has no base loss, and whose supplements train nothing without one. text: of the run."""
+    if defines(f"methods/{params.section('method', method, data)['file']}", "generator_terms"):
+        return
+    supplements = list(supplements)
+    if not supplements:
+        raise Wrong(
+            f"the run {text}",
+            f"has the method {method}, which has no loss of its own, and no supplement, so nothing would be trained; "
+            f"expected a supplement with weighting: fixed, such as {method}/el-fixed",
+        )
+    for name in supplements:
+        if (weighting := params.section("supplement", name, data).get("weighting", "fixed")) != "fixed":
+            raise Wrong(
+                f"distil.supplements.{name}.weighting",
+                f"is {weighting} in the run {text}, whose method has no loss of its own with a gradient that weight could be a share "
+                f"of; expected fixed: name a supplement with it, such as {name}-fixed: {{like: {name}, weighting: fixed}}",
+            )
 
 
 # --- all of them ----------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ class Numbers:
     ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
     ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     radii: tuple[float, ...] = number(
-        (0.02, 0.05, 0.2), "R of the affinity exp(-distance / R), in units of the mean distance; the fields are added (the paper)"
+        (0.02, 0.05, 0.2),
+        "R of the affinity exp(-distance / R), in units of the mean distance; the fields are added (the paper)",
     )
     floor: float = number(
         1e-3, "smallest affinity of two images (the authors' code; the paper has 0)", low=0, below=1

@@ -124,7 +124,10 @@ def recall(prepared: Prepared, numbers: Numbers, memory: Memory) -> Prepared:
     """With the moments of earlier images, if there are any."""
     if "images" not in memory:
         return prepared
-    past = [Moments(*(torch.as_tensor(memory[f"{name}_{k}"]) for name in NAMES)) for k in range(len(prepared.known))]
+    past = []
+    for k, known in enumerate(prepared.known):  # a scalar is a float after a saved state
+        found = (torch.as_tensor(memory[f"{name}_{k}"], dtype=torch.float64).to(known.mean.device) for name in NAMES)
+        past.append(Moments(*found))
     return replace(prepared, past=tuple(past), seen=int(memory["images"]))
 
 
