@@ -77,6 +77,27 @@ def test_fd_remembers_only_what_it_was_given(bench):
     assert all(not value.requires_grad for key, value in memory.items() if key != "images")
 
 
+def test_a_run_goes_on_where_another_machine_finds_other_axes(bench):
+    """Eigenvectors have no sign, and those of near variances turn with the rounding of a BLAS: the value does not change."""
+    reals = bench.reals(0, torch.float64)
+    each, memory, values = bench.supplement("fd", torch.float64, axes=10), {}, []
+    fd.observe(
+        each.prepared, fd.generator_terms(each.prepared, images(), batch(reals), each.numbers), each.numbers, memory
+    )
+    known = [
+        dataclasses.replace(some, axes=-some.axes.flip(1), variances=some.variances.flip(0))
+        for some in each.prepared.known
+    ]
+    for prepared in (each.prepared, dataclasses.replace(each.prepared, known=known)):
+        own = dict(memory)
+        for seed in (3, 4):
+            told = fd.recall(prepared, each.numbers, own)
+            terms = fd.generator_terms(told, images(6, seed), batch(reals), each.numbers)
+            fd.observe(prepared, terms, each.numbers, own)
+        values.append(float(terms["frechet"].value))
+    assert values[0] == values[1]
+
+
 def test_the_gradient_of_fd_does_not_depend_on_the_size_of_the_population(bench):
     """If the earlier images are like the batch, the gradient is that of the batch alone, whatever its share."""
     reals = bench.reals(0, torch.float64)

@@ -11,7 +11,7 @@ With fewer axes than features, the covariances are those along the leading princ
 left counts as one isotropic part, (sqrt tr C_x - sqrt tr C_y)^2 outside these axes. The means are compared in all dimensions.
 This is never above the complete FD, 0 for equal moments, and sees variance in directions that real features do not have.
 
-`Moments` are sums over rows, so they can be blended over iterations: Yang et al. 2026 (arXiv 2604.28190) take those of far more
+`Moments` are means over rows, so they can be blended over iterations: Yang et al. 2026 (arXiv 2604.28190) take those of far more
 images than a batch.
 """
 
@@ -50,12 +50,8 @@ class Known:
     axes: torch.Tensor  # orthonormal columns [D, d], d <= D; the leading principal axes
     variances: torch.Tensor  # along the axes [d], falling
     rest: float  # variance outside the axes; 0 if d = D
+    total: float  # trace of the covariance
     noise: float  # what is added to the variance in every direction, > 0
-
-    @property
-    def total(self) -> float:
-        """The trace of the covariance."""
-        return float(self.variances.sum()) + self.rest
 
     def moments(self, x: torch.Tensor) -> Moments:
         """The moments of the rows of x [n, D], differentiable in x."""
@@ -73,7 +69,9 @@ class Known:
         product = root[:, None] * mine * root
         # torch refuses to decompose a NaN, which must come out as a NaN: the trace has it.
         finite = product.detach().isfinite().all()
-        values = torch.linalg.eigvalsh(torch.where(finite, product, torch.eye(len(along)).to(product)))
+        values = torch.linalg.eigvalsh(
+            torch.where(finite, product, torch.eye(len(along), dtype=product.dtype, device=product.device))
+        )
         # Both factors are at least `noise`, so that the bound holds but for rounding.
         inside = mine.trace() + its.sum() - 2 * values.clamp(min=self.noise**2).sqrt().sum()
         return found.mean.square().sum() + inside + self._outside(found, covariance, along)
@@ -100,6 +98,5 @@ def known_of(mean: torch.Tensor, covariance: torch.Tensor, axes: int, noise: flo
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     count = min(axes, len(values))
     total = float(values.sum())
-    return Known(
-        mean, vectors[:, :count].contiguous(), values[:count], float(values[count:].sum()), noise * total / len(values)
-    )
+    rest = float(values[count:].sum())
+    return Known(mean, vectors[:, :count].contiguous(), values[:count], rest, total, noise * total / len(values))

@@ -88,9 +88,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class OfPopulation(AtImages):
-    """The loss with what becomes of the population: its moments for each member, without a graph, and its number of images."""
+    """The loss with what becomes of the population.
+
+    moments: for each member, without a graph. known: the real features whose axes they are along. seen: number of images.
+    """
 
     moments: list[Moments] = field(default_factory=list)
+    known: list[Known] = field(default_factory=list)
     seen: int = 0
 
 
@@ -117,18 +121,21 @@ def _known(member: Any, reals: Any, numbers: Numbers) -> Known:
     return known_of(centre + shift, second / n - torch.outer(shift, shift), numbers.axes, numbers.noise)
 
 
-NAMES = ("mean", "second", "square")  # of the moments in memory, with the number of the member
+# In memory, with the number of the member. Moments are along axes, which another machine may find with other signs, or rotated
+# where variances are equal; so a run that is continued takes the axes that it began with.
+MOMENTS, OF_KNOWN = ("mean", "second", "square"), ("axes", "variances")
 
 
 def recall(prepared: Prepared, numbers: Numbers, memory: Memory) -> Prepared:
-    """With the moments of earlier images, if there are any."""
+    """With the moments of earlier images and their axes, if there are any."""
     if "images" not in memory:
         return prepared
-    past = []
-    for k, known in enumerate(prepared.known):  # a scalar is a float after a saved state
-        found = (torch.as_tensor(memory[f"{name}_{k}"], dtype=torch.float64).to(known.mean.device) for name in NAMES)
+    past, known = [], []
+    for k, each in enumerate(prepared.known):  # a scalar is a float after a saved state
+        found = (torch.as_tensor(memory[f"{name}_{k}"], dtype=torch.float64).to(each.mean.device) for name in MOMENTS)
         past.append(Moments(*found))
-    return replace(prepared, past=tuple(past), seen=int(memory["images"]))
+        known.append(replace(each, **{name: memory[f"{name}_{k}"] for name in OF_KNOWN}))
+    return replace(prepared, known=known, past=tuple(past), seen=int(memory["images"]))
 
 
 def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numbers: Numbers) -> dict[str, AtImages]:
@@ -155,7 +162,7 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
     (gradient,) = torch.autograd.grad(value, x)
     ordered = [each for _, each in sorted(moments, key=lambda pair: pair[0])]
     return {
-        "frechet": OfPopulation(value.detach(), gradient / share, ordered, prepared.seen + count),
+        "frechet": OfPopulation(value.detach(), gradient / share, ordered, prepared.known, prepared.seen + count),
         "trace_ratio": AtImages(torch.stack(ratios).mean(), None),
     }
 
@@ -163,8 +170,9 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
 def observe(prepared: Prepared, terms: dict[str, Any], numbers: Numbers, memory: Memory) -> None:
     """Keep the moments of the population. All processes have the same, because they gather the same features."""
     term = terms["frechet"]
-    for k, each in enumerate(term.moments):
-        memory.update(zip((f"{name}_{k}" for name in NAMES), (each.mean, each.second, each.square), strict=True))
+    for k, (moments, known) in enumerate(zip(term.moments, term.known, strict=True)):
+        memory.update({f"{name}_{k}": getattr(moments, name) for name in MOMENTS})
+        memory.update({f"{name}_{k}": getattr(known, name) for name in OF_KNOWN})
     memory["images"] = float(term.seen)
 
 
