@@ -60,6 +60,17 @@ def literal(file: str, name: str, default: Any = None) -> Any:
     return default
 
 
+@functools.cache
+def defines(file: str, name: str) -> bool:
+    """Whether src/eldistill/<file>.py defines a function of this name or imports one as this name, read without importing it."""
+    for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return True
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            return True
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """The literals that the file of a data set reader declares; eldistill/data/readers/__init__.py explains them."""

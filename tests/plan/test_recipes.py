@@ -322,6 +322,8 @@ USES = {
             "methods/consistency",
             "supplements/gan",
             "supplements/regression",
+            "drifting",
+            "frechet",
             "teacher/pairs",
             "teacher/pickles",
             "teacher/machine",

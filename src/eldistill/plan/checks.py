@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from eldistill.errors import Problem, expected_among, quoted
 from eldistill.paths import TABLE_NAMES
 from eldistill.plan import combinations, embeddings
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
-from eldistill.registry import available, readers, settings, spaces
+from eldistill.registry import available, defines, readers, settings, spaces
 
 LARGEST = 2**63 - 1  # seed of torch; the schema has it as the maximum of every seed
 
@@ -206,6 +206,9 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
         raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
 
 
+# --- a run ----------------------------------------------------------------------------------------------
+
+
 def check_run(params: Sections, run: Any) -> None:
     """Raise Problem if a Run has too large a seed, or Wrong at a mistake in its method on its data setting."""
     if run.seed > LARGEST:
@@ -215,6 +218,26 @@ def check_run(params: Sections, run: Any) -> None:
         params.checked.add(key)
         where = f"{params.place('method', run.method)} on {run.data}"
         checked_section(params, "method", run.method, run.data, where)
+
+
+def check_base_loss(params: Sections, text: str, data: str, method: str, supplements: Iterable[str]) -> None:
+    """Raise Wrong for a run whose method has no base loss, and whose supplements train nothing without one. text: of the run."""
+    if defines(f"methods/{params.section('method', method, data)['file']}", "generator_terms"):
+        return
+    supplements = list(supplements)
+    if not supplements:
+        raise Wrong(
+            f"the run {text}",
+            f"has the method {method}, which has no loss of its own, and no supplement, so nothing would be trained; "
+            f"expected a supplement with weighting: fixed, such as {method}/el-fixed",
+        )
+    for name in supplements:
+        if (weighting := params.section("supplement", name, data).get("weighting", "fixed")) != "fixed":
+            raise Wrong(
+                f"distil.supplements.{name}.weighting",
+                f"is {weighting} in the run {text}, whose method has no loss of its own with a gradient that weight could be a share "
+                f"of; expected fixed: name a supplement with it, such as {name}-fixed: {{like: {name}, weighting: fixed}}",
+            )
 
 
 # --- all of them ----------------------------------------------------------------------------------------

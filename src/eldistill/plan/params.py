@@ -263,6 +263,7 @@ class Params:
         if len(set(run.supplements)) < len(run.supplements):
             raise Problem(f"the run {text} names a supplement twice; remove one of them")
         checks.check_run(self, run)
+        checks.check_base_loss(self, text, run.data, run.method, run.supplements)
         return run
 
     @functools.cache  # noqa: B019

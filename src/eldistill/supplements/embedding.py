@@ -23,7 +23,7 @@ import torch
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
-from eldistill.ensemble.reading import read_members, trace_ratio
+from eldistill.ensemble.reading import read_members, spread_warning, stacking, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.external.arrays import read_pairs
@@ -191,7 +191,7 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
         prepared.ensemble.at(iteration), x / prepared.sigma_data, None if real is None else real / prepared.sigma_data,
         numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=prepared.anchors,
         traces=prepared.traces,
-        stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
+        stack=stacking(numbers.stack, x),
         across=prepared.across, found=found, gaps=gaps,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(value, x)
@@ -287,12 +287,9 @@ def weight(
 
     start_images, start_weight: at the first images the factor is another one (eldistill.losses.balance.started).
     """
-    if not numbers.weight:
-        return Weight(0.0)
-    rise = balance.schedule(progress, batch, numbers.warmup, numbers.fade)
-    if numbers.weighting == "fixed":
-        return Weight(numbers.weight * rise)
-    found = balance.balanced(numbers.weight * rise, base, own, numbers.decay, memory)
+    found = balance.scheduled(base, own, batch, numbers, progress, memory)
+    if not numbers.weight or numbers.weighting == "fixed":
+        return found
     if numbers.weighting == "adaptive":
         signal = balance.signal(memory["unbiased"], memory["biased"])
         found = replace(found, factor=found.factor * signal, logged={"signal": signal})
@@ -344,7 +341,4 @@ def warning(means: dict[str, float]) -> str | None:
 
     means: of the logged numbers since the previous row of the log.
     """
-    ratio = means.get("trace_ratio", 1.0)
-    if ratio >= 0.5:
-        return None
-    return f"the generated images have {100 * ratio:.0f} % of the real ones' spread in EL's features: the generator may be collapsing"
+    return spread_warning(means, "EL's features")
