@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a file of others before a reader opens it, and says what it is if it is no such file.
+"""Checks of a file of others before a reader opens it: it says what the file is if it cannot be one.
 
 Links are followed, because every file in the cache of a hub is one. Pipes, sockets and devices are refused by what the file system
 says about them: opening one can wait for ever, and a device can be endless. This file imports no other than errors.

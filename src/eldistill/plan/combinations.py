@@ -322,7 +322,7 @@ def _anchored(where: str, each: Section, name: str, ensemble: Section) -> None:
         raise Wrong(
             f"{where}.anchored", f"is true, but ensemble.{name}.anchor is false; set it to true, or anchored to false"
         )
-    wanted = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal"}
+    wanted: dict[str, Any] = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal"}
     for key, value in wanted.items():
         if each[key] != value:
             raise Wrong(

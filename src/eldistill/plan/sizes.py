@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What params.yaml alone says about the images of a data setting, and about the network of a published teacher.
+"""The sizes that params.yaml alone tells: of the images of a data setting, and of the network of a published teacher.
 
 None stands for what only the images or the file can say.
 """
