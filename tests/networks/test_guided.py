@@ -345,8 +345,11 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path):
     """In the numbers of a weight too, where torch itself sees nothing."""
     path = save(state(width=32, channels=1, classes=0, mult=(1,), attend=(0,)), tmp_path / "net.pt")
     whole, random = path.read_bytes(), np.random.default_rng(0)
-    records = [(whole.index(bytes(each)), len(each)) for name, each in torchfiles.read_records(path, memoryview(whole)).items()
-               if "/data/" in name and len(each) > 16]
+    records = [
+        (whole.index(bytes(each)), len(each))
+        for name, each in torchfiles.read_records(path, memoryview(whole)).items()
+        if "/data/" in name and len(each) > 16
+    ]
     for at, size in records[:: len(records) // 20]:
         damaged = bytearray(whole)
         damaged[at + random.integers(0, size)] ^= 1 << random.integers(0, 8)
