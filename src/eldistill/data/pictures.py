@@ -21,7 +21,7 @@ import numpy as np
 
 from eldistill.data.containers import Container
 from eldistill.errors import Problem
-from eldistill.external.zips import size_of
+from eldistill.external.zips import Member, size_of
 
 RECIPE = ("pictures", 1)
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
@@ -96,7 +96,9 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
             "ignore"
         )  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
         try:
-            with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
+            with Image.open(
+                io.BytesIO(file.read()) if complete else Member(file, size_of(file)), formats=FORMATS
+            ) as found:
                 _check_size(found, size_of(file))
                 _correct(found)
                 yield found
