@@ -78,8 +78,8 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
             )
         early = stopping.copy()  # before all were started
         stopping.clear()
-        for number in early:
-            forward(number, None)
+        for first_signal in early:
+            forward(first_signal, None)
         first = _wait(started)
         said[first].seek(0)
         sys.stderr.write(said[first].read())
