@@ -6,14 +6,12 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-
 from snakemake.exceptions import WorkflowError
 
 from eldistill import files
 from eldistill.plan import cluster, driver, freshness, identity, params, profiles
 from eldistill.paths import STUDY
-from eldistill.errors import Problem
+from eldistill.errors import Problem, printable
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
 
@@ -36,10 +34,10 @@ try:
         ONLY_ONE, DRIVER = cluster.driver_lock()
         stale = freshness.refresh(
             STEPS.values(),
-            say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
+            say=lambda line: print(f"eldistill: {printable(line)}", file=sys.stderr),
         )
         for line in freshness.missing_files(stale):
-            print(f"eldistill: {line}", file=sys.stderr)
+            print(f"eldistill: {printable(line)}", file=sys.stderr)
         PLAN.identities.record()
     INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
 except Problem as problem:
@@ -68,6 +66,8 @@ onstart:
     # Trainings of a driver that was killed are still running. They are asked to save, and this driver continues them.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
+    if workflow.is_main_process:
+        driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):
         driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import freshness, identity, params
+from eldistill.plan import freshness, identity, params, questions
 from eldistill.plan.plan import Plan
 from eldistill.training import lock
 
@@ -237,6 +237,7 @@ def examine(suite: str | None, say: Callable[[str], None]) -> bool:
     """Run all checks and log their findings. Returns whether none needs attention. Raises Problem for wrong parameters."""
     values = params.load_params()
     plan, suite = Plan(values), suite or values.top("suite")
+    questions.check_suite(values, suite)
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True
     for check in CHECKS:

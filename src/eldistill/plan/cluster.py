@@ -33,7 +33,7 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
     path = root / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask: a group may share the folder
     except OSError as error:
         if error.errno in FULL:
             raise

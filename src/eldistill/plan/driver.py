@@ -72,6 +72,15 @@ def trains(workflow: Workflow, stale: Iterable[Step]) -> bool:
     return any(step.word == "distil" for step in stale) and not (targets and targets <= {"data", "teacher", "ensemble"})
 
 
+def need_files(workflow: Workflow, stale: Iterable[Step]) -> None:
+    """Raises WorkflowError if a job of this call reads a file outside git that does not exist: such a job may come last."""
+    from snakemake.exceptions import WorkflowError
+
+    made = {str(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    if lines := freshness.missing_files(step for step in stale if step.outputs[0] in made):
+        raise WorkflowError(f"eldistill: {'; '.join(lines)}; no job was started")
+
+
 def need_image(workflow: Workflow, image: str = IMAGE) -> None:
     """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
     settings = workflow.deployment_settings

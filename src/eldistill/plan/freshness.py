@@ -20,6 +20,7 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import FULL, replace_text
+from eldistill.outside import locate
 from eldistill.plan import records
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
@@ -202,7 +203,7 @@ def missing_files(steps: Iterable[Step], root: Path = Path()) -> list[str]:
     readers: dict[str, Step] = {}
     for step in steps:
         for source in step.sources:
-            if source.path and not (root / source.path).exists():
+            if source.path and not (root / locate(source.path)).exists():
                 readers.setdefault(source.name, step)
     return [
         f"{name} does not exist, and `{step.word} {step.name}` reads it: put it there, or change its path in params.yaml"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eldistill.errors import Problem
-from eldistill.files import atomic
+from eldistill.errors import Problem, edge
+from eldistill.files import atomic, make_again
 from eldistill.tables.results import TEACHER, Result, arms_of
 
 COVERED_BY = "plots"
@@ -18,12 +18,10 @@ def _picture(path: Path, columns: int, width: int):
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with edge(path, make_again(path)), Image.open(path, formats=("PNG",)) as file:
             picture = file.convert("RGB")
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except OSError as error:
-        raise Problem(f"{path} is not a readable image ({error}); delete it and run `snakemake all`") from None
     picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * picture.width // columns)))
     scale = max(1, width // picture.width)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -78,8 +78,8 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
             )
         early = stopping.copy()  # before all were started
         stopping.clear()
-        for first_signal in early:
-            forward(first_signal, None)
+        for caught in early:
+            forward(caught, None)
         first = _wait(started)
         said[first].seek(0)
         sys.stderr.write(said[first].read())

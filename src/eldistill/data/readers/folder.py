@@ -21,6 +21,7 @@ from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
 from eldistill.errors import Problem
 from eldistill.external.listing import Listing
+from eldistill.outside import locate
 
 RECIPE = ("folders", 1)
 OPTIONS = ("path", "crop", "resolution", "background", "orientation", "bits")
@@ -38,7 +39,7 @@ def read(section: dict) -> Stream:
     With `resolution` images are cropped and resized as `crop` says (see CROPS in pictures.py); without, all must be square and
     of one size. One colour image makes all of them three channels. Raises Problem.
     """
-    path, rules = Path(section["path"]), Rules.of(section)
+    path, rules = locate(section["path"]), Rules.of(section)
     with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
@@ -57,7 +58,6 @@ def read(section: dict) -> Stream:
             for index in indices:
                 with _listing_all(path, files, rules):
                     array = _pixels(path, files.names[index], container, rules)
-                array = pictures.fit_resolution(array, rules)
                 planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 yield np.repeat(planes, 3, 0) if seen.colour and len(planes) == 1 else planes
 
@@ -68,7 +68,7 @@ def read(section: dict) -> Stream:
 
 def _pixels(path: Path, name: str, container: Container, rules: Rules) -> np.ndarray:
     with pictures.open_picture(path, name, container) as picture:
-        return pictures.read_pixels(picture, rules)
+        return pictures.fit_resolution(pictures.read_pixels(picture, rules), rules)
 
 
 def _listing_all(path: Path, files: Listing, rules: Rules) -> AbstractContextManager[None]:

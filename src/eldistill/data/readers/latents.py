@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import numpy as np
 from eldistill.data import badfiles, labels
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
-from eldistill.errors import Problem
+from eldistill.errors import Problem, edge
+from eldistill.external import arrays
+from eldistill.outside import locate
 
 COVERED_BY = "folders"
 OPTIONS = ("path", "pixels")
@@ -24,7 +25,7 @@ ENDINGS = (".npy",)
 def read(section: dict) -> Stream:
     """A folder or zip of .npy files in sorted order of their names, each float32 [2c, r, r]: c means and c standard deviations of
     an image's latents. Labels come from dataset.json. EDM2 and `python -m eldistill encode` write this format. Raises Problem."""
-    path = Path(section["path"])
+    path = locate(section["path"])
     with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
@@ -47,10 +48,9 @@ def read(section: dict) -> Stream:
 
 def _latent(path: Path, name: str, container: Container, shape: tuple | None) -> np.ndarray:
     with container.open(name) as file:
-        try:
-            array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise Problem(f"{path}: {name} is no array of numbers ({error}); encode the images again") from None
+        content = file.read()
+    with edge(f"{path}: {name}", "encode the images again", "is no array of numbers"):
+        array = arrays.read_npy(content)
     found = f"{array.dtype} {list(array.shape)}"
     if array.dtype != np.float32 or array.ndim != 3 or len(array) % 2 or array.shape[1] != array.shape[2]:
         raise Problem(
