@@ -8,6 +8,7 @@ min_version("9.0")
 # Values of a later file override those of an earlier one (FILES in src/eldistill/plan/reading.py).
 configfile: "workflow/params/paper.yaml"
 configfile: "workflow/params/ablation.yaml"
+configfile: "workflow/params/colour.yaml"
 configfile: "params.yaml"
 
 
