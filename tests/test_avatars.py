@@ -233,6 +233,12 @@ def test_the_times_are_read_in_the_space_that_ranks(shipped):
                 assert section["features"][0] in (section["curve_features"] or section["features"]), (name, run.data)
 
 
+def test_the_page_says_whether_the_studies_have_tables():
+    listed = subprocess.run(["git", "ls-files", "data/tables/colour"], cwd=ROOT, capture_output=True, text=True).stdout
+    page = (ROOT / "docs/your-images.md").read_text(encoding="utf-8")
+    assert ("No study of this suite has a table in git yet." in page) == (not listed)
+
+
 def test_batches_hold_the_images_and_scale_the_rates(shipped):
     """By the square root of the batch, from the numbers of `dmd`."""
     base = shipped.section("method", "dmd", "avatars-32")
