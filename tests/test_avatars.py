@@ -117,6 +117,19 @@ def test_the_digest_is_that_of_the_pixels_in_the_order_of_the_reader(drawn):
 
 
 @with_packages
+def test_neighbours_are_as_different_as_others(tmp_path):
+    """Faces with numbers in a row are independent, as those far apart are; DiceBear's own random numbers from such numbers are not."""
+    assert draw(tmp_path / "faces.zip", "--each", 60).returncode == 0
+    with zipfile.ZipFile(tmp_path / "faces.zip") as faces:
+        found = [
+            np.asarray(Image.open(io.BytesIO(faces.read(name))).convert("RGB"), float) for name in faces.namelist()
+        ]
+    styles = np.stack(found).reshape(15, 60, -1)
+    near, far = (np.abs(styles - np.roll(styles, step, 1)).mean((1, 2)) for step in (1, 30))
+    assert abs((near / far).mean() - 1) < 0.03
+
+
+@with_packages
 def test_other_pixels_are_refused_and_nothing_is_left(tmp_path):
     text = refused(draw(tmp_path / "a/faces.zip", "--each", 1, "--digest", "0" * 64))
     assert FIFTEEN in text and "0" * 64 in text and "npm ci" in text and not list(tmp_path.iterdir())
