@@ -16,11 +16,11 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
-from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, short
+from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
 from eldistill.tables.studies import forest, references
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 3)  # a table of the runs; real images and teachers; KID; what each p is corrected over
+RECIPE = ("studies", 4)  # two digits of a deviation; the figure as PDF and SVG
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -127,7 +127,7 @@ def _fewer(row: dict, unit: str) -> str | None:
 
 def _pm(row: dict, stem: str) -> str | None:
     mean, sd = row.get(f"{stem}_mean"), row.get(f"{stem}_sd")
-    return None if mean is None else short(mean) + (f" ± {short(sd)}" if sd is not None else "")
+    return None if mean is None else plus_minus(mean, sd)
 
 
 def _span(row: dict, *keys: str) -> str | None:
@@ -186,7 +186,7 @@ def _family(rows: list[dict]) -> str:
 
 
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write the table (csv), page (md), plot (png) and runs (csv) of a study to `outputs`, in this order.
+    """Write the table (csv), page (md), figure (png), runs (csv), and the figure once more (pdf, svg), to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
@@ -203,10 +203,10 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
             f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
             "to its grids under `suites` in params.yaml"
         )
-    table, text, picture, each = outputs
+    table, text, picture, each, *more = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study)))
-    forest.draw_study(picture, rows, params)
+    forest.draw_study([picture, *more], rows, params)
     names = names_of_metrics(results)
     write_rows(each, [measured(result, names) | origin(result) for result in results])
 
