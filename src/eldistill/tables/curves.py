@@ -87,29 +87,30 @@ def _figure(panels: list[list[Panel]], looks: dict[str, Style], params: dict, si
         for axes, panel in zip(line, row, strict=True):
             _draw(axes, panel, looks, params["primary"])
     every = [result for row in panels for panel in row for result in panel.results]
-    legend(figure, every, looks, 4 if size[0] > figures.COLUMN else 2)
+    legend(figure, every, looks, size[0] <= figures.COLUMN)
     return figure
 
 
-def legend(figure: Any, results: list[Result], looks: dict[str, Style], columns: int, lines: bool = True) -> None:
-    """One legend above all panels, with every supplement of the results. lines: also what thin and dotted lines and bands mean."""
+def legend(figure: Any, results: list[Result], looks: dict[str, Style], narrow: bool = False, lines: bool = True) -> None:
+    """One legend above all panels, with every supplement of the results.
+
+    narrow: for a figure as wide as a column. lines: also say what thin and dotted lines mean."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    shown = {result.arm[2] for result in results}
+    shown, several = {result.arm[2] for result in results}, any(len(group) > 1 for group in arms_of(results).values())
     handles: list[Any] = [
-        Line2D([], [], **look.line(markersize=4, linewidth=1.6), label=names.supplement_name(name).text)
+        Line2D([], [], **look.line(markersize=4, linewidth=1.6), label=getattr(names.supplement_name(name), "short" if narrow else "text"))
         for name, look in looks.items()
         if name in shown
     ]
-    several = any(len(group) > 1 for group in arms_of(results).values())
-    if lines and several:
-        handles += [Line2D([], [], color=GREY, linewidth=0.5, label="one seed")]
     if several:
-        handles += [Patch(color=GREY, alpha=0.25, linewidth=0, label="± one deviation over seeds")]
+        handles += [Line2D([], [], color=GREY, linewidth=0.5, label="one seed")] if lines else []
+        handles += [Patch(color=GREY, alpha=0.25, linewidth=0, label="± one deviation" if narrow else "± one deviation over seeds")]
     if lines and any(name.startswith("raw_") for result in results for name in result.curve[0]):
-        handles += [Line2D([], [], color=GREY, **DOTTED, label="without running average")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+        label = "without average" if narrow else "without running average"
+        handles += [Line2D([], [], color=GREY, **DOTTED, label=label)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3 if narrow else 4, frameon=False, columnspacing=1.2)
 
 
 def _draw(axes: Any, panel: Panel, looks: dict[str, Style], primary: str) -> None:
@@ -201,11 +202,11 @@ def _references(axes: Any, panel: Panel, primary: str) -> None:
              for row, what in zip(rows, ("noise floor", "teacher"), strict=False) if row]  # fmt: skip
     low, high = axes.get_ylim()
     near = [value for value, *_ in found if value >= low / FAR]
-    below = [f"▾ {_labelled(what, value, metric)}" for value, metric, what in found if value < low / FAR]
     if axes.get_yscale() == "log":  # room for those that are not far away, and for a line of text on the others
         low, high = min([low, *(value / 1.15 for value in near)]), max([high, *(1.15 * value for value in near)])
-        low /= (high / low) ** (0.09 * len(below))
+        low /= (high / low) ** (0.09 * (len(found) - len(near)))
         figures.logarithmic(axes.yaxis, low, high)
+    below = [f"▾ {_labelled(what, value, metric)}" for value, metric, what in found if value < low]
     if below:
         axes.text(0.02, 0.02, "\n".join(below), transform=axes.transAxes, fontsize=6.5, color=GREY, va="bottom")
     for value, metric, what in found:

@@ -136,6 +136,12 @@ def arm_name(method: str, supplement: str) -> Name:
     return Name(*(f"{getattr(one, kind)} + {getattr(other, kind)}" for kind in ("text", "short", "tex")))
 
 
+def baseline_name(against: str) -> str:
+    """The short name of the baseline of a study: a supplement, or METHOD/SUPPLEMENT."""
+    method, _, supplement = against.rpartition("/")
+    return arm_name(method, supplement).short if method else supplement_name(supplement).short
+
+
 def arrow(metric: str) -> str:
     """`↓` for a metric that is better when lower, `↑` for any other one of METRICS, and nothing for other names."""
     return "↓" if metric in LOWER else "↑" if metric in METRICS else ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 
 from eldistill.evaluate import metrics
+from eldistill.tables import names
 from eldistill.tables.alarms import alarms
 from eldistill.tables.results import NAME, PARTS, corrected, is_reason, plus_minus, short
 
@@ -106,6 +107,13 @@ def _alone(row: dict, params: dict) -> list[str]:
     return [short(row.get(f"{metric}_{params['primary']}_mean")) for metric in ALONE]
 
 
+def _title(metric: str, space: str, part: str | None = None) -> str:
+    # The heading of a column, such as `FD judge A, held-out ↓`.
+    name = names.METRICS[metric].short if metric in names.METRICS else metric
+    where = f", {names.PARTS[part].short}" if part else ""
+    return f"{name} {names.space_name(space).short}{where} {names.arrow(metric)}".rstrip()
+
+
 def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: list[str]) -> str:
     floor, arms = rows[0], [row for row in rows if row["seeds"]]
     primary, base, name = params["primary"], params["baseline"], arms[0]["metric_heldout"]
@@ -117,9 +125,9 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: lis
         f"seed, with {100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance, so "
         "only those of equal n compare strictly."
     )
-    titles = [f"{metric} {space} {PARTS[part]}" for metric, space, part in wanted]
-    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title}" for title in titles[:2]]
-    solo = [f"{metric} {primary}" for metric in ALONE]
+    titles = [_title(*want) for want in wanted]
+    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title.rstrip(' ↓↑')}" for title in titles[:2]]
+    solo = [_title(metric, primary) for metric in ALONE]
     head = [
         "method/supplement",
         "seeds",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import write_rows, write_text
+from eldistill.tables import names
 from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
 from eldistill.tables.studies import forest, references
 from eldistill.tables.studies.study import Study
@@ -57,14 +58,14 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("diverged", lambda row: _text(row.get("diverged_runs"))),
     ("geometric mean distance of the rule", lambda row: _text(row.get("score"))),
     ("choice", lambda row: row.get("chosen")),
-    ("fd held-out", lambda row: _pm(row, "fd")),
+    ("FD held-out", lambda row: _pm(row, "fd")),
     ("minus baseline", lambda row: _span(row)),
     ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
     ("p (Holm)", lambda row: _text(row.get("p_holm"))),
     ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
     ("p equivalent (Holm)", lambda row: _text(row.get("p_equivalent_holm"))),
     ("verdict", lambda row: row.get("verdict")),
-    ("fd train", lambda row: _pm(row, "fd_train")),
+    ("FD train", lambda row: _pm(row, "fd_train")),
     ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
     ("fd of the other spaces", lambda row: None),  # `_columns` makes one for each space
     ("KID", lambda row: _pm(row, "kid")),
@@ -96,7 +97,7 @@ def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]
     stems = [stem for stem in _found(rows, r"(fd_.+)_mean") if stem != "fd_train"]
     several = {
         "fd of the other spaces": [
-            (stem.replace("_", " ", 1), lambda row, stem=stem: _pm(row, stem)) for stem in stems
+            (f"FD {names.space_name(stem.removeprefix('fd_')).short}", lambda row, stem=stem: _pm(row, stem)) for stem in stems
         ],
         "noise over signal": [
             (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
@@ -207,8 +208,8 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study)))
     forest.draw_study([picture, *more], rows, params)
-    names = names_of_metrics(results)
-    write_rows(each, [measured(result, names) | origin(result) for result in results])
+    metrics = names_of_metrics(results)
+    write_rows(each, [measured(result, metrics) | origin(result) for result in results])
 
 
 def _ranking(study: Study) -> str:
