@@ -36,7 +36,7 @@ def draw_costs(paths: Sequence[Path], results: list[Result], params: dict) -> No
                 _draw_cost(axes, arms, unit, column, looks)
             panels[0].set_title(f"{curves.bed_title(*bed)} ({curves.seeds_text(arms.values())})", loc="left")
             panels[0].set_ylabel(curves.ylabel(column).replace("Fréchet distance ↓", "Fréchet distance to held-out ↓"))
-            curves.small_print(panels[-1], column)
+            figures.small_print(panels[-1], column)
         curves.legend(figure, results, looks, lines=False)
         figures.save(figure, paths)
 

@@ -131,18 +131,13 @@ def _draw(axes: Any, panel: Panel, looks: dict[str, Style], primary: str) -> Non
         mark_edges(axes, raw, look)
     _references(axes, panel, primary)
     axes.set(xlabel="iterations", ylabel=ylabel(column))
-    small_print(axes, column)
+    figures.small_print(axes, column)
 
 
 def ylabel(column: str) -> str:
     """The label of an axis of a Fréchet distance. column: its name in curve.csv."""
     match = NAME.fullmatch(column)
     return f"Fréchet distance ↓\n({names.space_name(match['space']).text}, {names.images(match['n'])} images)"
-
-
-def small_print(axes: Any, text: str) -> None:
-    """The raw name of what a panel shows, along its right side."""
-    axes.text(1.012, 0.5, text, transform=axes.transAxes, fontsize=figures.SMALL, color=GREY, rotation=90, va="center")
 
 
 def points_of(results: list[Result], column: str, price: float = 1.0) -> Points:

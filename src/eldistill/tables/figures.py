@@ -104,8 +104,9 @@ def logarithmic(axis: Any, low: float, high: float) -> None:
     """Make an axis of matplotlib logarithmic from `low` to `high`, two positive numbers, with plain numbers at round ticks."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axis._set_axes_scale("log")
-    axis.set_view_interval(low, high, ignore=True)
+    axes, name = axis.axes, axis.axis_name
+    getattr(axes, f"set_{name}scale")("log")
+    getattr(axes, f"set_{name}lim")(low, high)  # also ends matplotlib's scaling by itself
     axis.set_major_locator(FixedLocator(ticks_between(low, high)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
     axis.set_minor_locator(NullLocator())
@@ -115,6 +116,11 @@ def tidy(axes: Any) -> None:
     """A faint grid, and no frame above and to the right."""
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def small_print(axes: Any, text: str) -> None:
+    """Raw names of what a panel shows, and the like, along its right side."""
+    axes.text(1.012, 0.5, text, transform=axes.transAxes, fontsize=SMALL, color=GREY, rotation=90, va="center")
 
 
 def note(axes: Any, text: str) -> None:

@@ -16,7 +16,7 @@ COVERED_BY = "plots"
 SAMPLE_ROWS = 4  # of images without classes; with classes a grid has a row for each, and all are shown
 WIDTH = 576  # pixels that a grid is enlarged to at most, by an integer factor
 LABEL, GAP, FONT = 40, 24, 26  # pixels
-PAIRED = "Teacher and generators start from the same noise at the same place. Real images are others. Nothing is selected."
+PAIRED = "Teacher and generators start from the same noise at the same place. The real images do not belong to a noise. Nothing is selected."
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
     """Write samples.png: real images, the teacher and each arm (its lowest seed), with labels; a method starts a new line.
 
     params: grid, the number of images in a row. Raises Problem for a missing or damaged picture."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     lines = _lines(results)
     pictures = [[_picture(root / f"data/evaluations/{grid.folder}/samples.png", params["grid"]) for grid in line] for line in lines]
@@ -69,20 +69,26 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
     highs = [max(picture.height for picture in line) + LABEL + GAP for line in pictures]
     across = max(map(len, lines))
     board = Image.new("RGB", (across * (width + GAP) + GAP, sum(highs) + LABEL + GAP // 2), "white")
-    pen, font = ImageDraw.Draw(board), ImageFont.load_default(size=FONT)
+    pen, font = ImageDraw.Draw(board), _font(FONT)
     top = GAP // 2
     for line, found, high in zip(lines, pictures, highs, strict=True):
         for i, (grid, picture) in enumerate(zip(line, found, strict=True)):
             pen.text((GAP + i * (width + GAP), top), grid.label, fill="black", font=font)
             board.paste(picture, (GAP + i * (width + GAP), top + LABEL))
         top += high
-    pen.text((GAP, top), PAIRED, fill="#555555", font=ImageFont.load_default(size=_fitting(PAIRED, board.width - 2 * GAP)))
+    pen.text((GAP, top), PAIRED, fill="#555555", font=_font(_fitting(PAIRED, board.width - 2 * GAP)))
     with atomic(path) as temporary:
         board.save(temporary, format="PNG", optimize=True)
 
 
 def _fitting(text: str, width: int) -> float:
     # The size of letters at which a text is at most this many pixels wide.
+    return min(0.8 * FONT, FONT * width / _font(FONT).getlength(text))
+
+
+def _font(size: float) -> Any:
+    # The letters of the figures, because Pillow's own font has no × and few letters of other languages.
+    from matplotlib import get_data_path
     from PIL import ImageFont
 
-    return min(0.8 * FONT, FONT * width / ImageFont.load_default(size=FONT).getlength(text))
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -26,7 +26,6 @@ def draw_speed(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
     beds = list(dict.fromkeys((row["data"], row["method"]) for row in rows))
     with figures.plain_style():
         figure = Figure(figsize=(figures.WIDTH, 0.4 + 2.55 * len(beds)), layout="constrained")
-        figure.suptitle(params["question"], fontsize=9)
         for panels, bed in zip(figure.subplots(len(beds), 2, squeeze=False), beds, strict=True):
             here = [row for row in rows if (row["data"], row["method"]) == bed]
             _draw_rates(panels[0], [row for row in here if row["part"] == "rate"], looks)
@@ -34,6 +33,7 @@ def draw_speed(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
             where = f"{names.data_name(bed[0]).short}, {names.method_name(bed[1]).short}"
             panels[0].set_title(f"{where}: learning rates that train", loc="left")
             panels[1].set_title(f"{where}: time to the values of {names.baseline_name(params['against'])}", loc="left")
+        _legend(figure, rows, looks, params)
         figures.save(figure, paths)
 
 
@@ -43,19 +43,16 @@ def _draw_rates(axes: Any, rows: list[dict], looks: dict[str, Style]) -> None:
         look, arm = looks[supplement], [row for row in rows if row["supplement"] == supplement]
         aside = 1.03 ** (place - (len(arms) - 1) / 2)  # so that equal values do not cover each other
         factors, means = [aside * row["factor"] for row in arm], [row["end_mean"] for row in arm]
-        axes.plot(factors, means, **look.line(markersize=4, linewidth=1.4), label=names.supplement_name(supplement).short)
+        axes.plot(factors, means, **look.line(markersize=4, linewidth=1.4))
         for row, factor in zip(arm, factors, strict=True):
             _draw_runs(axes, row, factor, look)
     if not rows:
         return figures.note(axes, "no runs on tuning seeds")
-    if any(row["diverged_runs"] for row in rows):
-        axes.plot([], [], "x", color=GREY, markersize=6, markeredgewidth=1.5, label="run that diverged")
     axes.set_xscale("log", base=2)
     factors = sorted({row["factor"] for row in rows})
     axes.set_xticks(factors, [f"× {factor:g}" for factor in factors])
     ends = [float(end) for row in rows for end in row["ends"].split()]
     _fit(axes, ends)
-    _legend(axes)
     axes.minorticks_off()
     axes.set(xlabel="factor on the learning rates", ylabel="Fréchet distance at the end ↓\n(mean and runs, tuning seeds)")
     return None
@@ -85,17 +82,16 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
     for place, supplement in enumerate(arms):
         arm = [row for row in shown if row["supplement"] == supplement]
         offset = 2.5 * (place - (len(arms) - 1) / 2)  # in percent of the run, so that intervals do not cover each other
-        label = f"{names.supplement_name(supplement).short}, factor {arm[0]['reported']:g}"
-        axes.plot([], [], **looks[supplement].line(markersize=4, linewidth=1.4, linestyle="-"), label=label)
         for row in arm:
             _draw_ratio(axes, row, row["of_run"] + offset, looks[supplement])
     base = looks[params["against"].rpartition("/")[2]]
-    label = f"{names.baseline_name(params['against'])}, {_baseline(rows, params['against'])}"
-    axes.axhline(1, color=base.colour, linewidth=1, label=label)
+    axes.axhline(1, color=base.colour, linewidth=1)
     axes.set_xticks(sorted({row["of_run"] for row in shown}))
-    axes.set(xlabel="percent of the baseline's run at which it has the value to reach")
+    factors = {names.supplement_name(row["supplement"]).short: f"factor {row['reported']:g}" for row in shown}
+    factors[names.baseline_name(params["against"])] = _baseline(rows, params["against"])
+    axes.set_xlabel("percent of the baseline's run with the value to reach")
+    figures.small_print(axes, "; ".join(f"{name}: {factor}" for name, factor in factors.items()))
     axes.set_ylabel(f"iterations over the baseline's ↓\n(fresh seeds, {100 * params['confidence']:g} % intervals)")
-    _legend(axes)
     return None
 
 
@@ -133,6 +129,20 @@ def _baseline(rows: list[dict], against: str) -> str:
     return "at its own factor" if factor is None else f"factor {factor:g}"
 
 
-def _legend(axes: Any) -> None:
-    # Below the axis, where it hides nothing.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, frameon=False, fontsize=7, columnspacing=1, handlelength=1.6)
+def _legend(figure: Any, rows: list[dict], looks: dict[str, Style], params: dict) -> None:
+    # One legend for all panels, above them, below the question.
+    from matplotlib.lines import Line2D
+
+    shown = {row["supplement"] for row in rows} | {params["against"].rpartition("/")[2]}
+    handles = [
+        Line2D([], [], **look.line(markersize=4, linewidth=1.4), label=names.supplement_name(name).text)
+        for name, look in looks.items()
+        if name in shown
+    ]
+    alone = {"color": GREY, "linestyle": "none", "markersize": 5}
+    if any(row.get("diverged_runs") for row in rows if row["part"] == "rate"):
+        handles.append(Line2D([], [], marker="x", **alone, label="run that diverged"))
+    if any(row.get("bound") for row in rows):
+        handles.append(Line2D([], [], marker="o", markerfacecolor="white", **alone, label="only a bound is known (arrow)"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, columnspacing=1.2,
+                  title=params["question"], title_fontsize=9)  # fmt: skip
