@@ -47,7 +47,7 @@ bench: env ## all methods on the digits, within an hour; can be stopped and cont
 
 speed: export OMP_NUM_THREADS = 1
 speed: env ## how much sooner each arm is, at its own learning rate: hours on two cores; can be stopped and continued
-	$(BIN)/snakemake --cores $(CORES) data/tables/speed/speed.md data/tables/speed/speed-control.md --config suite=speed
+	$(BIN)/snakemake --cores $(CORES) data/tables/speed/speed.md data/tables/speed/speed-control.md data/tables/speed/budget.md --config suite=speed
 	@echo
 	@echo "a table, a page and a picture   data/tables/speed/"
 

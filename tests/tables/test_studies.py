@@ -449,7 +449,7 @@ def test_settings_of_other_numbers_of_images_are_not_pooled(tmp_path):
     assert "Ranked by `fd5k_judge-a_heldout` and `fd2k_judge-a_heldout`," in make(tmp_path, runs, against="pixels")[1]
 
 
-@pytest.mark.parametrize("kind", ["contrast", "central", "seeds", "speed", "budget", "stability", "signal"])
+@pytest.mark.parametrize("kind", ["contrast", "central", "seeds", "speed", "budget", "stability"])
 def test_a_data_setting_has_the_same_rows_alone_and_beside_another(tmp_path, kind):
     """Of another data set, with other values: but for Holm, whose family is the table, nothing of a row moves."""
     here, there = (some_runs(tmp_path, kind, data, shift) for data, shift in (("toy", 0.0), ("wide", 3.0)))
@@ -637,8 +637,6 @@ def some_runs(root, kind, data="toy", shift=0.0):
     if kind == "seeds":
         return grid_of(root, [[1.0 + shift, 2.0], [2.5, 1.0]], data=data)
     curves = [tuple(value + shift for value in curve) for curve in (SLOW, FAST, SLOW)]
-    if kind == "signal":
-        return add_curves(root, "el", curves, data=data, log={"el.snr": [shift + i for i in range(8)]})
     runs = add_curves(root, "none", TUNING, first=100, data=data) if kind == "speed" else []
     return (
         runs + add_curves(root, "none", curves, data=data) + add_curves(root, "el", curves[::-1], data=data, flop=2.0)
@@ -729,51 +727,15 @@ def test_the_other_feature_spaces_have_a_column_whatever_they_are_called(tmp_pat
     assert not {"FD judge B", "FD pixels", "FD Inception"} & set(titles(text))
 
 
-def test_the_signal_is_read_from_the_second_half_of_the_logs(tmp_path):
-    """Ordered by batch; arms that log none have no row."""
-    runs = add_curves(tmp_path, "none", [FAST])
-    for method, value in (("big", 2.0), ("small", 0.5)):
-        log = {"el.snr": [99.0] * 4 + [value] * 4, "el.cosine": [0.25] * 8, "el.optimal": [9.0] * 7 + [5.0]}
-        runs += [add(tmp_path, f"toy/{method}/el/{seed}", curve=FAST, log=log) for seed in range(2)]
-    path = tmp_path / "data/runs/toy/small/el/0/provenance.json"
-    write(path, json.loads(path.read_text()) | {"n_images": 640})
-    (small, big), text = make(tmp_path, runs, kind="signal")
-    assert [small["batch"], big["batch"], small["method"]] == ["6", "64", "small"]
-    assert [float(small[key]) for key in ("snr", "cosine", "optimal")] == [0.5, 0.25, 8.0]
-    sentence = "toy, el: signal over noise 0.500 at 6, 2.00 at 64 images a batch; below 1 a batch alone says little"
-    assert sentence in text and "biased" not in text
-    log = {"el-biased.snr": [9.0] * 8, "el-biased.cosine": [0.5] * 8}
-    runs += add_curves(tmp_path, "el-biased", [FAST], log=log, estimator="biased")
-    rows, text = make(tmp_path, runs, kind="signal")
-    assert (rows[-1]["supplement"], rows[-1]["snr"], rows[-1]["cosine"]) == ("el-biased", "", "0.5")
-    assert sentence in text and "- el-biased: no signal over noise is given, for the value of a biased form" in text
-    (tmp_path / "data/runs/toy/di/el-biased/0/generator_ema.safetensors.recipe").unlink()
-    with pytest.raises(Problem, match=r"el-biased/0/generator_ema\.safetensors\.recipe cannot be read"):
-        make(tmp_path, runs, kind="signal")
-
-
 def test_a_picture_leaves_out_what_has_no_number(tmp_path, monkeypatch):
-    """An empty place would look like a signal of 0: the picture is as tall as the rows that have one."""
+    """An empty place would look like a loss of 0: the picture is as tall as the rows that have one."""
     from PIL import Image
 
     monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
-    runs = add_curves(tmp_path, "el", [FAST], log={"el.snr": [2.0] * 8})
-    runs += add_curves(tmp_path, "el-biased", [FAST], log={"el-biased.snr": [9.0] * 8}, estimator="biased")
-    assert len(make(tmp_path, runs, kind="signal")[0]) == 2
+    runs = add_curves(tmp_path, "none", [FAST]) + add_curves(tmp_path, "el", [(4.0, 0.0)])
+    assert len(make(tmp_path, runs, kind="stability")[0]) == 2
     with Image.open(tmp_path / "out/study.png") as picture:
         assert picture.size == pytest.approx((1400, 200 * (1.0 + 0.19)), abs=1)
-
-
-def test_methods_of_one_batch_are_told_apart(tmp_path):
-    """Two methods whose batch is the same have their names beside their numbers."""
-    runs = [
-        add(tmp_path, f"toy/{method}/el/0", curve=FAST, log={"el.snr": [value] * 8})
-        for method, value in (("di", 2.0), ("sid", 4.0))
-    ]
-    assert (
-        "toy, el: signal over noise 2.00 at 64 (di), 4.00 at 64 (sid) images a batch."
-        in make(tmp_path, runs, kind="signal")[1]
-    )
 
 
 def test_a_bed_has_one_space_that_ranks(tmp_path):
@@ -846,7 +808,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     assert text.startswith(f"# What of it?\n\n{heading}| data, method/supplement |")
     if kind == "central":
         assert "comparisons of this table that answer, " in text and " others explore without one" in text
-    ranks = kind not in ("stability", "signal", "variance")
+    ranks = kind not in ("stability", "variance")
     assert (
         "Ranked by `fd5k_judge-a_heldout`, lower is better; baseline `none`" in text
     ) is ranks and "study.csv" in text
@@ -915,7 +877,7 @@ def test_runs_that_cannot_be_compared_are_a_problem(tmp_path):
 
 FEW = [{**each, "seeds": each["seeds"][:1], "studies": [name for name in each["studies"] if name != "el-against-none"]}
        for each in ABLATION
-       if {"central", "budget", "strength", "batch"} & set(each["studies"])]  # fmt: skip
+       if {"central", "central-fashion", "what-matters", "batch"} & set(each["studies"])]  # fmt: skip
 
 
 def values_with(path="", value=None):
@@ -953,7 +915,7 @@ def shipped_plan():
         ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
-        ("tables/studies/strength/against", "dj/none", ["tables.studies.strength.against is 'dj'", "did you mean di?"]),
+        ("tables/studies/batch/against", "dj/none", ["tables.studies.batch.against is 'dj'", "did you mean di?"]),
         ("tables/studies/budget/against", "di/none", ["studies.budget.against is 'di/none'", "of the kinds contrast, central, speed can"]),
         ("tables/baseline", "di/none", ["tables.baseline is 'di'"]),
         ("tables/studies/budget/against", "el+non", ["tables.studies.budget.against is 'el+non'", "one of none, el,"]),
@@ -1024,22 +986,22 @@ BEFORE = functools.cache(digests)
     ("path", "value", "expected"),
     [
         ("suites/ablation/0/seeds", [300, 301], {"central"}),
-        ("suites/ablation/1/supplements", ["none", "el-base"], {"budget"}),
-        ("suites/ablation/4/methods", ["di-b8"], {"batch", "signal", "stability"}),
+        ("suites/ablation/1/seeds", [300, 301], {"central-fashion"}),
+        ("suites/ablation/3/methods", ["di-b8"], {"batch", "stability"}),
         ("tables/studies/batch/question", "Why?", {"batch"}),
         ("tables/studies/mechanism/question", "Why?", set()),
         ("tables/studies/central/margin", 0.2, {"central"}),
-        ("distil/supplements/el-fade/fade", 0.3, {"strength", "stability"}),
-        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "signal", "stability"}),
+        ("distil/supplements/el-fade/fade", 0.3, {"what-matters", "stability"}),
+        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "stability"}),
         ("suites/demo/0/seeds", [7], set()),
-        ("distil/supplements/el/weight", 3, set()),
+        ("distil/supplements/el/weight", 3, {"central"}),
         ("tables/baseline", "el", set()),
     ],
 )  # fmt: skip
 def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, expected):
     """Another study's grid, question or arms leave its digest; so does everything about the suite's own tables."""
     before, after = BEFORE(), digests(path, value)
-    assert before.keys() == after.keys() == {"central", "budget", "strength", "batch", "signal", "stability"}
+    assert before.keys() == after.keys() == {"central", "central-fashion", "what-matters", "batch", "stability"}
     assert {name for name in before if before[name] != after[name]} == expected
 
 
@@ -1047,10 +1009,10 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     ("module", "expected"),
     [
         *((module, set(BEFORE())) for module in ("studies", "names", "inference", "plots", "results")),
-        ("comparisons", {"central", "budget", "strength", "batch"}),
+        ("comparisons", {"central", "central-fashion", "what-matters", "batch"}),
         ("speed", set()),
-        ("central", {"central"}),
-        ("diagnostics", {"signal", "stability"}),
+        ("central", {"central", "central-fashion"}),
+        ("diagnostics", {"stability"}),
         ("variance", set()),
     ],
 )
@@ -1084,6 +1046,8 @@ def test_a_study_has_the_runs_of_its_grids_and_what_it_needs_to_read_them():
 
 ANSWERS = SHIPPED["tables"]["studies"]
 TUNED = set(SHIPPED["tables"]["tuning"])
+# `central` and `variants` share runs with the suite `speed`, whose arms are `el` and `pixel-mmd` at their own learning rates.
+FROZEN = [each for each in ABLATION if not {"central", "variants"} & set(each["studies"])]
 
 
 def cells(study):
@@ -1099,9 +1063,9 @@ def test_every_study_is_named_by_a_grid():
 
 
 def test_every_arm_of_the_ablation_derives_from_the_frozen_copy():
-    """The file is embedding and the chain of `like` ends at el-base, whatever becomes of `el`."""
+    """But for the central study: the file is embedding and the chain of `like` ends at el-base, whatever becomes of `el`."""
     sections = SHIPPED["distil"]["supplements"]
-    arms = {part for each in ABLATION for name in each["supplements"] for part in name.split("+")}
+    arms = {part for each in FROZEN for name in each["supplements"] for part in name.split("+")}
     assert len(arms) > 40 and "el" not in arms
     for arm in arms - {"none", "regression", "gan"}:
         assert shipped().section("supplement", arm)["file"] == "embedding"
@@ -1113,13 +1077,13 @@ def test_every_arm_of_the_ablation_derives_from_the_frozen_copy():
 
 def test_the_arms_of_the_ablation_differ():
     """No two arms are the same loss under two names."""
-    arms = {name for each in ABLATION for name in each["supplements"]} - {"none"}
+    arms = {name for each in FROZEN for name in each["supplements"]} - {"none"}
     sections = [json.dumps(shipped().section("supplement", arm, "digits"), sort_keys=True) for arm in sorted(arms)]
     assert len(set(sections)) == len(sections)
 
 
 def test_results_are_reported_on_seeds_that_tuned_nothing():
-    """Tuning seeds occur in the studies `tuning` and `tuning-el` of the ablation alone."""
+    """Tuning seeds occur in the ablation's studies whose names begin with `tuning`, and in no other."""
     for name in ANSWERS:
         tuned = {cell for cell in cells(name) if cell[3] in TUNED}
         if name.startswith("tuning"):
@@ -1132,7 +1096,7 @@ def test_every_arm_has_a_baseline_with_its_own_seeds():
     """In the studies that compare: each run has a twin in the study's `against`, so that no seed is lost."""
     for name in shipped().studies("ablation"):
         study = ANSWERS[name]
-        if study.get("kind", "contrast") in ("seeds", "signal", "variance", "stability") or name == "tuning":
+        if study.get("kind", "contrast") in ("seeds", "variance", "stability") or name == "tuning":
             continue
         one, _, against = study.get("against", "none").rpartition("/")
         there = set(cells(name))

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of studies that examine the training of the runs: whether they diverged or collapsed, and the signal of the supplement."""
+"""The kind of study that examines the training of the runs: whether they diverged, collapsed or had spikes."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from statistics import fmean, median
 
-from eldistill.errors import Problem
-from eldistill.tables.results import arms_of, ended_no_better, identity, short
+from eldistill.tables.results import arms_of, ended_no_better, identity
 
 RECIPE = ("diagnostics", 3)  # runs that end far above their baseline; no count of 0 that says nothing
 COLLAPSE = 0.5  # ratio of the trace of the covariance, generated over real, below which a run counts as collapsed
@@ -69,48 +66,3 @@ def _far_above(curves: list[list[tuple[int, float]]], bases: list[list[tuple[int
     # How many curves end above FAR times the mean end of the baseline's; None without a baseline.
     goal = FAR * fmean(curve[-1][1] for curve in bases) if bases else 0.0
     return sum(curve[-1][1] > goal for curve in curves) if goal > 0 else None
-
-
-def signal(study) -> tuple[list[dict], list[str]]:
-    """The signal of the supplement by batch size, from the second half of each run's log; returns rows and sentences.
-
-    Columns are the value over its running standard deviation (snr), the cosine between its gradient and that of the base loss, and
-    the fraction that would mix both with the least variance (a diagnostic only: the lemma requires two estimators of the same
-    vector). The value of a biased estimator is mostly bias at small batches, so that its snr is omitted."""
-    rows, biased = [], []
-    for group in arms_of(study.results).values():
-        found = {}
-        for name in ("snr", "cosine", "optimal", "trace_ratio", "weight"):
-            values = [fmean(values) for result in group if (values := study.logged(result, name))]
-            found[name] = fmean(values) if values else None
-        if found["snr"] is None:
-            continue
-        if _biased(study.root, group[0].run):
-            found["snr"] = None
-            biased.append(group[0].arm[2])
-        about = group[0].about
-        row = identity(group) | {"batch": round(about["n_images"] / about["iterations"])} | found
-        rows.append(row | {"runs": " ".join(result.run for result in group)})
-    rows.sort(key=lambda row: (row["data"], row["supplement"], row["batch"], row["method"]))
-    said = []
-    for data, supplement in dict.fromkeys((row["data"], row["supplement"]) for row in rows if row["snr"] is not None):
-        same = [row for row in rows if (row["data"], row["supplement"]) == (data, supplement)]
-        twice = len({row["batch"] for row in same}) < len(same)
-        values = ", ".join(
-            f"{short(row['snr'])} at {row['batch']}" + (f" ({row['method']})" if twice else "") for row in same
-        )
-        alone = "" if same[0]["snr"] >= 1 else "; below 1 a batch alone says little, and only many steps do"
-        said.append(f"{data}, {supplement}: signal over noise {values} images a batch{alone}.")
-    if biased:
-        said.append(f"{', '.join(dict.fromkeys(biased))}: no signal over noise is given, for the value of a biased form is mostly "
-                    "its bias.")  # fmt: skip
-    return rows, said
-
-
-def _biased(root: Path, run: str) -> bool:
-    path = root / f"data/runs/{run}/generator_ema.safetensors.recipe"
-    try:
-        supplements = json.loads(path.read_text(encoding="utf-8"))["params"]["supplements"]
-    except (OSError, ValueError, KeyError) as error:
-        raise Problem(f"{path} cannot be read ({error}); make the run again") from None
-    return any(each.get("estimator") == "biased" for each in supplements.values())

@@ -16,11 +16,10 @@ COVERED_BY = "plots"
 DRAWN = {
     "part": "percent of the variance of the Fréchet distance",
     "fd_mean": "Fréchet distance, mean ± sd",
-    "snr": "signal of the supplement over its noise",
     "share": "floor: percent of the variance at the smallest batch that no batch averages out",
     "lost_percent": "percent lost after the best point of the curve, median",
 }
-BARS = ("part", "lost_percent", "snr")  # columns of DRAWN that are drawn as bars from 0
+BARS = ("part", "lost_percent")  # columns of DRAWN that are drawn as bars from 0
 PARTS = {
     "training": "training seed",
     "ensemble": "ensemble seed",

@@ -25,7 +25,7 @@ RECIPE = ("studies", 4)  # two digits of a deviation; the figure as PDF and SVG
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
-    "stability": "diagnostics", "signal": "diagnostics", "variance": "variance",
+    "stability": "diagnostics", "variance": "variance",
 }  # fmt: skip
 CURVED = ("speed", "budget", "stability")  # kinds that need curves
 # {value of the column `part`: heading of its table}. Rows of kinds with one table have no such column.
@@ -70,16 +70,11 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("fd of the other spaces", lambda row: None),  # `_columns` makes one for each space
     ("KID", lambda row: _pm(row, "kid")),
     ("recall", lambda row: _pm(row, "recall")),
-    ("batch", lambda row: _text(row.get("batch"))),
     ("weight", lambda row: _text(row.get("weight"))),
     ("gradient ratio", lambda row: _text(row.get("gradient_ratio"))),
     ("least trace ratio", lambda row: _text(row.get("trace_ratio_min"))),
     ("noise over signal", lambda row: None),  # `_columns` makes one for each batch
     ("floor, % of the variance at the smallest", lambda row: _span(row, "share", "share_low", "share_high")),
-    ("signal over noise", lambda row: _text(row.get("snr"))),
-    ("cosine", lambda row: _text(row.get("cosine"))),
-    ("least-variance share", lambda row: _text(row.get("optimal"))),
-    ("trace ratio", lambda row: _text(row.get("trace_ratio"))),
     ("no better than the start", lambda row: _text(row.get("diverged"))),
     ("far above the baseline", lambda row: _text(row.get("far_above"))),
     ("trace ratio below 0.5", lambda row: _text(row.get("collapsed"))),
