@@ -39,7 +39,9 @@ def read_working_tree(name: str) -> str:
 
 def raw_heading(text: str) -> str:
     """The raw names in a heading for readers: `FD judge A, held-out ↓` is `fd judge-a held-out`. Raw headings stay as they are."""
-    text = text.strip(" ↓↑").replace("FD, unbiased", "fdj").replace("FD, std. error", "fdse").replace("judge ", "judge-")
+    text = (
+        text.strip(" ↓↑").replace("FD, unbiased", "fdj").replace("FD, std. error", "fdse").replace("judge ", "judge-")
+    )
     text = text.replace(", held-out", " held-out").replace(", train", " train")
     return re.sub(r"\b(FD|KID|IS|[A-Z])\b", lambda found: found[0].lower(), text)
 

@@ -15,7 +15,9 @@ from eldistill.tables.results import arms_of, decimals, load_result, plus_minus
 from tests.tables.test_tables import PARAMS, add_run, add_setting, suite  # noqa: F401  (the fixture)
 
 LATEX = shutil.which("pdflatex")
-DOCUMENT = "\\documentclass{{article}}\n\\usepackage{{booktabs,graphicx,rotating}}\n\\begin{{document}}\n{}\\end{{document}}\n"
+DOCUMENT = (
+    "\\documentclass{{article}}\n\\usepackage{{booktabs,graphicx,rotating}}\n\\begin{{document}}\n{}\\end{{document}}\n"
+)
 SPREAD = (0.0, 1e-9, 0.0136, 0.0996, 1.36, 12.3, 123.4, 98765.0)
 
 
@@ -41,14 +43,18 @@ def test_both_tables_compile_and_nothing_is_wider_than_the_page(tmp_path):
     """Two data settings, one of them with long names, wide numbers and one seed; eight arms; signs that LaTeX reads as commands."""
     runs = add_setting(tmp_path, "toy") + add_setting(tmp_path, "a_long-name&50%of#data", 12345.678, "512", "250")
     for run in list(runs[:9]):
-        runs.append(run.replace("/di/", "/a_method-with_a-very-long_name/").replace("/el/", "/regression+el-permuted_x/"))
+        runs.append(
+            run.replace("/di/", "/a_method-with_a-very-long_name/").replace("/el/", "/regression+el-permuted_x/")
+        )
         add_run(tmp_path, runs[-1], 3.0 + len(runs) / 7)
     for text in texts(tmp_path, runs):
         (tmp_path / "page.tex").write_text(DOCUMENT.format(text))
         words = [LATEX, "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
         assert done.returncode == 0, done.stdout[-2000:]
-        assert "Overfull" not in done.stdout and "Missing character" not in (tmp_path / "page.log").read_text(errors="replace")
+        assert "Overfull" not in done.stdout and "Missing character" not in (tmp_path / "page.log").read_text(
+            errors="replace"
+        )
 
 
 def test_the_narrow_table_has_five_columns_and_the_caption_says_what_they_are(suite):  # noqa: F811
@@ -57,7 +63,13 @@ def test_the_narrow_table_has_five_columns_and_the_caption_says_what_they_are(su
     assert "\\centering" in text and "tabular*}{\\textwidth}" in text
     assert {line.count("&") for line in text.splitlines() if line.endswith("\\\\")} == {4}
     caption = re.search(r"\\caption{(.*)}", text)[1]
-    for words in ("5,000 generated images", "over 3 seeds", "standard deviation", "Bold: the best mean", "over the 1 comparison on"):
+    for words in (
+        "5,000 generated images",
+        "over 3 seeds",
+        "standard deviation",
+        "Bold: the best mean",
+        "over the 1 comparison on",
+    ):
         assert words in caption
     assert "sidewaystable" in wide and wide.count("&") > text.count("&")
     assert "-" not in re.sub(r"\$[^$]*\$", "", cells(text, "DI + EL")[2])  # every minus is one of mathematics
@@ -85,7 +97,9 @@ def test_a_deviation_has_two_digits_and_its_mean_the_same_place(scale, deviation
         if spread < 1e-4 or spread >= 1e7:
             continue
         place = 10.0 ** -decimals(spread)
-        assert abs(float(first) - mean) <= place / 2 * (1 + 1e-9) and abs(float(second) - spread) <= place / 2 * (1 + 1e-9)
+        assert abs(float(first) - mean) <= place / 2 * (1 + 1e-9) and abs(float(second) - spread) <= place / 2 * (
+            1 + 1e-9
+        )
         assert len(first.partition(".")[2]) == len(second.partition(".")[2]) == max(0, decimals(spread))
         assert not re.fullmatch(r"-0(\.0*)?", first)
 
@@ -106,7 +120,10 @@ def test_every_name_of_this_project_has_one_for_readers(suite):  # noqa: F811
     from tests import conftest
 
     shipped = conftest.shipped()["distil"]
-    known = {**dict.fromkeys(shipped["methods"], names.method_name), **dict.fromkeys(shipped["supplements"], names.supplement_name)}
+    known = {
+        **dict.fromkeys(shipped["methods"], names.method_name),
+        **dict.fromkeys(shipped["supplements"], names.supplement_name),
+    }
     assert {raw for raw, look_up in known.items() if look_up(raw).short == raw} == {"regression"}
     written = {*METRICS, *ALONE, *LABELLED, "fdj", "fdse"} - {"debiased"}  # which writes fdj and fdse
     assert written <= set(names.METRICS)

@@ -35,7 +35,7 @@ BASE = (10.0, 11.0, 9.0, 10.5, 9.5)  # mean 10: the margin of equivalence is 1
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures take most of the time: only the tests of pictures draw them."""
-    monkeypatch.setattr(forest, "draw_study", lambda path, rows, params: path.touch())
+    monkeypatch.setattr(forest, "draw_study", lambda paths, rows, params: [path.touch() for path in paths])
 
 
 def add(root, run, value=1.0, log=None, flop=None, estimator="unbiased", **others):
@@ -801,7 +801,9 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
         drawn = [row for row in rows if row.get("difference")] or rows
         lines = 3 * len(drawn) if kind == "seeds" else len(drawn)  # a bar for each part of the variance
         wanted = (1400, 200 * (1.0 + 0.19 * lines))
-        assert picture.size == pytest.approx((1400, 590) if kind == "speed" else wanted, abs=1)  # one row of panels for the method
+        assert picture.size == pytest.approx(
+            (1400, 590) if kind == "speed" else wanted, abs=1
+        )  # one row of panels for the method
         assert "Software" not in picture.info
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
     heading = "## Time to the baseline's values\n\n" if kind == "speed" else ""

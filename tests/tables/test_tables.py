@@ -682,11 +682,13 @@ def test_every_point_of_the_curves_is_inside_its_panel_or_marked_at_the_edge(tmp
     runs = add_setting(tmp_path, "toy")
     for which in ("real", "teacher"):
         path = tmp_path / f"data/evaluations/toy/{which}/metrics.json"
-        write(path, {name: 1e-6 for name in json.loads(path.read_text())})
+        write(path, dict.fromkeys(json.loads(path.read_text()), 1e-6))
     make(tmp_path, runs)
     for axes in drawn[0].axes:
         low, high = axes.get_ylim()
-        values = [float(y) for line in axes.get_lines() for y in line.get_ydata() if line.get_transform() == axes.transData]
+        values = [
+            float(y) for line in axes.get_lines() for y in line.get_ydata() if line.get_transform() == axes.transData
+        ]
         assert min(values) >= low and max(values) <= high and len(values) > 12
         assert high / low < 2 * max(values) / min(values)
         assert any("teacher" in text.get_text() for text in axes.texts)

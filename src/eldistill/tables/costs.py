@@ -14,7 +14,11 @@ from eldistill.tables.figures import GREY, Style
 from eldistill.tables.results import COSTS, PARTS, Result, arms_of, is_reason, named, one_device
 
 COVERED_BY = "plots"
-SPENT = {"iterations": "iterations", "seconds": "CPU seconds", "FLOP": "FLOP"}  # {key of COSTS: title of a horizontal axis}
+SPENT = {
+    "iterations": "iterations",
+    "seconds": "CPU seconds",
+    "FLOP": "FLOP",
+}  # {key of COSTS: title of a horizontal axis}
 FLOP_UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
 
@@ -30,7 +34,9 @@ def draw_costs(paths: Sequence[Path], results: list[Result], params: dict) -> No
     beds, looks = curves.beds_of(results), figures.styles([params["baseline"], *(result.arm[2] for result in results)])
     with figures.plain_style():
         figure = Figure(figsize=(figures.WIDTH, 2.1 * len(beds) + 0.4), layout="constrained")
-        for panels, (bed, arms) in zip(figure.subplots(len(beds), len(SPENT), squeeze=False), beds.items(), strict=True):
+        for panels, (bed, arms) in zip(
+            figure.subplots(len(beds), len(SPENT), squeeze=False), beds.items(), strict=True
+        ):
             column = named(next(iter(arms.values()))[0].curve[0], "fd", params["primary"], "heldout")
             for axes, unit in zip(panels, SPENT, strict=True):
                 _draw_cost(axes, arms, unit, column, looks)
@@ -179,7 +185,9 @@ def _seconds(row: dict, base: dict, mine: list, theirs: list, params: dict) -> R
     return Ratio(row["step_ms_cpu"] / base["step_ms_cpu"]) if row["step_ms_cpu"] and base["step_ms_cpu"] else None
 
 
-MEASURES: dict[str, Callable[..., Ratio | None]] = {  # {line of the figure: its ratio to the baseline, None if not measured}
+MEASURES: dict[
+    str, Callable[..., Ratio | None]
+] = {  # {line of the figure: its ratio to the baseline, None if not measured}
     **{f"distance to {names.PARTS[part].text}": _distance(part) for part in PARTS},
     "iterations to the\nbaseline's last distance": _iterations,
     "seconds an iteration": _seconds,

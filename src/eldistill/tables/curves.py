@@ -91,7 +91,9 @@ def _figure(panels: list[list[Panel]], looks: dict[str, Style], params: dict, si
     return figure
 
 
-def legend(figure: Any, results: list[Result], looks: dict[str, Style], narrow: bool = False, lines: bool = True) -> None:
+def legend(
+    figure: Any, results: list[Result], looks: dict[str, Style], narrow: bool = False, lines: bool = True
+) -> None:
     """One legend above all panels, with every supplement of the results.
 
     narrow: for a figure as wide as a column. lines: also say what thin and dotted lines mean."""
@@ -100,17 +102,28 @@ def legend(figure: Any, results: list[Result], looks: dict[str, Style], narrow: 
 
     shown, several = {result.arm[2] for result in results}, any(len(group) > 1 for group in arms_of(results).values())
     handles: list[Any] = [
-        Line2D([], [], **look.line(markersize=4, linewidth=1.6), label=getattr(names.supplement_name(name), "short" if narrow else "text"))
+        Line2D(
+            [],
+            [],
+            **look.line(markersize=4, linewidth=1.6),
+            label=getattr(names.supplement_name(name), "short" if narrow else "text"),
+        )
         for name, look in looks.items()
         if name in shown
     ]
     if several:
         handles += [Line2D([], [], color=GREY, linewidth=0.5, label="one seed")] if lines else []
-        handles += [Patch(color=GREY, alpha=0.25, linewidth=0, label="± one deviation" if narrow else "± one deviation over seeds")]
+        handles += [
+            Patch(
+                color=GREY, alpha=0.25, linewidth=0, label="± one deviation" if narrow else "± one deviation over seeds"
+            )
+        ]
     if lines and any(name.startswith("raw_") for result in results for name in result.curve[0]):
         label = "without average" if narrow else "without running average"
         handles += [Line2D([], [], color=GREY, **DOTTED, label=label)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3 if narrow else 4, frameon=False, columnspacing=1.2)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=3 if narrow else 4, frameon=False, columnspacing=1.2
+    )
 
 
 def _draw(axes: Any, panel: Panel, looks: dict[str, Style], primary: str) -> None:

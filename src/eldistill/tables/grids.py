@@ -16,7 +16,7 @@ COVERED_BY = "plots"
 SAMPLE_ROWS = 4  # of images without classes; with classes a grid has a row for each, and all are shown
 WIDTH = 576  # pixels that a grid is enlarged to at most, by an integer factor
 LABEL, GAP, FONT = 40, 24, 26  # pixels
-PAIRED = "Teacher and generators start from the same noise at the same place. The real images do not belong to a noise. Nothing is selected."
+PAIRED = "Teacher and generators start from the same noise at the same place. Nothing is selected."
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def _lines(results: list[Result]) -> list[list[Grid]]:
     lines: dict[tuple[str, str], list[Grid]] = {}
     for (data, method, supplement), group in arms_of(results).items():
         name, run = names.data_name(data).short, min(group, key=lambda result: result.seed)
-        lines.setdefault((data, ""), [Grid(f"{name}: real images", f"{data}/real"), Grid(f"{name}: teacher", f"{data}/teacher")])
+        lines.setdefault(
+            (data, ""), [Grid(f"{name}: real images", f"{data}/real"), Grid(f"{name}: teacher", f"{data}/teacher")]
+        )
         label = f"{names.arm_name(method, supplement).short} (seed {run.seed})"
         lines.setdefault((data, method), []).append(Grid(label, run.run))
     order = sorted(lines, key=lambda place: list(dict.fromkeys(data for data, _ in lines)).index(place[0]))
@@ -64,7 +66,10 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
     from PIL import Image, ImageDraw
 
     lines = _lines(results)
-    pictures = [[_picture(root / f"data/evaluations/{grid.folder}/samples.png", params["grid"]) for grid in line] for line in lines]
+    pictures = [
+        [_picture(root / f"data/evaluations/{grid.folder}/samples.png", params["grid"]) for grid in line]
+        for line in lines
+    ]
     width = max(picture.width for line in pictures for picture in line)
     highs = [max(picture.height for picture in line) + LABEL + GAP for line in pictures]
     across = max(map(len, lines))

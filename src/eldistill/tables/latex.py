@@ -27,7 +27,8 @@ def narrow(rows: list[dict], params: dict) -> str:
 
 
 def wide(rows: list[dict], params: dict, wanted: list[tuple[str, str, str]]) -> str:
-    """The text of main-wide.tex: for each data setting a table in landscape with one column for each measured metric of `wanted` that is in WIDE."""
+    """The text of main-wide.tex: for each data setting a table in landscape with one column for each metric of `wanted` that was
+    measured and is in WIDE."""
     head = "% \\usepackage{booktabs,graphicx,rotating}\n% All digits, and the raw names of metrics: main.csv.\n"
     return head + "\n".join(_wide(data, list(group), params, wanted) for data, group in _by_data(rows))
 
@@ -59,7 +60,10 @@ def _wide(data: str, rows: list[dict], params: dict, wanted: list[tuple[str, str
     for want in (want for want in wanted if want[0] in WIDE):
         columns.append(_measured(rows, *want))
         if want == ("fd", primary, "heldout"):
-            columns += [("Difference", lambda row: _difference(row, primary, "heldout")), ("$p$", lambda row: _p(row, primary))]
+            columns += [
+                ("Difference", lambda row: _difference(row, primary, "heldout")),
+                ("$p$", lambda row: _p(row, primary)),
+            ]
     columns.append(("CPU ms per\\\\iteration", lambda row: short(row["step_ms_cpu"])))
     kept = [column for column in columns if any(column[1](row) not in ("", EMPTY) for row in rows)]
     body = _body(rows, [(f"\\shortstack[r]{{{title}}}" if "\\\\" in title else title, cell) for title, cell in kept])
@@ -176,8 +180,8 @@ def _caption(data: str, rows: list[dict], params: dict, bold: str) -> str:
         base = params["baseline"]
         base = "alone" if base == "none" else f"with {names.supplement_name(base).short}"
         text += (
-            f"Difference: from the method {base}, paired by seed, with {100 * params['confidence']:g} % t-interval; p: paired t-test, Holm's "
-            f"correction over the {size} comparison{'s' if size > 1 else ''} on held-out images. "
+            f"Difference: from the method {base}, paired by seed, with {100 * params['confidence']:g} % t-interval; p: paired t-test, "
+            f"Holm's correction over the {size} comparison{'s' if size > 1 else ''} on held-out images. "
         )
     text += f"Bold: the best mean of {bold} among the arms of a method, which is no test."
     text = names.escape_tex(text).replace(" ± ", r" $\pm$ ").replace(r" \%", r"\,\%")

@@ -162,5 +162,7 @@ def metric_name(raw: str) -> Name:
     metric, space = METRICS[match["metric"]], space_name(match["space"])
     part = PARTS[match["part"]] if match["part"] else None
     text = metric.text + (f" {'to' if metric.short.endswith('FD') else 'against'} {part.text}" if part else "")
-    text += f" ({space.text if match['space'] == 'pixels' else f'features of {space.text}'}, {images(match['n'])} images)"
+    text += (
+        f" ({space.text if match['space'] == 'pixels' else f'features of {space.text}'}, {images(match['n'])} images)"
+    )
     return _name(text, f"{metric.short} {space.short}" + (f", {part.short}" if part else ""))

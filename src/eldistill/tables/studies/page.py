@@ -92,7 +92,8 @@ def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]
     stems = [stem for stem in _found(rows, r"(fd_.+)_mean") if stem != "fd_train"]
     several = {
         "fd of the other spaces": [
-            (f"FD {names.space_name(stem.removeprefix('fd_')).short}", lambda row, stem=stem: _pm(row, stem)) for stem in stems
+            (f"FD {names.space_name(stem.removeprefix('fd_')).short}", lambda row, stem=stem: _pm(row, stem))
+            for stem in stems
         ],
         "noise over signal": [
             (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))

@@ -54,7 +54,9 @@ def _draw_rates(axes: Any, rows: list[dict], looks: dict[str, Style]) -> None:
     ends = [float(end) for row in rows for end in row["ends"].split()]
     _fit(axes, ends)
     axes.minorticks_off()
-    axes.set(xlabel="factor on the learning rates", ylabel="Fréchet distance at the end ↓\n(mean and runs, tuning seeds)")
+    axes.set(
+        xlabel="factor on the learning rates", ylabel="Fréchet distance at the end ↓\n(mean and runs, tuning seeds)"
+    )
     return None
 
 
@@ -77,7 +79,11 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
     # One wide interval of few seeds would make all others look like points: it ends in a triangle at the edge.
     ends = [row[f"ratio_iterations{end}"] for row in shown for end in ("_low", "_high")]
     low, high = min(ratios) / 4, 4 * max(ratios)
-    _fit(axes, [*ratios, *(min(max(end, low), high) for end in ends if end is not None)], arrows=any(row["bound"] for row in shown))
+    _fit(
+        axes,
+        [*ratios, *(min(max(end, low), high) for end in ends if end is not None)],
+        arrows=any(row["bound"] for row in shown),
+    )
     arms = list(dict.fromkeys(row["supplement"] for row in shown))
     for place, supplement in enumerate(arms):
         arm = [row for row in shown if row["supplement"] == supplement]
@@ -143,6 +149,8 @@ def _legend(figure: Any, rows: list[dict], looks: dict[str, Style], params: dict
     if any(row.get("diverged_runs") for row in rows if row["part"] == "rate"):
         handles.append(Line2D([], [], marker="x", **alone, label="run that diverged"))
     if any(row.get("bound") for row in rows):
-        handles.append(Line2D([], [], marker="o", markerfacecolor="white", **alone, label="only a bound is known (arrow)"))
+        handles.append(
+            Line2D([], [], marker="o", markerfacecolor="white", **alone, label="only a bound is known (arrow)")
+        )
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, columnspacing=1.2,
                   title=params["question"], title_fontsize=9)  # fmt: skip
