@@ -105,7 +105,7 @@ def draw_ratios(paths: Sequence[Path], results: list[Result], rows: list[dict], 
             _draw_ratios(axes, found, looks)
             base = names.supplement_name(params["baseline"]).short
             axes.set_title(curves.bed_title(*bed), loc="left")
-            axes.set_xlabel(f"ratio to {base} (left of 1 is better)")
+            axes.set_xlabel(f"ratio to {base} ↓")
         for axes in panels[max(1, len(beds)) :]:
             axes.set_axis_off()
         if not beds:
@@ -128,7 +128,7 @@ def _legend(figure: Any, results: list[Result], looks: dict[str, Style]) -> None
     ]
     handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="white", markersize=4, linestyle="none",
                           label="at least (not reached)"))  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    figures.legend_above(figure, handles, 4)
 
 
 Lines = dict[str, dict[str, Ratio]]  # {line: {supplement: ratio}}

@@ -121,9 +121,7 @@ def legend(
     if lines and any(name.startswith("raw_") for result in results for name in result.curve[0]):
         label = "without average" if narrow else "without running average"
         handles += [Line2D([], [], color=GREY, **DOTTED, label=label)]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=3 if narrow else 4, frameon=False, columnspacing=1.2
-    )
+    figures.legend_above(figure, handles, 3 if narrow else 4)
 
 
 def _draw(axes: Any, panel: Panel, looks: dict[str, Style], primary: str) -> None:

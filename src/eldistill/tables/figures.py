@@ -118,6 +118,15 @@ def tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend_above(figure: Any, handles: list[Any], columns: int, **more: Any) -> None:
+    """One legend above all panels, with as many columns as fit the figure, at most `columns`. more: keywords of matplotlib."""
+    for count in range(columns, 0, -1):
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=count, frameon=False, columnspacing=1.2, **more)
+        if count == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < 0.98 * figure.bbox.width:
+            return
+        legend.remove()
+
+
 def small_print(axes: Any, text: str) -> None:
     """Raw names of what a panel shows, and the like, along its right side."""
     axes.text(1.012, 0.5, text, transform=axes.transAxes, fontsize=SMALL, color=GREY, rotation=90, va="center")

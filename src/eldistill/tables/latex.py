@@ -83,6 +83,8 @@ def _label(data: str) -> str:
 
 def _body(rows: list[dict], columns: list[Column]) -> str:
     # Rows of each method together, below the reference runs.
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    rows = sorted(rows, key=lambda row: methods.index(row["method"]))
     lines = [f"\\toprule\n{' & '.join(['Method', *(title for title, _ in columns)])} \\\\\n"]
     for place, (_, group) in enumerate(itertools.groupby(rows, lambda row: row["seeds"] and row["method"])):
         lines.append("\\midrule\n" if place < 2 else "\\addlinespace\n")

@@ -152,5 +152,4 @@ def _legend(figure: Any, rows: list[dict], looks: dict[str, Style], params: dict
         handles.append(
             Line2D([], [], marker="o", markerfacecolor="white", **alone, label="only a bound is known (arrow)")
         )
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, columnspacing=1.2,
-                  title=params["question"], title_fontsize=9)  # fmt: skip
+    figures.legend_above(figure, handles, 3, title=params["question"], title_fontsize=9)
