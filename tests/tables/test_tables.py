@@ -648,6 +648,7 @@ def test_every_panel_names_what_its_own_setting_measured_and_how_many_seeds(tmp_
     assert [axes.get_ylabel().split("\n")[-1] for axes in costs.axes[::3]] == [shown[0], shown[2]]
     for figure in (curves, costs):
         (legend,) = figure.legends
+        assert legend.get_window_extent().width < figure.bbox.width
         assert {"no supplement", "Embedding Loss (EL)", "MMD on pixels (control)"} <= {
             text.get_text() for text in legend.get_texts()
         }

@@ -121,8 +121,10 @@ def tidy(axes: Any) -> None:
 def legend_above(figure: Any, handles: list[Any], columns: int, **more: Any) -> None:
     """One legend above all panels, with as many columns as fit the figure, at most `columns`. more: keywords of matplotlib."""
     for count in range(columns, 0, -1):
-        legend = figure.legend(handles=handles, loc="outside upper center", ncols=count, frameon=False, columnspacing=1.2, **more)
-        if count == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width < 0.98 * figure.bbox.width:
+        legend = figure.legend(
+            handles=handles, loc="outside upper center", ncols=count, frameon=False, columnspacing=1.2, **more
+        )
+        if count == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
             return
         legend.remove()
 
