@@ -9,6 +9,13 @@ TORCH  ?= lock
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Snakemake, matplotlib and others keep caches in the home folder. Where it cannot be written, or there is none, they go to data/.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export XDG_CACHE_HOME ?= $(CURDIR)/data/scratch/cache
+endif
+ifeq ($(HOME),)
+export HOME := $(CURDIR)/data/scratch
+endif
 # Without bytecode Snakemake starts four seconds later.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+include: "workflow/rules/settings.smk"
+
+
 # Values of a later file override those of an earlier one (FILES in src/eldistill/plan/reading.py).
 configfile: "workflow/params/paper.yaml"
 configfile: "workflow/params/ablation.yaml"

@@ -189,6 +189,35 @@ def rates_that_train(read: Read) -> str:
     return f"Of the factors {tried}, the largest at which no run diverged is {', and '.join(parts)}."
 
 
+def speed_arms(read: Read) -> str:
+    """A row for each arm of the suites `speed` and `speed-others`: its rates, its iterations, its distance at the end."""
+    head = ["", "factor", "largest that trains", "iterations to half", "iterations to the end", "distance at the end"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for suite in ("speed", "speed-others"):
+        rows = rows_of(read(f"data/tables/{suite}/speed.csv"))
+        for method, supplement in dict.fromkeys((row["method"], row["supplement"]) for row in rows if row["part"] == "time"):
+            mine = [row for row in rows if (row["method"], row["supplement"]) == (method, supplement)]
+            times = {float(row["of_run"] or 0): row for row in mine if row["part"] == "time"}
+            trains = [float(row["factor"]) for row in mine if row["part"] == "rate" and row["diverged_runs"] == "0"]
+            first = next(iter(times.values()))
+            lines.append([
+                f"{method}/{supplement}", f"{float(first['reported']):g}", f"{max(trains):g}" if trains else "none",
+                *(fewer(times[percent]) if percent in times else "" for percent in (50.0, 100.0)),
+                f"{float(first['fd_mean']):.2f} ± {float(first['fd_sd']):.2f}",
+            ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def answers(*pages: str) -> Callable[[Read], str]:
+    """The sentences of pages of studies that compare an arm with a baseline."""
+
+    def made(read: Read) -> str:
+        lines = [line for page in pages for line in read(f"data/tables/{page}.md").splitlines()]
+        return "".join(f"{line}\n" for line in lines if re.match(r"- \S.*, \S+/\S+( in \S+)?: ", line))
+
+    return made
+
+
 def networks_against_pixels(read: Read) -> str:
     """Whether EL is sooner than the control, over the methods and percentages of the study `speed-control`."""
     rows = [
@@ -539,6 +568,9 @@ MADE: dict[str, Callable[[Read], str]] = {
     "demo-sentences": demo_sentences,
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),
     "bench-sentences": bench_sentences,
+    "speed-arms": speed_arms,
+    "variants": answers("ablation/tuning-variants", "ablation/variants"),
+    "central": answers("ablation/central", "ablation/el-against-none"),
     "speed": speed,
     "speed-gpu": speed_gpu,
     "evaluation-cost": evaluation_cost,

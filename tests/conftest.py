@@ -173,10 +173,12 @@ class Bench:
         **changes,
     ) -> Supplement:
         """supplements/<file>.py at work, named after its file; changes: of its numbers."""
-        module = contract.load_supplement(file)
+        module, images = contract.load_supplement(file), reals(labels, dtype)
+        if device != "cpu":
+            images = data.PackedImages(images.images, images.classes, images.codec, labels, device, dtype)
         setting = contract.Setting(
             ensemble=self.manifest(redraw), device=device, dtype=dtype, sigma_data=0.5, seed=seed, sigma_init=sigma_init,
-            pairs=self.pairs(labels), codec=reals().codec, label_dim=labels, micro_batch=0,
+            pairs=self.pairs(labels), codec=reals().codec, label_dim=labels, micro_batch=0, reals=images,
         )  # fmt: skip
         numbers = module.Numbers(**changes)
         return Supplement(file, module, numbers, module.prepare(numbers, setting))

@@ -32,9 +32,9 @@ from tests.conftest import ROOT
 PACKAGE = Path(eldistill.__file__).parent
 
 
-METHODS, SUPPLEMENTS, FAMILIES = available("methods"), available("supplements"), available("ensemble")
+EVERY_METHOD, SUPPLEMENTS, FAMILIES = available("methods"), available("supplements"), available("ensemble")
 EVERY = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in available(kind)]
-with_methods = pytest.mark.parametrize("method", METHODS)
+with_every_method = pytest.mark.parametrize("method", EVERY_METHOD)
 with_supplements = pytest.mark.parametrize("supplement", SUPPLEMENTS)
 
 
@@ -43,8 +43,22 @@ def offers(kind: str, file: str, function: str) -> bool:
     return callable(getattr(contract.load_module(kind, file), function, None))
 
 
+# Those with a loss of their own: the others train nothing without a supplement.
+METHODS = [method for method in EVERY_METHOD if offers("methods", method, "generator_terms")]
+with_methods = pytest.mark.parametrize("method", METHODS)
+
+
+def numbers_of(method: str, supplement: str | None) -> dict[str, dict]:
+    """A supplement for `bench.job`, with its defaults or, where no base loss is there to compare with, a fixed weight."""
+    relative = supplement is not None and method not in METHODS and "weighting" in declared("supplements", supplement)
+    return {supplement: {"weighting": "fixed"} if relative else {}} if supplement else {}
+
+
 def joins(method: str, supplement: str | None) -> bool:
-    """Whether the two go together: what adds to the phase of fake_score needs a method that has one, and no other head."""
+    """Whether the two go together: what adds to the phase of fake_score needs a method that has one, and no other head.
+    A method without a loss of its own needs a supplement."""
+    if supplement is None and method not in METHODS:
+        return False
     module = contract.load_module("methods", method)
     needs = supplement is not None and offers("supplements", supplement, "critic_terms")
     has_head = re.search("add_head", source(PACKAGE / "methods" / f"{method}.py"))
@@ -109,7 +123,7 @@ def nets_of(method: str) -> list[str]:
     return [phase.net for phase in module.phases(module.Numbers(), Progress(0, 0, 100))]
 
 
-PAIRS = [(m, s) for m in METHODS for s in (None, *SUPPLEMENTS) if joins(m, s)]
+PAIRS = [(m, s) for m in EVERY_METHOD for s in (None, *SUPPLEMENTS) if joins(m, s)]
 with_pairs = pytest.mark.parametrize(("method", "supplement"), PAIRS)
 
 
@@ -121,7 +135,7 @@ def test_something_is_found():
 # --- methods ---
 
 
-@with_methods
+@with_every_method
 def test_phases(method):
     """Phases name networks that exist, use known words, and train the generator."""
     module = contract.load_module("methods", method)
@@ -200,7 +214,7 @@ def test_critic_phase_leaves_the_rest_untouched(bench, method, net):
 @with_pairs
 def test_seed_decides_every_bit(bench, method, supplement):
     """The same seed gives the same bits whatever torch's global generator holds; another seed gives others."""
-    chosen = {supplement: {}} if supplement else {}
+    chosen = numbers_of(method, supplement)
 
     def run(number: int, seed: int) -> dict:
         with torch.random.fork_rng(devices=[]):
@@ -215,7 +229,7 @@ def test_seed_decides_every_bit(bench, method, supplement):
 @with_pairs
 def test_float64_agrees_with_float32(bench, method, supplement):
     """Two steps in float64 are the steps of float32, but for its rounding: same draws, same terms."""
-    chosen = {supplement: {}} if supplement else {}
+    chosen = numbers_of(method, supplement)
 
     def run(dtype):
         job = bench.job(method, chosen, dtype=dtype, steps=2, optimiser=SMOOTH, folder=str(dtype))
@@ -280,7 +294,7 @@ def test_the_recipe_of_size_s_has_no_forced_normalisation_with_a_discriminator()
     assert not hasattr(contract.load_module("methods", "sid"), "normalised"), "all of its networks"
 
 
-@with_methods
+@with_every_method
 def test_every_student_starts_at_the_teacher(bench, method):
     """Its weights, and those of an averaged target, are the teacher's to the bit: also CT's, as in its authors' script for
     ImageNet-64, and those of CT on CIFAR-10 and iCT, whose authors start from random weights (methods/consistency.py)."""
@@ -323,7 +337,7 @@ def test_batch_of_one(bench, method, labels):
 @with_labels
 def test_accumulation_changes_nothing(bench, method, supplement, labels):
     """Five images at once, in three parts or in two uneven ones: the same weights and logs, also with a supplement."""
-    chosen = {supplement: {}} if supplement else {}
+    chosen = numbers_of(method, supplement)
 
     def run(size):
         job = bench.job(method, chosen, labels=labels, dtype=torch.float64, batch=5, steps=2, ticks=2, micro_batch=size,
@@ -379,14 +393,14 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
     """
 
     def job(folder):
-        chosen = {supplement: {}} if supplement else {}
+        chosen = numbers_of(method, supplement)
         ema = {"policy": "ramped", "halflife_images": 40, "ramp": 0.5}
         return bench.job(method, chosen, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder, ema=ema,
                          optimiser={"warmup_images": 8, "betas": [0.5, 0.99]})  # fmt: skip
 
     def outcome(work):
         tensors = state.pack_tensors({**work.job.nets, "average": work.average}, work.optimisers)
-        return tensors, work.rows, [each.memory for each in work.job.supplements]
+        return tensors, work.rows, [remembered(each.memory) for each in work.job.supplements]
 
     for after in (1, 2):
         first = Ending(job("parted"))
@@ -400,6 +414,11 @@ def test_stopped_and_continued_is_the_uninterrupted_run(bench, method, supplemen
     (a, *rest_a), (b, *rest_b) = outcome(parted), outcome(whole)
     assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
     assert rest_a == rest_b and len(rest_a[0]) == 2
+
+
+def remembered(memory: dict) -> dict:
+    """A memory to compare bit for bit."""
+    return {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in memory.items()}
 
 
 NAMED = list(params.load_params(ROOT / "params.yaml").values["distil"]["methods"])
@@ -418,7 +437,10 @@ def test_every_named_method_continues(bench, name):
 
     def outcome(folder, stop):
         def job() -> Job:
-            return bench.job(section["file"], numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder)
+            chosen = {} if section["file"] in METHODS else numbers_of(section["file"], "embedding")
+            return bench.job(
+                section["file"], chosen, numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder
+            )
 
         if stop:
             first = Ending(job())
@@ -472,6 +494,8 @@ def test_supplement_terms(bench, supplement, labels):
         if term.gradient is None:  # for the log alone
             continue
         assert term.gradient.shape == images.shape and term.gradient.any() and not term.gradient.requires_grad
+        if getattr(contract.load_module("supplements", supplement), "TARGET_HELD", False):
+            continue
         ahead, behind = (terms(images + step * direction)[name].value for step in (1e-4, -1e-4))
         torch.testing.assert_close((ahead - behind) / 2e-4, (term.gradient * direction).sum(), rtol=1e-4, atol=1e-9)
 
@@ -652,7 +676,7 @@ def test_declared_agrees_with_the_dataclass(kind, file):
 def test_contract_functions(kind, file):
     """A method and a supplement offer all functions that the contract names, and nothing public beside them is missing."""
     needed = {
-        "methods": {"phases", "generator", "networks", "generate", "generator_terms", "sampler"},
+        "methods": {"phases", "generator", "networks", "generate", "sampler"},
         "supplements": {"prepare"},
     }[kind]
     module = contract.load_module(kind, file)
@@ -664,7 +688,7 @@ def test_contract_functions(kind, file):
         assert any(offers(kind, file, name) for name in ("generator_terms", "direct_terms", "critic_terms"))
 
 
-@with_methods
+@with_every_method
 def test_sampler_is_json(method):
     """The sampler's description has a list of positive noise levels and a rule for renoising."""
     module = contract.load_module("methods", method)
@@ -690,7 +714,7 @@ def test_unknown_file_is_a_sentence():
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_asks_which_method_it_is(path):
     """No file compares the name of a method or a supplement: what differs stands in the module."""
-    names = {*METHODS, *SUPPLEMENTS, "di", "el", "pixel-mmd"}
+    names = {*EVERY_METHOD, *SUPPLEMENTS, "di", "el", "pixel-mmd"}
     asked = []
     for node in ast.walk(ast.parse(source(path))):
         tested = node if isinstance(node, ast.Compare) else getattr(node, "pattern", None)  # `if x == y`, `case y`
@@ -728,7 +752,7 @@ def parts(name: str) -> set[str]:
 # Packages and single modules, from the ground up: each imports only what stands in an earlier line, or itself.
 ORDER = (
     {"errors", "paths"},
-    {"files", "registry", "diffusion"},
+    {"files", "outside", "registry", "signals", "tensorheader", "diffusion"},
     {"tensors", "numbers", "networks"},
     {"contract", "external"},
     {"plan", "losses"},

@@ -315,7 +315,10 @@ def own_images(contents: dict[str, bytes], **setting) -> None:
     for name, content in contents.items():
         files.write_text(Path("pictures", name), "")
         Path("pictures", name).write_bytes(content)
-    change("data/own", {"source": "folder", "path": "pictures", "heldout": 2, "teacher": "own", **setting})
+    codec = {"mean": 0.5, "std": 0.25}
+    change(
+        "data/own", {"source": "folder", "path": "pictures", "heldout": 2, "codec": codec, "teacher": "own", **setting}
+    )
     values = conftest.read_yaml(Path("params.yaml").read_text())
     change("teacher/own", {**values["teacher"]["digits-smoke"], "data": "own"})
 

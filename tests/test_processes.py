@@ -42,8 +42,12 @@ MORE = {
     "gan": ("diff_instruct", {"gan": {}}, {}),
     "regression and el": ("dmd", {"regression": {}, "embedding": {}}, {}),
     "clipped": ("sid", {}, {"optimiser": {"clip": 0.5, "warmup_images": 40}}),
+    "fd": ("dmd", {"fd": {"population": 64, "axes": 20}}, {}),
+    "drift": ("dmd", {"drift": {"real_ratio": 2}}, {}),
+    "fd without a base loss": ("alone", {"fd": {"weighting": "fixed"}}, {}),
 }  # fmt: skip
-CASES = {**{method: (method, {}, {}) for method in METHODS}, **MORE}
+LOSSES = [method for method in METHODS if contract.load_method(method).offers("generator_terms")]
+CASES = {**{method: (method, {}, {}) for method in LOSSES}, **MORE}
 BATCH, STEPS = 16, 6  # past every warm-up, every `diagnose`, and the first redraw of labels
 STOP = 3  # where a run of one number of processes ends and one of another goes on
 FEW = ("el", "dmd2")  # with four processes these are tried every time, the others by `make test-slow`

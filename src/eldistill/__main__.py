@@ -2,29 +2,39 @@
 """The command line `python -m eldistill`: one subcommand for each of the six steps and for each entry of TOOLS.
 
 Exit codes: 0 done; 2 something the user can put right, in one sentence; 1 the machine failed (disk, memory, a NaN);
-75 stopped politely with its state saved, the same command continues.
+75 stopped by a signal or a time limit, 130 by Ctrl-C outside a training: the same command continues.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from pathlib import Path
 
+from eldistill import signals
+
+if (
+    __name__ == "__main__" or os.path.basename(sys.argv[0]) == "eldistill"
+):  # the latter imports this module from its script
+    signals.handle_from_start()
+
 # Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ["MPLBACKEND"] = (
+    "agg"  # a notebook names a backend of its own, which this environment may lack; only files are drawn
+)
 
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
 from eldistill.errors import Lost, NonFinite, Problem, Stopped  # noqa: E402
-from eldistill.plan import gpus, identity, params, recipes  # noqa: E402
+from eldistill.plan import cluster, gpus, identity, params, recipes  # noqa: E402
 from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
 
+AGAIN = "repeat the command, which continues from the last saved state"
 MAX_MICRO_BATCHES = 256  # upper limit when a device runs out of memory and a process halves its micro-batch
 ABOUT = {
     "data": ("pack a data set, train a judge, measure a reference",
@@ -70,59 +80,79 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command; returns the exit code."""
+    _accept_any_text()
+    cluster.ensure_user_name()
+    with signals.Signals() as caught:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+        except BaseException as error:
+            found = caught.report(error) if caught.is_cause_of(error) else _explain(error)
+            if found is None:
+                _flush()  # what argparse printed
+                raise
+            code = found
+    return _flush() or code
+
+
+def _accept_any_text() -> None:
+    # Under LC_ALL=C and other locales without UTF-8, a character that the terminal lacks is printed as its number.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> int:
+    # Python would flush once more at its end, and print that whoever reads the output, `head` say, has seen enough.
+    try:
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _run(arguments: list[str]) -> int:
     top = parser()
     if len(arguments) > 1 and arguments[0] in ABOUT and {"-h", "--help"} & set(arguments[1:]):
         # The list of numbers is long: it is made only when it is asked for.
         top._subparsers._group_actions[0].choices[arguments[0]].epilog = helptext.describe_numbers(arguments[0])
     chosen = top.parse_args(arguments)
-    try:
-        return run_chosen(chosen, arguments) if chosen.word in ABOUT else TOOLS[chosen.word].run(chosen) or 0
-    except Problem as problem:
-        print(f"eldistill: {problem}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 1
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"eldistill: no space left on the disk of {error.filename or os.getcwd()}; free some and repeat the command, "
-                  "which continues from the last saved state", file=sys.stderr)  # fmt: skip
-            return 1
-        # Permissions, a lost file system: the machine's own words name the file.
-        print(
-            f"eldistill: {error}; correct this and repeat the command, which continues from the last saved state",
-            file=sys.stderr,
-        )
-        return 1
-    except (NonFinite, Lost) as error:
-        print(f"eldistill: {error}", file=sys.stderr)
-        return 1
-    except Stopped as error:
-        print(f"eldistill: {error}", file=sys.stderr)
-        return 75
-    except Exception as error:
-        if not _out_of_memory(error):
-            raise
-        if int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
-            print("eldistill: the device has too little memory", file=sys.stderr)
-            return 76  # to the launcher, which tries again
-        print(
-            "eldistill: the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch "
-            "(in an evaluation: lower evaluate.batch) and repeat the command, which continues from the last saved state",
-            file=sys.stderr,
-        )
-        return 1
+    return run_chosen(chosen, arguments) if chosen.word in ABOUT else TOOLS[chosen.word].run(chosen) or 0
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _explain(error: BaseException) -> int | None:
+    """Print the sentence of an exception and return the exit code, or None if it is a defect of this project."""
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if isinstance(error, OSError):
+        text, code = f"{files.describe_failure(error)} and {AGAIN}", 1
+    elif isinstance(error, Problem | NonFinite | Lost | Stopped):
+        text, code = str(error), 2 if isinstance(error, Problem) else 75 if isinstance(error, Stopped) else 1
+    elif not _out_of_memory(error):
+        return None
+    elif int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
+        text, code = "the device has too little memory", 76  # to the launcher, which tries again
+    else:
+        text, code = (
+            (
+                "the device has too little memory; set distil.micro_batch in params.yaml to a part of the batch (in an evaluation: "
+                f"lower evaluate.batch) and {AGAIN}"
+            ),
+            1,
+        )
+    print(f"eldistill: {text}", file=sys.stderr)
+    return code
+
+
+def _out_of_memory(error: BaseException) -> bool:
     # Of a device. Whoever raises it has imported torch, which takes seconds.
     if "torch" not in sys.modules:
         return False
     from eldistill.training import compute
 
-    return compute.out_of_memory(error)
+    return isinstance(error, Exception) and compute.out_of_memory(error)
 
 
 def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functio
     generator(teacher, start, numbers) -> Module                    student before training; start: generator of another run, or None
     networks(teacher, numbers, seed) -> {name: Module}              further networks; seed: for weights that are not copied
     generate(nets, batch, numbers) -> images [n, c, h, w]           one-step images of nets["generator"], see below
-    generator_terms(nets, batch, images, numbers) -> Terms          loss of the generator; images() makes [n, c, h, w], detached
+    [generator_terms(nets, batch, images, numbers) -> Terms]        loss of the generator; images() makes [n, c, h, w], detached
     [critic_terms(nets, batch, images, numbers) -> Scalars]         loss of the further networks; images: a tensor, or None
     [after_step(nets, numbers, progress)]                           at the end of an iteration, before the running average
     [normalised(numbers) -> (name, …)]                              networks with EDM2's forced normalisation; without it all
@@ -25,6 +25,7 @@ fake_score, and target is set to the generator where a run starts from another o
 
 A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
 backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.
+Without generator_terms, supplements alone train the generator. Their weighting must be fixed: no base gradient to compare with.
 
 critic_terms is called in each phase of a network other than the generator, and is not told of which one: it returns the terms
 of all of them, and only the network of the phase receives a gradient. images is None if the phase has images="none".
@@ -33,7 +34,8 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
 
     networks(nets, prepared, numbers, seed)                         adds weights to the networks, in place
     generator_terms(prepared, images, batch, numbers) -> AtAll      loss at the images [n, c, h, w] of the batch, all micro-batches
-    observe(prepared, terms, numbers, memory)                       keeps in memory what weight needs of these terms
+    recall(prepared, numbers, memory) -> prepared                   with what generator_terms needs of memory; a copy
+    observe(prepared, terms, numbers, memory)                       keeps in memory what recall and weight need of these terms
     weight(base, own, batch, numbers, progress, memory) -> Weight   factor of that gradient; batch: int, images in an iteration
     direct_terms(prepared, nets, batch, numbers) -> Scalars         loss with a pass of its own; the loop multiplies it by numbers.weight
     critic_terms(prepared, nets, batch, images, numbers) -> Scalars added as they are to those of the method, for fake_score only
@@ -41,8 +43,9 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
     warning(means) -> sentence or None                              of the means of a row of the log
     passes(numbers, encoder) -> float                               as for a method
 
-A supplement with generator_terms must have weight, and the other way round; observe is called between them. A term whose gradient
-is None is logged and not trained; for a method also one whose gradient another term contains.
+A supplement with generator_terms must have weight, and the other way round; the order is recall, generator_terms, observe, weight.
+A term whose gradient is None is logged and not trained; for a method also one whose gradient another term contains. A supplement
+with TARGET_HELD = True gives the gradient of a distance to targets that it holds fixed, which is not the derivative of its value.
 
 In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
 be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
@@ -52,8 +55,8 @@ With several processes, images are the rows of this process and the loop sums gr
 that is not None, the supplement gathers from all processes and returns the loss of the complete batch. observe is given the terms
 of this process, and what it remembers must be equal in all.
 
-memory is a dict of scalars (floats or tensors on the device), saved with the state as floats. All random numbers come from
-batch.draw; global generators are not used.
+memory is a dict of scalars (floats or tensors on the device), saved with the state as floats, and of larger tensors, saved as they
+are. All random numbers come from batch.draw; global generators are not used.
 
 eldistill.ensemble has the contract of a family of embedding networks. docs/architecture.md lists what the tests ask of a method.
 """
@@ -128,10 +131,7 @@ class AtImages:
 
 @dataclass(frozen=True)
 class Weight:
-    """The factor of a supplement's gradient, whether a bound limited it, and further numbers for the log, by name.
-
-    All may be scalars on the device, so that the loop need not wait for a GPU.
-    """
+    """The factor of a supplement's gradient, whether a bound limited it, and further numbers for the log, by name; also on the device."""
 
     factor: float | torch.Tensor
     bounded: bool | torch.Tensor = False
@@ -142,8 +142,7 @@ class Weight:
 class Later:
     """Numbers for the log that are computed from scalars on the device after these have been read back.
 
-    finish: is given the values of the scalars in order and returns numbers by name. It may change the supplement's
-    memory.
+    finish: is given the values of the scalars in order and returns numbers by name. It may change the memory.
     """
 
     scalars: list[torch.Tensor]
@@ -153,14 +152,11 @@ class Later:
 Terms = dict[str, AtImages | torch.Tensor]  # by name: terms at the images; scalars are backpropagated as they are
 AtAll = dict[str, AtImages]  # terms at the images of the whole batch
 Scalars = dict[str, torch.Tensor]
-Memory = dict[str, Any]  # what a supplement remembers: floats, or scalars of the device
+Memory = dict[str, Any]  # what a supplement remembers: floats, scalars of the device, and tensors
 
 
 class RealImages(Protocol):
-    """Encoded real images; eldistill.data.dataset implements it.
-
-    Data sets of latents also have `fresh(indices, normal)`, which returns images with new noise of their encoder.
-    """
+    """Encoded real images, as in data/dataset.py. Latents also have `fresh(indices, normal)`: with new noise of their encoder."""
 
     codec: Codec
     sigma_data: float  # standard deviation of the encoded images
@@ -244,7 +240,7 @@ class Setting:
     reals: RealImages | None = None  # the real images of the run
 
 
-# --- loaded modules -------------------------------------------------------------------------------------
+# --- loaded modules ---
 
 
 def _unoffered(*_: Any) -> Any:
@@ -257,11 +253,15 @@ def _nothing(*_: Any) -> None:
     return None
 
 
+def _first(first: Any, *_: Any) -> Any:
+    return first
+
+
 def _no_terms(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def _one(_numbers: Any) -> int:
+def _one(_: Any) -> int:
     return 1
 
 
@@ -289,7 +289,7 @@ class Method(Functions):
     generator: Callable[[torch.nn.Module, torch.nn.Module | None, Any], torch.nn.Module] = _unoffered
     networks: Callable[[torch.nn.Module, Any, int], Nets] = _unoffered
     generate: Callable[[Nets, Batch, Any], torch.Tensor] = _unoffered
-    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = _unoffered
+    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = _no_terms
     critic_terms: Callable[[Nets, Batch, Any, Any], Scalars] = _unoffered
     after_step: Callable[[Nets, Any, Progress], None] = _nothing
     normalised: Callable[[Any], tuple[str, ...] | None] = _nothing  # None: all networks
@@ -306,6 +306,7 @@ class SupplementModule(Functions):
     prepare: Callable[[Any, Setting], Any] = _nothing
     networks: Callable[[Nets, Any, Any, int], None] = _nothing
     generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = _no_terms
+    recall: Callable[[Any, Any, Memory], Any] = _first
     observe: Callable[[Any, AtAll, Any, Memory], None] = _nothing
     weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = _unoffered
     direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = _no_terms

@@ -5,10 +5,30 @@ of the package."""
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+LONGEST = 100  # letters of a user's own text, or of a library's, in a message
+# Errors of disks, file systems and limits of a process; a file cannot cause them, though it may cause every other one.
+MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+TRACEBACKS = "data/scratch/tracebacks.log"
+# Control characters, which a terminal obeys, and marks that turn the direction of writing, with halves of surrogate pairs.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Problem(Exception):
-    """An error that the user can correct. Its text says what was found, what was expected and what to type next. Exit code 2."""
+    """An error that the user can correct. Its text says what was found, what was expected and what to type next. Exit code 2.
+
+    Printed, it is one line without control characters, whatever names of files are in it."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class NonFinite(Exception):
@@ -23,7 +43,87 @@ class Lost(Exception):
     """Another process of a run with several processes has ended, so this one cannot continue."""
 
 
-def nearest(word: str, words) -> str:
+# --- texts of others in a message -----------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as their escapes, such as \\x1b. Tabs and ends of lines remain."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """`printable`, with ends of lines and tabs written as escapes too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def quoted(value: Any) -> str:
+    """The repr of a user's value, cut to LONGEST letters."""
+    text = printable(repr(value[: 2 * LONGEST] if isinstance(value, str) else value))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def brief(error: BaseException) -> str:
+    """The first line of a library's own sentence, cut to LONGEST letters; its advice to switch a safeguard off is left out."""
+    text = str(error).strip()
+    line = printable(text.splitlines()[0].strip().rstrip(".")) if text else ""
+    if not line or "weights_only" in line or "allow_pickle" in line:
+        line = type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def expected_among(names: Iterable[object], word: object) -> str:
+    """The end of a sentence about an unknown name: "; did you mean …? Expected one of …", or "; expected one of …"."""
+    names = [str(name) for name in names]
+    near = nearest(word, names)
+    return f"{near} Expected one of {', '.join(names)}" if near else f"; expected one of {', '.join(names)}"
+
+
+def nearest(word: object, words: Iterable[object]) -> str:
     """ "; did you mean …?" with the word of `words` that is most similar to `word`, or "" if none is similar."""
-    close = difflib.get_close_matches(str(word), [str(w) for w in words], 1, 0.5)
+    close = difflib.get_close_matches(str(word)[:LONGEST], [str(w) for w in words], 1, 0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+# --- edges ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def edge(path: object, then: str, damaged: str = "is damaged") -> Iterator[None]:
+    """Context around a library that reads a file from outside: whatever it raises becomes a Problem with the name of the file.
+
+    then: what the reader of the message can do. damaged: what is said of a file that cannot be understood. Errors of the machine
+    (see MACHINE), a missing file and this package's own exceptions pass. The traceback goes to TRACEBACKS.
+    """
+    try:
+        yield
+    except (Problem, NonFinite, Stopped, Lost):
+        raise
+    except FileNotFoundError:
+        raise
+    except PermissionError:
+        raise denied(path) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            raise
+        log_traceback(path, error)
+        if isinstance(error, MemoryError):
+            raise Problem(
+                f"{path} needs more memory than this machine has; expected a file that fits into it"
+            ) from None
+        raise Problem(f"{path} {damaged} ({brief(error)}); {then}") from error
+
+
+def denied(path: object) -> Problem:
+    """The Problem of a file that exists and that this user may not read."""
+    return Problem(f"{path} may not be read by this user; ask its owner for the right to read it (chmod g+r)")
+
+
+def log_traceback(path: object, error: BaseException) -> None:
+    """Add the traceback of an error to TRACEBACKS, if the current folder has a data/scratch or is a project that may have one."""
+    if not os.path.isdir("data"):
+        return
+    with suppress(OSError):
+        os.makedirs(os.path.dirname(TRACEBACKS), exist_ok=True)
+        text = "".join(traceback.format_exception(error, limit=-20))[-10_000:]
+        with open(TRACEBACKS, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(printable(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {path}\n{text}\n"))

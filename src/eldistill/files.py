@@ -4,14 +4,29 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied, edge
+from eldistill.paths import is_result
+
+MAX_TABLE = 256_000_000  # bytes of a CSV file
+SURPLUS = "\0"  # the column of cells for which the first line has none
+
+FREE_VALUES = 2**20  # values that a JSON text may have however short it is
+
+# Codes of a write that found no space, which the system gives without a file name: disk, quota, and the largest size of a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LITTLE = 2**20  # bytes; a disk with less free space counts as full where a library hides the code of an error
 
 
 def canonical(value) -> str:
@@ -38,17 +53,83 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# --- failures of the disk ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming_full(path: str | os.PathLike) -> Iterator[None]:
+    """Context of a write into `path`: an error because of too little space becomes an OSError with the name of its folder."""
+    try:
+        yield
+    except Exception as error:
+        folder = os.path.dirname(os.path.abspath(path))
+        if (code := _full_code(error, folder)) is None:
+            raise
+        raise OSError(code, os.strerror(code), folder) from error
+
+
+def _full_code(error: Exception, folder: str) -> int | None:
+    # The code in FULL that an error stands for. safetensors names it in its text; Pillow raises an OSError without any.
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(named[1]) if named else errno.EIO
+    if code is None and _free(folder) < LITTLE:
+        return errno.ENOSPC
+    return code if code in FULL else None
+
+
+def _free(folder: str | os.PathLike) -> float:
+    # Bytes that are free in the file system of a folder; infinity if it cannot be asked.
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return float("inf")
+
+
+def describe_failure(error: OSError, places: Iterable[str] | None = None) -> str:
+    """What the system refused and what to do, as the beginning of a sentence. A full disk is named by a folder on it.
+
+    places: folders that may be full if the error names none; by default those in which commands write."""
+    if error.errno not in FULL:
+        return f"{error}; correct this"  # permissions, a lost file system: the words of the system name the file
+    if error.errno == errno.EFBIG:
+        return f"a file in {error.filename or 'this folder'} would be larger than allowed; raise the limit (ulimit -f)"
+    full = error.filename or next(
+        (each for each in (_written() if places is None else places) if _free(each) < LITTLE), None
+    )
+    what = "the disk quota is used up" if error.errno == errno.EDQUOT else "no space left on the disk"
+    return f"{what}, in {full or 'a folder that the system does not name, perhaps that of the log'}; free some space"
+
+
+def _written() -> list[str]:
+    # Folders in which commands write, and which may lie on disks of their own.
+    store = os.environ.get("ELDISTILL_STORE")
+    below = [str(path) for path in sorted(Path("data").glob("*/")) if path.is_dir()]
+    return [*([store] if store else []), *below, "data", os.getcwd(), tempfile.gettempdir(), os.path.expanduser("~")]
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error."""
+    """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error.
+
+    The file gets the mode that the umask and the folder give to new files, also if what writes it makes a private one, as the
+    package safetensors does (600)."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    with suppress(OSError):  # some file systems have no modes
+                        os.chmod(temporary, mode)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,17 +165,18 @@ def replace_text(path: str | os.PathLike, text: str, mtime: float | None = None)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
-        try:
-            file = open(temporary, "w", encoding="utf-8")
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
-            file = open(temporary, "w", encoding="utf-8")
-        with file:
-            file.write(text)
-        if mtime is not None:
-            os.utime(temporary, (mtime, mtime))
-        os.replace(temporary, path)
-    except OSError:
+        with naming_full(path):
+            try:
+                file = open(temporary, "w", encoding="utf-8")
+            except FileNotFoundError:
+                os.makedirs(folder, exist_ok=True)
+                file = open(temporary, "w", encoding="utf-8")
+            with file:
+                file.write(text)
+            if mtime is not None:
+                os.utime(temporary, (mtime, mtime))
+            os.replace(temporary, path)
+    except BaseException:  # also a signal
         with suppress(OSError):
             os.unlink(temporary)
         raise
@@ -105,14 +187,33 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(content: bytes, pairs: Callable | None = None):
+    """The value of a JSON text in any of Unicode's encodings. Raises ValueError if it is not JSON, is nested too deeply, has more
+    values than its length explains, or has half of a surrogate pair, which could not be written again.
+
+    pairs: what makes a value of the list of pairs of an object, a dict by default."""
+    if sum(map(content.count, (b"[", b"{", b","))) > FREE_VALUES + len(content) // 4:
+        raise ValueError(f"it has more values than a text of {len(content):,} bytes should")
+    try:
+        text = content.decode(json.detect_encoding(content))  # json.loads would accept halves of pairs
+        found = json.loads(text, object_pairs_hook=pairs)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return found
+
+
 def read_json(path: str | os.PathLike):
     """Read a JSON file. Raises Problem if it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    except PermissionError:
+        raise denied(path) from None
     except ValueError as error:
-        raise Problem(f"{path} is not JSON ({error}); delete it and run `snakemake all`") from None
+        raise Problem(f"{path} is not JSON ({brief(error)}); {make_again(path)}") from None
 
 
 def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
@@ -124,19 +225,46 @@ def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Read a CSV that `write_rows` wrote, cells as text. Raises Problem."""
+def read_rows(
+    path: str | os.PathLike, needed: Iterable[str] = (), then: str = "", missing: str = ""
+) -> list[dict[str, str]]:
+    """Read a table as CSV, cells as text; a cell that is absent is "".
+
+    needed: columns that it must have. then, missing: what a user can do if it is damaged or missing; by default the step that
+    makes it is named. Raises Problem, also for what a spreadsheet saved with semicolons or in another encoding.
+    """
+    then = then or make_again(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        with edge(path, then), open(path, newline="", encoding="utf-8-sig") as file:
+            if os.fstat(file.fileno()).st_size > MAX_TABLE:
+                raise Problem(f"{path} has more than {MAX_TABLE:,} bytes; expected a table: {then}")
+            reader = csv.DictReader(file, restval="", restkey=SURPLUS)
+            rows, columns = list(reader), list(reader.fieldnames or [])
     except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+        raise Problem(missing or f"{path} is missing; run `snakemake all`, or the step that makes it") from None
+    _check_table(path, columns, needed, rows, then)
+    return rows
+
+
+def _check_table(path, columns: list[str], needed: Iterable[str], rows: list[dict], then: str) -> None:
+    if absent := [name for name in needed if name not in columns]:
+        if len(columns) == 1 and ";" in columns[0]:
+            raise Problem(f"{path} has semicolons between its columns; save it with commas, or {then}")
+        raise Problem(f"{path} is damaged (it has no column {absent[0]}); {then}")
+    if any(SURPLUS in row for row in rows):
+        raise Problem(f"{path} is damaged (a line has more cells than the first one); {then}")
+
+
+def make_again(path: str | os.PathLike) -> str:
+    """What a user can do about a damaged file: a result can be deleted and made again, a file of his own can not."""
+    if is_result(path):
+        return "delete it and run `snakemake all`"
+    return "restore it from a copy, or from git, or give another file"
 
 
 def append_line(path: str | os.PathLike, text: str) -> None:
     """Add one line to a log; short appends of several processes do not mix."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text + "\n")
+    with naming_full(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")

@@ -13,7 +13,7 @@ import functools
 from typing import Any
 
 from eldistill import paths
-from eldistill.errors import Problem, nearest
+from eldistill.errors import Problem, expected_among, quoted
 from eldistill.registry import available
 
 _LIMITS = {"low": "minimum", "high": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
@@ -39,7 +39,7 @@ def declared(kind: str, file: str) -> dict[str, dict]:
 
     kind: methods, supplements or ensemble. Raises Problem if there is no such file."""
     if file not in (there := available(kind)):
-        raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}{nearest(file, there)}")
+        raise Problem(f"{kind}/ has no file {quoted(file)}{expected_among(there, file)}")
     tree = ast.parse((paths.PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))
     numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Numbers")
     fields = [item for item in numbers.body if isinstance(item, ast.AnnAssign)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -19,11 +20,14 @@ TABLE_NAMES = tuple(
     dict.fromkeys(name.split(".")[0] for name in TABLES)
 )  # file names without endings; a study cannot have one of these names
 STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/.]+"  # regular expression for the name of a study in Snakemake's rules
-STUDY_ENDINGS = (
-    "csv",
-    "md",
-    "png",
-    "runs.csv",
-    "pdf",
-    "svg",
-)  # of the files of a study: its table, page, figure and runs
+STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "pdf", "svg")  # of the files of a study: its table, page, figure and runs
+
+
+def is_result(path: str | os.PathLike[str]) -> bool:
+    """Whether a step of the project in the current folder, or of the one that the path lies in, makes the file. Any other file is a
+    user's own, which no message tells to delete."""
+    name = Path(path)
+    if f"/{SCRATCH}/" in f"/{name.as_posix()}" or (name.parent / f"{name.name}.recipe").exists():
+        return True
+    inside = Path(os.path.relpath(name)).as_posix()
+    return any(inside.startswith(f"{folder}/") for folder in (*FOLDERS, SCRATCH, "data/tables"))

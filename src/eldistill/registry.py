@@ -29,9 +29,26 @@ def spaces() -> dict[str, str]:
 @functools.cache
 def settings(file: str) -> list[str]:
     """The keyword arguments of networks/<file>.py: the fields of its class Settings, without importing it."""
+    return list(setting_fields(file))
+
+
+@functools.cache
+def setting_fields(file: str) -> dict[str, tuple[str, Any]]:
+    """{field: (annotation, default)} of the class Settings in networks/<file>.py; None where the default is no literal."""
     tree = ast.parse((paths.PACKAGE / "networks" / f"{file}.py").read_text(encoding="utf-8"))
     fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
-    return [item.target.id for item in fields if isinstance(item, ast.AnnAssign)]
+    return {
+        item.target.id: (ast.unparse(item.annotation), _plain(item.value))
+        for item in fields
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+
+
+def _plain(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
 
 
 @functools.cache
@@ -41,6 +58,17 @@ def literal(file: str, name: str, default: Any = None) -> Any:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
             return ast.literal_eval(node.value)
     return default
+
+
+@functools.cache
+def defines(file: str, name: str) -> bool:
+    """Whether src/eldistill/<file>.py defines a function of this name or imports one as this name, read without importing it."""
+    for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return True
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            return True
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +81,8 @@ class Reader:
     downloads: tuple[str, ...]  # rows of data/sources.csv, with {key} for a value of the data setting
     endings: tuple[str, ...]  # of the files that it reads in a folder; none where `path` must be a file
     classes: tuple[str, ...]  # names of the labels 0, 1, …
+    shape: tuple[int, ...]  # (channels, side) of its images; 0 for what differs between its sources, () if both do
+    images: tuple[int, ...]  # (images, test images) of its only source; () if there are several sources
 
 
 @functools.cache

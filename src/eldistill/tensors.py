@@ -14,8 +14,10 @@ import shutil
 import warnings
 from contextlib import contextmanager
 
-from eldistill.errors import Problem
-from eldistill.files import atomic
+from eldistill import tensorheader
+from eldistill.errors import Problem, brief, denied
+from eldistill.files import atomic, make_again
+from eldistill.outside import check_file, locate
 
 # Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.
 _KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
@@ -28,7 +30,12 @@ def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat, seen = {}, set()
+    for name, tensor in tensors.items():
+        flat[name] = tensor.detach().cpu().contiguous()
+        if (place := flat[name].untyped_storage().data_ptr()) in seen:  # the package refuses tensors that share memory
+            flat[name] = flat[name].clone()
+        seen.add(place)
     with atomic(path) as temporary:
         try:
             # One metadata entry only: the order of several is not fixed, and bytes must be.
@@ -43,27 +50,56 @@ def save_tensors(path: str | os.PathLike, tensors: dict, about: dict) -> None:
 def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, dict]:
     """Read what `save_tensors` wrote: (tensors on the CPU, description). Nothing in the file is executed.
 
-    foreign: accept a file without our description, which is then {}. Raises Problem if the file is missing, truncated or not ours.
+    foreign: accept a file without our description, which is then {}. All sizes are checked before memory is allocated. Raises
+    Problem if the file is missing, may not be read, is truncated, damaged or not ours.
     """
-    from safetensors import SafetensorError, safe_open
+    import torch
 
+    path = locate(path)
+    if path.exists():  # otherwise the sentence below
+        path = check_file(path, "a file of safetensors")
+    header, about = _described(path, foreign)
+    found = {}
     try:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            about = (file.metadata() or {}).get("eldistill")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        with open(path, "rb", buffering=0) as file:
+            for name, entry in sorted(header.entries.items()):
+                content = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+                _fill(file, entry.start, content.numpy())
+                found[name] = content.view(getattr(torch, tensorheader.ITEMS[entry.dtype][1])).reshape(entry.shape)
+    except (OSError, AttributeError) as error:  # a dtype that this version of torch lacks
+        raise Problem(f"{path} cannot be read ({error}); repeat the command, or make the file again") from None
+    return found, about
+
+
+def _fill(file, at: int, target) -> None:
+    # Fill a numpy array of bytes from a place in a file.
+    file.seek(at)
+    view = memoryview(target)
+    while len(view):
+        if not (count := file.readinto(view)):
+            raise OSError("it became shorter while it was read")
+        view = view[count:]
+
+
+def _described(path: str | os.PathLike, foreign: bool) -> tuple[tensorheader.Header, dict]:
+    # The checked header of a file and our description in it. Raises Problem.
+    try:
+        header = tensorheader.read_header(path)
+        about = tensorheader.parse_metadata(header.metadata.get("eldistill"))
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except (SafetensorError, OSError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
-    if about is None and not foreign:
+    except PermissionError:
+        raise denied(path) from None
+    except OSError as error:
+        raise Problem(
+            f"{path} cannot be read ({error.strerror or error}); repeat the command, or give another file"
+        ) from None
+    except ValueError as error:
+        kind = tensorheader.kind_of(path) if os.path.isfile(path) else ""
+        raise Problem(f"{path} is damaged ({kind or brief(error)}); {make_again(path)}") from None
+    if "eldistill" not in header.metadata and not foreign:
         raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
-    try:
-        described = json.loads(about or "{}")
-    except (ValueError, RecursionError) as error:
-        raise Problem(f"{path} is damaged (its description: {error}); delete it and run `snakemake all`") from None
-    if not isinstance(described, dict):
-        raise Problem(f"{path} has a description that is no mapping; expected a file of this project")
-    return tensors, described
+    return header, about
 
 
 def map_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
@@ -76,36 +112,17 @@ def map_tensors(path: str | os.PathLike) -> tuple[dict, dict]:
     import torch
 
     # safetensors maps files too, but asks the system for as much memory as the file has, which it may refuse.
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
-            if not 0 < length <= size - 8:
-                raise ValueError("its header is cut off")
-            header = json.loads(file.read(length))
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        about = header.pop("__metadata__", {}).get("eldistill")
-        tensors, ends = {}, [0]
-        for name, each in header.items():
-            kind, item = _KINDS[each["dtype"]]
-            first, end = each["data_offsets"]
-            count = math.prod(each["shape"])
-            if end - first != count * item or not 0 <= first <= end <= size - 8 - length:
-                raise ValueError(f"{name} does not fit into the file")
-            array = np.frombuffer(whole, kind, count, 8 + length + first).reshape(each["shape"])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to is the purpose
-                tensors[name] = torch.from_numpy(array)
-            ends.append(end)
-        if max(ends) != size - 8 - length:
-            raise ValueError("its length is not what its header says")
-        about = None if about is None else json.loads(about)
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
-    if about is None:
-        raise Problem(f"{path} holds tensors but not eldistill's description; expected a file of this project")
+    header, about = _described(path, foreign=False)
+    with open(path, "rb") as file:
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors = {}
+    for name, entry in header.entries.items():
+        if entry.dtype not in _KINDS:
+            raise Problem(f"{path} is damaged ({ascii(name)[:80]} has the dtype {entry.dtype}); {make_again(path)}")
+        array = np.frombuffer(whole, _KINDS[entry.dtype][0], math.prod(entry.shape), entry.start).reshape(entry.shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to is the purpose
+            tensors[name] = torch.from_numpy(array)
     return tensors, about
 
 

@@ -451,7 +451,7 @@ BAD_FOLDERS = {
     "not square": ({name: png(random(8, 9)) for name in GOOD}, "images of 1 sizes.*set `resolution`"),
     "no images": ({"x.txt": b"x"}, "has no images; expected png"),
     "no image inside": (GOOD | {"x.png": b"nothing"}, "x.png is not an image"),
-    "half an image": (GOOD | {"x.png": png(random(64, 64))[:900]}, "x.png is not an image"),
+    "half an image": (GOOD | {"x.png": png(random(64, 64))[:900]}, "x.png is a damaged image"),
     "a missing label": (GOOD | {"dataset.json": b'{"labels": [["0.png", 1]]}'}, "no label for 1.png"),
     "json that is none": (GOOD | {"dataset.json": b"{"}, "dataset.json"),
     "json that is a list": (GOOD | {"dataset.json": b"[]"}, "dataset.json"),
@@ -476,8 +476,8 @@ def test_a_bad_folder_is_one_sentence(here, case, kind):
 def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
     Path("file").write_text("x")
     for path, what in (("file", "is neither a folder nor a zip file"), ("nowhere", "does not exist; put it there"),
-                       ("~/nowhere", "does not exist; ~ is not expanded")):  # fmt: skip
-        with pytest.raises(Problem, match=f"{path} {what}"):
+                       ("~/nowhere", "does not exist; put it there")):  # fmt: skip
+        with pytest.raises(Problem, match=f"{Path(path).expanduser()} {what}"):
             packing.pack_dataset(section(path), "pack")
 
 

@@ -344,7 +344,7 @@ def test_tables_that_are_taken(table, note):
         ([[name, None] for name, _ in GOOD], "the label null; expected a whole number"),
         (b'{"labels": [["a.png", NaN]]}', "the label NaN"),
         (b'{"labels": [["a.png", {"a": 1}]]}', "expected a whole number"),
-        ([*GOOD, [NAMES[0], 2]], "gives 00000/img00000000.png two labels, 0 and 2; remove one"),
+        ([*GOOD, [NAMES[0], 2]], "gives 00000/img00000000.png two labels, 0 and 2; keep one"),
         (b'{"labels": {"a.png": 1, "a.png": 2}}', "gives a.png two labels, 1 and 2"),
         ([["a\\b.png", 1], ["a/b.png", 2]], "gives a/b.png two labels"),
         (GOOD[1:], "has no label for 00000/img00000000.png; expected one for every image"),
@@ -414,7 +414,8 @@ def test_names_go_from_folders_to_generator_command_and_card(capsys):
     values = conftest.shipped()
     network = {"network": "song", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
     values["data"]["mine"] = {"source": "folder", "path": "source", "heldout": 8, "labels": True, "teacher": "mine",
-                              "background": "white", "judges": {"n_images": 64, "batch": 8}}  # fmt: skip
+                              "codec": {"mean": 0.5, "std": 0.25}, "background": "white",
+                              "judges": {"n_images": 64, "batch": 8}}  # fmt: skip
     values["teacher"]["mine"] = {"data": "mine", "network": network, "batch": 8, "n_images": 64, "steps": 3}
     rates = {"lr": 1e-4, "betas": [0.0, 0.999]}
     values["distil"]["methods"]["di"]["per_data"]["mine"] = {
@@ -485,3 +486,19 @@ def test_zips_that_are_refused(monkeypatch):
     monkeypatch.setattr(containers, "LARGEST", 20)
     with pytest.raises(Problem, match="a.png has .* bytes; expected at most 20"):
         packed("source.zip")
+
+
+def test_images_without_classes_are_refused_before_they_are_packed_if_a_setting_asks_for_labels(tmp_path, monkeypatch):
+    """Not by the first training, which comes after hours of packing; with classes, and without the setting, they are packed."""
+    monkeypatch.chdir(tmp_path)
+    Path("flat").mkdir()
+    for index in range(6):
+        Path(f"flat/{index}.png").write_bytes(png(index))
+    section = {"source": "folder", "path": "flat", "resolution": None, "heldout": 2}
+    with pytest.raises(
+        Problem, match="data.mine.labels is true, but flat says no classes; set it to false, add dataset.json"
+    ):
+        packing.pack_dataset(section, "pack", conditional=["mine"])
+    assert not Path("pack").exists()
+    packing.pack_dataset(section, "pack")
+    packing.pack_dataset({"source": "digits", "heldout": 360}, "digits", conditional=["mine"])

@@ -124,7 +124,7 @@ def test_a_disk_that_is_too_small_is_known_before_the_first_image(tmp_path):
 def test_a_damaged_pack_is_one_sentence(tmp_path, kept):
     packing.pack_dataset(folder(tmp_path / "images"), tmp_path / "pack")
     (tmp_path / "pack").write_bytes((tmp_path / "pack").read_bytes()[:kept])
-    with pytest.raises(Problem, match="pack is damaged .*; delete it and run"):
+    with pytest.raises(Problem, match="pack is damaged .*; restore it from a copy"):
         data.load_pack(tmp_path / "pack")
     (tmp_path / "pack").write_bytes((tmp_path / "pack").read_bytes() + b"more")
     with pytest.raises(Problem, match="pack is damaged"):
@@ -135,7 +135,7 @@ def test_a_picture_that_breaks_off_late_leaves_nothing_behind(tmp_path):
     section = folder(tmp_path / "images")
     broken = tmp_path / "images/013.png"
     broken.write_bytes(broken.read_bytes()[:-30])
-    with pytest.raises(Problem, match=r"013\.png is not an image"):
+    with pytest.raises(Problem, match=r"013\.png is a damaged image"):
         packing.pack_dataset(section, tmp_path / "sets/pack")
     assert not list((tmp_path / "sets").iterdir())
     (tmp_path / "images/013.png").write_bytes((tmp_path / "images/014.png").read_bytes())

@@ -297,6 +297,15 @@ def only_pickles(folder: Path) -> None:
     (folder / "unet" / listing.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
 
 
+def parts_only(folder: Path) -> None:
+    (folder / "unet" / listing.WEIGHTS).rename(folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+
+
+def index(folder: Path, names: dict) -> None:
+    (folder / "unet" / listing.WEIGHTS).unlink()
+    (folder / "unet" / f"{listing.WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
 def weights(change):
     def spoiled(folder: Path) -> None:
         path = folder / "unet" / listing.WEIGHTS
@@ -307,13 +316,91 @@ def weights(change):
     return spoiled
 
 
+def half(unet, folder: Path) -> None:
+    unet.half().save_pretrained(folder, variant="fp16")
+
+
+def shards(unet, folder: Path) -> None:
+    unet.save_pretrained(folder, max_shard_size="20KB")
+
+
+def half_shards(unet, folder: Path) -> None:
+    unet.half().save_pretrained(folder, variant="fp16", max_shard_size="10KB")
+
+
+def old_half_shards(unet, folder: Path) -> None:
+    """With the variant behind the number of the part, as diffusers named them for some time."""
+    half_shards(unet, folder)
+    path = next(folder.glob("*.index*.json"))
+    text = path.read_text()
+    for part in folder.glob("*-of-*.safetensors"):
+        name = part.name.replace(".fp16-", "-").replace(".safetensors", ".fp16.safetensors")
+        text = text.replace(part.name, name)
+        part.rename(folder / name)
+    path.write_text(text)
+
+
+def pickled(unet, folder: Path) -> None:
+    torch.save(unet.state_dict(), folder / "diffusion_pytorch_model.bin")
+
+
+FORMS = {"half precision": half, "shards": shards, "shards in half precision": half_shards, "older names of those": old_half_shards,
+         "a pickle of torch": pickled}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_read_in_every_form_that_diffusers_writes(tmp_path, form):
+    """The same teacher, to the bit where the numbers are the same; the recipe sees every file that is read."""
+    unet, _ = write(tmp_path / "ddpm")
+    (tmp_path / "ddpm/unet" / listing.WEIGHTS).unlink()
+    FORMS[form](copy.deepcopy(unet), tmp_path / "ddpm/unet")
+    net = read(tmp_path / "ddpm", tmp_path / "teacher.safetensors")
+    for name, value in unet.state_dict().items():
+        same = value.half().float() if "half" in form or "older" in form else value
+        assert torch.equal(same, net.state_dict()[f"model.unet.{name}"])
+    read_files = listing.READ_AS["network"](tmp_path / "ddpm", ())
+    there = {f"unet/{path.name}" for path in (tmp_path / "ddpm/unet").iterdir()}
+    assert set(read_files) == there | {"scheduler/scheduler_config.json"}
+
+
+def test_of_two_forms_the_safe_and_precise_one_is_read(tmp_path):
+    """A folder with the same weights as safetensors, in half precision, and as a pickle."""
+    unet, _ = write(tmp_path / "ddpm")
+    half(copy.deepcopy(unet), tmp_path / "ddpm/unet")
+    pickled(unet, tmp_path / "ddpm/unet")
+    assert [path.name for path in folders.read_folder(tmp_path / "ddpm")[1]] == [listing.WEIGHTS]
+    files_read = listing.READ_AS["network"](tmp_path / "ddpm", ())
+    assert files_read == ["scheduler/scheduler_config.json", "unet/config.json", f"unet/{listing.WEIGHTS}"]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_classes_are_embedded_as_theirs(tmp_path, prediction):
+    """One-hot labels against diffusers' own forward pass with class numbers."""
+    unet, scheduler = write(tmp_path / "ddpm", schedule={"prediction_type": prediction}, num_class_embeds=5)
+    folders.convert_folder(tmp_path / "ddpm", tmp_path / "teacher.safetensors", labels=True)
+    net, about = teachers.load_denoiser(tmp_path / "teacher.safetensors", dtype=torch.float64)
+    assert about["label_dim"] == 5
+    unet, noisy, classes = unet.double(), torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.arange(5)
+    for step in (3, 500, 999):
+        left = scheduler.alphas_cumprod[step].double()
+        out = unet(noisy, step, classes).sample
+        image = noisy / left.sqrt() - ((1 - left) / left).sqrt() * out
+        if prediction == "v_prediction":
+            image = left.sqrt() * noisy - (1 - left).sqrt() * out
+        found = net(noisy / left.sqrt(), ((1 - left) / left).sqrt(), torch.eye(5, dtype=torch.float64))
+        torch.testing.assert_close(found, image, rtol=2e-4, atol=2e-4 * float(image.abs().max()))
+    with pytest.raises(Problem, match="has 5 classes, but its data setting has labels: false"):
+        folders.convert_folder(tmp_path / "ddpm", tmp_path / "out.safetensors", labels=False)
+
+
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 SPOILED = {
     "another class": (lambda f: spoil(f, UNET, _class_name="UNet2DConditionModel"), "expected a UNet2DModel"),
     "a keyword of its own": (lambda f: spoil(f, UNET, hook="import os"), "has the key 'hook', which no"),
     "a huge width": (lambda f: spoil(f, UNET, block_out_channels=[10**9, 8]), "has block_out_channels"),
     "another block": (lambda f: spoil(f, UNET, down_block_types=["SkipDownBlock2D", "DownBlock2D"]), "has down_block_types"),
-    "classes": (lambda f: spoil(f, UNET, num_class_embeds=10), "has num_class_embeds 10"),
+    "classes that no tensor has": (lambda f: spoil(f, UNET, num_class_embeds=10), "its description asks for"),
+    "classes as time steps": (lambda f: spoil(f, UNET, class_embed_type="timestep"), "has class_embed_type 'timestep'"),
     "centred input": (lambda f: spoil(f, UNET, center_input_sample=True), "has center_input_sample True"),
     "more channels out": (lambda f: spoil(f, UNET, out_channels=2), "another number of out_channels than of in_channels"),
     "another depth": (lambda f: spoil(f, UNET, layers_per_block=2), "its description asks for"),
@@ -326,8 +413,6 @@ SPOILED = {
     "no signal at the end": (lambda f: spoil(f, SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
     "no resolution": (lambda f: spoil(f, UNET, sample_size=None), "has no sample_size; add it, with the side"),
     "an oblong": (lambda f: spoil(f, UNET, sample_size=[8, 16]), "has sample_size"),
-    "half precision alone": (lambda f: (f / "unet" / listing.WEIGHTS).rename(f / "unet/diffusion_pytorch_model.fp16.safetensors"),
-                             "there are diffusion_pytorch_model.fp16.safetensors"),
     "a flow": (lambda f: spoil(f, SCHEDULER, use_flow_sigmas=True), "has use_flow_sigmas True"),
     "continuous steps": (lambda f: spoil(f, SCHEDULER, timestep_type="continuous"), "has timestep_type 'continuous'"),
     "a variance that is learned": (lambda f: spoil(f, SCHEDULER, variance_type="learned_range"), "has variance_type 'learned_range'"),
@@ -343,7 +428,12 @@ SPOILED = {
     "an autoencoder beside it": (lambda f: (f / "vqvae").mkdir(), "has a vqvae next to its unet"),
     "a huge file": (lambda f: (f / UNET).write_text(" " * 5_000_000), "more than 4 MiB"),
     "steps without noise": (lambda f: spoil(f, SCHEDULER, beta_start=0, beta_end=0), "steps that add no noise"),
-    "pickles only": (only_pickles, "safe_serialization=True"),
+    "a pickle that is none": (only_pickles, "holds no plain state of a network|is no file of torch.save"),
+    "no weights": (lambda f: (f / "unet" / listing.WEIGHTS).unlink(), "safe_serialization=True"),
+    "parts without an index": (parts_only, "there are diffusion_pytorch_model-00001-of-00002.safetensors"),
+    "an index of nothing": (lambda f: index(f, {}), "has no weight_map of names"),
+    "an index of what is not there": (lambda f: index(f, {"a": "diffusion_pytorch_model-00001-of-00001.safetensors"}), "is missing, which"),
+    "an index of another folder": (lambda f: index(f, {"a": "../../net.safetensors"}), "is missing, which"),
     "a NaN": (weights(lambda t: t["conv_in.bias"].fill_(math.nan)), "expected .* of finite floats"),
     "whole numbers": (weights(lambda t: t.update({"conv_in.bias": t["conv_in.bias"].int()})), "expected .* of finite floats"),
     "another shape": (weights(lambda t: t.update({"conv_in.bias": t["conv_in.bias"][:3].clone()})), "expected .* of finite floats"),

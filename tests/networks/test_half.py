@@ -37,6 +37,8 @@ SMALL = {
     "adm": {"network": "adm", **EDM, "model_channels": 32},
     "guided": {"network": "guided", **EDM, "model_channels": 32, "num_head_channels": 32},
     "edm2": {"network": "edm2", **COMMON, "label_dim": 3, "dropout": 0.2, "model_channels": 8, "channels_per_head": 8},
+    "vp": {"network": "baselines", **EDM, "model_channels": 16},
+    "ve": {"network": "baselines", **EDM, "model_channels": 32, "process": "ve", "unet": "adm"},
     "ddpm": DIFFUSERS,
     "ddpm-v": {**DIFFUSERS, "prediction_type": "v_prediction"},
 }

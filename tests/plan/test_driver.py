@@ -63,3 +63,34 @@ def test_another_version_is_left_as_it_is(schedule):
 def test_snakemake_starts_a_run_by_the_method_that_is_wrapped():
     """`obey_recipes` puts its check around Workflow.execute; under another name no run would be checked."""
     assert ".execute(" in inspect.getsource(api) and callable(workflow.Workflow.execute)
+
+
+def test_a_missing_file_stops_a_call_only_if_one_of_its_jobs_reads_it(tmp_path, monkeypatch):
+    """Such a job may come last; a call that makes something else goes on."""
+    from types import SimpleNamespace
+
+    from snakemake.exceptions import WorkflowError
+
+    from eldistill.plan.identity import Source
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.zip").write_text("")
+    steps = [
+        SimpleNamespace(
+            word="data",
+            name=f"{name}/images",
+            outputs=(f"{name}/images",),
+            sources=(Source(f"{name}.zip", "folder", f"{name}.zip"),),
+        )
+        for name in ("here", "gone")
+    ]
+
+    def call(*outputs):
+        jobs = [SimpleNamespace(output=[each]) for each in outputs]
+        driver.need_files(SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs)), steps)
+
+    call("here/images")
+    with pytest.raises(
+        WorkflowError, match=r"gone.zip does not exist, and `data gone/images` reads it.*no job was started"
+    ):
+        call("here/images", "gone/images")

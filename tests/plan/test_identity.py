@@ -371,7 +371,7 @@ NAMES = {
     "/suite", "data/like", "data/source", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data",
     "teacher/source", "teacher/sha256", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
     "method/start_from", "supplement/like", "supplement/file", "tables/baseline", "study/question", "study/against",
-    "supplements/embedding/ensemble",
+    "supplements/embedding/ensemble", "supplements/fd/ensemble", "supplements/drift/ensemble",
 }  # fmt: skip
 
 

@@ -128,17 +128,19 @@ def test_a_project_with_params_yaml_alone_is_one(project):
         (PAPER, "teacher/cifar10/batch", 0, "teacher.cifar10.batch is 0"),
         (ABLATION, "teacher/fashion-16/n_images", 0, "teacher.fashion-16.n_images is 0"),
         (PAPER, "data/cifar10/teacher", "x", "data.cifar10.teacher is 'x'; expected one of digits, "),
-        (PAPER, "distil/methods/sid/per_data/cifar10/n_images", 1000, "distil.methods.sid.n_images is 1000; expected a multiple"),
-        (OWN, "distil/methods/sid/per_data/digits/n_images", 1000, "distil.methods.sid.n_images is 1000; expected a multiple"),
+        (PAPER, "distil/methods/sid/per_data/cifar10/n_images", 1000,
+         "distil.methods.sid.per_data.cifar10.n_images is 1000; expected a multiple"),
+        (OWN, "distil/methods/sid/per_data/digits/n_images", 1000,
+         "distil.methods.sid.per_data.digits.n_images is 1000; expected a multiple"),
         # Where sid-day, which is like it, comes first.
-        (PAPER, "distil/methods/sid/per_data/cifar10/alhpa", 1, "distil.methods.sid.alhpa is not a known key"),
+        (PAPER, "distil/methods/sid/per_data/cifar10/alhpa", 1, "distil.methods.sid.per_data.cifar10.alhpa is not a known key"),
         (OWN, "distil/methods/sid/alhpa", 1, "distil.methods.sid.alhpa is not a known key"),
         (PAPER, "distil/methods/di/per_data/cifar10/status", "mine",
          "distil.methods.di.per_data.cifar10.status is 'mine'; expected one of authors, paper, ours"),
         (ABLATION, "tables/studies/central/kind", "centre", "tables.studies.central.kind is 'centre'"),
         (ABLATION, "tables/studies/a.b", {"question": "?", "against": "di/none"}, "tables.studies.a.b cannot be a name"),
         (ABLATION, "suites/ablation", [], "suites.ablation is []"),
-        (PAPER, "evaluate/per_data/ffhq64/fid/reference", 1, "evaluate.fid.reference is 1"),
+        (PAPER, "evaluate/per_data/ffhq64/fid/reference", 1, "evaluate.per_data.ffhq64.fid.reference is 1"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_file_of_its_key(project, file, where, value, sentence):
@@ -155,7 +157,7 @@ def test_a_file_that_is_no_yaml_or_no_mapping_is_one_sentence(project, file):
     ):
         params.load_params(project / OWN)
     (project / file).write_text("- 1", encoding="utf-8")
-    with pytest.raises(Problem, match=rf"{re.escape(file)} holds list; expected a mapping of sections"):
+    with pytest.raises(Problem, match=rf"{re.escape(file)} holds a list; expected sections"):
         params.load_params(project / OWN)
 
 

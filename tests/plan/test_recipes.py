@@ -322,6 +322,8 @@ USES = {
             "methods/consistency",
             "supplements/gan",
             "supplements/regression",
+            "drifting",
+            "frechet",
             "teacher/pairs",
             "teacher/pickles",
             "teacher/machine",
@@ -409,12 +411,12 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 WITHOUT_RESULTS = {
     "__main__", "commands/cost", "commands/doctor", "commands/export", "commands/help", "commands/planned", "commands/prune",
     "commands/suggest", "commands/tools", "data/given", "embedding_loss", "ensemble/frozen", "errors",
-    "external/fetching", "external/hashes", "external/sourcelock", "external/sources",
+    "external/arrays", "external/fetching", "external/hashes", "external/sourcelock", "external/sources",
     "files", "numbers", "paths", "plan/checks", "plan/cluster", "plan/datasets", "plan/driver",
     "plan/ensembles", "plan/freshness", "plan/gpus",
     "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/rates", "plan/reading", "plan/recipes",
     "plan/records",
-    "plan/schema", "plan/versions", "registry", "tables/sheet", "tensors",
+    "plan/schema", "plan/versions", "registry", "tables/sheet", "tensorheader", "tensors",
 }  # fmt: skip
 
 

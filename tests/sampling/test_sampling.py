@@ -335,7 +335,7 @@ def test_a_class_is_asked_for_by_its_name(tmp_path, capsys, generator):
     code, _, error = command(capsys, "--generator", str(path), "--label", "dgo", "--grid", str(tmp_path / "g.png"))
     assert (
         code == 2
-        and "--label is dgo; expected one of cat, dog, owl, or a number from 0 to 2; did you mean dog?" in error
+        and "--label is dgo; did you mean dog? Expected one of cat, dog, owl, or a number from 0 to 2" in error
     )
     with pytest.raises(Problem, match="--label is cat; expected none: this generator knows no labels"):
         sampling.class_number(sampling.Generator(Plain(), about(label_dim=0)), "cat")

@@ -969,7 +969,7 @@ def test_the_command_line_finds_a_study_and_names_its_neighbours():
     plan = shipped_plan()
     assert plan.find("tables", "ablation/central") is plan.study("ablation", "central")
     assert plan.find("tables", "ablation/central") in plan.studies("ablation") and plan.studies("demo") == ()
-    with pytest.raises(Problem, match="study of ablation/centrl is 'centrl'; .* did you mean central"):
+    with pytest.raises(Problem, match="study of ablation/centrl is 'centrl'; did you mean central"):
         plan.find("tables", "ablation/centrl")
     with pytest.raises(Problem, match="'central'"):
         plan.find("tables", "demo/central")

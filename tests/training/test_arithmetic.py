@@ -56,7 +56,9 @@ def test_it_is_of_trainings():
     with pytest.raises(Problem, match="edm-cifar10.precision is only for a teacher that is trained; remove it"):
         changed("teacher/edm-cifar10/precision", "bfloat16")
     assert changed("teacher/digits/precision", "bfloat16").section("teacher", "digits")["precision"] == "bfloat16"
-    with pytest.raises(Problem, match="precision is 'tf32'; expected one of auto, float32, bfloat16"):
+    with pytest.raises(
+        Problem, match=r"precision is 'tf32'; did you mean \w+\? Expected one of auto, float32, bfloat16"
+    ):
         changed("distil/methods/sid/precision", "tf32")
 
 

@@ -122,6 +122,19 @@ def test_embedding_costs_no_pass(bench):
     assert measured(bench, "consistency", {"embedding": {}}, folder="added").total() == (9, 0)
 
 
+@pytest.mark.parametrize("supplement", ["fd", "drift"])
+def test_relatives_of_the_embedding_loss_cost_no_pass_either(bench, supplement):
+    """Nor does a generator without a base loss cost more than its own step, 3."""
+    assert measured(bench, "sid", {supplement: {}}).total() == (11, 0)
+    alone = measured(bench, "alone", {supplement: {"weighting": "fixed"}}, folder="alone")
+    assert alone.total() == alone.of("generator") == (numbers_passes("alone"), 0) == (3, 0)
+
+
+def numbers_passes(method: str) -> float:
+    module = contract.load_module("methods", method)
+    return module.passes(module.Numbers(), 0.5)
+
+
 @pytest.mark.parametrize("method", ["diff_instruct", "sid", "dmd", "sida"])
 def test_micro_batches_cost_one_forward_pass(bench, method):
     """The images are made once without a graph, and each micro-batch once more with one."""

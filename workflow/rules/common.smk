@@ -6,13 +6,12 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-
 from snakemake.exceptions import WorkflowError
 
-from eldistill.plan import cluster, driver, freshness, identity, params
+from eldistill import files
+from eldistill.plan import cluster, driver, freshness, identity, params, profiles
 from eldistill.paths import STUDY
-from eldistill.errors import Problem
+from eldistill.errors import Problem, printable
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
 
@@ -21,6 +20,7 @@ from eldistill.plan.recipes import WORDS
 gc.set_threshold(200_000, 20, 20)
 
 try:
+    cluster.ensure_user_name()
     if workflow.is_main_process:
         driver.need_image(workflow)
     PARAMS = params.from_snakemake(config, workflow.config_settings.overwrite_config, workflow.basedir)
@@ -34,15 +34,21 @@ try:
         ONLY_ONE, DRIVER = cluster.driver_lock()
         stale = freshness.refresh(
             STEPS.values(),
-            say=lambda line: print(f"eldistill: {line}", file=sys.stderr),
+            say=lambda line: print(f"eldistill: {printable(line)}", file=sys.stderr),
         )
         for line in freshness.missing_files(stale):
-            print(f"eldistill: {line}", file=sys.stderr)
+            print(f"eldistill: {printable(line)}", file=sys.stderr)
         PLAN.identities.record()
     INPUTS = freshness.Inputs(stale, ancient, driver.forced(workflow))
 except Problem as problem:
-    print(f"eldistill: {problem}", file=sys.stderr)
+    print(f"eldistill: {profiles.name_place(str(problem))}", file=sys.stderr)
     sys.exit(2)
+except OSError as error:
+    print(f"eldistill: {files.describe_failure(error)} and repeat the command", file=sys.stderr)
+    sys.exit(1)
+except KeyboardInterrupt:  # files outside git are hashed here, which may take minutes
+    print("eldistill: stopped by SIGINT before any job was started; repeat the command to go on", file=sys.stderr)
+    sys.exit(130)
 
 
 # Used only with `--software-deployment-method apptainer`, as profiles/slurm-apptainer sets it.
@@ -51,13 +57,17 @@ container: driver.IMAGE
 
 driver.wake_once()
 if workflow.is_main_process:
+    driver.pass_signals_on()
     driver.obey_recipes(workflow, STEPS.values())
+    driver.name_other_driver(workflow, DRIVER)
 
 
 onstart:
     # Trainings of a driver that was killed are still running. They are asked to save, and this driver continues them.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
+    if workflow.is_main_process:
+        driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):
         driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"))
@@ -100,9 +110,9 @@ if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global
 THEIRS = "|".join(map(re.escape, PARAMS.others_teachers())) or "(?!)"
 
 
-# The output of a command is printed and also written to its log. `tee` ignores the signals of Ctrl-C and of Slurm, so that it
-# still records what the command prints while it stops.
-TEE = "2>&1 | (trap '' INT TERM; exec tee {log})"
+# The output of a command is printed and also written to its log. `tee` ignores the signals of Ctrl-C, of Slurm and of a closed
+# terminal, so that it still records what the command prints while it stops.
+TEE = "2>&1 | (trap '' INT TERM HUP; exec tee {log})"
 # Under Slurm a training saves its state and stops before its time limit, with exit code 75; the profile then retries the job.
 BUDGET = "${{SLURM_JOB_ID:+--max-minutes {resources.runtime}}}"
 # A training splits its batches, and an evaluation its images, among the GPUs of its job (`gpu: 4` under set-resources).

@@ -56,7 +56,7 @@ def command(options, say) -> None:
         start = re.search(r"sigma_init (\d+(?:\.\d+)?)", row["published"])
         sampler = {"steps": {"1": [float(start[1]) if start else 2.5]}}
         boundary = re.search(r"boundary (\d+(?:\.\d+)?)", row["published"])
-        network.boundary = float(boundary[1]) if boundary else 0.0
+        network.boundary = float(boundary[1]) if boundary else network.boundary
         generator = sampling.Generator(network, about | {"sampler": sampler})
         images, steps = sampling.images_of(generator, options.n, options.seed, batch=options.batch), 1
     else:

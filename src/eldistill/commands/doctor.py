@@ -13,7 +13,7 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import freshness, identity, params
+from eldistill.plan import freshness, identity, params, questions
 from eldistill.plan.plan import Plan
 from eldistill.training import lock
 
@@ -41,6 +41,22 @@ def _python(plan: Plan, suite: str) -> Iterator[Finding]:
         if absent
         else "snakemake and dvc are there",
     )
+
+
+def _home(plan: Plan, suite: str) -> Iterator[Finding]:
+    """Snakemake keeps a cache in the home folder and does not start where that cannot be written."""
+    asked = os.environ.get("XDG_CACHE_HOME", "")  # of which only an absolute path counts
+    cache = Path(asked if os.path.isabs(asked) else os.path.expanduser("~/.cache"))
+    place = next(each for each in (cache, *cache.parents) if each.exists())
+    if cache.is_absolute() and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        yield True, f"{cache}, where Snakemake keeps a cache, can be written"
+    else:
+        where = f"{cache} cannot be written" if cache.is_absolute() else "this user has no home folder"
+        yield (
+            False,
+            f"{where}, and Snakemake does not start without a cache: export XDG_CACHE_HOME={Path('data/scratch/cache').absolute()}"
+            + ("" if cache.is_absolute() else " and HOME"),
+        )
 
 
 def _path() -> str:
@@ -214,13 +230,14 @@ def _results(plan: Plan, suite: str) -> Iterator[Finding]:
         yield False, sentence
 
 
-CHECKS: tuple[Callable, ...] = (_python, _device, _disk, _files, _sources, _results, _slurm, _locks)
+CHECKS: tuple[Callable, ...] = (_python, _home, _device, _disk, _files, _sources, _results, _slurm, _locks)
 
 
 def examine(suite: str | None, say: Callable[[str], None]) -> bool:
     """Run all checks and log their findings. Returns whether none needs attention. Raises Problem for wrong parameters."""
     values = params.load_params()
     plan, suite = Plan(values), suite or values.top("suite")
+    questions.check_suite(values, suite)
     say(f"ok    params.yaml: the suite {suite} has {len(plan.suite(suite))} steps")
     well = True
     for check in CHECKS:

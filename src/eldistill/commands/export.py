@@ -5,12 +5,13 @@ torch and safetensors."""
 from __future__ import annotations
 
 import ast
-import json
 import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
 from eldistill import files
+from eldistill.commands.card import model_card
+from eldistill.commands.loader import LOADER
 from eldistill.data import classes
 from eldistill.errors import Problem
 from eldistill.paths import PACKAGE
@@ -19,46 +20,6 @@ from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.sampling.pictures import grid
 from eldistill.tensors import load_tensors
-
-LOADER = '''"""Images of this generator: `python load.py 16 samples.pt`. Needs torch and safetensors, nothing else."""
-import json
-import sys
-from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from eldistill import networks  # noqa: E402  (the folder beside this file)
-
-about = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
-net = networks.build(about["config"]).eval().requires_grad_(False)
-net.load_state_dict(load_file(HERE / "generator_ema.safetensors"))
-net.boundary = about["sampler"].get("boundary", 0.0)
-
-
-def sample(n, seed=0, label=None):
-    """uint8 images [n, c, h, w]; of a network of latents, float latents. label: a class, by name or number; None draws
-    them as often as they occur in the train images, where config.json says it."""
-    label = about.get("class_names", []).index(label) if isinstance(label, str) else label
-    random, sigma = torch.Generator().manual_seed(seed), about["sampler"]["steps"]["1"][0]
-    z, classes = torch.randn(n, *about["shape"], generator=random), about["label_dim"]
-    counts = about.get("class_counts") or [1] * max(classes, 1)
-    chosen = torch.randint(len(counts), (n,), generator=random)
-    if len(set(counts)) > 1:
-        chosen = torch.multinomial(torch.tensor(counts, dtype=torch.float64), n, replacement=True, generator=random)
-    chosen = chosen if label is None else torch.full((n,), label)
-    labels = torch.nn.functional.one_hot(chosen, classes).float() if classes else None
-    x, codec = net(sigma * z, torch.full((n,), sigma), labels), about["codec"]
-    if isinstance(codec["mean"], list):
-        return x
-    return ((x * codec["std"] / 0.5 + codec["mean"]) * 255 + 0.5).clamp(0, 255).to(torch.uint8)
-
-
-if __name__ == "__main__":
-    torch.save(sample(int(sys.argv[1])), sys.argv[2])
-'''
 
 # Files of the copy that differ from ours, which need random numbers of the project and with them more than torch.
 IN_PLACE = {
@@ -109,63 +70,6 @@ def _imports(text: str) -> tuple[list[str], set[str]]:
     return ours, others - set(sys.stdlib_module_names)
 
 
-def model_card(run: str, about: dict, metrics: dict, teacher: dict) -> str:
-    """The model card, Markdown."""
-    lineage, source = about["lineage"], teacher.get("source") or {}
-    licence = source.get("licence") or "that of its data and of its teacher; nothing else is claimed"
-    numbers = "\n".join(
-        f"| `{name}` | {value:.4g} |" for name, value in sorted(metrics.items()) if isinstance(value, int | float)
-    )
-    origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
-    data = lineage["params"]["data"]
-    names = about.get("class_names", [])
-    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:100]))
-    listed += f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else ""
-    steps = " or ".join(about["sampler"]["steps"])
-    return f"""# {run}
-
-A one-step generator of images of shape {about["shape"]}, distilled from a diffusion teacher by the project eldistill
-(method `{lineage["method"]}`, {about["n_images"]:,} generated images{", sampled in " + steps + " steps" if steps != "1" else ""}).
-
-![samples](samples.png)
-
-```sh
-python load.py 16 samples.pt        # needs torch and safetensors
-```
-
-## Where it comes from
-
-* **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
-* **Classes**: {listed or "none"}
-* **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
-* **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
-
-## Licence
-
-{licence}. A student follows its teacher and its data: pass it on under their terms.
-
-## Numbers
-
-Names say what was measured: the distance, of how many images, in which features, to which images. Lower is better for fd
-and kid, higher for precision and recall.
-
-| metric | value |
-| --- | ---: |
-{numbers or "| not evaluated | |"}
-
-## Limits
-
-It shows what its data shows, with its gaps and its slants, and nothing beyond; images may resemble those it was trained on.
-Numbers in different features, of different numbers of images or to other references are not comparable. It was trained and
-measured for research.
-
-## Citation
-
-The Embedding Loss: Ying et al. 2026, arXiv 2604.22379. The teacher and the preconditioning: Karras et al. 2022, arXiv
-2206.00364. The method: see eldistill's list of methods.
-"""
-
-
 def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
     """Write the folder of a finished run and return its path.
 
@@ -186,13 +90,30 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
         files.write_text(folder / name, text)
     files.write_json(folder / "config.json", about)
     files.write_text(folder / "load.py", LOADER)
-    files.write_text(folder / "README.md", model_card(run, about, metrics, teacher))
+    files.write_text(
+        folder / "README.md", model_card(run, about, metrics, teacher, _ensembles(run, about["lineage"]["params"]))
+    )
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
         shutil.copyfile(path, temporary)
     say(
         f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, {images} images"
     )
+    if not metrics:
+        say(
+            f"{run} was not evaluated, and its card says so; `python -m eldistill evaluate {run}` measures it, then export it again"
+        )
     return folder
+
+
+def _ensembles(run: str, params: dict) -> dict[str, dict]:
+    # {supplement: section of its ensemble}, of those whose manifest is here.
+    found = {}
+    for name, each in params["supplements"].items():
+        seed = params["seed"] if each.get("ensemble_seed") is None else each["ensemble_seed"]
+        path = Path(f"data/ensembles/{run.split('/')[0]}/{each.get('ensemble')}/{seed}.json")
+        if each.get("ensemble") and path.exists():
+            found[name] = files.read_json(path)["section"]
+    return found
 
 
 def _picture(generator: sampling.Generator, path: Path) -> int:

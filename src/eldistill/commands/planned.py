@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill.plan import freshness, params
+from eldistill.plan import freshness, params, questions
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
@@ -116,6 +116,6 @@ def command(options, say: Callable[[str], None]) -> None:
 
     plan = Plan(params.load_params(), Identities(measured=True, say=say))  # as Snakemake does; nothing is recorded
     suite = options.suite or plan.params.values["suite"]
-    list(plan.params.runs(suite))
+    questions.check_suite(plan.params, suite)
     for line in plan_page(plan, suite, cost.describe_left(plan, suite, options.tflops)):
         say(line)

@@ -18,7 +18,7 @@ import yaml
 
 from eldistill import files
 from eldistill.errors import Problem
-from eldistill.plan import insertion, params, reading
+from eldistill.plan import insertion, params, reading, yamltext
 from eldistill.plan.params import Params
 from eldistill.plan.schema import merge_mappings
 
@@ -54,7 +54,7 @@ def command(chosen: Namespace, say: Callable[[str], None]) -> None:
         say(f"# untuned. `python -m eldistill suggest {chosen.name} --write` writes them into params.yaml")
         return
     path = Path("params.yaml")
-    before = path.read_text(encoding="utf-8")
+    before = yamltext.read_text(path)
     after = before
     for each in suggestions:
         after = insertion.insert(after, ["distil", "methods", each.method, "per_data"], chosen.name, _lines(each))

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, printable
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
 
 
 def say(text: str) -> None:
-    """Print a line and flush it, so that it appears at once also in a log file."""
-    print(text, flush=True)
+    """Print a line, without control characters of names in it, and flush it, so that it appears at once also in a log file."""
+    print(printable(text), flush=True)
 
 
 Option = tuple[tuple[str, ...], dict[str, Any]]

@@ -46,7 +46,7 @@ def class_counts(about: dict) -> list[int] | None:
     if not good or len(found) != dim or not 0 < sum(found) < 2**31:
         raise Problem(
             f"class_counts of this network are {str(found)[:60]}; expected {dim} whole numbers, one for each label, not all 0: "
-            "make the network again, or remove them"
+            "make the network again, or without them"
         )
     return found
 

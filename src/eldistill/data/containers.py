@@ -6,18 +6,19 @@ Nothing is unpacked to the disk. Which files count as data is decided by eldisti
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from eldistill.errors import Problem
-from eldistill.external import listing
+from eldistill.errors import Problem, denied, edge
+from eldistill.external import listing, zips
 from eldistill.files import atomic
+from eldistill.outside import check_file, locate
 
 COVERED_BY = "folders"
 LARGEST = 1 << 30  # bytes of one file; the size that a zip declares can exceed any memory
@@ -35,22 +36,20 @@ class Container:
 def open_container(path: Path) -> Iterator[Container]:
     """Context with the Container of a folder or zip. Raises Problem if `path` is neither, or if a file in it is damaged, encrypted
     or larger than LARGEST."""
+    path = locate(path)
+    if path.exists() and not os.access(path, os.R_OK):
+        raise denied(path)
     if path.is_dir():
-        yield Container(lambda endings: listing.list_folder(path, endings), lambda name: _of_folder(path, name))
+        yield Container(lambda endings: _listed(path, endings), lambda name: _of_folder(path, name))
     elif path.is_file() and zipfile.is_zipfile(path):
-        try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise Problem(f"{path} is a damaged zip ({error}); make it again") from None
-        with archive:
+        with _zip(path) as archive:
             members = _members(path, archive)
             yield Container(
                 lambda endings: listing.choose_files(members, endings),
                 lambda name: _of_zip(path, archive, name, members[name]),
             )
     elif not path.exists():
-        home = "; ~ is not expanded, so write the path out" if str(path).startswith("~") else ""
-        raise Problem(f"{path} does not exist{home}; put it there, or change `path` of the data setting in params.yaml")
+        raise Problem(f"{path} does not exist; put it there, or change `path` of the data setting in params.yaml")
     else:
         tar = path.is_file() and tarfile.is_tarfile(path)
         raise Problem(
@@ -59,14 +58,34 @@ def open_container(path: Path) -> Iterator[Container]:
         )
 
 
+def _listed(path: Path, endings: tuple[str, ...]) -> listing.Listing:
+    try:
+        return listing.list_folder(path, endings)
+    except PermissionError as error:  # of a folder in it
+        raise denied(error.filename or path) from None
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    with open(path, "rb") as file:
+        with edge(path, "make it again", "is a damaged zip"):
+            archive = zips.open_zip(file)
+        with archive:
+            yield archive
+
+
 @contextmanager
 def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
     place = path / name
     try:
+        if place.exists():  # otherwise the sentence below
+            check_file(place, "an ordinary file", text=True)
         file = open(place, "rb")
     except FileNotFoundError:
         why = "is a link to a missing file" if place.is_symlink() else "was removed while it was read"
-        raise Problem(f"{place} {why}; restore the file, or remove the link") from None
+        raise Problem(f"{place} {why}; restore the file, or take it out of the folder") from None
+    except PermissionError:
+        raise denied(place) from None
     with file:
         yield file
 
@@ -87,14 +106,17 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 @contextmanager
 def _of_zip(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Iterator[BinaryIO]:
     if member.file_size > LARGEST:
-        raise Problem(f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}: remove it")
+        raise Problem(
+            f"{path}: {name} has {member.file_size:,} bytes; expected at most {LARGEST:,}: make the zip without it"
+        )
     if member.flag_bits & 1:
         raise Problem(f"{path}: {name} is encrypted; make the zip again without a password")
     try:
-        with archive.open(member) as file:
-            yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise Problem(f"{path} is damaged at {name} ({error}); make it again") from None
+        zips.check_member(member, path.stat().st_size)
+    except zips.BadZip as error:
+        raise Problem(f"{path}: {name}: {error}; make the zip again") from None
+    with edge(path, "make the zip again", f"is damaged at {name}"), zips.open_member(archive, member) as file:
+        yield file
 
 
 # --- writing ------------------------------------------------------------------------------------------

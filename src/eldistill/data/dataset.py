@@ -17,6 +17,7 @@ from eldistill.data import latents
 from eldistill.diffusion.draws import Draw, sent
 from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
+from eldistill.external.descriptions import check_description
 from eldistill.tensors import map_tensors
 
 RECIPE = ("data", 2)
@@ -120,9 +121,20 @@ def load_pack(path: str | Path, part: str = "train") -> tuple[torch.Tensor, torc
     Latents are float32 [n, 2c, r, r]. The tensors stay in the file and are read-only. Raises Problem if it is not a pack.
     """
     tensors, about = map_tensors(path)
-    if f"{part}_images" not in tensors:
+    images, labels = (tensors.get(f"{part}_{what}") for what in ("images", "labels"))
+    if (
+        images is None
+        or labels is None
+        or images.ndim != 4
+        or labels.shape != images.shape[:1]
+        or labels.dtype != torch.int64
+    ):
         raise Problem(f"{path} is not a packed data set; delete it and run `snakemake all`")
-    return tensors[f"{part}_images"], tensors[f"{part}_labels"], about
+    check_description(path, about)
+    count = about.get("classes", 0)  # of a pack without classes the labels are not used
+    if count and len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < count:
+        raise Problem(f"{path} has labels beyond its {count} classes; delete it and run `snakemake all`")
+    return images, labels, about
 
 
 def load_real_images(

@@ -18,8 +18,11 @@ from eldistill.data.containers import LARGEST, Container
 from eldistill.errors import Problem
 from eldistill.external import listing
 from eldistill.external.listing import Listing
+from eldistill.external.zips import size_of
+from eldistill.files import parse_json
 
 RECIPE = ("labels", 1)
+DIGITS, MOST_NAMES, LONGEST_NAME = 40, 1_000_000, 256  # of a label; number of names of classes, and characters of one
 TRAINING = {"train", "training"}
 SPLITS = TRAINING | {"val", "valid", "validation", "dev", "test", "testing"}
 
@@ -79,14 +82,16 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
     # and sentences about it.
     where = f"{path}/{files.labels}"
     with container.open(files.labels) as file:
-        content = file.read(LARGEST + 1)
+        if size_of(file) > LARGEST:
+            raise Problem(f"{where} has more than {LARGEST:,} bytes; expected a table of labels")
+        content = file.read()
     try:
-        top = json.loads(content, object_pairs_hook=_Pairs)
+        top = parse_json(content, _Pairs)
         pairs = [(_plain(name), label) for name, label in (dict(top).get("labels") or [])]
         names = dict(top).get("class_names") or []
         understood = isinstance(top, _Pairs) and isinstance(names, list) and all(isinstance(n, str) for n in names)
-        understood &= len(set(names)) == len(names)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        understood &= len(set(names)) == len(names) <= MOST_NAMES and all(len(n) <= LONGEST_NAME for n in names)
+    except (ValueError, TypeError, AttributeError):
         understood = False
     if not understood:
         raise Problem(f'{where} is not understood; expected {{"labels": [[name, whole number], …]}}')
@@ -94,7 +99,7 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
     for name, label in pairs:
         label = _whole(where, name, label)
         if table.setdefault(name, label) != label:
-            raise Problem(f"{where} gives {name} two labels, {table[name]} and {label}; remove one")
+            raise Problem(f"{where} gives {name} two labels, {table[name]} and {label}; keep one of the two lines")
     twice = len(pairs) - len(table)
     notes = [f"{files.labels} names {twice:,} files twice, with the same label"] if twice else []
     return table, dict(enumerate(names)), notes
@@ -108,9 +113,10 @@ def _plain(name: str) -> str:
 def _whole(where: str, name: str, label) -> int:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 10**DIGITS:
         shown = json.dumps(label)[:40]
-        raise Problem(f"{where} gives {name} the label {shown}; expected a whole number from 0, such as 3")
+        more = f" of at most {DIGITS} digits" if isinstance(label, int) and label > 0 else " from 0"
+        raise Problem(f"{where} gives {name[:200]} the label {shown}; expected a whole number{more}, such as 3")
     return label
 
 
@@ -151,7 +157,7 @@ def _by_folders(path: Path, names: list[str]) -> Labels:
     if loose:
         raise Problem(
             f"{path}/{loose[0]}{f' and {len(loose) - 1:,} more' if len(loose) > 1 else ''} lies beside the folders of classes "
-            f'({_listed(classes)}); move it into one, or remove it; for images without classes write {{"labels": null}} into '
+            f'({_listed(classes)}); move it into one of them, or elsewhere; for images without classes write {{"labels": null}} into '
             f"{path}/{listing.LABELS}"
         )
     if depth:
@@ -167,7 +173,7 @@ def _check_splits(path: Path, inner: list[list[str]]) -> None:
     for top, classes in sorted(of.items()):
         if train and (alone := classes - train):
             raise Problem(
-                f"{path}: {top} has the class {min(alone)}, which the training images lack; move or remove {top}/{min(alone)}"
+                f"{path}: {top} has the class {min(alone)}, which the training images lack; move {top}/{min(alone)} elsewhere"
             )
 
 

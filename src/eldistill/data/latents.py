@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,7 @@ from eldistill import files
 from eldistill.diffusion.noise import SIGMA_DATA
 from eldistill.errors import NonFinite, Problem
 from eldistill.external import fetching, listing, sources, weights
+from eldistill.outside import check_file, locate
 from eldistill.tensors import load_tensors
 
 RECIPE = ("latents", 1)
@@ -108,14 +108,18 @@ def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn
             "latents need the package diffusers, which is not installed; type: pip install '.[latent]'"
         ) from None
     described, path = (
-        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder_files(Path(folder))
+        (None, fetching.fetch(sources.AUTOENCODER)) if folder is None else listing.autoencoder_files(locate(folder))
     )
-    config = CONFIG if described is None else files.read_json(described)
+    config = CONFIG if described is None else files.read_json(check_file(described, "its config.json", text=True))
     tensors, _ = load_tensors(path, foreign=True)
     try:
         if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
             raise ValueError(f"its config.json describes a {ascii(name)[:60]}")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
+        if not weights.is_bounded(config, len(tensors)):
+            raise ValueError(
+                "its config.json has more layers than the file has tensors, or numbers beyond those of networks"
+            )
         if odd := sorted(config.keys() - inspect.signature(AutoencoderKL.__init__).parameters.keys()):
             raise ValueError(f"its config.json has {ascii(odd[0])[:60]}, which no AutoencoderKL has")
         with torch.device("meta"):  # nothing is drawn
@@ -125,7 +129,7 @@ def load_autoencoder(folder: str | None = None, device: str = "cpu") -> torch.nn
         if (wrong := weights.find_fault(found, wanted)) is not None:
             raise ValueError(f"it {wrong}")
         vae.load_state_dict(found, assign=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         text = " ".join(str(error).split())[:200]
         raise Problem(f"{path} is no AutoencoderKL of the expected architecture ({text}); give another one") from None
     return vae.requires_grad_(False).eval().float().to(device)

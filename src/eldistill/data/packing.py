@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,24 @@ COVERED_BY = "data"
 COUNTS = {"cifar10": 50_000, "ffhq": 70_000, "afhqv2": 15_803, "imagenet": 1_281_167}
 
 
-def pack_dataset(section: dict, path: str | Path, folder: str | None = None, say=print) -> dict:
+def pack_dataset(
+    section: dict, path: str | Path, folder: str | None = None, say=print, conditional: Sequence[str] = ()
+) -> dict:
     """Read the source of a resolved data section and write one packed file. Returns its description.
 
     folder: folder with the files that would otherwise be fetched. say: gets a sentence about everything that was left out or
-    decided. In the description `class_names` has C texts and `class_counts` C numbers of train images; both are empty without
-    labels. Raises Problem; then no file is written.
+    decided. conditional: data settings with labels: true that read these images. In the description `class_names` has C texts and
+    `class_counts` C numbers of train images; both are empty without labels. Raises Problem, also for images without labels if
+    `conditional` names a setting; then no file is written.
     """
     source = section["source"]
     found = importlib.import_module(f"eldistill.data.readers.{source}").read({**section, "folder": folder})
+    classes_known = bool(found.names) if isinstance(found, Stream) else bool((found[1] >= 0).any())
+    if conditional and not classes_known:
+        raise Problem(
+            f"data.{conditional[0]}.labels is true, but {section.get('path') or source} says no classes; set it to false, add "
+            "dataset.json, or sort the images into a folder for each class"
+        )
     if isinstance(found, Stream):
         return _pack_stream(found, section, path, say)
     images, labels, heldout, heldout_labels = found

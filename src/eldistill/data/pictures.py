@@ -9,8 +9,7 @@ of FORMATS are used, because other decoders of Pillow start programs.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from eldistill.data.containers import Container
-from eldistill.errors import Problem
+from eldistill.errors import Problem, edge
+from eldistill.external.zips import size_of
 
 RECIPE = ("pictures", 1)
+DAMAGED = "is a damaged image"
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 GREY, COLOUR, PALETTE = {"1", "L"}, {"RGB", "RGBX", "CMYK", "YCbCr"}, {"P", "PA"}
 ALPHA = {"LA", "La", "RGBA", "RGBa", "PA"}  # with a plane of opacity
@@ -31,8 +32,13 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 KNOWN = GREY | COLOUR | PALETTE | ALPHA | DEEP
 BACKGROUND = "set `background` of the data setting to the colour behind them: white, black, or three numbers such as [255, 255, 255]"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
-# What Pillow's decoders raise for a file that is damaged.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+FREE_PIXELS = 2**23  # pixels that a picture may have however small its file is; they take at most 126 MB
+PIXELS_PER_BYTE = 16  # pixels that it may have more for each byte of its file
+BLOCK = 2**18  # pixels that are computed at once in wide numbers
+TEXTS = (
+    "Decompressed data too large",
+    "Too much memory used in text chunks",
+)  # what Pillow says of long texts in a PNG
 
 
 @dataclass(frozen=True)
@@ -79,21 +85,48 @@ def parse_background(value) -> tuple[int, int, int] | None:
 def open_picture(path: Path, name: str, container: Container, complete: bool = True):
     """Context with an open PIL picture. complete: read the file to its end. Raises Problem if it is not a picture, is truncated or
     has too many pixels."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()  # Pillow knows five formats before that
-    with container.open(name) as file:
+    # Pillow's decoders raise whatever their formats lead them to; which errors these are is documented nowhere.
+    with (
+        container.open(name) as file,
+        edge(f"{path}: {name}", "put it elsewhere, or replace it", DAMAGED),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
         try:
             with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
+                _check_size(found, size_of(file))
                 _correct(found)
                 yield found
         except Image.DecompressionBombError:
             raise Problem(f"{path}: {name} has more pixels than a picture should ({Image.MAX_IMAGE_PIXELS * 2:,}); make it "
-                          "smaller or remove it") from None  # fmt: skip
+                          "smaller, or put it elsewhere") from None  # fmt: skip
+        except UnidentifiedImageError:
+            raise Problem(
+                f"{path}: {name} is not an image, but something else under its name; put it elsewhere, or replace it"
+            ) from None
         except Problem as problem:
             raise Problem(f"{path}: {name}: {problem}") from None
-        except BROKEN as error:
-            raise Problem(f"{path}: {name} is not an image, or is damaged; remove it or put it elsewhere") from error
+        except ValueError as error:
+            if any(each in str(error) for each in TEXTS):
+                raise Problem(
+                    f"{path}: {name} has texts of more than a mebibyte beside its pixels; save it without them"
+                ) from None
+            raise
+
+
+def _check_size(found, size: int) -> None:
+    # A few bytes can claim to be any number of pixels. Photographs have about a bit for each, flat colour has less than a hundredth.
+    pixels, most = found.width * found.height, FREE_PIXELS + PIXELS_PER_BYTE * size
+    if pixels > most:
+        raise Problem(
+            f"it has {pixels:,} pixels in {size:,} bytes; expected at most {most:,} in so small a file: make it smaller, or save it "
+            "as an uncompressed TIFF or BMP"
+        )
 
 
 def _correct(found) -> None:
@@ -162,7 +195,14 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
         raise Problem(
             f"its values go from {low:,} to {high:,}, those of {bits} bits from 0 to {white:,}; change `bits` of the data setting"
         )
-    return np.rint(np.asarray(values, np.float64) / (white / 255)).astype(np.uint8)
+    return _by_rows(lambda part: np.rint(np.asarray(part, np.float64) / (white / 255)).astype(np.uint8), values)
+
+
+def _by_rows(function: Callable, *planes: np.ndarray) -> np.ndarray:
+    # A function of each pixel, of a few rows at a time: it computes in numbers that are eight times as wide.
+    rows = max(1, BLOCK // max(1, planes[0][:1].size))
+    parts = [function(*(each[at : at + rows] for each in planes)) for at in range(0, len(planes[0]), rows)]
+    return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
 
 def opacity_of(found) -> np.ndarray | None:
@@ -183,12 +223,16 @@ def blend_over(planes: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, 
     """A picture over a background: (c a + b (255 - a)) / 255, rounded; grey stays grey on a grey background.
 
     planes c: uint8 [h, w] or [h, w, 3]. opacity a: uint8 [h, w]. colour b: red, green, blue, 0 … 255."""
-    opacity = opacity.astype(np.int64)
     if planes.ndim == 2 and len(set(colour)) > 1:
         planes = np.repeat(planes[..., None], 3, 2)
     below = np.array(colour if planes.ndim == 3 else colour[0])
-    opacity = opacity[..., None] if planes.ndim == 3 else opacity
-    return ((2 * (planes * opacity + below * (255 - opacity)) + 255) // 510).astype(np.uint8)
+
+    def blend(part: np.ndarray, over: np.ndarray) -> np.ndarray:
+        over = over.astype(np.int64)
+        over = over[..., None] if part.ndim == 3 else over
+        return ((2 * (part * over + below * (255 - over)) + 255) // 510).astype(np.uint8)
+
+    return _by_rows(blend, planes, opacity)
 
 
 # --- sizes --------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ the features. On the digits every ridge from 1e-10 to 1e-3 gives the same errors
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble.members import Member
+from eldistill.ensemble.reading import feature_blocks
 from eldistill.errors import Problem
 from eldistill.losses import mmd
 from eldistill.losses.kernel_sums import kernel_sums, sum_of_diagonal
@@ -76,21 +76,13 @@ def landmark_order(seed: int, n: int) -> torch.Tensor:
     return Draw(seed, "el/landmarks", 0, n, dtype=torch.float64).uniform("image").argsort()
 
 
-def _blocks(member: Member, reals, order: torch.Tensor) -> Iterator[torch.Tensor]:
-    # Features [up to BLOCK, D] of the images in this order.
-    for rows in order.split(BLOCK):
-        with torch.no_grad():
-            features = member(reals.take(rows)[0] / reals.sigma_data)
-        yield features
-
-
 def _of_member(member: Member, reals, order: torch.Tensor, landmarks: int) -> dict[str, torch.Tensor]:
     n, kept, held = len(order), list[torch.Tensor](), 0
-    z = torch.cat(list(_blocks(member, reals, order[:landmarks]))).double() if landmarks < n else None
+    z = torch.cat(list(feature_blocks(member, reals, order[:landmarks], BLOCK))).double() if landmarks < n else None
     total: Any = 0
     square: Any = 0
     means: dict[str, Any] = dict.fromkeys(KERNELS, 0)
-    for block in _blocks(member, reals, order):
+    for block in feature_blocks(member, reals, order, BLOCK):
         rows = block.double()
         total, square = total + rows.sum(0), square + rows.square().sum()
         if held < WITHIN:
@@ -214,7 +206,7 @@ def anchors_of(arrays: dict[str, np.ndarray], members: list[Member], kernel: str
                       "the ensemble and run `snakemake all`")  # fmt: skip
     even = np.full(len(rows), 1 / len(rows))
     for k, member in enumerate(members):
-        points = torch.cat(list(_blocks(member, reals, rows)))
+        points = torch.cat(list(feature_blocks(member, reals, rows, BLOCK)))
         weights = torch.from_numpy(arrays.get(f"weights_{kernel}_{k}", even)).to(points)
         unbiased, biased = arrays[f"within_{kernel}_{k}"].tolist()
         found.append(Anchor(points, weights, (unbiased, biased)))

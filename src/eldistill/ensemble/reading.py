@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from eldistill.contract import RealImages
 from eldistill.ensemble.members import Member, stacked, stacks
 from eldistill.losses.mmd import Rows
 
@@ -30,6 +31,27 @@ def read_members(
             with torch.no_grad():
                 of_real = read(real)
         yield places, read(x), of_real
+
+
+def stacking(choice: str, x: torch.Tensor) -> bool:
+    """Whether members of one shape are read in one pass. choice: the number `stack` of a supplement; x: what they read."""
+    return choice == "stacked" or choice == "auto" and x.device.type == "cuda"
+
+
+def feature_blocks(member: Member, reals: RealImages, order: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Yield features [up to size, D] of the real images in this order of their rows, without a graph."""
+    for rows in order.split(size):
+        with torch.no_grad():
+            features = member(reals.take(rows)[0] / reals.sigma_data)
+        yield features
+
+
+def spread_warning(means: dict[str, float], features: str) -> str | None:
+    """A warning if `trace_ratio` in the means of a row of the log is below 1/2; None otherwise. features: whose, in words."""
+    ratio = means.get("trace_ratio", 1.0)
+    if ratio >= 0.5:
+        return None
+    return f"the generated images have {100 * ratio:.0f} % of the real ones' spread in {features}: the generator may be collapsing"
 
 
 def trace_ratio(

@@ -7,7 +7,6 @@ The manifest records a digest of the weights, which is checked when a run draws 
 from __future__ import annotations
 
 import statistics
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from eldistill.diffusion.draws import Draw
 from eldistill.ensemble import anchors
 from eldistill.ensemble.members import Member, calibrate, draw_members, fingerprint, unfold_members
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
+from eldistill.external.arrays import read_npz
 from eldistill.files import atomic, read_json, write_json
 
 RECIPE = ("ensemble/seed", 1)
@@ -115,15 +115,16 @@ class Ensemble:
             return self.held[1]
         path = Path(self.path).with_suffix(".npz")
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                found = {key: archive[key] for key in archive.files}
+            found = read_npz(path)
             if odd := [
                 key for key, each in found.items() if each.dtype.kind not in "iuf" or not np.isfinite(each).all()
             ]:
                 raise ValueError(f"its {odd[0]} is not finite numbers")
             return found
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
+        except PermissionError:
+            raise denied(path) from None
+        except (OSError, ValueError) as error:
+            raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
 
     def anchors(self) -> list[torch.Tensor]:
         """Mean features of each member over all training images, a list of [D].

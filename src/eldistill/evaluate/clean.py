@@ -11,7 +11,6 @@ images as PNG files, with KID's subsets drawn from a fixed seed. With more image
 from __future__ import annotations
 
 import contextlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ import numpy as np
 import torch
 
 from eldistill.data import dataset as data
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import chunks, embed
 from eldistill.evaluate.fid import Moments
+from eldistill.external import arrays
 from eldistill.files import atomic
 from eldistill.training.processes import ProcessGroup, SingleProcess
 
@@ -102,13 +102,15 @@ def make_clean_reference(space: Callable, pack: Path, output: Path, say=lambda l
 def load_clean_reference(path: Path) -> Reference:
     """Load the file that `make_clean_reference` writes. Raises Problem if the file is missing, damaged, of other shapes, or not finite."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            mean, cov, rows = (archive[name] for name in ("mean", "cov", "rows"))
+        found = arrays.read_npz(path)
+        mean, cov, rows = (found[name] for name in ("mean", "cov", "rows"))
         size = len(mean)
         sound = (mean.shape, cov.shape, rows.shape[1:]) == ((size,), (size, size), (size,))
         sound = sound and all(np.isfinite(each).all() for each in (mean, cov, rows))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
+    except PermissionError:
+        raise denied(path) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
     if not sound:
         raise Problem(
             f"{path} has a mean of shape {mean.shape}, a covariance of {cov.shape} and rows of {rows.shape}; expected finite [D], "

@@ -10,9 +10,11 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate import metrics
 from eldistill.evaluate.features import embed
+from eldistill.external import arrays
+from eldistill.outside import check_file
 
 RECIPE = ("fid", 1)
 
@@ -23,6 +25,7 @@ def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     path: EDM's .npz or EDM2's .pkl, which is read without executing it. Raises Problem for any other file."""
     from eldistill.external import pickles
 
+    path = check_file(path, "a file of reference statistics")
     if path.suffix == ".pkl":
         with pickles.read_network_file(path) as file:
             found = file.plain(file.value)
@@ -30,10 +33,11 @@ def load_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
         found = found if isinstance(found, dict) else {}
     else:
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                found = {key: archive[key] for key in archive.files if key in ("mu", "sigma")}
-        except (OSError, ValueError, EOFError, AttributeError) as error:
-            raise Problem(f"{path} is no file of reference statistics ({error}); fetch it again") from None
+            found = arrays.read_npz(path, ("mu", "sigma"))
+        except PermissionError:
+            raise denied(path) from None
+        except (OSError, ValueError) as error:
+            raise Problem(f"{path} is no file of reference statistics ({brief(error)}); fetch it again") from None
     mean, cov = (np.asarray(found.get(key, []), np.float64) for key in ("mu", "sigma"))
     if (
         mean.ndim != 1

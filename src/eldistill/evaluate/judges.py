@@ -53,8 +53,8 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
 def train_judge(
     letter: str, recipe: dict, pack: Path, output: Path, folder: Path, digest: str, machine: Machine, say
 ) -> dict:
-    """Train judge `letter` (a or b) and write it to `output`; returns its description, with its held-out accuracy (None if it
-    predicts rotations).
+    """Train judge `letter` (a or b) and write it to `output`; returns its description, with its held-out accuracy in what it
+    learned: the labels, or, where there are none, quarter turns.
 
     recipe: `judges` and `codec` of the data setting. pack: its packed images. folder: for saved states. digest: of the recipe."""
     numbers, codec = recipe["judges"], recipe["codec"]
@@ -79,16 +79,23 @@ def train_judge(
     )  # fmt: skip
     average = loop.Loop(job).run()
     result = {"config": net.config, "codec": codec, "recipe": digest, "rotations": rotations,
-              "accuracy_heldout": accuracy(average, pack, codec) if not rotations else None}  # fmt: skip
+              "accuracy_heldout": accuracy(average, pack, codec, rotations)}  # fmt: skip
     save_tensors(output, average.state_dict(), result)
     return result
 
 
 @torch.no_grad()
-def accuracy(net: torch.nn.Module, pack: Path, codec: dict) -> float:
-    """Fraction of held-out images, from 0 to 1, whose label has the largest logit."""
+def accuracy(net: torch.nn.Module, pack: Path, codec: dict, rotations: bool = False) -> float:
+    """Fraction of held-out images, from 0 to 1, whose label has the largest logit. With `rotations` the label is the number of
+    quarter turns, and each image is seen in all four."""
     images, labels, _ = data.load_pack(pack, "heldout")
     device = next(net.parameters()).device
-    parts = images.split(1000)  # many large images do not fit into memory at once
-    guesses = torch.cat([net(data.encode(part, codec).to(device)).argmax(1).cpu() for part in parts])
-    return round(float((guesses == labels).double().mean()), 6)
+
+    def guesses(turns: int) -> torch.Tensor:
+        parts = images.split(1000)  # many large images do not fit into memory at once
+        turned = (torch.rot90(data.encode(part, codec), turns, (2, 3)) for part in parts)
+        return torch.cat([net(x.to(device)).argmax(1).cpu() for x in turned])
+
+    if not rotations:
+        return round(float((guesses(0) == labels).double().mean()), 6)
+    return round(sum(float((guesses(turns) == turns).double().mean()) for turns in range(4)) / 4, 6)

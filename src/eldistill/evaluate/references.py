@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from eldistill.data import dataset as data
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
 from eldistill.evaluate.metrics import FLOAT, measure, measure_labelled, moments
+from eldistill.external import arrays
 from eldistill.files import atomic
 
 COVERED_BY = "evaluate"
@@ -34,10 +34,12 @@ def make_reference(space: Space, pack: Path, output: Path) -> None:
 def load_reference(path: Path) -> dict[str, np.ndarray]:
     """Load the features {train, heldout} that `make_reference` writes, float64 [n, D]. Raises Problem if the file is damaged."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {part: archive[part].astype(FLOAT) for part in ("train", "heldout")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise Problem(f"{path} is missing or damaged ({error}); delete it and run `snakemake all`") from None
+        found = arrays.read_npz(path, ("train", "heldout"))
+        return {part: found[part].astype(FLOAT) for part in ("train", "heldout")}
+    except PermissionError:
+        raise denied(path) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
 
 
 def noise_floor(

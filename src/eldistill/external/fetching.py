@@ -23,6 +23,7 @@ import shutil
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -30,11 +31,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
-from eldistill.files import sha256, write_text
+from eldistill.files import naming_full, sha256, write_text
+from eldistill.outside import check_file, find_fault, locate
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
 
@@ -54,11 +56,11 @@ def fetch(
     row = source_row(name)
     file_name = row["url"].rsplit("/", 1)[-1]
     if folder is not None:
-        path = Path(folder) / file_name
+        path = locate(folder) / file_name
         if not path.exists():
             raise Problem(f"{path} is missing; expected {name} of data/sources.csv there, or set its folder to null")
-        return _checked(path, row, say)
-    store = Path(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
+        return _checked(check_file(path), row, say, "replace it by the published file")
+    store = locate(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     if found := _kept(store, file_name, row):
         return _checked(found, row, say)
     if os.environ.get("ELDISTILL_FETCH") == "no":
@@ -108,14 +110,17 @@ def _content_digest(path: Path) -> str:
     try:
         with gzip.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, EOFError, zlib.error):
         return ""
 
 
-def _checked(path: Path, row: dict[str, str], say) -> Path:
+def _checked(path: Path, row: dict[str, str], say, then: str = "remove it and fetch it again") -> Path:
+    # then: what to do with another file. One in the store can be removed, one in a folder of the user is his own.
     digest = _content_digest(path)
     if not digest:
-        raise Problem(f"{path} is no gzip file; remove it and fetch it again")
+        raise Problem(f"{path} is no gzip file; {then}")
     if not row["sha256"]:
         _note(row, digest, path.stat().st_size, say)
     elif digest != row["sha256"]:
@@ -124,10 +129,7 @@ def _checked(path: Path, row: dict[str, str], say) -> Path:
             if _where(row) == TABLE
             else f", or, if that file is the right one, remove the line of {row['name']} there"
         )
-        raise Problem(
-            f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); remove it and fetch it again"
-            f"{way}"
-        )
+        raise Problem(f"{path} has sha256 {digest[:16]}…, expected {row['sha256'][:16]}… ({_where(row)}); {then}{way}")
     return path
 
 
@@ -169,7 +171,7 @@ def _addresses(row: dict[str, str]) -> list[str]:
     name = row["url"].rsplit("/", 1)[-1]
     first = os.environ.get("ELDISTILL_MIRROR", "")
     if first and "://" not in first:
-        first = Path(first).absolute().as_uri()
+        first = locate(first).absolute().as_uri()
     found = [f"{first.rstrip('/')}/{name}"] if first else []
     local = [address for address in found if address.startswith("file:")]
     found += [address for address in (row["mirror"], row["url"]) if address]
@@ -213,6 +215,10 @@ def _right(row: dict[str, str], part: Path, begun: bool) -> str:
 
 def _attempt(row: dict[str, str], address: str, part: Path) -> None:
     """Continue or begin the part file from one address, until it is complete. Raises _Broken."""
+    if address.startswith("file:"):  # opening a pipe would wait for ever
+        path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
+        if path.exists() and (fault := find_fault(path)):
+            raise _Broken(f"{path} {fault}", again=False)
     # The size of a .gz file is not checked: copies with the same content can differ in their header.
     wanted = int(row["bytes"]) if row["bytes"].isdigit() and not row["url"].endswith(".gz") else None
     about = _about(part)
@@ -244,7 +250,8 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
                 _side(part),
                 json.dumps({"address": address, "etag": "" if tag.startswith("W/") else tag, "total": total}),
             )
-            _receive(answer, part, start, total)
+            with naming_full(part):
+                _receive(answer, part, start, total)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             _drop(part)

@@ -8,6 +8,7 @@ that is not read, such as a README beside the images, does not change an identit
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,12 @@ from eldistill.registry import Reader, readers
 
 COVERED_BY = "folders"
 LABELS = "dataset.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives to its weights
+STEM = "diffusion_pytorch_model"  # beginning of the names that diffusers gives to files of weights
+WEIGHTS = f"{STEM}.safetensors"
+# A variant such as fp16 stands before the ending; a part has its number before or behind the variant.
+VARIANT = re.compile(rf"{STEM}(?:\.safetensors\.index)?(\.[a-z0-9_]+)\.(?:safetensors|json)")
+SHARD = re.compile(rf"{STEM}(\.[a-z0-9_]+)?-\d{{5}}-of-\d{{5}}(\.[a-z0-9_]+)?\.safetensors")
+SHARD_OF_PICKLES = re.compile(r"-\d{5}-of-\d{5}")
 CONFIG, SCHEDULE = "config.json", "scheduler_config.json"
 # Names of files and folders that operating systems and programs leave behind, in lower case.
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "__pycache__"}
@@ -138,27 +144,55 @@ def _walk(path: Path, lost: list[str]) -> Iterator[str]:
                         lost.append(name)
 
 
-def unet_files(folder: Path) -> tuple[Path, Path | None, Path]:
+def unet_files(folder: Path) -> tuple[Path, Path | None, list[Path]]:
     """Paths of the configuration, the schedule (None if absent) and the weights of a DDPM in the format of diffusers.
+
+    The weights are the paths that `choose_weights` gives.
 
     folder: that of a pipeline, or that of its UNet2DModel beside the scheduler's."""
     inner = folder / "unet" if (folder / "unet").is_dir() else folder
     places = [folder / "scheduler", folder.parent / "scheduler", folder]
     schedule = next((each / SCHEDULE for each in places if (each / SCHEDULE).exists()), None)
-    return inner / CONFIG, schedule, inner / WEIGHTS
+    return inner / CONFIG, schedule, [inner / name for name in choose_weights(weights_there(inner))]
+
+
+def choose_weights(there: Iterable[str]) -> list[str]:
+    """Names of the files of weights that are read among those in a folder of diffusers, best first: one file of safetensors; an
+    index and its parts (shards); the same in half precision (a variant such as fp16); a pickle of torch. WEIGHTS if there are none.
+    """
+    there = sorted(there)
+    for variant in ("", *sorted({found[1] for name in there if (found := VARIANT.fullmatch(name))})):
+        single, index = f"{STEM}{variant}.safetensors", f"{STEM}.safetensors.index{variant}.json"
+        if single in there:
+            return [single]
+        if index in there:
+            return [
+                index,
+                *(
+                    name
+                    for name in there
+                    if (found := SHARD.fullmatch(name)) and (found[1] or found[2] or "") == variant
+                ),
+            ]
+    pickles = [f"{STEM}.bin", *(name for name in there if name.endswith(".bin") and not SHARD_OF_PICKLES.search(name))]
+    return next(([name] for name in pickles if name in there), [WEIGHTS])
 
 
 def weights_there(folder: Path) -> list[str]:
-    """Sorted names of all files of weights of diffusers in a folder, in any format; only WEIGHTS is read."""
+    """Sorted names of all files of weights of diffusers in a folder, in any format."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.startswith("diffusion_pytorch_model"))
+        return sorted(entry.name for entry in entries if entry.name.startswith(STEM))
 
 
 def autoencoder_files(folder: Path) -> tuple[Path, Path]:
     """Paths of the configuration and the weights of an autoencoder in the format of diffusers."""
     return folder / CONFIG, folder / WEIGHTS
+
+
+def _flat(files: tuple[Path, Path | None, list[Path]]) -> list[Path | None]:
+    return [*files[:2], *files[2]]
 
 
 def _relative(paths, folder: Path) -> list[str]:
@@ -173,7 +207,7 @@ def _of_reader(reader: Reader) -> Callable[[Path, tuple[str, ...]], list[str]]:
 # of `outside` there. The names of the files that are read of a folder, none where it must be a file. detail: names of IDX files.
 READ_AS: dict[str, Callable[[Path, tuple[str, ...]], list[str]]] = {
     **{name: _of_reader(each) for name, each in readers().items() if "path" in each.options},
-    "network": lambda folder, detail: _relative(unet_files(folder), folder),
+    "network": lambda folder, detail: _relative(_flat(unet_files(folder)), folder),
     "autoencoder": lambda folder, detail: _relative(autoencoder_files(folder), folder),
     "idx": lambda folder, detail: _relative([folder / name for name in detail], folder),
     "weights": lambda folder, detail: [],

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eldistill.external.opcodes import Name, Reading, Refused
+from eldistill.external.opcodes import Name, Reading, Refused, Utf8
 
 RECIPE = ("teacher/machine", 1)
 
@@ -54,6 +54,13 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Method:
+    """A method of an object in the file, which is only named: it is neither looked up nor called."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Storage:
     """Numbers in the file: a view of its bytes."""
 
@@ -83,7 +90,8 @@ class Tensor:
         if not self.bytes:
             return torch.empty(self.size, dtype=dtype)
         start = self.offset * dtype.itemsize
-        own = torch.frombuffer(self.storage.data[start : start + self.bytes], dtype=dtype)
+        span = 1 + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        own = torch.frombuffer(self.storage.data[start : start + span * dtype.itemsize], dtype=dtype)
         return own.as_strided(self.size, self.stride)
 
     def value(self) -> torch.Tensor:
@@ -134,6 +142,7 @@ class Machine:
         self.data = data
         self.opcodes = self.memory = 0
         self.sources: dict[int, tuple[str, str]] = {}  # of texts that were hashed: they come again and again
+        self.encoded: dict[int, tuple[Utf8, memoryview]] = {}  # bytes of texts, each once
 
     def run(
         self, at: int, end: int, rules: dict[Name, Callable], storage: bool = False, old: bool = False
@@ -154,8 +163,11 @@ class Machine:
             raise Refused(f"it names {shown!r} at byte {at}, which no published network does; nothing was executed")
         return name
 
-    @staticmethod
-    def build(target, state, at: int) -> None:
+    def fits_key(self, key, longest: int) -> bool:
+        """Whether a value can be a key of a mapping: a text of at most `longest` characters. Others could be chosen to collide."""
+        return isinstance(key, str) and len(key) <= longest
+
+    def build(self, target, state, at: int) -> None:
         """Give a record its state."""
         if isinstance(target, Stub) and isinstance(state, dict) and target.state is None:
             target.state = state
@@ -168,8 +180,7 @@ class Machine:
         elif not (isinstance(target, dict) and isinstance(state, dict) and not state):
             raise Refused(f"a state at byte {at} for something that takes none")
 
-    @staticmethod
-    def header(described, at: int) -> Header:
+    def header(self, described, at: int) -> Header:
         """What a persistent id says of a storage."""
         return _header(described, at)
 

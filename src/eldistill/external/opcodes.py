@@ -24,6 +24,13 @@ TEXT, KEY = 4 * 2**20, 256  # bytes of a text (source files have some 50,000), o
 PROTO, STOP = 0x80, 0x2E
 
 
+@dataclass(frozen=True)
+class Utf8:
+    """Bytes that a file has as a text, because protocols below 3 have no bytes: a view of the text."""
+
+    data: memoryview
+
+
 class Refused(Problem):
     """A file is damaged, or contains something that is in no published network."""
 
@@ -34,6 +41,9 @@ class Name:
 
     module: str
     name: str
+
+
+ENCODE = Name("_codecs", "encode")
 
 
 class Reading:
@@ -81,7 +91,7 @@ class Reading:
     def need(self, count: int) -> int:
         """Step over `count` bytes; returns where they begin."""
         if count > self.end - self.at:
-            raise Refused(f"ends at byte {self.end}, in the middle of something")
+            raise Refused(f"ends at byte {self.end}, in the middle of something: the download or copy was cut off")
         self.at += count
         return self.at - count
 
@@ -105,6 +115,12 @@ class Reading:
             return str(self.view(count), "utf-8", "surrogatepass")
         except UnicodeDecodeError:
             raise Refused(f"a text at byte {self.at - count} is not UTF-8") from None
+
+    def text(self, count: int) -> str | Utf8:
+        """A text of `count` bytes. If it is the argument of `_codecs.encode`, which makes bytes of it, it stays in the file."""
+        if self.stack and self.stack[-1] == ENCODE:
+            return Utf8(self.view(count))
+        return self.words(count)
 
     def line(self) -> str:
         """A text that ends with a newline, as names have it."""
@@ -166,7 +182,7 @@ class Reading:
         if len(values) % 2:
             raise Refused(f"a key without a value at byte {self.at}")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str) or len(key) > KEY:  # other keys could be chosen to collide
+            if not self.machine.fits_key(key, KEY):
                 raise Refused(f"a key that is no short text at byte {self.at}")
             target[key] = value
         self.machine.memory += 64 * len(values)
@@ -240,11 +256,13 @@ OPERATIONS: dict[int, Callable[[Reading], Any]] = {
     0x8A: lambda r: r.push(int.from_bytes(r.view(r.byte()), "little", signed=True)),  # LONG1
     0x47: lambda r: r.push(r.number(">d")),  # BINFLOAT
     0x8C: lambda r: r.push(r.words(r.byte())),  # SHORT_BINUNICODE
-    0x58: lambda r: r.push(r.words(r.number("<I"))),  # BINUNICODE
+    0x58: lambda r: r.push(r.text(r.number("<I"))),  # BINUNICODE
     0x8D: lambda r: r.push(r.words(r.number("<Q"))),  # BINUNICODE8
     0x43: lambda r: r.push(r.view(r.byte())),  # SHORT_BINBYTES
     0x42: lambda r: r.push(r.view(r.number("<I"))),  # BINBYTES
     0x8E: lambda r: r.push(r.view(r.number("<Q"))),  # BINBYTES8
+    0x96: lambda r: r.push(r.view(r.number("<Q"))),  # BYTEARRAY8
+    0x98: lambda r: r.top(memoryview),  # READONLY_BUFFER: what it is already
     0x5D: lambda r: r.push([]),  # EMPTY_LIST
     0x7D: lambda r: r.push({}),  # EMPTY_DICT
     0x8F: lambda r: r.push(set()),  # EMPTY_SET

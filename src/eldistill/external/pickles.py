@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from eldistill.errors import Problem
 from eldistill.external.machine import DEPTH, VALUES, Array, Machine, Record, Stub, Tensor
 from eldistill.external.opcodes import Refused
 from eldistill.external.rules import RULES
+from eldistill.outside import check_file
 
 RECIPE = ("teacher/pickles", 1)
 # Bounds for a network, far above those published: modules, tensors, characters of a name and of all names together.
@@ -68,6 +69,10 @@ class File:
         """The network under `key` of the root, or the root itself if that is one. Raises Refused."""
         value = self.value
         if isinstance(value, dict):
+            if "G_ema" in value:
+                raise Refused(
+                    f"{self.path} holds a GAN (G, D and G_ema, as StyleGAN has them); expected a network file of EDM or EDM2"
+                )
             if key not in value:
                 there = ", ".join(ascii(name)[:40] for name in list(value)[:8]) or "nothing"
                 raise Refused(f"{self.path}: it has no {key!r}, but {there}; expected a network file of EDM or EDM2")
@@ -106,22 +111,16 @@ def read_network_file(path: str | os.PathLike, sha256: str | None = None) -> Fil
 
     sha256: the digest that the file must have, None to accept any. Raises Refused, one sentence, for every other file.
     """
-    path = Path(path)
     try:
-        kind = os.lstat(path).st_mode
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); give the path of a network file") from None
-    if not stat.S_ISREG(kind):
-        what = "a symbolic link" if stat.S_ISLNK(kind) else "a folder" if stat.S_ISDIR(kind) else "no ordinary file"
-        raise Refused(f"{path} is {what}; give the network file itself")
+        path = check_file(path, "a network file")
+    except Problem as error:
+        raise Refused(str(error)) from None
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = os.fstat(file.fileno()).st_size
             if sha256 is not None and digest != sha256:
                 raise Refused(f"{path} has the sha256 {digest[:16]}…; expected {sha256[:16]}…: fetch it again")
-            if not size:
-                raise Refused(f"{path} is empty; fetch it again")
             # A private writable map, because torch warns about read-only buffers; nothing writes to it.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
@@ -130,8 +129,6 @@ def read_network_file(path: str | os.PathLike, sha256: str | None = None) -> Fil
         raise Refused(f"{path} is little-endian and this machine is not")
     view = memoryview(mapped)
     try:
-        if view[:1] in (b"<", b"v"):
-            raise Refused("it is a text, perhaps a web page or a pointer to a large file")
         value, end = Machine(view).run(0, size, RULES)
         if end != size:
             raise Refused(f"{size - end} bytes follow its end")

@@ -8,6 +8,7 @@ Refused. Nothing is imported and nothing of the file is executed.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import struct
@@ -23,15 +24,17 @@ from eldistill.external.machine import (
     Dtype,
     Header,
     Machine,
+    Method,
     Record,
     Storage,
     Stub,
     Tensor,
     whole,
 )
-from eldistill.external.opcodes import Name, Refused
+from eldistill.external.opcodes import ENCODE, Name, Refused, Utf8
 
 COVERED_BY = "teacher/pickles"
+PIECE = 2**20  # bytes of a text that are decoded at once
 
 
 def _persistent(machine: Machine, arguments: tuple, new: bool) -> Record:
@@ -130,6 +133,63 @@ def _array(machine: Machine, arguments: tuple, new: bool) -> Array:
     return Array()
 
 
+def _buffer(machine: Machine, arguments: tuple, new: bool) -> Array:
+    """An array as numpy pickles it in protocol 5: bytes, dtype, shape, order."""
+    made = Array()
+    if new or len(arguments) != 4 or arguments[3] not in ("C", "F"):
+        raise Refused("an array whose description is not understood")
+    content, dtype, shape, order = arguments
+    machine.build(made, (1, shape, dtype, order == "F", content), 0)
+    return made
+
+
+def _bytes(machine: Machine, arguments: tuple, new: bool) -> memoryview:
+    """Bytes that a protocol below 3 has as a text with one character for each."""
+    text = arguments[0] if len(arguments) == 2 and arguments[1] in ("latin1", "latin-1") and not new else None
+    if isinstance(text, str):  # counted, because a text can be named again and again
+        machine.memory += len(text)
+        text = Utf8(memoryview(text.encode("utf-8", "surrogatepass")))
+    if not isinstance(text, Utf8):
+        raise Refused("an encoding of something else than a text of bytes")
+    if id(text) not in machine.encoded:
+        machine.encoded[id(text)] = text, memoryview(_decoded(text.data))
+    return machine.encoded[id(text)][1]
+
+
+def _decoded(text: memoryview) -> bytearray:
+    # In pieces: a text with one character beyond Latin-1 would take two or four bytes for each of its characters.
+    decoder, found = codecs.getincrementaldecoder("utf-8")(), bytearray()
+    try:
+        for at in range(0, len(text), PIECE):
+            found += decoder.decode(bytes(text[at : at + PIECE])).encode("latin-1")
+        decoder.decode(b"", final=True)
+    except UnicodeError:
+        raise Refused("a text of bytes that has other characters") from None
+    return found
+
+
+def _no_bytes(machine: Machine, arguments: tuple, new: bool) -> memoryview:
+    if arguments or new:
+        raise Refused("bytes that are made from something")
+    return memoryview(bytearray())
+
+
+def _set(machine: Machine, arguments: tuple, new: bool) -> set:
+    items = arguments[0] if len(arguments) == 1 and not new else None
+    if not isinstance(items, list) or not all(isinstance(each, str) for each in items):
+        raise Refused("a set of something else than texts")
+    machine.memory += 100 * len(items)
+    return set(items)
+
+
+def _method(machine: Machine, arguments: tuple, new: bool) -> Method:
+    """A method of an object, as ECT's loss has one among its settings. It is never looked up."""
+    fits = not new and len(arguments) == 2 and isinstance(arguments[0], Record) and isinstance(arguments[1], str)
+    if not fits or not arguments[1].isidentifier() or arguments[1].startswith("__"):
+        raise Refused("an attribute of something else than an object of the file")
+    return Method(arguments[1])
+
+
 def _uncallable(machine: Machine, arguments: tuple, new: bool):
     raise Refused("a call of a class that is only named in such files")
 
@@ -145,6 +205,10 @@ RULES: dict[Name, Callable] = {
     Name("dnnlib.util", "EasyDict"): _mapping,
     Name("numpy", "dtype"): _dtype,
     Name("numpy", "ndarray"): _uncallable,
+    ENCODE: _bytes,
+    **{Name(f"numpy.{core}.numeric", "_frombuffer"): _buffer for core in ("core", "_core")},
+    **{Name(module, name): rule for module in ("builtins", "__builtin__")
+       for name, rule in (("set", _set), ("bytes", _no_bytes), ("getattr", _method))},
     **{Name(f"numpy.{core}.multiarray", name): rule
        for core in ("core", "_core") for name, rule in (("scalar", _scalar), ("_reconstruct", _array))},
     **{Name(f"torch.nn.modules.{place}", place_name): _module(place_name) for place, place_name in MODULES_OF_TORCH},

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, denied
 from eldistill.files import write_text
 
 LOCK = Path("data/sources.lock.csv")
@@ -30,17 +30,17 @@ def read_rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
     """{(name, read_as): row}. The first row of a key counts, and incomplete lines are ignored. Raises Problem if it is damaged."""
     found: dict[Key, dict[str, str]] = {}
     try:
-        with open(root / LOCK, newline="", encoding="utf-8") as file:
+        with open(root / LOCK, newline="", encoding="utf-8-sig") as file:
             for line in csv.reader(file):
                 if _whole(line):
                     row = dict(zip(COLUMNS, line, strict=False))
                     found.setdefault((row["name"], row.get("read_as", FETCHED)), row)
     except FileNotFoundError:
         pass
-    except (UnicodeDecodeError, csv.Error):
-        raise Problem(
-            f"{LOCK} is damaged; restore it from git, or delete it, after which the next files are trusted"
-        ) from None
+    except PermissionError:
+        raise denied(LOCK) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Problem(f"{LOCK} is damaged ({brief(error)}); `git checkout {LOCK}` restores it") from None
     return found
 
 

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.external import sourcelock
+from eldistill.files import read_rows
 
 TABLE = Path("data/sources.csv")
+COLUMNS = ("name", "url", "sha256", "bytes")  # which every reader of the table uses
 AUTOENCODER = "sd-vae-ft-mse"  # the autoencoder of latents, unless params.yaml names another
 
 
@@ -45,12 +46,5 @@ def noted_rows() -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path, absent: str) -> dict[str, dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {row["name"]: row for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        raise Problem(absent) from None
-    except (KeyError, UnicodeDecodeError):
-        raise Problem(
-            f"{path} is damaged; expected the table of published files: `git checkout {path}` restores it"
-        ) from None
+    rows = read_rows(path, COLUMNS, f"`git checkout {path}` restores the table of published files", absent)
+    return {row["name"]: row for row in rows}

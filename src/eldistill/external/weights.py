@@ -16,6 +16,7 @@ from torch import nn
 
 from eldistill import networks
 from eldistill.errors import Problem
+from eldistill.external.descriptions import check_description
 
 COVERED_BY = "networks/layers"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -61,21 +62,35 @@ def restore_network(path: str | Path, tensors: Mapping[str, torch.Tensor], about
     `label_dim`, which must be the network's. Raises Problem if anything disagrees, or a number is not finite.
     """
     config = about.get("config") if isinstance(about, dict) else None
-    if not isinstance(config, dict) or not _bounded(config, len(tensors)):
+    if not isinstance(config, dict) or not is_bounded(config, len(tensors)):
         raise Problem(
             f"{path} has no configuration of a network, or one with more layers than it has tensors; make or fetch it again"
         )
     try:
         outline = networks.outline(config)
-    except (ValueError, TypeError) as error:
-        raise Problem(f"{path} describes no network ({error}); make or fetch it again") from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise Problem(
+            f"{path} describes no network ({' '.join(str(error).split())[:200]}); make or fetch it again"
+        ) from None
     for key, value in _implied(outline).items():
         if key in about and about[key] != value:
             raise Problem(
-                f"{path} says that its {key} is {str(about[key])[:60]}, its network's is {value}; make or fetch it again"
+                f"{path} says that its {key} is {ascii(about[key])[:60]}, its network's is {value}; make or fetch it again"
             )
+    check_description(path, about)
     check_weights(path, tensors, outline.state_dict())
-    network = networks.build(config)
+    try:
+        network = networks.build(config)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # values that only count on a device
+        raise Problem(
+            f"{path} describes no network ({' '.join(str(error).split())[:200]}); make or fetch it again"
+        ) from None
     network.load_state_dict(tensors)
     return network
 
@@ -87,8 +102,10 @@ def _implied(network: nn.Module) -> dict:
     return {"shape": shape, "label_dim": config["label_dim"]}
 
 
-def _bounded(config: dict, tensors: int) -> bool:
-    # Building takes time and memory by the number of layers: each has a tensor at least.
+def is_bounded(config: dict, tensors: int) -> bool:
+    """Whether a configuration has no more layers than a file has tensors, and no number beyond LARGEST. Building takes time and memory
+    by the number of layers, each of which has a tensor at least."""
+
     def small(value) -> bool:
         if isinstance(value, list):
             return len(value) <= 100_000 and all(not isinstance(each, list | dict) and small(each) for each in value)

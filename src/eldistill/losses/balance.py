@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -35,6 +36,22 @@ def balanced(share: float, base: Scalar, own: Scalar, decay: float, memory: dict
     ratio, there = above / below, above != 0  # infinite if `below` is 0; the clamp bounds it
     held = ratio.clamp(LOW, HIGH)
     return Weight(torch.where(there, share * held, 0.0), bounded=there & (held != ratio))
+
+
+def scheduled(
+    base: Scalar, own: Scalar, batch: int, numbers: Any, progress: Progress, memory: dict[str, Scalar]
+) -> Weight:  # fmt: skip
+    """The weight of a supplement with the numbers weight, weighting, decay, warmup and fade.
+
+    fixed: the factor weight * schedule; any other weighting: the share weight * schedule, as `balanced` has it. A weight of 0 is
+    the factor 0, and memory is left alone. Arguments as `weight` of a supplement has them.
+    """
+    if not numbers.weight:
+        return Weight(0.0)
+    strength = numbers.weight * schedule(progress, batch, numbers.warmup, numbers.fade)
+    if numbers.weighting == "fixed":
+        return Weight(strength)
+    return balanced(strength, base, own, numbers.decay, memory)
 
 
 def signal(unbiased: Scalar, biased: Scalar) -> torch.Tensor:

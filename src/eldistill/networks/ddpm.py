@@ -32,7 +32,6 @@ from eldistill.errors import Problem
 from eldistill.networks.precond import EDMPrecond
 
 RECIPE = ("networks/ddpm", 2)
-LABELS = False  # networks with classes are not supported
 TINY = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
         "norm_num_groups": 2, "attention_head_dim": 2}  # fmt: skip
 DOWN = ("DownBlock2D", "AttnDownBlock2D")
@@ -41,11 +40,11 @@ UP = ("UpBlock2D", "AttnUpBlock2D")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The keywords of UNet2DModel and of its noise schedule, under their names there; labels are not supported."""
+    """The keywords of UNet2DModel and of its noise schedule, under their names there."""
 
     img_resolution: int  # sample_size
     img_channels: int  # in_channels and out_channels
-    label_dim: int = 0
+    label_dim: int = 0  # num_class_embeds; 0: none
     block_out_channels: Sequence[int] = (224, 448, 672, 896)
     down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
     up_block_types: Sequence[str] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
@@ -81,8 +80,6 @@ class Settings:
                 raise ValueError(f"{name} has {odd[0]!r}; expected {' or '.join(known)}")
         if any(width % self.norm_num_groups for width in self.block_out_channels):
             raise ValueError(f"widths {list(self.block_out_channels)} are not multiples of norm_num_groups")
-        if self.label_dim:
-            raise ValueError("networks of diffusers with classes are not supported")
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"prediction_type is {self.prediction_type!r}; expected epsilon or v_prediction")
         levels = sigmas(self)
@@ -132,6 +129,7 @@ def _unet(s: Settings) -> nn.Module:
            "trained_betas", "prediction_type")  # fmt: skip
     keywords = {key: value for key, value in vars(s).items() if key not in own}
     keywords |= {"sample_size": s.img_resolution, "in_channels": s.img_channels, "out_channels": s.img_channels}
+    keywords |= {"num_class_embeds": s.label_dim or None}
     with torch.device("meta"):  # weights are drawn or loaded by us, never from the global generator
         return UNet2DModel(**keywords, dropout=0.0)
 
@@ -144,12 +142,8 @@ class DDPM(nn.Module):
     def __init__(self, settings: Settings, levels: torch.Tensor):
         super().__init__()
         s = settings
-        self.img_resolution, self.img_channels, self.label_dim, self.augment_dim = (
-            s.img_resolution,
-            s.img_channels,
-            0,
-            0,
-        )
+        self.img_resolution, self.img_channels = s.img_resolution, s.img_channels
+        self.label_dim, self.augment_dim = s.label_dim, 0
         side = s.img_resolution >> len(s.block_out_channels) - 1
         self.features_shape = (s.block_out_channels[-1], side, side)
         self.velocity = s.prediction_type == "v_prediction"
@@ -180,6 +174,8 @@ class DDPM(nn.Module):
         # In half precision what layers see is rounded; x and sigma are not, as F is a difference of two large numbers.
         narrow = self.unet.conv_in.weight.dtype
         embedding = self.unet.time_embedding(self.unet.time_proj(step).to(x.dtype).to(narrow))
+        if self.label_dim and labels is not None:  # a row of the class embedding for each one-hot label
+            embedding = embedding + labels.to(narrow) @ self.unet.class_embedding.weight
         h = self.unet.conv_in(scaled.to(narrow))
         skips = (h,)
         for block in self.unet.down_blocks:

@@ -6,27 +6,33 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from eldistill.errors import nearest
+from eldistill.errors import Problem, expected_among, quoted
 from eldistill.paths import TABLE_NAMES
+from eldistill.plan import combinations, embeddings
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
-from eldistill.registry import available, readers, settings, spaces
+from eldistill.registry import available, defines, readers, settings, spaces
+
+LARGEST = 2**63 - 1  # seed of torch; the schema has it as the maximum of every seed
 
 
 class Sections(Protocol):
     """The part of params.Params that these checks use."""
 
     values: dict[str, Any]
+    checked: set[tuple]
     definitions: dict[str, dict[str, Any]]
 
     def named(self, kind: str) -> dict[str, dict[str, Any]]: ...
     def place(self, kind: str, name: str) -> str: ...
     def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]: ...
+    def peek(self, kind: str, name: str, data: str | None = None) -> dict[str, Any]: ...
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict[str, Any]: ...
     def top(self, name: str, data: str | None = None) -> Any: ...
     def ancestry(self, data: str | None) -> list[str]: ...
+    def has_numbers(self, method: str, data: str) -> bool: ...
 
 
 # --- where a mistake stands -----------------------------------------------------------------------------
@@ -65,7 +71,7 @@ def _above(params: Sections, kind: str, name: str) -> list[str]:
 
 def _fitting(params: Sections, kind: str, name: str, data: str | None, where: str) -> dict[str, Any]:
     with of_data(params, params.place(kind, name), data):
-        value = params.section(kind, name, data)
+        value = params.peek(kind, name, data)
         check_section(params, kind, name, where, value)
     return value
 
@@ -92,6 +98,8 @@ def check_section(params: Sections, kind: str, name: str, where: str, value: dic
         _teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
         refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
+    if kind == "ensemble":
+        embeddings.check_ensemble(where, value)
     for arm in value["rates"] if kind == "method" else ():
         _supplement(params, f"{where}.rates", arm)
     if kind == "method" and value["start_from"] is not None:
@@ -112,14 +120,15 @@ def _data(params: Sections, where: str, value: dict[str, Any]) -> None:
         if value[needed] is None:
             raise Wrong(f"{where}.{needed}", f"is missing; source: {source} needs it")
     _codec(params, where, value)
+    combinations.check_data(where, value)
     if isinstance(value["background"], str) and value["background"] not in ("white", "black"):
         raise Wrong(
-            f"{where}.background", f"is {value['background']!r}; expected {expected_value(known['background'])}"
+            f"{where}.background", f"is {quoted(value['background'])}; expected {expected_value(known['background'])}"
         )
     options = {key for each in readers().values() for key in each.options}
     for key in sorted(options - set(readers()[source].options)):
         if value[key] != known[key]["default"]:
-            raise Wrong(f"{where}.{key}", f"is {value[key]!r}, but source: {source} does not read it; remove it")
+            raise Wrong(f"{where}.{key}", f"is {quoted(value[key])}, but source: {source} does not read it; remove it")
 
 
 def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
@@ -140,7 +149,7 @@ def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
     if not latent or params.section("data", pixels)["source"] == "latents":
         raise Wrong(
             f"{where}.pixels",
-            f"is {pixels!r}; expected a data setting of images, and only where source is latents: name one, or remove it",
+            f"is {quoted(pixels)}; expected a data setting of images, and only where source is latents: name one, or remove it",
         )
 
 
@@ -163,6 +172,7 @@ def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
         )
     if not theirs:
         _network(f"{where}.network", value["network"])
+    combinations.check_teacher(params, where, value)
 
 
 def _network(where: str, network: dict[str, Any]) -> None:
@@ -174,7 +184,7 @@ def _network(where: str, network: dict[str, Any]) -> None:
         if key != "network" and key not in known:
             raise Wrong(
                 f"{where}.{key}",
-                f"is not a known key (found {network[key]!r}); expected one of {', '.join(known)}{nearest(key, known)}",
+                f"is not a known key (found {quoted(network[key])}){expected_among(known, key)}",
             )
 
 
@@ -184,7 +194,7 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
     while start is not None:
         method, _, supplement = start.partition("/")
         if not supplement or "/" in supplement:
-            raise Wrong(where, f"is {start!r}; expected METHOD/SUPPLEMENT, such as sid/none")
+            raise Wrong(where, f"is {quoted(start)}; expected METHOD/SUPPLEMENT, such as sid/none")
         for kind, each in (("method", method), *(("supplement", s) for s in supplement.split("+") if s != "none")):
             if each not in params.named(kind):
                 refuse_unknown(f"{where}: the {kind}", each, params.named(kind))
@@ -195,6 +205,40 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
         start = functools.reduce(merge_mappings, layers, dict[str, Any]()).get("start_from")
     if name in seen:
         raise Wrong(where, "goes in a circle, but a method cannot start from itself; name another method, or remove it")
+
+
+# --- a run ----------------------------------------------------------------------------------------------
+
+
+def check_run(params: Sections, run: Any) -> None:
+    """Raise Problem if a Run has too large a seed, or Wrong at a mistake in its method on its data setting."""
+    if run.seed > LARGEST:
+        raise Problem(f"the run {run} has a seed above {LARGEST}, the largest that torch takes; choose a smaller one")
+    key = (run.data, run.method)
+    if key not in params.checked:
+        params.checked.add(key)
+        where = f"{params.place('method', run.method)} on {run.data}"
+        checked_section(params, "method", run.method, run.data, where)
+
+
+def check_base_loss(params: Sections, text: str, data: str, method: str, supplements: Iterable[str]) -> None:
+    """Raise Wrong for a run whose method has no base loss, and whose supplements train nothing without one. text: of the run."""
+    if defines(f"methods/{params.section('method', method, data)['file']}", "generator_terms"):
+        return
+    supplements = list(supplements)
+    if not supplements:
+        raise Wrong(
+            f"the run {text}",
+            f"has the method {method}, which has no loss of its own, and no supplement, so nothing would be trained; "
+            f"expected a supplement with weighting: fixed, such as {method}/el-fixed",
+        )
+    for name in supplements:
+        if (weighting := params.section("supplement", name, data).get("weighting", "fixed")) != "fixed":
+            raise Wrong(
+                f"distil.supplements.{name}.weighting",
+                f"is {weighting} in the run {text}, whose method has no loss of its own with a gradient that weight could be a share "
+                f"of; expected fixed: name a supplement with it, such as {name}-fixed: {{like: {name}, weighting: fixed}}",
+            )
 
 
 # --- all of them ----------------------------------------------------------------------------------------
@@ -209,6 +253,11 @@ def check_names(params: Sections) -> None:
                     params.place(kind, name),
                     "cannot be a name; expected letters, digits, . _ - but not none, real or suite, which are reserved",
                 )
+    for suite in params.values["suites"]:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(suite)):
+            raise Wrong(
+                f"suites.{suite}", "cannot be a name, because it becomes a folder; expected letters, digits, . _ -"
+            )
     for name in params.values["data"]:
         _taught_alike(params, name)
     if params.top("distil")["compile"] and params.top("distil")["recompute"]:
@@ -228,8 +277,8 @@ def _taught_alike(params: Sections, name: str) -> None:
         if data[key] != taught[key]:
             raise Wrong(
                 f"data.{name}.{key}",
-                f"is {data[key]!r}, but its teacher {data['teacher']} is trained with {taught[key]!r}; make them equal, or give "
-                "it a teacher of its own",
+                f"is {quoted(data[key])}, but its teacher {data['teacher']} is trained with {quoted(taught[key])}; make them equal, or "
+                "give it a teacher of its own",
             )
 
 
@@ -255,7 +304,7 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
     if method and study["kind"] not in ACROSS:
         raise Wrong(
             where,
-            f"is {study['against']!r}; only studies of the kinds {', '.join(ACROSS)} can name a method: give a supplement",
+            f"is {quoted(study['against'])}; only studies of the kinds {', '.join(ACROSS)} can name a method: give a supplement",
         )
     _supplement(params, where, supplement)
 

@@ -7,14 +7,17 @@ import contextlib
 import fcntl
 import getpass
 import os
+import re
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from eldistill.files import FULL, naming_full
 from eldistill.paths import SCRATCH
 
+LOCK = f"{SCRATCH}/driver.lock"
 PATIENCE = 120.0  # seconds that a job gets to save its state and end
 
 
@@ -27,11 +30,13 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
     Snakemake's own lock outlives a driver that was killed. If none of this machine lives, it is removed here, as `snakemake
     --unlock` would. On a file system without locks, or where a driver of another machine was the last, nothing is touched.
     """
-    path = root / SCRATCH / "driver.lock"
+    path = root / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask: a group may share the folder
+    except OSError as error:
+        if error.errno in FULL:
+            raise
         return False, None
     os.set_inheritable(file, False)  # jobs may outlive the driver and must not hold its lock
     try:
@@ -40,14 +45,58 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False, file
-    here, last = socket.gethostname(), os.read(file, 200).decode(errors="replace").strip()
+    here, last = socket.gethostname(), os.read(file, 200).decode(errors="replace").partition("\n")[0].strip()
     if last in ("", here):
         for lock in (root / ".snakemake/locks").glob("*"):
             lock.unlink(missing_ok=True)
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{here}\n".encode(), 0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    with naming_full(path):
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{here}\nprocess {os.getpid()} on {here}, since {since}\n".encode(), 0)
     fcntl.flock(file, fcntl.LOCK_SH)
     return True, file
+
+
+def other_driver(file: int | None) -> str | None:
+    """Which other Snakemake is at work in the folder: "process 12 on node0, since 2026-11-27 15:01:22". "another process" if that
+    one has ended and a later one still lives. None if there is no other, as far as this machine sees.
+
+    file: the descriptor that `driver_lock` gave."""
+    if file is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _living(os.pread(file, 400, 0).decode(errors="replace")) or "another process"
+    except OSError:
+        return None  # a file system without locks
+    finally:
+        with contextlib.suppress(OSError):  # the attempt has released the shared lock
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _living(text: str) -> str | None:
+    # The process that the text of a lock file names, None if it is this one or has ended.
+    found = re.search(r"process (\d+) on (\S+), since [-\d]+ [:\d]+", text)
+    if not found or int(found[1]) == os.getpid():
+        return None
+    if found[2] == socket.gethostname():
+        try:
+            os.kill(int(found[1]), 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass  # it belongs to another user
+    return found[0]
+
+
+def ensure_user_name() -> None:
+    """Set LOGNAME if the system has no name for this user, as in many containers: Snakemake and torch ask for one and fail."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 # --- jobs -----------------------------------------------------------------------------------------------
@@ -56,7 +105,8 @@ def driver_lock(root: Path = Path()) -> tuple[bool, int | None]:
 def jobs_of(folder: Path) -> list[str] | None:
     """Ids of the Slurm jobs, waiting or running, that a Snakemake in this folder submitted. [] without Slurm, None if squeue
     does not answer."""
-    wanted = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%k|%Z"]
+    # By number: a process in a container, or of a user whom only the cluster's directory knows, may have no name.
+    wanted = ["squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i|%k|%Z"]
     try:
         answer = subprocess.run(wanted, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:

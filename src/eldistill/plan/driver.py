@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to Snakemake's main process: it follows the recipes, stops when a suite is too expensive, and checks its result."""
+"""Changes to Snakemake's main process: it follows the recipes, stops when a suite is too expensive, ends its steps when it is ended, and
+checks its result."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from eldistill.errors import Problem
-from eldistill.plan import freshness
+from eldistill.plan import cluster, freshness
 from eldistill.plan.recipes import Step
+from eldistill.signals import PASSED_ON
 
 if TYPE_CHECKING:
+    from psutil import Process
     from snakemake.workflow import Workflow
 
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
@@ -67,6 +72,15 @@ def trains(workflow: Workflow, stale: Iterable[Step]) -> bool:
     return any(step.word == "distil" for step in stale) and not (targets and targets <= {"data", "teacher", "ensemble"})
 
 
+def need_files(workflow: Workflow, stale: Iterable[Step]) -> None:
+    """Raises WorkflowError if a job of this call reads a file outside git that does not exist: such a job may come last."""
+    from snakemake.exceptions import WorkflowError
+
+    made = {str(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    if lines := freshness.missing_files(step for step in stale if step.outputs[0] in made):
+        raise WorkflowError(f"eldistill: {'; '.join(lines)}; no job was started")
+
+
 def need_image(workflow: Workflow, image: str = IMAGE) -> None:
     """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
     settings = workflow.deployment_settings
@@ -111,6 +125,102 @@ def print_bill(suite: str, most: float) -> None:
             f"eldistill: what the suite {suite} takes could not be counted (exit code {done.returncode}, see above), so no job was "
             f"started; `{sys.executable} -m eldistill cost {suite}` has to work here"
         )
+
+
+def step_processes(process: Process) -> Iterator[Process]:
+    """The steps that run below a process: of several processes that share a step the one that started the others."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        for child in process.children():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                if ("-m", "eldistill") in zip(words, words[1:], strict=False):
+                    yield child
+                else:
+                    yield from step_processes(child)
+
+
+def stop_steps() -> int:
+    """Ask the steps that this process started to end; trainings save their state. Returns their number."""
+    import psutil
+
+    count = 0
+    for step in step_processes(psutil.Process()):
+        with contextlib.suppress(psutil.Error):
+            step.send_signal(PASSED_ON)
+            count += 1
+    if count:
+        asked = "1 running step was" if count == 1 else f"{count} running steps were"
+        # Not `print`: this may be called in the handler of a signal.
+        os.write(
+            2, f"eldistill: {asked} asked to end; trainings save their state, and the same command continues\n".encode()
+        )
+    return count
+
+
+def pass_signals_on(version: str | None = None) -> bool:
+    """Pass SIGTERM, SIGINT and SIGHUP to the driver alone on to its steps; returns whether this was done, which is only for KNOWN.
+
+    Snakemake would wait for running jobs, of which a training may take days. Where the signal goes to all processes, as Ctrl-C in
+    a terminal does, steps get it twice, and PASSED_ON is ignored by those that have it.
+    """
+    import snakemake
+    from snakemake.executors.local import Executor
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    if (version or snakemake.__version__) != KNOWN:
+        return False
+    graceful, cancel = JobScheduler.exit_gracefully, Executor.cancel
+
+    def exit_gracefully(scheduler: JobScheduler, *given: Any) -> None:
+        graceful(scheduler, *given)
+        stop_steps()
+
+    def cancel_and_stop(executor: Executor) -> None:
+        stop_steps()
+        cancel(executor)
+
+    JobScheduler.exit_gracefully, Executor.cancel = exit_gracefully, cancel_and_stop
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+    return True
+
+
+def _refuse(sentence: str) -> NoReturn:
+    # Snakemake would print the place in this file below an exception of its own.
+    print(f"eldistill: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def name_other_driver(workflow: Workflow, file: int | None) -> None:
+    """Make Snakemake say which other driver is at work in this folder, instead of advising --unlock, and refuse --unlock meanwhile.
+
+    file: the descriptor of `cluster.driver_lock`."""
+    from snakemake.exceptions import LockException
+
+    execute, unlock = workflow.execute, workflow.unlock
+
+    def execute_alone(*given: Any, **named: Any) -> None:
+        try:
+            execute(*given, **named)
+        except LockException:
+            if other := cluster.other_driver(file):
+                _refuse(
+                    f"another snakemake makes some of the same files here: {other}; wait until it has ended, or stop it by Ctrl-C or "
+                    "SIGTERM, on which trainings save their state; do not use --unlock while it runs"
+                )
+            raise
+
+    def unlock_if_alone() -> None:
+        if other := cluster.other_driver(file):
+            _refuse(
+                f"a snakemake is at work in this folder: {other}; nothing is unlocked, because two that make the same files damage "
+                "them; stop it first"
+            )
+        unlock()
+
+    workflow.execute, workflow.unlock = execute_alone, unlock_if_alone
 
 
 def obey_recipes(workflow: Workflow, steps: Iterable[Step]) -> None:

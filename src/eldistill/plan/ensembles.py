@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 from eldistill import paths
-from eldistill.errors import Problem
+from eldistill.errors import Problem, quoted
 from eldistill.plan import reading
 from eldistill.plan.params import Params
 from eldistill.plan.schema import Wrong
@@ -49,8 +49,8 @@ def ensemble_section(ensemble: str | dict[str, Any] | list[dict[str, Any]]) -> d
     if not isinstance(ensemble, str):
         given = {"members": ensemble} if isinstance(ensemble, (list, tuple)) else ensemble
         if not isinstance(given, dict):
-            raise Problem(f"ensemble is {ensemble!r}; expected a name ({', '.join(sections)}), a dict like a section of params.yaml, or a "
-                          "list of members")  # fmt: skip
+            raise Problem(f"ensemble is {quoted(ensemble)}; expected a name ({', '.join(sections)}), a dict like a section of "
+                          "params.yaml, or a list of members")  # fmt: skip
         sections, ensemble = {**sections, GIVEN: copy.deepcopy(given)}, GIVEN
     try:
         return _Ensembles(sections).section("ensemble", ensemble, where="ensemble")

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 from eldistill.errors import Problem
-from eldistill.files import replace_text
+from eldistill.files import FULL, replace_text
+from eldistill.outside import locate
 from eldistill.plan import records
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
@@ -30,8 +31,8 @@ QUIET = 1.0  # the mtime of files that must not cause a step to run
 def refresh(steps: Iterable[Step], root: str | Path = ".", say: Callable[[str], None] | None = None) -> list[Step]:
     """Write the wanted recipes and the tokens; returns the stale steps. For the main process only.
 
-    say: is told of outputs that somebody has edited. Raises Problem if a recipe or a token cannot be written, because
-    Snakemake would not hear of a stale step. A colleague's sidecar that cannot be touched is left; `Inputs` allows for it.
+    say: is told of outputs that somebody has edited. Raises Problem, or OSError on a full disk, if a recipe or a token cannot be
+    written, because Snakemake would not hear of a stale step. A colleague's sidecar that cannot be touched is left; `Inputs` allows for it.
     """
     root, stale = Path(root), []
     for step in steps:
@@ -46,6 +47,8 @@ def refresh(steps: Iterable[Step], root: str | Path = ".", say: Callable[[str], 
             else:
                 replace_text(token, secrets.token_hex(16), time.time() if silent else _later(step, root))
         except OSError as error:
+            if error.errno in FULL:
+                raise
             raise Problem(
                 f"{error.filename or step.token} cannot be written ({error.strerror}), so Snakemake cannot be told what is "
                 "stale; ask for write access to data/scratch, or work in a clone of your own"
@@ -200,7 +203,7 @@ def missing_files(steps: Iterable[Step], root: Path = Path()) -> list[str]:
     readers: dict[str, Step] = {}
     for step in steps:
         for source in step.sources:
-            if source.path and not (root / source.path).exists():
+            if source.path and not (root / locate(source.path)).exists():
                 readers.setdefault(source.name, step)
     return [
         f"{name} does not exist, and `{step.word} {step.name}` reads it: put it there, or change its path in params.yaml"

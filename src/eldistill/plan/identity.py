@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, printable
 from eldistill.external import sourcelock
 from eldistill.external.hashes import Cache, File, Identity, Progress
 from eldistill.external.listing import READ_AS, is_path
 from eldistill.files import sha256
+from eldistill.outside import locate
 from eldistill.plan.schema import OutsidePath
 
 # A file that was written so shortly before it was hashed may have changed since under the same time: file systems count in
@@ -57,7 +58,7 @@ def sources_of(params: Any) -> Iterator[Source]:
 def _listed(source: Source, root: Path) -> list[str]:
     """The sorted names of the files of a source, one empty name if it is a file itself; none if it is absent. Raises OSError
     if it is there but cannot be read."""
-    path = root / source.path
+    path = root / locate(source.path)
     try:
         kind = path.stat().st_mode if source.path else 0
     except (FileNotFoundError, NotADirectoryError):
@@ -87,7 +88,7 @@ def measure_source(
     unsettled: a file that changed less than this many nanoseconds before it was hashed is hashed again; UNSETTLED_NS unless
     given. Raises OSError if a file cannot be read."""
     unsettled = UNSETTLED_NS if unsettled is None else unsettled
-    names, folder, listing, size = _listed(source, root), root / source.path, hashlib.sha256(), 0
+    names, folder, listing, size = _listed(source, root), root / locate(source.path), hashlib.sha256(), 0
     if not names:
         return None
     for name in names:  # a million files: nothing of them is kept where nothing changed
@@ -128,7 +129,7 @@ def _hash(folder: Path, names: list[str], cache: Cache, progress: Progress, unse
 
 
 def _warn(line: str) -> None:
-    print(f"eldistill: {line}", file=sys.stderr, flush=True)
+    print(f"eldistill: {printable(line)}", file=sys.stderr, flush=True)
 
 
 class Identities:

@@ -15,6 +15,8 @@ from eldistill.registry import literal, spaces
 
 # What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.
 READERS = {"pickles": ("adm", "edm2", "song"), "states": ("guided",), "folders": ("ddpm",)}
+# Networks that came later. Their first version is omitted, so that recipes from before they existed remain valid.
+LATER = {"pickles": ("baselines",)}
 
 
 class PlanOfModels(PlanOfData):
@@ -45,6 +47,8 @@ class PlanOfModels(PlanOfData):
                 readers = {key: READERS[key] for key in ("states" if row["url"].endswith(".pt") else "pickles",)}
             read = [f"teacher/{reader}" for reader in readers]
             read += [f"networks/{file}" for files in readers.values() for file in files]
+            later = [f"networks/{file}" for reader in readers for file in LATER.get(reader, ())]
+            read += [name for name in later if versions.version_of(name) > 1]
             fetched = None if self.params.section("teacher", name)["file"] else section.get("source")
             return self._step(
                 "conversion", name, ("teacher/convert", *read), params, outputs, after=self._downloads(fetched)

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, quoted
 from eldistill.numbers import declared
-from eldistill.plan import checks, reading
+from eldistill.plan import checks, questions, reading
 from eldistill.plan.schema import (
     Wrong,
     add_numbers,
@@ -67,11 +67,11 @@ class Params:
         self.definitions = with_readers(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
-        for kind in ("data", "teacher", "ensemble", "method", "supplement", "member"):
+        for kind in ("data", "codec", "teacher", "ensemble", "method", "supplement", "member"):
             loose[kind]["required"] = []
         for kind in ("method", "supplement", "member"):
             loose[kind]["additionalProperties"] = True
-        self.values = values
+        self.values, self.checked = values, set[tuple]()  # checked: what checks need to look at once
         try:
             check_value(values, self.schema, "", loose)
             self._check()
@@ -112,7 +112,7 @@ class Params:
         return [sections[each] for each in reversed(seen)]
 
     @functools.cache  # noqa: B019
-    def _images_of(self, data: str) -> tuple:
+    def images_of(self, data: str) -> tuple:
         """The values of the keys SAME_IMAGES, its own or inherited, which identify the images of a data setting."""
         merged: dict[str, Any] = functools.reduce(merge_mappings, self.chain("data", data, f"data.{data}"), {})
         return tuple(repr(merged.get(key)) for key in SAME_IMAGES)
@@ -127,7 +127,7 @@ class Params:
         while each is not None and each in self.values["data"] and each not in found:
             found.append(each)
             each = self.values["data"][each].get("like")
-        return [each for each in reversed(found) if self._images_of(each) == self._images_of(data)]
+        return [each for each in reversed(found) if self.images_of(each) == self.images_of(data)]
 
     def _layers(self, chain: list[dict], data: str | None) -> list[dict]:
         """The mappings whose merge is the resolved section, in the order of merging: each section, then its blocks for the data."""
@@ -157,6 +157,10 @@ class Params:
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict:
         """One resolved section: kind is data, teacher, ensemble, method or supplement. Raises Problem."""
         return copy.deepcopy(self._section(kind, name, data, where))
+
+    def peek(self, kind: str, name: str, data: str | None = None) -> dict:
+        """Like `section`, without a copy: for checks, which ask for hundreds of sections and change none."""
+        return self._section(kind, name, data, None)
 
     @functools.cache  # noqa: B019
     def _section(self, kind: str, name: str, data: str | None, where: str | None) -> dict:
@@ -206,7 +210,7 @@ class Params:
         try:
             return declared(kind, file)
         except Problem as problem:
-            raise Wrong(where, f"is {file!r}; {problem}") from None
+            raise Wrong(where, f"is {quoted(file)}; {problem}") from None
 
     def sections(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Every section of every kind, resolved and checked, also for each data setting that overrides it."""
@@ -217,8 +221,6 @@ class Params:
                         refuse_unknown(f"{self.place(kind, name)}.per_data", data, self.values["data"])
                     value = checks.checked_section(self, kind, name, data, self.place(kind, name))
                 yield kind, name, value
-
-    # --- what the steps ask for ---
 
     def others_teachers(self) -> list[str]:
         """Names of the teachers that others have trained: those with a source or a file."""
@@ -247,7 +249,7 @@ class Params:
         """`digits/di/el/0` as a Run whose names all exist. Raises Problem."""
         parts = text.strip("/").split("/")
         if len(parts) != 4 or not parts[3].isdigit():
-            raise Problem(f"{text!r} is not a run; expected DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0")
+            raise Problem(f"{quoted(text)} is not a run; expected DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0")
         run = Run(parts[0], parts[1], parts[2], int(parts[3]))
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self.named(kind):
@@ -260,6 +262,8 @@ class Params:
             )
         if len(set(run.supplements)) < len(run.supplements):
             raise Problem(f"the run {text} names a supplement twice; remove one of them")
+        checks.check_run(self, run)
+        checks.check_base_loss(self, text, run.data, run.method, run.supplements)
         return run
 
     @functools.cache  # noqa: B019
@@ -279,7 +283,7 @@ class Params:
         """The runs of a suite, or of one of its studies, in order, without repetition."""
         if suite not in self.values["suites"]:
             refuse_unknown("suite", suite, self.values["suites"])
-        seen, resolved = set(), set()
+        seen = set()
         for grid in self.values["suites"][suite]:
             if study is not None and study not in grid.get("studies", []):
                 continue
@@ -289,10 +293,6 @@ class Params:
             )  # fmt: skip
             for cell in cells:
                 run = self.run("/".join(map(str, (*cell[:3], int(cell[3])))))
-                if (run.method, run.data) not in resolved:
-                    resolved.add((run.method, run.data))
-                    where = f"{self.place('method', run.method)} on {run.data}"
-                    checks.checked_section(self, "method", run.method, run.data, where)
                 if run not in seen:
                     seen.add(run)
                     yield run
@@ -337,9 +337,11 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
     """
     found = reading.read_files(Path(root))
     if set(given) - {"suite"}:
-        reading.refuse_config(config, found)
+        reading.refuse_config(given, found)
     values = reading.merge_files(found)
-    return from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
+    project = from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
+    questions.check_suite(project, project.values["suite"])
+    return project
 
 
 def from_values(values: Any, root: str | Path = ".") -> Params:

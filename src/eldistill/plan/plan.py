@@ -7,9 +7,10 @@ import functools
 import re
 from pathlib import Path
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
+from eldistill.plan import questions
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.params import Run
@@ -232,6 +233,7 @@ class Plan(PlanOfModels):
             return self.metrics(parts[1])
         if word == "distil" or (word == "evaluate" and len(parts) == 4):
             run = self.params.run(name)
+            questions.check_run(self.params, run)
             return self.distil(run) if word == "distil" else self.evaluation(run)
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])
@@ -252,5 +254,5 @@ class Plan(PlanOfModels):
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
         raise Problem(
-            f"{name!r} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
+            f"{quoted(name)} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
         )

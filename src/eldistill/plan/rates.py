@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eldistill.plan.params import Params, Run
+if TYPE_CHECKING:  # params.py checks studies with these functions
+    from eldistill.plan.params import Params, Run
 
 
 def factor(params: Params, run: Run) -> float:
     """The factor on the learning rates of a run: `rate` of its method, or else that of its supplement in `rates`."""
-    section = params.section("method", run.method, run.data)
+    section = params.peek("method", run.method, run.data)
     return float(section["rates"].get(run.supplement, 1) if section["rate"] is None else section["rate"])
 
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, brief, log_traceback, quoted
+from eldistill.plan import yamltext
 from eldistill.plan.schema import Wrong, merge_mappings
 
 # A later file wins. Only the last one is meant to be edited; the Snakefile and dvc.yaml name them too.
@@ -18,10 +19,10 @@ FILES = ("workflow/params/paper.yaml", "workflow/params/ablation.yaml", "params.
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises Problem if a mapping has a key twice, of which YAML would silently take the second.
-
-    libyaml is used where PyYAML has it, which saves each step a quarter of a second."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    """The value of a YAML text, with numbers as YAML 1.2 reads them. Raises yaml.YAMLError, or Problem if a mapping has a key
+    twice, of which YAML would silently take the second, or for what no settings may have (eldistill.plan.yamltext)."""
+    yamltext.check_text(text)
+    loader = yamltext.Loader(text)
     try:
         node = loader.get_single_node()
         if twice := _twice(node):
@@ -32,8 +33,9 @@ def read_yaml(text: str) -> Any:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The YAML text as a tree of nodes, which know their lines."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    """The YAML text as a tree of nodes, which know their lines. Raises as `read_yaml`."""
+    yamltext.check_text(text)
+    loader = yamltext.Loader(text)
     try:
         node: yaml.Node | None = loader.get_single_node()
         return node
@@ -90,19 +92,27 @@ def _where(error: yaml.YAMLError) -> str:
     lines = sorted({mark.line + 1 for mark in marks if mark})
     near = f"near line{'s' * (len(lines) > 1)} {' to '.join(map(str, lines))}" if lines else "anywhere"
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
-    return f"{near}: {problem}; compare the indentation there with the lines around it, and each bracket and quote with its partner"
+    return f"{near}: {problem[:100]}; compare the indentation there with the lines around it, and each bracket and quote with its partner"
 
 
 def read_file(path: Path) -> Any:
-    """The value of one YAML file. Raises Problem if it is missing or not YAML."""
+    """The value of one YAML file. Raises Problem if it is missing, not YAML, or anything else is wrong with it."""
+    text = yamltext.read_text(path)
     try:
-        return read_yaml(path.read_text(encoding="utf-8"))
+        return read_yaml(text)
     except Problem as problem:
         raise Problem(f"{path.name}: {problem}") from None
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; run this command in the folder that holds {path.name}") from None
     except yaml.YAMLError as error:
+        if odd := yamltext.odd_indentation(text):
+            raise Problem(f"{path.name}: {odd}") from None
         raise Problem(f"{path} is not YAML {_where(error)}") from None
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # whatever a library makes of a strange text
+        log_traceback(path, error)
+        raise Problem(
+            f"{path} is not understood ({brief(error)}); compare it with the file that the project came with"
+        ) from error
 
 
 def read_files(root: Path, last: Path | None = None) -> dict[str, Any]:
@@ -113,11 +123,17 @@ def read_files(root: Path, last: Path | None = None) -> dict[str, Any]:
     return found | {FILES[-1]: read_file(last or root / FILES[-1])}
 
 
+def _not_sections(value: Any) -> str:
+    if value is None:
+        return "is empty; expected sections such as `data:`: if it is in git, `git checkout` restores it"
+    return f"holds {'a list' if isinstance(value, list) else 'one value'}; expected sections such as `data:`, one below the other"
+
+
 def merge_files(found: dict[str, Any]) -> dict[str, Any]:
     """One mapping of all files, in which later files win. Raises Problem if a file is not a mapping."""
     for name, each in found.items():
         if not isinstance(each, dict):
-            raise Problem(f"{name} holds {type(each).__name__}; expected a mapping of sections")
+            raise Problem(f"{name} {_not_sections(each)}")
     *below, last = found.values()
     # Its keys come first, so that sentences and lists begin with what a user wrote; its values come last, so that they win.
     return functools.reduce(merge_mappings, [*below, last], last)
@@ -143,35 +159,75 @@ def _depth(values: Any, place: str) -> int:
 
 
 def with_file_name(wrong: Wrong, root: Path) -> Wrong:
-    """The same Wrong with the name of the file that holds the key, if the files can be read."""
+    """The same Wrong with the name of the file that holds the key, and the whole key there, if the files can be read."""
     try:
-        wrong.file = file_of(read_files(root), wrong.places)
+        found = read_files(root)
     except (Problem, OSError):
-        pass  # there is no file: parameters of a test, or of Snakemake alone
+        return wrong  # there is no file: parameters of a test, or of Snakemake alone
+    wrong.file = file_of(found, wrong.places)
+    for place in wrong.places[1:]:  # blocks for a data setting, of which a later one wins
+        if _depth(found[wrong.file], place.partition("[")[0]) > len(place.partition("[")[0]):
+            wrong.where = place
     return wrong
 
 
-def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(place, value here, value there) of every key in which two mappings differ; None where one of them has no such key."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys((*one, *other)):
-            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
-    elif one != other:
-        yield where, one, other
+def _leaves(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    # (path of keys, value) of everything in mappings; an empty mapping is a value.
+    if not isinstance(values, dict) or not values:
+        yield where, values
+        return
+    for key, item in values.items():
+        yield from _leaves(item, (*where, str(key)))
 
 
-def refuse_config(config: dict[str, Any], found: dict[str, Any]) -> None:
-    """Raise Problem at the first number but `suite` that Snakemake's config has and the files have not, or have otherwise."""
-    for where, there, here in differences(config, merge_files(found)):
-        if where == "suite":
+def _there(values: Any, path: tuple[str, ...]) -> tuple[Any, int]:
+    # The value at a path and the number of its keys that are there; None if not all are.
+    for depth, key in enumerate(path):
+        if not isinstance(values, dict) or key not in values:
+            return None, depth
+        values = values[key]
+    return values, len(path)
+
+
+def _alike(given: Any, here: Any) -> bool:
+    # Snakemake reads 1e-5 as a text, and 5 of --config as a number.
+    number = isinstance(given, str) and yamltext.NUMBER.fullmatch(given)
+    return given == here or (isinstance(here, float) and bool(number) and float(given) == here)
+
+
+def refuse_config(given: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise Problem at the first number but `suite` that was given to Snakemake and the files have not, or have otherwise."""
+    merged = merge_files(found)
+    for path, there in _leaves(given):
+        here, depth = _there(merged, path)
+        if path == ("suite",) or (depth == len(path) and _alike(there, here)):
             continue
+        if depth < len(path) - 1:  # a section that the files lack is named, rather than its first key
+            path, there = path[: depth + 1], {}
+        where = ".".join(path)
         file = file_of(found, [where])
-        what = "a section" if isinstance(there, dict) else repr(there)
+        what = "a section" if isinstance(there, dict) else quoted(there)
         has, also = "has none", ""
         if here is not None:
             key = where if file == FILES[-1] else f"{file}:{where}"
-            has, also = f"has {here!r}", f" (`dvc exp run -S {key}={there}` does)"
+            has, also = (
+                f"has {quoted(here)}",
+                f" (`dvc exp run -S {key}={quoted(there) if isinstance(there, list) else there}` does)",
+            )
         raise Problem(
             f"--config or --configfile gives {where} as {what}, and {file} {has}; steps and DVC read {file}, so write it there"
             f"{also}: only `--config suite=NAME` is obeyed"
         )
+
+
+def check_before_snakemake(root: Path, others: Iterable[str | Path] = ()) -> None:
+    """Read every settings file with this reader before Snakemake reads it with its own, which takes the second of two keys, and
+    runs templates if a file asks for it. others: files of `--configfile`. Raises Problem."""
+    # Steps read the files beside the Snakefile, Snakemake those of the current folder, which is another one with --directory.
+    files = [root / FILES[-1], *(folder / name for folder in {root.resolve(), Path.cwd()} for name in FILES)]
+    for path in [*filter(Path.exists, dict.fromkeys(files)), *map(Path, others)]:
+        values = read_file(path)
+        if isinstance(values, dict) and "__use_yte__" in values:
+            raise Problem(
+                f"{path.name}: __use_yte__ asks Snakemake to run the file as a program; write values and remove that key"
+            )

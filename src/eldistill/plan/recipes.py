@@ -128,7 +128,7 @@ class Step:
         try:
             with open(os.path.join(root, self.sidecar), encoding="utf-8") as file:
                 same = file.read() == self.recipe
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return False
         complete = same and all(os.path.exists(os.path.join(root, output)) for output in self.outputs)
         return complete and not (self.word in REMADE and self.changed(root))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, NoReturn, Self
 
-from eldistill.errors import Problem, nearest
+from eldistill.errors import Problem, expected_among, nearest, one_line, quoted
 from eldistill.files import canonical
 from eldistill.registry import readers
 
@@ -27,13 +28,12 @@ class Wrong(Problem):
         self.where, self.text, self.places, self.file = where, text, [where], "params.yaml"
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.where} {self.text}"
+        return one_line(f"{self.file}: {self.where} {self.text}")
 
 
 def refuse_unknown(where: str, name: object, known: Iterable[object]) -> NoReturn:
     """Raise Wrong because `name` is not one of `known`, with the most similar one."""
-    known = list(known)
-    raise Wrong(where, f"is {name!r}; expected one of {', '.join(map(str, known))}{nearest(str(name), known)}")
+    raise Wrong(where, f"is {quoted(name)}{expected_among(known, name)}")
 
 
 def merge_mappings(below: dict, above: dict) -> dict:
@@ -104,12 +104,22 @@ def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None
         bad = repeated or not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
     if bad:
         near = nearest(value, schema["enum"]) if "enum" in schema else ""
-        raise Wrong(where, f"is {value!r}; expected {expected_value(schema)}{near}")
+        expected = f"{near} Expected" if near else "; expected"
+        raise Wrong(where, f"is {quoted(value)}{expected} {expected_value(schema)}{_hint(value, kinds)}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             check_value(item, schema.get("items", {}), f"{where}[{index}]", definitions)
     if isinstance(value, dict):
         _check_keys(value, schema, where, definitions)
+
+
+def _hint(value: Any, kinds: list[str]) -> str:
+    # What to type where YAML, or the decimal comma of many languages, made something else of a text or a number.
+    if "string" in kinds and isinstance(value, bool | int | float):
+        return f': put it in quotes, "{str(value).lower()}", if it is meant as a text'
+    if "number" in kinds and isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,20},\d{1,20}", value):
+        return f": a number is written with a point, {value.replace(',', '.')}"
+    return ""
 
 
 def _check_keys(value: dict, schema: dict, where: str, definitions: dict) -> None:
@@ -119,9 +129,7 @@ def _check_keys(value: dict, schema: dict, where: str, definitions: dict) -> Non
         if key in known:
             check_value(item, known[key], place, definitions)
         elif others is False:
-            raise Wrong(
-                place, f"is not a known key (found {item!r}); expected one of {', '.join(known)}{nearest(key, known)}"
-            )
+            raise Wrong(place, f"is not a known key (found {quoted(item)}){expected_among(known, key)}")
         elif isinstance(others, dict):
             check_value(item, others, place, definitions)
     missing = [key for key in schema.get("required", []) if key not in value]

@@ -28,6 +28,7 @@ USES = {
     "networks/edm2": ("networks/layers", "networks/precond", "networks/adm"),
     "networks/ddpm": ("networks/precond",),
     "networks/guided": ("networks/layers", "networks/precond", "networks/adm"),
+    "networks/baselines": ("networks/layers", "networks/precond", "networks/adm", "networks/song"),
     "networks/classifier": ("networks/layers",),
     "teacher/train": ("augment",),
     "ensemble/seed": ("noise", "mmd"),

@@ -205,8 +205,7 @@ def class_number(generator: Generator, text: str) -> int:
         return names.index(text)
     if text.isdecimal() and int(text) < dim:
         return int(text)
+    near = nearest(text, names) if dim else ""
     few = f"one of {', '.join(names[:20])}{', …' if len(names) > 20 else ''}, or " if names else ""
-    whole = (
-        f"{few}a number from 0 to {dim - 1}{nearest(text, names)}" if dim else "none: this generator knows no labels"
-    )
-    raise Problem(f"--label is {text}; expected {whole}")
+    wanted = f"{few}a number from 0 to {dim - 1}" if dim else "none: this generator knows no labels"
+    raise Problem(f"--label is {text[:100]}{f'{near} Expected' if near else '; expected'} {wanted}")

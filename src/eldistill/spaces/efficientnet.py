@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill.errors import Problem
+from eldistill.external.torchfiles import read_torch_file, tensors_of
 from eldistill.files import sha256
 
 RECIPE = ("spaces/efficientnet", 2)  # the scale that the network was trained on, in place of ImageNet's moments
@@ -59,7 +60,8 @@ def load_network(side: int, device="cpu") -> torch.nn.Module:
     if (found := sha256(path)) != WEIGHTS:
         raise Problem(f"{path} has digest {found[:16]}; expected {WEIGHTS[:16]}: install requirements.lock again")
     net = EfficientNet.from_name("efficientnet-lite0", image_size=side)
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    with read_torch_file(path) as file:
+        net.load_state_dict({name: each.value() for name, each in tensors_of(file.value, file.bytes).items()})
     return net.requires_grad_(False).eval().to(device)
 
 

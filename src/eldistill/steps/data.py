@@ -30,9 +30,19 @@ def _download(work: Work) -> None:
 def _images(work: Work) -> None:
     from eldistill.data import packing
 
-    about = packing.pack_dataset(work.params, work.outputs[0], work.plan.folder(work.step.data), work.say)
+    about = packing.pack_dataset(
+        work.params, work.outputs[0], work.plan.folder(work.step.data), work.say, _conditional(work)
+    )
     for line in described(about, work.plan.data(work.step.data)["labels"]):
         work.say(line)
+
+
+def _conditional(work: Work) -> list[str]:
+    # The data settings with `labels: true` that share these packed images.
+    plan, own = work.plan, work.step.outputs[0]
+    return [
+        name for name in plan.params.values["data"] if plan.data(name)["labels"] and plan.pack(name).outputs[0] == own
+    ]
 
 
 def described(about: dict[str, Any], labelled: bool) -> list[str]:
@@ -62,12 +72,13 @@ def summary(step: Step, plan: Plan) -> list[str]:
 
 def _judge(work: Work) -> None:
     from eldistill.evaluate import judges
+    from eldistill.tables import judged
 
     def make(folder: Path) -> None:
         result = judges.train_judge(
             work.step.item, work.params, work.input("images"), work.outputs[0], folder, work.digest, work.machine, work.say
         )  # fmt: skip
-        work.say(f"{work.step.role}: held-out accuracy {result['accuracy_heldout']}")
+        work.say(f"{work.step.role}: learned {judged.learned(result)}; held-out accuracy {judged.accuracy(result)}")
 
     run_training(work, make)
 

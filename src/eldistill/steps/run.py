@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eldistill import files
-from eldistill.errors import Problem
+from eldistill.errors import Problem, edge
 from eldistill.paths import SCRATCH
 from eldistill.plan import identity, params, records
 from eldistill.plan.identity import Identities
@@ -81,7 +81,17 @@ def _text(step: Step, recipe_file: str | None) -> str:
         return step.recipe
     if not Path(recipe_file).is_file():
         raise Problem(f"{recipe_file} is missing; remove --recipe, which computes it from params.yaml")
-    return Path(recipe_file).read_text(encoding="utf-8")
+    with edge(recipe_file, "remove --recipe, which computes it from params.yaml", "is not a recipe"):
+        text = Path(recipe_file).read_text(encoding="utf-8")
+        recipe = json.loads(text)
+        if not all(isinstance(recipe[key], dict) for key in ("params", "upstream")):
+            raise ValueError("it has no parameters or inputs")
+    return text
+
+
+def _sidecar(step: Step) -> str:
+    # A damaged recipe is a text that is no recipe, so that its step is made again.
+    return Path(step.sidecar).read_text(encoding="utf-8", errors="replace")
 
 
 def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]:
@@ -96,7 +106,7 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
             )
     for each, wanted in zip(above, recipe["upstream"].values(), strict=True):
         # Existing is not enough: a student of another teacher must not get this recipe.
-        if not Path(each.sidecar).exists() or files.digest(Path(each.sidecar).read_text(encoding="utf-8")) != wanted:
+        if not Path(each.sidecar).exists() or files.digest(_sidecar(each)) != wanted:
             raise Problem(
                 f"{each.outputs[0]} was made with other numbers than this step asks for; "
                 f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"

@@ -21,6 +21,16 @@ def make_step(work: Work) -> None:
     *parts, page = work.outputs
     suite.make_tables(work.params, Path(), parts)
     count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
-    report.make_report(
-        work.step.name, work.params | {"steps": count}, Path(), {path.name: path for path in parts}, page
-    )
+    more = {"steps": count, "judges": _judges(work)}
+    report.make_report(work.step.name, work.params | more, Path(), {path.name: path for path in parts}, page)
+
+
+def _judges(work: Work) -> list[tuple[str, str, Path]]:
+    # (data setting, feature space, file) of every judge in whose features the suite is measured.
+    datas = dict.fromkeys(run.split("/")[0] for run in work.params["runs"])
+    return [
+        (data, name, Path(work.plan.judge(data, name[-1]).outputs[0]))
+        for data in datas
+        for name in work.plan.params.top("evaluate", data)["features"]
+        if name in ("judge-a", "judge-b")
+    ]

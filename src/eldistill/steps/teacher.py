@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from eldistill import files
+from eldistill.errors import Problem
+from eldistill.plan import sizes
 from eldistill.steps.work import Work, run_training
 
 COVERED_BY = "evaluate"
@@ -38,10 +40,26 @@ def _conversion(work: Work) -> None:
 
     here = work.plan.params.section("teacher", work.step.name)["file"]
     about = convert.convert_teacher(work.params, work.outputs[0], here, work.say)
+    _check_size(work, about["shape"])
     files.write_rows(work.outputs[1], [])
     files.write_json(work.outputs[2], provenance.origin(work.digest) | {"source": about["source"]})
     work.say(f"{work.step.name}: {about['source']['name']}, sha256 {about['source']['sha256']}, {about['config']['network']} "
              f"for images of shape {about['shape']} and {about['label_dim']} classes")  # fmt: skip
+
+
+def _check_size(work: Work, shape: list[int]) -> None:
+    """Raise Problem if a converted network makes images of another shape than its data setting has, as far as params.yaml says it.
+    The file stays as a conversion of what was given, but without its recipe no step takes it."""
+    name = work.plan.params.section("teacher", work.step.name)["data"]
+    data = work.plan.params.section("data", name)
+    known = {"channels": (shape[0], sizes.channels_of(data)), "pixels a side": (shape[-1], sizes.side_of(data))}
+    for what, (made, wanted) in known.items():
+        if wanted is not None and made != wanted:
+            work.outputs[0].unlink(missing_ok=True)
+            raise Problem(
+                f"teacher {work.step.name} makes images with {made} {what}, but data.{name} in params.yaml has {wanted}; give a network "
+                f"that was trained on such images, or change data.{name}"
+            )
 
 
 def _check(work: Work) -> None:

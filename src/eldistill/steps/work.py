@@ -144,7 +144,7 @@ def overwriting(step: Step) -> Iterator[None]:
     """Context in which outputs are replaced. The old recipe is removed first, because it would vouch for a mixture of old and new
     files; after an error it is restored if no output was changed."""
     sidecar, before = Path(step.sidecar), [_signature(output) for output in step.outputs]
-    old = sidecar.read_text(encoding="utf-8") if sidecar.exists() else None
+    old = sidecar.read_text(encoding="utf-8", errors="replace") if sidecar.exists() else None
     sidecar.unlink(missing_ok=True)
     try:
         yield

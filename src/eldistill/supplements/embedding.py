@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
-from eldistill.ensemble.reading import read_members, trace_ratio
+from eldistill.ensemble.reading import read_members, spread_warning, stacking, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_pairs
 from eldistill.losses import balance, mixing, mmd
 from eldistill.numbers import number
 from eldistill.training import processes
@@ -39,7 +39,9 @@ class Numbers:
     """EL's numbers."""
 
     ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
-    ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
+    ensemble_seed: int | None = number(
+        None, "seed of the ensemble; null takes the run's seed", low=0, high=9_223_372_036_854_775_807
+    )
     kernel: str = number(
         "rbf",
         "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
@@ -68,7 +70,9 @@ class Numbers:
         None, "number of stored images of the teacher to match instead of real ones (from the step `teacher NAME/pairs-N-SEED`)",
         low=2, neutral=True,
     )  # fmt: skip
-    pairs_seed: int = number(0, "seed of the teacher's stored images", low=0, neutral=True)
+    pairs_seed: int = number(
+        0, "seed of the teacher's stored images", low=0, high=9_223_372_036_854_775_807, neutral=True
+    )
     augmentation: tuple[str, ...] = number(
         (),
         "operations applied equally to generated and real images, one in each step; none by default, because they hurt on "
@@ -151,8 +155,7 @@ def prepare(numbers: Numbers, setting: Setting) -> Prepared:
         known, traces = ensemble.anchored(numbers.kernel, setting.reals)
     stored = None
     if numbers.pairs:
-        with np.load(setting.pairs, allow_pickle=False) as arrays:
-            stored = torch.from_numpy(arrays["images"])
+        stored = torch.from_numpy(read_pairs(setting.pairs, ("images",))["images"])
         if numbers.labels != "marginal":
             raise Problem(f"params.yaml: labels is {numbers.labels} in an Embedding Loss with pairs, which ignores labels; set labels to "
                           "marginal, or pairs to null")  # fmt: skip
@@ -188,7 +191,7 @@ def generator_terms(prepared: Prepared, images: torch.Tensor, batch: Batch, numb
         prepared.ensemble.at(iteration), x / prepared.sigma_data, None if real is None else real / prepared.sigma_data,
         numbers.kernel, numbers.estimator, transform, labels=numbers.labels, classes=classes, anchors=prepared.anchors,
         traces=prepared.traces,
-        stack=numbers.stack == "stacked" or numbers.stack == "auto" and x.device.type == "cuda",
+        stack=stacking(numbers.stack, x),
         across=prepared.across, found=found, gaps=gaps,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(value, x)
@@ -284,12 +287,9 @@ def weight(
 
     start_images, start_weight: at the first images the factor is another one (eldistill.losses.balance.started).
     """
-    if not numbers.weight:
-        return Weight(0.0)
-    rise = balance.schedule(progress, batch, numbers.warmup, numbers.fade)
-    if numbers.weighting == "fixed":
-        return Weight(numbers.weight * rise)
-    found = balance.balanced(numbers.weight * rise, base, own, numbers.decay, memory)
+    found = balance.scheduled(base, own, batch, numbers, progress, memory)
+    if not numbers.weight or numbers.weighting == "fixed":
+        return found
     if numbers.weighting == "adaptive":
         signal = balance.signal(memory["unbiased"], memory["biased"])
         found = replace(found, factor=found.factor * signal, logged={"signal": signal})
@@ -341,7 +341,4 @@ def warning(means: dict[str, float]) -> str | None:
 
     means: of the logged numbers since the previous row of the log.
     """
-    ratio = means.get("trace_ratio", 1.0)
-    if ratio >= 0.5:
-        return None
-    return f"the generated images have {100 * ratio:.0f} % of the real ones' spread in EL's features: the generator may be collapsing"
+    return spread_warning(means, "EL's features")

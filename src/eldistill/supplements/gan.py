@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A discriminator for methods with a fake_score: DMD2's head on its encoder (arXiv 2405.14867, section 4.3).
+"""A discriminator for methods with a fake_score: DMD2's head on its encoder (Yin et al. 2024, arXiv 2405.14867, section 4.3).
 
 In the phase of fake_score its encoder and the head learn to distinguish noised generated images from noised real ones.
 The generator receives the gradient of its adversarial loss at the images.

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from eldistill.contract import Batch, Nets, Setting
 from eldistill.diffusion.draws import sent
 from eldistill.errors import Problem
+from eldistill.external.arrays import read_pairs
 from eldistill.losses import perceptual
 from eldistill.numbers import number
 
@@ -35,7 +35,7 @@ class Numbers:
     pairs: int = number(
         10000, "pairs that the teacher makes before training (DMD on CIFAR-10: 100,000 or 500,000)", low=2
     )
-    pairs_seed: int = number(0, "seed of the pairs", low=0)
+    pairs_seed: int = number(0, "seed of the pairs", low=0, high=9_223_372_036_854_775_807)
     c: float = number(
         0.00054, "constant c of the pseudo-Huber distance sqrt(rms^2 + c^2) - c, rms over the pixels (iCT)", above=0
     )
@@ -62,9 +62,8 @@ class Prepared:
 def prepare(numbers: Numbers, setting: Setting) -> Prepared:
     """Load the pairs of the setting, and LPIPS if it is used. Raises Problem for labels or weights that do not fit."""
     path = setting.pairs or Path()  # a run with this supplement has pairs
-    with np.load(path, allow_pickle=False) as arrays:
-        # They stay on the CPU, because half a million pairs would fill a GPU.
-        z, images, labels = (torch.from_numpy(arrays[key]) for key in ("z", "images", "labels"))
+    # They stay on the CPU, because half a million pairs would fill a GPU.
+    z, images, labels = map(torch.from_numpy, read_pairs(path, ("z", "images", "labels")).values())
     if setting.label_dim and int(labels.max()) >= setting.label_dim:
         raise Problem(f"{path} has labels beyond the {setting.label_dim} of the data; make the pairs again")
     measure = perceptual.load_lpips(numbers.lpips, setting.device, setting.dtype) if numbers.lpips else None

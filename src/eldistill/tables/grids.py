@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eldistill.errors import Problem
-from eldistill.files import atomic
+from eldistill.errors import Problem, edge
+from eldistill.files import atomic, make_again
 from eldistill.tables import names
 from eldistill.tables.results import Result, arms_of
 
@@ -32,12 +32,10 @@ def _picture(path: Path, columns: int) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with edge(path, make_again(path)), Image.open(path, formats=("PNG",)) as file:
             picture = file.convert("RGB")
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    except OSError as error:
-        raise Problem(f"{path} is not a readable image ({error}); delete it and run `snakemake all`") from None
     side, rest = divmod(picture.width, columns)
     if not rest and side and not picture.height % side:  # names of classes at the left would make the grid wider
         picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * side)))

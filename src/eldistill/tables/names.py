@@ -46,6 +46,7 @@ DATA = {
     "imagenet512-s": _name("ImageNet 512×512, EDM2-S", "ImageNet 512×512"),
 }
 METHODS = {
+    "alone": _name("no base loss", "no loss"),
     "di": _name("Diff-Instruct", "DI"),
     "dmd": _name("DMD"),
     "dmd-unpaired": _name("DMD, unpaired"),
@@ -64,6 +65,8 @@ SUPPLEMENTS = {
     "pixel-mmd": _name("MMD on pixels (control)", "pixel MMD"),
     "pixel": _name("MMD on pixels (control)", "pixel MMD"),
     "regression": _name("regression loss", "regression"),
+    "fd": _name("Fréchet distance loss", "FD loss"),
+    "drift": _name("drifting field", "drifting"),
     "gan": _name("adversarial loss", "GAN"),
 }
 SPACES = {

@@ -9,7 +9,8 @@ import io
 import re
 from pathlib import Path
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, edge
+from eldistill.files import make_again
 
 COVERED_BY = "report"
 BLUE = "#0072B2"
@@ -86,7 +87,7 @@ def _source(path: Path) -> str:
     if len(content) > LARGE:
         from PIL import Image
 
-        with Image.open(io.BytesIO(content)) as file:
+        with edge(path, make_again(path)), Image.open(io.BytesIO(content), formats=("PNG",)) as file:
             stored = io.BytesIO()
             file.convert("RGB").save(stored, format="JPEG", quality=88, optimize=True)
         if len(stored.getvalue()) < len(content):

@@ -6,23 +6,23 @@ The page loads nothing and runs no script; a checkbox enlarges pictures. It is r
 
 from __future__ import annotations
 
-import csv
 import html
 import re
 from pathlib import Path
 
-from eldistill.files import write_text
+from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
+from eldistill.tables import judged
 from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
-RECIPE = ("report", 4)  # ratios to the baseline in place of a radar plot
+RECIPE = ("report", 5)  # ratios to the baseline in place of a radar plot
 
 
 def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
     """Write the report of a suite to `output`.
 
-    params: runs, baseline, confidence, primary, steps. tables: {file name: path} of the suite's tables and pictures. root: folder
-    that contains data/evaluations. Raises Problem for a missing file."""
+    params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them. tables: {file name: path} of the
+    suite's tables and pictures. root: folder that contains data/evaluations. Raises Problem for a missing file."""
     runs = params["runs"]
     first = list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
     beds = list(dict.fromkeys(run.split("/")[0] for run in runs))
@@ -32,7 +32,7 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
         _what(params, beds), f'<h2 id="tables">{SECTIONS["tables"]}</h2>',
         # Without the heading of main.md, because the page has its title.
         re.sub(r"^<h1>.*?</h1>\n", "", markdown_to_html(tables["main.md"].read_text(encoding="utf-8"))),
-        _theirs(tables["published.csv"]), f'<h2 id="curves">{SECTIONS["curves"]}</h2>',
+        _theirs(tables["published.csv"]), judged.section(params.get("judges", [])), f'<h2 id="curves">{SECTIONS["curves"]}</h2>',
         picture("Fréchet distance of the running average of the generator against iterations", tables["curves.png"], False),
         picture("The same, held-out, against iterations, CPU seconds and FLOP", tables["costs.png"], False),
         picture("Cost and result divided by those of the baseline: left of 1 is better", tables["ratios.png"], False),
@@ -93,8 +93,7 @@ def _what(params: dict, beds: list[str]) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_rows(path)
 
 
 def _theirs(path: Path) -> str:

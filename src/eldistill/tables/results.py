@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import re
@@ -11,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill.errors import Problem
-from eldistill.files import read_json
+from eldistill.errors import Problem, brief
+from eldistill.files import read_json, read_rows
 
 RECIPE = ("results", 2)  # numbers must be finite
 
@@ -102,13 +101,11 @@ def load_result(run: str, root: Path) -> Result:
         raise Problem(f"data/runs/{run}/provenance.json has no {', '.join(absent)}; make the run again")
     path = folder / "curve.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            curve = sorted(csv.DictReader(file), key=lambda point: int(point["n_images"]))
+        rows = read_rows(path, ("n_images",), missing=f"{path} is missing; run `python -m eldistill evaluate {run}`")
+        curve = sorted(rows, key=lambda point: int(point["n_images"]))
         finite = all(math.isfinite(float(value)) for point in curve for value in point.values())
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; run `python -m eldistill evaluate {run}`") from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `snakemake all`") from None
+    except (ValueError, TypeError) as error:
+        raise Problem(f"{path} is damaged ({brief(error)}); delete it and run `snakemake all`") from None
     if not curve or not finite:
         raise Problem(f"{path} has no points, or some that are not finite; delete it and run `snakemake all`")
     return Result(run, metrics, curve, about)

@@ -6,14 +6,13 @@ This module has no RECIPE, because a change of the page does not make any number
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import math
 from pathlib import Path
 
-from eldistill.errors import Problem
-from eldistill.files import read_json, write_text
+from eldistill.errors import Problem, brief
+from eldistill.files import read_json, read_rows, write_text
 from eldistill.tables.page import BLUE, STYLE, picture, short_table
 from eldistill.tables.results import NAME, PARTS, short
 
@@ -63,13 +62,10 @@ def make_sheet(run: str, root: Path, output: Path) -> None:
 def _columns(path: Path) -> dict[str, list[float]]:
     # The columns of a CSV file. Empty cells, of numbers that were not yet logged, become NaN, which plots omit.
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(path, then="make the run again", missing=f"{path} is missing; make the run again")
         return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in rows[0]} if rows else {}
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing; make the run again") from None
     except (ValueError, TypeError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and make the run again") from None
+        raise Problem(f"{path} is damaged ({brief(error)}); delete it and make the run again") from None
 
 
 def _charts(columns: dict[str, list[float]], names: list[str], logarithmic: bool = False) -> str:

@@ -16,6 +16,7 @@ import torch
 from eldistill.data import latents
 from eldistill.external.opcodes import Refused
 from eldistill.files import sha256 as sha256_of
+from eldistill.outside import check_file
 
 COVERED_BY = "teacher/convert"
 PIXELS = {"mean": 0.5, "std": 0.25}  # codec of pixels on [-1, 1], u / 127.5 - 1, which EDM's networks use
@@ -46,9 +47,11 @@ def one_of(*choices) -> Callable:
     return lambda value: any(type(value) is type(choice) and value == choice for choice in choices)
 
 
-def check_digest(path: Path, wanted: str | None) -> str:
-    """The sha256 digest of a file, as 64 hexadecimal digits. Raises Refused unless it is `wanted`, or `wanted` is None."""
-    found = sha256_of(path)
+def check_digest(path: Path, wanted: str | None, text: bool = False) -> str:
+    """The sha256 digest of a file, as 64 hexadecimal digits. Raises Refused unless it is `wanted`, or `wanted` is None.
+
+    text: whether the file may be a text."""
+    found = sha256_of(check_file(path, text=text))
     if wanted not in (None, found):
         raise Refused(f"{path} has the sha256 {found[:16]}…; expected {wanted[:16]}…: give that file, or its digest")
     return found

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,8 +13,9 @@ from eldistill import networks
 from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.external import fetching, pickles, sources
+from eldistill.outside import check_file, locate
 from eldistill.sampling import teachers
-from eldistill.teacher import agree, ddpm, edm, guided
+from eldistill.teacher import agree, ddpm, edm, guided, plain
 from eldistill.teacher.agree import PIXELS
 from eldistill.tensors import load_tensors, save_tensors
 
@@ -20,20 +23,37 @@ RECIPE = ("teacher/convert", 1)
 
 
 def load_published(path: Path, sha256: str | None = None) -> tuple[torch.nn.Module, dict | None]:
-    """Load a published network from a pickle of EDM or EDM2, or from a state of OpenAI's consistency models.
+    """Load a published network from a pickle of EDM or EDM2, or from a state of OpenAI's consistency models or of DMD2.
 
     Returns the network, frozen and in float32, and the constants {scale, bias} of its latents, or None if it has none. sha256: the
     digest that the file must have. Raises Refused for any other file."""
-    if guided.is_state(path):
+    path = check_file(path, "a network file")
+    constants, class_name = None, ""
+    if (guided.is_state(path) or path.suffix == ".safetensors") and (found := plain.load_plain(path)) is not None:
+        agree.check_digest(path, sha256)
+        config, tensors = found
+    elif guided.is_state(path):
         config, tensors, _ = guided.read_state(path, sha256)
-        constants = None
     else:
         with pickles.read_network_file(path, sha256) as file:
             found = file.network()
+            class_name = found.class_name
             config, tensors, constants = edm.check_network(found), found.state(), edm.codec_of(file)
     network = networks.build(config)
     network.load_state_dict(tensors)
+    if class_name == "ECMPrecond":
+        network.boundary = network.sigma_min
     return network.requires_grad_(False).eval(), constants
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    # A reader says what it expected; that the file is something else, which is known, says more.
+    try:
+        yield
+    except Problem as error:
+        what = plain.explain_file(path)
+        raise (Problem(f"{path} {what}") if what else error) from None
 
 
 def convert_teacher(params: dict, output: Path, here: str | None = None, say=print) -> dict:
@@ -52,9 +72,11 @@ def convert_teacher(params: dict, output: Path, here: str | None = None, say=pri
                 f"levels: `python -m eldistill check {params['source']}` measures a student"
             )
         licence, wanted = row["licence"], wanted or row["sha256"] or None
-        path = Path(here) if here else fetching.fetch(params["source"], say=say)
+        path = locate(here) if here else fetching.fetch(params["source"], say=say)
     else:
-        path = Path(params["file"])
+        path = locate(params["file"])
+    if not path.is_dir():
+        check_file(path, "a network file")
     if params.get("state") and not guided.is_state(path):
         raise Problem(
             f"{path} is not a state of OpenAI's consistency models; remove `state`, which only these files need"
@@ -65,12 +87,13 @@ def convert_teacher(params: dict, output: Path, here: str | None = None, say=pri
                 f"{path} was trained on pixels on [-1, 1], but its data setting has codec {codec}; set it to mean: 0.5, std: 0.25"
             )
         if path.is_dir():
-            agree.check_labels(path, 0, params["labels"])
-            return ddpm.convert_folder(path, output, wanted)
+            return ddpm.convert_folder(path, output, wanted, params["labels"])
         if guided.is_state(path):
-            return guided.convert_state(path, output, wanted, licence, params["labels"], params.get("state"))
+            with _explained(path):
+                return guided.convert_state(path, output, wanted, licence, params["labels"], params.get("state"))
         return edm.convert_pickle(path, output, wanted, licence, params["labels"], codec)
-    _, about = teachers.load_denoiser(path)  # raises Problem if the file holds no teacher
+    with _explained(path):
+        _, about = teachers.load_denoiser(path)  # raises Problem if the file holds no teacher
     digest = agree.check_digest(path, wanted)
     if about["codec"] != codec:
         raise Problem(

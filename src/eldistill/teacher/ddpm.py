@@ -8,14 +8,19 @@ refused too, because they could change either. Only JSON and safetensors files a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+
+import torch
 
 from eldistill import networks
 from eldistill.data import latents
 from eldistill.external import listing, weights
 from eldistill.external.opcodes import Refused
+from eldistill.outside import check_file
 from eldistill.teacher import agree
+from eldistill.teacher import guided as states
 from eldistill.teacher.agree import list_of, one_of, or_none, real_number, whole_number
 from eldistill.tensors import load_tensors, save_tensors
 
@@ -41,12 +46,13 @@ UNET = {
     "attn_norm_num_groups": or_none(whole_number(1, 1024)), "norm_eps": real_number(0, 1), "freq_shift": whole_number(0, 1),
     "resnet_time_scale_shift": one_of("default", "scale_shift"), "add_attention": one_of(True, False),
     "flip_sin_to_cos": one_of(True, False), "time_embedding_dim": or_none(whole_number(1, 65536)),
+    "num_class_embeds": or_none(whole_number(1, 100_000)),
 }  # fmt: skip
 # Keys of which only one value is supported, and keys that do not affect a trained network: how it was trained, and what the running
 # average of diffusers' training script stores with its weights.
 UNET_FIXED = {
     "center_input_sample": one_of(False), "time_embedding_type": one_of("positional"), "act_fn": one_of("silu", "swish"),
-    "mid_block_type": one_of("UNetMidBlock2D"), "class_embed_type": NONE, "num_class_embeds": NONE,
+    "mid_block_type": one_of("UNetMidBlock2D"), "class_embed_type": NONE,
     "num_train_timesteps": or_none(whole_number(1, 100_000)), "dropout": real_number(0, 1),
     **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"), _any),
 }  # fmt: skip
@@ -84,12 +90,12 @@ NOTES = (
     "_use_default_values",
 )  # keys that every file of diffusers may have
 AUTOENCODERS = ("vae", "vqvae", "movq")  # folders of a pipeline whose network uses latents
-RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels"}
+RENAMED = {"sample_size": "img_resolution", "in_channels": "img_channels", "num_class_embeds": "label_dim"}
 
 
 def _json(path: Path) -> dict:
     try:
-        if path.stat().st_size > CONFIG_BYTES:
+        if path.exists() and check_file(path, "a file of JSON", text=True).stat().st_size > CONFIG_BYTES:
             raise ValueError(f"it has more than {CONFIG_BYTES >> 20} MiB")
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -124,6 +130,8 @@ def _unet(path: Path) -> dict:
     _understood(path, values, UNET | UNET_FIXED, "UNet2DModel")
     if values.get("in_channels", 3) != values.get("out_channels", 3):
         raise Refused(f"{path} has another number of out_channels than of in_channels; expected the same number")
+    if values.get("num_class_embeds") is None:
+        values.pop("num_class_embeds", None)
     return {RENAMED.get(key, key): value for key, value in values.items() if key in UNET and key != "out_channels"}
 
 
@@ -145,8 +153,8 @@ def _schedule(path: Path) -> dict:
     return {key: value for key, value in values.items() if key in SCHEDULE}
 
 
-def read_folder(source: Path) -> tuple[dict, Path]:
-    """The configuration of a DDPM in a folder of diffusers, and the path of its weights.
+def read_folder(source: Path) -> tuple[dict, list[Path]]:
+    """The configuration of a DDPM in a folder of diffusers, and the paths of its weights (see `listing.choose_weights`).
 
     source: the folder of a pipeline, or that of its UNet2DModel with the folder of its scheduler next to it. Raises Refused."""
     if (encoder := next((name for name in AUTOENCODERS if (source / name).is_dir()), None)) is not None:
@@ -157,41 +165,84 @@ def read_folder(source: Path) -> tuple[dict, Path]:
         raise Refused(
             f"{source} has no unet, only a unet_ema, which is a running average from training; give {source / 'unet_ema'}"
         )
-    described, schedule, path = listing.unet_files(source)
+    described, schedule, paths = listing.unet_files(source)
     config = {"network": "ddpm", "img_channels": 3, **_unet(described)}
     if schedule is None:
         raise Refused(f"{source} has no scheduler/scheduler_config.json, which defines the noise of each step; add it")
     config |= _schedule(schedule)
-    if not path.exists():
-        there = f" (there are {', '.join(found)[:160]})" if (found := listing.weights_there(path.parent)) else ""
+    if not paths[0].exists():
+        there = f" (there are {', '.join(found)[:160]})" if (found := listing.weights_there(paths[0].parent)) else ""
+        raise Refused(f"{paths[0]} is missing{there}; `save_pretrained(safe_serialization=True)` writes it")
+    return config, paths
+
+
+def _weights(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of one file, or of the parts that an index names. Raises Refused and Problem."""
+    if paths[0].suffix == ".bin":
+        try:
+            return states.load_floats(paths[0])
+        except Refused:
+            raise
+        except Exception as error:  # those of torch and zipfile for damaged files are not documented
+            text = " ".join(str(error).split())[:300]
+            raise Refused(f"{paths[0]} holds no plain state of a network ({text}); fetch it again") from None
+    if paths[0].suffix == ".safetensors":
+        return load_tensors(paths[0], foreign=True)[0]
+    wanted, there = _json(paths[0]).get("weight_map"), {path.name: path for path in paths[1:]}
+    if not isinstance(wanted, dict) or not wanted or not all(isinstance(each, str) for each in wanted.values()):
+        raise Refused(f"{paths[0]} has no weight_map of names; expected an index as diffusers writes it")
+    if lacking := sorted(set(wanted.values()) - there.keys()):
         raise Refused(
-            f"{path} is missing{there}; weights in other files are not supported: `save_pretrained(safe_serialization=True, "
-            'max_shard_size="50GB")` writes it'
+            f"{paths[0].parent / ascii(lacking[0])[1:-1][:80]} is missing, which {paths[0].name} names; fetch it too"
         )
-    return config, path
+    found: dict[str, torch.Tensor] = {}
+    for name in sorted(set(wanted.values())):
+        part = load_tensors(there[name], foreign=True)[0]
+        if odd := sorted(key for key in part if wanted.get(key) != name):
+            raise Refused(
+                f"{there[name]} has {ascii(odd[0])[:80]}, which {paths[0].name} does not say of it; fetch both again"
+            )
+        found |= part
+    return found
 
 
-def convert_folder(source: Path, output: Path, sha256: str | None = None) -> dict:
+def _digest(paths: list[Path], wanted: str | None) -> str:
+    """The digest of one file, or, as the identity of a folder has it, of the names and digests of several. Raises Refused."""
+    if len(paths) == 1:
+        return agree.check_digest(paths[0], wanted)
+    lines = (f"{path.name}\0{agree.check_digest(path, None, text=True)}\n".encode() for path in sorted(paths))
+    found = hashlib.sha256(b"".join(lines)).hexdigest()
+    if wanted not in (None, found):
+        raise Refused(
+            f"{paths[0].parent} has weights with the digest {found[:16]}…; expected {wanted[:16]}…: fetch them again"
+        )
+    return found
+
+
+def convert_folder(source: Path, output: Path, sha256: str | None = None, labels: bool | None = None) -> dict:
     """Write the network of a DDPM in a folder of diffusers as a teacher; returns its description.
 
-    sha256: the digest that its file of weights must have. Raises Refused if it is not supported; nothing is written then."""
-    config, path = read_folder(source)
-    digest = agree.check_digest(path, sha256)
+    sha256: the digest that its weights must have. labels: whether the network must have classes; None accepts both. Raises Refused
+    if it is not supported; nothing is written then."""
+    config, paths = read_folder(source)
+    agree.check_labels(source, config.get("label_dim", 0), labels)
+    digest = _digest(paths, sha256)
     try:
         outline = networks.outline(config)
     except ValueError as error:
         raise Refused(f"{source} describes a network that is not supported: {error}") from None
     wanted = outline.state_dict()
     # Files from before 2023 have other names for the layers of attention.
-    tensors = {
-        f"model.unet.{name}": each for name, each in latents.rename_tensors(load_tensors(path, foreign=True)[0]).items()
-    }
-    weights.check_weights(path, tensors, wanted)
+    tensors = {f"model.unet.{name}": each for name, each in latents.rename_tensors(_weights(paths)).items()}
+    weights.check_weights(paths[0], tensors, wanted)
     config = outline.config
     side = config["img_resolution"]
     about = {
-        "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": 0,
-        "source": {"name": source.name, "sha256": digest, "bytes": path.stat().st_size, "class": "UNet2DModel", "licence": None},
+        "config": config, "codec": agree.PIXELS, "shape": [config["img_channels"], side, side], "label_dim": config["label_dim"],
+        "source": {
+            "name": source.name, "sha256": digest, "bytes": sum(path.stat().st_size for path in paths), "class": "UNet2DModel",
+            "licence": None,
+        },
     }  # fmt: skip
     save_tensors(output, {name: tensors[name] for name in wanted}, about)
     return about

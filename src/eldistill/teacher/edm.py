@@ -19,6 +19,7 @@ from eldistill import networks
 from eldistill.external import pickles, weights
 from eldistill.external.pickles import Network, Refused
 from eldistill.files import canonical
+from eldistill.networks import adm
 from eldistill.teacher import agree
 from eldistill.teacher.agree import PIXELS, list_of, one_of, or_none, real_number, whole_number
 from eldistill.tensors import save_tensors
@@ -35,12 +36,19 @@ COMMON = {
 }  # fmt: skip
 EDM = COMMON | {
     "model_type": lambda value: isinstance(value, str), "augment_dim": whole_number(0, 64), "channel_mult_emb": whole_number(1, 16),
-    "sigma_min": real_number(0, 1e3), "sigma_max": real_number(1e-3, math.inf), "label_dropout": real_number(0, 0),
+    "sigma_min": real_number(0, 1e3), "sigma_max": real_number(1e-3, math.inf), "label_dropout": real_number(0, 1),
 }  # fmt: skip
 SONG = EDM | {
     "channel_mult_noise": whole_number(1, 16), "embedding_type": one_of("positional", "fourier"),
     "encoder_type": one_of("standard", "residual"), "decoder_type": one_of("standard"), "resample_filter": list_of(whole_number(1, 64)),
 }  # fmt: skip
+# EDM's baselines. The limits of vp follow from its process.
+PROCESS = {
+    "beta_d": real_number(1e-3, 1e3), "beta_min": real_number(1e-6, 1e3), "epsilon_t": real_number(1e-9, 0.5),
+    "M": whole_number(2, 100_000),
+}  # fmt: skip
+VP = {key: value for key, value in (SONG | PROCESS).items() if key not in ("sigma_min", "sigma_max", "sigma_data")}
+VE = {key: value for key, value in SONG.items() if key != "sigma_data"}
 EDM2 = COMMON | {
     "channel_mult_noise": or_none(whole_number(1, 16)), "channel_mult_emb": or_none(whole_number(1, 16)),
     "resample_filter": list_of(whole_number(1, 64)),
@@ -54,20 +62,42 @@ CLASSES = {
     ("EDMPrecond", "SongUNet"): ("song", SONG),
     ("EDMPrecond", "DhariwalUNet"): ("adm", EDM),
     ("Precond", "UNet"): ("edm2", EDM2),
+    **{
+        (f"{process.upper()}Precond", inner): ("baselines", allowed)
+        for process, allowed in (("vp", VP), ("ve", VE))
+        for inner in ("SongUNet", "DhariwalUNet")
+    },
+    # Consistency models of ECT: EDM's network, whose output is the image itself at sigma_min.
+    ("ECMPrecond", "SongUNet"): ("song", SONG),
+    ("ECMPrecond", "DhariwalUNet"): ("adm", EDM),
     # One-step generators of SiDA and SiD2A. Their discriminator is the mean over channels of the encoder's last output and has no
     # weights, so that their tensors are those of the plain network. EDM2's generators lack the weights for the loss uncertainty.
     ("EDMPrecond_EncoderDecoder", "SongUNet_EncoderDecoder"): ("song", SONG),
     ("EDMPrecond_EncoderDecoder", "DhariwalUNet_EncoderDecoder"): ("adm", EDM),
     ("EDM_2_Precond_Generator", "UNet_EncoderDecoder"): ("edm2", EDM2_STUDENT),
 }
-STUDENTS = ("EDMPrecond_EncoderDecoder", "EDM_2_Precond_Generator")  # classes of generators, which are not teachers
+ONE_STEP = "a one-step generator of SiDA or SiD2A"
+# Classes of networks that are not teachers.
+STUDENTS = {
+    "EDMPrecond_EncoderDecoder": ONE_STEP, "EDM_2_Precond_Generator": ONE_STEP, "ECMPrecond": "a consistency model of ECT",
+}  # fmt: skip
+ECT_SIGMA_MIN = 0.003  # ECMPrecond's default
 # Keywords that have only one value, or do not affect a trained network.
 UNUSED = ("model_type", "use_fp16", "decoder_type", "label_dropout", "force_normalization", "use_gan")
+# Classes of EDM and its relatives that are known and not supported, and what to give in their place.
+KNOWN = {
+    "iDDPMPrecond": "is EDM's baseline of improved DDPM, which knows 1,000 fixed noise levels only; give edm-imagenet-64x64-cond-adm",
+    "EDM_2_Precond_EncoderDecoder": "is the fake score of a training of SiDA; give the teacher that it started from",
+    "Generator": "is a generator of StyleGAN, which denoises nothing; give a network of EDM or EDM2",
+    "Discriminator": "is a discriminator of StyleGAN; give a network of EDM or EDM2",
+}  # fmt: skip
 
 
 def _known(found: Network) -> tuple[str, dict]:
     """The file in networks/ and the supported keywords for the two classes of a network. Raises Refused for other classes."""
     inner = next((found.classes[prefix] for prefix in ("model", "unet") if prefix in found.classes), None)
+    if found.class_name in KNOWN:
+        raise Refused(f"a network {found.class_name!r}, which {KNOWN[found.class_name]}")
     if (found.class_name, inner) not in CLASSES:
         known = ", ".join(f"{outer} of a {inside}" for outer, inside in CLASSES)
         raise Refused(f"a network {found.class_name[:40]!r} of a {str(inner)[:40]!r}; expected {known}")
@@ -96,7 +126,24 @@ def read_configuration(found: Network) -> dict:
         settings["sigma_max"] = None
     if found.class_name == "EDM_2_Precond_Generator":
         settings["logvar_channels"] = 0
+    if found.class_name == "ECMPrecond":
+        settings.setdefault("sigma_min", ECT_SIGMA_MIN)
+    if name == "baselines":
+        settings = _baseline(found.class_name, found.classes["model"], settings)
     return {"network": name, **settings}
+
+
+def _baseline(outer: str, inner: str, settings: dict) -> dict:
+    """Settings of networks/baselines.py. DhariwalUNet has other defaults than SongUNet."""
+    unet = "song" if inner == "SongUNet" else "adm"
+    if unet == "adm":
+        keys = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")
+        settings = {
+            key: list(each) if isinstance(each := getattr(adm.Settings, key), tuple) else each for key in keys
+        } | settings
+    if "M" in settings:
+        settings["steps"] = settings.pop("M")
+    return {"process": outer[:2].lower(), "unet": unet, **settings}
 
 
 def check_network(found: Network) -> dict:
@@ -184,8 +231,8 @@ def convert_pickle(
         found = file.network()
         if found.class_name in STUDENTS:
             raise Refused(
-                f"{source} holds a {found.class_name}, a one-step generator of SiDA or SiD2A; expected a teacher, which "
-                "denoises all noise levels"
+                f"{source} holds a {found.class_name}, {STUDENTS[found.class_name]}; expected a teacher, which denoises all noise "
+                "levels: give the network that its training started from"
             )
         try:
             config = check_network(found)

@@ -1,37 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader of the states of OpenAI's consistency models and of their teacher, which are zips written by torch.save.
 
-torch reads the pickle in the zip with weights_only, so that nothing in it is executed. It checks neither the checksums of the zip
-nor the lengths of its records, so that a flipped bit or a truncated record would become weights. Both are checked here first.
+external/torchfiles.py reads them: nothing in them is executed, and checksums and lengths of all records are checked, so that a
+flipped bit or a truncated record cannot become weights.
 """
 
 from __future__ import annotations
 
-import struct
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from eldistill import networks
-from eldistill.external import weights
+from eldistill.errors import brief
+from eldistill.external import torchfiles, weights
 from eldistill.external.opcodes import Refused
 from eldistill.networks import guided
 from eldistill.teacher import agree
 from eldistill.tensors import save_tensors
 
 RECIPE = ("teacher/states", 1)
-LOCAL_HEADER = 30  # bytes of a member's header in the zip, before its name and its extra field
 
 
 def is_state(path: Path) -> bool:
-    """Whether a file is a zip, which is the format of torch.save since 2020."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+    """Whether a file begins as torch.save writes it."""
+    return torchfiles.is_torch_file(path)
 
 
 def read_state(
@@ -45,67 +38,26 @@ def read_state(
     """
     digest = agree.check_digest(source, sha256)
     try:
-        theirs = _load(source)
+        theirs = load_floats(source)
         settings = guided.settings(theirs, given)
         outline = networks.outline({"network": "guided", **settings})
         tensors = guided.renamed(theirs, guided.Settings(**settings))
         if (found := weights.find_fault(tensors, outline.state_dict())) is not None:
             raise ValueError(f"it {found}")
     except Exception as error:  # the exceptions of torch and zipfile for damaged files are not documented
-        text = " ".join(str(error).split())[:400]
         raise Refused(
-            f"{source} is no network of OpenAI's consistency models ({text}); fetch it again, or give another file"
+            f"{source} is no network of OpenAI's consistency models ({brief(error)}); fetch it again, or give another file"
         ) from None
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
 
 
-def _load(source: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of torch.save that holds only floats. Raises ValueError, and the exceptions of torch."""
-    records = _records(source)
-    theirs = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    plain = isinstance(theirs, dict) and all(
-        isinstance(key, str)
-        and type(each) is torch.Tensor
-        and each.layout == torch.strided
-        and each.dtype in weights.FLOATS
-        for key, each in theirs.items()
-    )
-    if not plain or sum(each.nbytes for each in theirs.values()) > source.stat().st_size:
-        raise ValueError("it is not a state of floats")
-    _whole(theirs.values(), records)
-    return theirs
-
-
-def _records(source: Path) -> list[tuple[int, int]]:
-    """(offset, bytes) of the numbers of each storage in the file, in ascending order. Checks the checksum of every member first."""
-    found = []
-    with zipfile.ZipFile(source) as archive, open(source, "rb") as file:
-        members = archive.infolist()
-        if any(each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in members):
-            raise ValueError("parts of it are compressed")
-        if sum(each.file_size for each in members) > source.stat().st_size:
-            raise ValueError("parts of it overlap")
-        if (bad := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of its part {ascii(bad)[:80]} is wrong")
-        for each in members:
-            if "/data/" in each.filename and each.file_size:
-                file.seek(each.header_offset)
-                name, extra = struct.unpack_from("<HH", file.read(LOCAL_HEADER), LOCAL_HEADER - 4)
-                found.append((each.header_offset + LOCAL_HEADER + name + extra, each.file_size))
-    return sorted(found)
-
-
-def _whole(tensors: Iterable[torch.Tensor], records: list[tuple[int, int]]) -> None:
-    """Raise ValueError unless every storage is exactly one record.
-
-    The file is mapped into memory, so that storages have the same distances as their records in the file.
-    """
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
-    mapped = sorted((at, size) for at, size in storages.items() if size)
-    if [size for _, size in mapped] != [size for _, size in records]:
-        raise ValueError("one of its records has another length than its numbers, or belongs to no numbers")
-    if any(at - mapped[0][0] != place - records[0][0] for (at, _), (place, _) in zip(mapped, records, strict=True)):
-        raise ValueError("its numbers are not at the places of its records")
+def load_floats(source: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of torch.save that holds only floats, as views of the file. Raises Refused."""
+    with torchfiles.read_torch_file(source) as file:
+        theirs = torchfiles.tensors_of(file.value, file.bytes)
+        if any(each.parameter or each.storage.dtype not in weights.FLOATS for each in theirs.values()):
+            raise Refused("it is not a state of floats")
+        return {name: each.view() for name, each in theirs.items()}
 
 
 def convert_state(

@@ -14,6 +14,7 @@ from eldistill import files
 from eldistill.data import classes
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
+from eldistill.external.arrays import read_pairs
 from eldistill.sampling import teachers
 from eldistill.sampling.heun import heun
 
@@ -66,8 +67,7 @@ def _join(parts: list[Path], n: int, output: Path) -> None:
         for key in ("z", "images", "labels"):
             with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
                 for index, path in enumerate(parts):
-                    with np.load(path, allow_pickle=False) as chunk:
-                        rows = np.ascontiguousarray(chunk[key])
+                    rows = np.ascontiguousarray(read_pairs(path, (key,))[key])
                     if index == 0:
                         about = np.lib.format.header_data_from_array_1_0(rows)
                         np.lib.format.write_array_header_2_0(file, about | {"shape": (n, *rows.shape[1:])})

@@ -26,7 +26,7 @@ class Supplement:
     module: SupplementModule
     numbers: Any  # its Numbers
     prepared: Any = None  # returned by its `prepare`
-    memory: Memory = field(default_factory=dict)  # scalars (floats or tensors on the device), saved with the state
+    memory: Memory = field(default_factory=dict)  # scalars and tensors on the device, saved with the state
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from eldistill.signals import ENDING, PASSED_ON, Interrupted, signal_name
+
 COVERED_BY = "loop"
 MEMORY = 76  # exit code of a process whose device ran out of memory
 GRACE = 20.0  # seconds until the remaining processes are killed after one has failed
@@ -48,14 +50,17 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
     stopping: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
+        asked = len(stopping)
         stopping.append(number)
+        impatient = sum(each != PASSED_ON for each in stopping) > 1  # PASSED_ON repeats a signal, before or after it
         for each in started:
-            if each.poll() is None:
-                each.send_signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
+            if each.poll() is None and (impatient or not asked):
+                each.send_signal(signal.SIGKILL if impatient else signal.SIGTERM)
 
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, forward)
+        for number in ENDING:
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, forward)
         for rank in range(count):
             environment = os.environ | {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
@@ -71,12 +76,17 @@ def _launch(arguments: list[str], count: int, parts: int) -> int:
                     stderr=said[rank],
                 )  # fmt: skip
             )
-        if stopping:
-            forward(stopping.pop(), None)
+        early = stopping.copy()  # before all were started
+        stopping.clear()
+        for caught in early:
+            forward(caught, None)
         first = _wait(started)
         said[first].seek(0)
         sys.stderr.write(said[first].read())
-        return started[first].returncode if started[first].returncode >= 0 else 1
+        code = started[first].returncode
+        if code == -signal.SIGTERM and stopping:  # a worker whose Python had not yet started
+            raise Interrupted(signal_name(stopping[0]))
+        return code if code >= 0 else 1
     finally:
         for each in started:
             if each.poll() is None:

@@ -72,7 +72,7 @@ def lock(path: Path) -> Iterator[None]:
     the job that the file names is still running. Raises Problem if another process or job trains this run.
     """
     name = path / "lock"
-    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask: a group may share the folder
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

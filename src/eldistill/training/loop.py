@@ -202,12 +202,12 @@ class Loop:
         if self.across.rank:
             return
         nets = {**self.job.nets, "average": self.average}
+        large, scalars = state.pack_memories({each.name: each.memory for each in self.job.supplements})
         numbers = {
             "n_images": self.n_images, "iteration": self.iteration, "steps": self.steps, "sums": self.monitor.sums, "rows": self.rows,
-            "seconds": self.seconds,
-            "memory": {s.name: {key: float(value) for key, value in s.memory.items()} for s in self.job.supplements},
+            "seconds": self.seconds, "memory": scalars,
         }  # fmt: skip
-        self.writer.write(self.job.folder, state.pack_tensors(nets, self.optimisers), numbers)
+        self.writer.write(self.job.folder, state.pack_tensors(nets, self.optimisers) | large, numbers)
         if wait:
             self.writer.wait()
 
@@ -222,6 +222,6 @@ class Loop:
         if self.across.rank:  # the saved sums are those of all processes, and the first one has them
             self.monitor.sums = {name: [0.0, 0.0] for name in self.monitor.sums}
         self.rows, self.seconds = numbers["rows"], numbers["seconds"]
-        for supplement in self.job.supplements:
-            supplement.memory.update(numbers["memory"].get(supplement.name, {}))
+        memories = {each.name: each.memory for each in self.job.supplements}
+        state.unpack_memories(tensors, numbers["memory"], memories, self.job.device, self.job.folder)
         self.job.log(f"continuing at {self.n_images} of {self.job.training.n_images} images")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from eldistill.contract import Batch
+from eldistill.errors import Problem
 from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
 from eldistill.training.monitor import Monitor
@@ -25,27 +26,30 @@ class Meeting:
     ) -> None:
         self.job, self.across, self.monitor, self.weights = job, across, monitor, weights
         self.supplements = [each for each in job.supplements if each.module.offers("generator_terms")]
+        if "generator" in job.nets and not job.method.offers("generator_terms"):
+            _check_without_base(job.supplements)
 
     def meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Add the weighted gradients of all supplements to those of the base loss.
 
         gradients: of the base loss at the images [n, c, h, w], by index of the micro-batch. Returns the sums in the
-        same form. If the base loss has no gradient at the images, the gradients are added at the weights and {} is
+        same form. If the base loss has a gradient at the weights only, the gradients are added there and {} is
         returned.
         """
         made = images.whole()
-        if not gradients:
+        if not gradients and any(p.grad is not None for p in self.weights):
             self._meet_at_weights(made, batch, images)
             return {}
-        base = torch.cat([gradients[index] for index in range(len(images.parts))])
+        base = torch.cat([gradients[index] for index in range(len(images.parts))]) if gradients else None
         total = self._meet_at_images(made, base, batch)
         return {index: total[part] for index, part in enumerate(images.parts)}
 
-    def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The gradient of the base loss at the images [n, c, h, w] plus the weighted ones of all supplements."""
-        total = base
-        strength = self._rms(base)
-        self.monitor.count("generator.base_rms", strength)
+    def _meet_at_images(self, images: torch.Tensor, base: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+        """The gradient of the base loss at the images [n, c, h, w], or 0 for None, plus the weighted ones of all supplements."""
+        total = torch.zeros_like(images) if base is None else base
+        strength = self._rms(total)
+        if base is not None:
+            self.monitor.count("generator.base_rms", strength)
         for each in self.supplements:
             own = self.own_gradient(each, images, batch, base)
             weight = self.weigh(each, strength, self._rms(own), batch)
@@ -85,7 +89,8 @@ class Meeting:
 
         base: gradient of the base loss.
         """
-        terms = each.module.generator_terms(each.prepared, images, batch, each.numbers)
+        prepared = each.module.recall(each.prepared, each.numbers, each.memory)
+        terms = each.module.generator_terms(prepared, images, batch, each.numbers)
         # A supplement that gathers from all processes returns the loss of the whole batch, any other that of its own
         # rows.
         whole = getattr(each.prepared, "across", None) is not None
@@ -138,6 +143,21 @@ class Meeting:
 def _rms(tensor: torch.Tensor) -> torch.Tensor:
     """Root mean square over all entries, a scalar in float64."""
     return tensor.double().square().mean().sqrt()
+
+
+def _check_without_base(supplements: list[Supplement]) -> None:
+    """Raise Problem unless supplements can train a generator without a base loss."""
+    if not supplements:
+        raise Problem(
+            "this method has no loss of its own and the run has no supplement, so nothing would be trained; name one with "
+            "weighting: fixed, such as alone/el-fixed"
+        )
+    for each in supplements:
+        if (weighting := getattr(each.numbers, "weighting", "fixed")) != "fixed":
+            raise Problem(
+                f"weighting is {weighting} in the supplement {each.name}, but this method has no loss of its own whose gradient "
+                "that weight could be a share of; set it to fixed"
+            )
 
 
 def _acts(weight: float | torch.Tensor) -> bool:

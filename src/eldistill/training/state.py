@@ -15,6 +15,7 @@ from types import TracebackType
 
 import torch
 
+from eldistill.contract import Memory
 from eldistill.errors import Problem
 from eldistill.external import weights
 from eldistill.paths import STATE
@@ -66,6 +67,38 @@ def unpack_tensors(flat: dict[str, torch.Tensor], nets: dict, optimisers: dict, 
             for slot, value in slots.items():
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
                     slots[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def pack_memories(memories: dict[str, Memory]) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, float]]]:
+    """What supplements remember, by their names: tensors with dimensions as memory/NAME/KEY, and all scalars as floats."""
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, dict[str, float]] = {}
+    for name, memory in memories.items():
+        large = {key: value for key, value in memory.items() if isinstance(value, torch.Tensor) and value.ndim}
+        tensors |= {f"memory/{name}/{key}": value for key, value in large.items()}
+        scalars[name] = {key: float(value) for key, value in memory.items() if key not in large}
+    return tensors, scalars
+
+
+def unpack_memories(
+    flat: dict[str, torch.Tensor], scalars: dict[str, dict[str, float]], memories: dict[str, Memory], device: str,
+    path: Path = Path(STATE),
+) -> None:  # fmt: skip
+    """Load what `pack_memories` returned into the memories of supplements, in place; tensors go to the device.
+
+    path: the state folder, for messages. Raises Problem if a tensor is not finite.
+    """
+    for name, memory in memories.items():
+        prefix = f"memory/{name}/"
+        memory.update(scalars.get(name, {}))
+        for key, value in flat.items():
+            if not key.startswith(prefix):
+                continue
+            if not bool(value.isfinite().all()):
+                raise Problem(
+                    f"{path} is damaged: {key} is not finite; delete that folder and run the same command again"
+                )
+            memory[key.removeprefix(prefix)] = value.to(device)
 
 
 PIECE, ALIGNED = 2**28, 64  # size of one allocation and alignment of tensors in it, in bytes

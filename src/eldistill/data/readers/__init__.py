@@ -17,4 +17,6 @@ importing it:
     DOWNLOADS  rows of data/sources.csv that it reads where no `path` is given; {files} stands for a value of the data setting
     ENDINGS    of the files that it reads in a folder `path`, in lower case; none if `path` is a file
     CLASSES    names of the labels 0, 1, …, where the source itself does not say them
+    SHAPE      (channels, side in pixels) of its images, where all of its sources agree; 0 stands for what differs
+    IMAGES     (images, test images) of its only source; the held-out images are test images where there are some
 """

@@ -12,9 +12,12 @@ import numpy as np
 from eldistill.data.images import Arrays, first_of_test
 from eldistill.errors import Problem
 from eldistill.external.fetching import fetch
+from eldistill.outside import check_file, locate
 
 COVERED_BY = "data"
 OPTIONS = ("path",)
+SHAPE = (3, 32)
+IMAGES = (50_000, 10_000)
 MODULES = ("teacher/pickles",)
 DOWNLOADS = ("cifar-10-python",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -28,7 +31,7 @@ def read(section: dict) -> Arrays:
     from eldistill.external.opcodes import Refused
     from eldistill.external.pickles import read_python2_pickle
 
-    path = Path(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
+    path = locate(section["path"]) if section["path"] else fetch("cifar-10-python", section["folder"])
     if section["path"]:  # what is fetched has the digest of data/sources.csv
         _check_md5(path, section.get("md5", MD5))
     arrays: list[np.ndarray] = []
@@ -52,6 +55,7 @@ def read(section: dict) -> Arrays:
 
 
 def _check_md5(path: Path, wanted: str) -> None:
+    check_file(path, "the path of cifar-10-python.tar.gz")
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()

@@ -8,6 +8,8 @@ import numpy as np
 from eldistill.data.images import Arrays, split_arrays
 
 COVERED_BY = "data"
+SHAPE = (1, 8)
+IMAGES = (1797, 0)
 
 
 def read(section: dict) -> Arrays:

@@ -7,18 +7,21 @@ each of them (eldistill.data.pictures, docs/images.md).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from eldistill.data import labels, pictures
+from eldistill.data import badfiles, labels, pictures
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
 from eldistill.errors import Problem
 from eldistill.external.listing import Listing
+from eldistill.outside import locate
 
 RECIPE = ("folders", 1)
 OPTIONS = ("path", "crop", "resolution", "background", "orientation", "bits")
@@ -36,7 +39,7 @@ def read(section: dict) -> Stream:
     With `resolution` images are cropped and resized as `crop` says (see CROPS in pictures.py); without, all must be square and
     of one size. One colour image makes all of them three channels. Raises Problem.
     """
-    path, rules = Path(section["path"]), Rules.of(section)
+    path, rules = locate(section["path"]), Rules.of(section)
     with open_container(path) as container:
         files = container.list(ENDINGS)
         if not files.names:
@@ -46,21 +49,41 @@ def read(section: dict) -> Stream:
                 )
             )
         classes = labels.labels_of_listing(path, files, container)
-        seen = _survey(path, files, container, rules)
+        with _listing_all(path, files, rules):
+            seen = _survey(path, files, container, rules)
     seen.check(path, rules)
 
     def read_these(indices: np.ndarray) -> Iterator[np.ndarray]:
         with open_container(path) as container:
             for index in indices:
-                with pictures.open_picture(path, files.names[index], container) as picture:
-                    array = pictures.read_pixels(picture, rules)
-                array = pictures.fit_resolution(array, rules)
+                with _listing_all(path, files, rules):
+                    array = _pixels(path, files.names[index], container, rules)
                 planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
                 yield np.repeat(planes, 3, 0) if seen.colour and len(planes) == 1 else planes
 
     side = rules.resolution or next(iter(seen.sizes))[0]
     notes = [*files.left_out(), *seen.notes(rules), *classes.notes]
     return Stream((3 if seen.colour else 1, side, side), "U8", classes.numbers, read_these, classes.names, notes)
+
+
+def _pixels(path: Path, name: str, container: Container, rules: Rules) -> np.ndarray:
+    with pictures.open_picture(path, name, container) as picture:
+        return pictures.fit_resolution(pictures.read_pixels(picture, rules), rules)
+
+
+def _listing_all(path: Path, files: Listing, rules: Rules) -> AbstractContextManager[None]:
+    seen = Survey()
+    # Transparent pixels are reported by `Survey.check`, which counts them.
+    filled = dataclasses.replace(rules, background=rules.background or (0, 0, 0))
+
+    def examine(container: Container, name: str) -> None:
+        with pictures.open_picture(path, name, container, complete=False) as picture:
+            _look(name, picture, rules, seen)
+            size = picture.size
+        _pixels(path, name, container, filled)
+        seen.sizes.add(size)
+
+    return badfiles.listing_all(path, files.names, examine, lambda: seen.sizes and seen.check(path, rules))
 
 
 # --- a survey of all images -----------------------------------------------------------------------------

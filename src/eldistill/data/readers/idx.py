@@ -7,16 +7,19 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from eldistill.data.images import Arrays, first_of_test
-from eldistill.errors import Problem
+from eldistill.errors import Problem, denied
 from eldistill.external.fetching import fetch
 
 COVERED_BY = "data"
 OPTIONS = ("files", "resolution")
+SHAPE = (1, 0)
 NEEDS = ("files",)
+LARGEST, SHRINK = 2**25, 16  # bytes that a file may unpack to however small it is, and more for each byte of it
 DOWNLOADS = ("{files}-train-images", "{files}-train-labels", "{files}-test-images", "{files}-test-labels")
 
 
@@ -38,15 +41,37 @@ def read(section: dict) -> Arrays:
 
 
 def _idx(path: Path) -> np.ndarray:
-    # IDX: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes, data.
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            sizes = _sizes(file)
+            # What a gzip file claims to hold can exceed any memory; real images shrink to a fifth.
+            if not sizes or (count := math.prod(sizes)) > LARGEST + SHRINK * path.stat().st_size:
+                raise OSError
+            raw = _exactly(file, count)
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, EOFError, zlib.error):
-        raw = b""
-    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])] if len(raw) > 3 else []
-    if raw[:3] != b"\0\0\x08" or not sizes or len(raw) != 4 + 4 * len(sizes) + math.prod(sizes):
-        raise Problem(f"{path} is not a complete IDX file of bytes; fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
+        raise Problem(f"{path} is not a complete IDX file of bytes; fetch it again") from None
+    return np.frombuffer(raw, np.uint8).reshape(sizes)
+
+
+def _sizes(file: BinaryIO) -> list[int]:
+    # IDX: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes, data. [] for anything else.
+    start = file.read(4)
+    axes = file.read(4 * start[3]) if start[:3] == b"\0\0\x08" and len(start) == 4 else b""
+    sizes = [int.from_bytes(axes[at : at + 4], "big") for at in range(0, len(axes), 4)]
+    return sizes if len(start) == 4 and len(axes) == 4 * start[3] and len(sizes) <= 4 else []
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    # The rest of the file, which must have `count` bytes. A read of all at once would allocate what is claimed.
+    parts, left = [], count
+    while left >= 0 and (part := file.read(min(left + 1, 2**20))):
+        parts.append(part)
+        left -= len(part)
+    if left:
+        raise EOFError
+    return b"".join(parts)
 
 
 def _fit(images: np.ndarray, resolution: int | None) -> np.ndarray:

@@ -8,14 +8,13 @@ and a RECIPE with the module's name, and add it to KINDS.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from eldistill.errors import Problem
-from eldistill.files import write_rows, write_text
+from eldistill.files import read_rows, write_rows, write_text
 from eldistill.tables import names
 from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
 from eldistill.tables.studies import forest, references
@@ -217,8 +216,4 @@ def _ranking(study: Study) -> str:
 
 
 def _log(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise Problem(f"{path} cannot be read ({error}); make the run again") from None
+    return read_rows(path, then="make the run again", missing=f"{path} is missing; make the run again")

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that the runs of a suite can answer it: that its tables and its studies will find what they need.
+
+Without them the tables, which come last, would be the first to complain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from eldistill.plan import checks, combinations, reading
+from eldistill.plan.rates import base_method, factor
+from eldistill.plan.schema import Wrong
+from eldistill.registry import literal
+
+if TYPE_CHECKING:
+    from eldistill.plan.params import Params, Run
+
+CURVED = ("speed", "budget", "stability")  # kinds of studies that read curves
+PAIRED = ("contrast", "central", "budget")  # kinds that have no row without a pair of the baseline and another arm
+
+
+def check_suite(params: Params, suite: str) -> None:
+    """Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or studies could not be made.
+
+    Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
+    with _named(params):
+        runs = list(params.runs(suite))
+        for run in runs:
+            _check_once(params, run)
+        primary = params.top("evaluate")["features"][0]
+        for data in dict.fromkeys(run.data for run in runs):
+            combinations.check_evaluation(params, data)
+            _ranked(
+                params, data, primary, f"the tables of the suite {suite}, which evaluate.features ranks by {primary},"
+            )
+        for name in params.studies(suite):
+            _study(params, suite, name, list(params.runs(suite, name)))
+
+
+def check_run(params: Params, run: Run) -> None:
+    """Raise Problem if the settings of a run contradict each other."""
+    with _named(params):
+        _check_once(params, run)
+
+
+def _check_once(params: Params, run: Run) -> None:
+    # Once for all seeds.
+    key = (run.data, run.method, run.supplements)
+    if key not in params.checked:
+        params.checked.add(key)
+        with checks.of_data(params, params.place("method", run.method), run.data):
+            combinations.check_run(params, *key)
+
+
+@contextlib.contextmanager
+def _named(params: Params) -> Iterator[None]:
+    try:
+        yield
+    except Wrong as wrong:
+        raise reading.with_file_name(wrong, params.root) from None
+
+
+def _ranked(params: Params, data: str, space: str, reader: str) -> None:
+    # Whether a feature space is measured on a data setting, at the end and in curves.
+    options = params.top("evaluate", data)
+    for key in ("features", "curve_features"):
+        if options[key] and space not in options[key]:
+            raise Wrong(
+                f"evaluate.per_data.{data}.{key}",
+                f"is {', '.join(options[key])}, but {reader} need {space} on {data}; add {space} to {key}",
+            )
+
+
+def _study(params: Params, suite: str, name: str, runs: list[Run]) -> None:
+    study, where = params.top("tables")["studies"][name], f"tables.studies.{name}"
+    kind, snapshots = study["kind"], params.top("distil")["snapshots"]
+    for data in dict.fromkeys(run.data for run in runs) if kind in CURVED else ():
+        space = params.top("evaluate", data)["features"][0]
+        _ranked(params, data, space, f"the curves of the study {name}")
+    wanted = {"speed": (0, 100), "variance": (literal("distil/probe", "PERCENT"),)}.get(kind, ())
+    if missing := [each for each in wanted if each not in snapshots]:
+        raise Wrong(
+            "distil.snapshots",
+            f"has no {missing[0]}, but {where} is of the kind {kind}, which reads it; add {missing[0]}",
+        )
+    if kind == "variance":
+        _variance(params, where, runs)
+    if kind == "speed":
+        _speed(params, where, runs)
+    if kind == "seeds":
+        _seeds(where, suite, runs)
+    if kind in PAIRED and not _pairs(study["against"], runs):
+        raise Wrong(
+            f"{where}.against",
+            f"is {study['against']}, but no run of the study in suites.{suite} has it as baseline: add it and another supplement "
+            "with the same data, method and seed to the grids of that study",
+        )
+    _alike(params, where, kind, runs)
+
+
+def _pairs(against: str, runs: list[Run]) -> bool:
+    method, _, supplement = against.rpartition("/")
+    arms = {(run.data, run.method, run.supplement, run.seed) for run in runs}
+    return any(
+        (run.data, method or run.method, supplement, run.seed) in arms
+        and (run.method, run.supplement) != (method or run.method, supplement)
+        for run in runs
+    )
+
+
+def _variance(params: Params, where: str, runs: list[Run]) -> None:
+    for run in runs:
+        if params.peek("method", run.method, run.data)["file"] in combinations.SINGLE:
+            raise Wrong(f"{where}.kind", f"is variance, which needs a fake_score, but distil.methods.{run.method} trains none; remove it "
+                        "from the grids of that study")  # fmt: skip
+        for name in run.supplements:
+            if (file := params.peek("supplement", name, run.data)["file"]) in ("gan", "regression"):
+                raise Wrong(f"{where}.kind", f"is variance, which needs a fixed loss at the images, but distil.supplements.{name} is a "
+                            f"{file}; remove it from the grids of that study")  # fmt: skip
+
+
+def _speed(params: Params, where: str, runs: list[Run]) -> None:
+    seen: dict[tuple, Run] = {}
+    for run in runs:
+        times = factor(params, run)
+        root = base_method(params, run.method)
+        other = seen.setdefault((run.data, root, run.supplement, times, run.seed), run)
+        if other is not run:
+            raise Wrong(
+                where,
+                f"has the runs {other} and {run}, both {root}/{run.supplement} at factor {times:g} of the learning rates; remove one of "
+                "them from the grids of that study",
+            )
+
+
+def _seeds(where: str, suite: str, runs: list[Run]) -> None:
+    cells: dict[tuple[str, str, str], set[tuple[int, int]]] = {}
+    for run in runs:
+        if found := re.fullmatch(r"(.+)-e(\d+)", run.supplement):
+            cells.setdefault((run.data, run.method, found[1]), set()).add((run.seed, int(found[2])))
+    if not cells:
+        raise Wrong(f"{where}.kind", f"is seeds, which compares supplements called NAME-e0, NAME-e1, …, but its grids in suites.{suite} "
+                    "have none; add them")  # fmt: skip
+    for (data, method, stem), each in cells.items():
+        training, ensembles = ({cell[i] for cell in each} for i in (0, 1))
+        if len(each) < len(training) * len(ensembles) or min(len(training), len(ensembles)) < 2:
+            raise Wrong(
+                f"{where}.kind",
+                f"is seeds, but {data}/{method}/{stem}-e* has {len(each)} runs for {len(training)} seeds and {len(ensembles)} "
+                f"ensembles in suites.{suite}; give every ensemble the same two or more seeds",
+            )
+
+
+def _alike(params: Params, where: str, kind: str, runs: list[Run]) -> None:
+    # Settings of one set of images are compared with each other, so they must be measured in the same way.
+    first: dict[tuple, tuple[str, dict[str, Any]]] = {}
+    for data in dict.fromkeys(run.data for run in runs):
+        section = params.peek("data", data)
+        key = (params.images_of(data), section["heldout"], section["limit"])
+        options = params.top("evaluate", data)
+        other, before = first.setdefault(key, (data, options))
+        for name, mine, its in (
+            ("features", options["features"][0], before["features"][0]),
+            *((("n", options["n"], before["n"]),) if kind == "central" else ()),
+        ):
+            if mine != its:
+                raise Wrong(
+                    f"evaluate.per_data.{data}.{name}",
+                    f"ranks by {mine} what evaluate ranks by {its} on {other}, and {where} compares both; make them equal"
+                    if name == "features"
+                    else f"is {mine} and {its} on {other}, which {where} compares; make them equal",
+                )

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Environments of users that differ from that of the developers: the same commands work in all of them, without a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eldistill.commands import doctor
+from tests import conftest
+from tests.conftest import ROOT
+
+GONE = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+CACHE = {"XDG_CACHE_HOME": "{project}/cache"}  # absolute, as the standard asks
+ENVIRONMENTS = {
+    "backend of a notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+    "backend with windows": {"MPLBACKEND": "TkAgg", "DISPLAY": ""},
+    "no UTF-8": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+    "POSIX": {"LC_ALL": "POSIX", "LANG": ""},
+    "narrow": {"COLUMNS": "20", "TERM": "dumb"},
+    "no folder for temporary files": {"TMPDIR": "/nowhere"},
+    "home that cannot be written": {"HOME": "/dev/null/home", **CACHE},
+    "warnings of a developer": {"PYTHONWARNINGS": "default", "PYTHONDEVMODE": "0"},
+    "no user name": dict.fromkeys(GONE) | CACHE | {"HOME": "{project}"},
+}
+# A plan, a page of help, a refusal, a picture, and a question to Slurm; in one process, because its start takes most of the time.
+STEPS = """
+from eldistill import __main__ as program
+from eldistill.plan import cluster
+
+def code(*words):
+    try:
+        return program.main(list(words))
+    except SystemExit as ended:
+        return ended.code
+
+assert code("plan", "smoke") == 0 and code("distil", "--help") == 0 and code("check", "nothing") == 2
+from matplotlib.figure import Figure
+Figure().savefig("a.png")
+assert cluster.jobs_of(cluster.Path()) == []
+"""
+DRIVER = ["-m", "snakemake", "-n", "all", "--config", "suite=smoke"]
+DRIVEN = ("no UTF-8", "home that cannot be written", "no user name")  # what concerns Snakemake
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    conftest.copy_parameters(folder)
+    for name in ("workflow", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
+    shutil.copy(ROOT / "Snakefile", folder)
+    (folder / "src").symlink_to(ROOT / "src")
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data/sources.csv", folder / "data")
+    (folder / "squeue").write_text("#!/bin/sh\nexit 0\n")
+    (folder / "squeue").chmod(0o755)
+    return folder
+
+
+def environment(changes: dict[str, str | None], project: Path) -> dict[str, str]:
+    """The present one with changes; None removes a variable. No squeue of this machine is asked."""
+    found = (
+        os.environ | {"PYTHONPATH": str(ROOT / "src"), "PATH": f"{project}{os.pathsep}{os.environ['PATH']}"} | changes
+    )
+    return {name: value.replace("{project}", str(project)) for name, value in found.items() if value is not None}
+
+
+def nameless() -> list[str]:
+    """The beginning of a command that runs as a user without a name. Skips the test where that needs rights."""
+    words = ["unshare", "--user", "--map-user=12345"]
+    works = shutil.which("unshare") and not subprocess.run([*words, "true"], capture_output=True).returncode
+    if not works:
+        pytest.skip("no namespaces of users here")
+    return words
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [*((name, ["-c", STEPS]) for name in ENVIRONMENTS), *((name, DRIVER) for name in DRIVEN)]
+)
+def test_no_environment_ends_in_a_traceback(project, name, words):
+    before = nameless() if name == "no user name" else []
+    done = subprocess.run(
+        [*before, sys.executable, *words], cwd=project, env=environment(ENVIRONMENTS[name], project), capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    assert "Traceback" not in said and done.returncode == 0, said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["distil", "--help"], ["plan", "smoke"]])
+def test_a_reader_that_leaves_is_no_error(project, words):
+    """`… | head -1` closes the pipe; also where all output fits into a buffer that is flushed at the end."""
+    command = [sys.executable, "-m", "eldistill", *words]
+    with subprocess.Popen(
+        command, cwd=project, env=environment({}, project), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        started.stdout.close()
+        assert started.stderr.read() == b"" and started.wait(60) in (0, 1)
+
+
+def test_closed_standard_streams_are_no_error(project):
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m eldistill plan smoke >&- <&-"], cwd=project, env=environment({}, project),
+        capture_output=True,
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr and done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("home", "cache", "good", "words"),
+    [(".", None, True, "can be written"), ("/dev/null/home", None, False, "export XDG_CACHE_HOME="),
+     ("/dev/null/home", "cache", True, "can be written")],
+)  # fmt: skip
+def test_the_doctor_says_what_snakemake_needs_of_a_home(tmp_path, monkeypatch, home, cache, good, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home if home.startswith("/dev") else str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if cache:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    ((found, sentence),) = doctor._home(None, "smoke")
+    assert found == good and words in sentence
