@@ -24,7 +24,8 @@ PAIRED = ("contrast", "central", "budget")  # kinds that have no row without a p
 
 
 def check_suite(params: Params, suite: str) -> Params:
-    """Return the parameters. Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or studies could not be made.
+    """Return the parameters. Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or
+    studies could not be made.
 
     Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
     with _named(params):
