@@ -216,9 +216,9 @@ def check_run(params: Sections, run: Any) -> None:
         raise Problem(f"the run {run} has a seed above {LARGEST}, the largest that torch takes; choose a smaller one")
     key = (run.data, run.method)
     if key not in params.checked:
-        params.checked.add(key)
         where = f"{params.place('method', run.method)} on {run.data}"
         checked_section(params, "method", run.method, run.data, where)
+        params.checked.add(key)
 
 
 def check_base_loss(params: Sections, text: str, data: str, method: str, supplements: Iterable[str]) -> None:

@@ -110,8 +110,11 @@ class PlanOfData:
     def folder(self, pack: str) -> str | None:
         """Where files lie that `data PACK/images` would fetch. Settings that share a pack may know different folders: any of
         them will do."""
-        sharing = (name for name in self.params.values["data"] if self._pack_name(name) == pack)
-        return next(filter(None, (self.params.section("data", name)["folder"] for name in sharing)), None)
+        return next(filter(None, (self.params.section("data", name)["folder"] for name in self.sharing(pack))), None)
+
+    def sharing(self, pack: str) -> list[str]:
+        """The data settings that share the packed images called `pack`."""
+        return [name for name in self.params.values["data"] if self._pack_name(name) == pack]
 
     def _idx(self, name: str) -> tuple[Source, ...]:
         # IDX files of a folder, where data/sources.csv does not say what they must be.

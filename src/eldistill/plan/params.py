@@ -340,8 +340,7 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
         reading.refuse_config(given, found)
     values = reading.merge_files(found)
     project = from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
-    questions.check_suite(project, project.values["suite"])
-    return project
+    return questions.check_suite(project, project.values["suite"])
 
 
 def from_values(values: Any, root: str | Path = ".") -> Params:

@@ -23,8 +23,9 @@ CURVED = ("speed", "budget", "stability")  # kinds of studies that read curves
 PAIRED = ("contrast", "central", "budget")  # kinds that have no row without a pair of the baseline and another arm
 
 
-def check_suite(params: Params, suite: str) -> None:
-    """Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or studies could not be made.
+def check_suite(params: Params, suite: str) -> Params:
+    """Return the parameters. Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or
+    studies could not be made.
 
     Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
     with _named(params):
@@ -39,6 +40,7 @@ def check_suite(params: Params, suite: str) -> None:
             )
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
+    return params
 
 
 def check_run(params: Params, run: Run) -> None:
@@ -51,9 +53,9 @@ def _check_once(params: Params, run: Run) -> None:
     # Once for all seeds.
     key = (run.data, run.method, run.supplements)
     if key not in params.checked:
-        params.checked.add(key)
         with checks.of_data(params, params.place("method", run.method), run.data):
             combinations.check_run(params, *key)
+        params.checked.add(key)
 
 
 @contextlib.contextmanager

@@ -39,10 +39,7 @@ def _images(work: Work) -> None:
 
 def _conditional(work: Work) -> list[str]:
     # The data settings with `labels: true` that share these packed images.
-    plan, own = work.plan, work.step.outputs[0]
-    return [
-        name for name in plan.params.values["data"] if plan.data(name)["labels"] and plan.pack(name).outputs[0] == own
-    ]
+    return [name for name in work.plan.sharing(work.step.data) if work.plan.data(name)["labels"]]
 
 
 def described(about: dict[str, Any], labelled: bool) -> list[str]:
