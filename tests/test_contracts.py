@@ -715,6 +715,8 @@ def test_unknown_file_is_a_sentence():
 def test_nothing_asks_which_method_it_is(path):
     """No file compares the name of a method or a supplement: what differs stands in the module."""
     names = {*EVERY_METHOD, *SUPPLEMENTS, "di", "el", "pixel-mmd"}
+    if path.parent.name == "tables":
+        names -= {"fd"}  # there it is the metric
     asked = []
     for node in ast.walk(ast.parse(source(path))):
         tested = node if isinstance(node, ast.Compare) else getattr(node, "pattern", None)  # `if x == y`, `case y`

@@ -327,10 +327,10 @@ GOOD = {f"{i}.png": png(8, 8) for i in range(6)}
 
 
 def test_labels_true_without_labels_is_one_sentence(project, capsys):
+    """Before the images are packed."""
     own_images(GOOD, labels=True)
-    assert program.main(["data", "own/images"]) == 0
-    text = fails(capsys, "teacher", "own")
-    assert "data/sets/own/images.safetensors has no labels" in text and "labels: true" in text
+    text = fails(capsys, "data", "own/images")
+    assert "data.own.labels is true, but pictures has no classes; set it to false, add dataset.json" in text
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,6 @@ def calls(path: Path):
 def test_nothing_is_unpickled_or_executed():
     sources = sorted(PACKAGE.rglob("*.py"))
     assert len(sources) > 20
-    seen = 0
     for path in sources:
         text = path.read_text(encoding="utf-8")
         modules = {
@@ -505,12 +504,9 @@ def test_nothing_is_unpickled_or_executed():
         for function, call in calls(path):
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             assert function not in ("pickle.load", "pickle.loads", "eval", "exec", "torch.jit.load", "yaml.load"), path
-            if function == "torch.load":
-                assert given.get("weights_only") == "True", path
+            assert function != "torch.load", path  # external/torchfiles.py reads these files without an unpickler
             if function == "np.load":
                 assert given.get("allow_pickle", "False") == "False", path
-                seen += 1
-    assert seen >= 1
 
 
 def test_the_sources_table_is_a_table():

@@ -2,7 +2,7 @@
 """Checks of a file of others before a reader opens it: it says what the file is if it cannot be one.
 
 Links are followed, because every file in the cache of a hub is one. Pipes, sockets and devices are refused by what the file system
-says about them: opening one can wait for ever, and a device can be endless. This file imports no other than errors.
+says about them: opening one can wait without end, and a device can be endless. This file imports no other than errors.
 """
 
 from __future__ import annotations

@@ -61,12 +61,13 @@ def literal(file: str, name: str, default: Any = None) -> Any:
 
 
 @functools.cache
-def defines(file: str, name: str) -> bool:
-    """Whether src/eldistill/<file>.py defines a function of this name or imports one as this name, read without importing it."""
+def defines(file: str, name: str, imported: bool = True) -> bool:
+    """Whether src/eldistill/<file>.py defines a function of this name, read without importing it; imported: importing one as this
+    name counts, too."""
     for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return True
-        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+        if imported and isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
             return True
     return False
 

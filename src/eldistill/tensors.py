@@ -56,7 +56,8 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
     import torch
 
     path = locate(path)
-    if path.exists():  # otherwise the sentence below
+    # What is missing has its sentence below, and so has an empty file that a step made: it is damaged, and made again.
+    if path.exists() and not (path.is_file() and not foreign and path.stat().st_size == 0):
         path = check_file(path, "a file of safetensors")
     header, about = _described(path, foreign)
     found = {}

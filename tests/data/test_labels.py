@@ -496,7 +496,7 @@ def test_images_without_classes_are_refused_before_they_are_packed_if_a_setting_
         Path(f"flat/{index}.png").write_bytes(png(index))
     section = {"source": "folder", "path": "flat", "resolution": None, "heldout": 2}
     with pytest.raises(
-        Problem, match="data.mine.labels is true, but flat says no classes; set it to false, add dataset.json"
+        Problem, match="data.mine.labels is true, but flat has no classes; set it to false, add dataset.json"
     ):
         packing.pack_dataset(section, "pack", conditional=["mine"])
     assert not Path("pack").exists()

@@ -38,7 +38,7 @@ def pack_dataset(
     classes_known = bool(found.names) if isinstance(found, Stream) else bool((found[1] >= 0).any())
     if conditional and not classes_known:
         raise Problem(
-            f"data.{conditional[0]}.labels is true, but {section.get('path') or source} says no classes; set it to false, add "
+            f"data.{conditional[0]}.labels is true, but {section.get('path') or source} has no classes; set it to false, add "
             "dataset.json, or sort the images into a folder for each class"
         )
     if isinstance(found, Stream):

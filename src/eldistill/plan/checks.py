@@ -7,11 +7,13 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 from eldistill.errors import Problem, expected_among, quoted
 from eldistill.paths import TABLE_NAMES
 from eldistill.plan import combinations, embeddings
+from eldistill.plan.run import Run
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
 from eldistill.registry import available, defines, readers, settings, spaces
 
@@ -33,6 +35,16 @@ class Sections(Protocol):
     def top(self, name: str, data: str | None = None) -> Any: ...
     def ancestry(self, data: str | None) -> list[str]: ...
     def has_numbers(self, method: str, data: str) -> bool: ...
+
+
+class Project(Sections, Protocol):
+    """The part of params.Params that checks of a whole suite use."""
+
+    root: Path
+
+    def runs(self, suite: str, study: str | None = None) -> Iterator[Run]: ...
+    def studies(self, suite: str) -> list[str]: ...
+    def images_of(self, data: str) -> tuple: ...
 
 
 # --- where a mistake stands -----------------------------------------------------------------------------
@@ -210,7 +222,7 @@ def _start(params: Sections, name: str, where: str, start: str | None) -> None:
 # --- a run ----------------------------------------------------------------------------------------------
 
 
-def check_run(params: Sections, run: Any) -> None:
+def check_run(params: Sections, run: Run) -> None:
     """Raise Problem if a Run has too large a seed, or Wrong at a mistake in its method on its data setting."""
     if run.seed > LARGEST:
         raise Problem(f"the run {run} has a seed above {LARGEST}, the largest that torch takes; choose a smaller one")

@@ -11,12 +11,10 @@ from typing import Any, Protocol
 
 from eldistill.plan import embeddings, sizes, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
-from eldistill.registry import literal, setting_fields, spaces
+from eldistill.registry import defines, literal, setting_fields, spaces
 
 Section = dict[str, Any]
-HEADED = ("dmd2",)  # files of methods whose fake_score has a discriminator
 EDM = {"mean": 0.5, "std": 0.25}  # codec of published networks of pixels
-SINGLE = ("consistency",)  # files of methods that train no fake_score
 
 
 class Sections(Protocol):
@@ -167,13 +165,23 @@ def check_run(params: Sections, data: str, method: str, supplements: tuple[str, 
     _gan(params, run, method, base, added)
     for name, each in added.items():
         place = params.place("supplement", name)
-        if each["file"] == "embedding":
+        if "anchored" in each:
             _embedding(params, place, each, base, data, setting)
         if each.get("lpips") and setting["source"] == "latents":
             raise Wrong(
                 f"{place}.lpips",
                 f"is {each['lpips']}, but LPIPS sees pixels and data.{data} has latents; set lpips to null",
             )
+
+
+def trains_fake_score(method: Section) -> bool:
+    """Whether a method trains a fake_score: its module has a loss for one."""
+    return defines(f"methods/{method['file']}", "critic_terms")
+
+
+def has_discriminator(file: str) -> bool:
+    """Whether a method or supplement brings a discriminator: networks of its own, and a loss that trains them."""
+    return defines(file, "networks", imported=False) and defines(file, "critic_terms")
 
 
 def _method(params: Sections, where: str, base: Section, data: str, setting: Section) -> None:
@@ -183,15 +191,15 @@ def _method(params: Sections, where: str, base: Section, data: str, setting: Sec
             f"{where}: group",
             f"is {base['group']} and batch {base['batch']}, which is no multiple of it; set group to a divisor of the batch",
         )
-    if base["file"] in ("dmd", "dmd2") and base["low"] >= base["high"]:
+    if "low" in base and "high" in base and base["low"] >= base["high"]:
         raise Wrong(f"{where}: low", f"is {base['low']:g} and high {base['high']:g}; expected low below high")
-    if base["file"] == "consistency":
+    if "sigmas_2" in base:
         _consistency(where, base, data, setting)
     _abilities(params, where, base, setting["teacher"])
 
 
 def _consistency(where: str, base: Section, data: str, setting: Section) -> None:
-    # What consistency.Numbers refuses, and the weights of LPIPS.
+    # The numbers that a consistency model refuses at its start, and the weights of LPIPS.
     low, high = base["sigma_min"], base["sigma_max"]
     for key, count in (("sigmas_2", 2), ("sigmas_4", 4)):
         levels = base[key]
@@ -270,12 +278,12 @@ def _start(params: Sections, where: str, base: Section, data: str) -> None:
 
 
 def _gan(params: Sections, run: str, method: str, base: Section, added: dict[str, Section]) -> None:
-    heads = [method] if base["file"] in HEADED else []
+    heads = [method] if has_discriminator(f"methods/{base['file']}") else []
     for name, each in added.items():
-        if each["file"] != "gan":
+        if not has_discriminator(f"supplements/{each['file']}"):
             continue
         place = params.place("supplement", name)
-        if base["file"] in SINGLE:
+        if not trains_fake_score(base):
             raise Wrong(place, f"needs a fake_score, and distil.methods.{method} trains none (run {run}); choose another method, or "
                         f"remove {name} from the run")  # fmt: skip
         if each["weight"] and heads:

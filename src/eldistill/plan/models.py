@@ -8,9 +8,9 @@ import functools
 from eldistill.external.sources import TABLE, source_row
 from eldistill.plan import versions
 from eldistill.plan.datasets import PlanOfData, row_of
-from eldistill.plan.params import Run
 from eldistill.plan.rates import method_of
 from eldistill.plan.recipes import Step
+from eldistill.plan.run import Run
 from eldistill.registry import literal, spaces
 
 # What reads the networks of others (src/eldistill/teacher/), and the networks that it can find in a file.

@@ -14,7 +14,6 @@ source, files, path and resolution. Numbers tuned for one set of images say noth
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from eldistill.errors import Problem, quoted
 from eldistill.numbers import declared
 from eldistill.plan import checks, questions, reading
+from eldistill.plan.run import Run
 from eldistill.plan.schema import (
     Wrong,
     add_numbers,
@@ -38,24 +38,6 @@ from eldistill.plan.schema import (
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
 SAME_IMAGES = ("source", "files", "path", "resolution")  # equal: `per_data` follows the `like` of a data setting
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Run:
-    """One distillation: data setting, method, supplement(s) joined by +, seed. str(run) is its folder."""
-
-    data: str
-    method: str
-    supplement: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.data}/{self.method}/{self.supplement}/{self.seed}"
-
-    @property
-    def supplements(self) -> tuple[str, ...]:
-        """The supplements one by one; empty for `none`."""
-        return () if self.supplement == "none" else tuple(self.supplement.split("+"))
 
 
 class Params:
@@ -340,7 +322,8 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
         reading.refuse_config(given, found)
     values = reading.merge_files(found)
     project = from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
-    return questions.check_suite(project, project.values["suite"])
+    questions.check_suite(project, project.values["suite"])
+    return project
 
 
 def from_values(values: Any, root: str | Path = ".") -> Params:

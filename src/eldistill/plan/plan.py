@@ -13,9 +13,9 @@ from eldistill.paths import STUDY_ENDINGS, TABLES
 from eldistill.plan import questions
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
-from eldistill.plan.params import Run
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.recipes import Step
+from eldistill.plan.run import Run
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
 from eldistill.registry import spaces

@@ -9,22 +9,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eldistill.plan import checks, combinations, reading
 from eldistill.plan.rates import base_method, factor
+from eldistill.plan.run import Run
 from eldistill.plan.schema import Wrong
-from eldistill.registry import literal
-
-if TYPE_CHECKING:
-    from eldistill.plan.params import Params, Run
+from eldistill.registry import defines, literal
 
 CURVED = ("speed", "budget", "stability")  # kinds of studies that read curves
 PAIRED = ("contrast", "central", "budget")  # kinds that have no row without a pair of the baseline and another arm
 
 
-def check_suite(params: Params, suite: str) -> Params:
-    """Return the parameters. Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or
+def check_suite(params: checks.Project, suite: str) -> None:
+    """Raise Problem at the first run of a suite whose settings contradict each other, or if its tables or
     studies could not be made.
 
     Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
@@ -40,16 +38,15 @@ def check_suite(params: Params, suite: str) -> Params:
             )
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
-    return params
 
 
-def check_run(params: Params, run: Run) -> None:
+def check_run(params: checks.Project, run: Run) -> None:
     """Raise Problem if the settings of a run contradict each other."""
     with _named(params):
         _check_once(params, run)
 
 
-def _check_once(params: Params, run: Run) -> None:
+def _check_once(params: checks.Project, run: Run) -> None:
     # Once for all seeds.
     key = (run.data, run.method, run.supplements)
     if key not in params.checked:
@@ -59,14 +56,14 @@ def _check_once(params: Params, run: Run) -> None:
 
 
 @contextlib.contextmanager
-def _named(params: Params) -> Iterator[None]:
+def _named(params: checks.Project) -> Iterator[None]:
     try:
         yield
     except Wrong as wrong:
         raise reading.with_file_name(wrong, params.root) from None
 
 
-def _ranked(params: Params, data: str, space: str, reader: str) -> None:
+def _ranked(params: checks.Project, data: str, space: str, reader: str) -> None:
     # Whether a feature space is measured on a data setting, at the end and in curves.
     options = params.top("evaluate", data)
     for key in ("features", "curve_features"):
@@ -77,7 +74,7 @@ def _ranked(params: Params, data: str, space: str, reader: str) -> None:
             )
 
 
-def _study(params: Params, suite: str, name: str, runs: list[Run]) -> None:
+def _study(params: checks.Project, suite: str, name: str, runs: list[Run]) -> None:
     study, where = params.top("tables")["studies"][name], f"tables.studies.{name}"
     kind, snapshots = study["kind"], params.top("distil")["snapshots"]
     for data in dict.fromkeys(run.data for run in runs) if kind in CURVED else ():
@@ -114,18 +111,19 @@ def _pairs(against: str, runs: list[Run]) -> bool:
     )
 
 
-def _variance(params: Params, where: str, runs: list[Run]) -> None:
+def _variance(params: checks.Project, where: str, runs: list[Run]) -> None:
     for run in runs:
-        if params.peek("method", run.method, run.data)["file"] in combinations.SINGLE:
+        if not combinations.trains_fake_score(params.peek("method", run.method, run.data)):
             raise Wrong(f"{where}.kind", f"is variance, which needs a fake_score, but distil.methods.{run.method} trains none; remove it "
                         "from the grids of that study")  # fmt: skip
         for name in run.supplements:
-            if (file := params.peek("supplement", name, run.data)["file"]) in ("gan", "regression"):
+            file = params.peek("supplement", name, run.data)["file"]
+            if any(defines(f"supplements/{file}", function) for function in ("critic_terms", "direct_terms")):
                 raise Wrong(f"{where}.kind", f"is variance, which needs a fixed loss at the images, but distil.supplements.{name} is a "
                             f"{file}; remove it from the grids of that study")  # fmt: skip
 
 
-def _speed(params: Params, where: str, runs: list[Run]) -> None:
+def _speed(params: checks.Project, where: str, runs: list[Run]) -> None:
     seen: dict[tuple, Run] = {}
     for run in runs:
         times = factor(params, run)
@@ -157,7 +155,7 @@ def _seeds(where: str, suite: str, runs: list[Run]) -> None:
             )
 
 
-def _alike(params: Params, where: str, kind: str, runs: list[Run]) -> None:
+def _alike(params: checks.Project, where: str, kind: str, runs: list[Run]) -> None:
     # Settings of one set of images are compared with each other, so they must be measured in the same way.
     first: dict[tuple, tuple[str, dict[str, Any]]] = {}
     for data in dict.fromkeys(run.data for run in runs):

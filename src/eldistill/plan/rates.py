@@ -3,26 +3,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # params.py checks studies with these functions
-    from eldistill.plan.params import Params, Run
+from eldistill.plan.checks import Sections
+from eldistill.plan.run import Run
 
 
-def factor(params: Params, run: Run) -> float:
+def factor(params: Sections, run: Run) -> float:
     """The factor on the learning rates of a run: `rate` of its method, or else that of its supplement in `rates`."""
     section = params.peek("method", run.method, run.data)
     return float(section["rates"].get(run.supplement, 1) if section["rate"] is None else section["rate"])
 
 
-def base_method(params: Params, method: str) -> str:
+def base_method(params: Sections, method: str) -> str:
     """The method that this one is at another rate: what it is `like` if it has the key `rate`, or else itself."""
     section = params.named("method")[method]
     own = any("rate" in each for each in (section, *section.get("per_data", {}).values()))
     return base_method(params, section["like"]) if own and "like" in section else method
 
 
-def method_of(params: Params, run: Run) -> dict[str, Any]:
+def method_of(params: Sections, run: Run) -> dict[str, Any]:
     """The resolved section of a run's method, with the learning rates of this run."""
     section, times = params.section("method", run.method, run.data), factor(params, run)
     for network in ("generator", "critic"):
