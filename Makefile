@@ -53,10 +53,10 @@ bench: env ## all methods on the digits, within an hour; can be stopped and cont
 	@echo "tables and figures     data/tables/bench/"
 
 speed: export OMP_NUM_THREADS = 1
-speed: env ## how much sooner each arm is, at its own learning rate: hours on two cores; can be stopped and continued
-	$(BIN)/snakemake --cores $(CORES) data/tables/speed/speed.md data/tables/speed/speed-control.md data/tables/speed/budget.md --config suite=speed
+speed: env ## how much sooner each arm is, at its own learning rate: hours; SUITE=speed-others has the other methods
+	$(BIN)/snakemake --cores $(CORES) $(patsubst %,data/tables/$(or $(SUITE),speed)/%.md,speed speed-control $(if $(SUITE),,budget)) --config suite=$(or $(SUITE),speed)
 	@echo
-	@echo "a table, a page and a picture   data/tables/speed/"
+	@echo "a table, a page and a picture   data/tables/$(or $(SUITE),speed)/"
 
 # STUDY=central makes only this study and the runs that it needs. Without STUDY all studies and the tables of the suite are made.
 ablation: export OMP_NUM_THREADS = 1
