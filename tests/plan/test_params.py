@@ -365,6 +365,8 @@ def complete_schema() -> dict:
                     each["type"] if isinstance(each["type"], list) else [each["type"]] for each in (known[key], each)
                 ]
                 each["type"] = list(dict.fromkeys(kinds[0] + kinds[1]))
+                if "enum" in each and "enum" in known[key]:  # or two ranges of choices (`weighting`)
+                    each["enum"] = list(dict.fromkeys(known[key]["enum"] + each["enum"]))
             known[key] = each
     return complete
 
