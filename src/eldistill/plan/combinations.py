@@ -16,7 +16,7 @@ from eldistill.registry import literal, setting_fields, spaces
 Section = dict[str, Any]
 HEADED = ("dmd2",)  # files of methods whose fake_score has a discriminator
 EDM = {"mean": 0.5, "std": 0.25}  # codec of published networks of pixels
-SINGLE = ("consistency",)  # files of methods that train no fake_score
+SINGLE = ("alone", "consistency")  # files of methods that train no fake_score
 
 
 class Sections(Protocol):
