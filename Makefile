@@ -19,7 +19,7 @@ endif
 # Without bytecode Snakemake starts four seconds later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo report bench speed ablation benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint docs lock clean-env
+.PHONY: help env demo report bench speed ablation avatars benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint docs lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -64,6 +64,19 @@ ablation: env ## the studies of the Embedding Loss: hours; STUDY=central makes o
 	$(BIN)/snakemake --cores $(CORES) $(if $(STUDY),data/tables/ablation/$(STUDY).md,all) --config suite=ablation
 	@echo
 	@echo "a table, a page and a picture for each study   data/tables/ablation/"
+
+avatars: datasets/avatars-32.zip ## draw the 36,000 faces of the suite colour: a minute or two; needs Node.js and npm
+
+datasets/avatars-32.zip: data/avatars/draw.mjs data/avatars/node_modules/.package-lock.json
+	@node data/avatars/draw.mjs $@
+
+# Installs exactly the packages of the lock, with their digests checked and without running scripts of theirs.
+data/avatars/node_modules/.package-lock.json: data/avatars/package-lock.json
+	@command -v npm > /dev/null && found=$$(node --version 2> /dev/null) || found="no working pair of them"; \
+	case "$$found" in v1[89].*|v[2-9][0-9].*) ;; *) echo "make avatars needs Node.js 18.3 or later with npm, and found $$found: \
+	install the packages nodejs and npm of your system, or take them from nodejs.org" >&2; exit 2;; esac
+	@npm ci --prefix data/avatars --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 benchmark: env ## the Embedding Loss's share of the time of an iteration: some minutes
 	$(BIN)/python benchmarks/embedding.py

@@ -11,6 +11,7 @@ include: "workflow/rules/settings.smk"
 # Values of a later file override those of an earlier one (FILES in src/eldistill/plan/reading.py).
 configfile: "workflow/params/paper.yaml"
 configfile: "workflow/params/ablation.yaml"
+configfile: "workflow/params/colour.yaml"
 configfile: "params.yaml"
 
 

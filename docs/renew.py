@@ -37,13 +37,22 @@ def read_working_tree(name: str) -> str:
 # --- tables ---------------------------------------------------------------------------------------------
 
 
+def raw_heading(text: str) -> str:
+    """The raw names in a heading for readers: `FD judge A, held-out ↓` is `fd judge-a held-out`. Raw headings stay as they are."""
+    text = (
+        text.strip(" ↓↑").replace("FD, unbiased", "fdj").replace("FD, std. error", "fdse").replace("judge ", "judge-")
+    )
+    text = text.replace(", held-out", " held-out").replace(", train", " train")
+    return re.sub(r"\b(FD|KID|IS|[A-Z])\b", lambda found: found[0].lower(), text)
+
+
 def table(text: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The first table of a main.md: its header, and its rows by their first cell. A header `minus …` carries the name of the
-    column before it."""
+    """The first table of a main.md: its header, and its rows by their first cell. Headings are those of raw names, and a header
+    `minus …` carries the name of the column before it."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header: list[str] = []
-    for name in rows[0]:
+    for name in map(raw_heading, rows[0]):
         header.append(f"{header[-1]}, {name}" if name.startswith("minus") else name)
     return header, {row[0]: row for row in rows[2:] if len(row) == len(rows[0])}
 

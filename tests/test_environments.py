@@ -39,7 +39,7 @@ def code(*words):
     except SystemExit as ended:
         return ended.code
 
-assert code("plan", "smoke") == 0 and code("distil", "--help") == 0 and code("check", "nothing") == 2
+assert code("plan", "smoke") == 0 and code("--help") == 0 and code("check", "nothing") == 2
 from matplotlib.figure import Figure
 Figure().savefig("a.png")
 assert cluster.jobs_of(cluster.Path()) == []

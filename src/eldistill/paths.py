@@ -11,13 +11,16 @@ SCRATCH = "data/scratch"  # everything that can be made again: recipes, download
 STATE = f"{SCRATCH}/state"  # one folder for each unfinished training
 FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/evaluations")  # folders of results
 # Files of a suite's step `tables`; the recipe lies beside the first one.
-TABLES = ("main.csv", "main.md", "main.tex", "runs.csv", "curves.csv", "published.csv", "curves.png", "costs.png", "radar.png",
-          "samples.png", "report.html")  # fmt: skip
+TABLES = (
+    "main.csv", "main.md", "main.tex", "main-wide.tex", "runs.csv", "curves.csv", "published.csv",
+    *(f"{stem}.{ending}" for stem in ("curves", "costs", "ratios") for ending in ("png", "pdf", "svg")),
+    "curves-panels.pdf", "samples.png", "report.html",
+)  # fmt: skip
 TABLE_NAMES = tuple(
     dict.fromkeys(name.split(".")[0] for name in TABLES)
 )  # file names without endings; a study cannot have one of these names
 STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/.]+"  # regular expression for the name of a study in Snakemake's rules
-STUDY_ENDINGS = ("csv", "md", "png", "runs.csv")  # of the files of a study: its table, page, picture and runs
+STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "pdf", "svg")  # of the files of a study: its table, page, figure and runs
 
 
 def is_result(path: str | os.PathLike[str]) -> bool:

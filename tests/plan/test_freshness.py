@@ -548,7 +548,7 @@ def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
     it.number("suites/smoke", [grid])
     it.repro(None)
     it.commit()
-    before, (paper, ablation, _) = len(it.log()), reading.FILES
+    before, (paper, ablation, *_) = len(it.log()), reading.FILES
     changes = {
         paper: "distil.methods.sid.per_data.cifar10.batch=128",
         ablation: "distil.supplements.el-base.weight=0.5",

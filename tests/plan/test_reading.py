@@ -17,7 +17,7 @@ from eldistill.plan.plan import Plan
 from tests import conftest
 from tests.conftest import ROOT
 
-PAPER, ABLATION, OWN = reading.FILES
+PAPER, ABLATION, COLOUR, OWN = reading.FILES
 
 
 @pytest.fixture
@@ -140,6 +140,7 @@ def test_a_project_with_params_yaml_alone_is_one(project):
         (ABLATION, "tables/studies/central/kind", "centre", "tables.studies.central.kind is 'centre'"),
         (ABLATION, "tables/studies/a.b", {"question": "?", "against": "di/none"}, "tables.studies.a.b cannot be a name"),
         (ABLATION, "suites/ablation", [], "suites.ablation is []"),
+        (COLOUR, "data/avatars-32/heldout", -1, "data.avatars-32.heldout is -1"),
         (PAPER, "evaluate/per_data/ffhq64/fid/reference", 1, "evaluate.per_data.ffhq64.fid.reference is 1"),
     ],
 )  # fmt: skip

@@ -348,6 +348,7 @@ USES = {
     "published": {"tables demo"},
     "inference": {"tables demo"},
     "plots": {"tables demo"},
+    "names": {"tables demo"},
     "typeset": {"tables demo"},
     "report": {"tables demo"},
     "results": {"tables demo", "evaluate suite/demo"},

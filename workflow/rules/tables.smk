@@ -11,7 +11,7 @@ SHOWN = {
     "published.csv": "Tables",
     "curves.png": "Curves",
     "costs.png": "Curves",
-    "radar.png": "Curves",
+    "ratios.png": "Curves",
     "samples.png": "Samples",
 }
 
@@ -44,6 +44,8 @@ rule make_study:
         f"{TABLES}/{{study}}.md",
         report(f"{TABLES}/{{study}}.png", category="Studies", caption="../report/curves.rst"),
         f"{TABLES}/{{study}}.runs.csv",
+        f"{TABLES}/{{study}}.pdf",
+        f"{TABLES}/{{study}}.svg",
         f"{TABLES}/{{study}}.csv.recipe",
     log:
         f"data/scratch/logs/tables/{SUITE}/{{study}}.log",

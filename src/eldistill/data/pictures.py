@@ -19,7 +19,7 @@ import numpy as np
 
 from eldistill.data.containers import Container
 from eldistill.errors import Problem, edge
-from eldistill.external.zips import size_of
+from eldistill.external.zips import Member, size_of
 
 RECIPE = ("pictures", 1)
 DAMAGED = "is a damaged image"
@@ -98,7 +98,9 @@ def open_picture(path: Path, name: str, container: Container, complete: bool = T
             "ignore"
         )  # Pillow's, of damaged descriptions beside the pixels: they do not name the file
         try:
-            with Image.open(io.BytesIO(file.read()) if complete else file, formats=FORMATS) as found:
+            with Image.open(
+                io.BytesIO(file.read()) if complete else Member(file, size_of(file)), formats=FORMATS
+            ) as found:
                 _check_size(found, size_of(file))
                 _correct(found)
                 yield found

@@ -150,7 +150,7 @@ class Plan(PlanOfModels):
         return self._step(
             "tables",
             suite,
-            ("tables", "typeset", "plots", "results", "inference", "metrics", "published", "report"),
+            ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report"),
             params,
             tuple(f"{folder}/{output}" for output in TABLES),
             (*self.evaluations(suite), *runs),
@@ -190,7 +190,7 @@ class Plan(PlanOfModels):
         return self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "inference", "plots", "results"),
+            ("studies", kind, "names", "inference", "plots", "results"),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),

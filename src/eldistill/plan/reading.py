@@ -15,7 +15,12 @@ from eldistill.plan import yamltext
 from eldistill.plan.schema import Wrong, merge_mappings
 
 # A later file wins. Only the last one is meant to be edited; the Snakefile and dvc.yaml name them too.
-FILES = ("workflow/params/paper.yaml", "workflow/params/ablation.yaml", "params.yaml")
+FILES = (
+    "workflow/params/paper.yaml",
+    "workflow/params/ablation.yaml",
+    "workflow/params/colour.yaml",
+    "params.yaml",
+)
 
 
 def read_yaml(text: str) -> Any:

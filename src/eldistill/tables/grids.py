@@ -1,20 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture samples.png of a suite: the first images of the teacher and of each arm, with labels."""
+"""The picture samples.png of a suite: real images, then the first images of the teacher and of each arm, with labels."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eldistill.errors import Problem, edge
 from eldistill.files import atomic, make_again
-from eldistill.tables.results import TEACHER, Result, arms_of
+from eldistill.tables import names
+from eldistill.tables.results import Result, arms_of
 
 COVERED_BY = "plots"
-SAMPLE_ROWS = 4
+SAMPLE_ROWS = 4  # of images without classes; with classes a grid has a row for each, and all are shown
+WIDTH = 576  # pixels that a grid is enlarged to at most, by an integer factor
+LABEL, GAP, FONT = 40, 24, 26  # pixels
+PAIRED = "Teacher and generators start from the same noise at the same place. Nothing is selected."
 
 
-def _picture(path: Path, columns: int, width: int):
-    # The first rows of a grid of square images, enlarged by an integer factor.
+@dataclass(frozen=True)
+class Grid:
+    """A grid of images with its label. folder: where its samples.png is, below data/evaluations."""
+
+    label: str
+    folder: str
+
+
+def _picture(path: Path, columns: int) -> Any:
+    # The first rows of a grid of square images, enlarged by an integer factor, so that no pixel is blurred.
     from PIL import Image
 
     try:
@@ -22,32 +36,62 @@ def _picture(path: Path, columns: int, width: int):
             picture = file.convert("RGB")
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
-    picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * picture.width // columns)))
-    scale = max(1, width // picture.width)
+    side, rest = divmod(picture.width, columns)
+    if not rest and side and not picture.height % side:  # names of classes at the left would make the grid wider
+        picture = picture.crop((0, 0, picture.width, min(picture.height, SAMPLE_ROWS * side)))
+    scale = max(1, WIDTH // picture.width)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
+def _lines(results: list[Result]) -> list[list[Grid]]:
+    # Grids that stand beside each other: real images and the teacher, and then the arms of each method, three at most.
+    lines: dict[tuple[str, str], list[Grid]] = {}
+    for (data, method, supplement), group in arms_of(results).items():
+        name, run = names.data_name(data).short, min(group, key=lambda result: result.seed)
+        lines.setdefault(
+            (data, ""), [Grid(f"{name}: real images", f"{data}/real"), Grid(f"{name}: teacher", f"{data}/teacher")]
+        )
+        label = f"{names.arm_name(method, supplement).short} (seed {run.seed})"
+        lines.setdefault((data, method), []).append(Grid(label, run.run))
+    order = sorted(lines, key=lambda place: list(dict.fromkeys(data for data, _ in lines)).index(place[0]))
+    return [lines[place][i : i + 3] for place in order for i in range(0, len(lines[place]), 3)]
+
+
 def draw_samples(path: Path, results: list[Result], params: dict, root: Path) -> None:
-    """Write samples.png: the first images of the teacher and of each arm (its lowest seed), with labels, two panels in a row.
+    """Write samples.png: real images, the teacher and each arm (its lowest seed), with labels; a method starts a new line.
 
     params: grid, the number of images in a row. Raises Problem for a missing or damaged picture."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    places: dict[str, list[tuple[str, str]]] = {}
-    for (data, method, supplement), group in arms_of(results).items():
-        run = min(group, key=lambda result: result.seed)
-        panels = places.setdefault(data, [(f"{data}: {TEACHER}", f"{data}/teacher")])
-        panels.append((f"{data}: {method}, {supplement}, seed {run.seed}", run.run))
-    panels = [(text, _picture(root / f"data/evaluations/{folder}/samples.png", params["grid"], 576))
-              for group in places.values() for text, folder in group]  # fmt: skip
-    label, gap = 36, 24
-    width, height = (max(getattr(picture, side) for _, picture in panels) for side in ("width", "height"))
-    rows = -(-len(panels) // 2)
-    board = Image.new("RGB", (2 * width + 3 * gap, rows * (height + label + gap) + gap // 2), "white")
-    pen, font = ImageDraw.Draw(board), ImageFont.load_default(size=22)
-    for i, (text, picture) in enumerate(panels):
-        x, y = gap + i % 2 * (width + gap), gap // 2 + i // 2 * (height + label + gap)
-        pen.text((x, y), text, fill="black", font=font)
-        board.paste(picture, (x, y + label))
+    lines = _lines(results)
+    pictures = [
+        [_picture(root / f"data/evaluations/{grid.folder}/samples.png", params["grid"]) for grid in line]
+        for line in lines
+    ]
+    width = max(picture.width for line in pictures for picture in line)
+    highs = [max(picture.height for picture in line) + LABEL + GAP for line in pictures]
+    across = max(map(len, lines))
+    board = Image.new("RGB", (across * (width + GAP) + GAP, sum(highs) + LABEL + GAP // 2), "white")
+    pen, font = ImageDraw.Draw(board), _font(FONT)
+    top = GAP // 2
+    for line, found, high in zip(lines, pictures, highs, strict=True):
+        for i, (grid, picture) in enumerate(zip(line, found, strict=True)):
+            pen.text((GAP + i * (width + GAP), top), grid.label, fill="black", font=font)
+            board.paste(picture, (GAP + i * (width + GAP), top + LABEL))
+        top += high
+    pen.text((GAP, top), PAIRED, fill="#555555", font=_font(_fitting(PAIRED, board.width - 2 * GAP)))
     with atomic(path) as temporary:
-        board.save(temporary, format="PNG")
+        board.save(temporary, format="PNG", optimize=True)
+
+
+def _fitting(text: str, width: int) -> float:
+    # The size of letters at which a text is at most this many pixels wide.
+    return min(0.8 * FONT, FONT * width / _font(FONT).getlength(text))
+
+
+def _font(size: float) -> Any:
+    # The letters of the figures, because Pillow's own font has no × and few letters of other languages.
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -15,7 +15,7 @@ from eldistill.plan.recipes import WORDS
 from eldistill.tables import judged
 from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
-RECIPE = ("report", 4)  # the judges and their accuracies
+RECIPE = ("report", 5)  # ratios to the baseline in place of a radar plot
 
 
 def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
@@ -33,9 +33,9 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
         # Without the heading of main.md, because the page has its title.
         re.sub(r"^<h1>.*?</h1>\n", "", markdown_to_html(tables["main.md"].read_text(encoding="utf-8"))),
         _theirs(tables["published.csv"]), judged.section(params.get("judges", [])), f'<h2 id="curves">{SECTIONS["curves"]}</h2>',
-        picture("Convergence of generator_ema: thin lines are seeds, thick ones means, bands a deviation", tables["curves.png"], False),
-        picture("The same, held-out, against what it took", tables["costs.png"], False),
-        picture("Cost and result over the baseline's: smaller is better on every axis", tables["radar.png"], False),
+        picture("Fréchet distance of the running average of the generator against iterations", tables["curves.png"], False),
+        picture("The same, held-out, against iterations, CPU seconds and FLOP", tables["costs.png"], False),
+        picture("Cost and result divided by those of the baseline: left of 1 is better", tables["ratios.png"], False),
         f'<h2 id="images">{SECTIONS["images"]}</h2>',
         "<p>From the same noise, one network call each (the teacher: many), not selected; choose a grid to enlarge it. A "
         "generator need not map a noise to its teacher's image.</p>",

@@ -189,3 +189,27 @@ def short(value) -> str:
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.2e}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+def decimals(spread: float) -> int:
+    """The decimal place of the second significant digit of a positive number: 0.0136 has 3, 1.36 has 1, 136 has -1."""
+    return 1 - int(f"{spread:.1e}".split("e")[1])
+
+
+def rounded(value: float, places: int) -> str:
+    """A number as text with this number of decimal places; a negative number of places rounds to tens and hundreds."""
+    return f"{round(value, places):z.{max(0, places)}f}"
+
+
+def plus_minus(mean: float | None, deviation: float | None) -> str:
+    """`mean ± deviation` with two significant digits of the deviation, and the mean to the same decimal place.
+
+    Without a deviation the mean has three significant digits; so it has where the deviation is below 1e-4 or either is very large.
+    None is empty."""
+    if mean is None:
+        return ""
+    if not deviation:
+        return short(mean) + ("" if deviation is None else " ± 0")
+    if deviation < 1e-4 or max(abs(mean), deviation) >= 1e7:
+        return f"{short(mean)} ± {deviation:.1e}"
+    return f"{rounded(mean, decimals(deviation))} ± {rounded(deviation, decimals(deviation))}"

@@ -16,7 +16,7 @@ from statistics import fmean, median, stdev
 from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import write_rows, write_text
-from eldistill.tables import curves, grids, published, typeset
+from eldistill.tables import costs, curves, grids, latex, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
     NAME,
@@ -321,13 +321,16 @@ def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
     write_text(path["main.md"], typeset.markdown(suite, rows, params, wanted, pairs, others))
-    write_text(path["main.tex"], typeset.tex(rows, params, wanted))
+    write_text(path["main.tex"], latex.narrow(rows, params))
+    write_text(path["main-wide.tex"], latex.wide(rows, params, wanted))
     write_rows(
         path["published.csv"], others or [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))]
     )
     write_rows(path["runs.csv"], run_rows(results, params))
     write_rows(path["curves.csv"], curve_rows(results, params["primary"]))
-    curves.draw_curves(path["curves.png"], results, rows, params)
-    curves.draw_costs(path["costs.png"], results, params)
-    curves.draw_radar(path["radar.png"], results, rows, params)
+    stems = {stem: [each for name, each in path.items() if name.split(".")[0] in (stem, f"{stem}-panels") and
+                    each.suffix in (".png", ".pdf", ".svg")] for stem in ("curves", "costs", "ratios")}  # fmt: skip
+    curves.draw_curves(stems["curves"], results, rows, params)
+    costs.draw_costs(stems["costs"], results, params)
+    costs.draw_ratios(stems["ratios"], results, rows, params)
     grids.draw_samples(path["samples.png"], results, params, root)

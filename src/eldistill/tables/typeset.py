@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markdown and LaTeX of the rows of suite.py, with one sentence for each comparison, which is derived from its numbers."""
+"""Markdown of the rows of suite.py, with one sentence for each comparison, which is derived from its numbers."""
 
 from __future__ import annotations
 
 import itertools
 
 from eldistill.evaluate import metrics
+from eldistill.tables import names
 from eldistill.tables.alarms import alarms
-from eldistill.tables.results import NAME, PARTS, corrected, is_reason, short
+from eldistill.tables.results import NAME, PARTS, corrected, is_reason, plus_minus, short
 
-RECIPE = ("typeset", 3)  # every corrected p with the number of comparisons that it counts
+RECIPE = ("typeset", 4)  # two digits of a deviation; LaTeX that fits the page
 ALONE = (
     *metrics.ALONE,
     *metrics.LABELLED,
@@ -17,8 +18,7 @@ ALONE = (
 
 
 def _cell(row: dict, stem: str) -> str:
-    sd = row[f"{stem}_sd"]
-    return short(row[f"{stem}_mean"]) + (f" ± {short(sd)}" if sd is not None else "")
+    return plus_minus(row[f"{stem}_mean"], row[f"{stem}_sd"])
 
 
 def _delta(row: dict, part: str, params: dict) -> tuple:
@@ -48,13 +48,6 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     which = "lower" if delta < 0 else "higher"
     alone_only = "" if adjusted < 1 - params["confidence"] else ": by itself, not after correction"
     return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
-
-
-def _family(rows: list[dict], primary: str) -> str:
-    # The end of a caption: what Holm's p in the table is corrected over.
-    key = f"fd_{primary}_heldout_p_family"
-    size = next((row[key] for row in rows if row[key]), None)
-    return "" if size is None else f"; Holm's correction over the {size} comparisons on held-out images"
 
 
 NO_GOAL = "—"  # cell without a time to the baseline's final value; a line below the table gives the reason
@@ -114,6 +107,13 @@ def _alone(row: dict, params: dict) -> list[str]:
     return [short(row.get(f"{metric}_{params['primary']}_mean")) for metric in ALONE]
 
 
+def _title(metric: str, space: str, part: str | None = None) -> str:
+    # The heading of a column, such as `FD judge A, held-out ↓`.
+    name = names.METRICS[metric].short if metric in names.METRICS else metric
+    where = f", {names.PARTS[part].short}" if part else ""
+    return f"{name} {names.space_name(space).short}{where} {names.arrow(metric)}".rstrip()
+
+
 def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: list[str]) -> str:
     floor, arms = rows[0], [row for row in rows if row["seeds"]]
     primary, base, name = params["primary"], params["baseline"], arms[0]["metric_heldout"]
@@ -125,9 +125,9 @@ def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: lis
         f"seed, with {100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance, so "
         "only those of equal n compare strictly."
     )
-    titles = [f"{metric} {space} {PARTS[part]}" for metric, space, part in wanted]
-    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title}" for title in titles[:2]]
-    solo = [f"{metric} {primary}" for metric in ALONE]
+    titles = [_title(*want) for want in wanted]
+    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title.rstrip(' ↓↑')}" for title in titles[:2]]
+    solo = [_title(metric, primary) for metric in ALONE]
     head = [
         "method/supplement",
         "seeds",
@@ -210,35 +210,3 @@ def _published(others: list[dict]) -> list[str]:
         "images seen, samplers and which snapshot was reported differ, and most are the best of several."
     )
     return [f"## Published, beside ours\n\n{note}\n\n{table}"]
-
-
-def tex(rows: list[dict], params: dict, wanted: list) -> str:
-    """The text of main.tex: a LaTeX table (booktabs) of the main columns for each data setting."""
-    import pandas
-
-    primary, parts = params["primary"], []
-    for data, rows_of_data in itertools.groupby(rows, lambda row: row["data"]):
-        group = list(rows_of_data)
-        head = ["arm", "seeds"]
-        for _, space, part in wanted[:2]:
-            head += [f"FD {space}, {PARTS[part]}", f"minus {params['baseline']}, {PARTS[part]}"]
-        lines = []
-        for row in group:
-            more = {metric: _cell(row, f"{metric}_{primary}_heldout") for metric in ("recall", "coverage")}
-            first = dict(zip(head, _line(row, params, wanted), strict=False))
-            lines.append(first | {"p (Holm), held-out": short(row.get(f"fd_{primary}_heldout_p_holm"))} | more)
-        frame = pandas.DataFrame(lines).map(lambda cell: cell.replace("±", r"$\pm$") if "±" in cell else cell)
-        frame = frame.rename(columns=lambda title: title.replace("_", r"\_")).map(lambda cell: cell.replace("_", r"\_"))
-        caption = (
-            f"{data}: Fréchet distances of {NAME.fullmatch(group[-1]['metric_heldout'])['n']} images, mean $\\pm$ deviation "
-            f"over seeds; differences paired by seed, {100 * params['confidence']:g}\\,\\% t-intervals{_family(group, primary)}"
-        )
-        parts.append(
-            frame.to_latex(
-                index=False,
-                caption=caption.replace("_", r"\_"),
-                label=f"tab:{data}",
-                column_format="l" + "r" * (len(frame.columns) - 1),
-            )
-        )
-    return "% \\usepackage{booktabs}\n" + "\n".join(parts)

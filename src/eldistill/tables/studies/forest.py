@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eldistill.files import atomic
-from eldistill.tables.curves import COLOURS
+from eldistill.tables import figures, names
+from eldistill.tables.figures import COLOURS, GREY
 from eldistill.tables.studies.speedplot import draw_speed
 
 COVERED_BY = "plots"
-GREY = "#777777"
 # {column: title of the axis}. Without differences, the first of these columns that a table has is drawn.
 DRAWN = {
     "part": "percent of the variance of the Fréchet distance",
@@ -38,33 +38,34 @@ class Interval:
     colour: str
 
 
-def draw_study(path: Path, rows: list[dict], params: dict) -> None:
-    """Write the plot of a study: a forest plot of its differences, or else the mean of each arm with its standard deviation.
+def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
+    """Write the figure of a study to files (png, pdf, svg): a forest plot of its differences, or else the mean of each arm with its
+    standard deviation.
 
     rows: of the study's table. params: question, kind, against, and margin if rows have one. Equal input gives equal bytes.
     A study of the kind `speed` has panels of its own.
     """
     if params["kind"] == "speed":
-        return draw_speed(path, rows, params)
-    import matplotlib.style
+        return draw_speed(paths, rows, params)
     from matplotlib.figure import Figure
 
     shown, value = _chosen(rows)
-    with matplotlib.style.context("default"), atomic(path) as temporary:
-        figure = Figure(figsize=(10, 1.4 + 0.32 * len(shown)), dpi=100, layout="constrained")
+    with figures.plain_style():
+        figure = Figure(figsize=(figures.WIDTH, 1.0 + 0.19 * len(shown)), layout="constrained")
         axes = figure.subplots()
         lines = [line for place, row in enumerate(shown) if (line := _line(place, row, value)) is not None]
         for line in lines:
             _draw(axes, line, shown[line.place], value, params)
         if value is None:
-            axes.axvline(0, color="black", linewidth=1)
+            axes.axvline(0, color="black", linewidth=0.8)
             _cut(axes, lines)
-        axes.set_yticks(range(len(shown)), list(map(_label, shown)), fontsize=9)
-        axes.invert_yaxis()
-        axes.set(xlabel=_axis(shown, value, params), title=params["question"])
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        axes.set_yticks(range(len(shown)), list(map(_label, shown)))
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlabel(_axis(shown, value, params))
+        figure.suptitle(params["question"], fontsize=9)
+        figures.tidy(axes)
+        axes.grid(visible=False, axis="y")
+        return figures.save(figure, paths)
 
 
 def _chosen(rows: list[dict]) -> tuple[list[dict], str | None]:
@@ -86,8 +87,10 @@ def _by_part(row: dict) -> list[dict]:
 
 
 def _label(row: dict) -> str:
-    place = ", ".join(str(row[key]) for key in ("data", "space", "equal", "gradient") if row.get(key))
-    return f"{place}: {row['method']}/{row['supplement']}"
+    place = [names.data_name(row["data"]).short, *([names.space_name(row["space"]).short] if row.get("space") else [])]
+    place += [str(row[key]) for key in ("equal", "gradient") if row.get(key)]
+    supplement, *part = row["supplement"].split(", ")  # a part of the variance follows the name
+    return f"{', '.join(place)}: {', '.join([names.arm_name(row['method'], supplement).short, *part])}"
 
 
 def _line(place: int, row: dict, value: str | None) -> Interval | None:
@@ -116,8 +119,8 @@ def _draw(axes, line: Interval, row: dict, value: str | None, params: dict) -> N
     if value in BARS:
         axes.barh(line.place, line.middle, height=0.6, color=COLOURS[1])
         return
-    axes.plot([line.low, line.high], [line.place, line.place], color=line.colour, linewidth=2.5)
-    axes.plot(line.middle, line.place, "o", color=line.colour)
+    axes.plot([line.low, line.high], [line.place, line.place], color=line.colour, linewidth=1.6)
+    axes.plot(line.middle, line.place, "o", color=line.colour, markersize=4)
     if row.get("margin"):
         margin = 100 * params["margin"]
         axes.plot([-margin, margin], [line.place + 0.25] * 2, color=COLOURS[2], linewidth=1)
@@ -134,13 +137,13 @@ def _cut(axes, lines: list[Interval]) -> None:
         if max(abs(line.low), abs(line.high)) > reach:
             side = 1 if line.high > reach else -1
             text = f"{line.middle:+.0f} [{line.low:.0f}, {line.high:.0f}]"
-            axes.annotate(text, (side * reach, line.place), (-4 * side, 4), textcoords="offset points", fontsize=8,
+            axes.annotate(text, (side * reach, line.place), (-4 * side, 1.5), textcoords="offset points", fontsize=6,
                           color=line.colour, ha="right" if side > 0 else "left", va="bottom")  # fmt: skip
 
 
 def _axis(shown: list[dict], value: str | None, params: dict) -> str:
     title = (
-        f"Fréchet distance minus {params['against']}'s in percent of it, with its interval"
+        f"Fréchet distance minus that of {names.baseline_name(params['against'])}, in percent of it, with its interval"
         if value is None
         else DRAWN[value]
     )

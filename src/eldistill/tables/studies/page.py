@@ -15,11 +15,12 @@ from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
-from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, short
+from eldistill.tables import names
+from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
 from eldistill.tables.studies import forest, references
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 3)  # a table of the runs; real images and teachers; KID; what each p is corrected over
+RECIPE = ("studies", 4)  # two digits of a deviation; the figure as PDF and SVG
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -56,14 +57,14 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("diverged", lambda row: _text(row.get("diverged_runs"))),
     ("geometric mean distance of the rule", lambda row: _text(row.get("score"))),
     ("choice", lambda row: row.get("chosen")),
-    ("fd held-out", lambda row: _pm(row, "fd")),
+    ("FD held-out", lambda row: _pm(row, "fd")),
     ("minus baseline", lambda row: _span(row)),
     ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
     ("p (Holm)", lambda row: _text(row.get("p_holm"))),
     ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
     ("p equivalent (Holm)", lambda row: _text(row.get("p_equivalent_holm"))),
     ("verdict", lambda row: row.get("verdict")),
-    ("fd train", lambda row: _pm(row, "fd_train")),
+    ("FD train", lambda row: _pm(row, "fd_train")),
     ("minus baseline, train", lambda row: _span(row, "train_difference", "train_low", "train_high")),
     ("fd of the other spaces", lambda row: None),  # `_columns` makes one for each space
     ("KID", lambda row: _pm(row, "kid")),
@@ -90,7 +91,8 @@ def _columns(rows: list[dict]) -> list[tuple[str, Callable[[dict], str | None]]]
     stems = [stem for stem in _found(rows, r"(fd_.+)_mean") if stem != "fd_train"]
     several = {
         "fd of the other spaces": [
-            (stem.replace("_", " ", 1), lambda row, stem=stem: _pm(row, stem)) for stem in stems
+            (f"FD {names.space_name(stem.removeprefix('fd_')).short}", lambda row, stem=stem: _pm(row, stem))
+            for stem in stems
         ],
         "noise over signal": [
             (f"noise over signal, batch {batch}", lambda row, batch=batch: _text(row.get(f"noise_{batch}")))
@@ -121,7 +123,7 @@ def _fewer(row: dict, unit: str) -> str | None:
 
 def _pm(row: dict, stem: str) -> str | None:
     mean, sd = row.get(f"{stem}_mean"), row.get(f"{stem}_sd")
-    return None if mean is None else short(mean) + (f" ± {short(sd)}" if sd is not None else "")
+    return None if mean is None else plus_minus(mean, sd)
 
 
 def _span(row: dict, *keys: str) -> str | None:
@@ -180,7 +182,7 @@ def _family(rows: list[dict]) -> str:
 
 
 def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write the table (csv), page (md), plot (png) and runs (csv) of a study to `outputs`, in this order.
+    """Write the table (csv), page (md), figure (png), runs (csv), and the figure once more (pdf, svg), to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
@@ -197,12 +199,12 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
             f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
             "to its grids under `suites` in params.yaml"
         )
-    table, text, picture, each = outputs
+    table, text, picture, each, *more = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study)))
-    forest.draw_study(picture, rows, params)
-    names = names_of_metrics(results)
-    write_rows(each, [measured(result, names) | origin(result) for result in results])
+    forest.draw_study([picture, *more], rows, params)
+    metrics = names_of_metrics(results)
+    write_rows(each, [measured(result, metrics) | origin(result) for result in results])
 
 
 def _ranking(study: Study) -> str:

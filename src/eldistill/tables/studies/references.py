@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from eldistill.tables import names
 from eldistill.tables.results import NAME, REFERENCE_RUNS, Result, named, read_metrics, short
 from eldistill.tables.studies.study import Study
 
@@ -18,7 +19,7 @@ def beside(study: Study) -> str:
     spaces, first = study.spaces(), dict[str, Result]()
     for result in study.results:
         first.setdefault(result.arm[0], result)
-    lines = [["data", "images", "n", *(f"fd {space}" for space in spaces), *METRICS]]
+    lines = [["data", "images", "n", *(f"FD {names.space_name(space).short}" for space in spaces), *METRICS]]
     lines.append(["---", "---", *["---:"] * (len(lines[0]) - 2)])
     for result in first.values():
         lines += [_line(study, result, which, spaces) for which in REFERENCE_RUNS]
