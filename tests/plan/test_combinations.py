@@ -298,8 +298,12 @@ CONTRADICTIONS = {
     # suites and studies
     "a suite that is a path": ([("suites/a%b", [GRID])], ["suites.a%b", "folder"]),
     "a ranking that is not measured": (
-        [("evaluate/per_data/mine", {"features": ["pixels"]})],
-        ["evaluate.per_data.mine.features", "judge-a", "add judge-a"],
+        [
+            ("data/twin", {"like": "mine"}),
+            ("evaluate/per_data/twin", {"features": ["pixels"]}),
+            grid(data=["mine", "twin"]),
+        ],
+        ["evaluate.per_data.twin.features", "judge-a", "add judge-a"],
     ),
     "a ranking without its curve": (
         [("evaluate/per_data/mine", {"curve_features": ["pixels"]})],

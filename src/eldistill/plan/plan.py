@@ -144,7 +144,7 @@ class Plan(PlanOfModels):
         section = self.params.top("tables")
         params = {
             **{key: section[key] for key in ("confidence", "baseline", "grid")},
-            "primary": self.params.top("evaluate")["features"][0],
+            "primary": questions.ranking_space(self.params, suite),
             "runs": list(map(str, self.params.runs(suite))),
         }
         return self._step(

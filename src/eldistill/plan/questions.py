@@ -30,14 +30,21 @@ def check_suite(params: checks.Project, suite: str) -> None:
         runs = list(params.runs(suite))
         for run in runs:
             _check_once(params, run)
-        primary = params.top("evaluate")["features"][0]
+        primary = ranking_space(params, suite)
         for data in dict.fromkeys(run.data for run in runs):
             combinations.check_evaluation(params, data)
             _ranked(
-                params, data, primary, f"the tables of the suite {suite}, which evaluate.features ranks by {primary},"
+                params, data, primary, f"the tables of the suite {suite}, which are ranked by {primary},"
             )
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
+
+
+def ranking_space(params: checks.Project, suite: str) -> str:
+    """The feature space that ranks the tables of a suite: the first one of its data settings if they agree, else that of `evaluate`."""
+    first = {params.top("evaluate", data)["features"][0] for data in {run.data for run in params.runs(suite)}}
+    found: str = first.pop() if len(first) == 1 else params.top("evaluate")["features"][0]
+    return found
 
 
 def check_run(params: checks.Project, run: Run) -> None:
