@@ -319,7 +319,7 @@ def test_rules_log_and_profile_names_exist():
     assert len({str(block) for block in named.values()}) == 1, "each of them as the first"
     assert set(named) == on_gpu <= names, "what asks for a GPU goes to the partition that has some"
     assert set(words) | {"all"} <= names
-    assert {path.stem for path in RULES[1:]} == {"common", *words}
+    assert {path.stem for path in RULES[1:]} == {"common", "settings", *words}
 
 
 def test_dvc_stages_are_the_six_words():
