@@ -213,7 +213,7 @@ class Bench:
             for net in (frozen, *nets.values()):
                 net.to(device)
         path = self.folder / folder
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         values = {
             "method": module, "numbers": numbers,
             "training": Training(steps * batch, batch, Ema.of({**EMA, **(ema or {})})),

@@ -190,7 +190,7 @@ def test_pack_and_unpack_are_inverse(bench):
 def test_truncated_state_is_a_problem(bench, whole, share):
     """A state cut short is a sentence with the file's name, not a crash, a wrong run or a silent start."""
     content = (whole["none"].job.folder / "state.safetensors").read_bytes()
-    job = job_of(bench, "state", {})
+    job = job_of(bench, "data/scratch/state", {})
     (job.folder / "state.safetensors").write_bytes(content[: int(share * len(content))])
     with pytest.raises(Problem, match=r"state\.safetensors is damaged .*; delete it"):
         loop.Loop(job).run()

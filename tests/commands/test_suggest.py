@@ -209,7 +209,7 @@ def test_a_block_at_the_wrong_place_is_refused_with_both_lines(project, more, se
 
 def test_a_key_that_stands_twice_is_found_at_every_depth():
     for text, place in (
-        ("a: {b: 1, b: 2}", "a.b"), ("a:\n- b: 1\n- c: {d: 1, e: 2, d: 1}\n", r"a\[1\].c.d"), ("1: a\n1: b\n", "1"),
+        ("a: {b: 1, b: 2}", "a.b"), ("a:\n- b: 1\n- c: {d: 1, e: 2, d: 1}\n", r"a\[1\].c.d"), ("\"1\": a\n\"1\": b\n", "1"),
     ):  # fmt: skip
         with pytest.raises(Problem, match=f"^{place} occurs twice"):
             reading.read_yaml(text)

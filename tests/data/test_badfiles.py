@@ -88,7 +88,7 @@ def test_a_long_list_is_cut(tmp_path):
 
 def test_one_bad_picture_keeps_its_sentence(tmp_path):
     path = stored(tmp_path, contents(0) | {"bad.png": b"no"}, "folder")
-    with pytest.raises(Problem, match=r"bad\.png is not an image, or is damaged") as caught:
+    with pytest.raises(Problem, match=r"bad\.png is not an image, but something else under its name") as caught:
         packing.pack_dataset(SECTION | {"path": str(path)}, tmp_path / "out")
     assert "cannot be taken" not in str(caught.value)
 

@@ -263,7 +263,7 @@ def test_without_a_resolution_the_size_stays(here):
         (("train-images", lambda content: content + b"0"), "tiny-train-images is not a complete IDX file"),
         (("train-images", lambda content: b"\0\0\x0d" + content[3:]), "not a complete IDX file of bytes"),
         (("test-labels", lambda content: idx(np.zeros(3, np.uint8))), "4 images and 3 labels"),
-        (("train-labels", lambda content: b""), "not a complete IDX file"),
+        (("train-labels", lambda content: b""), "tiny-train-labels is empty"),
         (("train-labels", lambda content: b"\0\0\x08"), "not a complete IDX file"),
         (("train-images", lambda content: idx(random(6, 40, 40))), "resolution is 32, but the images have 40"),
     ],
@@ -289,10 +289,10 @@ def test_too_many_heldout_images_are_one_sentence(here):
 
 def test_a_file_that_changed_in_the_users_folder_is_refused_and_kept(here):
     section = place(tiny(""))
-    Path("own/tiny-test-images").write_bytes(b"changed")
+    Path("own/tiny-test-images").write_bytes(b"\0\0\x08changed")
     with pytest.raises(Problem, match="tiny-test-images has sha256 .*, expected"):
         packing.pack_dataset(section, "pack", "own")
-    assert Path("own/tiny-test-images").read_bytes() == b"changed"
+    assert Path("own/tiny-test-images").read_bytes() == b"\0\0\x08changed"
 
 
 # --- Fashion-MNIST --------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_augmentation_needs_a_teacher_that_knows_its_labels(project, capsys):
     for method in ("di", "sid", "sida"):
         change(method, augment=0.1)
         assert __main__.main(["distil", f"{DATA}/{method}/none/5"]) == 2
-        assert "the teacher knows no augmentation labels" in capsys.readouterr().err
+        assert "augment is 0.1, but teacher.digits-smoke was trained without augmentation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("start", "words"), [

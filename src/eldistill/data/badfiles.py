@@ -46,4 +46,4 @@ def _sentences(path: Path, names: Sequence[str], examine: Examine) -> Iterator[s
             try:
                 examine(container, name)
             except Problem as problem:
-                yield str(problem).removeprefix(f"{path}: ")
+                yield str(problem).removeprefix(f"{path}: ").removeprefix(f"{path}/")

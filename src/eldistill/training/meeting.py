@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from eldistill.contract import Batch
+from eldistill.contract import Batch, Progress
 from eldistill.errors import Problem
 from eldistill.training.images import Images, sum_of
 from eldistill.training.job import Job, Supplement
@@ -27,7 +27,8 @@ class Meeting:
         self.job, self.across, self.monitor, self.weights = job, across, monitor, weights
         self.supplements = [each for each in job.supplements if each.module.offers("generator_terms")]
         if "generator" in job.nets and not job.method.offers("generator_terms"):
-            _check_without_base(job.supplements)
+            if any(phase.net == "generator" for phase in job.method.phases(job.numbers, Progress(0, 0, 1000))):
+                _check_without_base(job.supplements)
 
     def meet(self, batch: Batch, images: Images, gradients: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Add the weighted gradients of all supplements to those of the base loss.
