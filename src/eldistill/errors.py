@@ -62,13 +62,16 @@ def quoted(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def brief(error: BaseException) -> str:
-    """The first line of a library's own sentence, cut to LONGEST letters; its advice to switch a safeguard off is left out."""
+def brief(error: BaseException, longest: int = LONGEST) -> str:
+    """The first line of a library's own sentence, cut to `longest` letters; its advice to switch a safeguard off is left out. A
+    sentence of ours stays whole."""
     text = str(error).strip()
+    if isinstance(error, Problem):
+        return text.rstrip(".")
     line = printable(text.splitlines()[0].strip().rstrip(".")) if text else ""
     if not line or "weights_only" in line or "allow_pickle" in line:
         line = type(error).__name__
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def expected_among(names: Iterable[object], word: object) -> str:

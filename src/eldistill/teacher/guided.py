@@ -46,7 +46,7 @@ def read_state(
             raise ValueError(f"it {found}")
     except Exception as error:  # the exceptions of torch and zipfile for damaged files are not documented
         raise Refused(
-            f"{source} is no network of OpenAI's consistency models ({brief(error)}); fetch it again, or give another file"
+            f"{source} is no network of OpenAI's consistency models ({brief(error, 400)}); fetch it again, or give another file"
         ) from None
     return outline.config, {name: tensors[name] for name in outline.state_dict()}, digest
 

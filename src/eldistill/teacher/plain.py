@@ -103,7 +103,8 @@ def explain_file(path: Path) -> str | None:
     a sentence; None if it is not recognised."""
     if not torchfiles.is_torch_file(path):
         try:
-            return _explain_names(path, load_tensors(path, foreign=True)[0])
+            tensors, about = load_tensors(path, foreign=True)
+            return None if about else _explain_names(path, tensors)  # what we wrote has a sentence of its own
         except Problem:
             return None
     try:
