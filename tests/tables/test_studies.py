@@ -913,7 +913,7 @@ def shipped_plan():
     [
         ("suites/demo/0/studies", ["centrl"], ["suites.demo: a study is 'centrl'", "what-matters", "mean central?"]),
         ("suites/ablation/1/studies", ["central", "budgt"], ["suites.ablation", "'budgt'", "did you mean budget?"]),
-        ("tables/studies/main", {"question": "?"}, ["tables.studies.main cannot be a name", "main, runs, curves"]),
+        ("tables/studies/main", {"question": "?"}, ["tables.studies.main cannot be a name", "main, main-wide, runs, curves"]),
         ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
         ("tables/studies/a.b", {"question": "?"}, ["tables.studies.a.b cannot be a name", "letters, digits, _ -"]),
         ("tables/studies/central/against", "pixel-bse", ["tables.studies.central.against is 'pixel-bse'", "pixel-base?"]),
@@ -1133,16 +1133,16 @@ def test_the_central_question_is_asked_as_it_was_written_down():
     """EL against the MMD on pixels, margin 10 %; on digits at least ten seeds on at least three teachers; on every bed the
     same seeds for both."""
     study = shipped().top("tables")["studies"]["central"]
-    assert (study["kind"], study["against"], study["margin"]) == ("central", "pixel-base", 0.1)
+    assert (study["kind"], study["against"], study["margin"]) == ("central", "pixel-mmd", 0.1)
     el, pixel = (
         {(data, seed) for data, _, supplement, seed in cells("central") if supplement == arm}
-        for arm in ("el-base", "pixel-base")
+        for arm in ("el", "pixel-mmd")
     )
     assert el == pixel
     digits = {cell for cell in el if cell[0].startswith("digits")}
     teachers = {shipped().section("data", data)["teacher"] for data, _ in digits}
     assert len(teachers) >= 3 and len(digits) >= 10 * len(teachers)
-    ours, theirs = (shipped().section("supplement", arm) for arm in ("el-base", "pixel-base"))
+    ours, theirs = (shipped().section("supplement", arm) for arm in ("el", "pixel-mmd"))
     assert {key for key in ours if ours[key] != theirs[key]} == {"ensemble"}
 
 

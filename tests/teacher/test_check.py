@@ -17,7 +17,7 @@ from eldistill.data import dataset as data
 from eldistill.data import latents
 from eldistill.errors import Problem
 from eldistill.evaluate import features, metrics
-from eldistill.plan import params
+from eldistill.plan import params, sizes
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.sampling import teachers
@@ -127,6 +127,8 @@ def published(project, net, monkeypatch):  # noqa: F811
         table.writerows(rows)
     monkeypatch.setenv("ELDISTILL_MIRROR", "mirror")
     monkeypatch.setenv("ELDISTILL_OFFLINE", "1")
+    # The file under this name is a stand-in for images of another size.
+    monkeypatch.setattr(sizes, "row_facts", lambda row: {})
     test_foreign_teachers.change(file=None, source=NAME, steps=2, check={"n": 4})
     return project
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,18 +103,25 @@ def test_an_interruption_costs_one_chunk(teacher, tmp_path, monkeypatch, interru
     assert np.array_equal(other["z"], whole["z"]) and len(other["images"]) == 7
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list the open files of a process")
 def test_chunks_are_closed(teacher, tmp_path, monkeypatch):
-    """However many chunks there are, one is open at a time."""
-    opened, load = [], np.load
+    """However many chunks there are, none is open before and after one is read."""
+    seen, read = [], pairs.read_pairs
 
-    def watched(*arguments, **others):
-        assert all(each.fid is None for each in opened)
-        opened.append(load(*arguments, **others))
-        return opened[-1]
+    def still_open() -> list[str]:
+        names = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+        return [name for name in names if name.startswith(f"{tmp_path}/parts")]
 
-    monkeypatch.setattr(np, "load", watched)
+    def watched(path, names):
+        assert not still_open()
+        found = read(path, names)
+        seen.append(path)
+        assert not still_open()
+        return found
+
+    monkeypatch.setattr(pairs, "read_pairs", watched)
     pairs.make_pairs(RECIPE, teacher.path, tmp_path / "pairs.npz", tmp_path / "parts", 1, "cpu", lambda text: None)
-    assert len(opened) == 3 * 7 and all(each.fid is None for each in opened)
+    assert len(seen) == 3 * 7 and len(set(seen)) == 7
 
 
 # --- the loss on pairs ---
