@@ -279,7 +279,7 @@ def test_every_evaluation_draws_by_frequency(unbalanced):
 def test_a_table_shows_agreement_beside_its_floor(unbalanced):
     text = Path("data/tables/demo/main.md").read_text(encoding="utf-8")
     head, _, *rows = [line for line in text.splitlines() if line.startswith("|")][:4]
-    place = [cell.strip() for cell in head.split("|")].index("agreement judge-a")
+    (place,) = (index for index, cell in enumerate(head.split("|")) if "agreement" in cell)
     assert all(float(row.split("|")[place]) >= 0 for row in rows)
 
 

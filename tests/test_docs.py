@@ -123,7 +123,8 @@ def test_targets_profiles_and_variables_exist():
         assert f"\n{target}:" in makefile, target
         assert all(f"{name.split('=')[0]}" in makefile for name in variables), (target, variables)
     scripts = [words[0] for words in begins("python") if words[0].endswith(".py")]
-    assert len(scripts) > 3 and not [name for name in scripts if not (ROOT / name).exists()]
+    exported = {"load.py"}  # part of what `export` writes
+    assert len(scripts) > 3 and not [name for name in scripts if name not in exported and not (ROOT / name).exists()]
     sources = [
         *ROOT.glob("src/**/*.py"),
         *ROOT.glob("workflow/rules/*.smk"),

@@ -217,7 +217,7 @@ def test_nobody_is_told_to_delete_a_file_of_his_own(path):
     ("name", "result"),
     [
         ("data/sets/a/images.safetensors", True), ("data/runs/a/b/c/0/log.csv", True), ("data/tables/x/main.csv", True),
-        ("data/sources.csv", False), ("data/mine/teacher.safetensors", False), ("/home/me/data/sets/a.safetensors", False),
+        ("data/sources.csv", False), ("data/mine/teacher.safetensors", False), ("/elsewhere/data/sets/a.safetensors", False),
         ("../other/data/runs/a.safetensors", False), ("params.yaml", False), ("/tmp/x/data/scratch/state/a/state.safetensors", True),
     ],
 )  # fmt: skip

@@ -92,7 +92,7 @@ def test_every_file_of_a_table_has_a_recipe():
     [
         ("data/tables/demo/main.csv.recipe", ("versions", "tables", 0), ["demo/main.csv is stale", "version of tables)", "suite=demo`"]),
         ("data/tables/demo/main.csv.recipe", ("params", "confidence", 0.5), ["parameter confidence)", "suite=demo`"]),
-        ("data/tables/ablation/central.csv.recipe", ("upstream", "distil digits/di-base/none/200", "0"), ["1 of ", "suite=ablation`"]),
+        ("data/tables/ablation/central.csv.recipe", ("upstream", "distil digits/dmd/none/0", "0"), ["1 of ", "suite=ablation`"]),
         (METRICS, ("versions", "evaluate", 0), ["data/metrics.json is stale", "version of evaluate)", "suite=demo`"]),
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from eldistill import tensorheader
 from eldistill.errors import Problem, brief, denied
 from eldistill.files import atomic, make_again
 from eldistill.outside import check_file, locate
+from eldistill.paths import is_result
 
 # Item types of packed data: safetensors' name, numpy's, bytes an item; the order is that of a file's tensors.
 _KINDS = {"I64": ("<i8", 8), "F32": ("<f4", 4), "U8": ("u1", 1)}
@@ -57,7 +58,7 @@ def load_tensors(path: str | os.PathLike, foreign: bool = False) -> tuple[dict, 
 
     path = locate(path)
     # What is missing has its sentence below, and so has an empty file that a step made: it is damaged, and made again.
-    if path.exists() and not (path.is_file() and not foreign and path.stat().st_size == 0):
+    if path.exists() and not (is_result(path) and path.is_file() and path.stat().st_size == 0):
         path = check_file(path, "a file of safetensors")
     header, about = _described(path, foreign)
     found = {}
