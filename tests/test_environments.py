@@ -80,8 +80,16 @@ def nameless() -> list[str]:
     return words
 
 
+# The others of a kind are slow tests: each starts a Python with matplotlib, or a Snakemake.
+ALWAYS = ("backend of a notebook", "no UTF-8", "home that cannot be written", "no user name")
+
+
 @pytest.mark.parametrize(
-    ("name", "words"), [*((name, ["-c", STEPS]) for name in ENVIRONMENTS), *((name, DRIVER) for name in DRIVEN)]
+    ("name", "words"),
+    [
+        *(pytest.param(name, ["-c", STEPS], marks=() if name in ALWAYS else pytest.mark.slow) for name in ENVIRONMENTS),
+        *(pytest.param(name, DRIVER, marks=() if name == "no user name" else pytest.mark.slow) for name in DRIVEN),
+    ],
 )
 def test_no_environment_ends_in_a_traceback(project, name, words):
     before = nameless() if name == "no user name" else []

@@ -170,6 +170,7 @@ def test_which_of_the_shipped_settings_share_their_numbers():
     shared = {name: project.ancestry(name)[:-1] for name in SHIPPED["data"]}
     assert {name: found for name, found in shared.items() if found} == {
         "digits-long": ["digits"], "digits-smoke": ["digits"], "digits-t1": ["digits"], "digits-t2": ["digits"],
+        "avatars-32-t1": ["avatars-32"], "avatars-32-t2": ["avatars-32"],
         "fashion-32": ["fashion-mnist"], "cifar10-cond": ["cifar10"],
     }  # fmt: skip
 
