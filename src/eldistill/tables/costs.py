@@ -91,7 +91,7 @@ def draw_ratios(paths: Sequence[Path], results: list[Result], rows: list[dict], 
 
     paths: files (png, pdf, svg). Lines: final distances to held-out and to train images, with the interval of the paired
     difference; iterations until the distance is at most the baseline's last one; CPU seconds per iteration; peak memory of the
-    process. A line is omitted if it was not measured, and seconds of several kinds of device are; a panel says which.
+    process. A line is omitted if it was not measured, or if its seconds are those of several kinds of device.
     """
     from matplotlib.figure import Figure
 
