@@ -195,7 +195,9 @@ def speed_arms(read: Read) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for suite in ("speed", "speed-others"):
         rows = rows_of(read(f"data/tables/{suite}/speed.csv"))
-        for method, supplement in dict.fromkeys((row["method"], row["supplement"]) for row in rows if row["part"] == "time"):
+        for method, supplement in dict.fromkeys(
+            (row["method"], row["supplement"]) for row in rows if row["part"] == "time"
+        ):
             mine = [row for row in rows if (row["method"], row["supplement"]) == (method, supplement)]
             times = {float(row["of_run"] or 0): row for row in mine if row["part"] == "time"}
             trains = [float(row["factor"]) for row in mine if row["part"] == "rate" and row["diverged_runs"] == "0"]

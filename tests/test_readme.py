@@ -237,9 +237,11 @@ def test_the_studies_that_are_said_to_be_open_are():
     page = PAGES["docs/embedding-loss.md"]
     grids = [grid for suite, grids in PARAMS["suites"].items() if suite != "colour" for grid in grids]
     asked = {name for grid in grids for name in grid.get("studies", ())}
-    made = {Path(name).stem for name in tracked() if re.fullmatch(r"data/tables/(ablation|speed|speed-others)/[\w-]+\.md", name)} - {
-        "main"
-    }
+    made = {
+        Path(name).stem
+        for name in tracked()
+        if re.fullmatch(r"data/tables/(ablation|speed|speed-others)/[\w-]+\.md", name)
+    } - {"main"}
     named = re.search(r"Without a table in git: (.*?)\.\n", page, re.S)
     said = set(re.findall(r"`([\w-]+)`", named[1])) if named else set()
     assert named or f"All {NUMBERS[len(asked)]} studies have a table in git" in page

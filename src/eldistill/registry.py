@@ -67,7 +67,11 @@ def defines(file: str, name: str, imported: bool = True) -> bool:
     for node in ast.parse((paths.PACKAGE / f"{file}.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return True
-        if imported and isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+        if (
+            imported
+            and isinstance(node, ast.ImportFrom)
+            and any((alias.asname or alias.name) == name for alias in node.names)
+        ):
             return True
     return False
 

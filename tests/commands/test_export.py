@@ -135,7 +135,8 @@ def test_the_card_of_a_run_without_el_does_not_cite_it_and_one_without_metrics_s
     )
 
 
-@pytest.mark.parametrize("file", [f"{kind}/{file}" for kind in ("methods", "supplements") for file in available(kind)
-                                  if file != "alone"])  # a control without a paper
+@pytest.mark.parametrize(
+    "file", [f"{kind}/{file}" for kind in ("methods", "supplements") for file in available(kind) if file != "alone"]
+)  # a control without a paper
 def test_every_method_and_supplement_names_its_paper(file):
     assert card.cited(file)

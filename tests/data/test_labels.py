@@ -202,7 +202,9 @@ def test_circles_and_second_links_end_and_are_said(target):
 def test_a_link_whose_image_is_gone_is_one_sentence():
     tree(PLAIN)
     Path("source/cat/9.png").symlink_to(Path("nowhere.png").absolute())
-    with pytest.raises(Problem, match="source/cat/9.png is a link to a missing file; restore the file, or take it out of the folder"):
+    with pytest.raises(
+        Problem, match="source/cat/9.png is a link to a missing file; restore the file, or take it out of the folder"
+    ):
         packed()
 
 

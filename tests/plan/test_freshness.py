@@ -570,7 +570,9 @@ def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
     assert it.planned() == set()
 
 
-@pytest.mark.parametrize("seed", [SEED, SEED + 1, *(pytest.param(SEED + more, marks=pytest.mark.slow) for more in (2, 3, 4))])
+@pytest.mark.parametrize(
+    "seed", [SEED, SEED + 1, *(pytest.param(SEED + more, marks=pytest.mark.slow) for more in (2, 3, 4))]
+)
 def test_what_is_stale_is_planned_in_real_sequences(base, bins, tmp_path, seed):
     """After each act `snakemake -n all` plans exactly the stale steps, and dvc.lock is true."""
     real_sequence(base, bins, tmp_path / "project", seed)

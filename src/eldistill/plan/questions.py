@@ -33,9 +33,7 @@ def check_suite(params: checks.Project, suite: str) -> None:
         primary = ranking_space(params, suite)
         for data in dict.fromkeys(run.data for run in runs):
             combinations.check_evaluation(params, data)
-            _ranked(
-                params, data, primary, f"the tables of the suite {suite}, which are ranked by {primary},"
-            )
+            _ranked(params, data, primary, f"the tables of the suite {suite}, which are ranked by {primary},")
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
 

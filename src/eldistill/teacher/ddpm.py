@@ -209,7 +209,9 @@ def _weights(paths: list[Path]) -> dict[str, torch.Tensor]:
 def _digest(paths: list[Path], wanted: str | None) -> str:
     """The digest of one file, or, as the identity of a folder has it, of the names and digests of several. Raises Refused."""
     if len(paths) == 1:
-        return agree.check_digest(paths[0], wanted, text=paths[0].suffix == ".json")  # an index, whose parts are missing
+        return agree.check_digest(
+            paths[0], wanted, text=paths[0].suffix == ".json"
+        )  # an index, whose parts are missing
     lines = (f"{path.name}\0{agree.check_digest(path, None, text=True)}\n".encode() for path in sorted(paths))
     found = hashlib.sha256(b"".join(lines)).hexdigest()
     if wanted not in (None, found):
