@@ -20,14 +20,8 @@ TABLE_NAMES = tuple(
     dict.fromkeys(name.split(".")[0] for name in TABLES)
 )  # file names without endings; a study cannot have one of these names
 STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/.]+"  # regular expression for the name of a study in Snakemake's rules
-STUDY_ENDINGS = (
-    "csv",
-    "md",
-    "png",
-    "runs.csv",
-    "pdf",
-    "svg",
-)  # of the files of a study: its table, page, figure and runs
+# Of the files of a study: its table, page, figure and runs.
+STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "pdf", "svg")
 
 
 def is_result(path: str | os.PathLike[str]) -> bool:

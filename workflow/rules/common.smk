@@ -47,7 +47,10 @@ except OSError as error:
     print(f"eldistill: {files.describe_failure(error)} and repeat the command", file=sys.stderr)
     sys.exit(1)
 except KeyboardInterrupt:  # files outside git are hashed here, which may take minutes
-    print("eldistill: stopped by SIGINT before any job was started; repeat the command to go on", file=sys.stderr)
+    print(
+        "eldistill: stopped by SIGINT before any job was started; repeat the command to go on",
+        file=sys.stderr,
+    )
     sys.exit(130)
 
 
