@@ -210,14 +210,22 @@ def speed_arms(read: Read) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def answers(*pages: str) -> Callable[[Read], str]:
-    """The sentences of pages of studies that compare an arm with a baseline."""
-
-    def made(read: Read) -> str:
-        lines = [line for page in pages for line in read(f"data/tables/{page}.md").splitlines()]
-        return "".join(f"{line}\n" for line in lines if re.match(r"- \S.*, \S+/\S+( in \S+)?: ", line))
-
-    return made
+def variants(read: Read) -> str:
+    """How much lower or higher the variants of EL end than EL, in percent, for each method."""
+    rows = [row for row in rows_of(read("data/tables/ablation/tuning-variants.csv")) if row["percent"]]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [["", *(NAMES[method.partition("-")[0]] for method in methods)], ["---", *["---:"] * len(methods)]]
+    for supplement in dict.fromkeys(row["supplement"] for row in rows):
+        found = {row["method"]: float(row["percent"]) for row in rows if row["supplement"] == supplement}
+        lines.append([f"`{supplement}`", *(f"{found[method]:+.1f} %" for method in methods)])
+    clear = sum(float(row["p_holm"]) < 0.05 for row in rows)
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n\n"
+        + wrapped(
+            f"{clear or 'None'} of these {len(rows)} differences in the last distance to held-out images is clear (Holm)."
+        )
+    )
 
 
 def networks_against_pixels(read: Read) -> str:
@@ -571,7 +579,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),
     "bench-sentences": bench_sentences,
     "speed-arms": speed_arms,
-    "variants": answers("ablation/tuning-variants"),
+    "variants": variants,
     "speed": speed,
     "speed-gpu": speed_gpu,
     "evaluation-cost": evaluation_cost,
