@@ -64,7 +64,7 @@ def find_fault(path: Path, wanted: str = "the file itself") -> str | None:
 
 def _denied(path: Path, error: OSError, wanted: str) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"is missing; give {wanted}"
+        return f"is missing; give the path of {wanted.removeprefix('the path of ')}"
     if isinstance(error, PermissionError):
         return f"may not be read by this user{_rights(path)}; ask its owner for the right to read it (chmod g+r)"
     return f"cannot be read ({error.strerror}); give the path of {wanted.removeprefix('the path of ')}"

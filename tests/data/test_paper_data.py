@@ -130,7 +130,7 @@ def test_the_digest_is_the_authors_own(tmp_path, monkeypatch):
     del section["md5"]
     with pytest.raises(Problem, match="c58f30108f718f92721af3b95e74349a"):
         packing.pack_dataset(section, tmp_path / "pack")
-    with pytest.raises(Problem, match="cannot be read"):
+    with pytest.raises(Problem, match="is missing; give the path of"):
         packing.pack_dataset(section | {"path": str(tmp_path / "no.tar.gz")}, tmp_path / "pack")
 
 

@@ -125,7 +125,7 @@ def test_a_row_of_the_registry_is_fetched_or_taken_from_its_place(project, capsy
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"file": "no.pkl"}, "no.pkl cannot be read (No such file or directory); give the path of a network file"),
+        ({"file": "no.pkl"}, "no.pkl is missing; give the path of a network file"),
         ({"file": "no.safetensors"}, "no.safetensors"),
         ({"file": "params.yaml"}, "params.yaml is no network file of EDM or EDM2"),
         ({"sha256": "0" * 64}, "expected 0000000000000000…: fetch it again"),
