@@ -181,4 +181,4 @@ def test_the_command_says_that_the_file_was_never_read(capsys):
     assert __main__.main(["check", "sida-edm2-img512-xs", "--file", "no.pkl", "--n", "2"]) == 2
     printed = capsys.readouterr()
     assert "EDM_2_Precond_Generator of UNet_EncoderDecoder, by the code that wrote it; never read here" in printed.out
-    assert "no.pkl cannot be read" in printed.err
+    assert "no.pkl is missing" in printed.err
