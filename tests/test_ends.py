@@ -136,10 +136,15 @@ def test_a_signal_that_comes_twice_by_two_ways_is_one_request(order):
 
 
 def test_handlers_are_those_of_before():
-    before = [signal.getsignal(number) for number in SIGNALS]
-    with signals.Signals():
-        assert all(signal.getsignal(number) not in before for number in SIGNALS)
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    """Also where the tests run in the background of a shell, which ignores Ctrl-C."""
+    outside = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        with signals.Signals():
+            assert all(signal.getsignal(number) is not signal.SIG_DFL for number in SIGNALS)
+        assert all(signal.getsignal(number) is signal.SIG_DFL for number in SIGNALS)
+    finally:
+        for number, handler in outside.items():
+            signal.signal(number, handler)
 
 
 # --- the driver -------------------------------------------------------------------------------------------
