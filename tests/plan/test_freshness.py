@@ -540,6 +540,7 @@ def test_there_and_back_and_there_again(base, bins, tmp_path):
     it.repro(None)
 
 
+@pytest.mark.slow
 def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
     """`dvc exp run -S` writes a key of workflow/params, its steps alone are made, and `dvc params diff` shows it."""
     shutil.copytree(base, tmp_path / "project", symlinks=True)
@@ -571,7 +572,7 @@ def test_dvc_knows_the_keys_of_every_file_of_parameters(base, bins, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "seed", [SEED, SEED + 1, *(pytest.param(SEED + more, marks=pytest.mark.slow) for more in (2, 3, 4))]
+    "seed", [SEED + 1, *(pytest.param(SEED + more, marks=pytest.mark.slow) for more in (0, 2, 3, 4))]
 )
 def test_what_is_stale_is_planned_in_real_sequences(base, bins, tmp_path, seed):
     """After each act `snakemake -n all` plans exactly the stale steps, and dvc.lock is true."""
