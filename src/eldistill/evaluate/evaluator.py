@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from eldistill.evaluate import clean, fid, references
 from eldistill.evaluate.features import embed_all
-from eldistill.evaluate.metrics import count_name, measure, measure_labelled
+from eldistill.evaluate.metrics import count_name, keep, measure, measure_labelled
 from eldistill.training.processes import ProcessGroup, SingleProcess
 
 RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the first ones
@@ -47,7 +47,7 @@ class Evaluator:
         count, first = self.share(n)
         most = {name: few - first for name, few in self.options.get("n_of", {}).items()}
         features = embed_all(images(count, first), chosen, most)
-        features = {name: self.team.gather_of(each) for name, each in features.items()}
+        features = {name: keep(self.team.gather_of(each), {}) for name, each in features.items()}
         if self.team.rank:
             return {}
         found = measure(features, self.references, self.options, names, heads=references.heads(chosen))

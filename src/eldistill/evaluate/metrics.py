@@ -9,7 +9,9 @@ requested for each image, which only conditional generators have. A metric that 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,36 @@ GROUPS = 20  # number of groups of the jackknife
 WIDE = 128  # largest D with a jackknife; in more dimensions its 420 eigendecompositions would take minutes
 DENSE = 5  # number of neighbours for density and coverage, as chosen by their authors
 SPLITS = 10  # number of splits of the Inception score
+
+# --- values of real images that are computed once ---------------------------------------------------------
+
+_kept: dict[int, dict[str, Any]] = {}
+_numbers = itertools.count()
+
+
+def once(array: np.ndarray, name: str, compute: Callable[[], Any]) -> Any:
+    """compute(), which is called once for each name while `array` exists. An array that can be written to is never remembered.
+
+    Every snapshot is compared with the same real images, whose covariance, its root, and sums over all pairs take longer than the
+    generated side."""
+    if array.flags.writeable:
+        return compute()
+    if id(array) not in _kept:
+        _kept[id(array)] = {}
+        weakref.finalize(array, _kept.pop, id(array), None)
+    known = _kept[id(array)]
+    if name not in known:
+        known[name] = compute()
+    return known[name]
+
+
+def keep(array: np.ndarray, values: dict[str, Any]) -> np.ndarray:
+    """The array, made read-only, with values that `once` then finds by their names."""
+    array.flags.writeable = False
+    for name, value in values.items():
+        once(array, name, lambda value=value: value)
+    return array
+
 
 # --- Fréchet distance -----------------------------------------------------------------------------------
 
@@ -51,12 +83,27 @@ def frechet(mean: np.ndarray, cov: np.ndarray, mean_r: np.ndarray, cov_r: np.nda
 
 def fd(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
     """Fréchet distance between the features of generated and real images, [n, D] each."""
-    return frechet(*moments(fake), *moments(real))
+    # Of a pair of arrays that cannot be written to; the number of the other one is not that of a later array in its place.
+    other = "" if real.flags.writeable else once(real, "number", lambda: str(next(_numbers)))
+    whole = lambda: frechet(*moments_of(fake), *moments_of(real), root_of(real))  # noqa: E731
+    return once(fake, f"fd {other}", whole) if other else whole()
+
+
+def moments_of(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`moments` of features [n, D], remembered by `once`."""
+    found: tuple[np.ndarray, np.ndarray] = once(features, "moments", lambda: moments(features))
+    return found
+
+
+def root_of(real: np.ndarray) -> np.ndarray:
+    """The root [D, D] of the covariance of real features [n, D], remembered by `once`."""
+    found: np.ndarray = once(real, "root", lambda: symmetric_root(moments_of(real)[1]))
+    return found
 
 
 def relfd(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
     """Fréchet distance divided by the trace of the real covariance, so that it does not depend on the scale of the features."""
-    return fd(fake, real, options) / float(np.trace(moments(real)[1]))
+    return fd(fake, real, options) / float(np.trace(moments_of(real)[1]))
 
 
 def jackknife(fake: np.ndarray, real: np.ndarray, groups: int = GROUPS) -> tuple[float, float]:
@@ -120,11 +167,23 @@ def kid(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
 
     Features are divided by the square root of the mean variance of the real ones, so that feature spaces are comparable.
     """
-    scale = np.sqrt(np.mean(real.var(0))) or 1.0
+    scale = once(real, "scale", lambda: np.sqrt(np.mean(real.var(0))) or 1.0)
     x, y = fake / scale, real / scale
     m, n = len(x), len(y)
-    (sum_x, trace_x), (sum_y, trace_y), (across, _) = (_cubic(a, b) for a, b in ((x, x), (y, y), (x, y)))
+    (sum_x, trace_x), (across, _) = _cubic(x, x), _cubic(x, y)
+    sum_y, trace_y = pairs_of(real)
     return float((sum_x - trace_x) / (m * (m - 1)) + (sum_y - trace_y) / (n * (n - 1)) - 2 * (across / (m * n)))
+
+
+def pairs_of(real: np.ndarray) -> tuple[float, float]:
+    """Sum and trace of the kernel of `kid` over all pairs of real features [n, D], remembered by `once`."""
+
+    def compute() -> tuple[float, float]:
+        y = real / (np.sqrt(np.mean(real.var(0))) or 1.0)
+        return _cubic(y, y)
+
+    found: tuple[float, float] = once(real, "pairs", compute)
+    return found
 
 
 def _cubic(a: np.ndarray, b: np.ndarray, block: int = 1024) -> tuple[float, float]:

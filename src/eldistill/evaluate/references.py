@@ -11,7 +11,7 @@ import numpy as np
 from eldistill.data import dataset as data
 from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
-from eldistill.evaluate.metrics import FLOAT, measure, measure_labelled, moments
+from eldistill.evaluate.metrics import FLOAT, keep, measure, measure_labelled, moments, pairs_of, symmetric_root
 from eldistill.external import arrays
 from eldistill.files import atomic
 
@@ -19,7 +19,8 @@ COVERED_BY = "evaluate"
 
 
 def make_reference(space: Space, pack: Path, output: Path) -> None:
-    """Write the features and moments of the train and held-out images of a packed data set in one feature space, as an npz.
+    """Write the features of the train and held-out images of a packed data set in one feature space, as an npz, with the values of
+    them alone that metrics need again and again: moments, root of the covariance, and the sums of the kernel distance.
 
     Raises Problem if a feature is not finite."""
     arrays: dict[str, np.ndarray] = {}
@@ -27,19 +28,29 @@ def make_reference(space: Space, pack: Path, output: Path) -> None:
         features = embed(chunks(data.load_pack(pack, part)[0]), space)
         mean, cov = moments(features)
         arrays |= {part: features.astype(np.float32), f"mu_{part}": mean, f"sigma_{part}": cov}
+        arrays |= {f"root_{part}": symmetric_root(cov), f"pairs_{part}": np.array(pairs_of(features))}
     with atomic(output) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 
 def load_reference(path: Path) -> dict[str, np.ndarray]:
-    """Load the features {train, heldout} that `make_reference` writes, float64 [n, D]. Raises Problem if the file is damaged."""
+    """Load the features {train, heldout} that `make_reference` writes, float64 [n, D] and read-only, so that metrics remember what
+    they compute of them. Raises Problem if the file is damaged."""
     try:
-        found = arrays.read_npz(path, ("train", "heldout"))
-        return {part: found[part].astype(FLOAT) for part in ("train", "heldout")}
+        found = arrays.read_npz(path)
+        return {part: keep(found[part].astype(FLOAT), _known(found, part)) for part in ("train", "heldout")}
     except PermissionError:
         raise denied(path) from None
     except (OSError, ValueError, KeyError) as error:
         raise Problem(f"{path} is missing or damaged ({brief(error)}); delete it and run `snakemake all`") from None
+
+
+def _known(found: dict[str, np.ndarray], part: str) -> dict[str, object]:
+    # What the file has of one part; files of before have no root and no sums.
+    values: dict[str, object] = {"moments": (found[f"mu_{part}"], found[f"sigma_{part}"])}
+    if f"root_{part}" in found:
+        values |= {"root": found[f"root_{part}"], "pairs": tuple(map(float, found[f"pairs_{part}"]))}
+    return values
 
 
 def noise_floor(

@@ -182,22 +182,26 @@ def _curve(
 ) -> list[dict[str, float]]:
     options, rows = work.params, []
     followed = options.get("curve_features") or list(ruler.spaces)
-    for path in map(Path, work.inputs["run"][0].outputs):
-        if path.name.startswith("ema-"):
-            snapshot = _generator(work, path, drawn)
-            seen = snapshot.metadata["n_images_before"] + snapshot.metadata["n_images"]
-            row = ruler.measure(_images_of(work, snapshot), options["curve_n"], metrics.CURVE, followed)
-            if asked and options["fid"].get("curve_n"):
-                row |= ruler.fid_of_snapshot(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
-            if snapshot.metadata.get("raw"):
-                raw = _images_of(work, _generator(work, path, drawn, raw=True))
-                found = ruler.measure(raw, options["curve_n"], ["fd"], followed[:1])
-                row |= {f"raw_{name}": value for name, value in found.items()}
-            rows.append({"n_images": seen, **row})
-            work.say(
-                f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3])
-            )
+    for path in _snapshots(work):
+        snapshot = _generator(work, path, drawn)
+        seen = snapshot.metadata["n_images_before"] + snapshot.metadata["n_images"]
+        row = ruler.measure(_images_of(work, snapshot), options["curve_n"], metrics.CURVE, followed)
+        if asked and options["fid"].get("curve_n"):
+            row |= ruler.fid_of_snapshot(_images_of(work, snapshot), asked.space, asked.reference, asked.name)
+        if snapshot.metadata.get("raw"):
+            raw = _images_of(work, _generator(work, path, drawn, raw=True))
+            found = ruler.measure(raw, options["curve_n"], ["fd"], followed[:1])
+            row |= {f"raw_{name}": value for name, value in found.items()}
+        rows.append({"n_images": seen, **row})
+        work.say(f"{path.name}: {seen} images, " + "  ".join(f"{k} {v:.4g}" for k, v in list(rows[-1].items())[1:3]))
     return rows
+
+
+def _snapshots(work: Work) -> list[Path]:
+    # The snapshots of the run at which its curve is measured.
+    found = [path for path in map(Path, work.inputs["run"][0].outputs) if path.name.startswith("ema-")]
+    asked = work.params.get("curve_snapshots", ())
+    return [path for path in found if int(path.stem.removeprefix("ema-")) in asked] or found
 
 
 def _published(work: Work, ruler: evaluator.Evaluator) -> Published | None:
