@@ -50,11 +50,16 @@ LARGE = ("images.safetensors", "ema-", "reference-", "sheet.html", "interpolatio
 
 
 def chosen(plan: Plan, suite: str, only: list[str]) -> list[Step]:
-    """The evaluations of a suite whose run matches a pattern of `only`, with everything they need, in the order of the suite.
+    """The evaluations of a suite whose run matches a pattern of `only`, with everything they need, in the order of the patterns.
 
-    A pattern without a slash names a teacher, whose check is made."""
-    lasts = [step for step in plan.evaluations(suite) if any(fnmatch.fnmatch(step.name, each) for each in only)]
-    lasts = [plan.find("teacher", f"{each}/check") for each in only if "/" not in each] + lasts
+    A pattern without a slash names a teacher, whose check is made first."""
+
+    def place(step: Step) -> int | None:
+        return next((number for number, each in enumerate(only) if fnmatch.fnmatch(step.name, each)), None)
+
+    placed = [(number, step) for step in plan.evaluations(suite) if (number := place(step)) is not None]
+    lasts = [plan.find("teacher", f"{each}/check") for each in only if "/" not in each]
+    lasts += [step for _, step in sorted(placed, key=lambda pair: pair[0])]
     found = {(step.word, step.name): step for last in lasts for step in last.walk() if not step.on_demand}
     return list(found.values())
 
