@@ -165,9 +165,9 @@ def finding(read: Read) -> str:
 
     pairs = speed_row(read, "speed", "dmd", "el", 50)["pairs"]
     return wrapped(
-        f"**Finding** (8×8 digits, {pairs} seeds, each arm at its own learning rates, 95 % intervals in brackets; the control is the same loss "
-        f"on the pixels, without networks). Iterations to the distance that DMD has at half of its run: {both('dmd', 50)}; to that at its "
-        f"end: {both('dmd', 100)}. The same for Diff-Instruct: {both('di', 50)}; {both('di', 100)}. "
+        f"**Finding** (8×8 digits, {pairs} seeds, each arm at its own learning rates, 95 % intervals in brackets; the control is the same "
+        f"loss on the pixels, without networks). Iterations to the distance that DMD has at half of its run: {both('dmd', 50)}; to that at "
+        f"its end: {both('dmd', 100)}. The same for Diff-Instruct: {both('di', 50)}; {both('di', 100)}. "
         f"{networks_against_pixels(read)} {ends_with_teachers(read)}"
     )
 
@@ -301,7 +301,9 @@ def variants_fresh(read: Read) -> str:
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
         + "\n\n"
-        + wrapped(f"{clear or 'None'} of these {len(rows)} differences is clear over {rows[0]['pairs']} other seeds (Holm).")
+        + wrapped(
+            f"{clear or 'None'} of these {len(rows)} differences is clear over {rows[0]['pairs']} other seeds (Holm)."
+        )
     )
 
 
