@@ -83,13 +83,22 @@ SCORE = {
     "dmd-reuse": ("dmd", {"images": "reuse"}, 1, (3, 0), (1, 0), (4, 0), (8, 0)),
     "dmd2-fresh": ("dmd2", {"images": "fresh"}, 5, (8, 0), (1, 0), (16, 32), (25, 32)),
     "dmd2-reuse": ("dmd2", {"images": "reuse"}, 5, (7, 0), (1, 0), (16, 32), (24, 32)),
+    "sim-fresh": ("sim", {"images": "fresh"}, 1, (4, 0), (2, 0), (5, 0), (11, 0)),
+    "sim-reuse": ("sim", {"images": "reuse"}, 1, (3, 0), (2, 0), (5, 0), (10, 0)),
+    "sim-sequential": ("sim", {"sequential": True}, 1, (4, 0), (3, 0), (5, 0), (12, 0)),
+    "f-distill-fresh": ("f_divergence", {"images": "fresh"}, 5, (8, 0), (1, 0), (16, 31), (25, 31)),
+    "f-distill-reuse": ("f_divergence", {"images": "reuse"}, 5, (7, 0), (1, 0), (16, 31), (24, 31)),
+    "f-distill-no-gan": ("f_divergence", {"weight_generator": 0}, 5, (7, 0), (1, 0), (16, 30), (24, 30)),
+    "uni-instruct": ("f_divergence", {"gradient": "expanded"}, 5, (7, 0), (2, 0), (17, 30), (26, 30)),
+    "uni-instruct-1": ("f_divergence", {"gradient": "expanded", "every": 1}, 1, (3, 0), (2, 0), (5, 6), (10, 6)),
     "dmd2-no-gan": ("dmd2", {"weight_generator": 0, "weight_critic": 0}, 5, (7, 0), (1, 0), (16, 0), (24, 0)),
 }
 
 
 @pytest.mark.parametrize("case", SCORE)
 def test_methods_with_a_fake_score(bench, case):
-    """DI 9 or 8, SiD 11 or 10, SiDA 3e more, DMD 9 or 8, DMD2 24 + 32e in five iterations; sequential: one F more.
+    """DI 9 or 8, SiD and SIM 11 or 10, SiDA 3e more, DMD 9 or 8, DMD2 24 + 32e in five iterations; sequential: one F more.
+    f-distill takes the logits of the generator from the pass that denoises, 24 + 31e.
 
     These are the numbers of the original codes where the images are theirs: fresh for DI, SiD and SiDA, reuse for DMD
     and DMD2, whose fresh images cost one pass more. What is possible for DMD2 with less, 23 + 32e, would share a pass of
@@ -101,6 +110,14 @@ def test_methods_with_a_fake_score(bench, case):
     assert meter.of("teacher") == teacher
     assert meter.of("fake_score") == fake
     assert meter.total() == total
+
+
+@pytest.mark.parametrize("case", [case for case in SCORE if SCORE[case][0] in ("sim", "f_divergence")])
+def test_a_method_names_the_passes_that_it_takes(case):
+    """What `cost` counts, with an encoder of half a network: `passes` of the module is the counted sum of an iteration."""
+    method, changes, iterations, *_, (whole, encoders) = SCORE[case]
+    passes = contract.load_module("methods", method).passes(numbers_of(method, **changes), 0.5)
+    assert iterations * passes == pytest.approx(whole + encoders / 2)
 
 
 def test_regression(bench):

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden arrays of methods whose authors published no code for them, computed with numpy and without eldistill.
+
+`python -m tests.arrays` writes tests/golden/methods/sim.npz and f_divergence.npz. Denoisers are linear, so that every
+gradient is written down by hand: D(x; sigma) = slope x + shift with slope = v / (sigma^2 + v).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+SHAPE = (6, 2, 3, 3)
+TEACHER, FAKE = (0.25, 0.1), (0.36, -0.05)  # v and shift
+C = 0.2  # of the pseudo-Huber distance
+BINS, ENTRIES = 1000, [150, 300, 450, 600, 700, 800]
+LOGITS = [-4.0, -1.0, -0.2, 0.3, 1.5, 4.0]  # two are clipped to [0.1, 20]
+RATIO = (0.1, 20.0)
+GROUPS, INTERVALS = [0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1, 1]  # four images a group; entries 0 ... 800 in two halves
+WEIGHT = 3e-3  # of the adversarial loss; a logit grows by the mean of the change of its noisy image
+
+
+def inputs() -> dict[str, np.ndarray]:
+    """Images, unit noises and the two levels of noise: uniform positions u (SIM), entries of the Karras grid."""
+    draw = np.random.default_rng(20261127)
+    u = np.array([0.3, 0.5, 0.6, 0.7, 0.85, 0.95])
+    ends = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    warped = lambda share: (ends[0] + share * (ends[1] - ends[0])) ** 7  # noqa: E731
+    return {
+        "x": 0.5 * draw.standard_normal(SHAPE), "noise": draw.standard_normal(SHAPE), "u": u, "sigma_sim": warped(0.8 * u),
+        "entries": np.array(ENTRIES), "sigma": warped(np.array(ENTRIES) / (BINS - 1)), "logits": np.array(LOGITS),
+    }  # fmt: skip
+
+
+def column(values) -> np.ndarray:
+    """[n] -> [n, 1, 1, 1]."""
+    return np.asarray(values, dtype=np.float64).reshape(-1, 1, 1, 1)
+
+
+def summed(values: np.ndarray) -> np.ndarray:
+    """Over channels and pixels, [n, 1, 1, 1]."""
+    return values.sum(axis=(1, 2, 3), keepdims=True)
+
+
+def denoised(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, ...]:
+    """D_phi, D_psi at x + sigma noise, and their slopes in x."""
+    noisy = x + column(sigma) * noise
+    slopes = [v / (column(sigma) ** 2 + v) for v, _ in (TEACHER, FAKE)]
+    return *(slope * noisy + shift for slope, (_, shift) in zip(slopes, (TEACHER, FAKE), strict=True)), *slopes
+
+
+def sim(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(loss of each image [n], gradient of their mean at x)."""
+    real, fake, real_slope, fake_slope = denoised(x, noise, sigma)
+    delta, slope = real - fake, real_slope - fake_slope
+    product, norm = summed(delta * (fake - x)), np.sqrt(summed(delta**2) + C**2)
+    gradient = (slope * (fake - x) + delta * (fake_slope - 1)) / norm - product * slope * delta / norm**3
+    return (product / norm).ravel(), gradient / len(x)
+
+
+# r -> h, its derivative in ln r, h - r h', its derivative in ln r
+DIVERGENCES = {
+    "reverse-kl": lambda r: (1 + 0 * r, 0 * r, 1 + 0 * r, 0 * r),
+    "forward-kl": lambda r: (r, r, 0 * r, 0 * r),
+    "jeffreys": lambda r: (1 + r, r, 1 + 0 * r, 0 * r),
+    "jensen-shannon": lambda r: (r / (1 + r), r / (1 + r) ** 2, r**2 / (1 + r) ** 2, 2 * r**2 / (1 + r) ** 3),
+    "chi-squared": lambda r: (2 * r**2, 4 * r**2, -2 * r**2, -4 * r**2),
+}
+
+
+def ratios() -> tuple[np.ndarray, np.ndarray]:
+    """The density ratio of each image, clipped and divided by its mean, [n], and whether it was clipped."""
+    plain = np.exp(np.array(LOGITS))
+    clipped = plain.clip(*RATIO)
+    parts = list(zip(GROUPS, INTERVALS, strict=True))
+    means = [np.mean([clipped[j] for j, other in enumerate(parts) if other == part]) for part in parts]
+    return clipped / np.array(means), clipped != plain
+
+
+def f_divergence(name: str, x: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> dict[str, np.ndarray]:
+    """h of each image after both normalisations, and the gradients at x of both methods, without the adversarial loss."""
+    real, fake, real_slope, fake_slope = denoised(x, noise, sigma)
+    ratio, clipped = ratios()
+    h, h_slope, k, k_slope = DIVERGENCES[name](ratio)
+    mean = np.array([np.mean([h[j] for j, other in enumerate(GROUPS) if other == group]) for group in GROUPS])
+    h, h_slope, k, k_slope = (column(each / mean) for each in (h, h_slope, k, k_slope))
+    h_slope, k_slope = (each * column(~clipped) for each in (h_slope, k_slope))
+    delta, slope, scale = real - fake, real_slope - fake_slope, np.abs(x - real).mean(axis=(1, 2, 3), keepdims=True)
+    log_ratio_slope = delta / column(sigma) ** 2
+    first, second = summed(delta * (fake - x)), summed(delta**2) / 2
+    expanded = h * (slope * (fake - x) + delta * (fake_slope - 1)) + k * delta * slope
+    expanded = expanded + (h_slope * first + k_slope * second) * log_ratio_slope
+    return {
+        "h": h.ravel(), "weighted": -h * delta / scale / x.size, "expanded": expanded / scale / x.size,
+        "expanded_value": np.sum((h * first + k * second) / scale) / x.size,
+    }  # fmt: skip
+
+
+def adversarial(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(loss, gradient at x) of WEIGHT mean ln(1 + exp(-logit)), where the slope of a logit is 1 / pixels."""
+    logits = np.array(LOGITS)
+    slope = -1 / (1 + np.exp(logits)) / len(x) / x[0].size
+    return WEIGHT * np.mean(np.log1p(np.exp(-logits))), WEIGHT * column(slope) * np.ones_like(x)
+
+
+def computed() -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of both files."""
+    given = inputs()
+    loss, gradient = sim(given["x"], given["noise"], given["sigma_sim"])
+    at = given["x"], given["noise"], given["sigma"]
+    family = {f"{name}/{key}": value for name in DIVERGENCES for key, value in f_divergence(name, *at).items()}
+    own, own_gradient = adversarial(*at)
+    shared = {name: given[name] for name in ("x", "noise")}
+    return {
+        "sim": {**shared, "u": given["u"], "sigma": given["sigma_sim"], "loss": loss, "gradient": gradient},
+        "f_divergence": {
+            **shared, "entries": given["entries"], "sigma": given["sigma"], "logits": given["logits"], **family,
+            "adversarial": own, "adversarial_gradient": own_gradient,
+        },
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    for name, arrays in computed().items():
+        np.savez_compressed(Path(__file__).parent / "golden/methods" / f"{name}.npz", **arrays)
