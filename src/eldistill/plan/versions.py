@@ -42,6 +42,8 @@ USES = {
     "methods/dmd2": ("score", "adversarial", "head"),
     "methods/sid": ("score", "augment"),
     "methods/sida": ("score", "adversarial", "augment"),
+    "methods/sim": ("score", "augment"),
+    "methods/f_divergence": ("score", "adversarial", "head"),
     "methods/consistency": ("score", "perceptual"),
     "supplements/embedding": ("ensemble/seed", "mmd", "augment", "balance"),
     "supplements/gan": ("adversarial", "head", "score", "balance"),
