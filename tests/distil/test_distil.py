@@ -23,6 +23,11 @@ from eldistill.training import loop
 from tests import conftest
 
 DATA = "digits-smoke"
+METHODS = ("di", "dmd", "dmd2", "sid", "sida", "sim", "f-distill", "uni-instruct", "cd", "ct", "ict", "ect")
+GROUPED = {
+    **dict.fromkeys(("sida", "sid2a"), {"group": 8, "freeze_images": 0, "solo_images": 16}),
+    **dict.fromkeys(("f-distill", "uni-instruct"), {"group": 8}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +44,8 @@ def make(folder: Path) -> Path:
     values = conftest.read_yaml((folder / "params.yaml").read_text(encoding="utf-8"))
     values["teacher"][DATA] |= {"n_images": 320, "steps": 3}
     values["distil"] |= {"snapshots": [0, 50, 100], "ticks": 2}
-    for name in ("di", "dmd", "dmd2", "sid", "sida", "sid2a", "cd", "ct", "ict", "ect"):
-        small = {"n_images": 64, "batch": 16} | (
-            {"group": 8, "freeze_images": 0, "solo_images": 16} if "a" in name else {}
-        )
+    for name in (*METHODS, "sid2a"):
+        small = {"n_images": 64, "batch": 16} | GROUPED.get(name, {})
         values["distil"]["methods"][name].setdefault("per_data", {})[DATA] = small
     values["distil"]["methods"]["di"]["per_data"][DATA] |= {"n_images": 64, "batch": 16}
     values["distil"]["supplements"]["regression"]["per_data"] = {"digits": {"pairs": 40}}
@@ -84,7 +87,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("method", ["di", "dmd", "dmd2", "sid", "sida", "cd", "ct", "ict", "ect"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_generator(project, method):
     """By its command: finite weights that have moved; images in every number of steps that its sampler names."""
     generator = run(f"{method}/none/0")

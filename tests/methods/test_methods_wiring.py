@@ -11,7 +11,7 @@ from eldistill.contract import Batch, Phase, Progress
 from eldistill.diffusion import draws, noise
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, score
-from eldistill.methods import consistency, diff_instruct, dmd, dmd2, sid, sida
+from eldistill.methods import consistency, diff_instruct, dmd, dmd2, f_divergence, sid, sida, sim
 from eldistill.networks import precond
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop
@@ -26,8 +26,8 @@ AGAIN = Phase("fake_score", images="reuse", labels="same", generator_mode="eval"
 
 
 @pytest.mark.parametrize(("method", "fresh"), [
-    (diff_instruct, [FAKE, OWN]), (sid, [FAKE, OWN]), (sida, [FAKE, OWN]), (dmd, [OWN, FAKE]),
-], ids=["diff_instruct", "sid", "sida", "dmd"])  # fmt: skip
+    (diff_instruct, [FAKE, OWN]), (sid, [FAKE, OWN]), (sida, [FAKE, OWN]), (sim, [FAKE, OWN]), (dmd, [OWN, FAKE]),
+], ids=["diff_instruct", "sid", "sida", "sim", "dmd"])  # fmt: skip
 def test_order_of_an_iteration(method, fresh):
     """Fresh images in the authors' order; images used again are the generator's, whose step then comes first."""
     assert method.phases(method.Numbers(images="fresh"), START) == fresh
@@ -71,6 +71,7 @@ def test_the_generator_rests_bit_for_bit(bench):
 
 CASES = {
     "diff_instruct": (diff_instruct, {}), "dmd": (dmd, {}), "dmd2": (dmd2, {}), "sid": (sid, {}), "sida": (sida, {}),
+    "sim": (sim, {}), "f-distill": (f_divergence, {}), "uni-instruct": (f_divergence, {"gradient": "expanded", "every": 1}),
     "sid-sequential": (sid, {"sequential": True}), "sida-reuse": (sida, {"images": "reuse"}), "cd": (consistency, {}),
     "ect": (consistency, {"levels": "continuous", "source": "data", "target": "itself", "P_mean": 1.0}),
 }  # fmt: skip
@@ -160,7 +161,7 @@ def test_fresh_labels_are_those_of_the_real_images(bench):
 # --- augmentation ---
 
 
-@pytest.mark.parametrize("method", [diff_instruct, sid, sida], ids=["diff_instruct", "sid", "sida"])
+@pytest.mark.parametrize("method", [diff_instruct, sid, sida, sim], ids=["diff_instruct", "sid", "sida", "sim"])
 def test_fake_score_learns_from_augmented_images(bench, method):
     """The pipe and its labels go to fake_score, for SiDA's real images too, and the loss is that of augmented images."""
     net, reals = Noted(), bench.reals()
@@ -187,7 +188,7 @@ def test_fake_score_learns_from_augmented_images(bench, method):
     assert net.passes[len(seen)][2] is None and not torch.equal(plain["denoising"], terms["denoising"])
 
 
-@pytest.mark.parametrize("method", ["diff_instruct", "sid", "sida"])
+@pytest.mark.parametrize("method", ["diff_instruct", "sid", "sida", "sim"])
 def test_augmentation_needs_a_teacher_that_knows_it(bench, method):
     """A sentence, before any training."""
     module = contract.load_module("methods", method)
@@ -223,7 +224,9 @@ def test_weight_of_score_identity_has_a_floor():
 
 
 @pytest.mark.parametrize(
-    "method", [diff_instruct, sid, sida, dmd, dmd2], ids=lambda method: method.__name__.split(".")[-1]
+    "method",
+    [diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence],
+    ids=lambda method: method.__name__.split(".")[-1],
 )
 def test_images_are_the_students_at_sigma_init(bench, method):
     """Before training: the teacher's denoised sigma_init z with its labels; sampled from there, too."""
@@ -250,11 +253,11 @@ def test_consistency_student(bench, boundary):
 def test_start_from_another_run(bench):
     """Methods take the generator of another run as it is; fake_score starts at the teacher again."""
     teacher, other = bench.teacher(), bench.teacher(seed=7)
-    for method in (diff_instruct, sid, sida, dmd, dmd2, consistency):
+    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency):
         made = method.generator(teacher, other, method.Numbers())
         assert made is not other
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters(), strict=True))
-    for method in (diff_instruct, sid, sida, dmd):
+    for method in (diff_instruct, sid, sida, sim, dmd):
         fake = method.networks(teacher, method.Numbers(), 0)["fake_score"]
         assert all(torch.equal(a, b) for a, b in zip(fake.parameters(), teacher.parameters(), strict=True))
 

@@ -92,7 +92,7 @@ def test_the_constant_follows_the_pixels():
     real = torch.zeros(2, 3, 4, 4).double()
     fake = real - 0.00054
     found = sim.implicit_loss(real - 1, real, fake)
-    near(found, torch.full((2,), (1 - 0.00054) * (48 / 2) ** 0.5).double(), 1e-12)
+    near(found, torch.full((2,), (1 - 0.00054) * (48 / 2) ** 0.5, dtype=torch.float64), 1e-9)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])

@@ -416,7 +416,7 @@ def test_operations_are_counted_uncompiled(bench, tracing):
 
 
 @pytest.mark.parametrize("labels", [0, 3])
-@pytest.mark.parametrize("method", ["diff_instruct", "dmd", "dmd2", "sid", "sida"])
+@pytest.mark.parametrize("method", ["diff_instruct", "dmd", "dmd2", "f_divergence", "sid", "sida", "sim"])
 def test_images_used_again_leave_the_expected_gradient(bench, method, labels, monkeypatch):
     """Networks held fixed, fake_score's gradient is the same function of noise, label, sigma and epsilon, to rounding:
     with the numbers of both phases made one, images of its own and those of the generator's step give the same."""
@@ -435,7 +435,7 @@ def test_images_used_again_leave_the_expected_gradient(bench, method, labels, mo
     found = {}
     for images in ("fresh", "reuse"):
         numbers = contract.load_module("methods", method).Numbers(
-            images=images, **({"group": 2} if method == "sida" else {})
+            images=images, **({"group": 2} if method in ("sida", "f_divergence") else {})
         )
         work = loop.Loop(bench.job(method, numbers=numbers, labels=labels, dtype=torch.float64, steps=9, folder=images))
         for optimiser in work.optimisers.values():
