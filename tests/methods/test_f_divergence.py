@@ -31,7 +31,7 @@ CONVEX = {
 }
 with_divergences = pytest.mark.parametrize("divergence", CONVEX)
 with_gradients = pytest.mark.parametrize("gradient", ["weighted", "expanded"])
-PLAIN = {"normalise": False, "ratio_min": 1e-200, "ratio_max": 1e200, "weight_generator": 0.0}
+PLAIN = {"unit_means": False, "ratio_min": 1e-200, "ratio_max": 1e200, "weight_generator": 0.0}
 
 
 class Judged:
@@ -154,10 +154,10 @@ def test_golden_adversarial_loss(gradient):
 # --- beside other methods ---
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_reverse_kl_is_dmd2(normalise):
+@pytest.mark.parametrize("unit_means", [False, True])
+def test_reverse_kl_is_dmd2(unit_means):
     """h = 1: the gradient of DMD2's distribution matching, whatever the discriminator thinks."""
-    given, terms, batch, _ = golden_terms(0.0, divergence="reverse-kl", normalise=normalise)
+    given, terms, batch, _ = golden_terms(0.0, divergence="reverse-kl", unit_means=unit_means)
     nets = {"teacher": linear(*arrays.TEACHER), "fake_score": linear(*arrays.FAKE)}
     numbers = dmd2.Numbers(low=0, high=0.8, weight_generator=0)
     wanted = dmd2.generator_terms(nets, batch, lambda: given["x"], numbers)["matching"]
@@ -207,17 +207,17 @@ def test_a_shift_of_all_logits_changes_nothing():
 
 def test_clipped_ratios_have_no_gradient():
     logits = torch.tensor([-9.0, 0.5, 9.0], dtype=torch.float64, requires_grad=True)
-    numbers = f_divergence.Numbers(divergence="forward-kl", normalise=False)
+    numbers = f_divergence.Numbers(divergence="forward-kl", unit_means=False)
     h, _ = f_divergence.weights(logits, torch.zeros(3, dtype=torch.long), numbers)
     near(h, torch.tensor([0.1, math.exp(0.5), 20], dtype=torch.float64), 1e-12, entries=True)
     assert (torch.autograd.grad(h.sum(), logits)[0] != 0).tolist() == [False, True, False]
 
 
 @with_divergences
-@pytest.mark.parametrize("normalise", [False, True])
-def test_a_nan_stays(divergence, normalise):
+@pytest.mark.parametrize("unit_means", [False, True])
+def test_a_nan_stays(divergence, unit_means):
     """A NaN of a logit is in the gradient of its image, also for reverse KL, which needs no ratio: by the adversarial loss."""
-    numbers = f_divergence.Numbers(divergence=divergence, normalise=normalise)
+    numbers = f_divergence.Numbers(divergence=divergence, unit_means=unit_means)
     given = golden("f_divergence")
     logits = given["logits"].clone()
     logits[1] = torch.nan
@@ -238,7 +238,7 @@ def test_phases_and_groups():
     numbers, start = f_divergence.Numbers(), Progress(0, 0, 10**6)
     assert f_divergence.phases(numbers, start) == [Phase("generator", every=5), again]
     assert f_divergence.group(numbers) == 32
-    assert f_divergence.group(dataclasses.replace(numbers, normalise=False)) == 1
+    assert f_divergence.group(dataclasses.replace(numbers, unit_means=False)) == 1
 
 
 def test_numbers_that_do_not_go_together():

@@ -57,7 +57,7 @@ class Numbers:
     divergence: str = number("jensen-shannon", "the f-divergence, of the teacher from the generator (f-distill: best on ImageNet-64)",
                              choices=("reverse-kl", "forward-kl", "jeffreys", "jensen-shannon", "chi-squared"))  # fmt: skip
     gradient: str = number("weighted", "weighted: f-distill; expanded: Uni-Instruct", choices=("weighted", "expanded"))
-    normalise: bool = number(True, "divide the ratio and its weight by their means (f-distill)")
+    unit_means: bool = number(True, "divide the ratio and its weight by their means (f-distill)")
     intervals: int = number(
         1, "equal parts of the noise levels in which the ratio has a mean each (FastGen: 10)", low=1
     )
@@ -99,7 +99,7 @@ def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str,
 
 def group(numbers: Numbers) -> int:
     """The number of images that must stay in one micro-batch."""
-    return numbers.group if numbers.normalise else 1
+    return numbers.group if numbers.unit_means else 1
 
 
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor, numbers: Numbers) -> dict[str, torch.Tensor]:
@@ -176,12 +176,12 @@ def _scale(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 def weights(log_ratio: torch.Tensor, interval: torch.Tensor, numbers: Numbers) -> tuple[torch.Tensor, torch.Tensor]:
     """(h, h - r h') of each image, [n] each, in float32 or better; log_ratio [n], interval: integers [n] from 0.
 
-    With `normalise` r is divided by its mean over the images of a group in one interval, and both by the group's mean of
+    With `unit_means` r is divided by its mean over the images of a group in one interval, and both by the group's mean of
     h; the means are held. A clipped r has no gradient.
     """
     log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
     ratio = log_ratio.clamp(math.log(numbers.ratio_min), math.log(numbers.ratio_max)).exp()
-    if not numbers.normalise:
+    if not numbers.unit_means:
         return DIVERGENCES[numbers.divergence](ratio)
     member = torch.arange(len(ratio), device=ratio.device) // numbers.group
     ratio = ratio / _means(ratio.detach(), member * numbers.intervals + interval)
