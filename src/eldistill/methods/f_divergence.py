@@ -191,9 +191,10 @@ def weights(log_ratio: torch.Tensor, interval: torch.Tensor, numbers: Numbers) -
 
 
 def _means(values: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    # For each value, [n], the mean of those of its part. By a matrix: sums by index differ from run to run on a GPU.
+    # For each value, [n], the mean of those of its part. By a matrix: sums by index differ from run to run on a GPU. A NaN
+    # spreads to all images of a micro-batch.
     same = (part[:, None] == part[None]).to(values.dtype)
-    return same @ values / same.sum(dim=1)
+    return (same * values).sum(dim=1) / same.sum(dim=1)
 
 
 def passes(numbers: Numbers, encoder: float) -> float:
