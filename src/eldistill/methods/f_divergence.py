@@ -57,6 +57,9 @@ class Numbers:
     divergence: str = number("jensen-shannon", "the f-divergence, of the teacher from the generator (f-distill: best on ImageNet-64)",
                              choices=("reverse-kl", "forward-kl", "jeffreys", "jensen-shannon", "chi-squared"))  # fmt: skip
     gradient: str = number("weighted", "weighted: f-distill; expanded: Uni-Instruct", choices=("weighted", "expanded"))
+    through_ratio: bool = number(
+        True, "expanded: the gradient also passes through the ratio (Uni-Instruct's code: false)"
+    )
     unit_means: bool = number(True, "divide the ratio and its weight by their means (f-distill)")
     intervals: int = number(
         1, "equal parts of the noise levels in which the ratio has a mean each (FastGen: 10)", low=1
@@ -158,8 +161,10 @@ def weighted(x, real, fake, logits, sigma, interval, numbers: Numbers) -> torch.
 def expanded(x, real, fake, logits, sigma, interval, numbers: Numbers) -> torch.Tensor:
     """(h Delta . (D_psi - x) + (h - r h') |Delta|^2 / 2) / w over all entries, a scalar."""
     difference = real - fake
-    slope = difference.detach() / sigma.reshape(-1, 1, 1, 1) ** 2  # of ln r, at x_t and so at x
-    ratio = logits.flatten() + (slope * (x - x.detach())).sum(dim=(1, 2, 3))
+    ratio = logits.flatten()
+    if numbers.through_ratio:
+        slope = difference.detach() / sigma.reshape(-1, 1, 1, 1) ** 2  # of ln r, at x_t and so at x
+        ratio = ratio + (slope * (x - x.detach())).sum(dim=(1, 2, 3))
     h, k = (each.reshape(-1, 1, 1, 1) for each in weights(ratio, interval, numbers))
     return ((h * difference * (fake - x) + k * difference**2 / 2) / _scale(x, real)).sum() / x.numel()
 
