@@ -89,10 +89,11 @@ def f_divergence(name: str, x: np.ndarray, noise: np.ndarray, sigma: np.ndarray)
     delta, slope, scale = real - fake, real_slope - fake_slope, np.abs(x - real).mean(axis=(1, 2, 3), keepdims=True)
     log_ratio_slope = delta / column(sigma) ** 2
     first, second = summed(delta * (fake - x)), summed(delta**2) / 2
-    expanded = h * (slope * (fake - x) + delta * (fake_slope - 1)) + k * delta * slope
-    expanded = expanded + (h_slope * first + k_slope * second) * log_ratio_slope
+    held = h * (slope * (fake - x) + delta * (fake_slope - 1)) + k * delta * slope
+    expanded = held + (h_slope * first + k_slope * second) * log_ratio_slope
     return {
         "h": h.ravel(), "weighted": -h * delta / scale / x.size, "expanded": expanded / scale / x.size,
+        "held": held / scale / x.size,
         "expanded_value": np.sum((h * first + k * second) / scale) / x.size,
     }  # fmt: skip
 

@@ -141,6 +141,14 @@ def test_golden_gradient(gradient, divergence):
         near(terms["matching"].value, given[f"{divergence}/expanded_value"], 1e-10)
 
 
+@with_divergences
+def test_golden_gradient_with_the_ratio_held(divergence):
+    """f_divergence: the ratio is a number in it, as in the code of Uni-Instruct; the value is the same."""
+    given, terms, _, _ = golden_terms(0.0, gradient="expanded", divergence=divergence, through_ratio=False)
+    near(terms["matching"].gradient, given[f"{divergence}/held"], 1e-10)
+    near(terms["matching"].value, given[f"{divergence}/expanded_value"], 1e-10)
+
+
 @with_gradients
 def test_golden_adversarial_loss(gradient):
     """Its gradient is in that of `matching`; the density ratio passes none on to the logits."""
