@@ -66,6 +66,13 @@ DIVERGENCES = {
     "jeffreys": lambda r: (1 + r, r, 1 + 0 * r, 0 * r),
     "jensen-shannon": lambda r: (r / (1 + r), r / (1 + r) ** 2, r**2 / (1 + r) ** 2, 2 * r**2 / (1 + r) ** 3),
     "chi-squared": lambda r: (2 * r**2, 4 * r**2, -2 * r**2, -4 * r**2),
+    "squared-hellinger": lambda r: (r**0.5 / 4, r**0.5 / 8, r**0.5 / 8, r**0.5 / 16),
+    "softened-reverse-kl": lambda r: (
+        1 / (1 + r),
+        -r / (1 + r) ** 2,
+        (1 + 2 * r) / (1 + r) ** 2,
+        -2 * r**2 / (1 + r) ** 3,
+    ),  # fmt: skip
 }
 
 

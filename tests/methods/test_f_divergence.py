@@ -28,6 +28,8 @@ CONVEX = {
     "jeffreys": lambda r: (r - 1) * r.log(),
     "jensen-shannon": lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(),
     "chi-squared": lambda r: (r - 1) ** 2,
+    "squared-hellinger": lambda r: 1 - r.sqrt(),
+    "softened-reverse-kl": lambda r: (r + 1) * ((r + 1) / (2 * r)).log(),
 }
 with_divergences = pytest.mark.parametrize("divergence", CONVEX)
 with_gradients = pytest.mark.parametrize("gradient", ["weighted", "expanded"])

@@ -47,6 +47,8 @@ DIVERGENCES: dict[str, Weights] = {
     "jeffreys": lambda r: (r + 1, torch.ones_like(r)),  # (r - 1) ln r
     "jensen-shannon": lambda r: (r / (r + 1), (r / (r + 1)) ** 2),  # r ln r - (r + 1) ln((r + 1) / 2)
     "chi-squared": lambda r: (2 * r**2, -2 * r**2),  # (r - 1)^2
+    "squared-hellinger": lambda r: (r.sqrt() / 4, r.sqrt() / 8),  # 1 - sqrt(r)
+    "softened-reverse-kl": lambda r: (1 / (r + 1), (2 * r + 1) / (r + 1) ** 2),  # (r + 1) ln((r + 1) / (2 r))
 }
 
 
@@ -55,7 +57,7 @@ class Numbers:
     """The numbers of f-distill and Uni-Instruct; without a source they are those of DMD2."""
 
     divergence: str = number("jensen-shannon", "the f-divergence, of the teacher from the generator (f-distill: best on ImageNet-64)",
-                             choices=("reverse-kl", "forward-kl", "jeffreys", "jensen-shannon", "chi-squared"))  # fmt: skip
+                             choices=("reverse-kl", "forward-kl", "jeffreys", "jensen-shannon", "chi-squared", "squared-hellinger", "softened-reverse-kl"))  # fmt: skip
     gradient: str = number("weighted", "weighted: f-distill; expanded: Uni-Instruct", choices=("weighted", "expanded"))
     through_ratio: bool = number(
         True, "expanded: the gradient also passes through the ratio (Uni-Instruct's code: false)"
