@@ -56,8 +56,11 @@ DIVERGENCES: dict[str, Weights] = {
 class Numbers:
     """The numbers of f-distill and Uni-Instruct; without a source they are those of DMD2."""
 
-    divergence: str = number("jensen-shannon", "the f-divergence, of the teacher from the generator (f-distill: best on ImageNet-64)",
-                             choices=("reverse-kl", "forward-kl", "jeffreys", "jensen-shannon", "chi-squared", "squared-hellinger", "softened-reverse-kl"))  # fmt: skip
+    divergence: str = number(
+        "jensen-shannon", "the f-divergence, of the teacher from the generator (f-distill: best on ImageNet-64)",
+        choices=("reverse-kl", "forward-kl", "jeffreys", "jensen-shannon", "chi-squared", "squared-hellinger",
+                 "softened-reverse-kl"),
+    )  # fmt: skip
     gradient: str = number("weighted", "weighted: f-distill; expanded: Uni-Instruct", choices=("weighted", "expanded"))
     through_ratio: bool = number(
         True, "expanded: the gradient also passes through the ratio (Uni-Instruct's code: false)"
