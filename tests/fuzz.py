@@ -15,7 +15,6 @@ import gzip
 import io
 import json
 import os
-import pickle
 import random
 import re
 import resource
@@ -50,11 +49,10 @@ from eldistill.files import read_json, read_rows  # noqa: E402
 from eldistill.sampling import generators, teachers  # noqa: E402
 from eldistill.teacher import ddpm, edm  # noqa: E402
 from eldistill.tensors import load_tensors, save_tensors  # noqa: E402
-from tests import official  # noqa: E402
+from tests import hostile, official  # noqa: E402
 
 SLACK, SECONDS = 128 * 2**20, 10.0
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
-CANARY = "canary"
 NUMBERS = (0, 1, 2, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 TOKENS = (b"-1", b"1e308", b"1e5", b"NaN", b"null", b"true", b'"x"', b"[]", b"{}", b"9" * 30, b"9" * 5000, b"[" * 2000, b"0.5",
           b'"\\ud800"', b'"\\u001b[31m"', b'"' + b"x" * 3000 + b'"', b"[[[[1]]]]", b"2147483648")  # fmt: skip
@@ -230,13 +228,6 @@ def safetensors(tensors: dict, about: dict, place: Path) -> bytes:
     return (place / "made.safetensors").read_bytes()
 
 
-class Evil:
-    """Pickles as a call that leaves a file."""
-
-    def __reduce__(self):
-        return os.system, (f"touch {CANARY}",)
-
-
 def torch_seeds(old: bool) -> list[bytes]:
     """Files of torch.save with all that they may have, and one that calls something."""
     found = []
@@ -249,7 +240,7 @@ def torch_seeds(old: bool) -> list[bytes]:
         "net": net.state_dict(),
         "n": [1, 0.5],
     }
-    for value in (values, net.state_dict(), {"a": Evil()}):
+    for value in (values, net.state_dict(), {"a": hostile.Call()}):
         out = io.BytesIO()
         torch.save(value, out, _use_new_zipfile_serialization=not old)
         found.append(out.getvalue())
@@ -343,8 +334,8 @@ def readers(place: Path) -> dict[str, Reader]:
     told = {name: official.Array(each, "core") for name, each in moments.items()}
     pickled = [
         official.dumps(official.edm(net, kwargs)),
-        pickle.dumps({"ema": Evil()}, 2),
-        pickle.dumps({"ema": Evil()}, 4),
+        hostile.dumps(2),
+        hostile.dumps(4),
     ]
     table = json.dumps({"labels": [[f"{n}.png", n % 2] for n in range(3)], "class_names": ["a", "b"]}).encode()
     small = picture("PNG", "L")
@@ -471,7 +462,7 @@ def fuzz(name: str, reader: Reader, folder: Path, count: int, started: list[str]
             found = f"{memory:,} bytes of memory"
         if not found and seconds > SECONDS:
             found = f"{seconds:.1f} seconds"
-        if not found and (started or Path(CANARY).exists()):
+        if not found and (started or hostile.called()):
             found = f"it started {started}"
             started.clear()
         figures.mutations, figures.read = figures.mutations + 1, figures.read + (found is None)

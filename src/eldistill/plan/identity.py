@@ -158,7 +158,7 @@ class Identities:
                 try:
                     identity, why = measure_source(source, self.root, self.say), "is not here"
                 except OSError as error:
-                    identity, why = None, f"cannot be read ({error})"
+                    identity, why = None, why_unreadable(error)
                 if identity is not None:
                     self.found[source] = identity.sha256
                     self.new[source] = identity
@@ -182,6 +182,12 @@ class Identities:
         if changed:
             sourcelock.add_rows(changed, self.root)
             self.recorded = sourcelock.read_rows(self.root)
+
+
+def why_unreadable(error: OSError) -> str:
+    """Which file of a source cannot be read and why, as the end of a sentence, without the number of the error."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"cannot be read ({where}{error.strerror or error})"
 
 
 def check_sources(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
