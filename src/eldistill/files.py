@@ -216,6 +216,16 @@ def read_json(path: str | os.PathLike):
         raise Problem(f"{path} is not JSON ({brief(error)}); {make_again(path)}") from None
 
 
+def read_note(path: str | os.PathLike) -> dict | None:
+    """The mapping in a JSON file that this project writes for itself only; None if the file is missing or damaged, because what it
+    notes can be found out anew."""
+    try:
+        found = parse_json(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
     """Write a CSV file. Its columns are the keys of all rows, in the order in which they first appear. Floats keep every bit."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
