@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,11 @@ import pytest
 from eldistill import files
 from eldistill.commands import planned
 from eldistill.errors import Problem
-from eldistill.external import fetching, hashes
+from eldistill.external import fetching, hashes, sourcelock
 from eldistill.plan import records
 from eldistill.training import state
 from tests import messages
+from tests.test_outside import MADE
 
 PACKAGE = messages.ROOT / "src/eldistill"
 DAMAGED = {
@@ -86,6 +88,29 @@ def test_a_note_is_read_as_it_was_written(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": [1, 2.5, "ü"]})
     assert files.read_note(tmp_path / "a.json") == {"a": [1, 2.5, "ü"]}
     assert files.read_note(tmp_path / "b.json") is None
+
+
+ORDINARY = {
+    "JSON": ("a.json", files.read_json), "a table": ("a.csv", files.read_rows),
+    "the lock of sources": ("data/sources.lock.csv", lambda path: sourcelock.read_rows(path.parents[1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "an endless device", "a folder", "too large"])
+@pytest.mark.parametrize("reader", ORDINARY)
+def test_what_is_no_ordinary_file_is_refused_before_it_is_opened(tmp_path, reader, kind):
+    """A reader that opened the pipe, or read the device, would not end."""
+    name, read = ORDINARY[reader]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if kind == "too large":
+        with open(path, "wb") as file:
+            file.truncate(files.MAX_TABLE + 1)  # a hole: it takes no space
+    else:
+        (Path.mkdir if kind == "a folder" else MADE[kind][0])(path)
+    with pytest.raises(Problem, match="has more than" if kind == "too large" else "is no ordinary file"):
+        read(path)
+    assert kind == "too large" or files.read_note(path) is None
 
 
 # Modules that parse JSON with bounds of their own, or only texts that this process made: name, and why.
