@@ -52,16 +52,24 @@ def _fields(path: Path, name: str) -> dict[str, dict]:
     numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     found: dict[str, dict] = {}
     for base in reversed(numbers.bases):
-        found |= _fields(_defined_in(tree, base.id), base.id)
+        found |= _fields(_defined_in(path, tree, base), ast.unparse(base))
     own = (item for item in numbers.body if isinstance(item, ast.AnnAssign))
     return found | {field.target.id: _field_schema(field) for field in own}
 
 
-def _defined_in(tree: ast.Module, name: str) -> Path:
-    # The file of a class that a module imports by its name.
-    imported = (node for node in tree.body if isinstance(node, ast.ImportFrom))
-    module = next(node.module for node in imported if any(alias.name == name for alias in node.names))
-    return (paths.PACKAGE.parent / module.replace(".", "/")).with_suffix(".py")
+def _defined_in(path: Path, tree: ast.Module, base: ast.expr) -> Path:
+    # The file of a class that a module defines, or imports by its name.
+    name = base.id if isinstance(base, ast.Name) else ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path
+        ours = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eldistill.")
+        if ours and any(alias.name == name for alias in node.names):
+            return (paths.PACKAGE.parent / node.module.replace(".", "/")).with_suffix(".py")
+    raise Problem(
+        f"class Numbers in {path.name} inherits from {ast.unparse(base)}; expected a class of that file, or one that is imported from "
+        "eldistill by its name, because the numbers are read from the text"
+    )
 
 
 def _field_schema(field: ast.AnnAssign) -> dict:
