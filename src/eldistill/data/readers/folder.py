@@ -175,7 +175,7 @@ def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> S
             if not rules.resolution and kind not in known:
                 picture.load()  # a damaged picture may claim any size: report the damage, not the sizes
             known.add(kind)
-            seen.sizes.setdefault(picture.size, name)
+            seen.sizes.setdefault(kind[1], name)
     return seen
 
 
