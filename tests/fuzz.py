@@ -331,6 +331,14 @@ def readers(place: Path) -> dict[str, Reader]:
     }
     pack |= {name.replace("train", "heldout"): each.clone() for name, each in pack.items()}
     moments = {"mu": np.ones(4), "sigma": np.eye(4)}
+    of_part = {
+        "": np.ones((3, 4)),
+        "mu_": moments["mu"],
+        "sigma_": moments["sigma"],
+        "root_": np.eye(4),
+        "pairs_": np.ones(3),
+    }
+    features = {f"{name}{part}": each for part in ("train", "heldout") for name, each in of_part.items()}
     told = {name: official.Array(each, "core") for name, each in moments.items()}
     pickled = [
         official.dumps(official.edm(net, kwargs)),
@@ -359,7 +367,7 @@ def readers(place: Path) -> dict[str, Reader]:
                                         of_folder(by_ending), unpacked=True),
         "statistics (npz)": Reader([npz(**moments), npz(np.savez_compressed, **moments)], "refs.npz", fid.load_statistics,
                                    of_zip(mutate, both)),
-        "references (npz)": Reader([npz(train=np.ones((3, 2)), heldout=np.ones((2, 2)))], "r.npz", references.load_reference,
+        "references (npz)": Reader([npz(**features), npz(np.savez_compressed, **features)], "r.npz", references.load_reference,
                                    of_zip(mutate, both)),
         "moments (npz)": Reader([npz(mean=np.ones(2), cov=np.eye(2), rows=np.ones((3, 2)))], "m.npz", clean.load_clean_reference,
                                 of_zip(mutate, both)),
@@ -444,8 +452,10 @@ def _once(reader: Reader, path: Path) -> str | None:
 def fuzz(name: str, reader: Reader, folder: Path, count: int, started: list[str]) -> Figures:
     """The figures of a reader after `count` mutations."""
     figures, rng = Figures(name), random.Random(name)
-    for seed in reader.seeds:  # libraries are imported, caches filled
-        _once(reader, _put(reader, folder, seed))
+    # Libraries are imported and caches filled; and a reader that reads no right file would refuse every mutation for nothing.
+    found = [_once(reader, _put(reader, folder, seed)) for seed in reader.seeds]
+    if None not in found:
+        figures.failures.append(f"none of its right files is read: {found}")
     for number in range(count):
         content = reader.change(rng, rng.choice(reader.seeds))
         path = _put(reader, folder, content)
