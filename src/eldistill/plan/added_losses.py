@@ -26,11 +26,11 @@ def check_supplement(
     """Raise Wrong if a supplement contradicts itself, its ensemble, or the method and the data setting of the run.
 
     where: the place of the supplement in messages. each, base, setting: the resolved supplement, method and data setting."""
-    if each["file"] == "embedding":
+    if "anchored" in each:
         _embedding(params, where, each, base, data, setting)
-    if each["file"] == "fd":
+    if "population" in each:
         _frechet(where, each, params.peek("ensemble", each["ensemble"]))
-    if each["file"] == "drift":
+    if "radii" in each:
         _drift(where, each, base, data)
     side = sizes.side_of(setting)
     if "ensemble" in each and side is not None:
