@@ -29,7 +29,7 @@ os.environ["MPLBACKEND"] = (
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
-from eldistill.errors import Lost, NonFinite, Problem, Stopped  # noqa: E402
+from eldistill.errors import Lost, NonFinite, Problem, Stopped, absent_package  # noqa: E402
 from eldistill.plan import cluster, gpus, identity, params, recipes  # noqa: E402
 from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
@@ -124,6 +124,7 @@ def _run(arguments: list[str]) -> int:
 
 def _explain(error: BaseException) -> int | None:
     """Print the sentence of an exception and return the exit code, or None if it is a defect of this project."""
+    error = absent_package(error) or error
     if isinstance(error, BrokenPipeError):
         return 1
     if isinstance(error, OSError):

@@ -413,7 +413,7 @@ WITHOUT_RESULTS = {
     "commands/loader", "commands/planned", "commands/prune", "commands/suggest", "commands/tools", "data/given",
     "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
     "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/checks", "plan/cluster",
-    "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
+    "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
     "plan/gpus", "plan/identity", "plan/insertion", "plan/models", "plan/params", "plan/plan", "plan/profiles",
     "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/run", "plan/schema",
     "plan/sizes", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",

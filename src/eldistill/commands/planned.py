@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eldistill.files import read_note
 from eldistill.plan import freshness, params, questions
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
@@ -31,9 +32,7 @@ def state_of(step: Step, root: Path) -> State:
     """The state of a step, from a comparison of its recipe with the one beside its outputs."""
     if step.fresh(root):
         return State(step, FRESH)
-    try:
-        before = json.loads((root / step.sidecar).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if (before := read_note(root / step.sidecar)) is None:
         return State(step, MISSING)
     now = json.loads(step.recipe)
     if before.get("name") != now["name"]:  # one file of all suites

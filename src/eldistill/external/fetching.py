@@ -35,7 +35,7 @@ from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
-from eldistill.files import naming_full, sha256, write_text
+from eldistill.files import naming_full, read_note, sha256, write_text
 from eldistill.outside import check_file, find_fault, locate
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
@@ -337,10 +337,7 @@ def _side(part: Path) -> Path:
 
 
 def _about(part: Path) -> dict:
-    try:
-        return json.loads(_side(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_note(_side(part)) or {}
 
 
 def _drop(part: Path) -> None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from eldistill.files import canonical, replace_text, sha256
+from eldistill.files import canonical, read_note, replace_text, sha256
 
 SEEN = "data/scratch/seen.json"
 LARGE = 1_000_000  # bytes; a longer file is compared by its size
@@ -35,9 +35,8 @@ def write_record(root: Path, record: str, digest: str, outputs: Iterable[str]) -
 
 def changed_outputs(root: Path, record: str, digest: str) -> list[str]:
     """Files that differ from their record; none if the record is missing, damaged, or of another recipe."""
+    noted = read_note(os.path.join(root, record)) or {}
     try:
-        with open(os.path.join(root, record), encoding="utf-8") as file:
-            noted = json.load(file)
         if noted["recipe"] != digest:
             return []
         return [output for output, each in noted["files"].items() if _differs(root, output, *each)]
@@ -64,11 +63,8 @@ def _digest(root: Path, output: str, found: os.stat_result) -> str:
 
 def _known(root: str) -> dict[str, list]:
     if root not in _seen:
-        try:
-            read = json.loads(Path(root, SEEN).read_text(encoding="utf-8"))
-            _seen[root] = {name: each for name, each in read.items() if len(each) == 4}
-        except (OSError, ValueError, AttributeError, TypeError):
-            _seen[root] = {}
+        read = read_note(Path(root, SEEN)) or {}
+        _seen[root] = {name: each for name, each in read.items() if isinstance(each, list) and len(each) == 4}
     return _seen[root]
 
 

@@ -83,7 +83,7 @@ def _text(step: Step, recipe_file: str | None) -> str:
         raise Problem(f"{recipe_file} is missing; remove --recipe, which computes it from params.yaml")
     with edge(recipe_file, "remove --recipe, which computes it from params.yaml", "is not a recipe"):
         text = Path(recipe_file).read_text(encoding="utf-8")
-        recipe = json.loads(text)
+        recipe = files.parse_json(text.encode())
         if not all(isinstance(recipe[key], dict) for key in ("params", "upstream")):
             raise ValueError("it has no parameters or inputs")
     return text
