@@ -63,14 +63,18 @@ def main() -> None:
         card = (export.export_run(RUN, temporary) / "README.md").read_text(encoding="utf-8")
     kept = card.split("\n## Numbers")[0].split("\n![samples]")  # neither its picture nor its loader lies beside it
     text = kept[0] + "\n" + kept[1][kept[1].index("\n## Where it comes from") :]
-    files.write_text(folder / "README.md", text + NOTE.format(metric=METRIC, run=wanted["of_run"], here=wanted["distance"]))
+    files.write_text(
+        folder / "README.md", text + NOTE.format(metric=METRIC, run=wanted["of_run"], here=wanted["distance"])
+    )
     print({**wanted, "bytes": (folder / "generator.safetensors").stat().st_size})
 
 
 def _spread(wanted: dict) -> float:
     # Standard deviation of the distance over other seeds.
     seeds = range(1, SEEDS + 1)
-    return statistics.stdev(selftest.measure(selftest.make_images({**wanted, "seed": seed}))["distance"] for seed in seeds)
+    return statistics.stdev(
+        selftest.measure(selftest.make_images({**wanted, "seed": seed}))["distance"] for seed in seeds
+    )
 
 
 def _in_float64(wanted: dict) -> float:

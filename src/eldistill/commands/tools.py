@@ -216,6 +216,14 @@ TOOLS = {
             option("--out", metavar="FOLDER", help="folder to write (default: exports/RUN)"),
         ), _export,
     ),
+    "cite": Tool(
+        "print what to cite for a run or a suite, as BibTeX",
+        "Prints the papers of the methods, supplements, data, networks, feature spaces and metrics of a run or a suite as BibTeX.",
+        (
+            option("name", metavar="RUN|SUITE", help="a run, DATA/METHOD/SUPPLEMENT/SEED, or the name of a suite"),
+            option("--out", metavar="FILE.bib", help="file to write (default: print)"),
+        ), _command("commands.cite"),
+    ),
     "recipes": Tool(
         "write workflow/versions.json from the RECIPE of every module",
         "Writes workflow/versions.json from the RECIPE of every module.", (), lambda chosen: versions.write_versions(),
