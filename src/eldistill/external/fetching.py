@@ -29,8 +29,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
@@ -289,6 +287,8 @@ def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
 
 
 def _receive(answer, part: Path, start: int, total: int | None) -> None:
+    from tqdm import tqdm  # only a download needs it, not who samples from a generator
+
     seen = start
     with (
         open(part, "r+b" if start else "wb") as file,

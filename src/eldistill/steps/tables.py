@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from eldistill.steps.work import Work
-from eldistill.tables import report, suite
+from eldistill.tables import citations, report, suite
 from eldistill.tables.studies import page as studies
 
 COVERED_BY = "evaluate"
@@ -21,7 +21,7 @@ def make_step(work: Work) -> None:
     *parts, page = work.outputs
     suite.make_tables(work.params, Path(), parts)
     count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
-    more = {"steps": count, "judges": _judges(work)}
+    more = {"steps": count, "judges": _judges(work), "papers": citations.of_runs(work.plan, work.params["runs"])}
     report.make_report(work.step.name, work.params | more, Path(), {path.name: path for path in parts}, page)
 
 

@@ -91,7 +91,7 @@ def find_machine(values: Params, params: dict[str, Any], step: Step, max_minutes
     return Machine(
         device=_device(values.top("device"), step), micro_batch=_micro_batch(top, params), fit=top["fit"],
         save_seconds=top["save_seconds"], max_seconds=seconds - min(300, seconds / 4), batch=values.top("evaluate")["batch"],
-        **{key: top[key] for key in MACHINE},
+        log=tuple(top["log"]), **{key: top[key] for key in MACHINE},
     )  # fmt: skip
 
 

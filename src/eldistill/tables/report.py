@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables import judged
+from eldistill.tables import citations, judged
 from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
 RECIPE = ("report", 5)  # ratios to the baseline in place of a radar plot
@@ -21,8 +21,9 @@ RECIPE = ("report", 5)  # ratios to the baseline in place of a radar plot
 def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
     """Write the report of a suite to `output`.
 
-    params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them. tables: {file name: path} of the
-    suite's tables and pictures. root: folder that contains data/evaluations. Raises Problem for a missing file."""
+    params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them; papers: keys of
+    citations.csv. tables: {file name: path} of the suite's tables and pictures. root: folder with data/evaluations. Raises Problem
+    for a missing file."""
     runs = params["runs"]
     first = list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
     beds = list(dict.fromkeys(run.split("/")[0] for run in runs))
@@ -50,6 +51,7 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
     parts += ["</div>", '<h3>From one noise to another</h3><div class="grids">']
     parts += [picture(run, root / f"data/evaluations/{run}/interpolation.png") for run in first]
     parts += ["</div>", f'<h2 id="origins">{SECTIONS["origins"]}</h2>', _origins(tables["runs.csv"])]
+    parts.append(citations.section(params.get("papers", [])))
     write_text(
         output,
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -213,3 +213,24 @@ def plus_minus(mean: float | None, deviation: float | None) -> str:
     if deviation < 1e-4 or max(abs(mean), deviation) >= 1e7:
         return f"{short(mean)} ± {deviation:.1e}"
     return f"{rounded(mean, decimals(deviation))} ± {rounded(deviation, decimals(deviation))}"
+
+
+def spanned(middle: float, low: float | None, high: float | None) -> str:
+    """`middle [low, high]`, all to the decimal place of the second significant digit of half of the interval, so that a difference has
+    as many digits as the deviations beside it.
+
+    An interval without 0 is never written with an end of 0: it has as many more places as that needs. Without an interval, and where
+    half of it is below 1e-4 or a number is very large, the numbers have three significant digits."""
+    if low is None or high is None:
+        return short(middle)
+    half = abs(high - low) / 2
+    if not 1e-4 <= half or max(map(abs, (middle, low, high))) >= 1e7:
+        return f"{short(middle)} [{short(low)}, {short(high)}]"
+    places = decimals(half)
+    while (
+        low * high > 0
+        and min(abs(low), abs(high)) >= 1e-12
+        and not all(float(rounded(end, places)) for end in (low, high))
+    ):
+        places += 1
+    return f"{rounded(middle, places)} [{rounded(low, places)}, {rounded(high, places)}]"

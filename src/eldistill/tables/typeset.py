@@ -8,9 +8,9 @@ import itertools
 from eldistill.evaluate import metrics
 from eldistill.tables import names
 from eldistill.tables.alarms import alarms
-from eldistill.tables.results import NAME, PARTS, corrected, is_reason, plus_minus, short
+from eldistill.tables.results import NAME, PARTS, corrected, is_reason, plus_minus, short, spanned
 
-RECIPE = ("typeset", 4)  # two digits of a deviation; LaTeX that fits the page
+RECIPE = ("typeset", 5)  # differences with two digits of half of their interval
 ALONE = (
     *metrics.ALONE,
     *metrics.LABELLED,
@@ -42,12 +42,11 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     tail = f"p = {short(p)}, {corrected(adjusted, row[f'{stem}_p_family'])}, n = {row['paired_seeds']}, "
     tail += f"lower in {lower_in.replace('/', ' of ')}"
     if low <= 0 <= high:
-        span = f"{short(delta)} [{short(low)}, {short(high)}]"
-        return f"{who} is not distinguishable from {base}: difference {span} ({tail})."
+        return f"{who} is not distinguishable from {base}: difference {spanned(delta, low, high)} ({tail})."
     near, far = sorted((abs(low), abs(high)))
     which = "lower" if delta < 0 else "higher"
     alone_only = "" if adjusted < 1 - params["confidence"] else ": by itself, not after correction"
-    return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
+    return f"{who} is {which} than {base} by {spanned(abs(delta), near, far)} ({tail}){alone_only}."
 
 
 NO_GOAL = "—"  # cell without a time to the baseline's final value; a line below the table gives the reason
@@ -84,7 +83,7 @@ def _line(row: dict, params: dict, wanted: list) -> list[str]:
     deltas = []
     for part in PARTS:
         delta, low, high = _delta(row, part, params)
-        deltas.append(short(delta) + (f" [{short(low)}, {short(high)}]" if low is not None else ""))
+        deltas.append("" if delta is None else spanned(delta, low, high))
     speeds = [_reach(row[f"iterations_to_baseline_{p}"], row[f"saving_percent_{p}"]) for p in PARTS]
     cost, overhead = short(row["step_ms_cpu"]), row["overhead_percent"]
     cost += f" ({overhead:+.0f} %)" if overhead is not None else ""

@@ -16,11 +16,20 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
 from eldistill.tables import names
-from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
+from eldistill.tables.results import (
+    check_results,
+    load_result,
+    measured,
+    names_of_metrics,
+    origin,
+    plus_minus,
+    short,
+    spanned,
+)
 from eldistill.tables.studies import forest, references
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 4)  # two digits of a deviation; the figure as PDF and SVG
+RECIPE = ("studies", 5)  # differences with two digits of half of their interval
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -128,7 +137,7 @@ def _pm(row: dict, stem: str) -> str | None:
 
 def _span(row: dict, *keys: str) -> str | None:
     delta, low, high = (row.get(key) for key in keys or ("difference", "low", "high"))
-    return None if delta is None else short(delta) + ("" if low is None else f" [{short(low)}, {short(high)}]")
+    return None if delta is None else spanned(delta, low, high)
 
 
 def _tables(rows: list[dict]) -> str:
