@@ -17,7 +17,7 @@ from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
 from eldistill.sampling import generators, pictures, teachers
 from eldistill.steps.work import Work
-from eldistill.tables import results, sheet, summary
+from eldistill.tables import kept, results, sheet, summary
 from eldistill.training import processes
 
 COVERED_BY = "evaluate"
@@ -90,11 +90,13 @@ def _reals(work: Work) -> None:
 
 
 def _metrics(work: Work) -> None:
-    found = {step.name: results.read_metrics(Path(step.outputs[0])) for step in work.upstream}
+    found = {step.name: results.metrics_of(step.name, Path(), work.kept) for step in work.upstream}
     runs: summary.Runs = {}
     for step in work.inputs.get("evaluation", ()):
         data, method, supplement, seed = step.name.split("/")
-        curve = files.read_rows(Path(step.outputs[1]))
+        curve = (
+            kept.curve_of(work.kept[step.name]) if step.name in work.kept else files.read_rows(Path(step.outputs[1]))
+        )
         runs.setdefault((data, method, supplement), {})[seed] = summary.Evaluation(found[step.name], curve)
     files.write_json(
         work.output("metrics.json"), summary.summarise(runs, work.params["primary"], work.params["baseline"])
