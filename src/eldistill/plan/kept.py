@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from eldistill.errors import Problem, brief, denied
@@ -47,6 +48,9 @@ class Kept:
     def key(self) -> Key:
         """What it is looked up by."""
         return self.run, self.recipes["evaluate"]
+
+
+NO_LINES: Mapping[str, Kept] = MappingProxyType({})  # where all results are read from the disk
 
 
 def kept_file(suite: str) -> str:

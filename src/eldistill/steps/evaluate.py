@@ -12,7 +12,7 @@ import torch
 
 from eldistill import files
 from eldistill.data import classes, dataset
-from eldistill.evaluate import clean, evaluator, features, fid, metrics
+from eldistill.evaluate import arithmetic, clean, evaluator, features, fid, metrics
 from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
 from eldistill.sampling import generators, pictures, teachers
@@ -38,7 +38,8 @@ class Published:
 
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem, and NonFinite for images or features that are not finite."""
-    MAKERS[work.step.kind](work)
+    with arithmetic.on(None if work.machine.device == "cpu" else work.machine.device):
+        MAKERS[work.step.kind](work)
 
 
 # --- one function for each kind -------------------------------------------------------------------------

@@ -9,11 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from eldistill.errors import Problem, brief
 from eldistill.files import read_json, read_rows
-from eldistill.plan.kept import Kept
+from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import kept
 
 RECIPE = ("results", 2)  # numbers must be finite
@@ -101,7 +100,7 @@ def metrics_of(run: str, root: Path, lines: Mapping[str, Kept]) -> dict[str, flo
     return kept.metrics_of(lines[run]) if run in lines else read_metrics(root / f"data/evaluations/{run}/metrics.json")
 
 
-def load_result(run: str, root: Path, lines: Mapping[str, Kept] = MappingProxyType({})) -> Result:
+def load_result(run: str, root: Path, lines: Mapping[str, Kept] = NO_LINES) -> Result:
     """Load the metrics, the curve and the provenance of a run below the folder `root`, or from its line in `lines`, {run: kept
     results}. Raises Problem if one is missing or damaged."""
     line, path = lines.get(run), root / f"data/evaluations/{run}/curve.csv"

@@ -13,12 +13,11 @@ import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean, median, stdev
-from types import MappingProxyType
 
 from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import write_rows, write_text
-from eldistill.plan.kept import Kept
+from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import costs, curves, grids, latex, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
@@ -259,9 +258,7 @@ def _without_part(arms: dict[tuple, list[Result]], primary: str) -> list[str]:
     ]
 
 
-def main_rows(
-    results: list[Result], params: dict, root: Path, lines: Mapping[str, Kept] = MappingProxyType({})
-) -> list[dict]:
+def main_rows(results: list[Result], params: dict, root: Path, lines: Mapping[str, Kept] = NO_LINES) -> list[dict]:
     """The rows of main.csv: for each data setting the noise floor, the teacher, and the arms in the order of the suite."""
     arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
@@ -312,17 +309,13 @@ def published_rows(rows: list[dict]) -> list[dict]:
 
 
 def make_tables(
-    params: dict,
-    root: Path,
-    outputs: list[Path],
-    lines: Mapping[str, Kept] = MappingProxyType({}),
-    absent: Collection[str] = (),
+    params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES, absent: Collection[str] = ()
 ) -> None:
     """Write all files of paths.TABLES except the report to the paths `outputs`.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space that ranks), runs.
-    root: folder with data/evaluations and data/runs. lines: {run: kept results} of runs that are not there. absent: paths of
-    pictures that kept results lack. Raises Problem for a missing or damaged input.
+    root: folder with data/evaluations and data/runs. lines: {run: kept results} of runs that are not there. absent: paths of pictures
+    that they lack. Raises Problem for a missing or damaged input.
     """
     results = [load_result(run, root, lines) for run in dict.fromkeys(params["runs"])]
     if not results:

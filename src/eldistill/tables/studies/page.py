@@ -12,11 +12,10 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
-from eldistill.plan.kept import Kept
+from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import names
 from eldistill.tables.kept import log_of
 from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
@@ -186,9 +185,7 @@ def _family(rows: list[dict]) -> str:
     return f"{text}; tables of other studies that have some of the same runs do not count"
 
 
-def make_study(
-    name: str, params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = MappingProxyType({})
-) -> None:
+def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES) -> None:
     """Write the table (csv), page (md), figure (png), runs (csv), and the figure once more (pdf, svg), to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
@@ -211,8 +208,8 @@ def make_study(
         )
     table, text, picture, each, *more = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
-    more = partial.describe(study, text.parent.name) if "partial" in params else ""
-    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more))
+    found = partial.describe(study, text.parent.name) if "partial" in params else ""
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), found))
     forest.draw_study([picture, *more], rows, params)
     metrics = names_of_metrics(results)
     write_rows(each, [measured(result, metrics) | origin(result) for result in results])

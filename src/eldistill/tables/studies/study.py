@@ -6,9 +6,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from eldistill.errors import Problem
 from eldistill.plan.kept import Kept
@@ -25,7 +24,7 @@ class Study:
     params: dict  # its section of params.yaml, with `confidence`, `tuning` and `beds`
     logs: dict[str, list[dict[str, str]]]  # {run: rows of its training log}
     root: Path = Path()  # folder with data/runs
-    lines: Mapping[str, Kept] = MappingProxyType({})  # {run: its kept results} of runs that are not there
+    lines: Mapping[str, Kept] = field(default_factory=dict)  # {run: its kept results} of runs that are not there
 
     def metric(
         self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
