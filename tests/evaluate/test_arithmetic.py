@@ -13,7 +13,8 @@ from eldistill.evaluate import arithmetic, metrics
 from eldistill.evaluate.references import noise_floor
 
 OPTIONS = {"neighbours": 3, "neighbours_n": 150}
-DIMENSIONS = (5, 200)  # matrices that stay on the CPU, and others
+DIMENSIONS = (5, 160)  # matrices that stay on the CPU, and others
+WIDE = 200  # more than the held-out images, whose covariance is then singular
 
 
 def sides(d: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -32,13 +33,14 @@ def measured(d: int, device: str | None) -> dict[str, float]:
         return metrics.measure({"s": fake}, {"s": real}, OPTIONS) | noise_floor({"t": real}, OPTIONS)
 
 
-@pytest.mark.parametrize("d", DIMENSIONS)
-def test_every_metric_is_the_same_on_a_device(d):
-    """Of all tables of metrics, with the noise floor of real images."""
+@pytest.mark.parametrize(("d", "relative"), [(5, 1e-9), (160, 1e-9), (WIDE, 1e-7)])
+def test_every_metric_is_the_same_on_a_device(d, relative):
+    """Of all tables of metrics, with the noise floor of real images. Roots of eigenvalues that are 0 but for rounding have half of the
+    digits, by numpy as well."""
     here, there = measured(d, None), measured(d, "cpu")
     assert list(here) == list(there) and len(here) > 20
     for name, value in here.items():
-        assert there[name] == pytest.approx(value, rel=1e-9), name
+        assert there[name] == pytest.approx(value, rel=relative), name
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
@@ -67,12 +69,12 @@ def test_nothing_is_computed_by_torch_without_a_device(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("torch was asked")
 
-    wanted = measured(200, None)
+    wanted = measured(WIDE, None)
     for name in ("as_tensor", "tensor"):
         monkeypatch.setattr(torch, name, refuse)
-    assert measured(200, None) == wanted
+    assert measured(WIDE, None) == wanted
     with pytest.raises(AssertionError, match="torch was asked"):
-        measured(200, "cpu")
+        measured(WIDE, "cpu")
 
 
 def test_real_features_are_copied_once_and_forgotten(monkeypatch):
@@ -81,12 +83,12 @@ def test_real_features_are_copied_once_and_forgotten(monkeypatch):
     monkeypatch.setattr(
         torch, "tensor", lambda array, **options: copies.append(array.shape) or tensor(array, **options)
     )
-    fake, real = sides(200)
+    fake, real = sides(WIDE)
     with arithmetic.on("cpu"):
         for seed in (1, 2, 3):
-            other = sides(200, seed)[0]
+            other = sides(WIDE, seed)[0]
             metrics.measure({"s": other}, {"s": real}, OPTIONS, ["fd", "kid"])
-        assert copies.count((310, 200)) == 1 == copies.count((170, 200)) and copies.count((230, 200)) == 3
+        assert copies.count((310, WIDE)) == 1 == copies.count((170, WIDE)) and copies.count((230, WIDE)) == 3
         known = len(arithmetic._copies)
         del other
         gc.collect()
@@ -100,24 +102,24 @@ def test_real_features_are_copied_once_and_forgotten(monkeypatch):
 
 def test_a_device_with_too_little_memory_leaves_it_to_numpy(monkeypatch):
     """The values are then numpy's to the bit."""
-    wanted = measured(200, None)
+    wanted = measured(WIDE, None)
 
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("no memory")
 
     for name in ("as_tensor", "tensor"):
         monkeypatch.setattr(torch, name, full)
-    assert measured(200, "cpu") == wanted
+    assert measured(WIDE, "cpu") == wanted
 
 
 def test_a_nan_is_never_masked():
     """It is an error, or a NaN, on both."""
-    fake, real = sides(200)
+    fake, real = sides(WIDE)
     for device in (None, "cpu"):
         broken = fake.copy()
         broken[3, 5] = np.nan
         with arithmetic.on(device), np.errstate(invalid="ignore"):
             assert np.isnan(arithmetic.cubic_sums(broken, real["train"], 1.0)[0])
             assert np.isnan(arithmetic.nearest(broken, real["train"])).sum() == 1
-            with pytest.raises((np.linalg.LinAlgError, RuntimeError)) if device else np.errstate():
-                assert np.isnan(metrics.fd(broken, real["train"], {}))
+            with pytest.raises((np.linalg.LinAlgError, RuntimeError)):
+                metrics.fd(broken, real["train"], {})

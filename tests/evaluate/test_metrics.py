@@ -14,8 +14,8 @@ from eldistill import paths
 from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
-from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate import arithmetic, features, metrics
+from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, versions

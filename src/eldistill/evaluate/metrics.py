@@ -17,7 +17,7 @@ import numpy as np
 
 from eldistill.errors import Problem
 from eldistill.evaluate import arithmetic
-from eldistill.evaluate.arithmetic import FLOAT, cubic_sums, inside, nearest, symmetric_root
+from eldistill.evaluate.arithmetic import cubic_sums, inside, nearest, symmetric_root
 
 RECIPE = ("metrics", 1)
 GROUPS = 20  # number of groups of the jackknife

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from eldistill.data import dataset as data
-from eldistill.evaluate.features import ClassifierSpace, Space
 from eldistill.evaluate.arithmetic import softmax
+from eldistill.evaluate.features import ClassifierSpace, Space
 from eldistill.external import weights
 from eldistill.tensors import load_tensors
 

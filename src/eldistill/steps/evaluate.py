@@ -216,7 +216,7 @@ def _published(work: Work, ruler: evaluator.Evaluator) -> Published | None:
     mean, cov = fid.load_statistics(path)
     return Published(
         _space(work, ruler, "inception"),
-        (mean, cov, metrics.symmetric_root(cov)),
+        (mean, cov, arithmetic.symmetric_root(cov)),
         f"inception_{fid.reference_label(name)}",
     )
 
