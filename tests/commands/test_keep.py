@@ -166,6 +166,14 @@ def test_every_number_that_studies_read_of_a_log_is_kept():
     assert all(name.endswith(contents.LOGGED) for name in asked)
 
 
+def test_the_name_of_a_machine_is_not_kept(toys):
+    toys.make([RUNS[0]])
+    path = Path(f"data/runs/{RUNS[0]}/provenance.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "my-laptop"}))
+    keep_toys()
+    assert "my-laptop" not in FILE.read_text(encoding="utf-8")
+
+
 # --- what changed ---------------------------------------------------------------------------------------
 
 

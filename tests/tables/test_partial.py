@@ -74,6 +74,7 @@ def test_the_number_of_seeds_is_that_of_the_power(n, deviation):
 def test_what_is_decided_is_not_called_undecided():
     """Neither a clear difference, nor equivalence within the margin."""
     assert partial.undecided(study(logs_of(-0.5, 0.1, 5))) == [] == partial.undecided(study(logs_of(0.0, 0.01, 5)))
+    assert partial.undecided(study([0.0, 0.0])) == [] == partial.undecided(study([0.2, 0.2]))
 
 
 def test_too_few_pairs_say_so():
@@ -83,6 +84,12 @@ def test_too_few_pairs_say_so():
     lonely = study([0.1, 0.2])
     lonely = Study([result for result in lonely.results if result.arm[2] == "el"], lonely.params, {})
     assert "with 0 pairs of seeds" in partial.undecided(lonely)[0]
+
+
+def test_an_arm_of_the_baselines_name_under_another_method_is_compared():
+    """Its baseline is METHOD/SUPPLEMENT, and has no run yet."""
+    whole = study([0.1, 0.2], against="dmd/none")
+    assert [text.split(" ")[0] for text in partial.undecided(whole)] == ["toy/di/none", "toy/di/el"]
 
 
 def test_a_distance_of_zero_has_no_ratio_and_other_kinds_no_sentence():

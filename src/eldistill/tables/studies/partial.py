@@ -7,7 +7,7 @@ import math
 
 from eldistill.tables import inference
 from eldistill.tables.results import arms_of, short
-from eldistill.tables.studies.comparisons import pair_with_baseline
+from eldistill.tables.studies.comparisons import baseline_of, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("partial", 1)
@@ -49,7 +49,7 @@ def undecided(study: Study) -> list[str]:
     for arm, group in arms.items():
         ends = [[study.metric(result) for result in pair] for pair in pair_with_baseline(study, group, arms)]
         logs = [math.log(ours / theirs) for ours, theirs in ends if min(ours, theirs) > 0]
-        if len(logs) < len(ends) or (arm[2] == study.params["against"].rpartition("/")[2] and not ends):
+        if len(logs) < len(ends) or arm == baseline_of(study, arm):
             continue  # a distance of 0 has no ratio; a baseline is not compared with itself
         if text := _sentence(logs, study.params["margin"], level):
             said.append(f"{'/'.join(arm)} against {study.params['against']}: {text}")
@@ -59,7 +59,7 @@ def undecided(study: Study) -> list[str]:
 def _sentence(logs: list[float], margin: float, level: float) -> str:
     # What pairs of seeds do not decide; nothing if they do.
     within = f"a margin of {100 * margin:g} %"
-    if len(logs) < 2 or not any(logs):
+    if len(logs) < 2:
         return f"undecided, with {len(logs)} pair{'s' if len(logs) != 1 else ''} of seeds; two or more show how much they vary."
     bound = math.log1p(margin)
     if min(inference.paired_p(logs), inference.equivalence_p(logs, bound)) < level:
