@@ -27,7 +27,7 @@ from eldistill.files import digest, parse_json
 from eldistill.plan.recipes import MEASURED, Step
 
 NAME = "kept.jsonl"
-MAX_BYTES = 256_000_000  # of a file; a run takes about 10,000
+MAX_BYTES = 256_000_000  # of a file; a run takes about 10,000, so that there is room for thousands
 LINE = re.compile(r'(\{"run":.*),"sha256":"([0-9a-f]{64})"\}')
 READ = ("metrics.json", "curve.csv", "log.csv", "provenance.json")  # outputs that tables and studies read of a run
 
@@ -107,8 +107,9 @@ def _parsed(path: Path, number: int, line: bytes) -> Kept:
             )
         value = parse_json(line)
         recipes = value["recipes"]
-        if not (isinstance(value["results"], dict) and isinstance(recipes["evaluate"], str)):
-            raise ValueError("it has no results or no recipe")
+        kinds = isinstance(value["results"], dict), isinstance(recipes["evaluate"], str), isinstance(value["run"], str)
+        if not all(kinds):
+            raise ValueError("it has no run, no results or no recipe")
         return Kept(value["run"], value["results"], recipes, match[2], text)
     except (ValueError, KeyError, TypeError) as error:
         raise Problem(f"{path} is damaged in line {number} ({brief(error)}); {_again(path)}") from None

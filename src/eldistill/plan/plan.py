@@ -166,7 +166,8 @@ class Plan(PlanOfModels):
                 f"none of the {len(runs)} runs of {suite} is made, or all were made with other numbers than params.yaml asks for; "
                 f"`snakemake all --config suite={suite}` makes them"
             )
-        absent = [str(run) for run in runs if run not in there]
+        made = set(there)
+        absent = [str(run) for run in runs if run not in made]
         return there, {"partial": {"asked": len(runs), "missing": absent}} if absent else {}
 
     def partial(self, name: str) -> Step:
