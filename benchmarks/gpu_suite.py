@@ -80,6 +80,7 @@ def start(step: Step) -> int:
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
+        sys.argv = ["eldistill", step.word, step.name]  # the command that its provenance names
         steps.run_step(step.word, step.name, step.file, say=lambda line: print(line, flush=True))
         code = 0
     except BaseException:

@@ -632,6 +632,54 @@ def landmarks(read: Read) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def shared_gpu(found: dict) -> str:
+    """What many small trainings at once take on a GPU, in a sentence."""
+    runs = [each["provenance"] for each in found["runs"].values()]
+    teachers = [each["provenance"] for each in found["teachers"].values()]
+    seconds = statistics.median(each["seconds_wall"] for each in runs)
+    minutes = max(each["seconds_wall"] for each in teachers) / 60
+    return (
+        f"With {len(runs)} of them at once on one {found['device']} a training of {runs[0]['iterations']} iterations took "
+        f"{seconds:.0f} s; the {len(teachers)} teachers took {minutes:.0f} minutes beside each other. Such small networks keep "
+        "processors busy and leave the GPU idle."
+    )
+
+
+def colour_gpu(read: Read) -> str:
+    """The runs of the suite colour that a GPU made: distances at the end of Diff-Instruct, by supplement and factor."""
+    found = json.loads(read("benchmarks/gpu/colour/results.json"))
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for run, each in found["runs"].items():
+        _, method, supplement, _ = run.split("/")
+        cells[supplement, method] = each["metrics"]
+    methods = sorted({method for _, method in cells})
+    methods = [m for m in methods if all((supplement, m) in cells for supplement, _ in cells)]
+    spaces = {"efficientnet-lite0-96": "EfficientNet", "judge-a": "judge-a"}
+    heads = [f"{title}, ×{method.rpartition('-r')[2]}" for title in spaces.values() for method in methods]
+    lines = [["", *heads], ["---", *["---:"] * len(heads)]]
+    for supplement in dict.fromkeys(
+        name for name in ("none", "el", "pixel-mmd", "fd", "drift") if (name, methods[0]) in cells
+    ):
+        row = [cells[supplement, method][f"fd5k_{space}_heldout"] for space in spaces for method in methods]
+        lines.append([f"`{supplement}`", *(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in row)])
+    best = {
+        supplement: max(cells[supplement, method]["recall5k_judge-a_heldout"] for method in methods)
+        for supplement, _ in cells
+    }
+    with_one = sorted(value for name, value in best.items() if name != "none")
+    teacher = " and ".join(
+        f"{found['teacher'][f'fd5k_{space}_heldout']:.3g} in {title}" for space, title in spaces.items()
+    )
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n\n"
+        + wrapped(
+            f"The teacher in 18 steps has {teacher}. The largest recall (judge-a) at one of these factors is {best['none']:.2g} without a "
+            f"supplement and {with_one[0]:.2g} to {with_one[-1]:.2g} with one. {shared_gpu(found)}"
+        )
+    )
+
+
 MADE: dict[str, Callable[[Read], str]] = {
     "finding": finding,
     "demo-small": lambda read: chosen(read("data/tables/demo/main.md"), SMALL, without_networks),
@@ -645,6 +693,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "variants": variants,
     "variants-fresh": variants_fresh,
     "central": central,
+    "colour-gpu": colour_gpu,
     "speed": speed,
     "speed-gpu": speed_gpu,
     "evaluation-cost": evaluation_cost,
