@@ -336,6 +336,7 @@ USES = {
             "studies",
             "diagnostics",
             "variance",
+            "partial",
             "comparisons",
             "central",
             "speed",
