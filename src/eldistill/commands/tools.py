@@ -208,6 +208,15 @@ TOOLS = {
         "Lists the results and saved states that no suite of params.yaml uses, with their sizes.",
         (option("--remove", action="store_true", help="remove them (default: only list them)"),), _command("commands.prune"),
     ),
+    "keep": Tool(
+        "keep the results of a suite's finished runs in a file for git",
+        "Writes the metrics, curves and provenance of the finished runs of a suite into data/tables/SUITE/kept.jsonl. Commit this file: "
+        "where it is, tables are made without training or measuring these runs again.",
+        (
+            option("suite", metavar="SUITE", help="name of a suite of params.yaml"),
+            option("others", metavar="FILE", nargs="*", help="files kept.jsonl of other machines, whose runs are added"),
+        ), _command("commands.keep"),
+    ),
     "export": Tool(
         "export a generator as a folder that works without this project",
         "Writes a folder with weights, settings, a model card, images and a loader that needs only torch and safetensors.",

@@ -9,8 +9,8 @@ import torch
 
 from eldistill.data import dataset as data
 from eldistill.errors import Problem
+from eldistill.evaluate.arithmetic import softmax
 from eldistill.evaluate.features import ClassifierSpace, Space
-from eldistill.evaluate.metrics import softmax
 from eldistill.external import weights
 from eldistill.tensors import load_tensors
 

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables import citations, judged
+from eldistill.tables import citations, grids, judged
 from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
 
 RECIPE = ("report", 5)  # ratios to the baseline in place of a radar plot
 
 
-def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
+def make_report(
+    suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path, absent: Collection[str] = ()
+) -> None:
     """Write the report of a suite to `output`.
 
     params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them; papers: keys of
-    citations.csv. tables: {file name: path} of the suite's tables and pictures. root: folder with data/evaluations. Raises Problem
-    for a missing file."""
+    citations.csv. tables: {file name: path} of the suite's tables and pictures. root: folder with data/evaluations. absent: paths of
+    pictures that kept results lack; the number of those left out is said. Raises Problem for a missing file."""
     runs = params["runs"]
-    first = list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
+    first = first_of_each_arm(grids.with_pictures(runs, absent))
+    left_out = grids.elsewhere(len(first_of_each_arm(runs)) - len(first))
     beds = list(dict.fromkeys(run.split("/")[0] for run in runs))
     parts = [
         f"<h1>eldistill: suite {html.escape(suite)}</h1>",
@@ -44,13 +48,16 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
     ]  # fmt: skip
     for bed in beds:
         for which, text in (("real", "held-out images"), ("teacher", "teacher")):
-            parts.append(picture(f"{bed}: {text}", root / f"data/evaluations/{bed}/{which}/samples.png"))
+            if grids.with_pictures([f"{bed}/{which}"], absent):
+                parts.append(picture(f"{bed}: {text}", root / f"data/evaluations/{bed}/{which}/samples.png"))
         parts += [
             picture(run, root / f"data/evaluations/{run}/samples.png") for run in first if run.split("/")[0] == bed
         ]
     parts += ["</div>", '<h3>From one noise to another</h3><div class="grids">']
-    parts += [picture(run, root / f"data/evaluations/{run}/interpolation.png") for run in first]
-    parts += ["</div>", f'<h2 id="origins">{SECTIONS["origins"]}</h2>', _origins(tables["runs.csv"])]
+    between = grids.with_pictures(first, absent, "interpolation.png")
+    parts += [picture(run, root / f"data/evaluations/{run}/interpolation.png") for run in between]
+    parts += ["</div>", *([f"<p>{left_out}</p>"] if left_out else [])]
+    parts += [f'<h2 id="origins">{SECTIONS["origins"]}</h2>', _origins(tables["runs.csv"])]
     parts.append(citations.section(params.get("papers", [])))
     write_text(
         output,
@@ -58,6 +65,11 @@ def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], o
         f'<link rel="icon" href="data:,"><title>eldistill: {html.escape(suite)}</title><style>{STYLE}</style></head><body>\n'
         + "\n".join(parts) + "\n</body></html>\n",
     )  # fmt: skip
+
+
+def first_of_each_arm(runs: list[str]) -> list[str]:
+    """The first run of each arm (DATA/METHOD/SUPPLEMENT), in the order of the runs."""
+    return list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
 
 
 SECTIONS = {

@@ -6,12 +6,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.errors import Problem, brief
 from eldistill.files import read_json, read_rows
+from eldistill.plan.kept import NO_LINES, Kept
+from eldistill.tables import kept
 
 RECIPE = ("results", 2)  # numbers must be finite
 
@@ -93,15 +95,22 @@ def read_metrics(path: Path) -> dict[str, float]:
     return metrics
 
 
-def load_result(run: str, root: Path) -> Result:
-    """Load the metrics, the curve and the provenance of a run below the folder `root`. Raises Problem if one is missing or damaged."""
-    folder = root / "data/evaluations" / run
-    metrics, about = read_metrics(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
+def metrics_of(run: str, root: Path, lines: Mapping[str, Kept]) -> dict[str, float]:
+    """The metrics of a run or a reference run: those of its line in `lines`, {run: kept results}, otherwise of its file."""
+    return kept.metrics_of(lines[run]) if run in lines else read_metrics(root / f"data/evaluations/{run}/metrics.json")
+
+
+def load_result(run: str, root: Path, lines: Mapping[str, Kept] = NO_LINES) -> Result:
+    """Load the metrics, the curve and the provenance of a run below the folder `root`, or from its line in `lines`, {run: kept
+    results}. Raises Problem if one is missing or damaged."""
+    line, path = lines.get(run), root / f"data/evaluations/{run}/curve.csv"
+    about = kept.about_of(line) if line else read_json(root / f"data/runs/{run}/provenance.json")
+    metrics = metrics_of(run, root, lines)
     if absent := [key for key in ABOUT if key not in about]:
         raise Problem(f"data/runs/{run}/provenance.json has no {', '.join(absent)}; make the run again")
-    path = folder / "curve.csv"
+    missing = f"{path} is missing; run `python -m eldistill evaluate {run}`"
     try:
-        rows = read_rows(path, ("n_images",), missing=f"{path} is missing; run `python -m eldistill evaluate {run}`")
+        rows = kept.curve_of(line) if line else read_rows(path, ("n_images",), missing=missing)
         curve = sorted(rows, key=lambda point: int(point["n_images"]))
         finite = all(math.isfinite(float(value)) for point in curve for value in point.values())
     except (ValueError, TypeError) as error:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
+from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import names
+from eldistill.tables.kept import log_of
 from eldistill.tables.results import (
     check_results,
     load_result,
@@ -26,7 +28,7 @@ from eldistill.tables.results import (
     short,
     spanned,
 )
-from eldistill.tables.studies import forest, references
+from eldistill.tables.studies import forest, partial, references
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("studies", 5)  # differences with two digits of half of their interval
@@ -157,10 +159,12 @@ def _table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "") -> str:
+def markdown(
+    name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "", more: str = ""
+) -> str:
     """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
 
-    beside: the table of real images and of teachers, or nothing."""
+    beside: the table of real images and of teachers, or nothing. more: what is said below the question, or nothing."""
     text = _tables(rows)
     note = (
         f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
@@ -173,7 +177,7 @@ def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric:
         note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
     note += f"All digits: {name}.csv; every run: {name}.runs.csv."
     listed = "\n".join(f"- {each}" for each in said)
-    return f"# {params['question']}\n\n{text}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
+    return f"# {params['question']}\n\n{more}{text}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
 
 
 def _family(rows: list[dict]) -> str:
@@ -190,17 +194,20 @@ def _family(rows: list[dict]) -> str:
     return f"{text}; tables of other studies that have some of the same runs do not count"
 
 
-def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
+def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES) -> None:
     """Write the table (csv), page (md), figure (png), runs (csv), and the figure once more (pdf, svg), to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
-    data/runs. Raises Problem for a missing or damaged input."""
-    results = [load_result(run, root) for run in params["runs"]]
+    data/runs. lines: {run: kept results} of runs that are not there. Raises Problem for a missing or damaged input."""
+    results = [load_result(run, root, lines) for run in params["runs"]]
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
         check_results(ranked, space, curves=params["kind"] in CURVED)
-    study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
+    logs = {
+        r.run: log_of(lines[r.run]) if r.run in lines else _log(root / f"data/runs/{r.run}/log.csv") for r in results
+    }
+    study = Study(results, params, logs, root, lines)
     kind = params["kind"]
     rows, said = getattr(importlib.import_module(f"eldistill.tables.studies.{KINDS[kind]}"), kind)(study)
     if not rows:
@@ -210,7 +217,8 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
         )
     table, text, picture, each, *more = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
-    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study)))
+    found = partial.describe(study, text.parent.name) if "partial" in params else ""
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), found))
     forest.draw_study([picture, *more], rows, params)
     metrics = names_of_metrics(results)
     write_rows(each, [measured(result, metrics) | origin(result) for result in results])
