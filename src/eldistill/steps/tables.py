@@ -19,10 +19,11 @@ def make_step(work: Work) -> None:
         studies.make_study(work.step.item, work.params, Path(), work.outputs)
         return
     *parts, page = work.outputs
-    suite.make_tables(work.params, Path(), parts)
+    made = suite.make_tables(work.params, Path(), parts)
     count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
     more = {"steps": count, "judges": _judges(work)}
-    report.make_report(work.step.name, work.params | more, Path(), {path.name: path for path in parts}, page)
+    tables = {path.name: path for path in parts}
+    report.make_report(work.step.name, work.params | more, Path(), made, tables, page)
 
 
 def _judges(work: Work) -> list[tuple[str, str, Path]]:

@@ -10,6 +10,7 @@ contain the exact names. A cell is empty if its number cannot be computed (one s
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -305,8 +306,16 @@ def published_rows(rows: list[dict]) -> list[dict]:
 # --- the step -----------------------------------------------------------------------------------------
 
 
-def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write all files of paths.TABLES except the report to the paths `outputs`.
+@dataclass(frozen=True)
+class Made:
+    """What the report is made from: the rows of main.csv, and the texts of main.md by data setting."""
+
+    rows: list[dict]
+    sections: list[typeset.Section]
+
+
+def make_tables(params: dict, root: Path, outputs: list[Path]) -> Made:
+    """Write all files of paths.TABLES except the report to the paths `outputs`, and return what the report is made from.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space that ranks), runs.
     root: folder with data/evaluations and data/runs. Raises Problem for a missing or damaged input.
@@ -320,7 +329,8 @@ def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
     write_rows(path["main.csv"], rows)
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    write_text(path["main.md"], typeset.markdown(suite, rows, params, wanted, pairs, others))
+    made = Made(rows, typeset.sections(rows, params, wanted, pairs))
+    write_text(path["main.md"], typeset.markdown(suite, made.sections, others))
     write_text(path["main.tex"], latex.narrow(rows, params))
     write_text(path["main-wide.tex"], latex.wide(rows, params, wanted))
     write_rows(
@@ -334,3 +344,4 @@ def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
     costs.draw_costs(stems["costs"], results, params)
     costs.draw_ratios(stems["ratios"], results, rows, params)
     grids.draw_samples(path["samples.png"], results, params, root)
+    return made

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forest plot of a page: one line for each comparison, drawn in SVG inside HTML, so that it fits every width and both colour schemes."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eldistill.tables import names
+from eldistill.tables.effects import Effect
+
+COVERED_BY = "report"
+TALL = 22  # pixels of a line
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+FOREST_STYLE = """
+.forest { --low: #0072B2; --high: #C04E00; --open: #767676; }
+.forest ol { list-style: none; margin: 0; padding: 0; }
+.forest li { display: grid; grid-template-columns: minmax(9rem, 14rem) 1fr minmax(11rem, max-content); column-gap: .8rem;
+  align-items: center; line-height: 1.3; }
+.forest li.data { display: block; font-weight: bold; padding: .8rem 0 .2rem; }
+.forest li > svg { order: 1; } .forest .value { order: 2; font-variant-numeric: tabular-nums; font-size: .9rem; white-space: nowrap; }
+.forest svg { display: block; width: 100%; height: 22px; overflow: visible; }
+.forest svg text { fill: currentColor; font: 12px system-ui, sans-serif; text-anchor: middle; }
+.forest .tick { stroke: var(--line); } .forest .zero { stroke: currentColor; stroke-width: 1.5; }
+.forest .low { --mark: var(--low); } .forest .high { --mark: var(--high); } .forest .open { --mark: var(--open); }
+.forest .span { stroke: var(--mark); stroke-width: 2.5; } .forest .out { fill: var(--mark); }
+.forest circle { stroke: var(--mark); stroke-width: 2; fill: var(--paper); }
+.forest .sure circle { fill: var(--mark); } .forest .sure .value { font-weight: bold; }
+.forest .sides { display: flex; justify-content: space-between; gap: 1rem; font-size: .85rem; margin: .3rem 0; }
+.forest .sides span + span { text-align: right; }
+@media (prefers-color-scheme: dark) { .forest { --low: #56B4E9; --high: #F09A4A; --open: #9A9A9A; } }
+@media (max-width: 40rem) { .forest li { grid-template-columns: 1fr auto; } .forest li > svg { grid-column: 1 / -1; order: 3; }
+  .forest li > .arm { font-size: .9rem; } .forest li { padding-bottom: .4rem; } .forest .arm:empty, .forest .value:empty { display: none; } }
+@media print { .forest { --low: #0072B2; --high: #C04E00; --open: #767676; } .forest li { break-inside: avoid; }
+  .forest svg { height: 16px; } }
+"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The horizontal axis, in percent of the baseline: its ends, and round numbers on it."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float) -> str:
+        """The position of a value, as a length in SVG."""
+        return f"{100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low):.2f}%"
+
+
+def forest(effects: Sequence[Effect], against: str, confidence: float) -> str:
+    """The plot as HTML; empty without effects.
+
+    effects: in the order of the lines; a data setting has a heading if there are several. against: the baseline. confidence: of the
+    intervals, from 0 to 1. Intervals that are much wider than most end in a triangle; their numbers stand beside them."""
+    if not effects:
+        return ""
+    scale, several, lines = scale_of(effects), len({each.data for each in effects}) > 1, []
+    for place, effect in enumerate(effects):
+        if several and (place == 0 or effects[place - 1].data != effect.data):
+            lines.append(f'<li class="data">{html.escape(names.data_name(effect.data).text)}</li>')
+        lines.append(_line(effect, scale))
+    base = html.escape(names.baseline_name(against))
+    return (
+        f'<figure class="forest"><ol>{"".join(lines)}<li aria-hidden="true"><span class="arm"></span><span class="value"></span>{_axis(scale)}</li></ol>'
+        '<p class="sides"><span>← lower than the baseline, which is better</span><span>higher, which is worse →</span></p>'
+        f"<figcaption>Fréchet distance to held-out images, in percent of that of {base}, with {100 * confidence:g} % intervals, "
+        "which are not corrected. A filled point remains after the correction for the number of comparisons; a ring in colour "
+        f"differs only by itself; a grey ring is undecided. {html.escape(_spelled(effects))}</figcaption></figure>"
+    )
+
+
+def _spelled(effects: Sequence[Effect]) -> str:
+    # What the short names of methods and supplements stand for.
+    found: dict[str, str] = {}
+    for effect in effects:
+        method, _, supplement = effect.raw.partition("/")
+        for name in (names.method_name(method), *map(names.supplement_name, supplement.split("+"))):
+            if name.short != name.text and effect.raw != f"{method}/none":
+                found[name.short] = name.text.removesuffix(f" ({name.short})")
+    return "; ".join(f"{short}: {text}" for short, text in found.items()) + ("." if found else "")
+
+
+def scale_of(effects: Sequence[Effect]) -> Scale:
+    """An axis with 0 that holds all means, and the intervals but for a few that are more than twice as wide as most."""
+    middles = [abs(each.percent) for each in effects]
+    wide = sorted(max(abs(each.low or each.percent), abs(each.high or each.percent)) for each in effects)
+    most = 1.25 * wide[int(0.75 * (len(wide) - 1))]
+    reach = max(most, 1.1 * max(middles)) if wide[-1] > 2 * most else wide[-1]
+    values = [value for each in effects for value in (each.percent, each.low, each.high) if value is not None]
+    low, high = (max(min(*values, 0.0), -reach), min(max(*values, 0.0), reach))
+    room = 0.06 * (high - low) or 1.0
+    low, high = low - room, high + room
+    step = _step((high - low) / 6)
+    ticks = tuple(step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1))
+    return Scale(low, high, ticks)
+
+
+def _step(wanted: float) -> float:
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return next(power * step for step in STEPS if power * step >= wanted * 0.999)
+
+
+def _line(effect: Effect, scale: Scale) -> str:
+    side = "low" if effect.percent < 0 else "high"
+    kind = f"{side} sure" if effect.certain else side if effect.by_itself else "open"
+    value, arm, raw = effect.text(), html.escape(effect.arm), html.escape(f"{effect.data}/{effect.raw}", quote=True)
+    drawn = "".join(f'<line class="tick" x1="{x}" x2="{x}" y1="0" y2="{TALL}"/>' for x in map(scale.place, scale.ticks))
+    drawn += f'<line class="zero" x1="{scale.place(0)}" x2="{scale.place(0)}" y1="0" y2="{TALL}"/>'
+    if effect.low is not None and effect.high is not None:
+        ends = scale.place(effect.low), scale.place(effect.high)
+        drawn += f'<line class="span" x1="{ends[0]}" x2="{ends[1]}" y1="{TALL / 2:g}" y2="{TALL / 2:g}"/>'
+        drawn += "".join(
+            f'<svg x="{scale.place(end)}" y="{TALL / 2:g}" style="width:1px"><path class="out" d="M0 -5L{8 * way} 0L0 5z"/></svg>'
+            for end, way in ((effect.low, -1), (effect.high, 1)) if not scale.low <= end <= scale.high
+        )  # fmt: skip
+    drawn += f'<circle cx="{scale.place(effect.percent)}" cy="{TALL / 2:g}" r="5"/>'
+    return (
+        f'<li class="{kind}"><span class="arm" title="{raw}">{arm}</span><span class="value">{value}</span>'
+        f'<svg role="img" aria-label="{arm}: {value}, {effect.verdict}">{drawn}</svg></li>'
+    )
+
+
+def _axis(scale: Scale) -> str:
+    marks = "".join(f'<text x="{scale.place(tick)}" y="14">{_tick(tick)}</text>' for tick in scale.ticks)
+    return f"<svg>{marks}</svg>"
+
+
+def _tick(value: float) -> str:
+    return "0" if not round(value, 9) else f"{value:+.4g} %".replace("-", "−")
