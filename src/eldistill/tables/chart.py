@@ -11,7 +11,8 @@ from eldistill.tables.figures import plain_number, ticks_between
 
 COVERED_BY = "report"
 WIDE, TALL = 320, 190  # units of the drawing, which are pixels at its natural size
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 8, 36  # margins, with the numbers at the ticks
+LEFT, RIGHT, TOP, BOTTOM = 40, 14, 8, 36  # margins for the numbers at ticks; the left one grows for long ones
+MOST = 1e150  # a larger number is counted as infinite, because distances on the axis would be
 LETTER = 6.2  # units of the width of a digit
 STEPS = (1, 2, 2.5, 5, 10)
 CHART_STYLE = """
@@ -28,17 +29,19 @@ CHART_STYLE = """
 def line_chart(title: str, raw: str, places: Sequence[float], values: Sequence[float], logarithmic: bool) -> str:
     """A panel in HTML: the title, the raw name in small print, and the curve.
 
-    places: generated images. values: as many numbers; NaN was not logged and is a gap. Values that are infinite cannot be drawn and are
-    counted below. logarithmic: the vertical axis, if all values are above 0."""
-    drawn = [(x, y) for x, y in zip(places, values, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    strange = sum(math.isinf(y) for y in values)
+    places: generated images. values: as many numbers; NaN was not logged and is a gap. Infinite values cannot be drawn and are counted
+    below. logarithmic: the vertical axis, if all values are above 0."""
+    strange = sum(abs(y) > MOST for y in values)
+    values = [math.nan if abs(y) > MOST else y for y in values]
+    drawn = [(x, y) for x, y in zip(places, values, strict=True) if not math.isnan(y)]
     below = f"<p>{strange} infinite values are not drawn.</p>" if strange else ""
     head = f"<figcaption>{html.escape(title)}<small><code>{html.escape(raw)}</code></small></figcaption>"
     if not drawn:
         return f"<figure>{head}<p>No number was logged.</p>{below}</figure>"
     log = logarithmic and min(y for _, y in drawn) > 0
     across, up = _axis([x for x, _ in drawn], False, 4), _axis([y for _, y in drawn], log, 5)
-    body = _frame(across, up) + _curve(places, values, across, up)
+    left = max(LEFT, 8 + math.ceil(LETTER * max(len(_number(tick)) for tick in up.ticks)) if up.ticks else LEFT)
+    body = _frame(across, up, left) + _curve(places, values, across, up, left)
     return (
         f'<figure>{head}<svg class="line" viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
         f"{below}</figure>"
@@ -72,27 +75,31 @@ def _axis(values: Sequence[float], log: bool, most: int) -> Axis:
     return Axis(low, high, [step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)], False)
 
 
-def _x(axis: Axis, value: float) -> float:
-    return round(LEFT + (WIDE - LEFT - RIGHT) * axis.share(value), 1)
+def _x(axis: Axis, value: float, left: int) -> float:
+    return round(left + (WIDE - left - RIGHT) * axis.share(value), 1)
 
 
 def _y(axis: Axis, value: float) -> float:
     return round(TALL - BOTTOM - (TALL - TOP - BOTTOM) * axis.share(value), 1)
 
 
-def _frame(across: Axis, up: Axis) -> str:
-    left, right, top, bottom = LEFT, WIDE - RIGHT, TOP, TALL - BOTTOM
+def _frame(across: Axis, up: Axis, left: int) -> str:
+    right, top, bottom = WIDE - RIGHT, TOP, TALL - BOTTOM
     parts = [f'<path class="frame" d="M{left} {top}V{bottom}H{right}"/>']
     for tick in up.ticks:
         y = _y(up, tick)
         parts.append(f'<path class="grid" d="M{left} {y}H{right}"/>')
         parts.append(f'<text x="{left - 5}" y="{y + 4:g}" text-anchor="end">{_number(tick)}</text>')
-    for tick in across.ticks:
-        x, text = _x(across, tick), _number(tick)
+    longest = max((len(_number(tick)) for tick in across.ticks), default=0)
+    shown = max(1, int((right - left) / (LETTER * (longest + 2))))
+    for tick in across.ticks[:: -(-len(across.ticks) // shown) or 1]:
+        x, text = _x(across, tick, left), _number(tick)
         half = LETTER * len(text) / 2
         parts.append(f'<path class="grid" d="M{x} {top}V{bottom}"/>')
         parts.append(f'<text x="{min(x, WIDE - half):g}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text x="{(left + right) / 2:g}" y="{TALL - 4}" text-anchor="middle">generated images in training</text>')
+    parts.append(
+        f'<text x="{(left + right) / 2:g}" y="{TALL - 4}" text-anchor="middle">generated images in training</text>'
+    )
     return "".join(parts)
 
 
@@ -100,14 +107,14 @@ def _number(value: float) -> str:
     return plain_number(0.0 if abs(value) < 1e-12 else value).replace("-", "−")
 
 
-def _curve(places: Sequence[float], values: Sequence[float], across: Axis, up: Axis) -> str:
+def _curve(places: Sequence[float], values: Sequence[float], across: Axis, up: Axis, start: int) -> str:
     # A line that breaks where nothing was logged, and a point for each number, so that one between two gaps is seen.
     path, points, pen = "", "", "M"
     for x, y in zip(places, values, strict=True):
-        if not (math.isfinite(x) and math.isfinite(y)):
+        if math.isnan(y):
             pen = "M"
             continue
-        left, top = _x(across, x), _y(up, y)
+        left, top = _x(across, x, start), _y(up, y)
         path += f"{pen}{left:g} {top:g}"
         points += f'<circle cx="{left:g}" cy="{top:g}" r="2"/>'
         pen = "L"

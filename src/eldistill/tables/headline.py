@@ -44,8 +44,16 @@ def _claim(certain: Sequence[Effect], base: str, every: Sequence[Effect]) -> str
         if len(group) == 1:
             said.append(f"{_who(group[0], every)} {one} {what}: {group[0].text()}")
         elif group:
-            said.append(f"{len(group)} of {len(every)} arms {several} {what}: {_listed(group, every)}")
+            said.append(f"{len(group)} of {len(every)} arms {several} {what}{_most(group, every)}")
     return "; ".join(said) + "."
+
+
+def _most(group: Sequence[Effect], every: Sequence[Effect]) -> str:
+    # Two by name; of more the largest, so that the claim can be read at a glance.
+    if len(group) <= 2:
+        return f": {_listed(group, every)}"
+    first = max(group, key=lambda each: abs(each.percent))
+    return f", most of all {_who(first, every)}: {first.text()}"
 
 
 def _listed(group: Sequence[Effect], every: Sequence[Effect]) -> str:

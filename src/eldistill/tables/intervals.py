@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forest plot of a page: one line for each comparison, drawn in SVG inside HTML, so that it fits every width and both colour schemes."""
+"""The forest plot of a page: one line for each comparison, in SVG inside HTML, so that it fits every width and colour scheme."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ FOREST_STYLE = """
 .forest .sides span + span { text-align: right; }
 @media (prefers-color-scheme: dark) { .forest { --low: #56B4E9; --high: #F09A4A; --open: #9A9A9A; } }
 @media (max-width: 40rem) { .forest li { grid-template-columns: 1fr auto; } .forest li > svg { grid-column: 1 / -1; order: 3; }
-  .forest li > .arm { font-size: .9rem; } .forest li { padding-bottom: .4rem; } .forest .arm:empty, .forest .value:empty { display: none; } }
+  .forest li > .arm { font-size: .9rem; }
+  .forest li { padding-bottom: .4rem; } .forest .arm:empty, .forest .value:empty { display: none; } }
 @media print { .forest { --low: #0072B2; --high: #C04E00; --open: #767676; } .forest li { break-inside: avoid; }
   .forest svg { height: 16px; } }
 """
@@ -65,7 +66,7 @@ def forest(effects: Sequence[Effect], against: str, confidence: float) -> str:
         lines.append(_line(effect, scale))
     base = html.escape(names.baseline_name(against))
     return (
-        f'<figure class="forest"><ol>{"".join(lines)}<li aria-hidden="true"><span class="arm"></span><span class="value"></span>{_axis(scale)}</li></ol>'
+        f'<figure class="forest"><ol>{"".join(lines)}{_axis(scale)}</ol>'
         '<p class="sides"><span>← lower than the baseline, which is better</span><span>higher, which is worse →</span></p>'
         f"<figcaption>Fréchet distance to held-out images, in percent of that of {base}, with {100 * confidence:g} % intervals, "
         "which are not corrected. A filled point remains after the correction for the number of comparisons; a ring in colour "
@@ -126,7 +127,7 @@ def _line(effect: Effect, scale: Scale) -> str:
 
 def _axis(scale: Scale) -> str:
     marks = "".join(f'<text x="{scale.place(tick)}" y="14">{_tick(tick)}</text>' for tick in scale.ticks)
-    return f"<svg>{marks}</svg>"
+    return f'<li aria-hidden="true"><span class="arm"></span><span class="value"></span><svg>{marks}</svg></li>'
 
 
 def _tick(value: float) -> str:

@@ -26,8 +26,8 @@ def section(judges: list[tuple[str, str, Path]]) -> str:
         rows.append([*who, learned(about), accuracy(about)] if about else [*who, f"{path} is not here", ""])
     return (
         '<h3 id="judges">Judges</h3><p>Judge A (<code>judge-a</code>, convolutional) and judge B (<code>judge-b</code>, an MLP) are '
-        "small classifiers, trained on the train images; distances are measured in their features. Without labels they learn by how many quarter turns an image was rotated. An "
-        "accuracy near chance means that a judge's features say little about these images.</p>"
+        "small classifiers, trained on the train images; distances are measured in their features. Without labels they learn by how "
+        "many quarter turns an image was rotated. An accuracy near chance means that a judge's features say little about these images.</p>"
         + short_table(["data", "judge", "learned", "accuracy on held-out images"], rows, "text")
     )
 

@@ -15,7 +15,7 @@ from eldistill.files import make_again
 from eldistill.tables.vector import inline_svg
 
 COVERED_BY = "report"
-LARGE = 150_000  # bytes of a picture above which it is stored as JPEG, unless a page has so many that it is allowed fewer
+LARGE = 150_000  # bytes of a picture above which it is stored as JPEG; fewer on a page with many pictures
 LEAST = 4_000  # bytes that every picture may have
 VECTOR = 900_000  # characters of an inline figure; a larger one is embedded as pixels
 STYLE = """
@@ -44,6 +44,9 @@ tr.group > * { border-top: 2px solid var(--line); }
 tr.reference { font-style: italic; }
 .text th { text-align: left; max-width: none; }
 .text td { text-align: left; white-space: normal; min-width: 5rem; }
+.names td:nth-child(2), .names th:nth-child(2) { text-align: left; }
+.names td:last-child, .names th:last-child { text-align: left; }
+.names td:last-child { font-family: monospace; }
 .cue { display: none; font-size: .85rem; margin: 0; }
 img { max-width: 100%; height: auto; background: white; }
 figure { margin: 1rem 0; }
@@ -76,7 +79,10 @@ details ul { font-size: .9rem; padding-left: 1.2rem; }
   .cue { display: block; } .claim { font-size: 1.2rem; } .flow li + li { margin-left: 1rem; } }
 @media print { :root { color-scheme: light; --paper: white; --grey: #666; --blue: #0072B2; }
   body { max-width: none; font-size: 11px; padding: 0; } .wide { overflow: visible; background: none; } table { font-size: 8px; }
-  th, td { padding: .15rem .3rem; min-width: 0; } nav, .cue { display: none; } figure, tr { break-inside: avoid; }
+  th, td { padding: .15rem .3rem; min-width: 0; } nav, .names td:nth-child(2), .names th:nth-child(2) { text-align: left; }
+.names td:last-child, .names th:last-child { text-align: left; }
+.names td:last-child { font-family: monospace; }
+.cue { display: none; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } td { white-space: normal; } th:first-child, td:first-child { position: static; min-width: 0; }
   .chart svg { min-width: 0; } .grids { grid-template-columns: repeat(6, 1fr); } .zoom input { display: none; } }
 """

@@ -69,10 +69,14 @@ def _result(made: Made, params: dict) -> str:
     claim, *rest = headline(effects, params["baseline"])
     said = f'<section id="result"><p class="claim">{html.escape(claim)}</p><p>{html.escape(" ".join(rest))}</p>'
     if without:
-        said += f"<p>{html.escape(', '.join(without))}: not in this plot, because the baseline's mean is not above 0.</p>"
+        said += (
+            f"<p>{html.escape(', '.join(without))}: not in this plot, because the baseline's mean is not above 0.</p>"
+        )
     if alarmed := sum(len({*section.alarms, *section.below}) for section in made.sections):
         word = "arm raises an alarm" if alarmed == 1 else "arms raise an alarm"
-        said += f'<p class="alarm"><a href="#checks">{alarmed} {word}</a> in other metrics. Look at their images before you trust a distance.</p>'
+        said += (
+            f'<p class="alarm"><a href="#checks">{alarmed} {word}</a> in other metrics. Look at their images first.</p>'
+        )
     return said + forest(effects, params["baseline"], params["confidence"]) + "</section>"
 
 
@@ -160,7 +164,9 @@ def _checks(sections: list[Section]) -> str:
         said += [f"{data}, {_arm(who)} is below the noise floor. {BELOW}" for who in section.below]
     if not said:
         return "<p>No alarm: precision, recall, coverage and copies of all arms are near those of real images and of the teacher.</p>"
-    intro = "<h3>Alarms</h3><p>These values are far below those of real images or of the teacher. Look at the images.</p>"
+    intro = (
+        "<h3>Alarms</h3><p>These values are far below those of real images or of the teacher. Look at the images.</p>"
+    )
     return intro + f'<div class="alarm">{bullets(said)}</div>'
 
 

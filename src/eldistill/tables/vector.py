@@ -14,7 +14,9 @@ MOST = 30_000_000  # bytes of a file that is read
 # In a page, what is white on paper takes the colour of the page, and black that of its text.
 THEME = {"#ffffff": "var(--paper)", "#000000": "currentColor", "#666666": "var(--grey)", "#0072b2": "var(--blue)"}
 # What figures of this project never contain, and what a browser would execute or fetch.
-ACTIVE = re.compile(r"<(?:script|foreignObject|iframe|image|a)\b|\son\w+\s*=|href\s*=\s*[\"'](?!#)|url\((?!#)|@import", re.I)
+ACTIVE = re.compile(
+    r"<(?:script|foreignObject|iframe|image|a)\b|\son\w+\s*=|href\s*=\s*[\"'](?!#)|url\((?!#)|@import", re.I
+)
 DROPPED = (r"<\?xml.*?\?>", r"<!DOCTYPE.*?>", r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>",
            r' id="(?![mp][0-9a-f]{10}\")[^"]*"', r' xmlns(:\w+)?="[^"]*"', r"font-family: [^;\"]*;? ?",
            r' transform="rotate\(-?0 [^)]*\)"')  # fmt: skip
