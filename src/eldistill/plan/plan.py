@@ -190,7 +190,7 @@ class Plan(PlanOfModels):
         return self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "names", "inference", "plots", "results"),
+            ("studies", kind, "names", "inference", "plots", "results", "report"),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),

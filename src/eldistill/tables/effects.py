@@ -16,7 +16,8 @@ class Effect:
     """The mean difference of an arm from its baseline over paired seeds, in percent of the baseline's mean; below 0 is better.
 
     low, high: ends of its interval, which is not corrected for the number of comparisons; None for one pair of runs. p_holm: p-value
-    after Holm's correction over `family` comparisons; None for one pair. level: below this p_holm a difference is certain."""
+    after Holm's correction over `family` comparisons; None for one pair, and for a comparison of a study that only explores. level:
+    below this p_holm a difference is certain."""
 
     data: str
     arm: str  # its short name for readers, without the data setting
@@ -43,7 +44,7 @@ class Effect:
     def verdict(self) -> str:
         """What is known, in a few words."""
         if self.p_holm is None:
-            return "one pair of runs, no interval"
+            return "one pair of runs, no interval" if self.low is None else "explores, without a test"
         side = "lower" if self.percent < 0 else "higher"
         if self.certain:
             return f"{side}, also after the correction"
@@ -104,10 +105,28 @@ def of_study(rows: Sequence[dict], confidence: float) -> list[Effect]:
             continue
         unit = row["percent"] / row["difference"] if row["difference"] else None
         ends = [None if row["low"] is None or unit is None else row[end] * unit for end in ("low", "high")]
-        more = [str(row[key]) for key in ("equal", "gradient") if row.get(key)]
-        arm = ", ".join([names.arm_name(row["method"], row["supplement"]).short, *more])
+        space = [names.space_name(row["space"]).text] if row.get("space") else []
+        more = [f"equal {row['equal']}"] if row.get("equal") else []
+        arm = ", ".join([names.arm_name(row["method"], row["supplement"]).short, *space, *more])
         found.append(
             Effect(row["data"], arm, f"{row['method']}/{row['supplement']}", row["percent"], *ends, row.get("p_holm"),
                    row.get("p_family"), row["pairs"], 1 - confidence)
+        )  # fmt: skip
+    return found
+
+
+def of_times(rows: Sequence[dict], confidence: float) -> list[Effect]:
+    """The effects of a study of the kind `speed`: ratios of iterations to a value of the baseline, in percent more (below 0: fewer).
+
+    A ratio of which only a bound is known is no effect."""
+    found = []
+    for row in rows:
+        if row.get("ratio_iterations") is None or row.get("bound"):
+            continue
+        ends = [None if (end := row[f"fewer_iterations{side}"]) is None else -end for side in ("_high", "_low")]
+        arm = f"{names.arm_name(row['method'], row['supplement']).short}, value at {row['of_run']:g} %"
+        found.append(
+            Effect(row["data"], arm, f"{row['method']}/{row['supplement']}", -row["fewer_iterations"], *ends,
+                   row["p_holm"], row["p_family"], row["pairs"], 1 - confidence)
         )  # fmt: skip
     return found

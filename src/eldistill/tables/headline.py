@@ -11,41 +11,52 @@ from eldistill.tables.effects import Effect
 COVERED_BY = "report"
 NAMED = 3  # effects that a sentence names at most; the forest plot has all
 MEASURE = "the Fréchet distance to held-out images"
+TIME = "the number of iterations to the baseline's value"
 
 
-def headline(effects: Sequence[Effect], against: str) -> list[str]:
-    """Two to four sentences, the claim first.
+def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) -> list[str]:
+    """Two to five sentences, the claim first.
 
-    effects: comparisons with the baseline. against: the baseline, a supplement or METHOD/SUPPLEMENT. A difference is called lower or
-    higher only if it remains after the correction for the number of comparisons."""
+    effects: comparisons with the baseline. against: the baseline, a supplement or METHOD/SUPPLEMENT. measure: what is compared. A
+    difference is called lower or higher only if it remains after the correction for the number of comparisons."""
     base, tested = names.baseline_name(against), [each for each in effects if each.p_holm is not None]
     if not effects:
         return ["Nothing is compared.", f"No arm shares a seed with the baseline ({base})."]
     if not tested:
-        return ["Nothing is certain, because there is one seed.", _untested(effects, base)]
+        if any(each.low is not None for each in effects):
+            return ["Nothing is certain.", "These comparisons explore, and none of them is tested."]
+        return ["Nothing is certain, because there is one seed.", _untested(effects, base, measure)]
     certain = [each for each in tested if each.certain]
     rest = [each for each in tested if not each.certain]
-    said = [_claim(certain, base, effects) if certain else _nothing(tested, base), _certainty(tested)]
+    said = [_claim(certain, base, effects, measure) if certain else _nothing(tested, base, measure), _certainty(tested)]
     said += [_undecided(rest, effects)] if rest else []
-    left = len(effects) - len(tested)
-    return said + ([f"{_count(left, 'comparison', 'comparisons')} with one seed cannot be tested."] if left else [])
+    left = sum(each.low is None for each in effects)
+    said += [f"{_count(left, 'comparison', 'comparisons')} with one seed cannot be tested."] if left else []
+    if explores := len(effects) - len(tested) - left:
+        said.append(f"{_count(explores, 'comparison explores', 'comparisons explore')} without a test.")
+    return said
 
 
 def _count(n: int, one: str, several: str) -> str:
     return f"{n} {one if n == 1 else several}"
 
 
-def _claim(certain: Sequence[Effect], base: str, every: Sequence[Effect]) -> str:
+def _claim(certain: Sequence[Effect], base: str, every: Sequence[Effect], measure: str) -> str:
     # What lowers the distance, and what raises it.
     said: list[str] = []
     for lower, one, several in ((True, "lowers", "lower"), (False, "raises", "raise")):
         group = [each for each in certain if (each.percent < 0) is lower]
-        what = "it" if said else f"{MEASURE}, compared with {base}"
+        what = "it" if said else f"{measure}, compared with {base}"
         if len(group) == 1:
             said.append(f"{_who(group[0], every)} {one} {what}: {group[0].text()}")
         elif group:
-            said.append(f"{len(group)} of {len(every)} arms {several} {what}{_most(group, every)}")
+            said.append(f"{len(group)} of {len(every)} {_what(every)} {several} {what}{_most(group, every)}")
     return "; ".join(said) + "."
+
+
+def _what(effects: Sequence[Effect]) -> str:
+    # A study may compare an arm several times.
+    return "arms" if len({(each.data, each.raw) for each in effects}) == len(effects) else "comparisons"
 
 
 def _most(group: Sequence[Effect], every: Sequence[Effect]) -> str:
@@ -75,10 +86,12 @@ def _seeds(effects: Sequence[Effect]) -> str:
     return f"{low} to {high} seeds" if low < high else _count(low, "seed", "seeds")
 
 
-def _nothing(tested: Sequence[Effect], base: str) -> str:
+def _nothing(tested: Sequence[Effect], base: str, measure: str) -> str:
     if len(tested) == 1:
-        return f"{tested[0].arm} does not differ for certain from {base} in {MEASURE}."
-    return f"None of {len(tested)} arms differs for certain from {base} in {MEASURE}."
+        return f"{tested[0].arm} does not differ for certain from {base} in {measure}."
+    if _what(tested) == "arms":
+        return f"None of {len(tested)} arms differs for certain from {base} in {measure}."
+    return f"None of {len(tested)} comparisons with {base} shows a certain difference in {measure}."
 
 
 def _certainty(tested: Sequence[Effect]) -> str:
@@ -98,19 +111,21 @@ def _undecided(rest: Sequence[Effect], every: Sequence[Effect]) -> str:
     if len(rest) == 1:
         return f"Undecided: {_listed(rest, every)}."
     alone, lower = [each for each in rest if each.by_itself], sum(each.percent < 0 for each in rest)
-    said = f"The mean is lower in {lower} and higher in {len(rest) - lower} of the {len(rest)} undecided arms. "
+    said = (
+        f"The mean is lower in {lower} and higher in {len(rest) - lower} of the {len(rest)} undecided {_what(rest)}. "
+    )
     if alone:
         return f"{said}By themselves, without the correction, these would differ: {_listed(alone, every)}."
     first = max(rest, key=lambda each: abs(each.percent))
     return f"{said}{_who(first, every)} differs most, by {first.text()}."
 
 
-def _untested(effects: Sequence[Effect], base: str) -> str:
+def _untested(effects: Sequence[Effect], base: str, measure: str) -> str:
     ends = sorted(effects, key=lambda each: each.percent)
     said = "Each comparison has one pair of runs, so that nothing shows how much of a difference is chance. "
     if len(ends) == 1:
-        return f"{said}Compared with {base}, {MEASURE} of {_who(ends[0], effects)} differs by {ends[0].text()}."
+        return f"{said}Compared with {base}, {measure} of {_who(ends[0], effects)} differs by {ends[0].text()}."
     return (
-        f"{said}Compared with {base}, {MEASURE} differs by {ends[0].text()} ({_who(ends[0], effects)}) to "
+        f"{said}Compared with {base}, {measure} differs by {ends[0].text()} ({_who(ends[0], effects)}) to "
         f"{ends[-1].text()} ({_who(ends[-1], effects)})."
     )

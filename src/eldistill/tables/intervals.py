@@ -10,18 +10,21 @@ from dataclasses import dataclass
 
 from eldistill.tables import names
 from eldistill.tables.effects import Effect
+from eldistill.tables.headline import MEASURE
 
 COVERED_BY = "report"
-TALL = 22  # pixels of a line
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 FOREST_STYLE = """
 .forest { --low: #0072B2; --high: #C04E00; --open: #767676; }
 .forest ol { list-style: none; margin: 0; padding: 0; }
-.forest li { display: grid; grid-template-columns: minmax(9rem, 14rem) 1fr minmax(11rem, max-content); column-gap: .8rem;
-  align-items: center; line-height: 1.3; }
+.forest li { display: grid; grid-template-columns: minmax(9rem, 17rem) 1fr minmax(11rem, max-content); column-gap: .8rem;
+  line-height: 1.3; }
+.forest .arm, .forest .value { align-self: center; }
 .forest li.data { display: block; font-weight: bold; padding: .8rem 0 .2rem; }
-.forest li > svg { order: 1; } .forest .value { order: 2; font-variant-numeric: tabular-nums; font-size: .9rem; white-space: nowrap; }
-.forest svg { display: block; width: 100%; height: 22px; overflow: visible; }
+.forest .plot { order: 1; position: relative; min-height: 22px; }
+.forest .plot > svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+.forest .value { order: 2; font-variant-numeric: tabular-nums; font-size: .9rem; white-space: nowrap; }
+.forest svg svg { overflow: visible; }
 .forest svg text { fill: currentColor; font: 12px system-ui, sans-serif; text-anchor: middle; }
 .forest .tick { stroke: var(--line); } .forest .zero { stroke: currentColor; stroke-width: 1.5; }
 .forest .low { --mark: var(--low); } .forest .high { --mark: var(--high); } .forest .open { --mark: var(--open); }
@@ -31,11 +34,11 @@ FOREST_STYLE = """
 .forest .sides { display: flex; justify-content: space-between; gap: 1rem; font-size: .85rem; margin: .3rem 0; }
 .forest .sides span + span { text-align: right; }
 @media (prefers-color-scheme: dark) { .forest { --low: #56B4E9; --high: #F09A4A; --open: #9A9A9A; } }
-@media (max-width: 40rem) { .forest li { grid-template-columns: 1fr auto; } .forest li > svg { grid-column: 1 / -1; order: 3; }
+@media (max-width: 40rem) { .forest li { grid-template-columns: 1fr auto; } .forest .plot { grid-column: 1 / -1; order: 3; }
   .forest li > .arm { font-size: .9rem; }
   .forest li { padding-bottom: .4rem; } .forest .arm:empty, .forest .value:empty { display: none; } }
 @media print { .forest { --low: #0072B2; --high: #C04E00; --open: #767676; } .forest li { break-inside: avoid; }
-  .forest svg { height: 16px; } }
+  .forest .plot { min-height: 16px; } }
 """
 
 
@@ -52,11 +55,12 @@ class Scale:
         return f"{100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low):.2f}%"
 
 
-def forest(effects: Sequence[Effect], against: str, confidence: float) -> str:
+def forest(effects: Sequence[Effect], against: str, confidence: float, measure: str = MEASURE) -> str:
     """The plot as HTML; empty without effects.
 
-    effects: in the order of the lines; a data setting has a heading if there are several. against: the baseline. confidence: of the
-    intervals, from 0 to 1. Intervals that are much wider than most end in a triangle; their numbers stand beside them."""
+    effects: in the order of the lines; a data setting has a heading if there are several. against: the baseline. measure: what is
+    compared. confidence: of the intervals, from 0 to 1. Intervals that are much wider than most end in a triangle; their numbers
+    stand beside them."""
     if not effects:
         return ""
     scale, several, lines = scale_of(effects), len({each.data for each in effects}) > 1, []
@@ -68,7 +72,7 @@ def forest(effects: Sequence[Effect], against: str, confidence: float) -> str:
     return (
         f'<figure class="forest"><ol>{"".join(lines)}{_axis(scale)}</ol>'
         '<p class="sides"><span>← lower than the baseline, which is better</span><span>higher, which is worse →</span></p>'
-        f"<figcaption>Fréchet distance to held-out images, in percent of that of {base}, with {100 * confidence:g} % intervals, "
+        f"<figcaption>{measure[0].upper()}{measure[1:]}, in percent of that of {base}, with {100 * confidence:g} % intervals, "
         "which are not corrected. A filled point remains after the correction for the number of comparisons; a ring in colour "
         f"differs only by itself; a grey ring is undecided. {html.escape(_spelled(effects))}</figcaption></figure>"
     )
@@ -80,8 +84,9 @@ def _spelled(effects: Sequence[Effect]) -> str:
     for effect in effects:
         method, _, supplement = effect.raw.partition("/")
         for name in (names.method_name(method), *map(names.supplement_name, supplement.split("+"))):
-            if name.short != name.text and effect.raw != f"{method}/none":
-                found[name.short] = name.text.removesuffix(f" ({name.short})")
+            short, text = (each.split(" (")[0] for each in (name.short, name.text))  # without the ending of a variant
+            if short != text:
+                found[short] = text
     return "; ".join(f"{short}: {text}" for short, text in found.items()) + ("." if found else "")
 
 
@@ -109,25 +114,29 @@ def _line(effect: Effect, scale: Scale) -> str:
     side = "low" if effect.percent < 0 else "high"
     kind = f"{side} sure" if effect.certain else side if effect.by_itself else "open"
     value, arm, raw = effect.text(), html.escape(effect.arm), html.escape(f"{effect.data}/{effect.raw}", quote=True)
-    drawn = "".join(f'<line class="tick" x1="{x}" x2="{x}" y1="0" y2="{TALL}"/>' for x in map(scale.place, scale.ticks))
-    drawn += f'<line class="zero" x1="{scale.place(0)}" x2="{scale.place(0)}" y1="0" y2="{TALL}"/>'
+    drawn = "".join(f'<line class="tick" x1="{x}" x2="{x}" y1="0" y2="100%"/>' for x in map(scale.place, scale.ticks))
+    drawn += f'<line class="zero" x1="{scale.place(0)}" x2="{scale.place(0)}" y1="0" y2="100%"/>'
     if effect.low is not None and effect.high is not None:
         ends = scale.place(effect.low), scale.place(effect.high)
-        drawn += f'<line class="span" x1="{ends[0]}" x2="{ends[1]}" y1="{TALL / 2:g}" y2="{TALL / 2:g}"/>'
+        drawn += f'<line class="span" x1="{ends[0]}" x2="{ends[1]}" y1="50%" y2="50%"/>'
         drawn += "".join(
-            f'<svg x="{scale.place(end)}" y="{TALL / 2:g}" style="width:1px"><path class="out" d="M0 -5L{8 * way} 0L0 5z"/></svg>'
+            f'<svg x="{scale.place(end)}" y="50%" style="width:1px"><path class="out" d="M0 -5L{8 * way} 0L0 5z"/></svg>'
             for end, way in ((effect.low, -1), (effect.high, 1)) if not scale.low <= end <= scale.high
         )  # fmt: skip
-    drawn += f'<circle cx="{scale.place(effect.percent)}" cy="{TALL / 2:g}" r="5"/>'
+    drawn += f'<circle cx="{scale.place(effect.percent)}" cy="50%" r="5"/>'
     return (
         f'<li class="{kind}"><span class="arm" title="{raw}">{arm}</span><span class="value">{value}</span>'
-        f'<svg role="img" aria-label="{arm}: {value}, {effect.verdict}">{drawn}</svg></li>'
+        f'<span class="plot"><svg role="img" aria-label="{arm}: {value}, {effect.verdict}">{drawn}</svg></span></li>'
     )
 
 
 def _axis(scale: Scale) -> str:
-    marks = "".join(f'<text x="{scale.place(tick)}" y="14">{_tick(tick)}</text>' for tick in scale.ticks)
-    return f'<li aria-hidden="true"><span class="arm"></span><span class="value"></span><svg>{marks}</svg></li>'
+    marks = ""
+    for tick in scale.ticks:
+        place = float(scale.place(tick).removesuffix("%"))
+        anchor = "start" if place < 8 else "end" if place > 92 else "middle"  # so that no number leaves a narrow window
+        marks += f'<text x="{place:g}%" y="14" style="text-anchor: {anchor}">{_tick(tick)}</text>'
+    return f'<li aria-hidden="true"><span class="arm"></span><span class="value"></span><span class="plot"><svg>{marks}</svg></span></li>'
 
 
 def _tick(value: float) -> str:
