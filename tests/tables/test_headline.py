@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from eldistill.tables.effects import Effect, of_study, of_suite, signed
-from eldistill.tables.headline import headline
+from eldistill.tables.effects import Effect, of_study, of_suite, of_times, other_spaces, signed
+from eldistill.tables.headline import TIME, elsewhere, headline
 from eldistill.tables.intervals import forest, scale_of
 
 ARMS = ("DMD + EL", "CD + EL", "DI + EL", "SiD + EL", "ECT + EL")
@@ -121,6 +121,36 @@ def test_effects_are_in_percent_of_the_baselines_mean():
     ]
     assert not without
     assert of_suite([base | {"fd_judge-a_heldout_mean": 0.0}, row()], params) == ([], ["digits/dmd/el"])
+
+
+def test_what_is_certain_in_other_features_is_said_apart():
+    """Such features do not rank; each is a family of its own."""
+    rows = [row(supplement="none") | {"fd_judge-a_heldout_difference": None}, row()]
+    for each, p in zip(rows, (None, 0.01), strict=True):
+        each |= {key.replace("judge-a", "pixels"): value for key, value in each.items()} | {
+            "fd_pixels_heldout_p_holm": p
+        }
+    found = other_spaces(rows, {"primary": "judge-a", "baseline": "none", "confidence": 0.95})
+    assert list(found) == ["pixels"]
+    assert elsewhere(found).endswith("these differences are certain: in pixels DMD + EL −50 % [−75, −25] (lower).")
+    assert elsewhere({"judge-b": [OPEN]}) == "In features that do not rank no difference is certain."
+    assert elsewhere({"judge-b": []}) == elsewhere({}) == ""
+    both = elsewhere({"judge-b": [HELPED, HARMED], "pixels": [HARMED]})
+    assert "judge B DMD + EL −29 % [−36, −22] (lower); in the features of judge B CD + EL +9.8 %" in both
+
+
+def test_effects_of_the_time_to_a_value_are_ratios_of_iterations():
+    rows = [
+        {"data": "digits", "method": "di", "supplement": "el", "ratio_iterations": 0.75, "fewer_iterations": 25.0,
+         "fewer_iterations_low": 10.0, "fewer_iterations_high": 40.0, "p_holm": 0.01, "p_family": 2, "pairs": 4, "bound": None,
+         "of_run": 30.0},
+        {"ratio_iterations": 0.5, "bound": "at least"}, {"ratio_iterations": None},
+    ]  # fmt: skip
+    (found,) = of_times(rows, 0.95)
+    assert (found.percent, found.low, found.high) == (-25.0, -40.0, -10.0) and found.arm == "DI + EL, value at 30 %"
+    assert headline([found], "none", TIME)[0].startswith(
+        "DI + EL, value at 30 % lowers the number of iterations to the"
+    )
 
 
 def test_effects_of_a_study_are_those_of_its_rows():

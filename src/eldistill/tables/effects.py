@@ -71,11 +71,11 @@ def of_suite(rows: Sequence[dict], params: dict) -> tuple[list[Effect], list[str
     stem, means = f"fd_{params['primary']}_heldout", {}
     for row in rows:
         if row["supplement"] == params["baseline"]:
-            means[row["data"], row["method"]] = row[f"{stem}_mean"]
+            means[row["data"], row["method"]] = row.get(f"{stem}_mean")
     found: list[Effect] = []
     without: list[str] = []
     for row in rows:
-        if row["seeds"] is None or row[f"{stem}_difference"] is None:
+        if row["seeds"] is None or row.get(f"{stem}_difference") is None:
             continue
         mean = means[row["data"], row["method"]]
         if mean > 0:
@@ -86,6 +86,14 @@ def of_suite(rows: Sequence[dict], params: dict) -> tuple[list[Effect], list[str
     datas = list(dict.fromkeys(data for data, _ in order))
     found.sort(key=lambda each: (datas.index(each.data), order.index((each.data, each.raw.split("/")[0]))))
     return found, without
+
+
+def other_spaces(rows: Sequence[dict], params: dict) -> dict[str, list[Effect]]:
+    """{feature space: effects in it}, for the spaces that do not rank. Arguments as of `of_suite`."""
+    ends = ("fd_", "_heldout_p_holm")
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(ends[0]) and key.endswith(ends[1]))
+    spaces = [key.removeprefix(ends[0]).removesuffix(ends[1]) for key in keys]
+    return {space: of_suite(rows, {**params, "primary": space})[0] for space in spaces if space != params["primary"]}
 
 
 def _effect(row: dict, stem: str, mean: float, params: dict) -> Effect:

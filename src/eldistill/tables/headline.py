@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eldistill.tables import names
 from eldistill.tables.effects import Effect
@@ -129,3 +129,20 @@ def _untested(effects: Sequence[Effect], base: str, measure: str) -> str:
         f"{said}Compared with {base}, {measure} differs by {ends[0].text()} ({_who(ends[0], effects)}) to "
         f"{ends[-1].text()} ({_who(ends[-1], effects)})."
     )
+
+
+def elsewhere(found: Mapping[str, Sequence[Effect]]) -> str:
+    """One sentence about the differences that are certain in features that do not rank, or nothing.
+
+    found: {feature space: comparisons in it}; each space is a family of its own."""
+    said = []
+    for space, effects in found.items():
+        name = names.space_name(space).text
+        where = "in pixels" if space == "pixels" else f"in the features of {name}"
+        for lower, word in ((True, "lower"), (False, "higher")):
+            group = [each for each in effects if each.certain and (each.percent < 0) is lower]
+            if group:
+                said.append(f"{where} {_listed(group, effects)} ({word})")
+    if not said:
+        return "In features that do not rank no difference is certain." if any(found.values()) else ""
+    return f"In features that do not rank, each a family of its own, these differences are certain: {'; '.join(said)}."

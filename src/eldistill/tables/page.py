@@ -77,14 +77,14 @@ details ul { font-size: .9rem; padding-left: 1.2rem; }
   th:first-child, td:first-child { min-width: 5.5rem; max-width: 7.5rem; white-space: normal;
     overflow-wrap: anywhere; }
   .cue { display: block; } .claim { font-size: 1.2rem; } .flow li + li { margin-left: 1rem; } }
-@media print { :root { color-scheme: light; --paper: white; --grey: #666; --blue: #0072B2; }
-  body { max-width: none; font-size: 11px; padding: 0; } .wide { overflow: visible; background: none; } table { font-size: 8px; }
+@media print { :root { font-size: 11px; color-scheme: light; --paper: white; --grey: #666; --blue: #0072B2; }
+  body { max-width: none; font-size: 1rem; padding: 0; } .wide { overflow: visible; background: none; } table { font-size: 8px; }
   th, td { padding: .15rem .3rem; min-width: 0; } nav, .names td:nth-child(2), .names th:nth-child(2) { text-align: left; }
 .names td:last-child, .names th:last-child { text-align: left; }
 .names td:last-child { font-family: monospace; }
 .cue { display: none; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } td { white-space: normal; } th:first-child, td:first-child { position: static; min-width: 0; }
-  .chart svg { min-width: 0; } .grids { grid-template-columns: repeat(6, 1fr); } .zoom input { display: none; } }
+  .chart svg { min-width: 0; max-height: 24cm; } .grids { grid-template-columns: repeat(6, 1fr); } .zoom input { display: none; } }
 """
 
 

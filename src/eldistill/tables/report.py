@@ -14,9 +14,9 @@ from pathlib import Path
 from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
 from eldistill.tables import judged, names
-from eldistill.tables.effects import of_suite
+from eldistill.tables.effects import of_suite, other_spaces
 from eldistill.tables.gallery import samples, strips
-from eldistill.tables.headline import headline
+from eldistill.tables.headline import elsewhere, headline
 from eldistill.tables.intervals import FOREST_STYLE, forest
 from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
 from eldistill.tables.suite import Made
@@ -67,7 +67,8 @@ def _heading(name: str) -> str:
 def _result(made: Made, params: dict) -> str:
     effects, without = of_suite(made.rows, params)
     claim, *rest = headline(effects, params["baseline"])
-    said = f'<section id="result"><p class="claim">{html.escape(claim)}</p><p>{html.escape(" ".join(rest))}</p>'
+    rest.append(elsewhere(other_spaces(made.rows, params)))
+    said = f'<section id="result"><p class="claim">{html.escape(claim)}</p><p>{html.escape(" ".join(filter(None, rest)))}</p>'
     if without:
         said += (
             f"<p>{html.escape(', '.join(without))}: not in this plot, because the baseline's mean is not above 0.</p>"
@@ -85,9 +86,10 @@ def _result(made: Made, params: dict) -> str:
 
 def _tables(section: Section, params: dict, several: bool) -> str:
     # The columns of main.md in three tables that fit a screen, with readable names; sentences and notes are folded below.
-    rows, kinds, titles = [], [], []
-    last = None
-    for line, (method, supplement) in zip(section.lines, section.keys, strict=True):
+    rows, kinds, titles, last = [], [], [], None
+    methods = list(dict.fromkeys(method for method, _ in section.keys))  # the arms of a method stand together
+    pairs = sorted(zip(section.lines, section.keys, strict=True), key=lambda pair: methods.index(pair[1][0]))
+    for line, (method, supplement) in pairs:
         arm = supplement is not None
         rows.append([names.arm_name(method, supplement).short if arm else line[0], *map(_signs, line[1:])])
         kinds.append("reference" if not arm else "group" if method != last else "")

@@ -43,11 +43,14 @@ def _result(rows: list[dict], params: dict) -> str:
     claim, *rest = headline(effects, params["against"], measure)
     bounds = sum(bool(row.get("bound")) for row in rows)
     rest += (
-        [f"Of {bounds} more comparisons only a bound is known, because a seed never reaches the value."]
+        [
+            f"Of {bounds} more comparisons only a bound is known, because a seed never reaches the value or begins below it."
+        ]
         if bounds
         else []
     )
-    said = f'<p class="claim">{html.escape(claim)}</p><p>{html.escape(" ".join(rest))}</p>'
+    rest += ["`Value at 30 %` means the baseline's value at 30 % of its run."] if timed else []
+    said = f'<p class="claim">{html.escape(claim)}</p><p>{inline(" ".join(rest))}</p>'
     return said + forest(effects, params["against"], params["confidence"], measure)
 
 
