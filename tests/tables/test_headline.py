@@ -55,6 +55,17 @@ def test_where_nothing_is_certain_the_claim_says_so():
     assert headline([OPEN], "none")[0].startswith("DI + EL does not differ for certain from no supplement")
 
 
+def test_a_study_that_compares_an_arm_several_times_counts_comparisons():
+    claim, _, last = headline([OPEN, OPEN], "none")
+    assert claim.startswith(
+        "None of 2 comparisons with no supplement shows a certain difference in the Fréchet distance"
+    )
+    assert "of the 2 undecided comparisons" in last
+    exploring = effect(-3.0, -5.0, -1.0)
+    assert headline([OPEN, exploring], "none")[-1] == "1 comparison explores without a test."
+    assert headline([exploring], "none")[0] == "Nothing is certain."
+
+
 def test_one_seed_has_no_certainty():
     claim, text = headline([effect(-29.0), effect(9.8, arm=ARMS[1])], "none")
     assert claim == "Nothing is certain, because there is one seed."
@@ -162,6 +173,8 @@ def test_effects_of_a_study_are_those_of_its_rows():
     (found,) = of_study(rows, 0.9)
     assert (found.percent, found.low, found.high, found.level) == (10.0, 5.0, 20.0, pytest.approx(0.1))
     assert found.verdict == "higher by itself, not after the correction"
+    (same,) = of_study([rows[0] | {"difference": 0.0, "percent": 0.0, "low": -1.0, "high": 1.0, "fd_mean": 4.0}], 0.9)
+    assert (same.low, same.percent, same.high) == (-25.0, 0.0, 25.0)
 
 
 # --- the plot -----------------------------------------------------------------------------------------

@@ -111,8 +111,9 @@ def of_study(rows: Sequence[dict], confidence: float) -> list[Effect]:
     for row in rows:
         if row.get("difference") is None or row.get("percent") is None:
             continue
-        unit = row["percent"] / row["difference"] if row["difference"] else None
-        ends = [None if row["low"] is None or unit is None else row[end] * unit for end in ("low", "high")]
+        # Without a difference the arm has the mean of its baseline.
+        unit = row["percent"] / row["difference"] if row["difference"] else 100 / (row.get("fd_mean") or 100)
+        ends = [None if row["low"] is None else row[end] * unit for end in ("low", "high")]
         space = [names.space_name(row["space"]).text] if row.get("space") else []
         more = [f"equal {row['equal']}"] if row.get("equal") else []
         arm = ", ".join([names.arm_name(row["method"], row["supplement"]).short, *space, *more])
