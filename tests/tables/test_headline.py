@@ -18,7 +18,7 @@ ARMS = ("DMD + EL", "CD + EL", "DI + EL", "SiD + EL", "ECT + EL")
 
 def effect(percent, low=None, high=None, p=None, arm=ARMS[0], data="digits", family=4, pairs=3):
     return Effect(
-        data, arm, f"dmd/{arm[-2:].lower()}", percent, low, high, p, None if p is None else family, pairs, 0.05
+        data, arm, f"{arm.split()[0].lower()}/el", percent, low, high, p, None if p is None else family, pairs, 0.05
     )
 
 
