@@ -77,6 +77,8 @@ def start(step: Step) -> int:
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
+        sys.argv = ["eldistill", step.word, step.name]  # the command that its provenance names
         steps.run_step(step.word, step.name, step.file, say=lambda line: print(line, flush=True))
         code = 0
     except BaseException:

@@ -148,7 +148,7 @@ def fewer(row: dict[str, str]) -> str:
     word, sign = ("fewer", 1) if middle >= 0 else ("more", -1)
     if row["bound"]:
         count = row["never"] if row["bound"] == "at least" else row["early"]
-        what = "never get there" if row["bound"] == "at least" else "are there at the first snapshot"
+        what = "never do" if row["bound"] == "at least" else "are there at the first snapshot"
         # A ratio that is at least R is at most 100 (1 - R) % fewer.
         most = "at most" if (row["bound"] == "at least") == (word == "fewer") else "at least"
         return f"{most} {abs(middle):.0f} % {word} ({count} of {row['pairs']} seeds {what})"
@@ -165,10 +165,10 @@ def finding(read: Read) -> str:
 
     pairs = speed_row(read, "speed", "dmd", "el", 50)["pairs"]
     return wrapped(
-        f"**Finding** (8×8 digits, {pairs} seeds, each arm at its own learning rates; the control is the same loss on the pixels, without "
-        f"networks). Iterations to the distance that DMD has at half of its run: {both('dmd', 50)}; to that at its end: "
-        f"{both('dmd', 100)}. The same for Diff-Instruct: {both('di', 50)}; {both('di', 100)}. In brackets are 95 % intervals. "
-        f"{networks_against_pixels(read)}"
+        f"**Finding** (8×8 digits, {pairs} seeds, each arm at its own learning rates, 95 % intervals in brackets; the control is the same "
+        f"loss on the pixels, without networks). Iterations to the distance that DMD has at half of its run: {both('dmd', 50)}; to that at "
+        f"its end: {both('dmd', 100)}. The same for Diff-Instruct: {both('di', 50)}; {both('di', 100)}. "
+        f"{networks_against_pixels(read)} {ends_with_teachers(read)}"
     )
 
 
@@ -237,11 +237,74 @@ def networks_against_pixels(read: Read) -> str:
     clear = [row for row in rows if float(row["p_holm"]) < 0.05]
     sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
     if not clear:
-        return (
-            f"EL and the control differ clearly in none of {len(rows)} comparisons (Holm): whether random networks help beyond "
-            "pixels is not settled here."
+        return f"EL and the control differ clearly in none of {len(rows)} comparisons of times (Holm)."
+    return f"EL and the control differ clearly in {len(clear)} of {len(rows)} comparisons (Holm); EL is sooner in {sooner}."
+
+
+def pooled(read: Read, study: str, supplement: str) -> dict[str, str]:
+    """The row of a study of the kind `central` that pools the teachers of the digits."""
+    rows = rows_of(read(f"data/tables/ablation/{study}.csv"))
+    return next(row for row in rows if row["data"].startswith("digits, ") and row["supplement"] == supplement)
+
+
+def against(row: dict[str, str], other: str) -> str:
+    """ "5.8 % lower [1.3, 10.3] than with the control": a pooled comparison; without a clear difference the range of the interval."""
+    ends = sorted(float(row[end]) for end in ("low", "high"))
+    if float(row["p_holm"]) >= 0.05:
+        return f"not distinguishable from that {other} (between {ends[0]:+.1f} and {ends[1]:+.1f} %)"
+    word = "lower" if float(row["percent"]) < 0 else "higher"
+    low, high = sorted(abs(end) for end in ends)
+    digits = 0 if abs(float(row["percent"])) >= 10 else 1
+    return f"{abs(float(row['percent'])):.{digits}f} % {word} [{low:.{digits}f}, {high:.{digits}f}] than {other}"
+
+
+def ends_with_teachers(read: Read) -> str:
+    """The central study in a sentence: the last distance of DMD with EL against none and against the control, over three teachers."""
+    none, control = pooled(read, "el-against-none", "el"), pooled(read, "central", "el")
+    teachers = none["data"].partition(", ")[2]
+    return (
+        f"At the end of DMD's run ({none['pairs']} seeds, {teachers}) the distance with EL is {against(none, 'without')} and "
+        f"{against(control, 'with the control')} (p = {float(control['p_holm']):.2g})."
+    )
+
+
+def central(read: Read) -> str:
+    """The central study with its tests of equivalence, in sentences."""
+    control = pooled(read, "central", "el")
+    margin, shown = float(control["margin"]), float(control["p_equivalent_holm"]) < 0.05
+    plain = pooled(read, "el-against-none", "pixel-mmd")
+    judges = [row for row in rows_of(read("data/tables/ablation/central.csv"))
+              if row["supplement"] == "el" and not row["data"].startswith("digits, ")]  # fmt: skip
+    lower = sum(float(row["percent"]) < 0 for row in judges)
+    clear = sum(float(row["high"]) < 0 for row in judges)
+    return wrapped(
+        f"{ends_with_teachers(read)} The control alone is {against(plain, 'without')}. Equivalence of EL and the control within "
+        f"{margin:g} % is {'shown' if shown else 'not shown'} (p = {float(control['p_equivalent_holm']):.2g}, Holm). By teacher and "
+        f"feature space EL is lower than the control in {lower} of {len(judges)} means, and clearly in {clear} (uncorrected, exploratory)."
+    )
+
+
+def variants_fresh(read: Read) -> str:
+    """The variants of EL on fresh seeds: differences of the last distance in percent, with their intervals."""
+    rows = [row for row in rows_of(read("data/tables/ablation/variants.csv")) if row["percent"]]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [["", *(NAMES[method] for method in methods)], ["---", *["---:"] * len(methods)]]
+    for supplement in dict.fromkeys(row["supplement"] for row in rows):
+        cells = []
+        for method in methods:
+            row = next(each for each in rows if (each["method"], each["supplement"]) == (method, supplement))
+            scale = float(row["percent"]) / float(row["difference"])
+            ends = sorted(scale * float(row[end]) for end in ("low", "high"))
+            cells.append(f"{float(row['percent']):+.1f} % [{ends[0]:+.0f}, {ends[1]:+.0f}]")
+        lines.append([f"`{supplement}`", *cells])
+    clear = sum(float(row["p_holm"]) < 0.05 for row in rows)
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n\n"
+        + wrapped(
+            f"{clear or 'None'} of these {len(rows)} differences is clear over {rows[0]['pairs']} other seeds (Holm)."
         )
-    return f"EL and the control differ clearly in {len(clear)} of {len(rows)} comparisons (Holm); EL is sooner in {sooner} of them."
+    )
 
 
 def demo_reading(read: Read) -> str:
@@ -569,6 +632,54 @@ def landmarks(read: Read) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def shared_gpu(found: dict) -> str:
+    """What many small trainings at once take on a GPU, in a sentence."""
+    runs = [each["provenance"] for each in found["runs"].values()]
+    teachers = [each["provenance"] for each in found["teachers"].values()]
+    seconds = statistics.median(each["seconds_wall"] for each in runs)
+    minutes = max(each["seconds_wall"] for each in teachers) / 60
+    return (
+        f"With {len(runs)} of them at once on one {found['device']} a training of {runs[0]['iterations']} iterations took "
+        f"{seconds:.0f} s; the {len(teachers)} teachers took {minutes:.0f} minutes beside each other. Such small networks keep "
+        "processors busy and leave the GPU idle."
+    )
+
+
+def colour_gpu(read: Read) -> str:
+    """The runs of the suite colour that a GPU made: distances at the end of Diff-Instruct, by supplement and factor."""
+    found = json.loads(read("benchmarks/gpu/colour/results.json"))
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for run, each in found["runs"].items():
+        _, method, supplement, _ = run.split("/")
+        cells[supplement, method] = each["metrics"]
+    methods = sorted({method for _, method in cells})
+    methods = [m for m in methods if all((supplement, m) in cells for supplement, _ in cells)]
+    spaces = {"efficientnet-lite0-96": "EfficientNet", "judge-a": "judge-a"}
+    heads = [f"{title}, ×{method.rpartition('-r')[2]}" for title in spaces.values() for method in methods]
+    lines = [["", *heads], ["---", *["---:"] * len(heads)]]
+    for supplement in dict.fromkeys(
+        name for name in ("none", "el", "pixel-mmd", "fd", "drift") if (name, methods[0]) in cells
+    ):
+        row = [cells[supplement, method][f"fd5k_{space}_heldout"] for space in spaces for method in methods]
+        lines.append([f"`{supplement}`", *(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in row)])
+    best = {
+        supplement: max(cells[supplement, method]["recall5k_judge-a_heldout"] for method in methods)
+        for supplement, _ in cells
+    }
+    with_one = sorted(value for name, value in best.items() if name != "none")
+    teacher = " and ".join(
+        f"{found['teacher'][f'fd5k_{space}_heldout']:.3g} in {title}" for space, title in spaces.items()
+    )
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n\n"
+        + wrapped(
+            f"The teacher in 18 steps has {teacher}. The largest recall (judge-a) at one of these factors is {best['none']:.2g} without a "
+            f"supplement and {with_one[0]:.2g} to {with_one[-1]:.2g} with one. {shared_gpu(found)}"
+        )
+    )
+
+
 MADE: dict[str, Callable[[Read], str]] = {
     "finding": finding,
     "demo-small": lambda read: chosen(read("data/tables/demo/main.md"), SMALL, without_networks),
@@ -580,6 +691,9 @@ MADE: dict[str, Callable[[Read], str]] = {
     "bench-sentences": bench_sentences,
     "speed-arms": speed_arms,
     "variants": variants,
+    "variants-fresh": variants_fresh,
+    "central": central,
+    "colour-gpu": colour_gpu,
     "speed": speed,
     "speed-gpu": speed_gpu,
     "evaluation-cost": evaluation_cost,

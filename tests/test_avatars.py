@@ -206,23 +206,25 @@ def shipped() -> params.Params:
 
 
 def test_arms_are_paired_on_seeds_that_tuned_nothing(shipped):
-    """Each arm runs at factors 1, 2, 4 and 8 on the tuning seeds, and at its own on the same fresh seeds under three teachers."""
-    tuning = set(shipped.top("tables")["tuning"])
+    """Each arm runs at the factors of its method on the tuning seeds, and at its own on the same fresh seeds under three teachers."""
+    tuning, tried = set(shipped.top("tables")["tuning"]), {"di": (0.25, 0.5, 1, 2), "dmd": (0.5, 1, 2, 4)}
     arms: dict[tuple[str, str], set] = {}
     for run in shipped.runs("colour"):
         arms.setdefault((rates.base_method(shipped, run.method), run.supplement), set()).add(
             (run.data, rates.factor(shipped, run), run.seed)
         )
+    alone = {arm: arms.pop(arm) for arm in list(arms) if arm[0] == "alone"}
+    assert {supplement for _, supplement in alone} == {f"{name}-fixed" for name in ("el", "pixel-mmd", "fd", "drift")}
     batches = {arm: cells for arm, cells in arms.items() if arm[0].startswith("dmd-b")}
     full = {arm: cells for arm, cells in arms.items() if arm not in batches}
-    assert set(full) == {(method, arm) for method in ("di", "dmd") for arm in ("none", "el", "pixel-mmd")}
+    assert set(full) == {(method, arm) for method in tried for arm in ("none", "el", "pixel-mmd", "fd", "drift")}
     assert set(batches) == {("dmd-b16", "none"), ("dmd-b16", "el"), ("dmd-b256", "none")}
     for arm, cells in arms.items():
         tuned = {(factor, seed) for _, factor, seed in cells if seed in tuning}
         fresh = {(data, seed) for data, _, seed in cells if seed not in tuning}
         settings = ["avatars-32", "avatars-32-t1", "avatars-32-t2"] if arm in full else ["avatars-32"]
         assert tuned == (
-            {(factor, seed) for factor in (1, 2, 4, 8) for seed in (100, 101, 102)} if arm in full else set()
+            {(factor, seed) for factor in tried[arm[0]] for seed in (100, 101, 102)} if arm in full else set()
         )
         assert fresh == {(data, seed) for data in settings for seed in range(300, 310)}
         assert len({factor for _, factor, seed in cells if seed not in tuning}) == 1

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole chain by the commands that a user types, on a Slurm of this machine: from an address to a FID, then DVC.
 
-    python tests/slurm/rehearsal.py
+    python tests/slurm/rehearsal.py            # {di, sid2a, dmd} with {none, el, pixel-mmd}
+    python tests/slurm/rehearsal.py --short    # {di, sid2a} with {none, el}: the same commands, half of the trainings
 
-In a fresh clone, with files of the official forms on a local server (publishers.py): download, check, distil {di, sid2a,
-dmd} with {none, el, pixel-mmd}, FID, tables; what was made is recorded, pushed and pulled elsewhere; one number is changed.
+In a fresh clone, with files of the official forms on a local server (publishers.py): download, check, distil, FID,
+tables; what was made is recorded, pushed and pulled elsewhere; one number is changed.
 No job of Slurm reaches the network. Every command is printed as it is typed, with what it said.
 """
 
@@ -24,6 +25,7 @@ from tests import conftest
 from tests.slurm import cluster, publishers
 
 METHODS, SUPPLEMENTS = ["di", "sid2a", "dmd"], ["none", "el", "pixel-mmd"]
+SHORT_METHODS, SHORT_SUPPLEMENTS = METHODS[:2], SUPPLEMENTS[:2]
 SHOWN = 14  # lines of what a command says
 # Read by every Python of a job before anything else: its connections fail, as on a node without a line.
 BLOCKED = """
@@ -132,6 +134,7 @@ def main() -> int:
     if absent := cluster.lacking():
         print(f"eldistill: {absent}", file=sys.stderr)
         return 2
+    short = sys.argv[1:] == ["--short"]
     began = time.monotonic()
     with cluster.running() as slurm, tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         site, clone = Path(folder) / "site", cluster.clone(Path(folder) / "clone")
@@ -140,7 +143,8 @@ def main() -> int:
         slurm.environment |= {"OMP_NUM_THREADS": "1", "ELDISTILL_SUITE": "rehearsal"}
         slurm.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{slurm.environment['PATH']}"
         with publishers.served(site) as server:
-            publishers.small(clone, site, server.address, METHODS, SUPPLEMENTS)
+            methods, supplements = (SHORT_METHODS, SHORT_SUPPLEMENTS) if short else (METHODS, SUPPLEMENTS)
+            publishers.small(clone, site, server.address, methods, supplements)
             here = Folder(clone, slurm.environment)
             who = "git config user.name x && git config user.email x@x"
             subprocess.run(
