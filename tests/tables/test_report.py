@@ -11,6 +11,7 @@ from PIL import Image
 
 from eldistill.errors import Problem
 from eldistill.tables import gallery, report
+from eldistill.tables import page as page_parts
 from eldistill.tables import sheet as sheets
 from eldistill.tables import suite as tables
 from eldistill.tables.page import picture
@@ -209,6 +210,10 @@ def test_a_page_with_many_photographs_has_at_most_five_megabytes(tmp_path):
                 path.hardlink_to(first)
     made = gallery.samples({"runs": runs, "grid": 8}, tmp_path) + gallery.strips({"runs": runs, "grid": 8}, tmp_path)
     assert made.count("data:image/jpeg") == 122 and len(made) < 3_500_000
+    assert "Large pictures are stored smaller here" in made
+    many = [f"photos/di/el-{i}/0" for i in range(1000)]
+    assert gallery._left_out(many, tmp_path)[0].startswith("These are 200 of 1000 arms")
+    assert 400 * max(page_parts.LEAST, gallery._most(many)) * 4 / 3 < 4_000_000
 
 
 # --- in a browser -------------------------------------------------------------------------------------

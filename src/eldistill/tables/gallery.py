@@ -14,16 +14,17 @@ from eldistill.tables.page import LARGE, folded, picture
 
 COVERED_BY = "report"
 BUDGET = 2_000_000  # bytes of all pictures of a page together, before base64 adds a third
+ARMS = 200  # that a page shows at most
 REFERENCES = {"real": "real images", "teacher": "teacher"}
 
 
 def _arms(runs: list[str]) -> dict[str, list[str]]:
-    # {data setting: the first run of each arm}, in the order of the suite; the arms of a method stand together.
+    # {data setting: the first run of each of the first ARMS arms}, in the order of the suite; the arms of a method stand together.
     first = {run.rsplit("/", 1)[0]: run for run in sorted(runs, key=lambda run: -int(run.rsplit("/", 1)[1]))}
     arms = list(dict.fromkeys(run.rsplit("/", 1)[0] for run in runs))
     methods = list(dict.fromkeys(arm.rsplit("/", 1)[0] for arm in arms))
     found: dict[str, list[str]] = {}
-    for arm in sorted(arms, key=lambda arm: methods.index(arm.rsplit("/", 1)[0])):
+    for arm in sorted(arms[:ARMS], key=lambda arm: methods.index(arm.rsplit("/", 1)[0])):
         found.setdefault(arm.split("/")[0], []).append(first[arm])
     return found
 
@@ -42,6 +43,7 @@ def samples(params: dict, root: Path) -> str:
     said = ["<p>Teacher and generators start from the same noise at the same place, and nothing is selected. A generator need not map "
             "a noise to its teacher's image. Choose a grid to see all of its images.</p>"]  # fmt: skip
     arms, most = _arms(params["runs"]), _most(params["runs"])
+    said += [f"<p>{html.escape(note)}</p>" for note in _left_out(params["runs"], root)]
     for data, runs in arms.items():
         if len(arms) > 1:
             said.append(f"<h3>{html.escape(names.data_name(data).text)}</h3>")
@@ -52,6 +54,19 @@ def samples(params: dict, root: Path) -> str:
             said.append(picture(text, path, most, _cut(path, params["grid"]), folder))
         said.append("</div>")
     return "\n".join(said)
+
+
+def _left_out(runs: list[str], root: Path) -> list[str]:
+    # What the page does not have, so that it stays small.
+    shown = [run for each in _arms(runs).values() for run in each]
+    every, most = len({run.rsplit("/", 1)[0] for run in runs}), _most(runs)
+    paths = [root / f"data/evaluations/{run}/samples.png" for run in shown]
+    notes = []
+    if len(shown) < every:
+        notes.append(f"These are {len(shown)} of {every} arms; the images of the others are in data/evaluations.")
+    if any(path.exists() and path.stat().st_size > most for path in paths):
+        notes.append("Large pictures are stored smaller here; data/evaluations has them in full.")
+    return notes
 
 
 def _label(run: str) -> str:

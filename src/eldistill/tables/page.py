@@ -61,9 +61,11 @@ details ul { font-size: .9rem; padding-left: 1.2rem; }
 .zoom { display: block; position: relative; max-width: 36rem; }
 .zoom input { position: absolute; opacity: 0; }
 .zoom img { width: 100%; image-rendering: pixelated; cursor: zoom-in; object-fit: cover; object-position: top; display: block; }
+.grids .zoom img { image-rendering: auto; }
 .zoom input:focus-visible + img { outline: 3px solid var(--blue); }
 .zoom input:checked + img { position: fixed; inset: 0; width: 100vw; height: 100vh; max-width: none; object-fit: contain;
-  aspect-ratio: auto !important; object-position: center; background: #000d; z-index: 9; cursor: zoom-out; }
+  aspect-ratio: auto !important; image-rendering: pixelated !important; object-position: center;
+  background: #000d; z-index: 9; cursor: zoom-out; }
 .chart svg { display: block; width: 100%; min-width: 36rem; max-width: 58rem; height: auto; fill: currentColor; }
 .chart svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .chart svg text { fill: currentColor; font-family: "DejaVu Sans", Verdana, system-ui, sans-serif; }
