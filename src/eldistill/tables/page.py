@@ -35,11 +35,11 @@ a { color: LinkText; }
 table { border-collapse: separate; border-spacing: 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: right; vertical-align: top; }
 th { vertical-align: bottom; min-width: 4.2rem; max-width: 9rem; line-height: 1.25; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); min-width: 7rem;
-  max-width: 16rem; border-right: 1px solid var(--line); z-index: 1; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); min-width: 14.5rem;
+  max-width: 18rem; border-right: 1px solid var(--line); z-index: 1; }
 td { white-space: nowrap; }
-td:first-child { white-space: nowrap; }
-.text td:first-child { white-space: normal; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; }
+.text th:first-child, .text td:first-child { min-width: 6rem; }
 tr.group > * { border-top: 2px solid var(--line); }
 tr.reference { font-style: italic; }
 .text th { text-align: left; max-width: none; }
