@@ -10,7 +10,7 @@ import re
 import pytest
 
 from eldistill.tables.effects import Effect, of_study, of_suite, of_times, other_spaces, signed
-from eldistill.tables.headline import TIME, elsewhere, headline
+from eldistill.tables.headline import TIME, elsewhere, headline, headline_html
 from eldistill.tables.intervals import forest, scale_of
 
 ARMS = ("DMD + EL", "CD + EL", "DI + EL", "SiD + EL", "ECT + EL")
@@ -77,6 +77,15 @@ def test_one_seed_has_no_certainty():
 def test_without_a_comparison_nothing_is_claimed():
     assert headline([], "el") == ["Nothing is compared.", "No arm shares a seed with the baseline (EL)."]
     assert forest([], "none", 0.95) == ""
+
+
+def test_the_claim_comes_first_and_its_rule_in_small_print():
+    text = headline_html(headline([HELPED, OPEN], "none"), ["`More`.", ""])
+    assert re.fullmatch(
+        r'<p class="claim">DMD \+ EL lowers .*</p><p>Undecided: .* <code>More</code>\.</p><p class="note">A difference counts as .*</p>',
+        text,
+    )
+    assert 'class="note"' not in headline_html(headline([], "none"))
 
 
 def test_several_data_settings_are_named():

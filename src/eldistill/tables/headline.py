@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from eldistill.tables import names
 from eldistill.tables.effects import Effect
+from eldistill.tables.page import inline
 
 COVERED_BY = "report"
 NAMED = 3  # effects that a sentence names at most; the forest plot has all
@@ -35,6 +36,16 @@ def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) ->
     if explores := len(effects) - len(tested) - left:
         said.append(f"{_count(explores, 'comparison explores', 'comparisons explore')} without a test.")
     return said
+
+
+def headline_html(sentences: Sequence[str], more: Sequence[str] = ()) -> str:
+    """The sentences of `headline` as HTML: the claim in large letters, then the numbers, and what `certain` means in small print.
+
+    more: sentences that follow the numbers."""
+    claim, *rest = sentences
+    rule = [rest.pop(0)] if len(rest) > 1 else []
+    body = f'<p class="claim">{inline(claim)}</p><p>{inline(" ".join(filter(None, (*rest, *more))))}</p>'
+    return body + "".join(f'<p class="note">{inline(text)}</p>' for text in rule)
 
 
 def _count(n: int, one: str, several: str) -> str:

@@ -16,7 +16,7 @@ from eldistill.plan.recipes import WORDS
 from eldistill.tables import judged, names
 from eldistill.tables.effects import of_suite, other_spaces
 from eldistill.tables.gallery import samples, strips
-from eldistill.tables.headline import elsewhere, headline
+from eldistill.tables.headline import elsewhere, headline, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
 from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
 from eldistill.tables.suite import Made
@@ -66,9 +66,8 @@ def _heading(name: str) -> str:
 
 def _result(made: Made, params: dict) -> str:
     effects, without = of_suite(made.rows, params)
-    claim, *rest = headline(effects, params["baseline"])
-    rest.append(elsewhere(other_spaces(made.rows, params)))
-    said = f'<section id="result"><p class="claim">{html.escape(claim)}</p><p>{html.escape(" ".join(filter(None, rest)))}</p>'
+    said = headline(effects, params["baseline"])
+    said = f'<section id="result">{headline_html(said, [elsewhere(other_spaces(made.rows, params))])}'
     if without:
         said += (
             f"<p>{html.escape(', '.join(without))}: not in this plot, because the baseline's mean is not above 0.</p>"

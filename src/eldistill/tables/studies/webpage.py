@@ -9,7 +9,7 @@ from pathlib import Path
 from eldistill.files import write_text
 from eldistill.tables import names
 from eldistill.tables.effects import of_study, of_times
-from eldistill.tables.headline import MEASURE, TIME, headline
+from eldistill.tables.headline import MEASURE, TIME, headline, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
 from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
 
@@ -40,18 +40,18 @@ def _result(rows: list[dict], params: dict) -> str:
     if not effects:
         return ""
     measure = TIME if timed else MEASURE
-    claim, *rest = headline(effects, params["against"], measure)
-    bounds = sum(bool(row.get("bound")) for row in rows)
-    rest += (
-        [
-            f"Of {bounds} more comparisons only a bound is known, because a seed never reaches the value or begins below it."
-        ]
-        if bounds
-        else []
-    )
-    rest += ["`Value at 30 %` means the baseline's value at 30 % of its run."] if timed else []
-    said = f'<p class="claim">{html.escape(claim)}</p><p>{inline(" ".join(rest))}</p>'
+    said = headline_html(headline(effects, params["against"], measure), _times(rows) if timed else [])
     return said + forest(effects, params["against"], params["confidence"], measure)
+
+
+def _times(rows: list[dict]) -> list[str]:
+    # What a study of the kind `speed` adds.
+    bounds = sum(bool(row.get("bound")) for row in rows)
+    said = ["`Value at 30 %` means the baseline's value at 30 % of its run."]
+    if bounds:
+        reason = "because a seed never reaches the value or begins below it"
+        said.append(f"Of {bounds} more comparisons only a bound is known, {reason}.")
+    return said
 
 
 def _table(rows: list[dict], head: list[str], cells: list[list[str]]) -> str:
