@@ -347,6 +347,19 @@ def papers_figure(read: Read) -> str:
     )
 
 
+def misquotes(read: Read) -> str:
+    """Published figures for which another paper prints a different number."""
+    lines = []
+    for row in rows_of(read("src/eldistill/tables/published.csv")):
+        if row["note"].startswith("Quoted as "):
+            classes = "with classes" if row["conditional"] == "yes" else "without classes"
+            calls = "one call" if row["nfe"] == "1" else f"{row['nfe']} calls"
+            quote = row["note"].split(" Discriminator:")[0]
+            text = f"* {row['method']}, {row['dataset']} {classes}, {calls}: {row['fid']}. {quote}"
+            lines.append(textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False))
+    return "\n".join(lines) + "\n"
+
+
 def demo_sentences(read: Read) -> str:
     """All comparisons of the demo, as its page has them."""
     lines = re.findall(r"^- dm?[id]/[\w-]+: fd.*$", read("data/tables/demo/main.md"), re.M)
@@ -699,6 +712,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "evaluation-cost": evaluation_cost,
     "embedding-cost": embedding_cost,
     "landmarks": landmarks,
+    "misquotes": misquotes,
 }
 
 

@@ -8,12 +8,12 @@ import functools
 
 from eldistill.paths import PACKAGE
 
-RECIPE = ("published", 2)  # which figures ours may stand beside
+RECIPE = ("published", 3)  # more figures, and a mark on those of discriminators trained on ImageNet
 FIGURES = PACKAGE / "tables/published.csv"
 METHODS: dict[
     str, tuple[str, ...]
 ] = {  # {method of this project: its names in published.csv, without anything in brackets}
-    "teacher": ("EDM", "EDM teacher", "EDM2-S"),
+    "teacher": ("EDM", "EDM teacher", "EDM2-S", "EDM2-S without guidance"),
     "di": ("DI", "Diff-Instruct"),
     "dmd": ("DMD",),
     "dmd2": ("DMD2", "DMD2 with GAN", "DMD2 with GAN; longer training"),
@@ -34,8 +34,12 @@ SETS = {  # {data setting: (data set, conditional, resolution) in published.csv}
 
 @functools.cache
 def load_figures() -> tuple[dict[str, str], ...]:
-    """Load the rows of published.csv: dataset, conditional, resolution, method, nfe, fid, inception_score, precision, recall and
-    source. Authors measured them in different ways; they are shown next to ours and not ranked with them."""
+    """Load the rows of published.csv: dataset, conditional, resolution, method, nfe (network calls for an image), fid,
+    inception_score, precision, recall, source, imagenet_discriminator and note. A value that is not known is empty.
+
+    imagenet_discriminator: `yes` if a source shows a discriminator on features that were trained on ImageNet, `no` if the authors
+    state that they use none. Such features can lower a FID, whose own network was trained on ImageNet. note: what a reader must know
+    of the figure. Authors measured in different ways; their figures are shown next to ours and not ranked with them."""
     with open(FIGURES, newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
@@ -56,6 +60,17 @@ def is_comparable(data: str, method: str, figure: dict[str, str]) -> bool:
     """Whether our FID of an arm is comparable with a published one: same data, and the same number of network calls, which is one for
     a student and the authors' number for a teacher."""
     return data in SETS and _place(figure) == SETS[data] and (method == "teacher" or figure["nfe"] == "1")
+
+
+def label(figure: dict[str, str]) -> str:
+    """The name that a published figure has in our tables: its method, and whether its discriminator knew ImageNet."""
+    marked = figure["imagenet_discriminator"] == "yes"
+    return figure["method"] + (", discriminator trained on ImageNet" if marked else "")
+
+
+def source_and_note(figure: dict[str, str]) -> str:
+    """Where a published figure stands, and what a reader must know of it."""
+    return figure["source"] + (f". {figure['note']}" if figure["note"] else "")
 
 
 def _place(row: dict[str, str]) -> tuple[str, str, str]:

@@ -295,8 +295,8 @@ def published_rows(rows: list[dict]) -> list[dict]:
         for figure in published.figures_for(row["data"], method, row["supplement"] or "none"):
             each = {key: figure[key] for key in ("dataset", "conditional", "resolution")}
             ours = name if published.is_comparable(row["data"], method, figure) else None
-            each |= {"data": data, "method": method, "supplement": row["supplement"], "published_as": figure["method"],
-                     "published_fid": figure["fid"], "calls": figure["nfe"], "source": figure["source"],
+            each |= {"data": data, "method": method, "supplement": row["supplement"], "published_as": published.label(figure),
+                     "published_fid": figure["fid"], "calls": figure["nfe"], "source": published.source_and_note(figure),
                      "ours": row[ours] if ours else None, "ours_is": ours and ours.removesuffix("_mean"),
                      "ours_seeds": row["seeds"] if ours else None}  # fmt: skip
             found.setdefault(tuple(map(str, each.values())), each)
