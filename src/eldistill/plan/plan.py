@@ -251,7 +251,7 @@ class Plan(PlanOfModels):
         step = self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "names", "inference", "plots", "results", *(("partial",) if absent else ())),
+            ("studies", kind, "names", "inference", "plots", "results", "report", *(("partial",) if absent else ())),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),

@@ -21,11 +21,12 @@ def make_step(work: Work) -> None:
         return
     *parts, page = work.outputs
     absent = absent_pictures(work.step.kept, Path())
-    suite.make_tables(work.params, Path(), parts, work.kept, absent)
+    made = suite.make_tables(work.params, Path(), parts, work.kept, absent)
     every = work.plan.suite(work.step.name, kept=True).values()
     count = Counter(step.word for step in every if not step.on_demand)
     more = {"steps": count, "judges": _judges(work), "papers": citations.of_runs(work.plan, work.params["runs"])}
-    report.make_report(work.step.name, work.params | more, Path(), {path.name: path for path in parts}, page, absent)
+    tables = {path.name: path for path in parts}
+    report.make_report(work.step.name, work.params | more, Path(), made, tables, page, absent)
 
 
 def _judges(work: Work) -> list[tuple[str, str, Path]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -308,10 +309,18 @@ def published_rows(rows: list[dict]) -> list[dict]:
 # --- the step -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Made:
+    """What the report is made from: the rows of main.csv, and the texts of main.md by data setting."""
+
+    rows: list[dict]
+    sections: list[typeset.Section]
+
+
 def make_tables(
     params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES, absent: Collection[str] = ()
-) -> None:
-    """Write all files of paths.TABLES except the report to the paths `outputs`.
+) -> Made:
+    """Write all files of paths.TABLES except the report to the paths `outputs`, and return what the report is made from.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space that ranks), runs.
     root: folder with data/evaluations and data/runs. lines: {run: kept results} of runs that are not there. absent: paths of pictures
@@ -326,7 +335,8 @@ def make_tables(
     write_rows(path["main.csv"], rows)
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    title, _, text = typeset.markdown(suite, rows, params, wanted, pairs, others).partition("\n\n")
+    made = Made(rows, typeset.sections(rows, params, wanted, pairs))
+    title, _, text = typeset.markdown(suite, made.sections, others).partition("\n\n")
     more = count_runs(params["partial"], suite) if "partial" in params else ""
     write_text(path["main.md"], f"{title}\n\n{more}{text}")
     write_text(path["main.tex"], latex.narrow(rows, params))
@@ -342,3 +352,4 @@ def make_tables(
     costs.draw_costs(stems["costs"], results, params)
     costs.draw_ratios(stems["ratios"], results, rows, params)
     grids.draw_samples(path["samples.png"], results, params, root, absent)
+    return made
