@@ -84,7 +84,7 @@ def cited(file: str) -> set[str]:
 
 @pytest.mark.parametrize("file", [f"methods/{name}" for name in available("methods")]
                          + [f"supplements/{name}" for name in available("supplements")]
-                         + [f"spaces/{name}" for name in set(spaces().values())])  # fmt: skip
+                         + [f"spaces/{name}" for name in sorted(set(spaces().values()))])  # fmt: skip
 def test_the_papers_of_a_file_are_those_that_it_names_itself(file):
     """The numbers in its docstring are in its entry, and a file of a paper names one."""
     kind, name = file.split("/")

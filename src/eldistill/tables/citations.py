@@ -26,8 +26,10 @@ METHODS: dict[str, Entry] = {  # by the file of a method
     "diff_instruct": ("luo2023diffinstruct",),
     "dmd": ("yin2024dmd",),
     "dmd2": ("yin2024dmd2",),
+    "f_divergence": ("xu2025fdistill", "wang2025uniinstruct"),
     "sid": ("zhou2024sid",),
     "sida": ("zhou2024sid", "zhou2025sida"),
+    "sim": ("luo2024sim",),
 }
 LEVELS = {"doubling": ("song2024improved",), "continuous": ("geng2025ect",)}  # by `levels` of the file consistency
 SUPPLEMENTS: dict[str, Entry] = {  # by the file of a supplement

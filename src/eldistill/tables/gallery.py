@@ -33,6 +33,8 @@ def _arms(runs: list[str]) -> dict[str, list[str]]:
 def _most(runs: list[str]) -> int:
     # Bytes that each picture of the page may have.
     arms = _arms(runs)
+    if not arms:
+        return LARGE
     return min(LARGE, BUDGET // (2 * sum(map(len, arms.values())) + 2 * len(arms)))
 
 
