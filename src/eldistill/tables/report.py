@@ -20,8 +20,7 @@ from eldistill.tables.gallery import samples, strips
 from eldistill.tables.headline import elsewhere, headline, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
 from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
-from eldistill.tables.suite import Made
-from eldistill.tables.typeset import BELOW, NOTE, Section
+from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
 RECIPE = ("report", 6)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
 SECTIONS = {

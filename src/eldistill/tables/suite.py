@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -309,17 +308,9 @@ def published_rows(rows: list[dict]) -> list[dict]:
 # --- the step -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Made:
-    """What the report is made from: the rows of main.csv, and the texts of main.md by data setting."""
-
-    rows: list[dict]
-    sections: list[typeset.Section]
-
-
 def make_tables(
     params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES, absent: Collection[str] = ()
-) -> Made:
+) -> typeset.Made:
     """Write all files of paths.TABLES except the report to the paths `outputs`, and return what the report is made from.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space that ranks), runs.
@@ -335,7 +326,7 @@ def make_tables(
     write_rows(path["main.csv"], rows)
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    made = Made(rows, typeset.sections(rows, params, wanted, pairs))
+    made = typeset.Made(rows, typeset.sections(rows, params, wanted, pairs))
     title, _, text = typeset.markdown(suite, made.sections, others).partition("\n\n")
     more = count_runs(params["partial"], suite) if "partial" in params else ""
     write_text(path["main.md"], f"{title}\n\n{more}{text}")

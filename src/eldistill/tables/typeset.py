@@ -146,6 +146,14 @@ class Section:
     alarms: dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class Made:
+    """What the report is made from: the rows of main.csv, and the texts of main.md by data setting."""
+
+    rows: list[dict]
+    sections: list[Section]
+
+
 def sections(rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]]) -> list[Section]:
     """One section for each data setting. rows: of main.csv. wanted: (metric, space, part) of columns. pairs: sentences by data setting."""
     groups = itertools.groupby(rows, lambda row: row["data"])
