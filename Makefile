@@ -19,13 +19,16 @@ endif
 # Without bytecode Snakemake starts four seconds later.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo report bench speed ablation avatars benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint docs lock clean-env
+.PHONY: help env selftest demo report bench speed ablation avatars benchmark doctor prune export try-slurm check test test-slow test-slurm rehearsal lint docs lock clean-env
 .DELETE_ON_ERROR:
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 env: .venv/package.stamp ## make or update .venv (PYTHON=python3.12 chooses another Python)
+
+selftest: env ## sample a small generator of the package and compare its images with stored numbers: seconds
+	@$(BIN)/python -m eldistill selftest
 
 demo: export OMP_NUM_THREADS = 1
 demo: env ## the demo: from the digits to tables and a report, on the CPU

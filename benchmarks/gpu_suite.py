@@ -8,7 +8,8 @@ GPU idle, so that several trainings share it; with `--mps` through NVIDIA's MPS,
 such runs are those of a shared GPU: they are no measure of speed.
 
 Before: copy the packed images (data/sets/DATA/images.safetensors with its .recipe and .made) together with the repository. After: unpack
-DIR/*.tar.xz in the repository. Where Snakemake is at hand, `snakemake --cores 16 all --config suite=colour` does the same and more.
+DIR/*.tar.xz in the repository; `python -m eldistill keep SUITE` there collects the results of the runs for git. Where Snakemake is at
+hand, `snakemake --cores 16 all --config suite=colour` does the same and more.
 
 Steps are made in the order of the suite, with what they need first. At the end of the time, those that are not done are stopped and
 listed. Exit code 0, or 1 if a step failed.
@@ -52,12 +53,15 @@ LARGE = ("images.safetensors", "ema-", "reference-", "sheet.html", "interpolatio
 def chosen(plan: Plan, suite: str, only: list[str]) -> list[Step]:
     """The evaluations of a suite whose run matches a pattern of `only`, with everything they need, in the order of the patterns.
 
-    A pattern without a slash names a teacher, whose check is made first."""
+    Runs whose results are kept (`eldistill keep`) are not made again. A pattern without a slash names a teacher, whose check is made
+    first."""
 
     def place(step: Step) -> int | None:
         return next((number for number, each in enumerate(only) if fnmatch.fnmatch(step.name, each)), None)
 
-    placed = [(number, step) for step in plan.evaluations(suite) if (number := place(step)) is not None]
+    there = plan.kept(suite)
+    todo = [step for step in plan.evaluations(suite) if (step.name, step.digest) not in there]
+    placed = [(number, step) for step in todo if (number := place(step)) is not None]
     lasts = [plan.find("teacher", f"{each}/check") for each in only if "/" not in each]
     lasts += [step for _, step in sorted(placed, key=lambda pair: pair[0])]
     found = {(step.word, step.name): step for last in lasts for step in last.walk() if not step.on_demand}

@@ -83,6 +83,16 @@ def copy_parameters(folder: Path) -> None:
     (folder / "params.yaml").write_text(write_yaml(shipped(), sort_keys=False), encoding="utf-8")
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """The current folder: a project with its parameters and the table of published files, and without results."""
+    copy_parameters(tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROOT / "data/sources.csv", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def read_yaml(text: str):
     """What YAML says; by libyaml, where there is one, in an eighth of the time."""
     return reading.read_yaml(text)

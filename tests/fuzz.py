@@ -15,7 +15,6 @@ import gzip
 import io
 import json
 import os
-import pickle
 import random
 import re
 import resource
@@ -50,11 +49,10 @@ from eldistill.files import read_json, read_rows  # noqa: E402
 from eldistill.sampling import generators, teachers  # noqa: E402
 from eldistill.teacher import ddpm, edm  # noqa: E402
 from eldistill.tensors import load_tensors, save_tensors  # noqa: E402
-from tests import official  # noqa: E402
+from tests import hostile, official  # noqa: E402
 
 SLACK, SECONDS = 128 * 2**20, 10.0
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
-CANARY = "canary"
 NUMBERS = (0, 1, 2, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 TOKENS = (b"-1", b"1e308", b"1e5", b"NaN", b"null", b"true", b'"x"', b"[]", b"{}", b"9" * 30, b"9" * 5000, b"[" * 2000, b"0.5",
           b'"\\ud800"', b'"\\u001b[31m"', b'"' + b"x" * 3000 + b'"', b"[[[[1]]]]", b"2147483648")  # fmt: skip
@@ -230,13 +228,6 @@ def safetensors(tensors: dict, about: dict, place: Path) -> bytes:
     return (place / "made.safetensors").read_bytes()
 
 
-class Evil:
-    """Pickles as a call that leaves a file."""
-
-    def __reduce__(self):
-        return os.system, (f"touch {CANARY}",)
-
-
 def torch_seeds(old: bool) -> list[bytes]:
     """Files of torch.save with all that they may have, and one that calls something."""
     found = []
@@ -249,7 +240,7 @@ def torch_seeds(old: bool) -> list[bytes]:
         "net": net.state_dict(),
         "n": [1, 0.5],
     }
-    for value in (values, net.state_dict(), {"a": Evil()}):
+    for value in (values, net.state_dict(), {"a": hostile.Call()}):
         out = io.BytesIO()
         torch.save(value, out, _use_new_zipfile_serialization=not old)
         found.append(out.getvalue())
@@ -340,11 +331,19 @@ def readers(place: Path) -> dict[str, Reader]:
     }
     pack |= {name.replace("train", "heldout"): each.clone() for name, each in pack.items()}
     moments = {"mu": np.ones(4), "sigma": np.eye(4)}
+    of_part = {
+        "": np.ones((3, 4)),
+        "mu_": moments["mu"],
+        "sigma_": moments["sigma"],
+        "root_": np.eye(4),
+        "pairs_": np.ones(3),
+    }
+    features = {f"{name}{part}": each for part in ("train", "heldout") for name, each in of_part.items()}
     told = {name: official.Array(each, "core") for name, each in moments.items()}
     pickled = [
         official.dumps(official.edm(net, kwargs)),
-        pickle.dumps({"ema": Evil()}, 2),
-        pickle.dumps({"ema": Evil()}, 4),
+        hostile.dumps(2),
+        hostile.dumps(4),
     ]
     table = json.dumps({"labels": [[f"{n}.png", n % 2] for n in range(3)], "class_names": ["a", "b"]}).encode()
     small = picture("PNG", "L")
@@ -368,7 +367,7 @@ def readers(place: Path) -> dict[str, Reader]:
                                         of_folder(by_ending), unpacked=True),
         "statistics (npz)": Reader([npz(**moments), npz(np.savez_compressed, **moments)], "refs.npz", fid.load_statistics,
                                    of_zip(mutate, both)),
-        "references (npz)": Reader([npz(train=np.ones((3, 2)), heldout=np.ones((2, 2)))], "r.npz", references.load_reference,
+        "references (npz)": Reader([npz(**features), npz(np.savez_compressed, **features)], "r.npz", references.load_reference,
                                    of_zip(mutate, both)),
         "moments (npz)": Reader([npz(mean=np.ones(2), cov=np.eye(2), rows=np.ones((3, 2)))], "m.npz", clean.load_clean_reference,
                                 of_zip(mutate, both)),
@@ -453,8 +452,10 @@ def _once(reader: Reader, path: Path) -> str | None:
 def fuzz(name: str, reader: Reader, folder: Path, count: int, started: list[str]) -> Figures:
     """The figures of a reader after `count` mutations."""
     figures, rng = Figures(name), random.Random(name)
-    for seed in reader.seeds:  # libraries are imported, caches filled
-        _once(reader, _put(reader, folder, seed))
+    # Libraries are imported and caches filled; and a reader that reads no right file would refuse every mutation for nothing.
+    found = [_once(reader, _put(reader, folder, seed)) for seed in reader.seeds]
+    if None not in found:
+        figures.failures.append(f"none of its right files is read: {found}")
     for number in range(count):
         content = reader.change(rng, rng.choice(reader.seeds))
         path = _put(reader, folder, content)
@@ -471,7 +472,7 @@ def fuzz(name: str, reader: Reader, folder: Path, count: int, started: list[str]
             found = f"{memory:,} bytes of memory"
         if not found and seconds > SECONDS:
             found = f"{seconds:.1f} seconds"
-        if not found and (started or Path(CANARY).exists()):
+        if not found and (started or hostile.called()):
             found = f"it started {started}"
             started.clear()
         figures.mutations, figures.read = figures.mutations + 1, figures.read + (found is None)

@@ -9,6 +9,8 @@ import errno
 import io
 import re
 import struct
+import sys
+import tomllib
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eldistill import __main__ as program
 from eldistill import errors, files, paths
 from eldistill.data import containers, pictures
 from eldistill.data.readers import folder
@@ -61,6 +64,46 @@ def raising(error: BaseException):
 
 def by_name(error: BaseException) -> str:
     return f"{type(error).__name__} {error}"
+
+
+# --- optional packages -----------------------------------------------------------------------------------
+
+
+def imported() -> set[str]:
+    """The first parts of the names of all modules that this package imports, but those of Python and of itself."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names} - {"eldistill"} - sys.stdlib_module_names
+
+
+def test_every_package_that_is_imported_is_needed_by_all_or_has_a_sentence():
+    project = tomllib.loads((messages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    always = {re.match(r"[\w-]+", each)[0] for each in project["dependencies"]} - {"pyyaml"} | {"yaml"}
+    assert imported() - always == set(errors.EXTRAS)
+    for package, extra in errors.EXTRAS.values():
+        assert any(re.match(rf"{package}\b", each) for each in project["optional-dependencies"][extra]), package
+
+
+@pytest.mark.parametrize("module", errors.EXTRAS)
+def test_an_optional_package_that_is_absent_is_named(project, capsys, monkeypatch, module):
+    package, extra = errors.EXTRAS[module]
+    error = ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.inner")
+    monkeypatch.setattr(program, "_run", raising(error))
+    assert program.main(["data", "digits/images"]) == 2
+    said = capsys.readouterr().err
+    assert f"needs the package {package}, which is not installed" in said and said.endswith(
+        f"pip install '.[{extra}]'\n"
+    )
+    with pytest.raises(Problem, match=f"needs the package {package}"), errors.edge("a.png", "delete it"):
+        raise error  # the file is not to blame
+
+
+def test_a_module_that_nobody_knows_is_a_defect(project, monkeypatch):
+    monkeypatch.setattr(program, "_run", raising(ModuleNotFoundError("No module named 'x'", name="x")))
+    with pytest.raises(ModuleNotFoundError):
+        program.main(["data", "digits/images"])
 
 
 # --- whatever is raised ----------------------------------------------------------------------------------

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +17,6 @@ from snakemake.exceptions import LockException
 from eldistill import signals
 from eldistill.plan import cluster, driver, profiles
 from eldistill.training import interrupts
-from tests import conftest
 from tests.conftest import ROOT
 
 # A step whose maker is in the middle of writing a file. Nothing of torch is imported.
@@ -58,15 +55,6 @@ def start(*words: str, source: str = "", **more) -> subprocess.Popen:
         [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=usual,
         env=os.environ | {"PYTHONPATH": path}, **more,
     )  # fmt: skip
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    conftest.copy_parameters(tmp_path)
-    (tmp_path / "data").mkdir()
-    shutil.copy(ROOT / "data/sources.csv", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # --- signals ----------------------------------------------------------------------------------------------

@@ -48,18 +48,14 @@ def packed(tmp_path_factory) -> bytes:
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, packed):
-    """A project in the current folder: params.yaml, schema, sources, the packed digits; no proxies, no waiting."""
-    conftest.copy_parameters(tmp_path)
-    (tmp_path / "data").mkdir()
-    shutil.copy(ROOT / "data/sources.csv", tmp_path / "data")
-    files.write_text(tmp_path / PACK, "")
-    (tmp_path / PACK).write_bytes(packed)
-    monkeypatch.chdir(tmp_path)
+def project(project, monkeypatch, packed):
+    """A project with the packed digits; no waiting."""
+    files.write_text(project / PACK, "")
+    (project / PACK).write_bytes(packed)
     monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
     monkeypatch.delenv("ELDISTILL_STORE", raising=False)
     threads = torch.get_num_threads()
-    yield tmp_path
+    yield project
     torch.set_num_threads(threads)
 
 

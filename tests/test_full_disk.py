@@ -13,17 +13,7 @@ from pathlib import Path
 import pytest
 
 from eldistill import files
-from tests import conftest
 from tests.conftest import ROOT
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    conftest.copy_parameters(tmp_path)
-    (tmp_path / "data").mkdir()
-    shutil.copy(ROOT / "data/sources.csv", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

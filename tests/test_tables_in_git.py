@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eldistill.errors import Problem
-from eldistill.plan import params, recipes
+from eldistill.plan import kept, params, recipes
 from eldistill.plan.plan import Plan
 from tests.conftest import ROOT
 
@@ -44,7 +44,9 @@ def asked(name: str, text: str) -> recipes.Step:
         return plan().find("evaluate", f"suite/{json.loads(text)['params']['suite']}")
     suite, file = Path(name).parts[-2:]
     study = file.split(".")[0]
-    return plan().find("tables", suite if study == "main" else f"{suite}/{study}")
+    name = suite if study == "main" else f"{suite}/{study}"
+    # A table of a part of the runs names those that are missing; which ones they are follows from the kept results in git.
+    return plan().partial(name) if "partial" in json.loads(text).get("params", {}) else plan().find("tables", name)
 
 
 def complaint(name: str, text: str) -> str | None:
@@ -59,6 +61,11 @@ def complaint(name: str, text: str) -> str | None:
     found, wanted = json.loads(text), json.loads(step.recipe)
     more = [f"version of {key}" for key in wanted["versions"] if found["versions"].get(key) != wanted["versions"][key]]
     more += [f"parameter {key}" for key in wanted["params"] if found["params"].get(key) != wanted["params"][key]]
+    if "partial" in found["params"]:
+        return (
+            f"{name.removesuffix('.recipe')} is a table of fewer runs, or of others, than are kept; type `python -m eldistill tables "
+            f"{step.name} --partial` and commit what that makes"
+        )
     changed = sum(found["upstream"].get(key) != value for key, value in wanted["upstream"].items())
     more += [f"{changed} of {len(wanted['upstream'])} inputs"] if changed else []
     suite = step.params["suite"] if name == METRICS else Path(folder).name
@@ -83,6 +90,7 @@ def test_every_file_of_a_table_has_a_recipe():
     for name in SIDECARS:
         step = asked(name, (ROOT / name).read_text(encoding="utf-8"))
         known |= {*step.outputs, step.record}
+    known |= {kept.kept_file(suite) for suite in plan().params.values["suites"]}
     orphans = sorted(set(tracked()) - known)
     assert not orphans, f"no recipe in git says what made {orphans[0]}; type `git rm {orphans[0]}`, or make it again"
 

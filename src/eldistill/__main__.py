@@ -29,7 +29,7 @@ os.environ["MPLBACKEND"] = (
 from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
-from eldistill.errors import Lost, NonFinite, Problem, Stopped  # noqa: E402
+from eldistill.errors import Lost, NonFinite, Problem, Stopped, absent_package  # noqa: E402
 from eldistill.plan import cluster, gpus, identity, params, recipes  # noqa: E402
 from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
@@ -43,7 +43,7 @@ ABOUT = {
     "ensemble": ("draw and calibrate an ensemble of random networks", "DATA/ENSEMBLE/SEED"),
     "distil": ("distil a teacher into a one-step generator", "DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0"),
     "evaluate": ("generate images and measure them", "a run, DATA/real, DATA/teacher, or suite/SUITE for data/metrics.json"),
-    "tables": ("make the tables and plots of a suite", "SUITE"),
+    "tables": ("make the tables and plots of a suite", "SUITE, or SUITE/STUDY"),
 }  # fmt: skip
 
 
@@ -71,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
                           help="save the state and stop after this time, with exit code 75 (default: 0, no limit)")  # fmt: skip
         each.add_argument("--processes", type=int, default=1, metavar="N",
                           help="number of processes that share each batch of a training, one for each GPU (default: 1)")  # fmt: skip
+        if word == "tables":
+            each.add_argument("--partial", action="store_true",
+                              help="keep the finished runs as `keep` does, and make the table from those that are kept (default: from all "
+                                   "runs, which must be made)")  # fmt: skip
         each.set_defaults(parser=each)
     for word, tool in TOOLS.items():
         each = commands.add_parser(word, help=tool.help, description=tool.description)
@@ -124,6 +128,7 @@ def _run(arguments: list[str]) -> int:
 
 def _explain(error: BaseException) -> int | None:
     """Print the sentence of an exception and return the exit code, or None if it is a defect of this project."""
+    error = absent_package(error) or error
     if isinstance(error, BrokenPipeError):
         return 1
     if isinstance(error, OSError):
@@ -163,6 +168,8 @@ def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
     if gpus.COUNT in os.environ:
         step = Plan(params.load_params(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
         gpus.take_gpus(chosen.processes if step.kind in recipes.ON_GPU else 0)
+    if getattr(chosen, "partial", False):
+        return _make_partial(chosen)
     if chosen.processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         steps.run_step(*words, say=say)
         return 0
@@ -188,6 +195,19 @@ def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
         return code
     with distributed.join_group(params.load_params().top("device")) as rank:
         steps.run_step(*words, say=say, rank=rank)
+    return 0
+
+
+def _make_partial(chosen: argparse.Namespace) -> int:
+    # A table of the runs that are made: those that are finished here are kept first, because it is made from those that are kept.
+    from eldistill.commands import keep
+
+    if chosen.recipe:
+        raise Problem("--partial and --recipe name different recipes; remove one of them")
+    plan = Plan(params.load_params(), identity.Identities(measured=True))
+    plan.find(chosen.word, chosen.name)
+    say(keep.keep_runs(plan, chosen.name.strip("/").split("/")[0]))
+    steps.run_step(chosen.word, chosen.name, force=chosen.force, say=say, partial=True)
     return 0
 
 

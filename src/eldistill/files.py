@@ -15,11 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from eldistill.errors import Problem, brief, denied, edge
 from eldistill.paths import is_result
 
-MAX_TABLE = 256_000_000  # bytes of a CSV file
+MAX_TABLE = 256_000_000  # bytes of a table or of a JSON file
 SURPLUS = "\0"  # the column of cells for which the first line has none
 
 FREE_VALUES = 2**20  # values that a JSON text may have however short it is
@@ -204,16 +205,41 @@ def parse_json(content: bytes, pairs: Callable | None = None):
     return found
 
 
+def open_regular(path: str | os.PathLike, then: str, **options) -> IO:
+    """`open` for reading, only for an ordinary file of at most MAX_TABLE bytes; a pipe or a device is refused before it is opened.
+
+    then: what a user can do, for the Problem of any other file. Raises OSError as `open` does."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise Problem(f"{path} is no ordinary file; {then}")
+    if about.st_size > MAX_TABLE:
+        raise Problem(f"{path} has more than {MAX_TABLE:,} bytes; {then}")
+    # If it was replaced by a pipe meanwhile, this does not wait for it.
+    return open(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK), **options)
+
+
 def read_json(path: str | os.PathLike):
     """Read a JSON file. Raises Problem if it is missing or damaged."""
     try:
-        return parse_json(Path(path).read_bytes())
+        with open_regular(path, make_again(path), mode="rb") as file:
+            return parse_json(file.read())
     except FileNotFoundError:
         raise Problem(f"{path} is missing; run `snakemake all`, or the step that makes it") from None
     except PermissionError:
         raise denied(path) from None
     except ValueError as error:
         raise Problem(f"{path} is not JSON ({brief(error)}); {make_again(path)}") from None
+
+
+def read_note(path: str | os.PathLike) -> dict | None:
+    """The mapping in a JSON file that this project writes for itself only; None if the file is missing or damaged, because what it
+    notes can be found out anew."""
+    try:
+        with open_regular(path, "", mode="rb") as file:
+            found = parse_json(file.read())
+    except (OSError, ValueError, Problem):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_rows(path: str | os.PathLike, rows: list[dict]) -> None:
@@ -235,9 +261,7 @@ def read_rows(
     """
     then = then or make_again(path)
     try:
-        with edge(path, then), open(path, newline="", encoding="utf-8-sig") as file:
-            if os.fstat(file.fileno()).st_size > MAX_TABLE:
-                raise Problem(f"{path} has more than {MAX_TABLE:,} bytes; expected a table: {then}")
+        with edge(path, then), open_regular(path, then, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="", restkey=SURPLUS)
             rows, columns = list(reader), list(reader.fieldnames or [])
     except FileNotFoundError:

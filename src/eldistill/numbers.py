@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 from eldistill import paths
@@ -35,15 +36,40 @@ def number(default, about: str, low=None, high=None, above=None, below=None, cho
 
 @functools.cache
 def declared(kind: str, file: str) -> dict[str, dict]:
-    """{field: its JSON Schema} of class Numbers in src/eldistill/<kind>/<file>.py, read without importing it.
+    """{field: its JSON Schema} of class Numbers in src/eldistill/<kind>/<file>.py, read without importing it; classes that it
+    inherits from are imported by their names.
 
     kind: methods, supplements or ensemble. Raises Problem if there is no such file."""
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {quoted(file)}{expected_among(there, file)}")
-    tree = ast.parse((paths.PACKAGE / kind / f"{file}.py").read_text(encoding="utf-8"))
-    numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Numbers")
-    fields = [item for item in numbers.body if isinstance(item, ast.AnnAssign)]
-    return {field.target.id: _field_schema(field) for field in fields}
+    return _fields(paths.PACKAGE / kind / f"{file}.py", "Numbers")
+
+
+def _fields(path: Path, name: str) -> dict[str, dict]:
+    # The fields of a class and of those that it inherits from. A field replaces that of the same name of a class behind it, as
+    # in a dataclass.
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    numbers = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    found: dict[str, dict] = {}
+    for base in reversed(numbers.bases):
+        found |= _fields(_defined_in(path, tree, base), ast.unparse(base))
+    own = (item for item in numbers.body if isinstance(item, ast.AnnAssign))
+    return found | {field.target.id: _field_schema(field) for field in own}
+
+
+def _defined_in(path: Path, tree: ast.Module, base: ast.expr) -> Path:
+    # The file of a class that a module defines, or imports by its name.
+    name = base.id if isinstance(base, ast.Name) else ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path
+        ours = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eldistill.")
+        if ours and any(alias.name == name for alias in node.names):
+            return (paths.PACKAGE.parent / node.module.replace(".", "/")).with_suffix(".py")
+    raise Problem(
+        f"class Numbers in {path.name} inherits from {ast.unparse(base)}; expected a class of that file, or one that is imported from "
+        "eldistill by its name, because the numbers are read from the text"
+    )
 
 
 def _field_schema(field: ast.AnnAssign) -> dict:

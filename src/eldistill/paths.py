@@ -20,8 +20,8 @@ TABLE_NAMES = tuple(
     dict.fromkeys(name.split(".")[0] for name in TABLES)
 )  # file names without endings; a study cannot have one of these names
 STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/.]+"  # regular expression for the name of a study in Snakemake's rules
-# Of the files of a study: its table, page, figure and runs.
-STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "pdf", "svg")
+# Of the files of a study: its table, page, figure, runs, the figure again, and the page for a browser.
+STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "pdf", "svg", "html")
 
 
 def is_result(path: str | os.PathLike[str]) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 # SIGUSR1 is SIGTERM at second hand: a driver passes its own signal on by it (eldistill.plan.driver). A step may get both, and the
 # second one must not count as impatience.
@@ -22,32 +24,44 @@ class Interrupted(BaseException):
     """A signal asked the command to end. No `except Exception` catches it, so temporary files are removed on its way up."""
 
 
-class Signals:
-    """A context in which the signals of ENDING raise Interrupted, with the name of the signal. One that the starter of this
-    process ignores, as nohup does with SIGHUP, stays ignored.
+class Handlers:
+    """A context in which a handler gets the signals of ENDING; the previous handlers return after it.
 
-    name: the signal that came, or None. It is kept because libraries turn an exception during their import into another one.
-    """
+    A signal that the starter of this process ignores stays ignored, as nohup does with SIGHUP, unless it is in `always`. In a
+    thread that is not the main one nothing changes, because Python sets handlers in the main thread only."""
 
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.certain = False  # whether another signal than PASSED_ON came
+    def __init__(self, handler: Callable[[int, FrameType | None], None], always: Iterable[int] = ()) -> None:
+        self.handler, self.always = handler, frozenset(always)
         self.before: dict[int, Any] = {}  # the previous handlers
 
-    def __enter__(self) -> Signals:
-        try:
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
             for number in ENDING:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._caught)
-        except ValueError:  # Python sets handlers in the main thread only
-            pass
+                if number in self.always or signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for number in self.before:
+            self.restore(number)
+
+    def restore(self, number: int) -> None:
+        """Give a signal back to its previous handler."""
+        signal.signal(number, self.before[number])
+
+
+class Signals(Handlers):
+    """A context in which the signals of ENDING raise Interrupted, with the name of the signal.
+
+    name: the signal that came, or None. It is kept because libraries turn an exception during their import into another one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._caught)
+        self.name: str | None = None
+        self.certain = False  # whether another signal than PASSED_ON came
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         again, self.certain = self.name is not None and not self.certain, self.certain or number != PASSED_ON

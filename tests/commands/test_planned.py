@@ -124,19 +124,15 @@ def test_every_place_that_fetches_is_planned():
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    """A folder with the table of sources, one row of it in a local mirror, and params.yaml."""
-    monkeypatch.chdir(tmp_path)
-    conftest.copy_parameters(Path())
-    Path("data").mkdir()
-    shutil.copy(ROOT / "data/sources.csv", "data")
+def project(project, monkeypatch) -> Path:
+    """A project with a row of the table of published files in a local mirror."""
     Path("mirror").mkdir()
     Path("mirror/cifar10-32x32.npz").write_bytes(b"statistics")
     for name in ("ELDISTILL_STORE", "ELDISTILL_FETCH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ELDISTILL_MIRROR", "mirror")
     monkeypatch.setenv("ELDISTILL_OFFLINE", "1")
-    return tmp_path
+    return project
 
 
 def test_a_download_is_a_link_into_the_store(project):

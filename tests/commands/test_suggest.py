@@ -38,7 +38,11 @@ def project(tmp_path, monkeypatch):
     return make
 
 
-BASES = {"di", "dmd", "dmd-unpaired", "dmd2", "sid", "sida", "sid2a", "cd", "ct", "ict", "ect"} | {"sim", "f-distill", "uni-instruct"}
+BASES = {"di", "dmd", "dmd-unpaired", "dmd2", "sid", "sida", "sid2a", "cd", "ct", "ict", "ect"} | {
+    "sim",
+    "f-distill",
+    "uni-instruct",
+}
 
 
 @pytest.mark.parametrize("side", [8, 16, 28, 32, 64, 256])

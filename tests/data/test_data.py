@@ -447,8 +447,8 @@ def test_sixteen_bit_grey_keeps_its_contrast(here):
 
 GOOD = {f"{i}.png": png(random(8, 8, seed=i)) for i in range(4)}
 BAD_FOLDERS = {
-    "mixed sizes": (GOOD | {"x.png": png(random(9, 9))}, "images of 2 sizes, such as .*set `resolution`"),
-    "not square": ({name: png(random(8, 9)) for name in GOOD}, "images of 1 sizes.*set `resolution`"),
+    "mixed sizes": (GOOD | {"x.png": png(random(9, 9))}, "2 sizes, such as 0.png with 8x8 pixels and x.png with 9x9 .*`resolution`.* as 8"),
+    "not square": ({name: png(random(8, 9)) for name in GOOD}, "another shape than squares, such as 0.png with 9x8 .*`resolution`"),
     "no images": ({"x.txt": b"x"}, "has no images; expected png"),
     "no image inside": (GOOD | {"x.png": b"nothing"}, "x.png is not an image"),
     "half an image": (GOOD | {"x.png": png(random(64, 64))[:900]}, "x.png is a damaged image"),

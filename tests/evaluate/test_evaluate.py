@@ -277,6 +277,17 @@ def test_features_do_not_depend_on_chunking(spaces, pack, name):
     )
 
 
+@pytest.mark.parametrize("name", ["judge-a", "judge-b"])
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8), (1, 8, 16), (1, 4, 4)])
+def test_a_judge_refuses_images_of_another_shape(spaces, name, shape):
+    """Its convolutions take them, so that a teacher of another size would get a distance that means nothing."""
+    images = torch.zeros(2, *shape, dtype=torch.uint8)
+    with pytest.raises(
+        Problem, match=rf"trained on images of shape \[1, 8, 8\], and these have \[{shape[0]}, {shape[1]}, {shape[2]}\]"
+    ):
+        features.embed([images], spaces[name])
+
+
 def test_pixels_are_the_image_in_0_to_1_and_blocks_of_large_ones():
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     small = images[:, :, :8, :8]
@@ -400,8 +411,8 @@ def test_kid_in_blocks_is_kid(monkeypatch):
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(37, 5)), generator.normal(0.3, 1.2, size=(53, 5))
     whole = metrics.kid(x, y, {})
-    cubic = metrics._cubic
-    monkeypatch.setattr(metrics, "_cubic", lambda a, b: cubic(a, b, block=10))
+    cubic = metrics.cubic_sums
+    monkeypatch.setattr(metrics, "cubic_sums", lambda a, b, scale: cubic(a, b, scale, block=10))
     assert metrics.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
 
 

@@ -14,8 +14,8 @@ from eldistill import paths
 from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
+from eldistill.evaluate import arithmetic, features, metrics
 from eldistill.evaluate import evaluator as evaluate
-from eldistill.evaluate import features, metrics
 from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.paths import PACKAGE
 from eldistill.plan import params, versions
@@ -121,8 +121,8 @@ def test_the_inception_score_has_its_closed_forms():
 def test_probabilities_are_a_softmax_of_the_last_layer():
     features, weight, bias = normal(6, 3), normal(4, 3, seed=1), normal(4, seed=2)
     wanted = torch.softmax(torch.from_numpy(features @ weight.T + bias), 1).numpy()
-    assert np.allclose(metrics.softmax(features, weight, bias), wanted, rtol=1e-12)
-    assert np.allclose(metrics.softmax(1e4 * features, weight).sum(1), 1)
+    assert np.allclose(arithmetic.softmax(features, weight, bias), wanted, rtol=1e-12)
+    assert np.allclose(arithmetic.softmax(1e4 * features, weight).sum(1), 1)
 
 
 def test_copies_count_from_chance_to_all():

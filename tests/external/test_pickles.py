@@ -25,7 +25,7 @@ from eldistill.external.pickles import Refused
 from eldistill.sampling import teachers
 from eldistill.teacher import edm
 from eldistill.tensors import load_tensors
-from tests import conftest, official
+from tests import conftest, hostile, official
 
 DATA = conftest.GOLDEN / "networks"
 GOLDEN = sorted(
@@ -173,18 +173,6 @@ def test_tensors_that_are_not_in_order_are_read_in_order(tmp_path):
 
 # --- refusals -------------------------------------------------------------------------------------------
 
-CANARY = "canary"
-
-
-class Evil:
-    """Pickles as a call of something."""
-
-    def __init__(self, call, *arguments, state=None):
-        self.parts = (call, arguments) if state is None else (call, arguments, state)
-
-    def __reduce__(self):
-        return self.parts
-
 
 def module(**changes) -> official.Persistent:
     state = {"_parameters": {}, "_buffers": {}, "_modules": {}} | changes
@@ -197,7 +185,7 @@ def ema(**changes) -> bytes:
 
 def tensor(size, stride, offset=0, numel=6, hooks=None, dtype=torch.float32) -> bytes:
     storage = torch.arange(numel).to(dtype)
-    build = Evil(torch._utils._rebuild_tensor_v2, storage.storage(), offset, size, stride, False, hooks or {})
+    build = hostile.Call(torch._utils._rebuild_tensor_v2, storage.storage(), offset, size, stride, False, hooks or {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ema(_buffers={"x": build})
@@ -232,10 +220,6 @@ def zip_blob() -> bytes:
     return buffer.getvalue()
 
 
-def canary(protocol: int = 4) -> bytes:
-    return pickle.dumps({"ema": Evil(os.system, f"touch {CANARY}")}, protocol)
-
-
 GOOD = blob()
 _AT = GOOD.index(b"\x88", GOOD.index(b"little_endian"))
 BIG_ENDIAN = GOOD[:_AT] + b"\x89" + GOOD[_AT + 1 :]
@@ -245,11 +229,11 @@ DICT = name("collections", "OrderedDict") + b")R"
 CONTAINER = name("torch.nn.modules.container", "ModuleDict") + b")\x81"
 HOSTILE: dict[str, bytes] = {
     # calls
-    "os.system": canary(),
-    "os.system, protocol 2": canary(2),
-    "os.system, protocol 0": canary(0),
-    "os.system, protocol 1": canary(1),
-    "eval": pickle.dumps(Evil(eval, f"open('{CANARY}','w')")),
+    "os.system": hostile.dumps(),
+    "os.system, protocol 2": hostile.dumps(2),
+    "os.system, protocol 0": hostile.dumps(0),
+    "os.system, protocol 1": hostile.dumps(1),
+    "eval": pickle.dumps(hostile.Call(eval, f"open('{hostile.CANARY}','w')")),
     "INST": b"(S'touch canary'\nios\nsystem\n.",
     "INST behind PROTO": raw(b"(S'touch canary'\nios\nsystem\n"),
     "OBJ": raw(b"(" + name("os", "system") + b"\x8c\x0ctouch canaryo"),
@@ -350,7 +334,7 @@ HOSTILE: dict[str, bytes] = {
     "another magic": in_blob(GOOD.replace(b"\x6c\xfc\x9c\x46", b"\x6c\xfc\x9c\x47", 1)),
     "no storage": in_blob(b""),
     "a text as a storage": in_blob(b"hello"),
-    "os.system in the first stream": in_blob(canary(2) + GOOD),
+    "os.system in the first stream": in_blob(hostile.dumps(2) + GOOD),
     "os.system as the storage's class": in_blob(GOOD.replace(b"ctorch\nFloatStorage", b"cos\nsystem", 1)),
     "an unknown storage": in_blob(GOOD.replace(b"FloatStorage", b"CharStorage!")),
     "another count": in_blob(OTHER_COUNT),
@@ -365,7 +349,7 @@ HOSTILE: dict[str, bytes] = {
         name("numpy.core.multiarray", "scalar") + name("numpy", "dtype") + b"\x8c\x02f8\x85RC\x07" + bytes(7) + b"\x86R"
     ),
     "an array without content": official.dumps(
-        {"ema": module(_init_kwargs={"a": Evil(official.ARRAY["core"], np.ndarray, (0,), b"b")})}
+        {"ema": module(_init_kwargs={"a": hostile.Call(official.ARRAY["core"], np.ndarray, (0,), b"b")})}
     ),
     # objects
     "a description of another version": official.dumps({"ema": official.Persistent("Net", {}, version=7)}),
@@ -406,7 +390,7 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     Path("net.pkl").write_bytes(HOSTILE[kind])
     assert refused(Path("net.pkl")).startswith("net.pkl")
-    assert not Path(CANARY).exists() and sorted(os.listdir()) == ["net.pkl"]
+    assert not hostile.called() and sorted(os.listdir()) == ["net.pkl"]
 
 
 def test_there_are_enough_of_them():
@@ -417,7 +401,7 @@ def test_the_hostile_parts_would_bite_elsewhere(tmp_path, monkeypatch):
     """The canary is alive: Python's own unpickler does create it."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(HOSTILE["os.system"])
-    assert Path(CANARY).exists()
+    assert hostile.called()
 
 
 def test_a_source_in_the_file_is_only_hashed(tmp_path):

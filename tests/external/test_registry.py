@@ -43,6 +43,14 @@ def test_every_official_teacher_is_there():
         ]
 
 
+def test_students_of_dmd2_are_measured_at_the_level_of_their_authors():
+    """The figures are those of the table of their repository, and each is in the address of its file, too."""
+    found = [row for name, row in ROWS.items() if name.startswith("dmd2-")]
+    assert len(found) == 3 and {row["licence"] for row in found} == {"CC BY-NC-SA 4.0"}
+    for row in found:
+        assert row["published"] == f"sigma_init 80; fid {re.search('_fid(.*?)_', row['url'])[1]}, 1 call"
+
+
 def test_a_row_is_found_by_its_name(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert sources.source_row("edm-cifar10-32x32-uncond-vp")["url"].endswith("/edm-cifar10-32x32-uncond-vp.pkl")

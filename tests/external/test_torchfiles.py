@@ -18,6 +18,7 @@ from eldistill.errors import Problem
 from eldistill.external import torchfiles
 from eldistill.external.machine import Tensor
 from eldistill.external.opcodes import Refused
+from tests import hostile
 
 DTYPES = [*torchfiles.ALL_STORAGES.values(), *torchfiles.NEW_DTYPES.values()]
 BASE = torch.arange(24, dtype=torch.float32)
@@ -95,11 +96,6 @@ def test_a_storage_that_is_shared_is_read_once(tmp_path):
 # --- refusals -------------------------------------------------------------------------------------------
 
 
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch canary",)
-
-
 def zipped(pickled: bytes, **records: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -147,8 +143,8 @@ def script() -> bytes:
 
 SIX = struct.pack("<6f", *range(6))
 REFUSED = {
-    "a call": (lambda: saved({"a": Evil()}), "it names '(posix|os|nt).system'"),
-    "a call, before 2020": (lambda: old({"a": Evil()}), "it names"),
+    "a call": (lambda: saved({"a": hostile.Call()}), "it names '(posix|os|nt).system'"),
+    "a call, before 2020": (lambda: old({"a": hostile.Call()}), "it names"),
     "a module": (lambda: saved(module()), "it names"),
     "beyond its storage": (lambda: zipped(described((2, 4), (4, 1)), k=SIX), "does not lie within its 6 numbers"),
     "an offset beyond it": (lambda: zipped(described((6,), (1,), 1), k=SIX), "does not lie within its 6 numbers"),

@@ -23,7 +23,7 @@ from eldistill.sampling import teachers
 from eldistill.spaces import inception
 from eldistill.teacher import agree, convert
 from eldistill.teacher import guided as guided_states
-from tests import conftest, official
+from tests import conftest, hostile, official
 from tests.conftest import ROOT
 from tests.spaces.test_inception import net, wrapped  # noqa: F401  (the fixture)
 from tests.teacher import test_foreign_teachers
@@ -379,15 +379,10 @@ def test_a_record_of_another_length_than_its_numbers_is_refused(tmp_path, change
 def test_a_state_executes_nothing(tmp_path, monkeypatch):
     """A pickle in the zip that calls os.system is refused, and is not called."""
     monkeypatch.chdir(tmp_path)
-
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("touch canary",)
-
-    torch.save({"input_blocks.0.0.weight": Evil()}, "net.pt")
+    torch.save({"input_blocks.0.0.weight": hostile.Call()}, "net.pt")
     with pytest.raises(Refused):
         guided_states.read_state(Path("net.pt"))
-    assert not Path("canary").exists()
+    assert not hostile.called()
 
 
 def test_mutations_are_read_or_refused(tmp_path):

@@ -295,6 +295,43 @@ CONTRADICTIONS = {
         [("evaluate/n_of", {"pixels": 6000})],
         ["evaluate.n_of.pixels", "6000", "evaluate.n is 5000"],
     ),
+    # other losses in features
+    "moments of networks that are redrawn": (
+        [
+            ("ensemble/own", {"like": "conv4", "redraw": 5}),
+            ("distil/supplements/fd/ensemble", "own"),
+            grid(supplements=["fd"]),
+        ],
+        ["distil.supplements.fd.ensemble", "is own", "redraw is 5", "redraw: 0"],
+    ),
+    "drift without a radius": (
+        [("distil/supplements/drift/radii", []), grid(supplements=["drift"])],
+        ["distil.supplements.drift.radii", "is []", "above 0"],
+    ),
+    "drift with a radius of nothing": (
+        [("distil/supplements/drift/radii", [0.1, 0]), grid(supplements=["drift"])],
+        ["distil.supplements.drift.radii", "[0.1, 0]", "above 0"],
+    ),
+    "drift of one image": (
+        [("distil/methods/di/per_data/mine", {"n_images": 4, "batch": 1}), grid(supplements=["drift"])],
+        ["distil.supplements.drift", "needs 2", "batch is 1 on mine"],
+    ),
+    "a network of fd that is too deep": (
+        [
+            ("ensemble/own", {"members": [{"family": "conv", "depth": 5}]}),
+            ("distil/supplements/fd/ensemble", "own"),
+            grid(supplements=["fd"]),
+        ],
+        ["ensemble.own.members[0].depth", "is 5", "data.mine has 16", "at most 4"],
+    ),
+    "a network of drift that is too deep": (
+        [
+            ("ensemble/own", {"members": [{"family": "conv", "depth": 5}]}),
+            ("distil/supplements/drift/ensemble", "own"),
+            grid(supplements=["drift"]),
+        ],
+        ["ensemble.own.members[0].depth", "is 5", "data.mine has 16", "at most 4"],
+    ),
     # suites and studies
     "a suite that is a path": ([("suites/a%b", [GRID])], ["suites.a%b", "folder"]),
     "a ranking that is not measured": (
@@ -345,7 +382,13 @@ CONTRADICTIONS = {
     # seeds
     "a seed above torch's": ([grid(seeds=[2**63])], ["suites.mine[0].seeds[0]", str(2**63), str(2**63 - 1)]),
     "a seed of the teacher": ([("teacher/mine/seed", 10**30)], ["teacher.mine.seed", str(2**63 - 1)]),
-    "a seed of the ensemble": ([("distil/supplements/el/ensemble_seed", 2**63)], ["el.ensemble_seed", str(2**63 - 1)]),
+    **{
+        f"a seed of the ensemble of {name}": (
+            [(f"distil/supplements/{name}/ensemble_seed", 2**63)],
+            [f"{name}.ensemble_seed", str(2**63 - 1)],
+        )
+        for name in ("el", "fd", "drift")
+    },
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import errno
 import gzip
 import json
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from eldistill import __main__
+from eldistill import __main__, errors
 from eldistill.commands import doctor
 from eldistill.errors import Problem
 from eldistill.external import hashes, listing, sourcelock
@@ -684,6 +685,26 @@ def test_a_job_refuses_what_changed_since_it_was_planned(pictures, capsys):
     assert not Path("data/sets/mine").exists() or not list(Path("data/sets/mine").iterdir())
     os.utime("pictures/1.png", (9, 9))
     assert __main__.main(["data", "mine/images", "--recipe", job()]) == 0
+
+
+@pytest.mark.parametrize("forbidden", ["sha256", "_listed"])
+def test_what_may_not_be_read_is_not_said_to_have_changed(pictures, capsys, monkeypatch, forbidden):
+    """It has no identity, because it was never read; the sentence is that of its reader, and no `[Errno 13]` is printed."""
+
+    def deny(*given):
+        raise PermissionError(errno.EACCES, "Permission denied", "pictures/3.png")
+
+    def refuse(work):
+        raise errors.denied("pictures/3.png")
+
+    monkeypatch.setattr(identity, forbidden, deny)
+    monkeypatch.setattr(steps, "make_step", refuse)
+    assert __main__.main(["data", "mine/images"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "pictures/3.png may not be read by this user; ask its owner for the right to read it (chmod g+r)\n"
+    )
+    assert "changed since" not in said and "Errno" not in said
 
 
 def test_pictures_that_change_while_they_are_packed_make_no_result(pictures, monkeypatch):

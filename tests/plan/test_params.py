@@ -6,11 +6,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from eldistill import numbers
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.numbers import declared
@@ -240,6 +242,25 @@ def test_a_module_declares_the_defaults_of_its_class_numbers():
         defaults = {field.name: field.default for field in dataclasses.fields(numbers)}
         read = {key: tuple(v) if isinstance(v := each["default"], list) else v for key, each in fields.items()}
         assert read == defaults
+
+
+def test_numbers_are_inherited_from_classes_that_the_text_names(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from eldistill.losses.balance import WeightNumbers\nclass Mine:\n    a: int = number(1, '')\n    decay: float = number(2.0, 'x')\n"
+        "class Numbers(Mine, WeightNumbers):\n    weight: float = number(3.0, 'its own')\n    b: int = number(4, 'b')\n"
+    )
+    found = {key: each["default"] for key, each in numbers._fields(path, "Numbers").items()}
+    assert found == {"weighting": "balanced", "weight": 3.0, "decay": 2.0, "warmup": 0.05, "fade": 0.0, "a": 1, "b": 4}
+
+
+@pytest.mark.parametrize("base", ["balance.WeightNumbers", "Unknown", "Protocol"])
+def test_a_class_that_the_text_does_not_name_is_one_sentence(tmp_path, base):
+    (tmp_path / "mine.py").write_text(
+        f"from typing import Protocol\nfrom eldistill.losses import balance\nclass Numbers({base}):\n    a: int = number(1, 'a')\n"
+    )
+    with pytest.raises(Problem, match=rf"class Numbers in mine\.py inherits from {re.escape(base)}; expected a class"):
+        numbers._fields(tmp_path / "mine.py", "Numbers")
 
 
 # --- mistakes -----------------------------------------------------------------------------------------

@@ -232,8 +232,27 @@ def test_every_file_that_snakemake_merges_is_checked(project):
     other.write_text("suite: smoke\n", encoding="utf-8")
     reading.check_before_snakemake(project, [other])
     (project / OWN).write_bytes(BAD["a program for Snakemake"][0])
-    with pytest.raises(Problem, match="runs? the file as a program"):
+    with pytest.raises(Problem, match="run the file as a program; write values"):
         reading.check_before_snakemake(project)
+
+
+@pytest.mark.parametrize("name", [*reading.FILES, "mine.yaml"])
+@pytest.mark.parametrize(
+    ("content", "words"), [("", "is empty"), ("- 1\n", "holds a list"), ("a\n", "holds one value")]
+)
+def test_a_file_without_sections_is_named_before_snakemake_reads_it(project, name, content, words):
+    """Snakemake's own sentence names neither the file nor what to do."""
+    (project / name).parent.mkdir(parents=True, exist_ok=True)
+    (project / name).write_text(content, encoding="utf-8")
+    with pytest.raises(Problem, match=f"{Path(name).name} {words}; expected sections"):
+        reading.check_before_snakemake(project, [project / name] if name == "mine.yaml" else ())
+
+
+def test_a_template_of_a_file_that_snakemake_has_read_already_is_said_to_have_run(project):
+    """Snakemake reads the files of --configfile before the first line of the Snakefile."""
+    (project / "mine.yaml").write_text("__use_yte__: true\nsuite: demo\n", encoding="utf-8")
+    with pytest.raises(Problem, match="mine.yaml: __use_yte__ made Snakemake run the file .* look at what it did"):
+        reading.check_before_snakemake(project, [project / "mine.yaml"])
 
 
 def test_a_number_as_snakemake_reads_it_is_no_other_number():

@@ -124,7 +124,7 @@ def test_every_name_of_this_project_has_one_for_readers(suite):  # noqa: F811
         **dict.fromkeys(shipped["methods"], names.method_name),
         **dict.fromkeys(shipped["supplements"], names.supplement_name),
     }
-    assert {raw for raw, look_up in known.items() if look_up(raw).short == raw} == {"regression"}
+    assert {raw for raw, look_up in known.items() if look_up(raw).short == raw} == {"regression", "f-distill"}
     written = {*METRICS, *ALONE, *LABELLED, "fdj", "fdse"} - {"debiased"}  # which writes fdj and fdse
     assert written <= set(names.METRICS)
     assert names.method_name("my_own").short == "my_own" and names.method_name("my_own").tex == r"my\_\allowbreak{}own"

@@ -29,13 +29,14 @@ ABLATION = SHIPPED["suites"]["ablation"]
 PARAMS = {"question": "What of it?", "kind": "contrast", "against": "none", "margin": 0.1, "confidence": 0.95,
           "tuning": [100, 101]}  # fmt: skip
 DRAW_STUDY = forest.draw_study
+UNDRAWN = '<svg viewBox="0 0 1 1"></svg>'
 BASE = (10.0, 11.0, 9.0, 10.5, 9.5)  # mean 10: the margin of equivalence is 1
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures take most of the time: only the tests of pictures draw them."""
-    monkeypatch.setattr(forest, "draw_study", lambda paths, rows, params: [path.touch() for path in paths])
+    monkeypatch.setattr(forest, "draw_study", lambda paths, rows, params: [path.write_text(UNDRAWN) for path in paths])
 
 
 def add(root, run, value=1.0, log=None, flop=None, estimator="unbiased", **others):
@@ -155,8 +156,8 @@ def test_sentences_say_what_holm_allows(tmp_path):
     runs += add_arm(tmp_path, "low", [base - d for base, d in zip(BASE, (3, 4, 3, 2, 4), strict=True)])
     runs += add_arm(tmp_path, "high", [base + d for base, d in zip(BASE, (3, 4, 3, 2, 4), strict=True)])
     _, text = make(tmp_path, runs)
-    assert "the distance is lower than none's: -3.20 [-4.24, -2.16], -32.0 % (p = 0.00" in said(text, "toy, di/low")
-    assert "the distance is higher than none's: 3.20 [2.16, 4.24], +32.0 %" in said(text, "toy, di/high")
+    assert "the distance is lower than none's: -3.2 [-4.2, -2.2], -32.0 % (p = 0.00" in said(text, "toy, di/low")
+    assert "the distance is higher than none's: 3.2 [2.2, 4.2], +32.0 %" in said(text, "toy, di/high")
     assert "5 pairs, lower in 5/5)." in said(text, "toy, di/low")
     runs = runs[:5] + add_arm(tmp_path, "near", [base - d for base, d in zip(BASE, (1, 2, 2, 0, 1), strict=True)])
     assert 0.025 < float(make(tmp_path, runs)[0][1]["p"]) < 0.05
@@ -785,7 +786,7 @@ def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, s
 
 @pytest.mark.parametrize("kind", studies.KINDS)
 def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_equal_bytes(tmp_path, monkeypatch, kind):
-    """Two calls, twelve files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
+    """Two calls, fourteen files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
     monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
@@ -796,7 +797,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     for ending in STUDY_ENDINGS:
         first, second = (tmp_path / out / f"study.{ending}" for out in ("out", "again"))
         assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 100
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert len(list((tmp_path / "out").iterdir())) == 7
     with Image.open(tmp_path / "out/study.png") as picture:
         drawn = [row for row in rows if row.get("difference")] or rows
         lines = 3 * len(drawn) if kind == "seeds" else len(drawn)  # a bar for each part of the variance
@@ -806,6 +807,14 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
         )  # one row of panels for the method
         assert "Software" not in picture.info
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+    page = (tmp_path / "out/study.html").read_text()
+    assert (
+        page.startswith("<!doctype html>") and "What of it?" in page and "<script" not in page and len(page) < 5_000_000
+    )
+    assert ('class="claim"' in page and 'class="forest"' in page) is (
+        kind in ("contrast", "central", "budget", "speed")
+    )
+    assert "<details><summary>Every comparison in " in page
     heading = "## Time to the baseline's values\n\n" if kind == "speed" else ""
     assert text.startswith(f"# What of it?\n\n{heading}| data, method/supplement |")
     if kind == "central":

@@ -22,12 +22,13 @@ PARAMS = {"question": "How much sooner?", "kind": "speed", "against": "none", "m
 ITERATIONS, IMAGES = 100, 6400
 TUNED, FRESH = (100, 101), (200, 201, 202)
 DRAW_STUDY = forest.draw_study
+UNDRAWN = '<svg viewBox="0 0 1 1"></svg>'
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures take most of the time: only their own test draws them."""
-    monkeypatch.setattr(forest, "draw_study", lambda paths, rows, params: [path.touch() for path in paths])
+    monkeypatch.setattr(forest, "draw_study", lambda paths, rows, params: [path.write_text(UNDRAWN) for path in paths])
 
 
 def falling(rate, start=64.0, floor=1e-9, every=10):

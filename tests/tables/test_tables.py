@@ -384,9 +384,9 @@ def row_of(delta, low, high):
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [
-        ((-0.08, -0.15, -0.01), "is lower than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm over 2: 0.0400, n = 3, lower in 3 of 3)."),
-        ((0.08, 0.01, 0.15), "is higher than none by 0.0800 [0.0100, 0.150] (p = 0.0300, Holm over 2: 0.0400, n = 3, lower in 3 of 3)."),
-        ((-0.08, -0.2, 0.04), "is not distinguishable from none: difference -0.0800 [-0.200, 0.0400] (p = 0.0300, Holm"),
+        ((-0.08, -0.15, -0.01), "is lower than none by 0.080 [0.010, 0.150] (p = 0.0300, Holm over 2: 0.0400, n = 3, lower in 3 of 3)."),
+        ((0.08, 0.01, 0.15), "is higher than none by 0.080 [0.010, 0.150] (p = 0.0300, Holm over 2: 0.0400, n = 3, lower in 3 of 3)."),
+        ((-0.08, -0.2, 0.04), "is not distinguishable from none: difference -0.08 [-0.20, 0.04] (p = 0.0300, Holm"),
     ],
 )  # fmt: skip
 def test_sentences_claim_what_the_interval_allows(numbers, expected):

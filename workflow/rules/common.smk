@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from eldistill import files
 from eldistill.plan import cluster, driver, freshness, identity, params, profiles
-from eldistill.paths import STUDY
+from eldistill.paths import FOLDERS, STUDY
 from eldistill.errors import Problem, printable
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS
@@ -66,6 +66,10 @@ if workflow.is_main_process:
 
 
 onstart:
+    # DVC wants the folder of each stage, also where nothing is made in it because the results of all runs are kept.
+    if workflow.is_main_process and PLAN.kept(SUITE):
+        for folder in FOLDERS:
+            os.makedirs(folder, exist_ok=True)
     # Trainings of a driver that was killed are still running. They are asked to save, and this driver continues them.
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
@@ -91,8 +95,11 @@ def inputs_of(word, name):
     def inputs(wildcards):
         wanted = name.format(**wildcards)
         if (word, wanted) not in STEPS:
+            kept = (word, wanted) in PLAN.suite(SUITE, kept=True)
             raise WorkflowError(
-                f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
+                f"the results of {word} {wanted} are kept, so that nothing makes it; run it by hand"
+                if kept
+                else f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
             )
         recipe, *others = INPUTS(STEPS[word, wanted])
         return {"recipe": recipe, "others": others}

@@ -46,6 +46,7 @@ rule make_study:
         f"{TABLES}/{{study}}.runs.csv",
         f"{TABLES}/{{study}}.pdf",
         f"{TABLES}/{{study}}.svg",
+        f"{TABLES}/{{study}}.html",
         f"{TABLES}/{{study}}.csv.recipe",
     log:
         f"data/scratch/logs/tables/{SUITE}/{{study}}.log",

@@ -3,25 +3,29 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from eldistill.paths import PACKAGE
+from eldistill.tables import citations
 
-EDM = "the teacher's preconditioning and sampler: Karras et al. 2022, arXiv 2206.00364"
-EDM2 = "its network: Karras et al. 2024, arXiv 2312.02696"
 Section = dict[str, Any]
 
 
 def model_card(
-    run: str, about: Section, metrics: Section, teacher: Section, ensembles: dict[str, Section] | None = None
+    run: str,
+    about: Section,
+    metrics: Section,
+    teacher: Section,
+    ensembles: dict[str, Section] | None = None,
+    papers: Sequence[str] = (),
 ) -> str:
     """The model card of a run, Markdown.
 
     about: metadata of its generator. metrics: those of its evaluation; empty if there was none. teacher: metadata of the teacher.
-    ensembles: {supplement: the section of its ensemble}, of those that are known."""
+    ensembles: {supplement: the section of its ensemble}, of those that are known. papers: keys of
+    tables/citations.csv."""
     lineage, source = about["lineage"], teacher.get("source") or {}
     licence = source.get("licence") or "that of its data and of its teacher; nothing else is claimed"
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
@@ -67,7 +71,7 @@ measured for research.
 
 ## Citation
 
-{_citations(lineage, about["config"]["network"])}
+{_citations(papers)}
 """
 
 
@@ -181,17 +185,8 @@ and kid, higher for precision and recall.
 {numbers}"""
 
 
-def _citations(lineage: Section, network: str) -> str:
-    params = lineage["params"]
-    files = {f"methods/{params['method']['file']}": f"the method `{lineage['method']}`"}
-    for name, each in params["supplements"].items():
-        files.setdefault(f"supplements/{each['file']}", f"the supplement `{name}`")
-    lines = [f"{what}: {text}" for file, what in files.items() for text in cited(file)]
-    return "\n".join(f"* {line}" for line in [*lines, EDM, *([EDM2] if network == "edm2" else [])])
-
-
-def cited(file: str) -> list[str]:
-    """The papers with an arXiv number that the first paragraph of src/eldistill/<file>.py names, as it writes them."""
-    text = (ast.get_docstring(ast.parse((PACKAGE / f"{file}.py").read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-    found = re.findall(r"\(([^()]*arXiv \d{4}\.\d{4,5})[^()]*\)", " ".join(text.split()))
-    return [each.removeprefix("EL; ") for each in found]
+def _citations(papers: Sequence[str]) -> str:
+    if not papers:
+        return "No paper is listed; `python -m eldistill cite RUN` lists those of a run."
+    lines = "\n".join(f"* {citations.line(key)}" for key in papers)
+    return f"{lines}\n\n```bibtex\n{citations.bibtex(papers)}```"

@@ -13,6 +13,7 @@ from eldistill.evaluate import features
 from eldistill.evaluate.fid import load_statistics, reference_label
 from eldistill.external import fetching, sources
 from eldistill.sampling import generators as sampling
+from eldistill.sampling.devices import check_device
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.teacher import agree, convert
 from eldistill.teacher.check import check_images
@@ -38,6 +39,7 @@ def codec_of(name: str, found: dict | None, channels: int) -> dict:
 
 def command(options, say) -> None:
     """`python -m eldistill check NAME`: a published teacher or student, by its row of data/sources.csv. Raises Problem."""
+    check_device(options.device)
     row = sources.source_row(options.name)
     if row["kind"] not in ("teacher", "student"):
         raise Problem(f"{options.name} is a {row['kind']}; expected a teacher or a student of data/sources.csv")

@@ -167,8 +167,12 @@ def _number(value: float) -> str:
 def bills_left(plan: Plan, suite: str) -> list[dict]:
     """The result of `cost_of_run` or `cost_of_teacher` for each unfinished training of a suite. Raises Problem."""
     root = plan.params.root
-    teachers = [name for name in trained_here(plan, suite) if not plan.teacher(name).fresh(root)]
-    runs = [run for run in plan.params.runs(suite) if not plan.distil(run).fresh(root)]
+    asked = plan.suite(suite)  # without runs whose results are kept, and without teachers that only those need
+    names = [name for name in trained_here(plan, suite) if ("teacher", name) in asked]
+    teachers = [name for name in names if not plan.teacher(name).fresh(root)]
+    runs = [
+        run for run in plan.params.runs(suite) if ("distil", str(run)) in asked and not plan.distil(run).fresh(root)
+    ]
     return [*(cost_of_teacher(plan, name) for name in teachers), *(cost_of_run(plan, run) for run in runs)]
 
 

@@ -152,7 +152,7 @@ def _sources(plan: Plan, suite: str) -> Iterator[Finding]:
         try:
             found, why = identity.measure_source(source, plan.identities.root, print), "is not here"
         except OSError as error:
-            found, why = None, f"cannot be read ({error})"
+            found, why = None, identity.why_unreadable(error)
         if found is None:
             yield None, f"{where} {why}; results that were made from it are kept, but cannot be made again here"
         elif found.sha256 == row["sha256"]:

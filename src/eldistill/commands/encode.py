@@ -16,6 +16,7 @@ from eldistill.data.packing import check_count
 from eldistill.data.readers import folder
 from eldistill.errors import Problem
 from eldistill.plan import params
+from eldistill.sampling.devices import check_device
 
 COVERED_BY = "latents"
 
@@ -56,6 +57,7 @@ def write_latents(section: dict, path: str | Path, vae: str | None = None, devic
 
 def command(options, say) -> None:
     """Options as the command line gives them. Raises Problem."""
+    check_device(options.device)
     section = params.load_params().section("data", options.name, where="data on the command line")
     count = write_latents(section, options.out, options.vae, options.device, say)
     say(f"{options.out}: latents of {count} images")

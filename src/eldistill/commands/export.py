@@ -19,6 +19,7 @@ from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
 from eldistill.sampling.pictures import grid
+from eldistill.tables import citations
 from eldistill.tensors import load_tensors
 
 # Files of the copy that differ from ours, which need random numbers of the project and with them more than torch.
@@ -90,9 +91,8 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
         files.write_text(folder / name, text)
     files.write_json(folder / "config.json", about)
     files.write_text(folder / "load.py", LOADER)
-    files.write_text(
-        folder / "README.md", model_card(run, about, metrics, teacher, _ensembles(run, about["lineage"]["params"]))
-    )
+    known, papers = _ensembles(run, about["lineage"]["params"]), citations.of_runs(plan, [run])
+    files.write_text(folder / "README.md", model_card(run, about, metrics, teacher, known, papers))
     with files.atomic(folder / "generator_ema.safetensors") as temporary:
         shutil.copyfile(path, temporary)
     say(

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eldistill.files import read_note
 from eldistill.plan import freshness, params, questions
 from eldistill.plan.identity import Identities
+from eldistill.plan.kept import kept_file
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import WORDS, Step
 
@@ -31,9 +33,7 @@ def state_of(step: Step, root: Path) -> State:
     """The state of a step, from a comparison of its recipe with the one beside its outputs."""
     if step.fresh(root):
         return State(step, FRESH)
-    try:
-        before = json.loads((root / step.sidecar).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if (before := read_note(root / step.sidecar)) is None:
         return State(step, MISSING)
     now = json.loads(step.recipe)
     if before.get("name") != now["name"]:  # one file of all suites
@@ -42,9 +42,17 @@ def state_of(step: Step, root: Path) -> State:
     why += [f"version of {change}" for change in _changes(before.get("versions"), now["versions"], "")]
     why += [f"content of {name}" for name in _unlike(before.get("sources"), now.get("sources"))]
     if not why and before == now:
-        lost = [path for path in step.outputs if not (root / path).exists()]
-        why = [f"{lost[0]} is missing" if lost else f"{', '.join(step.changed(root))} was edited"]
+        why = [_unlike_files(step, root)]
     return State(step, STALE, tuple(why))
+
+
+def _unlike_files(step: Step, root: Path) -> str:
+    # Why a step is stale whose recipe is the one that is asked for.
+    if lost := [path for path in step.outputs if not (root / path).exists()]:
+        return f"{lost[0]} is missing"
+    if other := step.read_otherwise(root):
+        return f"the kept results of {', '.join(other[:NAMED])} changed"
+    return f"{', '.join(step.changed(root))} was edited"
 
 
 def _changes(before, now, where: str) -> Iterator[str]:
@@ -88,11 +96,19 @@ def plan_page(plan: Plan, suite: str, bill: str) -> Iterator[str]:
         counts = [sum(each.is_ == kind for each in found if each.step.word == word) for kind in (FRESH, STALE, MISSING)]
         yield f"{word:9}" + "".join(f"{count or '-':>9}" for count in counts)
     yield from _reasons(found)
+    yield from _kept(plan, suite)
     if names := downloads(plan, found):
         yield f"\nto download: {', '.join(names)}"
     for sentence in freshness.missing_files((each.step for each in found if each.is_ != FRESH), plan.params.root):
         yield f"\n{sentence}"
     yield f"\n{bill}"
+
+
+def _kept(plan: Plan, suite: str) -> Iterator[str]:
+    # Runs that are not listed above, because their results are kept.
+    runs = list(plan.params.runs(suite))
+    if number := sum((str(run), plan.evaluation(run).digest) in plan.kept(suite) for run in runs):
+        yield f"\n{number} of {len(runs)} runs are read from {kept_file(suite)}, so that nothing makes them"
 
 
 def _reasons(found: list[State]) -> Iterator[str]:

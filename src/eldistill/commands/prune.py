@@ -15,7 +15,7 @@ from eldistill.plan.plan import Plan
 
 def leftovers(plan: Plan, root: Path = Path()) -> list[Path]:
     """Sorted paths of result files and state folders that no suite of params.yaml uses."""
-    steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite).values()]
+    steps = [step for suite in plan.params.values["suites"] for step in plan.suite(suite, kept=True).values()]
     named = {root / path for step in steps for path in (*step.outputs, step.sidecar, step.record)}
     found = [
         path

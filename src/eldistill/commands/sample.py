@@ -6,11 +6,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import torch
-
 from eldistill.data import classes
 from eldistill.errors import Problem
 from eldistill.files import atomic
+from eldistill.sampling.devices import check_device
 from eldistill.sampling.generators import class_number, load_generator, sample
 from eldistill.sampling.pictures import grid, picture
 
@@ -23,8 +22,7 @@ def command(options, say) -> None:
         raise Problem("nothing to write; give --grid FILE.png, --out FOLDER, or both")
     if options.n < 1:
         raise Problem(f"--n is {options.n}; expected 1 or more")
-    if options.device not in ("cpu", "cuda") or (options.device == "cuda" and not torch.cuda.is_available()):
-        raise Problem(f"--device is {options.device}, but torch does not see it on this machine; use cpu")
+    check_device(options.device)
     generator = load_generator(options.generator, options.device)
     label = None if options.label is None else class_number(generator, options.label)
     images = sample(generator, options.n, options.seed, label, options.steps)

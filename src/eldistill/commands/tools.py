@@ -76,6 +76,13 @@ def _doctor(chosen: Namespace) -> int:
     return 0 if doctor.examine(chosen.suite, say) else 1
 
 
+def _selftest(chosen: Namespace) -> int:
+    from eldistill.commands import selftest
+
+    code: int = selftest.command(chosen, say)
+    return code
+
+
 def _export(chosen: Namespace) -> None:
     from eldistill.commands import export
 
@@ -100,6 +107,15 @@ TOOLS = {
             option("--out", metavar="FOLDER", help="write each image as a PNG file: 000000.png, 000001.png, …"),
             DEVICE,
         ), _command("commands.sample"),
+    ),
+    "selftest": Tool(
+        "sample a small generator of the package, and compare its images with stored numbers",
+        "Samples a small generator that is in the package, measures its images and compares the numbers with those that one must see. "
+        "It needs neither a project nor a network connection. The exit code is 1 if a number differs.",
+        (
+            option("--out", metavar="FILE.png", default="selftest.png", help="picture to write (default: selftest.png)"),
+            DEVICE,
+        ), _selftest,
     ),
     "zip": Tool(
         "write a packed data set as a zip that EDM's code reads",
@@ -192,6 +208,15 @@ TOOLS = {
         "Lists the results and saved states that no suite of params.yaml uses, with their sizes.",
         (option("--remove", action="store_true", help="remove them (default: only list them)"),), _command("commands.prune"),
     ),
+    "keep": Tool(
+        "keep the results of a suite's finished runs in a file for git",
+        "Writes the metrics, curves and provenance of the finished runs of a suite into data/tables/SUITE/kept.jsonl. Commit this file: "
+        "where it is, tables are made without training or measuring these runs again.",
+        (
+            option("suite", metavar="SUITE", help="name of a suite of params.yaml"),
+            option("others", metavar="FILE", nargs="*", help="files kept.jsonl of other machines, whose runs are added"),
+        ), _command("commands.keep"),
+    ),
     "export": Tool(
         "export a generator as a folder that works without this project",
         "Writes a folder with weights, settings, a model card, images and a loader that needs only torch and safetensors.",
@@ -199,6 +224,14 @@ TOOLS = {
             option("name", metavar="RUN", help="a finished run: DATA/METHOD/SUPPLEMENT/SEED"),
             option("--out", metavar="FOLDER", help="folder to write (default: exports/RUN)"),
         ), _export,
+    ),
+    "cite": Tool(
+        "print what to cite for a run or a suite, as BibTeX",
+        "Prints the papers of the methods, supplements, data, networks, feature spaces and metrics of a run or a suite as BibTeX.",
+        (
+            option("name", metavar="RUN|SUITE", help="a run, DATA/METHOD/SUPPLEMENT/SEED, or the name of a suite"),
+            option("--out", metavar="FILE.bib", help="file to write (default: print)"),
+        ), _command("commands.cite"),
     ),
     "recipes": Tool(
         "write workflow/versions.json from the RECIPE of every module",

@@ -12,7 +12,6 @@ so do different fake_scores.
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from eldistill.diffusion.draws import Draw, stream_seed
 from eldistill.distil import prepare
 from eldistill.distil.prepare import Upstream
 from eldistill.errors import Problem
+from eldistill.files import parse_json
 from eldistill.sampling import generators
 from eldistill.training.job import Job, Supplement, Training
 from eldistill.training.loop import Loop
@@ -131,9 +131,8 @@ def _file(step: str) -> tuple[str, str]:
 
 def _recipe(run: str, root: Path) -> dict:
     try:
-        text = (root / f"data/runs/{run}/generator_ema.safetensors.recipe").read_text(encoding="utf-8")
-        return dict(json.loads(text))
-    except (OSError, ValueError) as error:
+        return dict(parse_json((root / f"data/runs/{run}/generator_ema.safetensors.recipe").read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise Problem(f"the recipe of {run} cannot be read ({error}); make the run again") from None
 
 

@@ -17,6 +17,7 @@ import torch
 from eldistill import files
 from eldistill.data import classes
 from eldistill.distil import prepare
+from eldistill.distil.board import TENSORBOARD, Board, events_folder
 from eldistill.distil.prepare import Parts, Recipe, Upstream
 from eldistill.distil.provenance import git
 from eldistill.sampling import generators
@@ -52,6 +53,8 @@ def train_generator(
         described |= classes.describe_classes(upstream["images"])
     raw = job.nets["generator"] if recipe["method"].get("raw_snapshots") else None
     job.snapshots = _snapshots(recipe, folder, described, raw)
+    if TENSORBOARD in machine.log:
+        _watch(job, recipe, Board(events_folder((whole or {}).get("name") or "run", digest), machine.device, log))
     compute.prepare_networks(machine, [parts.teacher], list(job.nets.values()))
     work = Loop(job)
     first = work.across.rank == 0  # only the first process writes
@@ -128,6 +131,23 @@ def snapshot_images(total: int, batch: int, percent: int) -> int:
     if percent == 0:
         return 0
     return max(1, round(total * percent / 100 / batch)) * batch if percent < 100 else total
+
+
+def _watch(job: Job, recipe: Recipe, board: Board) -> None:
+    # Rows of the log and images of snapshots go to TensorBoard, too.
+    total, batch = recipe["method"]["n_images"], recipe["method"]["batch"]
+    job.on_row = board.row
+    for percent in recipe["snapshots"]:
+        count = snapshot_images(total, batch, percent)
+        job.snapshots[count] = _then(job.snapshots[count], board, job.folder / f"ema-{percent}.safetensors", count)
+
+
+def _then(write: Save, board: Board, path: Path, count: int) -> Save:
+    def both(net: torch.nn.Module) -> None:
+        write(net)
+        board.snapshot(path, count)
+
+    return both
 
 
 def _writer(path: Path, metadata: dict[str, Any], raw: torch.nn.Module | None) -> Save:

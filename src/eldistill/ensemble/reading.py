@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,23 @@ import torch
 from eldistill.contract import RealImages
 from eldistill.ensemble.members import Member, stacked, stacks
 from eldistill.losses.mmd import Rows
+from eldistill.numbers import number
 
 COVERED_BY = "ensemble/seed"
+
+
+@dataclass(frozen=True)
+class EnsembleNumbers:
+    """The numbers of a supplement that compares features of an ensemble."""
+
+    ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
+    ensemble_seed: int | None = number(
+        None, "seed of the ensemble; null takes the run's seed", low=0, high=9_223_372_036_854_775_807
+    )
+    stack: str = number(
+        "auto", "members of one shape: stacked in one pass, or one after the other in a loop; auto: stacked on a GPU",
+        choices=("auto", "stacked", "loop"), neutral=True,
+    )  # fmt: skip
 
 
 def read_members(

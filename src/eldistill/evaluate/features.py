@@ -15,7 +15,7 @@ import torch
 
 from eldistill import registry
 from eldistill.errors import Problem
-from eldistill.evaluate.metrics import FLOAT
+from eldistill.evaluate.arithmetic import FLOAT
 
 COVERED_BY = "evaluate"
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from eldistill.errors import Problem
+from eldistill.evaluate import arithmetic
+from eldistill.evaluate.arithmetic import cubic_sums, inside, nearest, symmetric_root
 
 RECIPE = ("metrics", 1)
-FLOAT = np.float64
 GROUPS = 20  # number of groups of the jackknife
 WIDE = 128  # largest D with a jackknife; in more dimensions its 420 eigendecompositions would take minutes
 DENSE = 5  # number of neighbours for density and coverage, as chosen by their authors
@@ -61,13 +62,7 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] (divisor n - 1) in float64. Raises Problem for fewer than two rows."""
     if len(features) < 2:
         raise Problem(f"{len(features)} images for a covariance; expected at least 2")
-    return features.mean(0, dtype=FLOAT), np.atleast_2d(np.cov(features, rowvar=False, dtype=FLOAT))
-
-
-def symmetric_root(cov: np.ndarray) -> np.ndarray:
-    """The symmetric square root [D, D] of a covariance [D, D]."""
-    values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    return arithmetic.mean_and_covariance(features)
 
 
 def frechet(mean: np.ndarray, cov: np.ndarray, mean_r: np.ndarray, cov_r: np.ndarray, root_r=None) -> float:
@@ -77,7 +72,7 @@ def frechet(mean: np.ndarray, cov: np.ndarray, mean_r: np.ndarray, cov_r: np.nda
     complex. root_r: S_r^1/2, if it is known.
     """
     half = symmetric_root(cov_r) if root_r is None else root_r
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(half @ cov @ half), 0, None)).sum()
+    cross = arithmetic.trace_of_root(half, cov)
     return float(((mean - mean_r) ** 2).sum() + np.trace(cov) + np.trace(cov_r) - 2 * cross)
 
 
@@ -167,50 +162,24 @@ def kid(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
 
     Features are divided by the square root of the mean variance of the real ones, so that feature spaces are comparable.
     """
-    scale = once(real, "scale", lambda: np.sqrt(np.mean(real.var(0))) or 1.0)
-    x, y = fake / scale, real / scale
-    m, n = len(x), len(y)
-    (sum_x, trace_x), (across, _) = _cubic(x, x), _cubic(x, y)
+    scale = once(real, "scale", lambda: _scale(real))
+    m, n = len(fake), len(real)
+    (sum_x, trace_x), (across, _) = cubic_sums(fake, fake, scale), cubic_sums(fake, real, scale)
     sum_y, trace_y = pairs_of(real)
     return float((sum_x - trace_x) / (m * (m - 1)) + (sum_y - trace_y) / (n * (n - 1)) - 2 * (across / (m * n)))
 
 
+def _scale(real: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(real.var(0)))) or 1.0
+
+
 def pairs_of(real: np.ndarray) -> tuple[float, float]:
     """Sum and trace of the kernel of `kid` over all pairs of real features [n, D], remembered by `once`."""
-
-    def compute() -> tuple[float, float]:
-        y = real / (np.sqrt(np.mean(real.var(0))) or 1.0)
-        return _cubic(y, y)
-
-    found: tuple[float, float] = once(real, "pairs", compute)
+    found: tuple[float, float] = once(real, "pairs", lambda: cubic_sums(real, real, _scale(real)))
     return found
 
 
-def _cubic(a: np.ndarray, b: np.ndarray, block: int = 1024) -> tuple[float, float]:
-    # Sum and trace of (a.b/D + 1)^3, computed in blocks, because the matrix of 60,000 images would have 29 GB.
-    total, trace = 0.0, 0.0
-    for i in range(0, len(a), block):
-        for j in range(0, len(b), block):
-            base = a[i : i + block] @ b[j : j + block].T / a.shape[1] + 1
-            kernel = base * base * base  # much faster than a power
-            total += kernel.sum()
-            trace += np.trace(kernel) if i == j else 0.0
-    return total, trace
-
-
 # --- neighbours -------------------------------------------------------------------------------------------
-
-
-def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.clip((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0, None))
-
-
-def _inside(points: np.ndarray, cloud: np.ndarray, k: int) -> np.ndarray:
-    # bool [points, cloud]: whether a point is at most as far from a point of the cloud as that point's k-th neighbour in the cloud.
-    within = _distances(cloud, cloud)
-    np.fill_diagonal(within, np.inf)
-    radius = np.partition(within, k - 1, axis=1)[:, k - 1]
-    return _distances(points, cloud) <= radius
 
 
 def _even(side: np.ndarray, n: int) -> np.ndarray:
@@ -229,7 +198,7 @@ def _alike(fake: np.ndarray, real: np.ndarray, most: int, k: int) -> tuple[np.nd
 def precision(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
     """Fraction of generated images within the k-th-neighbour ball of a real image (Kynkäänniemi et al. 2019), from 0 to 1."""
     fake, real = _alike(fake, real, options["neighbours_n"], options["neighbours"])
-    return float(_inside(fake, real, options["neighbours"]).any(1).mean())
+    return float(inside(fake, real, options["neighbours"]).any(1).mean())
 
 
 def recall(fake: np.ndarray, real: np.ndarray, options: dict) -> float:
@@ -254,8 +223,8 @@ def _dense(fake: np.ndarray, real: np.ndarray, most: int) -> tuple[float | None,
     if min(len(fake), len(real), most) <= DENSE:
         return None, None
     fake, real = _alike(fake, real, most, DENSE)
-    inside = _inside(fake, real, DENSE)
-    return float(inside.sum() / (DENSE * len(fake))), float(inside.any(0).mean())
+    within = inside(fake, real, DENSE)
+    return float(within.sum() / (DENSE * len(fake))), float(within.any(0).mean())
 
 
 def copied(fake: np.ndarray, real: dict, options: dict) -> float:
@@ -268,9 +237,9 @@ def copied(fake: np.ndarray, real: dict, options: dict) -> float:
     """
     fake = _even(fake, min(len(fake), options["neighbours_n"]))
     train, heldout = (_even(real[part], min(len(real[part]), options["neighbours_n"])) for part in ("train", "heldout"))
-    nearest = [_distances(fake, part).min(1) for part in (train, heldout)]
+    to_train, to_heldout = (nearest(fake, part) for part in (train, heldout))
     # Equal distances count as one half, so that images that are in both parts do not raise the result.
-    share = float(np.mean((nearest[0] < nearest[1]) + 0.5 * (nearest[0] == nearest[1])))
+    share = float(np.mean((to_train < to_heldout) + 0.5 * (to_train == to_heldout)))
     expected = len(train) / (len(train) + len(heldout))
     return (share - expected) / (1 - expected)
 
@@ -301,13 +270,6 @@ def agreement(fake: np.ndarray, asked: np.ndarray, options: dict) -> float | Non
     labels. None if the feature space has no classifier of these classes."""
     head = options.get("probabilities")
     return None if head is None else float((head(fake).argmax(1) == asked).mean())
-
-
-def softmax(features: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """Class probabilities [n, classes] of features [n, D] by the last layer of a classifier: weight [classes, D], bias [classes]."""
-    logits = features @ np.asarray(weight, FLOAT).T + (0.0 if bias is None else np.asarray(bias, FLOAT))
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
 
 
 Metric = Callable[[np.ndarray, np.ndarray, dict], float | dict[str, float] | None]

@@ -10,8 +10,9 @@ import numpy as np
 
 from eldistill.data import dataset as data
 from eldistill.errors import Problem, brief, denied
+from eldistill.evaluate.arithmetic import FLOAT, symmetric_root
 from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
-from eldistill.evaluate.metrics import FLOAT, keep, measure, measure_labelled, moments, pairs_of, symmetric_root
+from eldistill.evaluate.metrics import keep, measure, measure_labelled, moments, pairs_of
 from eldistill.external import arrays
 from eldistill.files import atomic
 

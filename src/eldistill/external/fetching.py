@@ -29,13 +29,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
 from eldistill.external.sources import TABLE, noted_rows, source_row
-from eldistill.files import naming_full, sha256, write_text
+from eldistill.files import naming_full, read_note, sha256, write_text
 from eldistill.outside import check_file, find_fault, locate
 
 TRIES, BLOCK, TIMEOUT = 6, 1 << 20, 60
@@ -289,6 +287,8 @@ def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
 
 
 def _receive(answer, part: Path, start: int, total: int | None) -> None:
+    from tqdm import tqdm  # only a download needs it, not who samples from a generator
+
     seen = start
     with (
         open(part, "r+b" if start else "wb") as file,
@@ -337,10 +337,7 @@ def _side(part: Path) -> Path:
 
 
 def _about(part: Path) -> dict:
-    try:
-        return json.loads(_side(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_note(_side(part)) or {}
 
 
 def _drop(part: Path) -> None:

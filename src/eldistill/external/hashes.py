@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from eldistill.files import write_text
+from eldistill.files import read_note, write_text
 
 HASHES = Path("data/scratch/identities")
 PATIENCE = 5.0  # seconds between log lines while files are hashed
@@ -67,12 +67,12 @@ class Cache:
 
     def whole(self, listing: str, unsettled: int) -> Identity | None:
         """The stored identity if the listing of names, sizes and times is unchanged, otherwise None."""
+        found = read_note(self.all) or {}
         try:
-            found = json.loads(self.all.read_text(encoding="utf-8"))
             if found["listing"] != listing or not (found["settled"] or unsettled == 0):
                 return None
             identity = Identity(**found["identity"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             return None
         return identity if re.fullmatch("[0-9a-f]{64}", str(identity.sha256)) else None
 
@@ -87,7 +87,7 @@ class Cache:
         with contextlib.suppress(OSError), open(self.each, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 self.lines += 1
-                with contextlib.suppress(ValueError, TypeError):
+                with contextlib.suppress(ValueError, TypeError, RecursionError):
                     digest, hashed, size, mtime, ctime, name = json.loads(line)
                     if re.fullmatch("[0-9a-f]{64}", digest):
                         known[str(name)] = File(name, int(size), int(mtime), int(ctime)), digest, int(hashed)

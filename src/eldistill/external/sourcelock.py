@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eldistill.errors import Problem, brief, denied
-from eldistill.files import write_text
+from eldistill.files import open_regular, write_text
 
 LOCK = Path("data/sources.lock.csv")
 GUARD = Path("data/scratch/sources.lock.guard")
@@ -30,7 +30,7 @@ def read_rows(root: Path = Path()) -> dict[Key, dict[str, str]]:
     """{(name, read_as): row}. The first row of a key counts, and incomplete lines are ignored. Raises Problem if it is damaged."""
     found: dict[Key, dict[str, str]] = {}
     try:
-        with open(root / LOCK, newline="", encoding="utf-8-sig") as file:
+        with open_regular(root / LOCK, f"`git checkout {LOCK}` restores it", newline="", encoding="utf-8-sig") as file:
             for line in csv.reader(file):
                 if _whole(line):
                     row = dict(zip(COLUMNS, line, strict=False))

@@ -8,18 +8,35 @@ A share has the same meaning beside all of them.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from eldistill.contract import Progress, Weight
+from eldistill.numbers import number
 
 RECIPE = ("balance", 1)
 LOW, HIGH = 1e-12, 1e12  # of the ratio: a loss that has vanished but for rounding is not amplified without limit
 
 
 Scalar = float | torch.Tensor
+
+
+@dataclass(frozen=True)
+class WeightNumbers:
+    """The numbers of a supplement whose weight `scheduled` gives."""
+
+    weighting: str = number(
+        "balanced", "balanced: `weight` is the ratio of its gradient to the base loss's at the images; fixed: the raw factor",
+        choices=("balanced", "fixed"),
+    )  # fmt: skip
+    weight: float = number(0.7, "strength of the supplement; 0 is off", low=0)
+    decay: float = number(0.99, "balanced: decay of the running averages of gradient norms", low=0, below=1)
+    warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
+    fade: float = number(
+        0.0, "share of the run, at its end, over which the weight falls to 0 along a cosine", low=0, high=1
+    )  # fmt: skip
 
 
 def balanced(share: float, base: Scalar, own: Scalar, decay: float, memory: dict[str, Scalar]) -> Weight:
@@ -41,7 +58,7 @@ def balanced(share: float, base: Scalar, own: Scalar, decay: float, memory: dict
 def scheduled(
     base: Scalar, own: Scalar, batch: int, numbers: Any, progress: Progress, memory: dict[str, Scalar]
 ) -> Weight:  # fmt: skip
-    """The weight of a supplement with the numbers weight, weighting, decay, warmup and fade.
+    """The weight of a supplement with WeightNumbers.
 
     fixed: the factor weight * schedule; any other weighting: the share weight * schedule, as `balanced` has it. A weight of 0 is
     the factor 0, and memory is left alone. Arguments as `weight` of a supplement has them.

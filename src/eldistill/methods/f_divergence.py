@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""f-divergences between teacher and generator at each noise level: f-distill and Uni-Instruct.
+"""f-divergences between teacher and generator at each noise level: f-distill (Xu et al. 2025, arXiv 2502.15681) and
+Uni-Instruct (Wang et al. 2025, arXiv 2505.20755).
 
-f-distill: Xu et al. 2025, arXiv 2502.15681. Uni-Instruct: Wang et al. 2025, arXiv 2505.20755. Symbols: q is the density
-of the teacher's noisy images and p of the generated ones; D_phi is the teacher, D_psi the fake_score, r = q / p,
-Delta = D_phi - D_psi = sigma^2 grad ln r. A discriminator tells real from generated images; its logit estimates ln r.
+Symbols: q is the density of the teacher's noisy images and p of the generated ones; D_phi is the teacher, D_psi the
+fake_score, r = q / p, Delta = D_phi - D_psi = sigma^2 grad ln r. A discriminator tells real from generated images; its
+logit estimates ln r.
 
     gradient: weighted    f-distill: of E_p f(r), which is h(r) (D_psi - D_phi) / sigma^2 at x_t, h(r) = r^2 f''(r)
     gradient: expanded    Uni-Instruct: of E_p h(r) |Delta|^2 / 2, whose integral over noise levels is the divergence of

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from eldistill.plan import embeddings, sizes, unets
+from eldistill.plan import added_losses, sizes, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
-from eldistill.registry import defines, literal, setting_fields, spaces
+from eldistill.registry import defines, setting_fields, spaces
 
 Section = dict[str, Any]
 EDM = {"mean": 0.5, "std": 0.25}  # codec of published networks of pixels
@@ -165,8 +165,7 @@ def check_run(params: Sections, data: str, method: str, supplements: tuple[str, 
     _gan(params, run, method, base, added)
     for name, each in added.items():
         place = params.place("supplement", name)
-        if "anchored" in each:
-            _embedding(params, place, each, base, data, setting)
+        added_losses.check_supplement(params, place, each, base, data, setting)
         if each.get("lpips") and setting["source"] == "latents":
             raise Wrong(
                 f"{place}.lpips",
@@ -290,51 +289,3 @@ def _gan(params: Sections, run: str, method: str, base: Section, added: dict[str
             raise Wrong(place, f"adds a discriminator, but {heads[0]} brings one already (run {run}); remove {name} from the run, or "
                         "choose a method without one, such as dmd")  # fmt: skip
         heads += [name] if each["weight"] else []
-
-
-# --- the embedding loss ---------------------------------------------------------------------------------
-
-
-def _embedding(params: Sections, where: str, each: Section, base: Section, data: str, setting: Section) -> None:
-    if each["labels"] != "marginal" and not setting["labels"]:
-        raise Wrong(
-            f"{where}.labels",
-            f"is {each['labels']}, but data.{data}.labels is false; set the former to marginal, or the latter to true",
-        )
-    if each["labels"] != "marginal" and each["pairs"]:
-        raise Wrong(f"{where}.labels", f"is {each['labels']}, but pairs is {each['pairs']}, and pairs have no labels; set labels to "
-                    "marginal, or pairs to null")  # fmt: skip
-    if each["start_images"] and each["weighting"] == "fixed":
-        raise Wrong(f"{where}.start_images", f"is {each['start_images']}, but weighting is fixed, whose factor never changes; set "
-                    "start_images to 0, or weighting to balanced")  # fmt: skip
-    if each["estimator"] == "unbiased" and base["batch"] < 2:
-        raise Wrong(f"{where}.estimator", f"is unbiased, which needs 2 images, but the batch is {base['batch']} on {data}; raise the "
-                    "batch, or set estimator to biased")  # fmt: skip
-    name = each["ensemble"]
-    ensemble, side = params.peek("ensemble", name), sizes.side_of(setting)
-    if each["anchored"]:
-        _anchored(where, each, name, ensemble)
-    train, most = sizes.fewest_train(setting), literal("ensemble/anchors", "SOLVED")
-    if ensemble["anchor"] and train and most < ensemble["landmarks"] < train:
-        raise Wrong(
-            f"ensemble.{name}.landmarks",
-            f"is {ensemble['landmarks']} and anchor is true, but data.{data} has {train} train images; set landmarks to at most {most}, "
-            f"or to {train}, which needs no weights",
-        )
-    if side is not None:
-        embeddings.check_members(params.place("ensemble", name), ensemble, side, f"data.{data}")
-
-
-def _anchored(where: str, each: Section, name: str, ensemble: Section) -> None:
-    if not ensemble["anchor"]:
-        raise Wrong(
-            f"{where}.anchored", f"is true, but ensemble.{name}.anchor is false; set it to true, or anchored to false"
-        )
-    wanted: dict[str, Any] = {"augmentation": [], "pairs": None, "real_ratio": 1, "labels": "marginal"}
-    for key, value in wanted.items():
-        if each[key] != value:
-            raise Wrong(
-                f"{where}.{key}",
-                f"is {each[key]}, but anchored is true, which compares with all train images as they are; set {key} to "
-                f"{'null' if value is None else value}, or anchored to false",
-            )

@@ -158,7 +158,7 @@ class Identities:
                 try:
                     identity, why = measure_source(source, self.root, self.say), "is not here"
                 except OSError as error:
-                    identity, why = None, f"cannot be read ({error})"
+                    identity, why = None, why_unreadable(error)
                 if identity is not None:
                     self.found[source] = identity.sha256
                     self.new[source] = identity
@@ -184,22 +184,26 @@ class Identities:
             self.recorded = sourcelock.read_rows(self.root)
 
 
+def why_unreadable(error: OSError) -> str:
+    """Which file of a source cannot be read and why, as the end of a sentence, without the number of the error."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"cannot be read ({where}{error.strerror or error})"
+
+
 def check_sources(sources: Iterable[Source], wanted: dict[str, str | None], root: Path = Path()) -> None:
     """Raise Problem if the content of a source differs from the identity in a recipe.
 
-    Files with unchanged size and times are not hashed again. An absent source is not checked here; its reader complains."""
+    Files with unchanged size and times are not hashed again. A source that is absent or cannot be read is not checked here; its
+    reader complains."""
     for source in sources:
         if source.name not in wanted:
             continue
         identity = wanted[source.name]
         try:
-            if identity is None:
-                same = not _listed(source, root)
-            else:
-                now = measure_source(source, root, unsettled=0)
-                same = now is None or now.sha256 == identity
+            now = measure_source(source, root, unsettled=0)
         except OSError:
-            continue
+            continue  # also where it had no identity for that reason: its reader says what is wrong with it
+        same = now is None or now.sha256 == identity
         if not same:
             raise Problem(
                 f"{source.name} changed since this recipe was written; run the same command again, or `snakemake all`"

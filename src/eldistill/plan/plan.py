@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
+from eldistill.plan import kept as keeping
 from eldistill.plan import questions
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.rates import base_method, factor
-from eldistill.plan.recipes import Step
+from eldistill.plan.recipes import MEASURED, Step
 from eldistill.plan.run import Run
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
@@ -114,13 +116,65 @@ class Plan(PlanOfModels):
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:
         """All evaluations of a suite, those of the reference runs of its data settings first."""
-        runs = list(self.params.runs(suite))
+        return self._evaluations(list(self.params.runs(suite)))
+
+    def _evaluations(self, runs: list[Run]) -> tuple[Step, ...]:
         reference_runs = [
             self.reference_run(data, which)
             for data in dict.fromkeys(run.data for run in runs)
             for which in ("real", "teacher")
         ]
         return (*reference_runs, *(self.evaluation(run) for run in runs))
+
+    # --- kept results ---
+
+    @functools.cache  # noqa: B019
+    def kept(self, suite: str) -> dict[keeping.Key, keeping.Kept]:
+        """The kept results of a suite by run and digest of the recipe of its evaluation. Raises Problem for a damaged file."""
+        return keeping.read_kept(self.params.root / keeping.kept_file(suite))
+
+    def _reading_kept(self, suite: str, step: Step) -> Step:
+        # The same step, for which nothing need make the runs whose results are kept. Its recipe is the same.
+        lines, there = dict[str, str](), self.kept(suite)
+        for each in step.upstream:
+            if each.kind in MEASURED and (line := there.get((each.name, each.digest))):
+                lines[each.name] = line.sha256
+        parts: dict[bool, list[Step]] = {True: [], False: []}
+        for each in step.upstream:
+            parts[each.name in lines and each.word in ("distil", "evaluate")].append(each)
+        if not lines:
+            return step
+        return dataclasses.replace(step, upstream=tuple(parts[False]), kept=tuple(parts[True]), kept_lines=lines)
+
+    def kept_results(self, step: Step, suite: str) -> dict[str, keeping.Kept]:
+        """{run: its kept results} of the runs that a step reads from the file of kept results, because they are not on the disk."""
+        return {
+            each.name: self.kept(suite)[each.name, each.digest]
+            for each in keeping.only_kept(step.kept, self.params.root)
+        }
+
+    def _present(self, suite: str, runs: list[Run], partial: bool) -> tuple[list[Run], dict[str, dict]]:
+        """The runs that a table is made of, and parameters that name those that are absent.
+
+        They are all runs, and nothing is absent, unless the table is partial: then they are those that are kept, so that they do not
+        depend on what lies on this machine. Raises Problem if none is."""
+        if not partial:
+            return runs, {}
+        there = [run for run in runs if (str(run), self.evaluation(run).digest) in self.kept(suite)]
+        if not there:
+            raise Problem(
+                f"none of the {len(runs)} runs of {suite} is made, or all were made with other numbers than params.yaml asks for; "
+                f"`snakemake all --config suite={suite}` makes them"
+            )
+        made = set(there)
+        absent = [str(run) for run in runs if run not in made]
+        return there, {"partial": {"asked": len(runs), "missing": absent}} if absent else {}
+
+    def partial(self, name: str) -> Step:
+        """The tables of a suite (SUITE) or one study (SUITE/STUDY) from the runs that are kept. Raises Problem as `find` does."""
+        self.find("tables", name)
+        suite, _, study = name.strip("/").partition("/")
+        return self.study(suite, study, partial=True) if study else self.tables(suite, partial=True)
 
     @functools.cache  # noqa: B019
     def metrics(self, suite: str) -> Step:
@@ -132,34 +186,40 @@ class Plan(PlanOfModels):
             "baseline": self.params.top("tables")["baseline"],
         }
         outputs = ("data/metrics.json", "data/metrics-all.json")
-        return self._step(
-            "metrics", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)
+        return self._reading_kept(
+            suite,
+            self._step("metrics", f"suite/{suite}", ("evaluate", "summary"), params, outputs, self.evaluations(suite)),
         )
 
     @functools.cache  # noqa: B019
-    def tables(self, suite: str) -> Step:
-        """Tables and plots of a suite."""
+    def tables(self, suite: str, partial: bool = False) -> Step:
+        """Tables and plots of a suite. partial: of the runs that are kept, as `_present` chooses them."""
         folder = f"data/tables/{suite}"
-        runs = tuple(self.distil(run) for run in self.params.runs(suite))
+        runs, absent = self._present(suite, list(self.params.runs(suite)), partial)
         section = self.params.top("tables")
         params = {
             **{key: section[key] for key in ("confidence", "baseline", "grid")},
             "primary": questions.ranking_space(self.params, suite),
-            "runs": list(map(str, self.params.runs(suite))),
+            "runs": list(map(str, runs)),
+            **absent,
         }
-        return self._step(
+        modules = ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report")
+        step = self._step(
             "tables",
             suite,
-            ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report"),
+            (*modules, *(("partial",) if absent else ())),
             params,
             tuple(f"{folder}/{output}" for output in TABLES),
-            (*self.evaluations(suite), *runs),
+            (*self._evaluations(runs), *(self.distil(run) for run in runs)),
         )
+        return self._reading_kept(suite, step)
 
     @functools.cache  # noqa: B019
-    def study(self, suite: str, name: str) -> Step:
-        """The table of one question, from the grids of the suite that name it."""
-        runs, section = list(self.params.runs(suite, name)), self.params.top("tables")
+    def study(self, suite: str, name: str, partial: bool = False) -> Step:
+        """The table of one question, from the grids of the suite that name it. partial: of the runs that are kept, as `_present`
+        chooses them."""
+        runs, absent = self._present(suite, list(self.params.runs(suite, name)), partial)
+        section = self.params.top("tables")
         params = {
             **section["studies"][name],
             **{key: section[key] for key in ("confidence", "tuning")},
@@ -169,6 +229,7 @@ class Plan(PlanOfModels):
                 for data in dict.fromkeys(run.data for run in runs)
             },
             "runs": list(map(str, runs)),
+            **absent,
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
         if literal_of(
@@ -187,15 +248,17 @@ class Plan(PlanOfModels):
         if literal_of(kind, "NETWORKS", False):  # the study computes with the networks of the runs
             upstream += [each for run in runs for each in self.distil(run).upstream]
         outputs = tuple(f"data/tables/{suite}/{name}.{ending}" for ending in STUDY_ENDINGS)
-        return self._step(
+        step = self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "names", "inference", "plots", "results"),
+            ("studies", kind, "names", "inference", "plots", "results", "report", *(("partial",) if absent else ())),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),
             item=name,
         )
+        # The networks of a run are not kept.
+        return step if literal_of(kind, "NETWORKS", False) else self._reading_kept(suite, step)
 
     def studies(self, suite: str) -> tuple[Step, ...]:
         """The studies of a suite, in the order in which its grids name them."""
@@ -203,10 +266,10 @@ class Plan(PlanOfModels):
 
     # --- lookup ---
 
-    def suite(self, suite: str) -> dict[tuple[str, str], Step]:
-        """Every step that a suite needs, by (word, name), upstream first."""
+    def suite(self, suite: str, kept: bool = False) -> dict[tuple[str, str], Step]:
+        """Every step that a suite needs, by (word, name), upstream first. kept: also those of runs whose results are kept."""
         lasts = (self.metrics(suite), self.tables(suite), *self.studies(suite))
-        return {(step.word, step.name): step for last in lasts for step in last.walk()}
+        return {(step.word, step.name): step for last in lasts for step in last.walk(kept)}
 
     def find(self, word: str, name: str) -> Step:
         """The step that the command line calls `word name`. Raises Problem that lists the known names."""

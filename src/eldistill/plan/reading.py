@@ -227,12 +227,24 @@ def refuse_config(given: dict[str, Any], found: dict[str, Any]) -> None:
 
 def check_before_snakemake(root: Path, others: Iterable[str | Path] = ()) -> None:
     """Read every settings file with this reader before Snakemake reads it with its own, which takes the second of two keys, and
-    runs templates if a file asks for it. others: files of `--configfile`. Raises Problem."""
+    runs templates if a file asks for it. Raises Problem.
+
+    others: files of `--configfile`. Snakemake has read those already, before it reads any line of a Snakefile."""
     # Steps read the files beside the Snakefile, Snakemake those of the current folder, which is another one with --directory.
     files = [root / FILES[-1], *(folder / name for folder in {root.resolve(), Path.cwd()} for name in FILES)]
-    for path in [*filter(Path.exists, dict.fromkeys(files)), *map(Path, others)]:
-        values = read_file(path)
-        if isinstance(values, dict) and "__use_yte__" in values:
-            raise Problem(
-                f"{path.name}: __use_yte__ asks Snakemake to run the file as a program; write values and remove that key"
-            )
+    for path in filter(Path.exists, dict.fromkeys(files)):
+        _check_settings(path, "asks Snakemake to run the file as a program; write values and remove that key")
+    for path in map(Path, others):
+        _check_settings(
+            path,
+            "made Snakemake run the file as a program before any other file was read; write values, remove that key, and if the "
+            "file is not yours, look at what it did",
+        )
+
+
+def _check_settings(path: Path, template: str) -> None:
+    values = read_file(path)
+    if not isinstance(values, dict):
+        raise Problem(f"{path.name} {_not_sections(values)}")
+    if "__use_yte__" in values:
+        raise Problem(f"{path.name}: __use_yte__ {template}")

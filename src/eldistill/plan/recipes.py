@@ -43,6 +43,8 @@ ON_GPU = TRAINED | MEASURED | {"moments", "check", "pairs"}  # their rules ask f
 class Step:
     """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe.
 
+    kept: steps upstream whose results this one reads from the suite's file of kept results (kept.py), so that nothing has to make
+    them; for the recipe they count like the others. kept_lines: {run: sha256 of its line there}.
     after: what must have been made before, and decides nothing about this. on_demand: made only for a step that runs and
     waits for it, never for its own sake: a download. sources: what is read from outside git, and identities: a function
     that gives {name: identity} of it; it is asked when the recipe is.
@@ -58,6 +60,8 @@ class Step:
     on_demand: bool = False
     sources: tuple[Source, ...] = field(default=())
     identities: Callable[[tuple[Source, ...]], dict] = field(default=lambda sources: {}, compare=False, repr=False)
+    kept: tuple[Step, ...] = field(default=())
+    kept_lines: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     # What kind of thing it makes, for which data setting, and which one of its kind: none of this is in the recipe's text.
     kind: str = field(default="", compare=False)  # a name in KINDS
     data: str = field(default="", compare=False)  # of a teacher, a download and a suite it is empty
@@ -86,7 +90,7 @@ class Step:
                 module: versions.version_of(module) for each in self.modules for module in (each, *versions.uses(each))
             },
             "params": self.params,
-            "upstream": {f"{step.word} {step.name}": step.digest for step in self.upstream},
+            "upstream": {f"{step.word} {step.name}": step.digest for step in (*self.upstream, *self.kept)},
         }
         # Without sources the key is omitted, so that recipes from before there were sources remain valid.
         if identities := self.identities(self.sources):
@@ -123,20 +127,29 @@ class Step:
         """Outputs that somebody has changed since this step made them."""
         return records.changed_outputs(root, self.record, self.digest)
 
+    def read_otherwise(self, root: Path) -> list[str]:
+        """Runs whose kept results are no longer those that this step read when it made its outputs."""
+        return records.other_lines(root, self.record, self.digest, self.kept_lines) if self.kept_lines else []
+
     def fresh(self, root: Path) -> bool:
-        """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too."""
+        """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too, and from the kept
+        results that are there now."""
+        return self.made(root, self.outputs) and not self.read_otherwise(root)
+
+    def made(self, root: Path, outputs: tuple[str, ...]) -> bool:
+        """Whether these outputs are there and were made by this recipe; no output of a REMADE step may have been changed."""
         try:
             with open(os.path.join(root, self.sidecar), encoding="utf-8") as file:
                 same = file.read() == self.recipe
         except (OSError, UnicodeDecodeError):
             return False
-        complete = same and all(os.path.exists(os.path.join(root, output)) for output in self.outputs)
+        complete = same and all(os.path.exists(os.path.join(root, output)) for output in outputs)
         return complete and not (self.word in REMADE and self.changed(root))
 
-    def walk(self) -> Iterator[Step]:
-        """This step and all upstream, upstream first, with repetitions."""
-        for step in (*self.upstream, *self.after):
-            yield from step.walk()
+    def walk(self, kept: bool = False) -> Iterator[Step]:
+        """This step and all upstream, upstream first, with repetitions. kept: also those whose results are read from a kept file."""
+        for step in (*self.upstream, *(self.kept if kept else ()), *self.after):
+            yield from step.walk(kept)
         yield self
 
 

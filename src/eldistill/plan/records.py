@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from eldistill.files import canonical, replace_text, sha256
+from eldistill.files import canonical, read_note, replace_text, sha256
 
 SEEN = "data/scratch/seen.json"
 LARGE = 1_000_000  # bytes; a longer file is compared by its size
@@ -23,24 +23,38 @@ OMITTED = ("provenance.json",)
 _seen: dict[str, dict[str, list]] = {}
 
 
-def write_record(root: Path, record: str, digest: str, outputs: Iterable[str]) -> None:
-    """Record the files that the recipe with this digest has made."""
+def write_record(
+    root: Path, record: str, digest: str, outputs: Iterable[str], kept: Mapping[str, str] | None = None
+) -> None:
+    """Record the files that the recipe with this digest has made. kept: {run: sha256} of the kept results that it read, if any."""
     found = {}
     for output in outputs:
         if (path := root / output).name not in OMITTED:
             size = path.stat().st_size
             found[output] = [size, sha256(path) if size <= LARGE else None]
-    replace_text(root / record, canonical({"recipe": digest, "files": found}))
+    read = {"kept": dict(kept)} if kept else {}
+    replace_text(root / record, canonical({"recipe": digest, "files": found, **read}))
 
 
 def changed_outputs(root: Path, record: str, digest: str) -> list[str]:
     """Files that differ from their record; none if the record is missing, damaged, or of another recipe."""
+    noted = read_note(os.path.join(root, record)) or {}
     try:
-        with open(os.path.join(root, record), encoding="utf-8") as file:
-            noted = json.load(file)
         if noted["recipe"] != digest:
             return []
         return [output for output, each in noted["files"].items() if _differs(root, output, *each)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def other_lines(root: Path, record: str, digest: str, lines: Mapping[str, str]) -> list[str]:
+    """Runs whose kept results had another sha256 when they were read than in `lines`; none if the record is missing, damaged, or of
+    another recipe."""
+    try:
+        with open(os.path.join(root, record), encoding="utf-8") as file:
+            noted = json.load(file)
+        read = noted.get("kept", {}) if noted["recipe"] == digest else {}
+        return [run for run, sha256 in read.items() if lines.get(run, sha256) != sha256]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
@@ -64,11 +78,8 @@ def _digest(root: Path, output: str, found: os.stat_result) -> str:
 
 def _known(root: str) -> dict[str, list]:
     if root not in _seen:
-        try:
-            read = json.loads(Path(root, SEEN).read_text(encoding="utf-8"))
-            _seen[root] = {name: each for name, each in read.items() if len(each) == 4}
-        except (OSError, ValueError, AttributeError, TypeError):
-            _seen[root] = {}
+        read = read_note(Path(root, SEEN)) or {}
+        _seen[root] = {name: each for name, each in read.items() if isinstance(each, list) and len(each) == 4}
     return _seen[root]
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from eldistill.errors import Problem
+from eldistill.evaluate.arithmetic import softmax
 from eldistill.evaluate.features import ClassifierSpace, Space
-from eldistill.evaluate.metrics import softmax
 from eldistill.external import fetching, pickles, weights
 
 RECIPE = ("spaces/inception", 1)

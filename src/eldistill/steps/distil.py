@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eldistill import files
-from eldistill.distil import prepare, provenance, run
+from eldistill.distil import board, prepare, provenance, run
 from eldistill.errors import Lost, NonFinite
 from eldistill.steps.work import Work, overwriting, run_training
 from eldistill.training import compute
@@ -18,6 +18,7 @@ COVERED_BY = "evaluate"
 
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
+    board.check_packages(work.machine.log)
     upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
     upstream |= prepare.upstream_files(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = work.optional("run")

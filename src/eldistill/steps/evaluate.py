@@ -12,12 +12,12 @@ import torch
 
 from eldistill import files
 from eldistill.data import classes, dataset
-from eldistill.evaluate import clean, evaluator, features, fid, metrics
+from eldistill.evaluate import arithmetic, clean, evaluator, features, fid, metrics
 from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
 from eldistill.sampling import generators, pictures, teachers
 from eldistill.steps.work import Work
-from eldistill.tables import results, sheet, summary
+from eldistill.tables import kept, results, sheet, summary
 from eldistill.training import processes
 
 COVERED_BY = "evaluate"
@@ -38,7 +38,8 @@ class Published:
 
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem, and NonFinite for images or features that are not finite."""
-    MAKERS[work.step.kind](work)
+    with arithmetic.on(None if work.machine.device == "cpu" else work.machine.device):
+        MAKERS[work.step.kind](work)
 
 
 # --- one function for each kind -------------------------------------------------------------------------
@@ -90,11 +91,13 @@ def _reals(work: Work) -> None:
 
 
 def _metrics(work: Work) -> None:
-    found = {step.name: results.read_metrics(Path(step.outputs[0])) for step in work.upstream}
+    found = {step.name: results.metrics_of(step.name, Path(), work.kept) for step in work.upstream}
     runs: summary.Runs = {}
     for step in work.inputs.get("evaluation", ()):
         data, method, supplement, seed = step.name.split("/")
-        curve = files.read_rows(Path(step.outputs[1]))
+        curve = (
+            kept.curve_of(work.kept[step.name]) if step.name in work.kept else files.read_rows(Path(step.outputs[1]))
+        )
         runs.setdefault((data, method, supplement), {})[seed] = summary.Evaluation(found[step.name], curve)
     files.write_json(
         work.output("metrics.json"), summary.summarise(runs, work.params["primary"], work.params["baseline"])
@@ -213,7 +216,7 @@ def _published(work: Work, ruler: evaluator.Evaluator) -> Published | None:
     mean, cov = fid.load_statistics(path)
     return Published(
         _space(work, ruler, "inception"),
-        (mean, cov, metrics.symmetric_root(cov)),
+        (mean, cov, arithmetic.symmetric_root(cov)),
         f"inception_{fid.reference_label(name)}",
     )
 

@@ -33,17 +33,18 @@ RUN_LOG = f"{SCRATCH}/run-log.jsonl"
 
 def run_step(
     word: str, name: str, recipe_file: str | None = None, force: bool = False, max_minutes: float = 0,
-    say: Callable[[str], None] = print, rank: int | None = None,
+    say: Callable[[str], None] = print, rank: int | None = None, partial: bool = False,
 ) -> bool:  # fmt: skip
     """Run the step `word name` in the current folder. Returns False if it was fresh already.
 
     recipe_file: a recipe to follow instead of that of params.yaml. force: run it even if it is fresh. max_minutes: a training
     saves and stops after this time; 0 means no limit. say: gets each log line. rank: number of this process, if several share
-    the step: the first one writes and logs, the others only compute. Raises Problem, NonFinite, Stopped and Lost.
+    the step: the first one writes and logs, the others only compute. partial: make a table from the runs that are kept. Raises
+    Problem, NonFinite, Stopped and Lost.
     """
     # A rule passes a recipe whose sources the driver has measured.
     plan = Plan(params.load_params(), Identities(measured=not recipe_file))
-    step = plan.find(word, name)
+    step = plan.partial(name) if partial else plan.find(word, name)
     if rank is not None and step.kind not in TRAINED | MEASURED:
         raise Problem(f"{word} {name} is made by one process; remove --processes")
     if rank:
@@ -64,6 +65,7 @@ def run_step(
         step=step, recipe=recipe, digest=files.digest(text), upstream=upstream, plan=plan,
         machine=works.find_machine(plan.params, recipe["params"], step, max_minutes),
         say=lambda line: say(f"{step.name}  {line}"), force=force, first=not rank, alone=rank is None,
+        kept=plan.kept_results(step, step.name.removeprefix("suite/").split("/")[0]) if step.kept else {},
     )  # fmt: skip
     _make(work)
     if work.first:
@@ -83,7 +85,7 @@ def _text(step: Step, recipe_file: str | None) -> str:
         raise Problem(f"{recipe_file} is missing; remove --recipe, which computes it from params.yaml")
     with edge(recipe_file, "remove --recipe, which computes it from params.yaml", "is not a recipe"):
         text = Path(recipe_file).read_text(encoding="utf-8")
-        recipe = json.loads(text)
+        recipe = files.parse_json(text.encode())
         if not all(isinstance(recipe[key], dict) for key in ("params", "upstream")):
             raise ValueError("it has no parameters or inputs")
     return text
@@ -98,13 +100,19 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
     """The upstream steps that a recipe names. Raises Problem if an output of them is missing, was made by another recipe or
     edited, or if a source or the snapshots changed after the recipe was written."""
     above = [plan.find(*upstream.split(" ", 1)) for upstream in recipe["upstream"]]
+    kept = {(each.word, each.name) for each in step.kept}
     for each in above:
+        if (each.word, each.name) in kept:
+            continue
         missing = [output for output in each.outputs if not Path(output).exists()]
         if missing:
             raise Problem(
                 f"{missing[0]} is missing; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
     for each, wanted in zip(above, recipe["upstream"].values(), strict=True):
+        if (each.word, each.name) in kept:
+            _check_kept(each, wanted)
+            continue
         # Existing is not enough: a student of another teacher must not get this recipe.
         if not Path(each.sidecar).exists() or files.digest(_sidecar(each)) != wanted:
             raise Problem(
@@ -120,6 +128,14 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
         raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
     identity.check_sources(step.sources, recipe.get("sources", {}))
     return tuple(above)
+
+
+def _check_kept(step: Step, wanted: str) -> None:
+    # The results that the plan found in the kept file are those that the recipe names.
+    if step.digest != wanted:
+        raise Problem(
+            f"params.yaml asks for another {step.name} than this recipe; run the same command again, or snakemake"
+        )
 
 
 def _make(work: Work) -> None:
@@ -145,7 +161,8 @@ def make_step(work: Work) -> None:
 
 def _record(work: Work, text: str) -> None:
     work.plan.identities.record()
-    records.write_record(Path(), work.step.record, work.digest, work.step.outputs)
+    read = {run: line.sha256 for run, line in work.kept.items()}
+    records.write_record(Path(), work.step.record, work.digest, work.step.outputs, read)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(work.step.sidecar, text)
     if work.state is not None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from eldistill.plan.kept import absent_pictures
 from eldistill.steps.work import Work
-from eldistill.tables import report, suite
+from eldistill.tables import citations, report, suite
 from eldistill.tables.studies import page as studies
 
 COVERED_BY = "evaluate"
@@ -16,13 +17,16 @@ COVERED_BY = "evaluate"
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem."""
     if work.step.kind == "study":
-        studies.make_study(work.step.item, work.params, Path(), work.outputs)
+        studies.make_study(work.step.item, work.params, Path(), work.outputs, work.kept)
         return
     *parts, page = work.outputs
-    suite.make_tables(work.params, Path(), parts)
-    count = Counter(step.word for step in work.plan.suite(work.step.name).values() if not step.on_demand)
-    more = {"steps": count, "judges": _judges(work)}
-    report.make_report(work.step.name, work.params | more, Path(), {path.name: path for path in parts}, page)
+    absent = absent_pictures(work.step.kept, Path())
+    made = suite.make_tables(work.params, Path(), parts, work.kept, absent)
+    every = work.plan.suite(work.step.name, kept=True).values()
+    count = Counter(step.word for step in every if not step.on_demand)
+    more = {"steps": count, "judges": _judges(work), "papers": citations.of_runs(work.plan, work.params["runs"])}
+    tables = {path.name: path for path in parts}
+    report.make_report(work.step.name, work.params | more, Path(), made, tables, page, absent)
 
 
 def _judges(work: Work) -> list[tuple[str, str, Path]]:

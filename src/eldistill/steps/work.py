@@ -7,7 +7,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from eldistill import files
 from eldistill.errors import NonFinite, Problem
 from eldistill.numbers import make_numbers
 from eldistill.paths import PACKAGE
+from eldistill.plan.kept import Kept
 from eldistill.plan.params import Params
 from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import MEASURED, Step, by_role
@@ -48,6 +49,9 @@ class Work:
     force: bool  # run it even if an earlier attempt failed
     first: bool  # whether this process writes and logs; of several that share the step only one does
     alone: bool  # whether no other process shares the step
+    kept: dict[str, Kept] = field(
+        default_factory=dict
+    )  # {run: its kept results} of the runs that are read from the kept file
     state: Path | None = None  # the folder of its saved state, removed when the step is done
 
     def __post_init__(self) -> None:
@@ -91,7 +95,7 @@ def find_machine(values: Params, params: dict[str, Any], step: Step, max_minutes
     return Machine(
         device=_device(values.top("device"), step), micro_batch=_micro_batch(top, params), fit=top["fit"],
         save_seconds=top["save_seconds"], max_seconds=seconds - min(300, seconds / 4), batch=values.top("evaluate")["batch"],
-        **{key: top[key] for key in MACHINE},
+        log=tuple(top["log"]), **{key: top[key] for key in MACHINE},
     )  # fmt: skip
 
 

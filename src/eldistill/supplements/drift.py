@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import torch
 
 from eldistill.contract import AtImages, Batch, Memory, Progress, Setting, Weight
-from eldistill.ensemble.reading import read_members, spread_warning, stacking, trace_ratio
+from eldistill.ensemble.reading import EnsembleNumbers, read_members, spread_warning, stacking, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance
+from eldistill.losses.balance import WeightNumbers
 from eldistill.losses.drifting import drift
 from eldistill.numbers import number
 from eldistill.training import processes
@@ -34,11 +35,9 @@ TARGET_HELD = True  # the places that images are pulled to depend on the images,
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(EnsembleNumbers, WeightNumbers):
     """The numbers of drifting."""
 
-    ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
-    ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     radii: tuple[float, ...] = number(
         (0.02, 0.05, 0.2),
         "R of the affinity exp(-distance / R), in units of the mean distance; the fields are added (the paper)",
@@ -50,20 +49,6 @@ class Numbers:
     real_ratio: int = number(
         1, "number of real images for each generated one; new ones are drawn in each step", low=1, high=64
     )
-    weighting: str = number(
-        "balanced", "balanced: `weight` is the ratio of its gradient to the base loss's at the images; fixed: the raw factor",
-        choices=("balanced", "fixed"),
-    )  # fmt: skip
-    weight: float = number(0.7, "strength of drifting; 0 is off (0.7: that of the Embedding Loss)", low=0)
-    decay: float = number(0.99, "balanced: decay of the running averages of gradient norms", low=0, below=1)
-    warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
-    fade: float = number(
-        0.0, "share of the run, at its end, over which the weight falls to 0 along a cosine", low=0, high=1
-    )  # fmt: skip
-    stack: str = number(
-        "auto", "members of one shape: stacked in one pass, or one after the other in a loop; auto: stacked on a GPU",
-        choices=("auto", "stacked", "loop"), neutral=True,
-    )  # fmt: skip
 
     def __post_init__(self):
         good = all(isinstance(radius, int | float) and 0 < radius < float("inf") for radius in self.radii)

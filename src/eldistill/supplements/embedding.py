@@ -23,11 +23,12 @@ import torch
 from eldistill.contract import AtImages, Batch, Later, Memory, Progress, Setting, Weight
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import sent
-from eldistill.ensemble.reading import read_members, spread_warning, stacking, trace_ratio
+from eldistill.ensemble.reading import EnsembleNumbers, read_members, spread_warning, stacking, trace_ratio
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.external.arrays import read_pairs
 from eldistill.losses import balance, mixing, mmd
+from eldistill.losses.balance import WeightNumbers
 from eldistill.numbers import number
 from eldistill.training import processes
 
@@ -35,13 +36,9 @@ RECIPE = ("supplements/embedding", 2)
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(EnsembleNumbers, WeightNumbers):
     """EL's numbers."""
 
-    ensemble: str = number("conv4", "a name under `ensemble`: the random networks")
-    ensemble_seed: int | None = number(
-        None, "seed of the ensemble; null takes the run's seed", low=0, high=9_223_372_036_854_775_807
-    )
     kernel: str = number(
         "rbf",
         "rbf: a mixture of five widths around the median squared distance; linear: the means only; cubic: (x.y + 1)^3; energy: "
@@ -85,7 +82,6 @@ class Numbers:
         "of EL that is not sampling noise; fixed: `weight` is the raw factor",
         choices=("balanced", "adaptive", "fixed"),
     )
-    weight: float = number(0.7, "strength of EL; 0 is off", low=0)
     decay: float = number(
         0.99, "balanced and adaptive: decay of the running averages of gradient norms and of EL", low=0, below=1
     )
@@ -96,13 +92,8 @@ class Numbers:
     start_weight: float = number(
         1.0, "raw factor of EL's gradient at the first iteration, if start_images is not 0", low=0, neutral=True
     )  # fmt: skip
-    warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
     fade: float = number(
         0.0, "share of the run, at its end, over which the weight falls to 0 along a cosine", low=0, high=1, neutral=True
-    )  # fmt: skip
-    stack: str = number(
-        "auto", "members of one shape: stacked in one pass, or one after the other in a loop; auto: stacked on a GPU",
-        choices=("auto", "stacked", "loop"), neutral=True,
     )  # fmt: skip
     precision: str = number(
         "float32", "precision of the members' layers; sums, norms and differences are always float32",

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from eldistill.contract import AtImages, Batch, Memory, Progress, Setting, Weight
-from eldistill.ensemble.reading import feature_blocks, read_members, spread_warning, stacking
+from eldistill.ensemble.reading import EnsembleNumbers, feature_blocks, read_members, spread_warning, stacking
 from eldistill.ensemble.seed import Ensemble
 from eldistill.errors import Problem
 from eldistill.losses import balance
+from eldistill.losses.balance import WeightNumbers
 from eldistill.losses.frechet import Known, Moments, known_of
 from eldistill.numbers import number
 from eldistill.training import processes
@@ -37,11 +38,10 @@ BLOCK = 1000  # real images whose features are computed at once
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(EnsembleNumbers, WeightNumbers):
     """The numbers of the Fréchet distance."""
 
     ensemble: str = number("conv4", "a name under `ensemble`: the random networks; with redraw: 0")
-    ensemble_seed: int | None = number(None, "seed of the ensemble; null takes the run's seed", low=0)
     population: int = number(
         5000, "generated images over which the moments are averaged (the paper: 50,000); no more than the batch: the batch alone",
         low=1,
@@ -53,20 +53,6 @@ class Numbers:
     )  # fmt: skip
     noise: float = number(
         1e-3, "variance that is added to both sides in every direction, in units of the mean variance of the real features", above=0
-    )  # fmt: skip
-    weighting: str = number(
-        "balanced", "balanced: `weight` is the ratio of its gradient to the base loss's at the images; fixed: the raw factor",
-        choices=("balanced", "fixed"),
-    )  # fmt: skip
-    weight: float = number(0.7, "strength of the Fréchet distance; 0 is off (0.7: that of the Embedding Loss)", low=0)
-    decay: float = number(0.99, "balanced: decay of the running averages of gradient norms", low=0, below=1)
-    warmup: float = number(0.05, "share of the run over which the weight rises linearly from 0", low=0, high=1)
-    fade: float = number(
-        0.0, "share of the run, at its end, over which the weight falls to 0 along a cosine", low=0, high=1
-    )  # fmt: skip
-    stack: str = number(
-        "auto", "members of one shape: stacked in one pass, or one after the other in a loop; auto: stacked on a GPU",
-        choices=("auto", "stacked", "loop"), neutral=True,
     )  # fmt: skip
 
 

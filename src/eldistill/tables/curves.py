@@ -14,7 +14,7 @@ from eldistill.tables import figures, names
 from eldistill.tables.figures import GREY, Style
 from eldistill.tables.results import NAME, PARTS, Result, arms_of, named, short
 
-RECIPE = ("plots", 7)  # names for readers, 200 dpi, PDF and SVG, and one style for a supplement in all figures
+RECIPE = ("plots", 8)  # a question that is longer than a figure is wide goes into a second line
 DOTTED = {"linewidth": 0.7, "linestyle": (0, (1, 1.2))}
 FAR = 2.0  # a reference run that is this many times lower than all curves is at the edge, so that it does not squeeze them
 Points = dict[float, list[float]]  # {place on the horizontal axis: a value for each seed}

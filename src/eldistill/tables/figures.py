@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ COLUMN = 3.4  # inches of one panel, for a column of a paper
 DPI = 200  # of PNG files
 GREY = "#666666"
 SMALL = 5.5  # points, for raw names of metrics
+LINE = 84  # characters of 9 points that fit a figure of WIDTH
 # Colours of Okabe & Ito (2008), which colour-blind readers can distinguish. Markers and dashes repeat the distinction in grey.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
@@ -127,6 +129,11 @@ def legend_above(figure: Any, handles: list[Any], columns: int, **more: Any) -> 
         if count == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
             return
         legend.remove()
+
+
+def wrapped(text: str, characters: int = LINE) -> str:
+    """The text in lines of at most so many characters, so that a figure does not cut it off."""
+    return textwrap.fill(text, characters, break_long_words=False, break_on_hyphens=False)
 
 
 def small_print(axes: Any, text: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def _picture(path: Path, columns: int) -> Any:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
+def with_pictures(names: Iterable[str], absent: Collection[str], file: str = "samples.png") -> list[str]:
+    """The runs and reference runs among `names` whose picture is not among the paths `absent`."""
+    return [name for name in names if f"data/evaluations/{name}/{file}" not in absent]
+
+
+def elsewhere(number: int) -> str:
+    """A sentence on the pictures that are left out; nothing for none. number: of them."""
+    if not number:
+        return ""
+    return f"{number} picture{'s are' if number > 1 else ' is'} left out: kept results have none, and the runs were made elsewhere."
+
+
 def _lines(results: list[Result]) -> list[list[Grid]]:
     # Grids that stand beside each other: real images and the teacher, and then the arms of each method, three at most.
     lines: dict[tuple[str, str], list[Grid]] = {}
@@ -57,20 +70,30 @@ def _lines(results: list[Result]) -> list[list[Grid]]:
     return [lines[place][i : i + 3] for place in order for i in range(0, len(lines[place]), 3)]
 
 
-def draw_samples(path: Path, results: list[Result], params: dict, root: Path) -> None:
+def draw_samples(path: Path, results: list[Result], params: dict, root: Path, absent: Collection[str] = ()) -> None:
     """Write samples.png: real images, the teacher and each arm (its lowest seed), with labels; a method starts a new line.
 
-    params: grid, the number of images in a row. Raises Problem for a missing or damaged picture."""
+    params: grid, the number of images in a row. absent: paths of pictures that kept results lack; the number of those left out is
+    said. Raises Problem for a missing or damaged picture."""
+    shown = set(with_pictures((result.run for result in results), absent))
+    wanted = [grid.folder for line in _lines(results) for grid in line]
+    lines = _lines([result for result in results if result.run in shown])
+    here = set(with_pictures((grid.folder for line in lines for grid in line), absent))
+    lines = [there for line in lines if (there := [grid for grid in line if grid.folder in here])]
+    _draw_board(path, lines, params, root, elsewhere(len(wanted) - sum(map(len, lines))))
+
+
+def _draw_board(path: Path, lines: list[list[Grid]], params: dict, root: Path, missing: str) -> None:
     from PIL import Image, ImageDraw
 
-    lines = _lines(results)
     pictures = [
         [_picture(root / f"data/evaluations/{grid.folder}/samples.png", params["grid"]) for grid in line]
         for line in lines
     ]
-    width = max(picture.width for line in pictures for picture in line)
+    width = max((picture.width for line in pictures for picture in line), default=WIDTH)
     highs = [max(picture.height for picture in line) + LABEL + GAP for line in pictures]
-    across = max(map(len, lines))
+    across = max(map(len, lines), default=1)
+    note = f"{PAIRED} {missing}".rstrip() if lines else missing
     board = Image.new("RGB", (across * (width + GAP) + GAP, sum(highs) + LABEL + GAP // 2), "white")
     pen, font = ImageDraw.Draw(board), _font(FONT)
     top = GAP // 2
@@ -79,7 +102,7 @@ def draw_samples(path: Path, results: list[Result], params: dict, root: Path) ->
             pen.text((GAP + i * (width + GAP), top), grid.label, fill="black", font=font)
             board.paste(picture, (GAP + i * (width + GAP), top + LABEL))
         top += high
-    pen.text((GAP, top), PAIRED, fill="#555555", font=_font(_fitting(PAIRED, board.width - 2 * GAP)))
+    pen.text((GAP, top), note, fill="#555555", font=_font(_fitting(note, board.width - 2 * GAP)))
     with atomic(path) as temporary:
         board.save(temporary, format="PNG", optimize=True)
 

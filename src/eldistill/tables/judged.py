@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eldistill.tables import names
 from eldistill.tables.page import short_table
 
 COVERED_BY = "report"
@@ -21,12 +22,12 @@ def section(judges: list[tuple[str, str, Path]]) -> str:
         return ""
     rows = []
     for data, name, path in judges:
-        about = _description(path)
-        rows.append([data, name, learned(about), accuracy(about)] if about else [data, name, f"{path} is not here", ""])
+        about, who = _description(path), [names.data_name(data).text, names.space_name(name).text]
+        rows.append([*who, learned(about), accuracy(about)] if about else [*who, f"{path} is not here", ""])
     return (
-        '<h3 id="judges">Judges</h3><p>judge-a (convolutional) and judge-b (an MLP) are small classifiers, trained on the train images; '
-        "distances are measured in their features. Without labels they learn by how many quarter turns an image was rotated. An "
-        "accuracy near chance means that a judge's features say little about these images.</p>"
+        '<h3 id="judges">Judges</h3><p>Judge A (<code>judge-a</code>, convolutional) and judge B (<code>judge-b</code>, an MLP) are '
+        "small classifiers, trained on the train images; distances are measured in their features. Without labels they learn by how "
+        "many quarter turns an image was rotated. An accuracy near chance means that a judge's features say little about these images.</p>"
         + short_table(["data", "judge", "learned", "accuracy on held-out images"], rows, "text")
     )
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from eldistill.tables import names
-from eldistill.tables.results import NAME, PARTS, REFERENCE_RUNS, decimals, plus_minus, rounded, short
+from eldistill.tables.results import NAME, PARTS, REFERENCE_RUNS, plus_minus, short, spanned
 
 COVERED_BY = "typeset"
 EMPTY = "--"  # a cell of an arm whose number cannot be computed
@@ -155,13 +155,8 @@ def _difference(row: dict, space: str, part: str) -> str:
     delta, low, high = (row[f"fd_{space}_{part}_difference{end}"] for end in ("", "_low", "_high"))
     if delta is None:
         return ""
-    if low is None:
-        return f"${_math(short(delta))}$"
-    half = (high - low) / 2
-    if not 1e-4 <= half < 1e7:
-        return f"${_math(short(delta))}$ $[{_math(short(low))},{_math(short(high))}]$"
-    middle, *ends = (rounded(value, decimals(half)) for value in (delta, low, high))
-    return f"${middle}$ $[{ends[0]},{ends[1]}]$"
+    middle, *ends = spanned(delta, low, high).replace("[", "").replace("]", "").replace(",", "").split(" ")
+    return f"${_math(middle)}$" + (f" $[{_math(ends[0])},{_math(ends[1])}]$" if ends else "")
 
 
 def _p(row: dict, space: str) -> str:

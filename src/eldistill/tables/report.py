@@ -1,73 +1,194 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a suite: one self-contained HTML page with its runs, tables and pictures, and the origin of every number.
+"""The report of a suite: one self-contained HTML page with its result, images, tables, curves, and the origin of every number.
 
-The page loads nothing and runs no script; a checkbox enlarges pictures. It is readable on a phone and on paper.
+It begins with what the numbers say in a few sentences and one plot of all comparisons. It loads nothing and runs no script; a checkbox
+enlarges pictures. It is readable on a phone, in the dark and on paper.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables import judged
-from eldistill.tables.page import STYLE, markdown_to_html, picture, short_table
+from eldistill.tables import citations, judged, names
+from eldistill.tables.effects import of_suite, other_spaces
+from eldistill.tables.gallery import samples, strips
+from eldistill.tables.headline import elsewhere, headline, headline_html
+from eldistill.tables.intervals import FOREST_STYLE, forest
+from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
+from eldistill.tables.suite import Made
+from eldistill.tables.typeset import BELOW, NOTE, Section
 
-RECIPE = ("report", 5)  # ratios to the baseline in place of a radar plot
+RECIPE = ("report", 6)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
+SECTIONS = {
+    "result": "Result",
+    "samples": "Samples",
+    "tables": "Tables",
+    "curves": "Curves and costs",
+    "checks": "Checks",
+    "runs": "Runs and origins",
+}
+KINDS = {
+    "distance": "Distances",
+    "quality": "Quality and diversity",
+    "cost": "Costs",
+}  # {kind of a column: heading of its table}
 
 
-def make_report(suite: str, params: dict, root: Path, tables: dict[str, Path], output: Path) -> None:
+def make_report(suite: str, params: dict, root: Path, made: Made, tables: dict[str, Path], output: Path,
+                absent: Collection[str] = ()) -> None:  # fmt: skip
     """Write the report of a suite to `output`.
 
-    params: runs, baseline, confidence, primary, steps; judges, as `judged.section` takes them. tables: {file name: path} of the
-    suite's tables and pictures. root: folder that contains data/evaluations. Raises Problem for a missing file."""
-    runs = params["runs"]
-    first = list({run.rsplit("/", 1)[0]: run for run in reversed(runs)}.values())[::-1]
-    beds = list(dict.fromkeys(run.split("/")[0] for run in runs))
+    params: runs, baseline, confidence, primary, steps, grid; judges, as `judged.section` takes them; papers: keys of citations.csv.
+    made: what suite.make_tables returned. tables: {file name: path} of the suite's tables and figures. root: folder that contains
+    data/evaluations. absent: paths of pictures that kept results lack; the number of those left out is said. Raises Problem for a
+    missing file."""
+    datas = list(dict.fromkeys(run.split("/")[0] for run in params["runs"]))
     parts = [
         f"<h1>eldistill: suite {html.escape(suite)}</h1>",
         "<nav>" + "".join(f'<a href="#{name}">{text}</a>' for name, text in SECTIONS.items()) + "</nav>",
-        _what(params, beds), f'<h2 id="tables">{SECTIONS["tables"]}</h2>',
-        # Without the heading of main.md, because the page has its title.
-        re.sub(r"^<h1>.*?</h1>\n", "", markdown_to_html(tables["main.md"].read_text(encoding="utf-8"))),
-        _theirs(tables["published.csv"]), judged.section(params.get("judges", [])), f'<h2 id="curves">{SECTIONS["curves"]}</h2>',
-        picture("Fréchet distance of the running average of the generator against iterations", tables["curves.png"], False),
-        picture("The same, held-out, against iterations, CPU seconds and FLOP", tables["costs.png"], False),
-        picture("Cost and result divided by those of the baseline: left of 1 is better", tables["ratios.png"], False),
-        f'<h2 id="images">{SECTIONS["images"]}</h2>',
-        "<p>From the same noise, one network call each (the teacher: many), not selected; choose a grid to enlarge it. A "
-        "generator need not map a noise to its teacher's image.</p>",
-        '<div class="grids">',
+        _result(made, params), _heading("samples"), samples(params, root, absent),
+        _heading("tables"), *(_tables(section, params, len(datas) > 1) for section in made.sections),
+        _published(tables["published.csv"]), _heading("curves"),
+        figure("Fréchet distance of the running average of the generator against iterations", tables["curves.svg"], tables["curves.png"]),
+        figure("Fréchet distance to held-out images against iterations, CPU seconds and FLOP", tables["costs.svg"], tables["costs.png"]),
+        figure("Cost and result divided by those of the baseline: left of 1 is better", tables["ratios.svg"], tables["ratios.png"]),
+        strips(params, root, absent), _heading("checks"), _checks(made.sections), judged.section(params.get("judges", [])),
+        _heading("runs"), _what(params, datas), _sheets(params["runs"]), _origins(tables["runs.csv"]),
+        citations.section(params.get("papers", [])),
     ]  # fmt: skip
-    for bed in beds:
-        for which, text in (("real", "held-out images"), ("teacher", "teacher")):
-            parts.append(picture(f"{bed}: {text}", root / f"data/evaluations/{bed}/{which}/samples.png"))
-        parts += [
-            picture(run, root / f"data/evaluations/{run}/samples.png") for run in first if run.split("/")[0] == bed
-        ]
-    parts += ["</div>", '<h3>From one noise to another</h3><div class="grids">']
-    parts += [picture(run, root / f"data/evaluations/{run}/interpolation.png") for run in first]
-    parts += ["</div>", f'<h2 id="origins">{SECTIONS["origins"]}</h2>', _origins(tables["runs.csv"])]
-    write_text(
-        output,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<link rel="icon" href="data:,"><title>eldistill: {html.escape(suite)}</title><style>{STYLE}</style></head><body>\n'
-        + "\n".join(parts) + "\n</body></html>\n",
-    )  # fmt: skip
+    write_text(output, document(f"eldistill: {suite}", parts, FOREST_STYLE))
 
 
-SECTIONS = {
-    "run": "What was run",
-    "tables": "Tables",
-    "curves": "Curves and cost",
-    "images": "Images",
-    "origins": "Origins",
-}
+def _heading(name: str) -> str:
+    return f'<h2 id="{name}">{SECTIONS[name]}</h2>'
 
 
-def _what(params: dict, beds: list[str]) -> str:
+def _result(made: Made, params: dict) -> str:
+    effects, without = of_suite(made.rows, params)
+    said = headline(effects, params["baseline"])
+    said = f'<section id="result">{headline_html(said, [elsewhere(other_spaces(made.rows, params))])}'
+    if without:
+        said += (
+            f"<p>{html.escape(', '.join(without))}: not in this plot, because the baseline's mean is not above 0.</p>"
+        )
+    if alarmed := sum(len({*section.alarms, *section.below}) for section in made.sections):
+        word = "arm raises an alarm" if alarmed == 1 else "arms raise an alarm"
+        said += (
+            f'<p class="alarm"><a href="#checks">{alarmed} {word}</a> in other metrics. Look at their images first.</p>'
+        )
+    return said + forest(effects, params["baseline"], params["confidence"]) + "</section>"
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def _tables(section: Section, params: dict, several: bool) -> str:
+    # The columns of main.md in three tables that fit a screen, with readable names; sentences and notes are folded below.
+    rows, kinds, titles, last = [], [], [], None
+    methods = list(dict.fromkeys(method for method, _ in section.keys))  # the arms of a method stand together
+    pairs = sorted(zip(section.lines, section.keys, strict=True), key=lambda pair: methods.index(pair[1][0]))
+    for line, (method, supplement) in pairs:
+        arm = supplement is not None
+        rows.append([names.arm_name(method, supplement).short if arm else line[0], *map(_signs, line[1:])])
+        kinds.append("reference" if not arm else "group" if method != last else "")
+        titles.append(f"{section.data}/{method}/{supplement}" if arm else "")
+        last = method if arm else None
+    made = [f"<h3>{html.escape(names.data_name(section.data).text)}</h3>"] if several else []
+    for kind, title in KINDS.items():
+        kept = [0, *(place for place in range(1, len(section.head)) if section.kinds[place] == kind)]
+        if len(kept) > 1:
+            head = ["arm", *(_head(section.head[place], params["baseline"]) for place in kept[1:])]
+            made.append(f"<h4>{title}</h4>")
+            shown = [i for i, row in enumerate(rows) if any(row[place] for place in kept[1:])]
+            cells = [[rows[i][place] for place in kept] for i in shown]
+            css, hints = [kinds[i] for i in shown], [titles[i] for i in shown]
+            made.append(short_table(head, cells, "", css, hints, f"{title} on {names.data_name(section.data).text}"))
+    made.append(_folded(section))
+    return "\n".join(made)
+
+
+def _head(title: str, base: str) -> str:
+    return title.replace(f"minus {base}", "minus baseline").replace(f"to {base}'s", "to the baseline's")
+
+
+def _signs(text: str) -> str:
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
+def _folded(section: Section) -> str:
+    said = [*section.said, *section.pairs]
+    found = folded(f"Every comparison with its p-value, in {len(said)} sentences", bullets([*said, *section.notes]))
+    return found + folded(
+        "How to read these tables", f'<p class="note">{inline(section.intro)}</p><p class="note">{inline(NOTE)}</p>'
+    )
+
+
+def _published(path: Path) -> str:
+    # Published results on other data are folded, so that they are not compared with ours.
+    rows = [row for row in read_rows(path) if row.get("published_fid")]
+    beside = [row for row in rows if row["data"]]
+    head = ["method", "data set", "classes given", "published FID", "calls", "as", "source"]
+    cells = [
+        [f"{row['method']}" + (f"/{row['supplement']}" if row["supplement"] else ""), f"{row['dataset']} {row['resolution']}",
+         row["conditional"], row["published_fid"], row["calls"], row["published_as"], row["source"]] for row in rows if not row["data"]
+    ]  # fmt: skip
+    found = _beside(beside) if beside else ""
+    if cells:
+        title = "What was published for these methods, on other data: it compares with nothing on this page"
+        found += folded(title, short_table(head, cells, "text"))
+    return found
+
+
+def _beside(rows: list[dict[str, str]]) -> str:
+    head = ["arm", "published FID", "calls", "as", "our FID", "its name", "source"]
+    cells = [
+        [f"{row['data']}, {row['method']}" + (f"/{row['supplement']}" if row["supplement"] else ""), row["published_fid"],
+         row["calls"], row["published_as"], f"{float(row['ours']):.3g}" if row["ours"] else "", row["ours_is"], row["source"]]
+        for row in rows
+    ]  # fmt: skip
+    note = (
+        "Published values stand beside ours and are not ranked with them: teachers, batches, numbers of images, samplers and the "
+        "choice of the snapshot differ, and most are the best of several."
+    )
+    return f"<h3>Published, beside ours</h3><p>{note}</p>" + short_table(head, cells, "text")
+
+
+# --- checks -------------------------------------------------------------------------------------------
+
+
+def _checks(sections: list[Section]) -> str:
+    said = []
+    for section in sections:
+        data = names.data_name(section.data).text
+        said += [f"{data}, {_arm(who)}: {'; '.join(map(_clause, clauses))}." for who, clauses in section.alarms.items()]
+        said += [f"{data}, {_arm(who)} is below the noise floor. {BELOW}" for who in section.below]
+    if not said:
+        return "<p>No alarm: precision, recall, coverage and copies of all arms are near those of real images and of the teacher.</p>"
+    intro = (
+        "<h3>Alarms</h3><p>These values are far below those of real images or of the teacher. Look at the images.</p>"
+    )
+    return intro + f'<div class="alarm">{bullets(said)}</div>'
+
+
+def _clause(text: str) -> str:
+    # `is 4.59, its teacher …` begins with the name that readers know.
+    metric, _, rest = text.partition(" ")
+    return f"{names.METRICS[metric].short if metric in names.METRICS else metric} {rest}"
+
+
+def _arm(raw: str) -> str:
+    return names.arm_name(*raw.split("/", 1)).short
+
+
+# --- runs ---------------------------------------------------------------------------------------------
+
+
+def _what(params: dict, datas: list[str]) -> str:
     # The number of steps of each of the six kinds, and the arms.
     arms: dict[tuple[str, str], dict[str, list[str]]] = {}
     for run in params["runs"]:
@@ -78,61 +199,61 @@ def _what(params: dict, beds: list[str]) -> str:
         by_seeds: dict[str, list[str]] = {}  # supplements with the same seeds share a row
         for supplement, seeds in each.items():
             by_seeds.setdefault(", ".join(sorted(seeds, key=int)), []).append(supplement)
-        rows += [[f"{data}/{method}", ", ".join(names), seeds] for seeds, names in by_seeds.items()]
+        readable = f"{names.data_name(data).short}, {names.method_name(method).short}"
+        rows += [
+            [readable, ", ".join(names.supplement_name(name).short for name in found), seeds,
+             f"{data}/{method}: {', '.join(found)}"] for seeds, found in by_seeds.items()
+        ]  # fmt: skip
     count = params.get("steps", {})
     flow = "".join(
         f"<li><b>{word}</b>{count[word]} step{'s' if count[word] != 1 else ''}</li>" for word in WORDS if word in count
     )
     return (
-        f'<h2 id="run">{SECTIONS["run"]}</h2><p>{len(params["runs"])} one-step generators on {", ".join(map(html.escape, beds))}, '
+        f"<p>{len(params['runs'])} one-step generators on {', '.join(html.escape(names.data_name(data).text) for data in datas)}, "
         f"each distilled from a frozen diffusion teacher and measured against held-out images. Baseline: "
         f"<code>{html.escape(params['baseline'])}</code>; ranked in the features of <code>{html.escape(params['primary'])}</code>; "
         f"{100 * params['confidence']:g} % intervals. These distances are not FIDs, unless their name begins with fid.</p>"
-        f'<ol class="flow">{flow}</ol>' + short_table(["data/method", "supplements", "seeds"], rows, "text")
-    )
+        f'<ol class="flow">{flow}</ol>' + short_table(["data, method", "supplements", "seeds", "names in files"], rows, "text")
+    )  # fmt: skip
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    return read_rows(path)
-
-
-def _theirs(path: Path) -> str:
-    # Published results on other data are collapsed, so that they are not compared with ours.
-    rows = [row for row in _rows(path) if row.get("published_fid") and not row["data"]]
-    if not rows:
-        return ""
-    head = ["method", "data set", "classes given", "published FID", "calls", "as", "source"]
-    cells = [
-        [f"{row['method']}" + (f"/{row['supplement']}" if row["supplement"] else ""), f"{row['dataset']} {row['resolution']}",
-         row["conditional"], row["published_fid"], row["calls"], row["published_as"], row["source"]] for row in rows
-    ]  # fmt: skip
+def _sheets(runs: list[str]) -> str:
+    # A link for each run to its own page.
+    arms: dict[tuple[str, str], list[str]] = {}
+    for run in dict.fromkeys(runs):
+        data, method, supplement, _ = run.split("/")
+        arms.setdefault((names.data_name(data).short, names.arm_name(method, supplement).short), []).append(run)
+    several = len({data for data, _ in arms}) > 1
+    items = []
+    for (data, arm), each in arms.items():
+        links = " ".join(
+            f'<a href="../../evaluations/{html.escape(run)}/sheet.html">seed {run.rsplit("/", 1)[1]}</a>'
+            for run in each
+        )
+        items.append(f"<li>{html.escape(f'{data}, {arm}' if several else arm)}: {links}</li>")
     return (
-        "<details><summary>What was published for these methods, on other data: it compares with nothing on this page</summary>"
-        + short_table(head, cells, "text")
-        + "</details>"
+        "<h3>A page for each run</h3><p>Curves, training log, images and every metric. These links lead to files beside this page, "
+        f"which are there once the workflow has run or DVC has pulled them.</p><ul>{''.join(items)}</ul>"
     )
 
 
 def _origins(path: Path) -> str:
-    rows = _rows(path)
     lines = []
-    for row in rows:
+    for row in read_rows(path):
         run = row["metrics_file"].removeprefix("data/evaluations/").removesuffix("/metrics.json")
-        where = f"../../evaluations/{run}"
         dirty = " (with changes)" if row.get("git_dirty") == "True" else ""
         cells = [
-            f'<a href="{where}/sheet.html">{html.escape(run)}</a>',
-            f'<a href="{where}/metrics.json"><code>{html.escape(row["metrics_file"])}</code></a>',
+            html.escape(run),
+            f'<a href="../../evaluations/{html.escape(run)}/metrics.json"><code>{html.escape(row["metrics_file"])}</code></a>',
             f"<code>{html.escape(row['command'])}</code>", f"<code>{html.escape(row['git_commit'])}</code>{dirty}",
             f"<code>{html.escape(row['recipe'])}</code>", html.escape(row.get("device") or ""),
         ]  # fmt: skip
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
-    head = "".join(
-        f"<th>{name}</th>" for name in ("sheet of the run", "metrics", "made by", "git commit", "recipe", "device")
-    )
+    head = "".join(f"<th>{name}</th>" for name in ("run", "metrics", "made by", "git commit", "recipe", "device"))
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
-        "<p>Every number above is a mean of, or a difference between, numbers in these files; the recipe beside a generator holds "
-        "every resolved parameter. Links lead to files beside this page, as the workflow leaves them.</p>"
-        f'<div class="wide"><table class="text"><tr>{head}</tr>{body}</table></div>'
-    )
+        "<p>Every number above is a mean of, or a difference between, numbers in these files; the recipe beside a generator has "
+        "every resolved parameter.</p>"
+        + folded(f"The origin of {len(lines)} runs: command, commit, recipe and device",
+                 f'<div class="wide"><table class="text"><tr>{head}</tr>{body}</table></div>')
+    )  # fmt: skip

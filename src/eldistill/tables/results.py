@@ -6,12 +6,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.errors import Problem, brief
 from eldistill.files import read_json, read_rows
+from eldistill.plan.kept import NO_LINES, Kept
+from eldistill.tables import kept
 
 RECIPE = ("results", 2)  # numbers must be finite
 
@@ -93,15 +95,22 @@ def read_metrics(path: Path) -> dict[str, float]:
     return metrics
 
 
-def load_result(run: str, root: Path) -> Result:
-    """Load the metrics, the curve and the provenance of a run below the folder `root`. Raises Problem if one is missing or damaged."""
-    folder = root / "data/evaluations" / run
-    metrics, about = read_metrics(folder / "metrics.json"), read_json(root / f"data/runs/{run}/provenance.json")
+def metrics_of(run: str, root: Path, lines: Mapping[str, Kept]) -> dict[str, float]:
+    """The metrics of a run or a reference run: those of its line in `lines`, {run: kept results}, otherwise of its file."""
+    return kept.metrics_of(lines[run]) if run in lines else read_metrics(root / f"data/evaluations/{run}/metrics.json")
+
+
+def load_result(run: str, root: Path, lines: Mapping[str, Kept] = NO_LINES) -> Result:
+    """Load the metrics, the curve and the provenance of a run below the folder `root`, or from its line in `lines`, {run: kept
+    results}. Raises Problem if one is missing or damaged."""
+    line, path = lines.get(run), root / f"data/evaluations/{run}/curve.csv"
+    about = kept.about_of(line) if line else read_json(root / f"data/runs/{run}/provenance.json")
+    metrics = metrics_of(run, root, lines)
     if absent := [key for key in ABOUT if key not in about]:
         raise Problem(f"data/runs/{run}/provenance.json has no {', '.join(absent)}; make the run again")
-    path = folder / "curve.csv"
+    missing = f"{path} is missing; run `python -m eldistill evaluate {run}`"
     try:
-        rows = read_rows(path, ("n_images",), missing=f"{path} is missing; run `python -m eldistill evaluate {run}`")
+        rows = kept.curve_of(line) if line else read_rows(path, ("n_images",), missing=missing)
         curve = sorted(rows, key=lambda point: int(point["n_images"]))
         finite = all(math.isfinite(float(value)) for point in curve for value in point.values())
     except (ValueError, TypeError) as error:
@@ -213,3 +222,24 @@ def plus_minus(mean: float | None, deviation: float | None) -> str:
     if deviation < 1e-4 or max(abs(mean), deviation) >= 1e7:
         return f"{short(mean)} ± {deviation:.1e}"
     return f"{rounded(mean, decimals(deviation))} ± {rounded(deviation, decimals(deviation))}"
+
+
+def spanned(middle: float, low: float | None, high: float | None) -> str:
+    """`middle [low, high]`, all to the decimal place of the second significant digit of half of the interval, so that a difference has
+    as many digits as the deviations beside it.
+
+    An interval without 0 is never written with an end of 0: it has as many more places as that needs. Without an interval, and where
+    half of it is below 1e-4 or a number is very large, the numbers have three significant digits."""
+    if low is None or high is None:
+        return short(middle)
+    half = abs(high - low) / 2
+    if not 1e-4 <= half or max(map(abs, (middle, low, high))) >= 1e7:
+        return f"{short(middle)} [{short(low)}, {short(high)}]"
+    places = decimals(half)
+    while (
+        low * high > 0
+        and min(abs(low), abs(high)) >= 1e-12
+        and not all(float(rounded(end, places)) for end in (low, high))
+    ):
+        places += 1
+    return f"{rounded(middle, places)} [{rounded(low, places)}, {rounded(high, places)}]"

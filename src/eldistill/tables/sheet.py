@@ -7,27 +7,22 @@ This module has no RECIPE, because a change of the page does not make any number
 from __future__ import annotations
 
 import html
-import io
 import math
 from pathlib import Path
 
 from eldistill.errors import Problem, brief
 from eldistill.files import read_json, read_rows, write_text
-from eldistill.tables.page import BLUE, STYLE, picture, short_table
-from eldistill.tables.results import NAME, PARTS, short
+from eldistill.tables import logged, names
+from eldistill.tables.chart import CHART_STYLE, line_chart
+from eldistill.tables.page import document, picture, short_table
+from eldistill.tables.results import PARTS, short
 
 GROUPS = {  # {heading: endings of the logged names that belong to it}; all other names are loss terms
     "Gradients": ("gradient_norm", "gradient_rms", "base_rms"),
-    "The supplement's signal": ("weight", "snr", "cosine", "optimal", "trace_ratio"),
+    "The supplement's signal": ("weight", "share", "bounded", "snr", "cosine", "optimal", "trace_ratio", "signal"),
 }
 LOGARITHMIC = (*GROUPS["Gradients"], "weight", "snr")
-NOTES = {
-    "snr": "a batch's value over its running deviation: below 1 one batch alone says little",
-    "trace_ratio": "spread of generated over real features: below 0.5 is collapse",
-    "cosine": "angle between the supplement's gradient and the base loss's",
-    "optimal": "the share that would mix both with least variance",
-    "weight": "factor on the supplement's gradient",
-}
+OTHER = "without a part"  # column for metrics that compare with neither part of the data alone
 
 
 def make_sheet(run: str, root: Path, output: Path) -> None:
@@ -35,32 +30,24 @@ def make_sheet(run: str, root: Path, output: Path) -> None:
     folder, trained = root / "data/evaluations" / run, root / "data/runs" / run
     metrics, about = read_json(folder / "metrics.json"), read_json(trained / "provenance.json")
     log, curve = (_columns(path) for path in (trained / "log.csv", folder / "curve.csv"))
+    data, method, supplement, seed = run.split("/")
+    title = f"{names.data_name(data).text}: {names.arm_name(method, supplement).text}, seed {seed}"
     parts = [
-        f"<h1>{html.escape(run)}</h1>",
-        f"<p>{about['n_images']:,} generated images in {about['iterations']:,} iterations. Host, times, commit and command: "
-        f"<code>data/runs/{html.escape(run)}/provenance.json</code>; every resolved parameter: the recipe beside it.</p>",
-        "<h2>Distances along the way</h2>", _charts(curve, [name for name in curve if name.startswith(("fd", "fid"))], True),
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p><code>{html.escape(run)}</code>: {about['n_images']:,} generated images in {about['iterations']:,} iterations. Host, times, "
+        f"commit and command are in <code>data/runs/{html.escape(run)}/provenance.json</code>, and every resolved parameter is in the "
+        "recipe beside it.</p>",
+        "<h2>Distances during training</h2>", _charts(curve, [name for name in curve if name.startswith(("fd", "fid"))], True),
+        *_logged(log),
+        "<h2>Images</h2>", picture("one image of each noise, not selected", folder / "samples.png"),
+        picture("from one noise to another, a row each", folder / "interpolation.png"),
+        "<h2>Every metric</h2>", _metrics(metrics),
     ]  # fmt: skip
-    named = [name for name in log if name not in ("n_images", "iteration")]
-    losses = [name for name in named if not any(name.rsplit(".", 1)[-1] in each for each in GROUPS.values())]
-    groups = {"Loss terms": losses}
-    groups |= {title: [name for name in named if name.rsplit(".", 1)[-1] in ends] for title, ends in GROUPS.items()}
-    for title, names in groups.items():
-        if names:
-            parts += [f"<h2>{title}</h2>", _charts(log, names)]
-    parts += ["<h2>Images</h2>", picture("images of one noise each, not selected", folder / "samples.png")]
-    parts.append(picture("from one noise to another, a row each", folder / "interpolation.png"))
-    parts += ["<h2>Every metric</h2>", _metrics(metrics)]
-    title = f"eldistill: {html.escape(run)}"
-    write_text(
-        output,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n",
-    )
+    write_text(output, document(f"eldistill: {run}", parts, CHART_STYLE))
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    # The columns of a CSV file. Empty cells, of numbers that were not yet logged, become NaN, which plots omit.
+    # The columns of a CSV file. Empty cells, of numbers that were not yet logged, become NaN, which charts show as gaps.
     try:
         rows = read_rows(path, then="make the run again", missing=f"{path} is missing; make the run again")
         return {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in rows[0]} if rows else {}
@@ -68,56 +55,50 @@ def _columns(path: Path) -> dict[str, list[float]]:
         raise Problem(f"{path} is damaged ({brief(error)}); delete it and make the run again") from None
 
 
-def _charts(columns: dict[str, list[float]], names: list[str], logarithmic: bool = False) -> str:
-    # One small panel for each number, because their scales differ.
-    import matplotlib
-    import matplotlib.style
-    from matplotlib.figure import Figure
+def _logged(log: dict[str, list[float]]) -> list[str]:
+    named = [name for name in log if name not in ("n_images", "iteration")]
+    in_groups = {ending for endings in GROUPS.values() for ending in endings}
+    groups = {"Loss terms": [name for name in named if logged.split(name)[1] not in in_groups]}
+    groups |= {title: [name for name in named if logged.split(name)[1] in ends] for title, ends in GROUPS.items()}
+    return [f"<h2>{title}</h2>{_charts(log, found)}" for title, found in groups.items() if found]
 
-    if not names:
+
+def _charts(columns: dict[str, list[float]], found: list[str], distances: bool = False) -> str:
+    # One small panel for each number, because their scales differ.
+    if not found:
         return "<p>Nothing was measured.</p>"
-    wide = 3
-    rows = -(-len(names) // wide)
-    with (
-        matplotlib.style.context("default"),
-        matplotlib.rc_context({"svg.hashsalt": "eldistill", "svg.fonttype": "none"}),
-    ):
-        figure = Figure(figsize=(11, 2.1 * rows + 0.3))
-        panels = figure.subplots(rows, wide, squeeze=False).flat
-        for name, axes in zip(names, panels, strict=False):
-            values, ending = columns[name], name.rsplit(".", 1)[-1]
-            axes.plot(columns["n_images"], values, color=BLUE, linewidth=1.4, marker="o", markersize=2.2)
-            if (logarithmic or ending in LOGARITHMIC) and all(value > 0 for value in values if not math.isnan(value)):
-                axes.set_yscale("log")
-            axes.set_title(name, fontsize=8.5, loc="left")
-            axes.tick_params(labelsize=7, which="both")
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-        for axes in list(panels):
-            axes.set_visible(False)
-        for axes in figure.axes[len(names) :]:
-            axes.set_visible(False)
-        figure.supxlabel("generated images in training", fontsize=8, y=0.0)
-        high = 2.1 * rows + 0.3  # inches; matplotlib's constrained layout would take three times as long
-        figure.subplots_adjust(0.05, 0.5 / high, 0.99, 1 - 0.25 / high, wspace=0.22, hspace=0.45)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    svg = drawn.getvalue()
-    notes = dict.fromkeys(
-        f"{ending}: {NOTES[ending]}" for name in names if (ending := name.rsplit(".", 1)[-1]) in NOTES
-    )
-    below = f'<p class="note">{html.escape("; ".join(notes))}.</p>' if notes else ""
-    return f'<div class="chart">{svg[svg.index("<svg") :]}</div>{below}'
+    panels = []
+    for name in found:
+        title = names.metric_name(name).short if distances else logged.logged_name(name)
+        log = distances or logged.split(name)[1] in LOGARITHMIC
+        panels.append(line_chart(title, name, columns["n_images"], columns[name], log))
+    notes = dict.fromkeys(filter(None, (logged.note(name) for name in found)))
+    gaps = any(math.isnan(value) for name in found for value in columns[name])
+    said = [*notes, *(["A gap in a curve is a line of the log without this number."] if gaps else [])]
+    below = f'<p class="note">{html.escape(" ".join(said))}</p>' if said else ""
+    return f'<div class="panels">{"".join(panels)}</div>{below}'
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    # A table with one row for each metric and space, and one column for each part of the data.
-    rows: dict[tuple[str, str], dict[str, float]] = {}
-    for name, value in metrics.items():
-        match = NAME.fullmatch(name)
-        key = (f"{match['metric']}{match['n']}", match["space"]) if match else (name, "")
-        rows.setdefault(key, {})[match["part"] if match else "heldout"] = value
+    # One row for each metric, number of images and space, and one column for each part of the data; others have a column of their own.
+    rows: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    for raw, value in metrics.items():
+        match = names.MEASURED.fullmatch(raw)
+        if match and match["metric"] in names.METRICS:
+            stem = raw.removesuffix(f"_{match['part']}") if match["part"] else raw
+            key = (
+                names.METRICS[match["metric"]].text,
+                names.space_name(match["space"]).text,
+                names.images(match["n"]),
+                stem,
+            )
+            rows.setdefault(key, {})[match["part"] or OTHER] = value
+        else:
+            rows.setdefault((raw, "", "", raw), {})[OTHER] = value
+    columns = [*PARTS, *([OTHER] if any(OTHER in each for each in rows.values()) else [])]
     return short_table(
-        ["metric", "features", *PARTS.values()],
-        [[name, space, *(short(each.get(part)) for part in PARTS)] for (name, space), each in rows.items()],
-    )
+        ["metric", "features", *(PARTS.get(part, part) for part in columns), "images", "name in metrics.json"],
+        [[name, space, *(short(each.get(part)).replace("-", "−") for part in columns), n, stem]
+         for (name, space, n, stem), each in rows.items()],
+        "names", label="every metric of the run",
+    )  # fmt: skip

@@ -10,12 +10,15 @@ contain the exact names. A cell is empty if its number cannot be computed (one s
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import write_rows, write_text
+from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import costs, curves, grids, latex, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
@@ -29,14 +32,15 @@ from eldistill.tables.results import (
     ended_no_better,
     load_result,
     measured,
+    metrics_of,
     named,
     named_without_part,
     names_of_metrics,
     one_device,
     origin,
     protocols,
-    read_metrics,
 )
+from eldistill.tables.studies.partial import count_runs
 
 RECIPE = ("tables", 3)  # the number of comparisons that each corrected p counts
 
@@ -255,14 +259,14 @@ def _without_part(arms: dict[tuple, list[Result]], primary: str) -> list[str]:
     ]
 
 
-def main_rows(results: list[Result], params: dict, root: Path) -> list[dict]:
+def main_rows(results: list[Result], params: dict, root: Path, lines: Mapping[str, Kept] = NO_LINES) -> list[dict]:
     """The rows of main.csv: for each data setting the noise floor, the teacher, and the arms in the order of the suite."""
     arms, wanted, rows = arms_of(results), columns(results, params["primary"]), []
     for data in dict.fromkeys(arm[0] for arm in arms):
         groups = [group_row(group, arms, params, wanted) for arm, group in arms.items() if arm[0] == data]
         fill_in_holm(groups)
         for which, label in REFERENCE_RUNS.items():
-            found = read_metrics(root / f"data/evaluations/{data}/{which}/metrics.json")
+            found = metrics_of(f"{data}/{which}", root, lines)
             row = dict.fromkeys(groups[0]) | {"data": data, "method": label, "runs": f"{data}/{which}"}
             row |= {f"metric_{p}": named(found, "fd", params["primary"], p) for p in PARTS}
             if not (row["metric_heldout"] and row["metric_train"]):
@@ -305,22 +309,36 @@ def published_rows(rows: list[dict]) -> list[dict]:
 # --- the step -----------------------------------------------------------------------------------------
 
 
-def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write all files of paths.TABLES except the report to the paths `outputs`.
+@dataclass(frozen=True)
+class Made:
+    """What the report is made from: the rows of main.csv, and the texts of main.md by data setting."""
+
+    rows: list[dict]
+    sections: list[typeset.Section]
+
+
+def make_tables(
+    params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES, absent: Collection[str] = ()
+) -> Made:
+    """Write all files of paths.TABLES except the report to the paths `outputs`, and return what the report is made from.
 
     params: confidence, baseline (a supplement), grid (images in a row of a samples.png), primary (the feature space that ranks), runs.
-    root: folder with data/evaluations and data/runs. Raises Problem for a missing or damaged input.
+    root: folder with data/evaluations and data/runs. lines: {run: kept results} of runs that are not there. absent: paths of pictures
+    that they lack. Raises Problem for a missing or damaged input.
     """
-    results = [load_result(run, root) for run in dict.fromkeys(params["runs"])]
+    results = [load_result(run, root, lines) for run in dict.fromkeys(params["runs"])]
     if not results:
         raise Problem("the suite has no runs; expected at least one: add a grid to it under `suites` in params.yaml")
     check_results(results, params["primary"])
-    rows = main_rows(results, params, root)
+    rows = main_rows(results, params, root, lines)
     path = {output.name: output for output in outputs}
     write_rows(path["main.csv"], rows)
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    write_text(path["main.md"], typeset.markdown(suite, rows, params, wanted, pairs, others))
+    made = Made(rows, typeset.sections(rows, params, wanted, pairs))
+    title, _, text = typeset.markdown(suite, made.sections, others).partition("\n\n")
+    more = count_runs(params["partial"], suite) if "partial" in params else ""
+    write_text(path["main.md"], f"{title}\n\n{more}{text}")
     write_text(path["main.tex"], latex.narrow(rows, params))
     write_text(path["main-wide.tex"], latex.wide(rows, params, wanted))
     write_rows(
@@ -333,4 +351,5 @@ def make_tables(params: dict, root: Path, outputs: list[Path]) -> None:
     curves.draw_curves(stems["curves"], results, rows, params)
     costs.draw_costs(stems["costs"], results, params)
     costs.draw_ratios(stems["ratios"], results, rows, params)
-    grids.draw_samples(path["samples.png"], results, params, root)
+    grids.draw_samples(path["samples.png"], results, params, root, absent)
+    return made

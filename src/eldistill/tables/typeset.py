@@ -4,17 +4,29 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 from eldistill.evaluate import metrics
 from eldistill.tables import names
 from eldistill.tables.alarms import alarms
-from eldistill.tables.results import NAME, PARTS, corrected, is_reason, plus_minus, short
+from eldistill.tables.results import NAME, PARTS, corrected, is_reason, plus_minus, short, spanned
 
-RECIPE = ("typeset", 4)  # two digits of a deviation; LaTeX that fits the page
+RECIPE = ("typeset", 5)  # differences with two digits of half of their interval
 ALONE = (
     *metrics.ALONE,
     *metrics.LABELLED,
 )  # metrics without a part; those of LABELLED are shown only if runs have them
+
+BELOW = "Look for a mistake; it is no success."
+NOTE = (
+    "Intervals cover training seeds only: all runs share one teacher, one judge and one set of held-out images, whose "
+    "sampling error is not in them (`fdse` has it: the standard error of `fdj`, the distance without the bias of finite "
+    "samples). p: paired t-test. `Holm over N`: Holm's correction over the N comparisons of a section with the same baseline, the "
+    "same features and the same real images; comparisons in other features, with train images or between two supplements are "
+    "families of their own, and nothing is corrected over the page. "
+    "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
+    "seeds; what they save is said of two paired seeds or more. All digits: main.csv."
+)
 
 
 def _cell(row: dict, stem: str) -> str:
@@ -42,12 +54,11 @@ def sentence(row: dict, part: str, params: dict, space: str | None = None) -> st
     tail = f"p = {short(p)}, {corrected(adjusted, row[f'{stem}_p_family'])}, n = {row['paired_seeds']}, "
     tail += f"lower in {lower_in.replace('/', ' of ')}"
     if low <= 0 <= high:
-        span = f"{short(delta)} [{short(low)}, {short(high)}]"
-        return f"{who} is not distinguishable from {base}: difference {span} ({tail})."
+        return f"{who} is not distinguishable from {base}: difference {spanned(delta, low, high)} ({tail})."
     near, far = sorted((abs(low), abs(high)))
     which = "lower" if delta < 0 else "higher"
     alone_only = "" if adjusted < 1 - params["confidence"] else ": by itself, not after correction"
-    return f"{who} is {which} than {base} by {short(abs(delta))} [{short(near)}, {short(far)}] ({tail}){alone_only}."
+    return f"{who} is {which} than {base} by {spanned(abs(delta), near, far)} ({tail}){alone_only}."
 
 
 NO_GOAL = "—"  # cell without a time to the baseline's final value; a line below the table gives the reason
@@ -84,7 +95,7 @@ def _line(row: dict, params: dict, wanted: list) -> list[str]:
     deltas = []
     for part in PARTS:
         delta, low, high = _delta(row, part, params)
-        deltas.append(short(delta) + (f" [{short(low)}, {short(high)}]" if low is not None else ""))
+        deltas.append("" if delta is None else spanned(delta, low, high))
     speeds = [_reach(row[f"iterations_to_baseline_{p}"], row[f"saving_percent_{p}"]) for p in PARTS]
     cost, overhead = short(row["step_ms_cpu"]), row["overhead_percent"]
     cost += f" ({overhead:+.0f} %)" if overhead is not None else ""
@@ -114,84 +125,106 @@ def _title(metric: str, space: str, part: str | None = None) -> str:
     return f"{name} {names.space_name(space).short}{where} {names.arrow(metric)}".rstrip()
 
 
-def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: list[str]) -> str:
+@dataclass(frozen=True)
+class Section:
+    """The texts about one data setting, from which main.md and the page are made.
+
+    head: titles of columns. lines: cells of the rows, the reference runs first; `keys` has (method, supplement) of each. kinds: what a
+    column is about: `distance`, `quality` or `cost`; the first one is a row's name. said: one sentence for each comparison. pairs: the
+    same for two supplements. notes: times that have no meaning. below: arms below the noise floor. alarms: {arm: clauses}."""
+
+    data: str
+    intro: str
+    head: list[str]
+    kinds: list[str]
+    lines: list[list[str]]
+    keys: list[tuple[str, str | None]]
+    said: list[str]
+    pairs: list[str]
+    notes: list[str]
+    below: list[str]
+    alarms: dict[str, list[str]]
+
+
+def sections(rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]]) -> list[Section]:
+    """One section for each data setting. rows: of main.csv. wanted: (metric, space, part) of columns. pairs: sentences by data setting."""
+    groups = itertools.groupby(rows, lambda row: row["data"])
+    return [_section(data, list(group), params, wanted, pairs.get(data, [])) for data, group in groups]
+
+
+def _section(data: str, rows: list[dict], params: dict, wanted: list, pairs: list[str]) -> Section:
     floor, arms = rows[0], [row for row in rows if row["seeds"]]
-    primary, base, name = params["primary"], params["baseline"], arms[0]["metric_heldout"]
+    primary, base = params["primary"], params["baseline"]
     stem = f"fd_{primary}_heldout_mean"
-    intro = (
+    columns, cells = _heads(params, wanted), [_line(row, params, wanted) for row in rows]
+    kept = [place for place in range(len(columns)) if place < 4 or any(line[place] for line in cells)]
+    others = [space for metric, space, _ in wanted if metric == "fd" and space != primary]
+    said = [text for row in arms for part in PARTS if (text := sentence(row, part, params))]
+    said += [text for row in arms for space in others if (text := sentence(row, "heldout", params, space))]
+    notes = {
+        f"{NO_GOAL} {row['method']}, {PARTS[part]}: {reason}, so that its final value is no goal for a time."
+        for row in arms for part in PARTS if is_reason(reason := row[f"iterations_to_baseline_{part}"])
+    }  # fmt: skip
+    return Section(
+        data, _intro(floor, arms, params), [columns[i][0] for i in kept], [columns[i][1] for i in kept],
+        [[line[i] for i in kept] for line in cells], [(row["method"], row["supplement"]) for row in rows],
+        said or [f"No comparison: no other supplement shares a seed with {base}."], pairs, sorted(notes),
+        [f"{row['method']}/{row['supplement']}" for row in arms if row[stem] < floor[stem]],
+        _alarms({"real images": floor, "its teacher": rows[1]}, arms, primary),
+    )  # fmt: skip
+
+
+def _intro(floor: dict, arms: list[dict], params: dict) -> str:
+    primary, name = params["primary"], arms[0]["metric_heldout"]
+    return (
         f"`{name}` ranks: Fréchet distance of {NAME.fullmatch(name)['n']} generated images to the held-out ones "
         f"in the features of {primary}; lower is better. Noise floor (`{floor['metric_heldout']}`, train images "
-        f"against held-out ones): {short(floor[stem])}. Cells: mean ± sd over seeds; differences paired by "
+        f"against held-out ones): {short(floor[f'fd_{primary}_heldout_mean'])}. Cells: mean ± sd over seeds; differences paired by "
         f"seed, with {100 * params['confidence']:g} % t-intervals. Fewer images raise a Fréchet distance, so "
         "only those of equal n compare strictly."
     )
-    titles = [_title(*want) for want in wanted]
-    minus, speeds = f"minus {base}", [f"iterations to {base}'s final {title.rstrip(' ↓↑')}" for title in titles[:2]]
-    solo = [_title(metric, primary) for metric in ALONE]
-    head = [
-        "method/supplement",
-        "seeds",
-        titles[0],
-        minus,
-        titles[1],
-        minus,
-        *titles[2:],
-        *solo,
-        *speeds,
-        "CPU ms an iteration",
-    ]
-    cells = [_line(row, params, wanted) for row in rows]
-    kept = [place for place in range(len(head)) if place < 4 or any(line[place] for line in cells)]
-    rule = ["---"] + ["---:"] * (len(kept) - 1)
-    lines = [
-        f"| {' | '.join(line)} |"
-        for line in [[head[i] for i in kept], rule, *([line[i] for i in kept] for line in cells)]
-    ]
-    said = [f"- {text}" for row in arms for part in PARTS if (text := sentence(row, part, params))]
-    others = [space for metric, space, _ in wanted if metric == "fd" and space != primary]
-    said += [f"- {text}" for row in arms for space in others if (text := sentence(row, "heldout", params, space))]
-    said = said or [f"No comparison: no other supplement shares a seed with {base}."]
-    said += [f"- {text}" for text in pairs]
-    goals = {
-        f"- {NO_GOAL} {row['method']}, {PARTS[part]}: {reason}, so that its final value is no goal for a time."
-        for row in arms for part in PARTS if is_reason(reason := row[f"iterations_to_baseline_{part}"])
-    }  # fmt: skip
-    said += ["", *sorted(goals)] if goals else []
-    below = [f"{row['method']}/{row['supplement']}" for row in arms if row[stem] < floor[stem]]
-    if below:
-        said += ["", f"Below the noise floor: {', '.join(below)}. Look for a mistake; it is no success."]
-    said += _alarms({"real images": floor, "its teacher": rows[1]}, arms, primary)
-    return "\n".join([f"## {data}", "", intro, "", *lines, "", *said])
 
 
-def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> list[str]:
-    # Lines about arms whose metrics show a problem of their images, whatever their distance is.
+def _heads(params: dict, wanted: list) -> list[tuple[str, str]]:
+    # (title, kind) of every column of `_line`.
+    titles, minus = [_title(*want) for want in wanted], f"minus {params['baseline']}"
+    distances = ["method/supplement", "seeds", titles[0], minus, titles[1], minus]
+    kinds = ["distance" if metric in ("fd", "kid") else "quality" for metric, *_ in wanted[2:]]
+    costs = [f"iterations to {params['baseline']}'s final {title.rstrip(' ↓↑')}" for title in titles[:2]]
+    solo = [_title(metric, params["primary"]) for metric in ALONE]
+    return [
+        *((title, "distance") for title in distances), *zip(titles[2:], kinds, strict=True),
+        *((title, "quality") for title in solo), *((title, "cost") for title in (*costs, "CPU ms an iteration")),
+    ]  # fmt: skip
+
+
+def _text(section: Section) -> str:
+    rule = ["---"] + ["---:"] * (len(section.head) - 1)
+    lines = [f"| {' | '.join(line)} |" for line in [section.head, rule, *section.lines]]
+    alone = section.said if section.said[0].startswith("No comparison") else [f"- {text}" for text in section.said]
+    said = [*alone, *(f"- {text}" for text in section.pairs)]
+    said += ["", *(f"- {note}" for note in section.notes)] if section.notes else []
+    if section.below:
+        said += ["", f"Below the noise floor: {', '.join(section.below)}. {BELOW}"]
+    told = [f"- {who}: {'; '.join(clauses)}." for who, clauses in section.alarms.items()]
+    said += ["", "Look at the images of", "", *told] if told else []
+    return "\n".join([f"## {section.data}", "", section.intro, "", *lines, "", *said])
+
+
+def _alarms(floors: dict[str, dict], arms: list[dict], primary: str) -> dict[str, list[str]]:
+    # {arm: clauses} of arms whose metrics show a problem of their images, whatever their distance is.
     def seen(row: dict) -> dict:
         parts = {name: row.get(f"{name}_{primary}_heldout_mean") for name in ("precision", "recall", "coverage")}
         return parts | {name: row.get(f"{name}_{primary}_mean") for name in ALONE}
 
     floors = {who: seen(row) for who, row in floors.items()}
     found = {f"{row['method']}/{row['supplement']}": alarms(seen(row), floors) for row in arms}
-    told = [f"- {who}: {'; '.join(clauses)}." for who, clauses in found.items() if clauses]
-    return ["", "Look at the images of", "", *told] if told else []
+    return {who: clauses for who, clauses in found.items() if clauses}
 
 
-def markdown(
-    suite: str, rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]], others: list[dict] = ()
-) -> str:
+def markdown(suite: str, parts: list[Section], others: list[dict] = ()) -> str:
     """The text of main.md: a section for each data setting with its table and one sentence for each comparison."""
-    groups = itertools.groupby(rows, lambda row: row["data"])
-    sections = [_section(data, list(group), params, wanted, pairs.get(data, [])) for data, group in groups]
-    note = (
-        "Intervals cover training seeds only: all runs share one teacher, one judge and one set of held-out images, whose "
-        "sampling error is not in them (`fdse` has it: the standard error of `fdj`, the distance without the bias of finite "
-        "samples). p: paired t-test. `Holm over N`: Holm's correction over the N comparisons of a section with the same baseline, the "
-        "same features and the same real images; comparisons in other features, with train images or between two supplements are "
-        "families of their own, and nothing is corrected over the page. "
-        "Iterations are read off the curves, whose points are as far apart as the snapshots; Kaplan–Meier medians over "
-        "seeds; what they save is said of two paired seeds or more. All digits: main.csv."
-    )
-    return "\n\n".join([f"# Suite {suite}", *sections, note, *_published(others)]) + "\n"
+    return "\n\n".join([f"# Suite {suite}", *map(_text, parts), NOTE, *_published(others)]) + "\n"
 
 
 def _published(others: list[dict]) -> list[str]:

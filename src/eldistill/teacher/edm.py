@@ -99,11 +99,18 @@ def _known(found: Network) -> tuple[str, dict]:
     if found.class_name in KNOWN:
         raise Refused(f"a network {found.class_name!r}, which {KNOWN[found.class_name]}")
     if (found.class_name, inner) not in CLASSES:
-        known = ", ".join(f"{outer} of a {inside}" for outer, inside in CLASSES)
-        raise Refused(f"a network {found.class_name[:40]!r} of a {str(inner)[:40]!r}; expected {known}")
+        raise Refused(f"a network {found.class_name[:40]!r} of a {str(inner)[:40]!r}; expected {_supported()}")
     if (said := found.kwargs.get("model_type", inner)) != inner:
         raise Refused(f"its model_type is {repr(said)[:60]}, but its U-Net is of the class {str(inner)[:40]!r}")
     return CLASSES[found.class_name, inner]
+
+
+def _supported() -> str:
+    """CLASSES in words; classes of the same U-Nets are named together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for outer in dict.fromkeys(outer for outer, _ in CLASSES):
+        groups.setdefault(tuple(inner for each, inner in CLASSES if each == outer), []).append(outer)
+    return ", ".join(f"{' or '.join(outers)} of a {' or '.join(inners)}" for inners, outers in groups.items())
 
 
 def read_configuration(found: Network) -> dict:

@@ -63,7 +63,10 @@ def train_teacher(
     try:
         net = networks.build(config, recipe["seed"]).to(machine.device)
     except (ValueError, TypeError) as error:
-        raise Problem(f"params.yaml: the teacher's network cannot be built: {error}") from None
+        raise Problem(
+            f"params.yaml: the network of this teacher cannot be built for images of shape {list(reals.shape)} ({str(error).rstrip('.')}); "
+            "change `network` of the teacher, or set `resolution` of its data setting to a size that the network can take"
+        ) from None
     arithmetic = compute.set_arithmetic(recipe.get("precision", "float32"), machine, [net])
     compute.prepare_networks(machine, [], [net])
     job = Job(

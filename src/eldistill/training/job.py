@@ -62,4 +62,5 @@ class Job:
     max_seconds: float = 0  # seconds after which the training saves and stops; 0: never
     snapshots: dict[int, Snapshot] = field(default_factory=dict)  # by number of images, exactly reached
     log: Callable[[str], None] = print  # gets status lines and warnings
+    on_row: Callable[[dict[str, Any]], None] | None = None  # gets each row of the log, in the first process
     arithmetic: Arithmetic | None = None  # for the provenance

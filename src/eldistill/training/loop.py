@@ -173,6 +173,8 @@ class Loop:
         means = {name: value / over for name, (value, over) in self.monitor.sums.items() if over}
         steps, self.steps, self.monitor.sums = self.steps, 0, {}
         self.rows.append({"n_images": self.n_images, "iteration": self.iteration, **means})
+        if self.job.on_row and self.across.rank == 0:
+            self.job.on_row(self.rows[-1])
         total, rate = self.job.training.n_images, steps * self.job.training.batch / max(seconds, 1e-9)
         left = (total - self.n_images) / max(rate, 1e-9)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith(QUIET))

@@ -26,4 +26,5 @@ class Machine:
     deterministic: bool | str = "auto"  # equal runs on a GPU are equal to the bit; auto: no
     benchmark: bool | str = "auto"  # cuDNN times its algorithms and takes the fastest; auto: unless deterministic
     save_seconds: float = 120  # seconds between saved states
+    log: tuple[str, ...] = ("csv",)  # where a run writes its log: csv, tensorboard
     max_seconds: float = 0  # seconds after which a training stops with its state saved; 0: never

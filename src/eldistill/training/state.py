@@ -18,6 +18,7 @@ import torch
 from eldistill.contract import Memory
 from eldistill.errors import Problem
 from eldistill.external import weights
+from eldistill.files import read_note
 from eldistill.paths import STATE
 from eldistill.tensors import load_tensors, save_tensors
 
@@ -215,8 +216,5 @@ def note_failure(path: Path, sentence: str, code: str) -> None:
 
 def noted_failure(path: Path, code: str) -> str | None:
     """The recorded sentence, or None if there is none or the package's source has changed since."""
-    try:
-        noted = json.loads((path / "failed.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return noted["sentence"] if noted.get("code") == code else None
+    noted = read_note(path / "failed.json") or {}
+    return str(noted["sentence"]) if noted.get("code") == code and "sentence" in noted else None

@@ -81,7 +81,7 @@ def _listing_all(path: Path, files: Listing, rules: Rules) -> AbstractContextMan
             _look(name, picture, rules, seen)
             size = picture.size
         _pixels(path, name, container, filled)
-        seen.sizes.add(size)
+        seen.sizes.setdefault(size, name)
 
     return badfiles.listing_all(path, files.names, examine, lambda: seen.sizes and seen.check(path, rules))
 
@@ -91,14 +91,14 @@ def _listing_all(path: Path, files: Listing, rules: Rules) -> AbstractContextMan
 
 @dataclass
 class Survey:
-    """The properties of all pictures of a source. colour: whether any has colour. sizes: (width, height). Lists are names of pictures:
-    hiding: with transparent pixels. turned: with an EXIF orientation. several: with further frames, of which there are
-    `frames`. deep, wide: grey of 16 and of 32 bits, `highest` their largest value. fine: coloured, of 16 bits, `brightest`
-    the largest of their upper eight.
+    """The properties of all pictures of a source. colour: whether any has colour. sizes: {(width, height): the first picture of
+    that size}. Lists are names of pictures: hiding: with transparent pixels. turned: with an EXIF orientation. several: with
+    further frames, of which there are `frames`. deep, wide: grey of 16 and of 32 bits, `highest` their largest value. fine:
+    coloured, of 16 bits, `brightest` the largest of their upper eight.
     """
 
     colour: bool = False
-    sizes: set[tuple[int, int]] = field(default_factory=set)
+    sizes: dict[tuple[int, int], str] = field(default_factory=dict)
     hiding: list[str] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
@@ -127,9 +127,19 @@ class Survey:
         if self.hiding and rules.background is None:
             raise Problem(f"{path}: {_some(self.hiding)} transparent pixels; {pictures.BACKGROUND}")
         self._check_bits(path, rules)
-        shapes = sorted((height, width) for width, height in self.sizes)
-        if not rules.resolution and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
-            raise Problem(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]}; set `resolution`")
+        if not rules.resolution:
+            self._check_sizes(path)
+
+    def _check_sizes(self, path: Path) -> None:
+        first, *others = sorted(self.sizes)
+        if not others and first[0] == first[1]:
+            return
+        shown = [f"{self.sizes[size]} with {size[0]}x{size[1]} pixels" for size in (first, *others[-1:])]
+        what = f"{len(self.sizes)} sizes" if others else "another shape than squares"
+        raise Problem(
+            f"{path} has images of {what}, such as {' and '.join(shown)}; set `resolution` in the data setting to a number "
+            f"of pixels, such as {min(first)}, and all are made squares of that side"
+        )
 
     def _check_bits(self, path: Path, rules: Rules) -> None:
         bits = max(1, self.highest.bit_length())
@@ -165,7 +175,7 @@ def _survey(path: Path, files: Listing, container: Container, rules: Rules) -> S
             if not rules.resolution and kind not in known:
                 picture.load()  # a damaged picture may claim any size: report the damage, not the sizes
             known.add(kind)
-            seen.sizes.add(kind[1])
+            seen.sizes.setdefault(kind[1], name)
     return seen
 
 

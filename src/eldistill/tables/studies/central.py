@@ -6,11 +6,11 @@ from __future__ import annotations
 from statistics import fmean, stdev
 
 from eldistill.errors import Problem
-from eldistill.tables.results import Result, arms_of, corrected, identity, short
+from eldistill.tables.results import Result, arms_of, corrected, identity, short, spanned
 from eldistill.tables.studies.comparisons import compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("central", 3)  # equivalence is corrected too; sizes of families; KID; what explores is said to
+RECIPE = ("central", 4)  # differences with two digits of half of their interval
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
@@ -114,7 +114,7 @@ def _central_sentence(row: dict, params: dict) -> str:
     who = f"{row['data']}, {row['method']}/{row['supplement']} in {row['space']}"
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
-    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]"
+    span = spanned(row["difference"], row["low"], row["high"])
     span += "" if row["percent"] is None else f", {row['percent']:+.1f} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
     equal = f"within {within}: {_tested(row, 'p_equivalent')}"

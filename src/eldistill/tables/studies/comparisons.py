@@ -11,10 +11,10 @@ from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short
+from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short, spanned
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("comparisons", 3)  # sizes of families; a contrast tests equivalence; intervals of the shares of a variance
+RECIPE = ("comparisons", 4)  # differences with two digits of half of their interval
 
 
 def _ends(row: dict, name: str) -> str:
@@ -131,7 +131,7 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {against}: no conclusion."
     share = "" if row["percent"] is None else f", {row['percent']:+.1f} %"
-    span = f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]{share}"
+    span = f"{spanned(row['difference'], row['low'], row['high'])}{share}"
     tail = f"p = {short(row['p'])}, {corrected(row['p_holm'], row['p_family'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
     differs = row["p_holm"] < 1 - params["confidence"]
     end = f"{span} ({tail}){_equal(row, params, differs)}."

@@ -62,7 +62,7 @@ def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
         axes.set_yticks(range(len(shown)), list(map(_label, shown)))
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel(_axis(shown, value, params))
-        figure.suptitle(params["question"], fontsize=9)
+        figure.suptitle(figures.wrapped(params["question"]), fontsize=9)
         figures.tidy(axes)
         axes.grid(visible=False, axis="y")
         return figures.save(figure, paths)

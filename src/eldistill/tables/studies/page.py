@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
+from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import names
-from eldistill.tables.results import check_results, load_result, measured, names_of_metrics, origin, plus_minus, short
-from eldistill.tables.studies import forest, references
+from eldistill.tables.kept import log_of
+from eldistill.tables.results import (
+    check_results,
+    load_result,
+    measured,
+    names_of_metrics,
+    origin,
+    plus_minus,
+    short,
+    spanned,
+)
+from eldistill.tables.studies import forest, partial, references, webpage
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 4)  # two digits of a deviation; the figure as PDF and SVG
+RECIPE = ("studies", 5)  # differences with two digits of half of their interval
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -128,43 +139,62 @@ def _pm(row: dict, stem: str) -> str | None:
 
 def _span(row: dict, *keys: str) -> str | None:
     delta, low, high = (row.get(key) for key in keys or ("difference", "low", "high"))
-    return None if delta is None else short(delta) + ("" if low is None else f" [{short(low)}, {short(high)}]")
+    return None if delta is None else spanned(delta, low, high)
+
+
+def _parts(rows: list[dict]) -> dict[str, list[dict]]:
+    # {heading: rows of a table}. Rows without a column `part` are one table without a heading.
+    if "part" not in rows[0]:
+        return {"": rows}
+    parts = {heading: [row for row in rows if row["part"] == part] for part, heading in PARTS.items()}
+    return {heading: group for heading, group in parts.items() if group}
 
 
 def _tables(rows: list[dict]) -> str:
-    # One table, or, if rows have a column `part`, one table for each part below its heading.
-    if "part" not in rows[0]:
-        return _table(rows)
-    parts = {part: [row for row in rows if row["part"] == part] for part in PARTS}
-    return "\n\n".join(f"## {PARTS[part]}\n\n{_table(group)}" for part, group in parts.items() if group)
+    return "\n\n".join(
+        (f"## {heading}\n\n" if heading else "") + _table(group) for heading, group in _parts(rows).items()
+    )
 
 
-def _table(rows: list[dict]) -> str:
+def _cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    # Titles of the columns that have values, and the cells of each row.
     columns = _columns(rows)
     table = [[show(row) for row in rows] for _, show in columns]
     kept = [(title, cells) for (title, _), cells in zip(columns, table, strict=True) if any(cell for cell in cells)]
-    lines = [[title for title, _ in kept], ["---", *["---:"] * (len(kept) - 1)]]
-    lines += [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
+    return [title for title, _ in kept], [[cells[i] or "" for _, cells in kept] for i in range(len(rows))]
+
+
+def _table(rows: list[dict]) -> str:
+    head, cells = _cells(rows)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "") -> str:
+def markdown(
+    name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "", more: str = ""
+) -> str:
     """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
 
-    beside: the table of real images and of teachers, or nothing."""
-    text = _tables(rows)
+    beside: the table of real images and of teachers, or nothing. more: what is said below the question, or nothing."""
+    ranked, listed = _ranked(rows), "\n".join(f"- {each}" for each in said)
+    note = _note(name, params, rows, metric)
+    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
+
+
+def _ranked(rows: list[dict]) -> bool:
+    return any("fd_mean" in row for row in rows)
+
+
+def _note(name: str, params: dict, rows: list[dict], metric: str) -> str:
+    # How to read the table. Kinds without a ranking need less.
     note = (
         f"Ranked by {metric}, lower is better; baseline `{params['against']}`, paired by seed; mean ± sd, "
         f"{100 * params['confidence']:g} % t-intervals; {_family(rows)}. "
     )
-    # Kinds without a ranking do not need this note.
-    ranked = any("fd_mean" in row for row in rows)
-    note = note if ranked else ""
+    note = note if _ranked(rows) else ""
     if any(row.get("share_low") is not None for row in rows):
         note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
-    note += f"All digits: {name}.csv; every run: {name}.runs.csv."
-    listed = "\n".join(f"- {each}" for each in said)
-    return f"# {params['question']}\n\n{text}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
+    return note + f"All digits: {name}.csv; every run: {name}.runs.csv."
 
 
 def _family(rows: list[dict]) -> str:
@@ -181,17 +211,21 @@ def _family(rows: list[dict]) -> str:
     return f"{text}; tables of other studies that have some of the same runs do not count"
 
 
-def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None:
-    """Write the table (csv), page (md), figure (png), runs (csv), and the figure once more (pdf, svg), to `outputs`, in this order.
+def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES) -> None:
+    """Write the table (csv), page (md), figure (png), runs (csv), the figure once more (pdf, svg), and the page for a browser (html) to
+    `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
-    data/runs. Raises Problem for a missing or damaged input."""
-    results = [load_result(run, root) for run in params["runs"]]
+    data/runs. lines: {run: kept results} of runs that are not there. Raises Problem for a missing or damaged input."""
+    results = [load_result(run, root, lines) for run in params["runs"]]
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
         check_results(ranked, space, curves=params["kind"] in CURVED)
-    study = Study(results, params, {r.run: _log(root / f"data/runs/{r.run}/log.csv") for r in results}, root)
+    logs = {
+        r.run: log_of(lines[r.run]) if r.run in lines else _log(root / f"data/runs/{r.run}/log.csv") for r in results
+    }
+    study = Study(results, params, logs, root, lines)
     kind = params["kind"]
     rows, said = getattr(importlib.import_module(f"eldistill.tables.studies.{KINDS[kind]}"), kind)(study)
     if not rows:
@@ -199,12 +233,15 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path]) -> None
             f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
             "to its grids under `suites` in params.yaml"
         )
-    table, text, picture, each, *more = outputs
+    table, text, picture, each, *figures, html = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
-    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study)))
-    forest.draw_study([picture, *more], rows, params)
+    found = partial.describe(study, text.parent.name) if "partial" in params else ""
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), found))
+    forest.draw_study([picture, *figures], rows, params)
     metrics = names_of_metrics(results)
     write_rows(each, [measured(result, metrics) | origin(result) for result in results])
+    shown = {heading: (group, *_cells(group)) for heading, group in _parts(rows).items()}
+    webpage.make_page(params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html)
 
 
 def _ranking(study: Study) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from eldistill.tables import names
-from eldistill.tables.results import NAME, REFERENCE_RUNS, Result, named, read_metrics, short
+from eldistill.tables.results import NAME, REFERENCE_RUNS, Result, metrics_of, named, short
 from eldistill.tables.studies.study import Study
 
 COVERED_BY = "studies"
@@ -29,7 +29,7 @@ def beside(study: Study) -> str:
 
 def _line(study: Study, result: Result, which: str, spaces: list[str]) -> list[str]:
     data, primary = result.arm[0], study.primary(result)
-    found = read_metrics(study.root / f"data/evaluations/{data}/{which}/metrics.json")
+    found = metrics_of(f"{data}/{which}", study.root, study.lines)
     names = [named(found, "fd", space, "heldout") for space in spaces]
     names += [named(found, metric, primary, "heldout") for metric in METRICS]
     ranks = named(found, "fd", primary, "heldout")

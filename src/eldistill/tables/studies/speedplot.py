@@ -11,6 +11,7 @@ from eldistill.tables import figures, names
 from eldistill.tables.figures import GREY, Style
 
 COVERED_BY = "speed"
+TITLE = 48  # characters of a title that fit one of two panels, and of small print that fit its height
 
 
 def draw_speed(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
@@ -31,8 +32,8 @@ def draw_speed(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
             _draw_rates(panels[0], [row for row in here if row["part"] == "rate"], looks)
             _draw_times(panels[1], [row for row in here if row["part"] == "time"], looks, params)
             where = f"{names.data_name(bed[0]).short}, {names.method_name(bed[1]).short}"
-            panels[0].set_title(f"{where}: learning rates that train", loc="left")
-            panels[1].set_title(f"{where}: time to the values of {names.baseline_name(params['against'])}", loc="left")
+            for panel, what in zip(panels, ("learning rates that train", "time to the baseline's values"), strict=True):
+                panel.set_title(figures.wrapped(f"{where}: {what}", TITLE), loc="left")
         _legend(figure, rows, looks, params)
         figures.save(figure, paths)
 
@@ -93,10 +94,11 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
     base = looks[params["against"].rpartition("/")[2]]
     axes.axhline(1, color=base.colour, linewidth=1)
     axes.set_xticks(sorted({row["of_run"] for row in shown}))
-    factors = {names.supplement_name(row["supplement"]).short: f"factor {row['reported']:g}" for row in shown}
+    factors = {names.supplement_name(row["supplement"]).short: f"{row['reported']:g}" for row in shown}
     factors[names.baseline_name(params["against"])] = _baseline(rows, params["against"])
+    text = ", ".join(f"{name} {factor}" for name, factor in factors.items())
     axes.set_xlabel("percent of the baseline's run with the value to reach")
-    figures.small_print(axes, "; ".join(f"{name}: {factor}" for name, factor in factors.items()))
+    figures.small_print(axes, figures.wrapped(f"factors: {text}", TITLE))
     axes.set_ylabel(f"iterations over the baseline's ↓\n(fresh seeds, {100 * params['confidence']:g} % intervals)")
     return None
 
@@ -132,7 +134,7 @@ def _baseline(rows: list[dict], against: str) -> str:
     method, _, supplement = against.rpartition("/")
     bases = [row for row in rows if row["supplement"] == supplement and method in ("", row["method"])]
     factor = bases[0]["reported"] if bases else None
-    return "at its own factor" if factor is None else f"factor {factor:g}"
+    return "at its own" if factor is None else f"{factor:g}"
 
 
 def _legend(figure: Any, rows: list[dict], looks: dict[str, Style], params: dict) -> None:
@@ -152,4 +154,4 @@ def _legend(figure: Any, rows: list[dict], looks: dict[str, Style], params: dict
         handles.append(
             Line2D([], [], marker="o", markerfacecolor="white", **alone, label="only a bound is known (arrow)")
         )
-    figures.legend_above(figure, handles, 3, title=params["question"], title_fontsize=9)
+    figures.legend_above(figure, handles, 3, title=figures.wrapped(params["question"]), title_fontsize=9)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eldistill.errors import Problem
+from eldistill.plan.kept import Kept
 from eldistill.tables.results import Result, named
 
 COVERED_BY = "results"
@@ -21,6 +24,7 @@ class Study:
     params: dict  # its section of params.yaml, with `confidence`, `tuning` and `beds`
     logs: dict[str, list[dict[str, str]]]  # {run: rows of its training log}
     root: Path = Path()  # folder with data/runs
+    lines: Mapping[str, Kept] = field(default_factory=dict)  # {run: its kept results} of runs that are not there
 
     def metric(
         self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
@@ -59,7 +63,7 @@ class Study:
             if len(first := sorted({self.primary(result) for result in results})) > 1:
                 raise Problem(f"the settings of {name} are ranked by {' and '.join(first)}; in one study they need the same "
                               "first name in evaluate.features")  # fmt: skip
-        return [(name, Study(results, self.params, self.logs, self.root)) for name, results in beds.items()]
+        return [(name, dataclasses.replace(self, results=results)) for name, results in beds.items()]
 
     def logged(self, result: Result, number: str, of: str | None = None) -> list[float]:
         """The values of a logged number in the second half of a run. of: the loss or network that logged it; None means the supplement."""

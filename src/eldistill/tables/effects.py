@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differences from the baseline in the metric that ranks, as the headline and the forest plot of a page need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eldistill.tables import names
+
+COVERED_BY = "report"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The mean difference of an arm from its baseline over paired seeds, in percent of the baseline's mean; below 0 is better.
+
+    low, high: ends of its interval, which is not corrected for the number of comparisons; None for one pair of runs. p_holm: p-value
+    after Holm's correction over `family` comparisons; None for one pair, and for a comparison of a study that only explores. level:
+    below this p_holm a difference is certain."""
+
+    data: str
+    arm: str  # its short name for readers, without the data setting
+    raw: str  # method/supplement, as files call it
+    percent: float
+    low: float | None
+    high: float | None
+    p_holm: float | None
+    family: int | None
+    pairs: int
+    level: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the difference remains after the correction."""
+        return self.p_holm is not None and self.p_holm < self.level
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether the interval excludes 0, although the difference does not remain after the correction."""
+        return not self.certain and self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def verdict(self) -> str:
+        """What is known, in a few words."""
+        if self.p_holm is None:
+            return "one pair of runs, no interval" if self.low is None else "explores, without a test"
+        side = "lower" if self.percent < 0 else "higher"
+        if self.certain:
+            return f"{side}, also after the correction"
+        return f"{side} by itself, not after the correction" if self.by_itself else "undecided"
+
+    def text(self) -> str:
+        """The difference with its interval, such as `−29 % [−36, −22]`."""
+        span = "" if self.low is None or self.high is None else f" [{signed(self.low)}, {signed(self.high)}]"
+        return f"{signed(self.percent)} %{span}"
+
+
+def signed(value: float) -> str:
+    """A number of percent with its sign: no decimal place from 10 on, one from 1 on, and two significant digits below."""
+    digits = 0 if abs(value) >= 9.95 else 1 if abs(value) >= 0.995 else 2
+    text = f"{value:+.{digits}f}" if abs(value) >= 0.1 or not value else f"{value:+.1g}"
+    return text.replace("-", "−") if float(text) else "0"
+
+
+def of_suite(rows: Sequence[dict], params: dict) -> tuple[list[Effect], list[str]]:
+    """(effects, raw names of arms whose difference has no percentage because the baseline's mean is not above 0).
+
+    rows: of main.csv, as suite.main_rows returns them. params: primary, baseline and confidence of the suite. Effects are in the order
+    of the suite, with the arms of a method together."""
+    stem, means = f"fd_{params['primary']}_heldout", {}
+    for row in rows:
+        if row["supplement"] == params["baseline"]:
+            means[row["data"], row["method"]] = row.get(f"{stem}_mean")
+    found: list[Effect] = []
+    without: list[str] = []
+    for row in rows:
+        if row["seeds"] is None or row.get(f"{stem}_difference") is None:
+            continue
+        mean = means[row["data"], row["method"]]
+        if mean > 0:
+            found.append(_effect(row, stem, mean, params))
+        else:
+            without.append(f"{row['data']}/{row['method']}/{row['supplement']}")
+    order = list(dict.fromkeys((each.data, each.raw.split("/")[0]) for each in found))
+    datas = list(dict.fromkeys(data for data, _ in order))
+    found.sort(key=lambda each: (datas.index(each.data), order.index((each.data, each.raw.split("/")[0]))))
+    return found, without
+
+
+def other_spaces(rows: Sequence[dict], params: dict) -> dict[str, list[Effect]]:
+    """{feature space: effects in it}, for the spaces that do not rank. Arguments as of `of_suite`."""
+    ends = ("fd_", "_heldout_p_holm")
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(ends[0]) and key.endswith(ends[1]))
+    spaces = [key.removeprefix(ends[0]).removesuffix(ends[1]) for key in keys]
+    return {space: of_suite(rows, {**params, "primary": space})[0] for space in spaces if space != params["primary"]}
+
+
+def _effect(row: dict, stem: str, mean: float, params: dict) -> Effect:
+    percents = (None if (value := row[f"{stem}_difference{end}"]) is None else 100 * value / mean
+                for end in ("", "_low", "_high"))  # fmt: skip
+    return Effect(
+        row["data"], names.arm_name(row["method"], row["supplement"]).short, f"{row['method']}/{row['supplement']}",
+        *percents, row[f"{stem}_p_holm"], row[f"{stem}_p_family"], row["paired_seeds"], 1 - params["confidence"],
+    )  # fmt: skip
+
+
+def of_study(rows: Sequence[dict], confidence: float) -> list[Effect]:
+    """The effects of a study's rows that have a difference in percent of the baseline."""
+    found = []
+    for row in rows:
+        if row.get("difference") is None or row.get("percent") is None:
+            continue
+        # Without a difference the arm has the mean of its baseline.
+        unit = row["percent"] / row["difference"] if row["difference"] else 100 / (row.get("fd_mean") or 100)
+        ends = [None if row["low"] is None else row[end] * unit for end in ("low", "high")]
+        space = [names.space_name(row["space"]).text] if row.get("space") else []
+        more = [f"equal {row['equal']}"] if row.get("equal") else []
+        arm = ", ".join([names.arm_name(row["method"], row["supplement"]).short, *space, *more])
+        found.append(
+            Effect(row["data"], arm, f"{row['method']}/{row['supplement']}", row["percent"], *ends, row.get("p_holm"),
+                   row.get("p_family"), row["pairs"], 1 - confidence)
+        )  # fmt: skip
+    return found
+
+
+def of_times(rows: Sequence[dict], confidence: float) -> list[Effect]:
+    """The effects of a study of the kind `speed`: ratios of iterations to a value of the baseline, in percent more (below 0: fewer).
+
+    A ratio of which only a bound is known is no effect."""
+    found = []
+    for row in rows:
+        if row.get("ratio_iterations") is None or row.get("bound"):
+            continue
+        ends = [None if (end := row[f"fewer_iterations{side}"]) is None else -end for side in ("_high", "_low")]
+        arm = f"{names.arm_name(row['method'], row['supplement']).short}, value at {row['of_run']:g} %"
+        found.append(
+            Effect(row["data"], arm, f"{row['method']}/{row['supplement']}", -row["fewer_iterations"], *ends,
+                   row["p_holm"], row["p_family"], row["pairs"], 1 - confidence)
+        )  # fmt: skip
+    return found

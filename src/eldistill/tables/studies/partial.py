@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a table of a part of its runs says: how many are made, which are missing, what goes on, and how many seeds would decide."""
+
+from __future__ import annotations
+
+import math
+
+from eldistill.tables import inference
+from eldistill.tables.results import arms_of, short
+from eldistill.tables.studies.comparisons import baseline_of, pair_with_baseline
+from eldistill.tables.studies.study import Study
+
+RECIPE = ("partial", 1)
+PAIRED = ("contrast", "central", "budget")  # kinds that compare each arm with a baseline of the same seeds
+LISTED = 12  # arms whose missing seeds are listed
+
+
+def count_runs(partial: dict, suite: str) -> str:
+    """A paragraph with the numbers of runs made and missing, the missing ones by arm, and the command that makes them.
+
+    partial: {asked: number of runs, missing: names of the missing ones, DATA/METHOD/SUPPLEMENT/SEED}."""
+    seeds: dict[str, list[str]] = {}
+    for run in partial["missing"]:
+        arm, _, seed = run.rpartition("/")
+        seeds.setdefault(arm, []).append(seed)
+    arms = [f"{arm} {', '.join(each)}" for arm, each in list(seeds.items())[:LISTED]]
+    more = f"; and seeds of {len(seeds) - LISTED} other arms" if len(seeds) > LISTED else ""
+    made = partial["asked"] - len(partial["missing"])
+    return (
+        f"**{made} of {partial['asked']} runs made.** Missing (arm and seeds): {'; '.join(arms)}{more}. "
+        f"`snakemake all --config suite={suite}` makes them.\n\n"
+    )
+
+
+def describe(study: Study, suite: str) -> str:
+    """The paragraph of `count_runs`, and a list with a sentence for each arm that its runs do not decide yet."""
+    text = count_runs(study.params["partial"], suite)
+    said = undecided(study) if study.params["kind"] in PAIRED else []
+    return text + "".join(f"- {each}\n" for each in said) + ("\n" if said else "")
+
+
+def undecided(study: Study) -> list[str]:
+    """A sentence for each arm that is paired with a baseline and for which its pairs show neither a difference nor equivalence.
+
+    The test is that of the logarithms of the ratios of the ranking distances, without a correction for the number of arms. The number
+    of seeds is the one at which the two one-sided tests of equivalence have a power of 80 % if both arms are equal and the
+    ratios vary as those found do."""
+    arms, said, level = arms_of(study.results), [], 1 - study.params["confidence"]
+    for arm, group in arms.items():
+        ends = [[study.metric(result) for result in pair] for pair in pair_with_baseline(study, group, arms)]
+        logs = [math.log(ours / theirs) for ours, theirs in ends if min(ours, theirs) > 0]
+        if len(logs) < len(ends) or arm == baseline_of(study, arm):
+            continue  # a distance of 0 has no ratio; a baseline is not compared with itself
+        if text := _sentence(logs, study.params["margin"], level):
+            said.append(f"{'/'.join(arm)} against {study.params['against']}: {text}")
+    return said
+
+
+def _sentence(logs: list[float], margin: float, level: float) -> str:
+    # What pairs of seeds do not decide; nothing if they do.
+    within = f"a margin of {100 * margin:g} %"
+    if len(logs) < 2:
+        return f"undecided, with {len(logs)} pair{'s' if len(logs) != 1 else ''} of seeds; two or more show how much they vary."
+    bound = math.log1p(margin)
+    if min(inference.paired_p(logs), inference.equivalence_p(logs, bound)) < level:
+        return ""
+    needed = inference.seeds_for_equivalence(logs, bound, level)
+    spread = f"paired log deviation {short(inference.stdev(logs))} over {len(logs)} pairs"
+    if needed <= len(logs):
+        return f"undecided, though its {len(logs)} pairs are as many as {within} needs ({spread})."
+    more = needed - len(logs)
+    return f"undecided; about {more} more seed{'s' if more > 1 else ''} would do for {within} ({spread})."

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a study for a browser: its question, what the numbers say, the comparisons in one plot, tables and sentences."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from eldistill.files import write_text
+from eldistill.tables import names
+from eldistill.tables.effects import of_study, of_times
+from eldistill.tables.headline import MEASURE, TIME, headline, headline_html
+from eldistill.tables.intervals import FOREST_STYLE, forest
+from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
+
+COVERED_BY = "report"
+Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
+
+
+def make_page(params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path) -> None:
+    """Write the page of a study to `output`.
+
+    params: question, kind, against, confidence and runs. tables: as above. said: one sentence for each comparison. note: how to read the
+    tables. drawn: the figure as SVG and PNG. Kinds that compare nothing with a baseline have no headline: the figure comes first."""
+    rows = [row for group, *_ in tables.values() for row in group]
+    result, shown = _result(rows, params), figure(params["question"], *drawn)
+    if result and params["kind"] != "speed":  # the plot of the page has the same, but for the margin of equivalence
+        shown = folded("The figure for a paper", shown)
+    parts = [f"<h1>{html.escape(params['question'])}</h1>", result, shown]
+    for heading, (group, head, cells) in tables.items():
+        parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
+    parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
+    parts += [f'<p class="note">{inline(note)}</p>', _runs(params["runs"])]
+    write_text(output, document(f"eldistill: {params['question']}", parts, FOREST_STYLE))
+
+
+def _result(rows: list[dict], params: dict) -> str:
+    timed = params["kind"] == "speed"
+    effects = (of_times if timed else of_study)(rows, params["confidence"])
+    if not effects:
+        return ""
+    measure = TIME if timed else MEASURE
+    said = headline_html(headline(effects, params["against"], measure), _times(rows) if timed else [])
+    return said + forest(effects, params["against"], params["confidence"], measure)
+
+
+def _times(rows: list[dict]) -> list[str]:
+    # What a study of the kind `speed` adds.
+    bounds = sum(bool(row.get("bound")) for row in rows)
+    said = ["`Value at 30 %` means the baseline's value at 30 % of its run."]
+    if bounds:
+        reason = "because a seed never reaches the value or begins below it"
+        said.append(f"Of {bounds} more comparisons only a bound is known, {reason}.")
+    return said
+
+
+def _table(rows: list[dict], head: list[str], cells: list[list[str]]) -> str:
+    # With readable names in the first column, whose raw name is shown where a mouse rests.
+    several = len({row["data"] for row in rows}) > 1
+    raw = [f"{row['data']}, {row['method']}/{row['supplement']}" for row in rows]
+    lines = []
+    for row, line in zip(rows, cells, strict=True):
+        arm = names.arm_name(row["method"], row["supplement"]).short
+        first = f"{names.data_name(row['data']).short}, {arm}" if several else arm
+        lines.append(
+            [first, *(cell.replace("-", "−") if cell[:1] == "-" else cell.replace("[-", "[−") for cell in line[1:])]
+        )
+    return short_table(["arm", *head[1:]], lines, titles=raw, label="comparisons of the study")
+
+
+def _runs(runs: list[str]) -> str:
+    links = ", ".join(
+        f'<a href="../../evaluations/{html.escape(run)}/sheet.html">{html.escape(run)}</a>' for run in runs
+    )
+    text = "<p>These links lead to files beside this page, which are there once the workflow has run or DVC has pulled them.</p>"
+    return folded(f"A page for each of {len(runs)} runs", f"{text}<p>{links}</p>")
