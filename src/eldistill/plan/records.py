@@ -50,12 +50,11 @@ def changed_outputs(root: Path, record: str, digest: str) -> list[str]:
 def other_lines(root: Path, record: str, digest: str, lines: Mapping[str, str]) -> list[str]:
     """Runs whose kept results had another sha256 when they were read than in `lines`; none if the record is missing, damaged, or of
     another recipe."""
+    noted = read_note(os.path.join(root, record)) or {}
     try:
-        with open(os.path.join(root, record), encoding="utf-8") as file:
-            noted = json.load(file)
         read = noted.get("kept", {}) if noted["recipe"] == digest else {}
         return [run for run, sha256 in read.items() if lines.get(run, sha256) != sha256]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return []
 
 
