@@ -40,7 +40,7 @@ def test_golden_loss_and_gradient(sequential):
     """sim: noise levels, each image's loss, and the gradient through x and both denoisers."""
     told = golden("sim")
     batch = batch_of(arrays.SHAPE[1:], {"sigma": told["u"], "epsilon": told["noise"]})
-    numbers = sim.Numbers(c=arrays.C, sequential=sequential)
+    numbers = sim.Numbers(huber_c=arrays.C, sequential=sequential)
     near(score.identity_sigma(batch, numbers.t_max), told["sigma"], 1e-12, entries=True)
     nets = {"teacher": linear(*arrays.TEACHER), "fake_score": linear(*arrays.FAKE)}
     term = sim.generator_terms(nets, batch, lambda: told["x"], numbers)["implicit"]
@@ -53,7 +53,7 @@ def test_golden_loss_and_gradient(sequential):
 def test_gradient_with_gaussian_data(a, b, share):
     """With the ideal fake_score it is that of E sqrt((D_psi - D_phi)^2 + c^2) with x_t held, D_psi following a and b."""
     z, epsilon, weight = nodes(40)
-    numbers, shape = sim.Numbers(c=0.5), (len(z), 1, 1, 1)
+    numbers, shape = sim.Numbers(huber_c=0.5), (len(z), 1, 1, 1)
     batch = batch_of((1, 1, 1), {"sigma": torch.full((len(z),), share).double(), "epsilon": epsilon})
     nets = {"teacher": Gaussian(MEAN, DEVIATION), "fake_score": Gaussian(b, a)}
     term = sim.generator_terms(nets, batch, lambda: (a * z + b).reshape(shape), numbers)["implicit"]
@@ -62,10 +62,10 @@ def test_gradient_with_gaussian_data(a, b, share):
     noisy = (a * z + b + sigma * epsilon).reshape(shape)
     at = [torch.tensor(each, dtype=torch.float64, requires_grad=True) for each in (a, b)]
     ours = (at[0] ** 2 * noisy + sigma**2 * at[1]) / (at[0] ** 2 + sigma**2)
-    distance = ((ours - nets["teacher"](noisy, sigma)) ** 2 + numbers.c**2).sqrt().flatten()
+    distance = ((ours - nets["teacher"](noisy, sigma)) ** 2 + numbers.huber_c**2).sqrt().flatten()
     wanted = torch.autograd.grad((weight * distance).sum(), at)
     near(torch.stack([(slopes * z).sum(), slopes.sum()]), torch.stack(wanted), 1e-6)
-    value = sim.implicit_loss((a * z + b).reshape(shape), nets["teacher"](noisy, sigma), ours.detach(), numbers.c)
+    value = sim.implicit_loss((a * z + b).reshape(shape), nets["teacher"](noisy, sigma), ours.detach(), numbers.huber_c)
     assert abs(float((weight * value).sum())) < 1e-8  # E (D_psi - x) is 0 at each x_t
 
 

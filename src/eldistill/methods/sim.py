@@ -37,7 +37,9 @@ class Numbers:
     """SIM's numbers."""
 
     sigma_init: float = number(2.5, "noise level the generator starts from (the authors' sampling script)", above=0)
-    c: float | None = number(None, "constant of the pseudo-Huber distance; null is 0.00054 sqrt(pixels) (iCT)", above=0)
+    huber_c: float | None = number(
+        None, "constant of the pseudo-Huber distance; null is 0.00054 sqrt(pixels) (iCT)", above=0
+    )
     t_max: float = number(0.8, "generator: largest noise level, as a share of the rho-warped range", above=0, high=1)
     P_mean: float = number(-1.2, "fake_score: mean of ln sigma (EDM, table 1; EDM2: -0.4)", low=-10, high=10)
     P_std: float = number(1.2, "fake_score: standard deviation of ln sigma (EDM, table 1; EDM2: 1.0)", above=0, high=10)
@@ -69,7 +71,7 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
     """The implicit loss; its gradient flows through x and both denoisers. Its mean is 0 where fake_score is ideal."""
 
     def loss(u, x, real, fake):
-        return ((implicit_loss(x, real, fake, numbers.c) / u.exp().flatten()).mean(),)
+        return ((implicit_loss(x, real, fake, numbers.huber_c) / u.exp().flatten()).mean(),)
 
     (value,), gradient = score.identity_pull(loss, nets, batch, images(), numbers, nets["fake_score"])
     return {"implicit": AtImages(value.detach(), gradient)}
