@@ -186,6 +186,7 @@ def test_1_and_1_point_0_are_the_same_number(path, one, other):
         ("distil/tf32", True),
         ("distil/deterministic", True),
         ("distil/benchmark", False),
+        ("distil/log", ["csv", "tensorboard"]),
         ("distil/save_seconds", 7),
         ("evaluate/batch", 10),
         # A default written out, and things that this suite does not use.
@@ -218,6 +219,7 @@ def test_every_site_key_of_the_schema_is_among_those_tried():
         "distil/compile",
         "distil/deterministic",
         "distil/fit",
+        "distil/log",
         "distil/recompute",
         "distil/micro_batch",
         "distil/save_seconds",
@@ -410,7 +412,7 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 
 # Files that cannot change a result: they name, plan, fetch, store, check or show. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
-    "__main__", "commands/card", "commands/cost", "commands/doctor", "commands/export", "commands/help",
+    "__main__", "commands/card", "commands/cite", "commands/cost", "commands/doctor", "commands/export", "commands/help",
     "commands/keep", "commands/loader", "commands/planned", "commands/prune", "commands/suggest", "commands/tools", "data/given",
     "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
     "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/checks", "plan/cluster",

@@ -39,7 +39,9 @@ SUPPLEMENTS: dict[str, Entry] = {  # by the file of a supplement
     "gan": ("yin2024dmd2",),
     "regression": ("yin2024dmd",),
 }
-PIXELS = ("gretton2012kernel",)  # of the file embedding whose ensemble is the identity alone: an MMD on pixels
+PIXELS: dict[str, Entry] = {
+    "embedding": ("gretton2012kernel",)
+}  # by the file of a supplement whose ensemble is the identity alone
 SOURCES: dict[str, Entry] = {  # by `source` of a data setting
     "digits": ("alpaydin1998digits",),
     "cifar10": ("krizhevsky2009cifar",),
@@ -106,8 +108,8 @@ def of_method(section: Section) -> Entry:
 def of_supplement(section: Section, ensemble: Section | None = None) -> Entry:
     """Those of a resolved section of a supplement. ensemble: the section of its ensemble, if it has one."""
     members = (ensemble or {}).get("members", [])
-    if section["file"] == "embedding" and members and all(each["family"] == "identity" for each in members):
-        return PIXELS
+    if section["file"] in PIXELS and members and all(each["family"] == "identity" for each in members):
+        return PIXELS[section["file"]]
     none = f"none: supplements/{section['file']}.py has no entry in tables/citations.py"
     found = SUPPLEMENTS.get(section["file"], none)
     return found if isinstance(found, str) else found + _distance(section)
