@@ -90,7 +90,7 @@ def test_the_claim_comes_first_and_its_rule_in_small_print():
 
 def test_several_data_settings_are_named():
     claim, rule, *_ = headline([HELPED, effect(-9.0, -12.0, -6.0, 0.01, ARMS[2], "cifar10")], "none")
-    assert "2 of 2 arms lower" in claim and "DI + EL on CIFAR-10 −9.0 %" in claim and "on 8×8 digits" in claim
+    assert "2 of 2 arms lower" in claim and "DI + EL (CIFAR-10) −9.0 %" in claim and "(8×8 digits)" in claim
     assert "comparisons of a data setting" in rule
 
 

@@ -89,7 +89,7 @@ def _listed(group: Sequence[Effect], every: Sequence[Effect]) -> str:
 def _who(effect: Effect, every: Sequence[Effect]) -> str:
     # With the data setting, where there are several.
     several = len({each.data for each in every}) > 1
-    return f"{effect.arm} on {names.data_name(effect.data).short}" if several else effect.arm
+    return f"{effect.arm} ({names.data_name(effect.data).short})" if several else effect.arm
 
 
 def _seeds(effects: Sequence[Effect]) -> str:

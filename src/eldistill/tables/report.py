@@ -22,7 +22,7 @@ from eldistill.tables.intervals import FOREST_STYLE, forest
 from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
 from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
-RECIPE = ("report", 6)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
+RECIPE = ("report", 7)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
 SECTIONS = {
     "result": "Result",
     "samples": "Samples",
