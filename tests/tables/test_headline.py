@@ -62,7 +62,7 @@ def test_a_study_that_compares_an_arm_several_times_counts_comparisons():
     )
     assert "of the 2 undecided comparisons" in last
     exploring = effect(-3.0, -5.0, -1.0)
-    assert headline([OPEN, exploring], "none")[-1] == "1 comparison explores without a test."
+    assert headline([OPEN, exploring], "none")[-1] == "1 more comparison is exploratory, without a correction."
     assert headline([exploring], "none")[0] == "Nothing is certain."
 
 
@@ -152,7 +152,7 @@ def test_what_is_certain_in_other_features_is_said_apart():
         }
     found = other_spaces(rows, {"primary": "judge-a", "baseline": "none", "confidence": 0.95})
     assert list(found) == ["pixels"]
-    assert elsewhere(found).endswith("these differences are certain: in pixels DMD + EL −50 % [−75, −25] (lower).")
+    assert elsewhere(found).endswith("some differences are certain: in pixels DMD + EL −50 % [−75, −25] (lower).")
     assert elsewhere({"judge-b": [OPEN]}) == "In features that do not rank no difference is certain."
     assert elsewhere({"judge-b": []}) == elsewhere({}) == ""
     both = elsewhere({"judge-b": [HELPED, HARMED], "pixels": [HARMED]})

@@ -25,7 +25,7 @@ def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) ->
         return ["Nothing is compared.", f"No arm shares a seed with the baseline ({base})."]
     if not tested:
         if any(each.low is not None for each in effects):
-            return ["Nothing is certain.", "These comparisons explore, and none of them is tested."]
+            return ["Nothing is certain.", "These comparisons are exploratory, and none of them is tested."]
         return ["Nothing is certain, because there is one seed.", _untested(effects, base, measure)]
     certain = [each for each in tested if each.certain]
     rest = [each for each in tested if not each.certain]
@@ -34,7 +34,9 @@ def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) ->
     left = sum(each.low is None for each in effects)
     said += [f"{_count(left, 'comparison', 'comparisons')} with one seed cannot be tested."] if left else []
     if explores := len(effects) - len(tested) - left:
-        said.append(f"{_count(explores, 'comparison explores', 'comparisons explore')} without a test.")
+        said.append(
+            f"{_count(explores, 'more comparison is', 'more comparisons are')} exploratory, without a correction."
+        )
     return said
 
 
@@ -155,5 +157,5 @@ def elsewhere(found: Mapping[str, Sequence[Effect]]) -> str:
             if group:
                 said.append(f"{where} {_listed(group, effects)} ({word})")
     if not said:
-        return "In features that do not rank no difference is certain." if any(found.values()) else ""
-    return f"In features that do not rank, each a family of its own, these differences are certain: {'; '.join(said)}."
+        return "In the other feature spaces no difference is certain." if any(found.values()) else ""
+    return f"In the other feature spaces, each corrected by itself, some differences are certain: {'; '.join(said)}."
