@@ -153,7 +153,7 @@ def test_what_is_certain_in_other_features_is_said_apart():
     found = other_spaces(rows, {"primary": "judge-a", "baseline": "none", "confidence": 0.95})
     assert list(found) == ["pixels"]
     assert elsewhere(found).endswith("some differences are certain: in pixels DMD + EL −50 % [−75, −25] (lower).")
-    assert elsewhere({"judge-b": [OPEN]}) == "In features that do not rank no difference is certain."
+    assert elsewhere({"judge-b": [OPEN]}) == "In the other feature spaces no difference is certain."
     assert elsewhere({"judge-b": []}) == elsewhere({}) == ""
     both = elsewhere({"judge-b": [HELPED, HARMED], "pixels": [HARMED]})
     assert "judge B DMD + EL −29 % [−36, −22] (lower); in the features of judge B CD + EL +9.8 %" in both
