@@ -311,6 +311,9 @@ def test_a_page_of_a_part_of_the_runs(toys):
     assert again == page
     main = toys.tables("toys", "--partial")["data/tables/toys/main.md"].decode()
     assert main.splitlines()[2].startswith("**9 of 12 runs made.**")
+    for page in sorted(Path("data/tables/toys").glob("*.html")):
+        head = page.read_text(encoding="utf-8").partition('class="claim"')[0]
+        assert "<b>9 of 12 runs made.</b>" in head, page
     toys.make(LINES)
     keep_toys()
     assert toys.plan.partial("toys/toys") == toys.plan.find("tables", "toys/toys")

@@ -114,6 +114,17 @@ def test_a_failure_of_the_writer_ends_the_events_and_is_said_once(tmp_path, monk
     assert len(lines) == 1 and "the training goes on" in lines[0]
 
 
+def test_a_run_that_continues_does_not_hide_its_events(tmp_path, monkeypatch):
+    """It writes the snapshot of its start again, which would open the writer there."""
+    opened: list[Stub] = []
+    monkeypatch.setattr(board, "open_writer", lambda *words: opened.append(Stub(*words)) or opened[-1])
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"")
+    found = board.Board(tmp_path, "cpu", print)
+    found.snapshot(tmp_path / "missing.safetensors", 0)
+    found.row({"n_images": 64, "iteration": 1, "generator.kl": 0.5})
+    assert [writer.start for writer in opened] == [64]
+
+
 def test_a_damaged_snapshot_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(board, "open_writer", Stub)
     with pytest.raises(Problem, match="is missing"):

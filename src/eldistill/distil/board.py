@@ -79,7 +79,10 @@ class Board:
 
     def snapshot(self, path: Path, n_images: int) -> None:
         """Add a grid of images of a generator's file: the same noises at each snapshot, rows of classes if there are some. Latents
-        have no grid, because their autoencoder would slow the training down."""
+        have no grid, because their autoencoder would slow the training down. A run that continues writes its first snapshot again, which
+        is left out: it would hide the events so far."""
+        if n_images == 0 and any(self.folder.glob("events.*")):
+            return
         self._write(lambda writer: self._add_grid(writer, path, n_images), n_images)
 
     def _add_grid(self, writer: Any, path: Path, n_images: int) -> None:

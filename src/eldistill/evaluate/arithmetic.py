@@ -3,7 +3,8 @@
 
 Covariances, eigenvalues and sums over all pairs of features with more than a thousand numbers take minutes of a CPU core. In the
 context `on("cuda")` a GPU computes them. Values differ from numpy's in the last digits only: below 1e-9 relative, and below 1e-7 for
-a Fréchet distance of fewer images than features, of which rounding takes half of the digits in any arithmetic. Real features are
+a Fréchet distance of fewer images than features, of which rounding takes half of the digits in any arithmetic. Metrics that count
+images, such as precision, differ where distances are equal. Real features are
 copied to the GPU once. Matrices up to SMALL stay on the CPU, where they take less time, and so does what does not fit into the memory
 of the GPU. Outside of the context nothing imports torch, and the values are numpy's to the bit.
 """
@@ -53,14 +54,15 @@ def _copied(array: np.ndarray) -> torch.Tensor:
 
 
 def _either(there: Callable[..., Any], here: Callable[..., Any], *arguments: Any) -> Any:
-    # there(*arguments) on the device, or here(*arguments) by numpy: outside of the context, and where the device has too little memory.
+    # there(*arguments) on the device, or here(*arguments) by numpy: outside of the context, and where the device has too little memory
+    # or its decomposition does not converge.
     if _device is None:
         return here(*arguments)
     import torch
 
     try:
         return there(*arguments)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.linalg.LinAlgError):
         _copies.clear()
         torch.cuda.empty_cache()
         return here(*arguments)

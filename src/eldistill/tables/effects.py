@@ -44,7 +44,7 @@ class Effect:
     def verdict(self) -> str:
         """What is known, in a few words."""
         if self.p_holm is None:
-            return "one pair of runs, no interval" if self.low is None else "explores, without a test"
+            return "one pair of runs, no interval" if self.low is None else "exploratory, without a correction"
         side = "lower" if self.percent < 0 else "higher"
         if self.certain:
             return f"{side}, also after the correction"

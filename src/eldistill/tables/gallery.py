@@ -48,7 +48,8 @@ def samples(params: dict, root: Path, absent: Collection[str] = ()) -> str:
     there = with_pictures(params["runs"], absent)
     arms, most = _arms(there), _most(params["runs"])
     said += [f"<p>{html.escape(note)}</p>" for note in _left_out(there, root)]
-    if lost := _count(params["runs"]) - _count(there):
+    references = [f"{data}/{which}" for data in {run.split("/")[0] for run in params["runs"]} for which in REFERENCES]
+    if lost := _count(params["runs"]) - _count(there) + len(references) - len(with_pictures(references, absent)):
         said.append(f"<p>{elsewhere(lost)}</p>")
     for data, runs in arms.items():
         if len(arms) > 1:
@@ -107,5 +108,7 @@ def strips(params: dict, root: Path, absent: Collection[str] = ()) -> str:
         for run in runs:
             text = f"{names.data_name(data).short}, {_label(run)}" if len(arms) > 1 else _label(run)
             made.append(picture(text, root / f"data/evaluations/{run}/interpolation.png", most, title=run))
+    if not made:
+        return ""
     body = f'<div class="grids">{"".join(made)}</div>'
     return folded("Images from one noise to another, for each arm", body)

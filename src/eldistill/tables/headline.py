@@ -25,11 +25,11 @@ def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) ->
         return ["Nothing is compared.", f"No arm shares a seed with the baseline ({base})."]
     if not tested:
         if any(each.low is not None for each in effects):
-            return ["Nothing is certain.", "These comparisons are exploratory, and none of them is tested."]
+            return ["Nothing is certain.", "These comparisons are exploratory, without a correction."]
         return ["Nothing is certain, because there is one seed.", _untested(effects, base, measure)]
     certain = [each for each in tested if each.certain]
     rest = [each for each in tested if not each.certain]
-    said = [_claim(certain, base, effects, measure) if certain else _nothing(tested, base, measure), _certainty(tested)]
+    said = [_claim(certain, base, tested, measure) if certain else _nothing(tested, base, measure), _certainty(tested)]
     said += [_undecided(rest, effects)] if rest else []
     left = sum(each.low is None for each in effects)
     said += [f"{_count(left, 'comparison', 'comparisons')} with one seed cannot be tested."] if left else []
@@ -110,7 +110,7 @@ def _nothing(tested: Sequence[Effect], base: str, measure: str) -> str:
 def _certainty(tested: Sequence[Effect]) -> str:
     # What `certain` means here.
     over = f"all {len(tested)} comparisons"
-    if len({each.data for each in tested}) > 1:
+    if any(each.family != len(tested) for each in tested) and len({each.data for each in tested}) > 1:
         over = "the comparisons of a data setting"
     correction = f" after Holm's correction over {over}" if len(tested) > 1 else ""
     return (

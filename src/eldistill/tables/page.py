@@ -81,10 +81,7 @@ details ul { font-size: .9rem; padding-left: 1.2rem; }
   .cue { display: block; } .claim { font-size: 1.2rem; } .flow li + li { margin-left: 1rem; } }
 @media print { :root { font-size: 11px; color-scheme: light; --paper: white; --grey: #666; --blue: #0072B2; }
   body { max-width: none; font-size: 1rem; padding: 0; } .wide { overflow: visible; background: none; } table { font-size: 8px; }
-  th, td { padding: .15rem .3rem; min-width: 0; } nav, .names td:nth-child(2), .names th:nth-child(2) { text-align: left; }
-.names td:last-child, .names th:last-child { text-align: left; }
-.names td:last-child { font-family: monospace; }
-.cue { display: none; } figure, tr { break-inside: avoid; }
+  th, td { padding: .15rem .3rem; min-width: 0; } nav, .cue { display: none; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } td { white-space: normal; } th:first-child, td:first-child { position: static; min-width: 0; }
   .chart svg { min-width: 0; max-height: 24cm; } .grids { grid-template-columns: repeat(6, 1fr); } .zoom input { display: none; } }
 """
@@ -139,6 +136,22 @@ def bullets(texts: Sequence[str]) -> str:
 def inline(text: str) -> str:
     """A text as HTML, with `names` as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+def notice(text: str) -> str:
+    """A marked box: a paragraph of Markdown with **bold** words, and the items of a list below it; nothing for no text."""
+    lines = text.strip().splitlines()
+    if not lines:
+        return ""
+    items = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    told = " ".join(line for line in lines if line and not line.startswith("- "))
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", inline(told))
+    return f'<div class="alarm"><p>{bold}</p>{bullets(items) if items else ""}</div>'
+
+
+def true_minus(text: str) -> str:
+    """A text whose numbers have a minus sign in place of a hyphen."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def figure(caption: str, vector: Path, pixels: Path) -> str:

@@ -8,7 +8,6 @@ enlarges pictures. It is readable on a phone, in the dark and on paper.
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from eldistill.tables.effects import of_suite, other_spaces
 from eldistill.tables.gallery import samples, strips
 from eldistill.tables.headline import elsewhere, headline, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
-from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
+from eldistill.tables.page import bullets, document, figure, folded, inline, notice, short_table, true_minus
+from eldistill.tables.studies.partial import count_runs
 from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
 RECIPE = ("report", 7)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
@@ -50,6 +50,7 @@ def make_report(suite: str, params: dict, root: Path, made: Made, tables: dict[s
     parts = [
         f"<h1>eldistill: suite {html.escape(suite)}</h1>",
         "<nav>" + "".join(f'<a href="#{name}">{text}</a>' for name, text in SECTIONS.items()) + "</nav>",
+        notice(count_runs(params["partial"], suite)) if "partial" in params else "",
         _result(made, params), _heading("samples"), samples(params, root, absent),
         _heading("tables"), *(_tables(section, params, len(datas) > 1) for section in made.sections),
         _published(tables["published.csv"]), _heading("curves"),
@@ -93,7 +94,7 @@ def _tables(section: Section, params: dict, several: bool) -> str:
     pairs = sorted(zip(section.lines, section.keys, strict=True), key=lambda pair: methods.index(pair[1][0]))
     for line, (method, supplement) in pairs:
         arm = supplement is not None
-        rows.append([names.arm_name(method, supplement).short if arm else line[0], *map(_signs, line[1:])])
+        rows.append([names.arm_name(method, supplement).short if arm else line[0], *map(true_minus, line[1:])])
         kinds.append("reference" if not arm else "group" if method != last else "")
         titles.append(f"{section.data}/{method}/{supplement}" if arm else "")
         last = method if arm else None
@@ -113,10 +114,6 @@ def _tables(section: Section, params: dict, several: bool) -> str:
 
 def _head(title: str, base: str) -> str:
     return title.replace(f"minus {base}", "minus baseline").replace(f"to {base}'s", "to the baseline's")
-
-
-def _signs(text: str) -> str:
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def _folded(section: Section) -> str:

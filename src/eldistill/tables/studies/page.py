@@ -241,7 +241,9 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
     metrics = names_of_metrics(results)
     write_rows(each, [measured(result, metrics) | origin(result) for result in results])
     shown = {heading: (group, *_cells(group)) for heading, group in _parts(rows).items()}
-    webpage.make_page(params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html)
+    webpage.make_page(
+        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found
+    )
 
 
 def _ranking(study: Study) -> str:

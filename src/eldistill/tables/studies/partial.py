@@ -12,6 +12,7 @@ from eldistill.tables.studies.study import Study
 
 RECIPE = ("partial", 1)
 PAIRED = ("contrast", "central", "budget")  # kinds that compare each arm with a baseline of the same seeds
+MANY = 1000  # seeds that a sentence counts
 LISTED = 12  # arms whose missing seeds are listed
 
 
@@ -69,4 +70,6 @@ def _sentence(logs: list[float], margin: float, level: float) -> str:
     if needed <= len(logs):
         return f"undecided, though its {len(logs)} pairs are as many as {within} needs ({spread})."
     more = needed - len(logs)
+    if more > MANY:
+        return f"undecided; more than {MANY:,} more seeds would be needed for {within} ({spread})."
     return f"undecided; about {more} more seed{'s' if more > 1 else ''} would do for {within} ({spread})."

@@ -11,22 +11,25 @@ from eldistill.tables import names
 from eldistill.tables.effects import of_study, of_times
 from eldistill.tables.headline import MEASURE, TIME, headline, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
-from eldistill.tables.page import bullets, document, figure, folded, inline, short_table
+from eldistill.tables.page import bullets, document, figure, folded, inline, notice, short_table, true_minus
 
 COVERED_BY = "report"
 Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
 
 
-def make_page(params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path) -> None:
+def make_page(
+    params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path, partial: str = ""
+) -> None:
     """Write the page of a study to `output`.
 
     params: question, kind, against, confidence and runs. tables: as above. said: one sentence for each comparison. note: how to read the
-    tables. drawn: the figure as SVG and PNG. Kinds that compare nothing with a baseline have no headline: the figure comes first."""
+    tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. Kinds that compare nothing with
+    a baseline have no headline: the figure comes first."""
     rows = [row for group, *_ in tables.values() for row in group]
     result, shown = _result(rows, params), figure(params["question"], *drawn)
     if result and params["kind"] != "speed":  # the plot of the page has the same, but for the margin of equivalence
         shown = folded("The figure for a paper", shown)
-    parts = [f"<h1>{html.escape(params['question'])}</h1>", result, shown]
+    parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, shown]
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
     parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
@@ -62,9 +65,7 @@ def _table(rows: list[dict], head: list[str], cells: list[list[str]]) -> str:
     for row, line in zip(rows, cells, strict=True):
         arm = names.arm_name(row["method"], row["supplement"]).short
         first = f"{names.data_name(row['data']).short}, {arm}" if several else arm
-        lines.append(
-            [first, *(cell.replace("-", "−") if cell[:1] == "-" else cell.replace("[-", "[−") for cell in line[1:])]
-        )
+        lines.append([first, *map(true_minus, line[1:])])
     return short_table(["arm", *head[1:]], lines, titles=raw, label="comparisons of the study")
 
 
