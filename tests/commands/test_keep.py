@@ -123,7 +123,7 @@ def test_there_and_back(toys, name):
     assert toys.plan.find("tables", name).recipe == recipe
     if name == "toys":
         page = second["data/tables/toys/report.html"].decode()
-        assert "3 pictures are left out: kept results have none, and the runs were made elsewhere." in page
+        assert "5 pictures are left out: kept results have none, and the runs were made elsewhere." in page
 
 
 def test_the_metrics_of_a_suite_are_read_from_kept_results(toys):
