@@ -8,6 +8,7 @@ from the source text, so that the Snakefile can check params.yaml without import
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 from pathlib import Path
@@ -34,12 +35,17 @@ def number(default, about: str, low=None, high=None, above=None, below=None, cho
     return dataclasses.field(default=default, metadata={"description": about, **limits})
 
 
-@functools.cache
 def declared(kind: str, file: str) -> dict[str, dict]:
     """{field: its JSON Schema} of class Numbers in src/eldistill/<kind>/<file>.py, read without importing it; classes that it
     inherits from are imported by their names.
 
-    kind: methods, supplements or ensemble. Raises Problem if there is no such file."""
+    The result is a copy: what its reader does with it changes no other one's. kind: methods, supplements or ensemble. Raises Problem
+    if there is no such file."""
+    return copy.deepcopy(_declared(kind, file))
+
+
+@functools.cache
+def _declared(kind: str, file: str) -> dict[str, dict]:
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {quoted(file)}{expected_among(there, file)}")
     return _fields(paths.PACKAGE / kind / f"{file}.py", "Numbers")
