@@ -7,14 +7,13 @@ import html
 import math
 from collections.abc import Sequence
 
-from eldistill.tables.figures import plain_number, ticks_between
+from eldistill.tables.figures import plain_number, round_step, ticks_between
 
 COVERED_BY = "report"
 WIDE, TALL = 320, 190  # units of the drawing, which are pixels at its natural size
 LEFT, RIGHT, TOP, BOTTOM = 40, 14, 8, 36  # margins for the numbers at ticks; the left one grows for long ones
 MOST = 1e150  # a larger number is counted as infinite, because distances on the axis would be
 LETTER = 6.2  # units of the width of a digit
-STEPS = (1, 2, 2.5, 5, 10)
 CHART_STYLE = """
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1rem 1.5rem; }
 .panels figure { margin: 0; } .panels figcaption { font-size: .9rem; opacity: 1; }
@@ -70,8 +69,7 @@ def _axis(values: Sequence[float], log: bool, most: int) -> Axis:
         return Axis(low, high, ticks[:: math.ceil(len(ticks) / (most + 1))], True)
     room = 0.06 * (high - low) or abs(high) / 2 or 1.0
     low, high = low - room, high + room
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * step for step in STEPS if power * step >= (high - low) / most * 0.999)
+    step = round_step((high - low) / most)
     return Axis(low, high, [step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)], False)
 
 

@@ -89,6 +89,12 @@ def plain_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def round_step(wanted: float) -> float:
+    """The smallest distance between ticks of a linear axis that is at least `wanted` (above 0): 1, 2, 2.5 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= wanted * 0.999)
+
+
 def ticks_between(low: float, high: float) -> list[float]:
     """At least three round numbers between two positive ones if there are some, at best not more than eight, for a logarithmic axis."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

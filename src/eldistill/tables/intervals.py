@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from eldistill.tables import names
 from eldistill.tables.effects import Effect
+from eldistill.tables.figures import round_step
 from eldistill.tables.headline import MEASURE
 
 COVERED_BY = "report"
-STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 FOREST_STYLE = """
 .forest { --low: #0072B2; --high: #C04E00; --open: #767676; }
 .forest ol { list-style: none; margin: 0; padding: 0; }
@@ -100,14 +100,9 @@ def scale_of(effects: Sequence[Effect]) -> Scale:
     low, high = (max(min(*values, 0.0), -reach), min(max(*values, 0.0), reach))
     room = 0.06 * (high - low) or 1.0
     low, high = low - room, high + room
-    step = _step((high - low) / 6)
+    step = round_step((high - low) / 6)
     ticks = tuple(step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1))
     return Scale(low, high, ticks)
-
-
-def _step(wanted: float) -> float:
-    power = 10.0 ** math.floor(math.log10(wanted))
-    return next(power * step for step in STEPS if power * step >= wanted * 0.999)
 
 
 def _line(effect: Effect, scale: Scale) -> str:
