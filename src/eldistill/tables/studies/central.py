@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables.results import Result, arms_of, corrected, identity, short, spanned
-from eldistill.tables.studies.comparisons import compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
+from eldistill.tables.studies.comparisons import at_end, compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("central", 4)  # differences with two digits of half of their interval
@@ -46,7 +46,7 @@ def _settings(study: Study) -> list[dict]:
     for space in study.spaces():
         for group in arms.values():
             values = [study.metric(r, space=space) for r in group]
-            row = identity(group) | {"space": space} | mean_and_sd(values, "fd")
+            row = identity(group) | {"space": space} | mean_and_sd(values, "fd") | at_end(study, group, space)
             row |= mean_and_sd([study.metric(r, "kid", space) for r in group], "kid")
             twins = pair_with_baseline(study, group, arms)
             if twins:
@@ -76,7 +76,7 @@ def _pooled(name: str, study: Study) -> list[dict]:
             continue
         if len(names := study.ranking([run for each in settings for pair in each.values() for run in pair])) > 1:
             raise Problem(f"the settings of {name} are ranked by {' and '.join(names)}; in one study they need the same "
-                          "number of images, evaluate.n")  # fmt: skip
+                          f"number of images, evaluate.{'curve_n' if study.last > 1 else 'n'}")  # fmt: skip
         shares = [_shares(study, [each[seed] for seed in common]) for each in settings]
         if None in shares:
             continue

@@ -73,6 +73,12 @@ def mean_and_sd(values: list[float], stem: str) -> dict:
     return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
 
 
+def at_end(study: Study, group: list[Result], space: str | None = None) -> dict:
+    """{end_mean, end_sd}, the distances at the end of the runs of an arm, for a study that compares means over snapshots; nothing for
+    others. These have as many images as those of real images and of the teacher, with which they are comparable."""
+    return mean_and_sd([study.at_end(result, space=space) for result in group], "end") if study.last > 1 else {}
+
+
 def contrast(study: Study) -> tuple[list[dict], list[str]]:
     """Compare every arm with the baseline of its data setting and method: distances, recall, effective weight and cost. Returns rows
     and sentences.
@@ -82,7 +88,8 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
     others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
     for group in arms.values():
         twins = pair_with_baseline(study, group, arms)
-        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd") | _primary(study, twins)
+        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd")
+        row |= at_end(study, group) | _primary(study, twins)
         sides = zip(*twins, strict=True) if twins else ((), ())
         of_train = [[study.metric(result, part="train") for result in side] for side in sides]
         train = compare_pairs(*of_train, study.params["confidence"])

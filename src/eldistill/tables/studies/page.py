@@ -19,6 +19,7 @@ from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import names
 from eldistill.tables.kept import log_of
 from eldistill.tables.results import (
+    Result,
     check_results,
     load_result,
     measured,
@@ -28,7 +29,7 @@ from eldistill.tables.results import (
     short,
     spanned,
 )
-from eldistill.tables.studies import forest, partial, references, webpage
+from eldistill.tables.studies import forest, last, partial, references, webpage
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("studies", 5)  # differences with two digits of half of their interval
@@ -218,10 +219,10 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
     data/runs. lines: {run: kept results} of runs that are not there. Raises Problem for a missing or damaged input."""
-    results = [load_result(run, root, lines) for run in params["runs"]]
+    results, averaged = [load_result(run, root, lines) for run in params["runs"]], params.get("last", 1) > 1
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
-        check_results(ranked, space, curves=params["kind"] in CURVED)
+        check_results(ranked, space, curves=averaged or params["kind"] in CURVED)
     logs = {
         r.run: log_of(lines[r.run]) if r.run in lines else _log(root / f"data/runs/{r.run}/log.csv") for r in results
     }
@@ -236,14 +237,21 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
     table, text, picture, each, *figures, html = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     found = partial.describe(study, text.parent.name) if "partial" in params else ""
-    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), found))
+    means = last.describe(results, study.last, study.without_curves())
+    more = found + (f"{means}\n\n" if means else "")
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more))
     forest.draw_study([picture, *figures], rows, params)
     metrics = names_of_metrics(results)
-    write_rows(each, [measured(result, metrics) | origin(result) for result in results])
+    write_rows(each, [_run_row(study, result, metrics) for result in results])
     shown = {heading: (group, *_cells(group)) for heading, group in _parts(rows).items()}
     webpage.make_page(
-        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found
+        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found, means
     )
+
+
+def _run_row(study: Study, result: Result, metrics: list[str]) -> dict:
+    means = last.column(result, study.params, study.primary(result))
+    return measured(result, metrics) | means | origin(result)
 
 
 def _ranking(study: Study) -> str:

@@ -18,23 +18,29 @@ Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (
 
 
 def make_page(
-    params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path, partial: str = ""
+    params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path,
+    partial: str = "", means: str = "",
 ) -> None:
     """Write the page of a study to `output`.
 
     params: question, kind, against, confidence and runs. tables: as above. said: one sentence for each comparison. note: how to read the
-    tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. Kinds that compare nothing with
-    a baseline have no headline: the figure comes first."""
+    tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. means: a sentence on
+    distances that are means over snapshots, or nothing. Kinds that compare nothing with a baseline have no headline: the figure comes
+    first."""
     rows = [row for group, *_ in tables.values() for row in group]
     result, shown = _result(rows, params), figure(params["question"], *drawn)
     if result and params["kind"] != "speed":  # the plot of the page has the same, but for the margin of equivalence
         shown = folded("The figure for a paper", shown)
-    parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, shown]
+    parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, _small(means), shown]
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
     parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
-    parts += [f'<p class="note">{inline(note)}</p>', _runs(params["runs"])]
+    parts += [_small(note), _runs(params["runs"])]
     write_text(output, document(f"eldistill: {params['question']}", parts, FOREST_STYLE))
+
+
+def _small(text: str) -> str:
+    return f'<p class="note">{inline(text)}</p>' if text else ""
 
 
 def _result(rows: list[dict], params: dict) -> str:
