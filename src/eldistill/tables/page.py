@@ -138,6 +138,11 @@ def inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
+def unbroken(text: str) -> str:
+    """A text in which no line breaks between a number and its percent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
 def notice(text: str) -> str:
     """A marked box: a paragraph of Markdown with **bold** words, and the items of a list below it; nothing for no text."""
     lines = text.strip().splitlines()

@@ -235,11 +235,18 @@ def spanned(middle: float, low: float | None, high: float | None) -> str:
     half = abs(high - low) / 2
     if not 1e-4 <= half or max(map(abs, (middle, low, high))) >= 1e7:
         return f"{short(middle)} [{short(low)}, {short(high)}]"
-    places = decimals(half)
+    places = places_of(low, high)
+    return f"{rounded(middle, places)} [{rounded(low, places)}, {rounded(high, places)}]"
+
+
+def places_of(low: float, high: float) -> int:
+    """The decimal place to which an interval is written: that of the second significant digit of half of it, and as many more as keep
+    an end from 0 if the interval is without 0. The ends must differ."""
+    places = decimals(abs(high - low) / 2)
     while (
         low * high > 0
         and min(abs(low), abs(high)) >= 1e-12
         and not all(float(rounded(end, places)) for end in (low, high))
     ):
         places += 1
-    return f"{rounded(middle, places)} [{rounded(low, places)}, {rounded(high, places)}]"
+    return places

@@ -55,13 +55,15 @@ def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
         axes = figure.subplots()
         lines = [line for place, row in enumerate(shown) if (line := _line(place, row, value)) is not None]
         for line in lines:
-            _draw(axes, line, shown[line.place], value, params)
+            _draw(axes, line, value)
+        if any(row.get("margin") for row in shown):
+            _shade_margin(axes, 100 * params["margin"])
         if value is None:
             axes.axvline(0, color="black", linewidth=0.8)
             _cut(axes, lines)
         axes.set_yticks(range(len(shown)), list(map(_label, shown)))
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel(_axis(shown, value, params))
+        axes.set_xlabel(_axis(value, params))
         figure.suptitle(figures.wrapped(params["question"]), fontsize=9)
         figures.tidy(axes)
         axes.grid(visible=False, axis="y")
@@ -115,15 +117,19 @@ def _difference(place: int, row: dict) -> Interval:
     return Interval(place, middle, low, high, COLOURS[1] if low > 0 or high < 0 else GREY)
 
 
-def _draw(axes, line: Interval, row: dict, value: str | None, params: dict) -> None:
+def _draw(axes, line: Interval, value: str | None) -> None:
     if value in BARS:
         axes.barh(line.place, line.middle, height=0.6, color=COLOURS[1])
         return
     axes.plot([line.low, line.high], [line.place, line.place], color=line.colour, linewidth=1.6)
     axes.plot(line.middle, line.place, "o", color=line.colour, markersize=4)
-    if row.get("margin"):
-        margin = 100 * params["margin"]
-        axes.plot([-margin, margin], [line.place + 0.25] * 2, color=COLOURS[2], linewidth=1)
+
+
+def _shade_margin(axes, margin: float) -> None:
+    # The differences that count as equal, in percent of the baseline, with a label above the plot.
+    axes.axvspan(-margin, margin, color=COLOURS[2], alpha=0.15, linewidth=0, zorder=0)
+    axes.annotate(f"equivalent: ±{margin:g} %", (0, 1), (0, 2), ("data", "axes fraction"), textcoords="offset points",
+                  ha="center", va="bottom", fontsize=6.5, color=GREY)  # fmt: skip
 
 
 def _cut(axes, lines: list[Interval]) -> None:
@@ -141,10 +147,7 @@ def _cut(axes, lines: list[Interval]) -> None:
                           color=line.colour, ha="right" if side > 0 else "left", va="bottom")  # fmt: skip
 
 
-def _axis(shown: list[dict], value: str | None, params: dict) -> str:
-    title = (
-        f"Fréchet distance minus that of {names.baseline_name(params['against'])}, in percent of it, with its interval"
-        if value is None
-        else DRAWN[value]
-    )
-    return title + ("\nthin line: the margin of equivalence" if any(row.get("margin") for row in shown) else "")
+def _axis(value: str | None, params: dict) -> str:
+    if value is not None:
+        return DRAWN[value]
+    return f"Fréchet distance minus that of {names.baseline_name(params['against'])}, in percent of it, with its interval"

@@ -46,7 +46,7 @@ PARTS = {"time": "Time to the baseline's values", "rate": "Learning rates that t
 # All columns of Markdown tables: (title, function from a row to its text). A table has those for which its rows have values.
 SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("data, method/supplement", lambda row: f"{row['data']}, {row['method']}/{row['supplement']}"),
-    ("space", lambda row: row.get("space")),
+    ("space", lambda row: names.space_name(row["space"]).short if row.get("space") else None),
     ("gradient", lambda row: row.get("gradient")),
     ("at equal", lambda row: row.get("equal")),
     ("seeds", lambda row: _text(row.get("seeds"))),
@@ -130,6 +130,8 @@ def _factor(row: dict, key: str) -> str | None:
 def _fewer(row: dict, unit: str) -> str | None:
     # Percent fewer with its interval. If the ratio of times is only bounded, so is the percentage, from the other side.
     text = _span(row, *(f"fewer_{unit}{end}" for end in ("", "_low", "_high")))
+    if text is None and unit == "iterations" and row.get("never"):
+        return f"never reached in {row['never']} of {row['pairs']}"
     return text and {"at least": "≤ ", "at most": "≥ "}.get(row.get("bound"), "") + text
 
 
@@ -238,7 +240,8 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     found = partial.describe(study, text.parent.name) if "partial" in params else ""
     means = last.describe(results, study.last, study.without_curves())
-    more = found + (f"{means}\n\n" if means else "")
+    claim = webpage.claim(rows, params)
+    more = (f"**{claim}**\n\n" if claim else "") + found + (f"{means}\n\n" if means else "")
     write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more))
     forest.draw_study([picture, *figures], rows, params)
     metrics = names_of_metrics(results)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from eldistill.files import write_text
 from eldistill.tables import names
-from eldistill.tables.effects import of_study, of_times
-from eldistill.tables.headline import MEASURE, TIME, headline, headline_html
+from eldistill.tables.answers import answer
+from eldistill.tables.effects import Effect, Unmeasured, of_study, of_times
+from eldistill.tables.headline import MEASURE, TIME, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
 from eldistill.tables.page import bullets, document, figure, folded, inline, notice, short_table, true_minus
 
@@ -43,23 +44,38 @@ def _small(text: str) -> str:
     return f'<p class="note">{inline(text)}</p>' if text else ""
 
 
-def _result(rows: list[dict], params: dict) -> str:
+def claim(rows: list[dict], params: dict) -> str:
+    """The sentence that answers the question of a study; nothing for kinds that compare nothing with a baseline."""
+    lines, measure = _lines(rows, params)
+    return answer(_effects(lines), params, measure)[0] if lines else ""
+
+
+def _effects(lines: list[Effect | Unmeasured]) -> list[Effect]:
+    return [line for line in lines if isinstance(line, Effect)]
+
+
+def _lines(rows: list[dict], params: dict) -> tuple[list[Effect | Unmeasured], str]:
+    # The comparisons, and what is compared.
     timed = params["kind"] == "speed"
-    effects = (of_times if timed else of_study)(rows, params["confidence"])
-    if not effects:
+    return (of_times(rows, params["confidence"]), TIME) if timed else (of_study(rows, params), MEASURE)
+
+
+def _result(rows: list[dict], params: dict) -> str:
+    lines, measure = _lines(rows, params)
+    if not lines:
         return ""
-    measure = TIME if timed else MEASURE
-    said = headline_html(headline(effects, params["against"], measure), _times(rows) if timed else [])
-    return said + forest(effects, params["against"], params["confidence"], measure)
+    said = headline_html(answer(_effects(lines), params, measure), _times(lines) if measure == TIME else [])
+    return said + forest(lines, params["against"], params["confidence"], measure)
 
 
-def _times(rows: list[dict]) -> list[str]:
+def _times(lines: list[Effect | Unmeasured]) -> list[str]:
     # What a study of the kind `speed` adds.
-    bounds = sum(bool(row.get("bound")) for row in rows)
     said = ["`Value at 30 %` means the baseline's value at 30 % of its run."]
-    if bounds:
-        reason = "because a seed never reaches the value or begins below it"
-        said.append(f"Of {bounds} more comparisons only a bound is known, {reason}.")
+    if without := len(lines) - len(_effects(lines)):
+        said.append(
+            f"{without} more {'comparison has' if without == 1 else 'comparisons have'} no interval and no test, because a seed never "
+            "reaches the value or begins below it: their lines say in how many seeds."
+        )
     return said
 
 
