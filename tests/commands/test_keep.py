@@ -227,6 +227,40 @@ def test_another_line_of_an_equal_recipe_makes_the_table_stale(toys):
     assert toys.plan.find("tables", "toys/toys").fresh(Path())
 
 
+def other_line(toys, run: str) -> kept.Kept:
+    """What another machine found of a run under the same recipe."""
+    line = toys.plan.kept("toys")[run, toys.plan.find("evaluate", run).digest]
+    return kept.make_kept(line.run, line.recipes, line.results | {"metrics": line.results["metrics"] | {"more": 1.5}})
+
+
+def test_a_table_of_the_disk_is_stale_where_another_line_is_read(toys):
+    """Here the runs are read, so that another line concerns nobody; in a clone, which has the table and the lines, it does."""
+    toys.make()
+    keep_toys()
+    toys.tables()
+    made = {path: path.read_bytes() for path in FILE.parent.iterdir() if path != FILE}
+    lines, other = toys.plan.kept("toys"), other_line(toys, RUNS[0])
+    FILE.write_text(kept.text_of(lines | {other.key: other}), encoding="utf-8")
+    assert toys.plan.find("tables", "toys/toys").fresh(Path())
+    forget()
+    for path, content in made.items():
+        path.write_bytes(content)
+    assert toys.plan.find("tables", "toys/toys").read_otherwise(Path()) == [RUNS[0]]
+    toys.tables()
+    assert toys.plan.find("tables", "toys/toys").fresh(Path())
+
+
+def test_a_table_of_lines_is_stale_where_the_disk_and_its_line_are_others(toys):
+    """Made of the lines; then the runs are made here with other numbers, and kept in place of them."""
+    toys.make()
+    keep_toys()
+    forget()
+    toys.tables()
+    toys.make([RUNS[0]], shift=0.5)
+    keep_toys()
+    assert toys.plan.find("tables", "toys/toys").read_otherwise(Path()) == [RUNS[0]]
+
+
 def test_a_picture_of_another_recipe_is_never_shown(toys):
     """Left by an earlier run of other numbers, beside which the kept results are read."""
     toys.make()

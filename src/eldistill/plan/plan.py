@@ -12,7 +12,7 @@ from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
 from eldistill.plan import kept as keeping
-from eldistill.plan import questions
+from eldistill.plan import called, questions
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.rates import base_method, factor
@@ -144,7 +144,9 @@ class Plan(PlanOfModels):
             parts[each.name in lines and each.word in ("distil", "evaluate")].append(each)
         if not lines:
             return step
-        return dataclasses.replace(step, upstream=tuple(parts[False]), kept=tuple(parts[True]), kept_lines=lines)
+        kept = tuple(parts[True])
+        here = functools.partial(keeping.sha256_here, kept, self.params.root)
+        return dataclasses.replace(step, upstream=tuple(parts[False]), kept=kept, kept_lines=lines, kept_here=here)
 
     def kept_results(self, step: Step, suite: str) -> dict[str, keeping.Kept]:
         """{run: its kept results} of the runs that a step reads from the file of kept results, because they are not on the disk."""
@@ -169,6 +171,11 @@ class Plan(PlanOfModels):
         made = set(there)
         absent = [str(run) for run in runs if run not in made]
         return there, {"partial": {"asked": len(runs), "missing": absent}} if absent else {}
+
+    def _called(self, runs: list[Run]) -> dict[str, called.Notes]:
+        # What variants among these runs change, for readers of the tables; no key where there are none.
+        found = called.notes(self.params, runs)
+        return {"called": found} if found else {}
 
     def partial(self, name: str) -> Step:
         """The tables of a suite (SUITE) or one study (SUITE/STUDY) from the runs that are kept. Raises Problem as `find` does."""
@@ -201,6 +208,7 @@ class Plan(PlanOfModels):
             **{key: section[key] for key in ("confidence", "baseline", "grid")},
             "primary": questions.ranking_space(self.params, suite),
             "runs": list(map(str, runs)),
+            **self._called(runs),
             **absent,
         }
         modules = ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report")
@@ -229,6 +237,7 @@ class Plan(PlanOfModels):
                 for data in dict.fromkeys(run.data for run in runs)
             },
             "runs": list(map(str, runs)),
+            **self._called(runs),
             **absent,
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]

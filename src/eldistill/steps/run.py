@@ -161,7 +161,10 @@ def make_step(work: Work) -> None:
 
 def _record(work: Work, text: str) -> None:
     work.plan.identities.record()
-    read = {run: line.sha256 for run, line in work.kept.items()}
+    read = {
+        run: work.kept[run].sha256 if run in work.kept else work.step.kept_here(run) or line
+        for run, line in work.step.kept_lines.items()
+    }
     records.write_record(Path(), work.step.record, work.digest, work.step.outputs, read)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(work.step.sidecar, text)

@@ -100,7 +100,7 @@ def _spelled(effects: Sequence[Effect | Unmeasured]) -> str:
     for effect in effects:
         method, _, supplement = effect.raw.partition("/")
         for name in (names.method_name(method), *map(names.supplement_name, supplement.split("+"))):
-            short, text = (each.split(" (")[0] for each in (name.short, name.text))  # without the ending of a variant
+            short, text = (each.split(" (")[0].split(", ")[0] for each in (name.short, name.text))  # without the ending of a variant
             if short != text:
                 found[short] = text
     return "; ".join(f"{short}: {text}" for short, text in found.items()) + ("." if found else "")

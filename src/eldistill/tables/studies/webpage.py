@@ -12,7 +12,7 @@ from eldistill.tables.answers import answer
 from eldistill.tables.effects import Effect, Unmeasured, of_study, of_times
 from eldistill.tables.headline import MEASURE, TIME, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
-from eldistill.tables.page import bullets, document, figure, folded, inline, notice, short_table, true_minus
+from eldistill.tables.page import bullets, document, figure, folded, inline, notice, sheet_links, short_table, true_minus
 
 COVERED_BY = "report"
 Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
@@ -36,7 +36,7 @@ def make_page(
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
     parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
-    parts += [_small(note), _runs(params["runs"])]
+    parts += [_small(note), folded(f"A page for each of {len(params['runs'])} runs", sheet_links(params["runs"]))]
     write_text(output, document(f"eldistill: {params['question']}", parts, FOREST_STYLE))
 
 
@@ -89,11 +89,3 @@ def _table(rows: list[dict], head: list[str], cells: list[list[str]]) -> str:
         first = f"{names.data_name(row['data']).short}, {arm}" if several else arm
         lines.append([first, *map(true_minus, line[1:])])
     return short_table(["arm", *head[1:]], lines, titles=raw, label="comparisons of the study")
-
-
-def _runs(runs: list[str]) -> str:
-    links = ", ".join(
-        f'<a href="../../evaluations/{html.escape(run)}/sheet.html">{html.escape(run)}</a>' for run in runs
-    )
-    text = "<p>These links lead to files beside this page, which are there once the workflow has run or DVC has pulled them.</p>"
-    return folded(f"A page for each of {len(runs)} runs", f"{text}<p>{links}</p>")
