@@ -19,6 +19,7 @@ DRAWN = {
     "share": "floor: percent of the variance at the smallest batch that no batch averages out",
     "lost_percent": "percent lost after the best point of the curve, median",
 }
+LABEL = 44  # characters of a line of a label
 BARS = ("part", "lost_percent")  # columns of DRAWN that are drawn as bars from 0
 PARTS = {
     "training": "training seed",
@@ -61,7 +62,7 @@ def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
         if value is None:
             axes.axvline(0, color="black", linewidth=0.8)
             _cut(axes, lines)
-        axes.set_yticks(range(len(shown)), list(map(_label, shown)))
+        axes.set_yticks(range(len(shown)), _labels(shown))
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel(_axis(value, params))
         figure.suptitle(figures.wrapped(params["question"]), fontsize=9)
@@ -88,11 +89,18 @@ def _by_part(row: dict) -> list[dict]:
             for text, share in shares.items()]  # fmt: skip
 
 
-def _label(row: dict) -> str:
-    place = [names.data_name(row["data"]).short, *([names.space_name(row["space"]).short] if row.get("space") else [])]
-    place += [str(row[key]) for key in ("equal", "gradient") if row.get(key)]
-    supplement, *part = row["supplement"].split(", ")  # a part of the variance follows the name
-    return f"{', '.join(place)}: {', '.join([names.arm_name(row['method'], supplement).short, *part])}"
+def _labels(rows: list[dict]) -> list[str]:
+    # With what differs between the lines before the arm; a long label has two lines.
+    places = [[names.data_name(row["data"]).short, names.space_name(row["space"]).short if row.get("space") else "",
+               *(str(row.get(key) or "") for key in ("equal", "gradient"))] for row in rows]  # fmt: skip
+    varying = [column for column, values in enumerate(zip(*places, strict=True)) if len(set(values)) > 1]
+    labels = []
+    for row, place in zip(rows, places, strict=True):
+        supplement, *part = row["supplement"].split(", ")  # a part of the variance follows the name
+        arm = ", ".join([names.arm_name(row["method"], supplement).short, *part])
+        before = ", ".join(place[column] for column in varying if place[column])
+        labels.append(figures.wrapped(f"{before}: {arm}" if before else arm, LABEL))
+    return labels
 
 
 def _line(place: int, row: dict, value: str | None) -> Interval | None:
