@@ -14,7 +14,7 @@ from eldistill.tables import figures, names
 from eldistill.tables.figures import GREY, Style
 from eldistill.tables.results import NAME, PARTS, Result, arms_of, named, short
 
-RECIPE = ("plots", 8)  # a question that is longer than a figure is wide goes into a second line
+RECIPE = ("plots", 9)  # the margin of equivalence is a band; labels say what differs
 DOTTED = {"linewidth": 0.7, "linestyle": (0, (1, 1.2))}
 FAR = 2.0  # a reference run that is this many times lower than all curves is at the edge, so that it does not squeeze them
 Points = dict[float, list[float]]  # {place on the horizontal axis: a value for each seed}

@@ -33,7 +33,7 @@ from eldistill.tables.page import (
 from eldistill.tables.studies.partial import count_runs
 from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
-RECIPE = ("report", 7)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
+RECIPE = ("report", 8)  # answers first, a band for the margin, names of variants
 SECTIONS = {
     "result": "Result",
     "samples": "Samples",

@@ -250,3 +250,16 @@ def places_of(low: float, high: float) -> int:
     ):
         places += 1
     return places
+
+
+def signed_percent(row: Mapping[str, float | None]) -> str:
+    """`percent` of a comparison with its sign, to the decimal place of the second significant digit of half of its interval.
+
+    row: percent, and difference with its ends low and high, which are None without an interval; then it has one decimal place."""
+    percent, difference, low, high = (row.get(key) for key in ("percent", "difference", "low", "high"))
+    if percent is None:
+        return ""
+    if not difference or low is None or high is None or not 1e-4 <= (width := abs((high - low) * percent / difference)) < 1e7:
+        return f"{percent:+.1f}"
+    places = decimals(width / 2)
+    return f"{round(percent, places):+z.{max(0, places)}f}"

@@ -6,11 +6,11 @@ from __future__ import annotations
 from statistics import fmean, stdev
 
 from eldistill.errors import Problem
-from eldistill.tables.results import Result, arms_of, corrected, identity, short, spanned
+from eldistill.tables.results import Result, arms_of, corrected, identity, short, signed_percent, spanned
 from eldistill.tables.studies.comparisons import at_end, compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("central", 4)  # differences with two digits of half of their interval
+RECIPE = ("central", 5)  # percent with the digits of its interval
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
@@ -115,7 +115,7 @@ def _central_sentence(row: dict, params: dict) -> str:
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
     span = spanned(row["difference"], row["low"], row["high"])
-    span += "" if row["percent"] is None else f", {row['percent']:+.1f} % of {params['against']}"
+    span += "" if row["percent"] is None else f", {signed_percent(row)} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
     equal = f"within {within}: {_tested(row, 'p_equivalent')}"
     if row["margin"] is None:

@@ -11,10 +11,10 @@ from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short, spanned
+from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short, signed_percent, spanned
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("comparisons", 4)  # differences with two digits of half of their interval
+RECIPE = ("comparisons", 5)  # percent with the digits of its interval
 
 
 def _ends(row: dict, name: str) -> str:
@@ -137,7 +137,7 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
     who, against = f"{row['data']}, {row['method']}/{row['supplement']}", params["against"]
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {against}: no conclusion."
-    share = "" if row["percent"] is None else f", {row['percent']:+.1f} %"
+    share = "" if row["percent"] is None else f", {signed_percent(row)} %"
     span = f"{spanned(row['difference'], row['low'], row['high'])}{share}"
     tail = f"p = {short(row['p'])}, {corrected(row['p_holm'], row['p_family'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
     differs = row["p_holm"] < 1 - params["confidence"]

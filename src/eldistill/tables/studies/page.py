@@ -27,12 +27,13 @@ from eldistill.tables.results import (
     origin,
     plus_minus,
     short,
+    signed_percent,
     spanned,
 )
 from eldistill.tables.studies import forest, last, partial, references, webpage
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 5)  # differences with two digits of half of their interval
+RECIPE = ("studies", 6)  # pages begin with the answer; percent with the digits of its interval; means over snapshots
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -71,7 +72,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("choice", lambda row: row.get("chosen")),
     ("FD held-out", lambda row: _pm(row, "fd")),
     ("minus baseline", lambda row: _span(row)),
-    ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
+    ("%", lambda row: signed_percent(row) or None),
     ("p (Holm)", lambda row: _text(row.get("p_holm"))),
     ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
     ("p equivalent (Holm)", lambda row: _text(row.get("p_equivalent_holm"))),
