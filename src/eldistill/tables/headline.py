@@ -88,7 +88,8 @@ def _most(group: Sequence[Effect], every: Sequence[Effect]) -> str:
 def _listed(group: Sequence[Effect], every: Sequence[Effect]) -> str:
     # The largest ones by name.
     order = sorted(group, key=lambda each: -abs(each.percent))
-    said = [f"{who(each, every)} {each.text()}" for each in order[:NAMED]]
+    named = [(who(each, every), each.text()) for each in order[:NAMED]]
+    said = [f"{name} ({text})" if ", " in name else f"{name} {text}" for name, text in named]
     said += [f"{len(order) - NAMED} more"] if len(order) > NAMED else []
     return f"{', '.join(said[:-1])} and {said[-1]}" if said[1:] else said[0]
 

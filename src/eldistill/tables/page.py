@@ -113,7 +113,7 @@ def short_table(
     for place, row in enumerate(rows):
         kind = f' class="{kinds[place]}"' if kinds and kinds[place] else ""
         title = f' title="{html.escape(titles[place])}"' if titles and titles[place] else ""
-        first = f"<td{title}>{html.escape(row[0])}</td>"
+        first = f"<td{title}>{html.escape(unbroken(row[0]))}</td>"
         lines.append(f"<tr{kind}>{first}" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>")
     style = f' class="{css}"' if css else ""
     cue = '<p class="cue">Scroll this table sideways →</p>' if len(head) > 3 and "text" not in css else ""
@@ -140,8 +140,8 @@ def inline(text: str) -> str:
 
 
 def unbroken(text: str) -> str:
-    """A text in which no line breaks between a number and its percent sign."""
-    return text.replace(" %", "\u00a0%")
+    """A text in which no line breaks between a number and its percent or times sign."""
+    return text.replace(" %", "\u00a0%").replace("× ", "×\u00a0")
 
 
 def notice(text: str) -> str:

@@ -262,4 +262,5 @@ def signed_percent(row: Mapping[str, float | None]) -> str:
     if not difference or low is None or high is None or not 1e-4 <= (width := abs((high - low) * percent / difference)) < 1e7:
         return f"{percent:+.1f}"
     places = decimals(width / 2)
-    return f"{round(percent, places):+z.{max(0, places)}f}"
+    text = rounded(percent, places)
+    return f"+{text}" if float(text) > 0 else text

@@ -52,7 +52,9 @@ def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
 
     shown, value = _chosen(rows)
     with figures.plain_style():
-        figure = Figure(figsize=(figures.WIDTH, 1.0 + 0.19 * len(shown)), layout="constrained")
+        labels = _labels(shown)
+        height = 0.27 if any("\n" in label for label in labels) else 0.19  # inches of a line
+        figure = Figure(figsize=(figures.WIDTH, 1.0 + height * len(shown)), layout="constrained")
         axes = figure.subplots()
         lines = [line for place, row in enumerate(shown) if (line := _line(place, row, value)) is not None]
         for line in lines:
@@ -62,7 +64,7 @@ def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
         if value is None:
             axes.axvline(0, color="black", linewidth=0.8)
             _cut(axes, lines)
-        axes.set_yticks(range(len(shown)), _labels(shown))
+        axes.set_yticks(range(len(shown)), labels)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel(_axis(value, params))
         figure.suptitle(figures.wrapped(params["question"]), fontsize=9)
