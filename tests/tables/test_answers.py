@@ -79,7 +79,9 @@ def test_several_arms_are_grouped_and_counted():
     )
     many = [effect(-20.0 - i, 5.0, 0.001, arm=f"M{i}", raw=f"m{i}/el") for i in range(5)]
     claim = answer([*many, OPEN], ASKED)[0]
-    assert claim.startswith("Yes for 5 of 6 arms, most of all M4 (24.0 % lower [19.0, 29.0] than pixel MMD); undecided for DMD + EL")
+    assert claim.startswith(
+        "Yes for 5 of 6 arms, most of all M4 (24.0 % lower [19.0, 29.0] than pixel MMD); undecided for DMD + EL"
+    )
     assert answer(many, ASKED)[0].startswith("Yes for all 5 arms")
 
 
@@ -87,7 +89,9 @@ def test_an_arm_without_a_supplement_does_not_answer():
     """It is there to be compared with, unless nothing else is."""
     none = effect(33.3, 7.3, raw="dmd/none", arm="DMD")
     claim, *rest = answer([none, LESS], ASKED)
-    assert claim.startswith("Yes: DMD + EL ends") and "For comparison, without a supplement: DMD 33.3 % higher" in " ".join(rest)
+    assert claim.startswith(
+        "Yes: DMD + EL ends"
+    ) and "For comparison, without a supplement: DMD 33.3 % higher" in " ".join(rest)
     assert answer([none], ASKED)[0].startswith("No: DMD ends")
 
 
@@ -108,7 +112,10 @@ def test_no_answer_is_stronger_than_the_numbers(seed):
 def test_nothing_tested_is_undecided():
     assert answer([], ASKED)[0] == "Nothing is compared."
     assert answer([effect(-29.0, None, None)], ASKED)[0] == "Undecided, because there is one seed."
-    assert answer([effect(-29.0, 5.0, None)], ASKED)[0] == "Undecided: these comparisons are exploratory, without a correction."
+    assert (
+        answer([effect(-29.0, 5.0, None)], ASKED)[0]
+        == "Undecided: these comparisons are exploratory, without a correction."
+    )
 
 
 @pytest.mark.parametrize("n", [3, 10])

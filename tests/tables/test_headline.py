@@ -181,7 +181,9 @@ def test_effects_of_a_study_are_those_of_its_rows():
     (found,) = of_study(rows, {"confidence": 0.9})
     assert (found.percent, found.low, found.high, found.level) == (10.0, 5.0, 20.0, pytest.approx(0.1))
     assert found.verdict == "higher by itself, not after the correction"
-    (same,) = of_study([rows[0] | {"difference": 0.0, "percent": 0.0, "low": -1.0, "high": 1.0, "fd_mean": 4.0}], {"confidence": 0.9})
+    (same,) = of_study(
+        [rows[0] | {"difference": 0.0, "percent": 0.0, "low": -1.0, "high": 1.0, "fd_mean": 4.0}], {"confidence": 0.9}
+    )
     assert (same.low, same.percent, same.high) == (-25.0, 0.0, 25.0)
 
 

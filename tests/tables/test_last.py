@@ -60,7 +60,9 @@ def test_one_snapshot_is_the_end(tmp_path):
 def test_pages_and_the_runs_say_what_is_averaged(tmp_path):
     """One sentence with the percents of a run, in Markdown and in HTML; the mean of each run stands in its row."""
     _, text = make(tmp_path, arms(tmp_path), last=3)
-    sentence = "Distances are means over the last 3 snapshots (50, 75 and 100 % of a run), with the images of the curves"
+    sentence = (
+        "Distances are means over the last 3 snapshots (50, 75 and 100 % of a run), with the images of the curves"
+    )
     assert text.count(sentence) == 1 == (tmp_path / "out/study.html").read_text().count(sentence)
     assert "distance at the end" in titles(text)
     every = test_studies.read(tmp_path / "out/study.runs.csv")

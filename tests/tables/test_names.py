@@ -34,7 +34,9 @@ def test_no_suite_has_an_arm_with_a_cryptic_name(suite):
     runs = list(PROJECT.runs(suite))
     with names.variants(called.notes(PROJECT, runs)):
         arms = {(run.data, run.method, run.supplement) for run in runs}
-        known = {(names.data_name(data).text, names.arm_name(method, supplement).text) for data, method, supplement in arms}
+        known = {
+            (names.data_name(data).text, names.arm_name(method, supplement).text) for data, method, supplement in arms
+        }
     assert len(known) == len(arms)
 
 

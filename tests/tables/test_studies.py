@@ -816,7 +816,11 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     )
     assert "<details><summary>Every comparison in " in page
     heading = "## Time to the baseline's values\n\n" if kind == "speed" else ""
-    assert text.startswith(f"# What of it?\n\n{heading}| data, method/supplement |")
+    title, claim, *_ = text.split("\n\n")
+    assert title == "# What of it?" and claim.startswith("**") is ('class="claim"' in page)
+    assert text.replace(f"{claim}\n\n", "", 1 if claim.startswith("**") else 0).startswith(
+        f"{title}\n\n{heading}| data, method/supplement |"
+    )
     if kind == "central":
         assert "comparisons of this table that answer, " in text and " others explore without one" in text
     ranks = kind not in ("stability", "variance")

@@ -30,7 +30,12 @@ def notes(params: Project, runs: Iterable[Run]) -> Notes:
         for kind, name in places:
             known = found.setdefault(kind, {})
             if name not in known and (like := params.named(kind)[name].get("like")):
-                known[name] = [like, _of_data(params, name, like, datas) if kind == "data" else _note(params, kind, name, like, run.data)]
+                known[name] = [
+                    like,
+                    _of_data(params, name, like, datas)
+                    if kind == "data"
+                    else _note(params, kind, name, like, run.data),
+                ]
     kept = {kind: {name: each for name, each in known.items() if each[1]} for kind, known in found.items()}
     return {kind: known for kind, known in kept.items() if known}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
-from eldistill.plan import kept as keeping
 from eldistill.plan import called, questions
+from eldistill.plan import kept as keeping
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.rates import base_method, factor

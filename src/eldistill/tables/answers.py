@@ -12,7 +12,9 @@ from eldistill.tables.headline import MEASURE, TIME
 
 COVERED_BY = "report"
 LOWER, HIGHER, EQUAL, UNDECIDED = range(4)  # what `decide` returns, in the order in which a sentence names them
-ASKS = re.compile(r"(?:.*: )?(?:do|does|did|is|are|can|has|have|will)\b", re.IGNORECASE)  # questions that yes or no answers
+ASKS = re.compile(
+    r"(?:.*: )?(?:do|does|did|is|are|can|has|have|will)\b", re.IGNORECASE
+)  # questions that yes or no answers
 # The words for what `decide` returns: of questions that yes or no answers, of others, and of times.
 YES = ("Yes", "No", "No difference", "Undecided")
 WORDS = ("Lower", "Higher", "No difference", "Undecided")
@@ -62,7 +64,9 @@ def more_seeds(effect: Effect, confidence: float) -> int | None:
 def amount(effect: Effect, measure: str = MEASURE) -> str:
     """The difference in words with its interval, in the direction of its sign: `5.8 % lower [1.3, 10.3]`."""
     sign, timed = (-1 if effect.percent < 0 else 1), measure == TIME
-    ends = (None, None) if effect.low is None or effect.high is None else sorted((sign * effect.low, sign * effect.high))
+    ends = (
+        (None, None) if effect.low is None or effect.high is None else sorted((sign * effect.low, sign * effect.high))
+    )
     middle, *texts = spanned_percent(sign * effect.percent, *ends, signs=False)
     word = ("fewer iterations" if sign < 0 else "more iterations") if timed else ("lower" if sign < 0 else "higher")
     return f"{middle} % {word}" + (f" [{', '.join(texts)}]" if texts else "")
@@ -110,7 +114,9 @@ def _group(group: Sequence[Effect], asked: Sequence[Effect], base: str, measure:
         most = f"{headline.who(first, asked)} ({amount(first, measure)} than {base})"
         return f"for {every}, most of all {most}" if decide(first) in (LOWER, HIGHER) else f"for {every}"
     ends = [f" than {base}", *[""] * (len(group) - 1)]
-    parts = (f"{headline.who(each, asked)} ({amount(each, measure)}{end})" for each, end in zip(group, ends, strict=True))
+    parts = (
+        f"{headline.who(each, asked)} ({amount(each, measure)}{end})" for each, end in zip(group, ends, strict=True)
+    )
     return "for " + " and ".join(parts)
 
 

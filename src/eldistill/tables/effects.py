@@ -135,7 +135,9 @@ def of_study(rows: Sequence[dict], params: dict) -> list[Effect]:
         # Without a difference the arm has the mean of its baseline.
         unit = row["percent"] / row["difference"] if row["difference"] else 100 / (row.get("fd_mean") or 100)
         ends = [None if row["low"] is None else row[end] * unit for end in ("low", "high")]
-        arm = names.arm_name(row["method"], row["supplement"]).short + (f" at equal {row['equal']}" if row.get("equal") else "")
+        arm = names.arm_name(row["method"], row["supplement"]).short + (
+            f" at equal {row['equal']}" if row.get("equal") else ""
+        )
         corrected = row.get("p_equivalent_holm")
         found.append(
             Effect(row["data"], arm, f"{row['method']}/{row['supplement']}", row["percent"], *ends, row.get("p_holm"),
@@ -175,7 +177,9 @@ def of_times(rows: Sequence[dict], confidence: float) -> list[Effect | Unmeasure
             continue
         ends = [None if (end := row[f"fewer_iterations{side}"]) is None else -end for side in ("_high", "_low")]
         found.append(
-            Effect(*place, -row["fewer_iterations"], *ends, row["p_holm"], row["p_family"], row["pairs"], 1 - confidence)
+            Effect(
+                *place, -row["fewer_iterations"], *ends, row["p_holm"], row["p_family"], row["pairs"], 1 - confidence
+            )
         )
     return found
 
@@ -190,4 +194,6 @@ def _unmeasured(row: dict, data: str, arm: str, raw: str) -> Unmeasured:
     percent, more = -row["fewer_iterations"], row["bound"] == "at least"
     sign = ("≤" if more else "≥") if percent < 0 else ("≥" if more else "≤")
     word = "fewer" if percent < 0 else "more"
-    return Unmeasured(data, arm, raw, f"{sign} {signed(abs(percent)).removeprefix('+')} % {word}, {reason}", percent, more)
+    return Unmeasured(
+        data, arm, raw, f"{sign} {signed(abs(percent)).removeprefix('+')} % {word}, {reason}", percent, more
+    )

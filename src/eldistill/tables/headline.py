@@ -131,9 +131,7 @@ def undecided(rest: Sequence[Effect], every: Sequence[Effect]) -> str:
     if len(rest) == 1:
         return f"Undecided: {_listed(rest, every)}."
     alone, lower = [each for each in rest if each.by_itself], sum(each.percent < 0 for each in rest)
-    said = (
-        f"The mean is lower in {lower} and higher in {len(rest) - lower} of the {len(rest)} undecided {what(rest)}. "
-    )
+    said = f"The mean is lower in {lower} and higher in {len(rest) - lower} of the {len(rest)} undecided {what(rest)}. "
     if alone:
         return f"{said}By themselves, without the correction, these would differ: {_listed(alone, every)}."
     first = max(rest, key=lambda each: abs(each.percent))

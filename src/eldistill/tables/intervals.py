@@ -37,7 +37,8 @@ FOREST_STYLE = """
 .forest .sides { display: flex; justify-content: space-between; gap: 1rem; font-size: .85rem; margin: .3rem 0; }
 .forest .sides span + span { text-align: right; }
 @media (prefers-color-scheme: dark) { .forest { --low: #56B4E9; --high: #F09A4A; --open: #9A9A9A; } }
-@media (max-width: 40rem) { .forest ol { display: block; } .forest li { column-gap: .8rem; grid-template-columns: 1fr auto; } .forest .plot { grid-column: 1 / -1; order: 3; }
+@media (max-width: 40rem) { .forest ol { display: block; }
+  .forest li { column-gap: .8rem; grid-template-columns: 1fr auto; } .forest .plot { grid-column: 1 / -1; order: 3; }
   .forest li > .arm { font-size: .9rem; } .forest .words { max-width: 11rem; text-align: right; }
   .forest li { padding-bottom: .4rem; } .forest .arm:empty, .forest .value:empty { display: none; } }
 @media print { .forest { --low: #0072B2; --high: #C04E00; --open: #767676; } .forest li { break-inside: avoid; }
@@ -91,7 +92,10 @@ def _headings(effects: Sequence[Effect | Unmeasured]) -> list[str]:
     if len(datas) == 1 == len(spaces):
         return []
     parts = ([names.data_name(each.data).text] if len(datas) > 1 else [] for each in effects)
-    return [", ".join([*part, *([each.where] if len(spaces) > 1 else [])]) for part, each in zip(parts, effects, strict=True)]
+    return [
+        ", ".join([*part, *([each.where] if len(spaces) > 1 else [])])
+        for part, each in zip(parts, effects, strict=True)
+    ]
 
 
 def _spelled(effects: Sequence[Effect | Unmeasured]) -> str:
@@ -100,7 +104,9 @@ def _spelled(effects: Sequence[Effect | Unmeasured]) -> str:
     for effect in effects:
         method, _, supplement = effect.raw.partition("/")
         for name in (names.method_name(method), *map(names.supplement_name, supplement.split("+"))):
-            short, text = (each.split(" (")[0].split(", ")[0] for each in (name.short, name.text))  # without the ending of a variant
+            short, text = (
+                each.split(" (")[0].split(", ")[0] for each in (name.short, name.text)
+            )  # without the ending of a variant
             if short != text:
                 found[short] = text
     return "; ".join(f"{short}: {text}" for short, text in found.items()) + ("." if found else "")

@@ -175,7 +175,7 @@ def space_name(raw: str) -> Name:
 
 
 def arm_name(method: str, supplement: str) -> Name:
-    """The name of a method with its supplement, such as `DI + EL` or `DI + EL, rates × 2`; of the method alone for the supplement `none`."""
+    """The name of a method with its supplement, such as `DI + EL` or `DI + EL, rates × 2`; of the method alone for `none`."""
     (one, note), other = _parts(METHODS, "method", method), supplement_name(supplement)
     if supplement == "none":
         return _noted(one, note)

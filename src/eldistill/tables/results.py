@@ -259,7 +259,12 @@ def signed_percent(row: Mapping[str, float | None]) -> str:
     percent, difference, low, high = (row.get(key) for key in ("percent", "difference", "low", "high"))
     if percent is None:
         return ""
-    if not difference or low is None or high is None or not 1e-4 <= (width := abs((high - low) * percent / difference)) < 1e7:
+    if (
+        not difference
+        or low is None
+        or high is None
+        or not 1e-4 <= (width := abs((high - low) * percent / difference)) < 1e7
+    ):
         return f"{percent:+.1f}"
     places = decimals(width / 2)
     text = rounded(percent, places)

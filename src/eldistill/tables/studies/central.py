@@ -7,7 +7,14 @@ from statistics import fmean, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables.results import Result, arms_of, corrected, identity, short, signed_percent, spanned
-from eldistill.tables.studies.comparisons import at_end, compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
+from eldistill.tables.studies.comparisons import (
+    at_end,
+    compare_pairs,
+    correct,
+    equivalence,
+    mean_and_sd,
+    pair_with_baseline,
+)
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("central", 5)  # percent with the digits of its interval

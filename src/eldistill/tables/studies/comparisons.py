@@ -11,7 +11,17 @@ from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short, signed_percent, spanned
+from eldistill.tables.results import (
+    COSTS,
+    Result,
+    arms_of,
+    corrected,
+    identity,
+    one_device,
+    short,
+    signed_percent,
+    spanned,
+)
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("comparisons", 5)  # percent with the digits of its interval

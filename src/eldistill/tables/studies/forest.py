@@ -160,4 +160,6 @@ def _cut(axes, lines: list[Interval]) -> None:
 def _axis(value: str | None, params: dict) -> str:
     if value is not None:
         return DRAWN[value]
-    return f"Fréchet distance minus that of {names.baseline_name(params['against'])}, in percent of it, with its interval"
+    return (
+        f"Fréchet distance minus that of {names.baseline_name(params['against'])}, in percent of it, with its interval"
+    )

@@ -66,7 +66,9 @@ class Study:
     def without_curves(self) -> list[str]:
         """The feature spaces that all runs have at their end, but not in their curves, although the study needs these."""
         every = [space for space in self._every_space() if space not in self.spaces()]
-        return [space for space in every if all(self.at_end(result, space=space) is not None for result in self.results)]
+        return [
+            space for space in every if all(self.at_end(result, space=space) is not None for result in self.results)
+        ]
 
     def _every_space(self) -> list[str]:
         found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)

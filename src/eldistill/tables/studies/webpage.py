@@ -12,15 +12,31 @@ from eldistill.tables.answers import answer
 from eldistill.tables.effects import Effect, Unmeasured, of_study, of_times
 from eldistill.tables.headline import MEASURE, TIME, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
-from eldistill.tables.page import bullets, document, figure, folded, inline, notice, sheet_links, short_table, true_minus
+from eldistill.tables.page import (
+    bullets,
+    document,
+    figure,
+    folded,
+    inline,
+    notice,
+    sheet_links,
+    short_table,
+    true_minus,
+)
 
 COVERED_BY = "report"
 Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
 
 
 def make_page(
-    params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path,
-    partial: str = "", means: str = "",
+    params: dict,
+    tables: Tables,
+    said: list[str],
+    note: str,
+    drawn: tuple[Path, Path],
+    output: Path,
+    partial: str = "",
+    means: str = "",
 ) -> None:
     """Write the page of a study to `output`.
 
