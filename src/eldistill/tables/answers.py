@@ -64,10 +64,10 @@ def more_seeds(effect: Effect, confidence: float) -> int | None:
 def amount(effect: Effect, measure: str = MEASURE) -> str:
     """The difference in words with its interval, in the direction of its sign: `5.8 % lower [1.3, 10.3]`."""
     sign, timed = (-1 if effect.percent < 0 else 1), measure == TIME
-    ends = (
-        (None, None) if effect.low is None or effect.high is None else sorted((sign * effect.low, sign * effect.high))
-    )
-    middle, *texts = spanned_percent(sign * effect.percent, *ends, signs=False)
+    low, high = effect.low, effect.high
+    if low is not None and high is not None:
+        low, high = sorted((sign * low, sign * high))
+    middle, *texts = spanned_percent(sign * effect.percent, low, high, signs=False)
     word = ("fewer iterations" if sign < 0 else "more iterations") if timed else ("lower" if sign < 0 else "higher")
     return f"{middle} % {word}" + (f" [{', '.join(texts)}]" if texts else "")
 
