@@ -854,7 +854,7 @@ def test_columns_without_a_number_are_dropped(tmp_path):
     runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1], log=log)
     _, text = make(tmp_path, runs)
     assert {"p (Holm)", "gradient ratio"} <= set(titles(text)) and "least trace ratio" not in titles(text)
-    lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
+    lines = [line for line in text.split("\n\n")[2].splitlines() if line.startswith("|")]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "10.00 ± 0.79" in lines[2] and "0.500" in lines[3]
 
