@@ -126,6 +126,18 @@ def test_there_and_back(toys, name):
         assert "5 pictures are left out: kept results have none, and the runs were made elsewhere." in page
 
 
+def test_means_over_snapshots_come_back_from_kept_results(toys):
+    """Curves are kept, so that a study of the last three snapshots has the same bytes."""
+    toys.values["tables"]["studies"]["toys"] = STUDY | {"last": 3}
+    toys.write()
+    toys.make()
+    first = toys.tables()
+    keep_toys()
+    forget()
+    assert toys.tables() == first
+    assert b"means over the last 3 snapshots" in first["data/tables/toys/toys.md"]
+
+
 def test_the_metrics_of_a_suite_are_read_from_kept_results(toys):
     toys.make()
     assert __main__.main(["evaluate", "suite/toys"]) == 0
@@ -230,7 +242,8 @@ def test_another_line_of_an_equal_recipe_makes_the_table_stale(toys):
 def other_line(toys, run: str) -> kept.Kept:
     """What another machine found of a run under the same recipe."""
     line = toys.plan.kept("toys")[run, toys.plan.find("evaluate", run).digest]
-    return kept.make_kept(line.run, line.recipes, line.results | {"metrics": line.results["metrics"] | {"more": 1.5}})
+    metrics = {name: value + 0.25 for name, value in line.results["metrics"].items()}
+    return kept.make_kept(line.run, line.recipes, line.results | {"metrics": metrics})
 
 
 def test_a_table_of_the_disk_is_stale_where_another_line_is_read(toys):
