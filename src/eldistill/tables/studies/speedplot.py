@@ -92,9 +92,9 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
         offset = 2.5 * (place - (len(arms) - 1) / 2)  # in percent of the run, so that intervals do not cover each other
         for row in arm:
             _draw_ratio(axes, row, row["of_run"] + offset, looks[supplement])
-        places = [row["of_run"] + offset for row in without if row["supplement"] == supplement]
-        axes.plot(places, [1.0] * len(places), "x", color=looks[supplement].colour, markersize=5, clip_on=False,
-                  transform=axes.get_xaxis_transform())  # fmt: skip
+        _draw_without(
+            axes, [row["of_run"] + offset for row in without if row["supplement"] == supplement], looks[supplement]
+        )
     base = looks[params["against"].rpartition("/")[2]]
     axes.axhline(1, color=base.colour, linewidth=1)
     axes.set_xticks(sorted({row["of_run"] for row in (*shown, *without)}))
@@ -105,6 +105,13 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
     figures.small_print(axes, figures.wrapped(f"factors: {text}", TITLE))
     axes.set_ylabel(f"iterations over the baseline's ↓\n(fresh seeds, {100 * params['confidence']:g} % intervals)")
     return None
+
+
+def _draw_without(axes: Any, places: list[float], look: Style) -> None:
+    # Comparisons without a ratio: crosses at the upper edge.
+    top = axes.get_ylim()[1]
+    for x in places:
+        axes.plot(x, top, "x", color=look.colour, markersize=5, clip_on=False)
 
 
 def _draw_ratio(axes: Any, row: dict, x: float, look: Style) -> None:
