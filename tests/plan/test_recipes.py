@@ -415,7 +415,7 @@ WITHOUT_RESULTS = {
     "__main__", "commands/card", "commands/cite", "commands/cost", "commands/doctor", "commands/export", "commands/help",
     "commands/keep", "commands/loader", "commands/planned", "commands/prune", "commands/suggest", "commands/tools", "data/given",
     "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
-    "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/checks", "plan/cluster",
+    "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/called", "plan/checks", "plan/cluster",
     "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
     "plan/gpus", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
     "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/run", "plan/schema",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What variants of data settings, methods and supplements change, in a few words for readers: `rates × 2` for `di-r2`.
+"""Notes for readers on what variants of data settings, methods and supplements change: `rates × 2` for `di-r2`.
 
 A section that is `like` another is called after it, with what differs. Where that takes more than a few words there is no note, and
 tables show the ending of the raw name. This file imports nothing heavy.
