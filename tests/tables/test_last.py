@@ -65,6 +65,7 @@ def test_pages_and_the_runs_say_what_is_averaged(tmp_path):
     )
     assert text.count(sentence) == 1 == (tmp_path / "out/study.html").read_text().count(sentence)
     assert "distance at the end" in titles(text)
+    assert "Distances to compare with those at the end, of real train images and of the teachers:" in text
     every = test_studies.read(tmp_path / "out/study.runs.csv")
     means = {row["metrics_file"]: float(row["mean_of_last_3_fd2k_judge-a_heldout"]) for row in every}
     for name, curves in CURVES.items():

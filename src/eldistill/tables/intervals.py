@@ -18,7 +18,7 @@ COVERED_BY = "report"
 FOREST_STYLE = """
 .forest { --low: #0072B2; --high: #C04E00; --open: #767676; }
 .forest ol { list-style: none; margin: 0; padding: 0; display: grid; column-gap: .8rem;
-  grid-template-columns: fit-content(17rem) minmax(10rem, 1fr) fit-content(14rem); }
+  grid-template-columns: fit-content(19rem) minmax(10rem, 1fr) fit-content(14rem); }
 .forest li { display: grid; grid-column: 1 / -1; grid-template-columns: subgrid; line-height: 1.3; }
 .forest .arm, .forest .value { align-self: center; }
 .forest li.data { display: block; font-weight: bold; padding: .8rem 0 .2rem; }
@@ -39,7 +39,8 @@ FOREST_STYLE = """
 @media (prefers-color-scheme: dark) { .forest { --low: #56B4E9; --high: #F09A4A; --open: #9A9A9A; } }
 @media (max-width: 40rem) { .forest ol { display: block; }
   .forest li { column-gap: .8rem; grid-template-columns: 1fr auto; } .forest .plot { grid-column: 1 / -1; order: 3; }
-  .forest li > .arm { font-size: .9rem; } .forest .words { max-width: 11rem; text-align: right; }
+  .forest .between { display: none; } .forest li > .arm { font-size: .9rem; }
+  .forest .words { max-width: 11rem; text-align: right; }
   .forest li { padding-bottom: .4rem; } .forest .arm:empty, .forest .value:empty { display: none; } }
 @media print { .forest { --low: #0072B2; --high: #C04E00; --open: #767676; } .forest li { break-inside: avoid; }
   .forest .plot { min-height: 16px; } }
@@ -76,6 +77,8 @@ def forest(lines: Sequence[Effect | Unmeasured], against: str, confidence: float
             drawn.append(f'<li class="data">{html.escape(headings[place])}</li>')
         drawn.append(_line(line, scale) if isinstance(line, Effect) else _without_interval(line, scale))
     band = "" if margin is None else f"The shaded band is the margin of equivalence, ±{margin:g} %. "
+    if any(isinstance(each, Unmeasured) and each.percent is not None for each in lines):
+        band += "Where only a bound is known, a triangle points to where the difference lies. "
     base = html.escape(names.baseline_name(against))
     return (
         f'<figure class="forest"><ol>{"".join(drawn)}{_axis(scale)}</ol>'
@@ -186,11 +189,12 @@ def _band_label(margin: float, scale: Scale) -> str:
 
 
 def _axis(scale: Scale) -> str:
-    marks = ""
+    marks, step = "", scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 4 else 0.0
     for tick in scale.ticks:
         place = float(scale.place(tick).removesuffix("%"))
         anchor = "start" if place < 8 else "end" if place > 92 else "middle"  # so that no number leaves a narrow window
-        marks += f'<text x="{place:g}%" y="14" style="text-anchor: {anchor}">{_tick(tick)}</text>'
+        css = ' class="between"' if step and round(tick / step) % 2 else ""  # these a narrow window has no place for
+        marks += f'<text{css} x="{place:g}%" y="14" style="text-anchor: {anchor}">{_tick(tick)}</text>'
     return f'<li aria-hidden="true"><span class="arm"></span><span class="value"></span><span class="plot"><svg>{marks}</svg></span></li>'
 
 
