@@ -699,9 +699,8 @@ def shared_gpu(found: dict) -> str:
     seconds = statistics.median(each["seconds_wall"] for each in runs)
     minutes = max(each["seconds_wall"] for each in teachers) / 60
     return (
-        f"With {len(runs)} of them at once on one {found['device']} a training of {runs[0]['iterations']} iterations took "
-        f"{seconds:.0f} s; the {len(teachers)} teachers took {minutes:.0f} minutes beside each other. Such small networks keep "
-        "processors busy and leave the GPU idle."
+        f"One {found['device']} trained {len(runs)} generators at once, each of {runs[0]['iterations']} iterations, in about "
+        f"{seconds:.0f} s, and the {len(teachers)} teachers at once in {minutes:.0f} minutes."
     )
 
 
@@ -722,11 +721,14 @@ def colour_gpu(read: Read) -> str:
     ):
         row = [cells[supplement, method][f"fd5k_{space}_heldout"] for space in spaces for method in methods]
         lines.append([f"`{supplement}`", *(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in row)])
-    best = {
-        supplement: max(cells[supplement, method]["recall5k_judge-a_heldout"] for method in methods)
-        for supplement, _ in cells
-    }
-    with_one = sorted(value for name, value in best.items() if name != "none")
+    recall = {cell: metrics["recall5k_judge-a_heldout"] for cell, metrics in cells.items()}
+    alone = max(recall["none", method] for method in methods)
+    parts = []
+    for method in (methods[0], methods[-1]):
+        values = sorted(
+            value for (supplement, each), value in recall.items() if supplement != "none" and each == method
+        )
+        parts.append(f"{values[0]:.2g} to {values[-1]:.2g} at ×{method.rpartition('-r')[2]}")
     teacher = " and ".join(
         f"{found['teacher'][f'fd5k_{space}_heldout']:.3g} in {title}" for space, title in spaces.items()
     )
@@ -734,8 +736,8 @@ def colour_gpu(read: Read) -> str:
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
         + "\n\n"
         + wrapped(
-            f"The teacher in 18 steps has {teacher}. The largest recall (judge-a) at one of these factors is {best['none']:.2g} without a "
-            f"supplement and {with_one[0]:.2g} to {with_one[-1]:.2g} with one. {shared_gpu(found)}"
+            f"The teacher in 18 steps has {teacher}. Recall (judge-a) is at most {alone:.2g} at each of these factors without a "
+            f"supplement, and with one it is {' and '.join(parts)}. {shared_gpu(found)}"
         )
     )
 
