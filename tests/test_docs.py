@@ -25,6 +25,7 @@ from eldistill.tables import published
 from tests import conftest
 from tests.conftest import ROOT, read_yaml
 from tests.project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
+from tests.test_messages import AVOIDED
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 EVERY = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -155,6 +156,14 @@ def test_the_entry_of_the_catalog_has_the_catalogs_keys():
     entry = read_yaml((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
     assert set(entry) == {"usage"} and set(entry["usage"]["mandatory-flags"]) == {"desc", "flags"}
     assert set(entry["usage"]) == {"mandatory-flags", "software-stack-deployment", "report"}
+
+
+@pytest.mark.parametrize("name", [*EVERY, "benchmarks/README.md", "benchmarks/gpu/README.md", "params.yaml", "workflow/params/paper.yaml",
+                                  "workflow/params/ablation.yaml", "workflow/params/colour.yaml"])  # fmt: skip
+def test_pages_avoid_the_words_that_messages_avoid(name):
+    """The words that tests/test_messages.py keeps out of messages and docstrings."""
+    text = EVERY.get(name) or (ROOT / name).read_text(encoding="utf-8")
+    assert [found[0] for found in AVOIDED.finditer(text)] == []
 
 
 # --- the site ---------------------------------------------------------------------------------------------
