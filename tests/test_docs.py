@@ -166,6 +166,18 @@ def test_pages_avoid_the_words_that_messages_avoid(name):
     assert [found[0] for found in AVOIDED.finditer(text)] == []
 
 
+def test_the_commits_that_departures_name_exist():
+    """Each table and each change of a rule that docs/limits.md names can be looked up."""
+    if (
+        subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True).stdout
+        != "false\n"
+    ):
+        pytest.skip("no complete history here")
+    named = re.findall(r"`([0-9a-f]{7})`", PAGES["limits.md"].split("## Departures from the protocol")[1])
+    found = [subprocess.run(["git", "cat-file", "-e", f"{name}^{{commit}}"], cwd=ROOT).returncode for name in named]
+    assert len(named) > 5 and not any(found)
+
+
 # --- the site ---------------------------------------------------------------------------------------------
 
 
