@@ -79,7 +79,10 @@ def test_commands_of_the_package_are_understood():
             options.word == "distil" and "/my_method/" not in options.name
         ):  # test_workflow.py adds this method to a copy
             assert PARAMS.run(options.name)
-        if options.word in ("plan", "cost", "fetch") and (suite := getattr(options, "suite", None)) != "mine":
+        if options.word in ("plan", "cost", "fetch") and (suite := getattr(options, "suite", None)) not in (
+            "mine",
+            "mine-rates",
+        ):
             assert suite in {*PARAMS.values["suites"], "SUITE", None}, words
 
 
@@ -98,7 +101,7 @@ def test_commands_of_snakemake_are_understood():
             if option == "--profile" and value not in ("~/mine",):
                 assert (ROOT / value / "config.yaml").exists(), words
             if value.startswith("suite="):
-                assert value.removeprefix("suite=") in {*PARAMS.values["suites"], "NAME", "mine"}, words
+                assert value.removeprefix("suite=") in {*PARAMS.values["suites"], "NAME", "mine", "mine-rates"}, words
     for suite in re.findall(r"ELDISTILL_SUITE=([\w-]+)", "\n".join(EVERY.values())):
         assert suite in {*PARAMS.values["suites"], "mine"}
 

@@ -423,6 +423,22 @@ def test_the_example_of_own_data_is_valid(name):
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
 
 
+def test_the_example_of_rates_is_valid():
+    """The last YAML of the section on learning rates, merged with that of the data: each arm at four factors, and at its own."""
+    page = PAGES["docs/your-images.md"]
+    data = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", page, re.S)[1])
+    suites = yaml.safe_load(re.findall(r"```yaml\n(suites:\n  mine-rates:.*?)```", page, re.S)[-1])
+    values = schema.merge_mappings(schema.merge_mappings(PARAMS, data), suites)
+    values["distil"]["methods"]["di"]["per_data"]["mine"]["rates"] = {"none": 1, "el": 2, "pixel-mmd": 2}
+    made = params.from_values(values, ROOT)
+    runs = [str(run) for run in made.runs("mine-rates")]
+    assert len(runs) == 4 * 3 * 2 + 3 * 5 and "mine/di-r4/el/100" in runs and "mine/di/el/4" in runs
+    assert "speed" in made.studies("mine-rates")
+    assert set(made.values["tables"]["tuning"]) >= {100, 101} and not {0, 1, 2, 3, 4} & set(
+        made.values["tables"]["tuning"]
+    )
+
+
 @pytest.mark.parametrize("word", ["machine", "registry"])
 def test_no_path_of_a_machine_is_named(word):
     """Nothing in the project names a folder or an index of the machine that it was written on."""
