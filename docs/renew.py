@@ -230,7 +230,7 @@ def variants(read: Read) -> str:
     lines = [["", *(NAMES[method.partition("-")[0]] for method in methods)], ["---", *["---:"] * len(methods)]]
     for supplement in dict.fromkeys(row["supplement"] for row in rows):
         found = {row["method"]: float(row["percent"]) for row in rows if row["supplement"] == supplement}
-        lines.append([f"`{supplement}`", *(f"{found[method]:+.1f} %" for method in methods)])
+        lines.append([f"`{supplement}`", *(f"{round(found[method], 1) + 0:+.1f} %" for method in methods)])
     clear = sum(float(row["p_holm"]) < 0.05 for row in rows)
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
