@@ -169,6 +169,15 @@ def test_pages_avoid_the_words_that_messages_avoid(name):
     assert [found[0] for found in AVOIDED.finditer(text)] == []
 
 
+def test_the_glossary_is_in_the_order_of_the_alphabet():
+    """Each word once, so that a reader finds it."""
+    words = [
+        re.sub(r"[^a-z0-9 -]", "", word.lower())
+        for word in re.findall(r"^\| ([^|]+) \|", PAGES["glossary.md"], re.M)[1:]
+    ]
+    assert words == sorted(set(words)) and len(words) > 40
+
+
 def test_the_commits_that_departures_name_exist():
     """Each table and each change of a rule that docs/limits.md names can be looked up."""
     if (
