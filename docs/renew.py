@@ -319,7 +319,7 @@ def percent_with_interval(row: dict[str, str]) -> str:
     """ "-4.7 % [-19, +10]": a difference in percent of the baseline, with its 95 % interval."""
     scale = float(row["percent"]) / float(row["difference"])
     ends = sorted(scale * float(row[end]) for end in ("low", "high"))
-    return f"{float(row['percent']):+.1f} % [{ends[0]:+.0f}, {ends[1]:+.0f}]"
+    return f"{round(float(row['percent']), 1) + 0:+.1f} % [{round(ends[0]):+d}, {round(ends[1]):+d}]"
 
 
 def changes(read: Read, study: str) -> str:
