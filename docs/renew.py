@@ -802,6 +802,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "speed-arms": speed_arms,
     "variants": variants,
     "variants-fresh": variants_fresh,
+    "mechanism": lambda read: changes(read, "mechanism"),
     "central": central,
     "colour-gpu": colour_gpu,
     "speed": speed,
