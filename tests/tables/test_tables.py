@@ -371,6 +371,29 @@ def test_the_curves_keep_every_bit_and_count_iterations(tmp_path):
     assert list(rows[0])[:6] == ["data", "method", "supplement", "seed", "n_images", "iteration"]
 
 
+def add_history(root, runs, images):
+    """The curves of runs that start from others, whose images they count too."""
+    for run in runs:
+        path = root / f"data/evaluations/{run}/curve.csv"
+        head, *rows = path.read_text().splitlines()
+        points = (row.split(",", 1) for row in rows)
+        path.write_text("\n".join([head, *(f"{int(n) + images},{values}" for n, values in points)]) + "\n")
+
+
+@pytest.mark.parametrize("images", [64, 6400, 10**6])
+def test_images_of_an_earlier_run_move_no_time(suite, undrawn, images):
+    """Times, savings and iterations are those of the run itself, whatever `start_from` names; n_images counts both."""
+    root, runs = suite
+    before = {name: read(path) for name, path in make(root, runs).items() if name.endswith(".csv")}
+    add_history(root, runs, images)
+    after = {name: read(path) for name, path in make(root, runs, "later").items() if name.endswith(".csv")}
+    for row in before["curves.csv"]:
+        row["n_images"] = str(int(row["n_images"]) + images)
+    assert after == before
+    result = results.load_result(runs[0], root)
+    assert list(curves.points_of([result], "fd2k_judge-a_heldout")) == [25, 50, 75, 100]
+
+
 def row_of(delta, low, high):
     ends = {"": delta, "_low": low, "_high": high}
     row = {"method": "di", "supplement": "el", "metric_heldout": "fd5k_judge-a_heldout", "paired_seeds": 3}

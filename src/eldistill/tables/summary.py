@@ -39,7 +39,8 @@ def ranking(metrics: Mapping[str, float], primary: str) -> str:
 
 def images_to_quality(run: Evaluation, base: Evaluation, primary: str) -> int | None:
     """Number of training images at the first point of a run's curve that is at or below the last point of the baseline's curve of
-    the same seed; None if there is no such point, or if the baseline ended no better than it began."""
+    the same seed, with those of the runs that it starts from; None if there is no such point, or if the baseline ended no better
+    than it began."""
     curves = []
     for each in (run, base):
         points = sorted((int(row["n_images"]), row) for row in each.curve)
