@@ -22,7 +22,7 @@ from eldistill.tables.page import bullets, document, figure, folded, inline, not
 from eldistill.tables.studies.partial import count_runs
 from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
-RECIPE = ("report", 7)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
+RECIPE = ("report", 8)  # differences in percent of the baseline over the paired seeds
 SECTIONS = {
     "result": "Result",
     "samples": "Samples",

@@ -59,9 +59,7 @@ class Result:
         """The iteration of a point of the curve, from 0 at the start of this run, computed from its number of images.
 
         Iterations of earlier runs are not counted: they may have had another batch and another cost, and all arms share them."""
-        return round(
-            (int(point["n_images"]) - self.images_before) * self.about["iterations"] / self.about["n_images"]
-        )
+        return round((int(point["n_images"]) - self.images_before) * self.about["iterations"] / self.about["n_images"])
 
     def distances(self, space: str, part: str) -> list[tuple[int, float]]:
         """(iteration, Fréchet distance) of each point of the curve, in a feature space and to a part of the data."""

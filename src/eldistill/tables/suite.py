@@ -41,7 +41,7 @@ from eldistill.tables.results import (
 )
 from eldistill.tables.studies.partial import count_runs
 
-RECIPE = ("tables", 3)  # the number of comparisons that each corrected p counts
+RECIPE = ("tables", 4)  # the mean of the baseline over the paired seeds
 
 # --- statistics ---------------------------------------------------------------------------------------
 
@@ -161,6 +161,7 @@ def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, spa
     row[f"{stem}_lower_in"] = f"{sum(delta < 0 for delta in deltas)}/{len(deltas)}" if deltas else None
     base = sum(b for _, b in pairs)
     row[f"{stem}_ratio"] = sum(a for a, _ in pairs) / base if base else None
+    row[f"{stem}_baseline"] = fmean(b for _, b in pairs) if pairs else None  # of the paired seeds, which may not be all
     return row
 
 
