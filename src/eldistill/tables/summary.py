@@ -43,7 +43,7 @@ def images_to_quality(run: Evaluation, base: Evaluation, primary: str) -> int | 
     than it began."""
     curves = []
     for each in (run, base):
-        points = sorted((int(row["n_images"]), row) for row in each.curve)
+        points = sorted(((int(row["n_images"]), row) for row in each.curve), key=lambda point: point[0])
         column = named(points[0][1], "fd", primary, "heldout")
         curves.append([(n_images, float(row[column])) for n_images, row in points])
     ours, theirs = curves
