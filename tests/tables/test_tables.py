@@ -892,6 +892,19 @@ def test_the_files_of_a_suite_are_listed_once(known):
     assert not [name for name in TABLES if f"/{name}" in rules]
 
 
+@pytest.mark.parametrize(("train", "heldout"), [("1437", "360"), ("900", "1k"), ("50k", "10k"), ("360", "360")])
+def test_metrics_of_real_images_are_those_of_the_held_out_ones(suite, train, heldout):
+    """Where a metric compares with no part: judges were trained on the train images. The order of names as texts decides nothing."""
+    root, runs = suite
+    found = metrics(0.125, train, heldout) | {f"is{train}_judge-a": 9.0} | {f"is{heldout}_judge-a": 7.0}
+    path = root / "data/evaluations/toy/real/metrics.json"
+    for names in (sorted(found), sorted(found, reverse=True)):
+        write(path, {name: found[name] for name in names})
+        loaded = [results.load_result(run, root) for run in runs]
+        real = tables.main_rows(loaded, PARAMS | {"runs": runs}, root)[0]
+        assert real["is_judge-a_mean"] == 7.0
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_curves_are_drawn_whatever_snapshots_there_are(tmp_path, raw):
     """The untrained generator alone, which a logarithmic axis cannot show; and snapshots with and without the running average."""

@@ -79,9 +79,10 @@ def named(names, metric: str, space: str, part: str) -> str | None:
     return found[0] if found else None
 
 
-def named_without_part(names, metric: str, space: str) -> str | None:
-    """The name in `names` of a metric without a part, such as copied or is, with any number of images, or None."""
-    return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
+def named_without_part(names, metric: str, space: str, count: str = r"\d+k?") -> str | None:
+    """The name in `names` of a metric without a part, such as copied or is, or None. count: the number of images as names have it, or
+    any; real images have such a metric twice, of the train and of the held-out ones."""
+    return next((n for n in names if re.fullmatch(rf"{metric}{count}_{re.escape(space)}", n)), None)
 
 
 def protocols(names) -> list[str]:

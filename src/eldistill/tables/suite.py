@@ -23,6 +23,7 @@ from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
     NAME,
     PARTS,
+    REAL,
     REFERENCE_RUNS,
     TEACHER,
     Result,
@@ -41,7 +42,7 @@ from eldistill.tables.results import (
 )
 from eldistill.tables.studies.partial import count_runs
 
-RECIPE = ("tables", 4)  # the mean of the baseline over the paired seeds
+RECIPE = ("tables", 4)  # the mean of the baseline over the paired seeds; the Inception score of held-out images
 
 # --- statistics ---------------------------------------------------------------------------------------
 
@@ -274,10 +275,11 @@ def main_rows(results: list[Result], params: dict, root: Path, lines: Mapping[st
                     f"{data}/{which} has no fd of {params['primary']}; run `python -m eldistill evaluate {data}/{which}`"
                 )
             row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
+            # Of real images those of the held-out ones count, which no judge was trained on: they are compared with the train images.
+            count = (NAME.fullmatch(row["metric_train"])["n"],) if label == REAL else ()
             for metric in _without_part(arms, params["primary"]):
-                row[f"{metric}_{params['primary']}_mean"] = found.get(
-                    named_without_part(found, metric, params["primary"])
-                )
+                name = named_without_part(found, metric, params["primary"], *count)
+                row[f"{metric}_{params['primary']}_mean"] = found.get(name)
             rows.append(row | {f"{name}_mean": found[name] for name in protocols(found)})
         rows += groups
     return rows
