@@ -529,6 +529,7 @@ def test_a_full_table_is_split_by_training_and_ensemble_seed(tmp_path):
         assert 0 <= low <= float(rows[1][f"share_{name}"]) <= high <= 1
     assert "4 x 3 runs" in said(text, "other, di/redrawn")
     assert {"variance: training seed", "ensemble seed", "rest"} <= set(titles(text))
+    assert "generalized 95 % confidence intervals" in text and "t-intervals" not in text and "paired" not in text
 
 
 def test_a_variance_below_0_counts_as_0_in_its_share(tmp_path):
