@@ -118,6 +118,20 @@ def test_the_inception_score_has_its_closed_forms():
     assert metrics.inception_score(normal(400, 2), {}, {}) is None
 
 
+@pytest.mark.parametrize("n", [400, 405, 39])
+def test_real_images_that_are_sorted_by_class_have_the_score_of_mixed_ones(n):
+    """A folder for each class gives that order; splits of neighbours would hold one class each, and the score would be 1."""
+    classes = np.arange(n) % 4
+    options = {"probabilities": lambda features: np.eye(4)[features[:, 0].astype(int)]}
+    mixed, in_order = ({"s": each[:, None].astype(float)} for each in (classes, np.sort(classes)))
+    name, stem = f"is{n}_s", {"train": mixed["s"], "heldout": mixed["s"]}
+    by_name, plain = (
+        metrics.measure(in_order, {"s": stem}, OPTIONS | more, heads={"s": options["probabilities"]}, parts=())[name]
+        for more in ({"by_name": True}, {})
+    )
+    assert by_name > 3.4 and plain < 2 and metrics.inception_score(mixed["s"], {}, options) > 3.4
+
+
 def test_probabilities_are_a_softmax_of_the_last_layer():
     features, weight, bias = normal(6, 3), normal(4, 3, seed=1), normal(4, seed=2)
     wanted = torch.softmax(torch.from_numpy(features @ weight.T + bias), 1).numpy()

@@ -258,6 +258,14 @@ def test_a_number_changes_exactly_what_depends_on_it(path):
     assert differing(digests(path, value)) == expected
 
 
+def test_real_images_are_measured_as_sorted_by_name_where_their_reader_sorts_files():
+    """Only their own reference run asks for it: no evaluation of generated images, and none of a source with an order of its own."""
+    for data, values in (("mine", {"source": "folder", "path": "pictures"}), ("digits", {})):
+        made = plan(f"data/{data}", SHIPPED["data"]["digits"] | values) if values else plan()
+        for which, asked in (("real", bool(values)), ("teacher", False)):
+            assert ("by_name" in made.reference_run(data, which).params) is asked
+
+
 def test_sampling_steps_of_a_teacher_retrain_nothing():
     assert differing(digests("teacher/digits/steps", 9)) == {
         "teacher digits/check", "evaluate digits/teacher", "evaluate suite/demo", "tables demo"

@@ -125,14 +125,21 @@ def test_a_percentage_keeps_its_sign_and_two_digits(value):
 def row(**more):
     base = {"data": "digits", "method": "dmd", "supplement": "el", "seeds": 3, "paired_seeds": 3}
     stem = "fd_judge-a_heldout"
-    values = {"mean": 1.0, "difference": -0.5, "difference_low": -0.75, "difference_high": -0.25, "p_holm": 0.01}
+    values = {
+        "mean": 1.0,
+        "difference": -0.5,
+        "difference_low": -0.75,
+        "difference_high": -0.25,
+        "p_holm": 0.01,
+        "baseline": 2.0,
+    }
     return base | {f"{stem}_{key}": value for key, value in (values | {"p_family": 2}).items()} | more
 
 
 def test_effects_are_in_percent_of_the_baselines_mean():
     """An arm whose baseline's mean is not above 0 has no percentage and is named; reference runs and baselines are no effects."""
     nothing = dict.fromkeys([f"fd_judge-a_heldout_{key}" for key in ("difference", "p_holm")])
-    base = row(supplement="none", **{"fd_judge-a_heldout_mean": 2.0}) | nothing
+    base = row(supplement="none", **{"fd_judge-a_heldout_mean": 4.0}) | nothing  # also over seeds that are not paired
     real = row(method="real", supplement=None, seeds=None) | nothing
     params = {"primary": "judge-a", "baseline": "none", "confidence": 0.95}
     found, without = of_suite([real, base, row()], params)
@@ -140,7 +147,7 @@ def test_effects_are_in_percent_of_the_baselines_mean():
         ("DMD + EL", -25.0, -37.5, -12.5, True)
     ]
     assert not without
-    assert of_suite([base | {"fd_judge-a_heldout_mean": 0.0}, row()], params) == ([], ["digits/dmd/el"])
+    assert of_suite([base, row() | {"fd_judge-a_heldout_baseline": 0.0}], params) == ([], ["digits/dmd/el"])
 
 
 def test_what_is_certain_in_other_features_is_said_apart():
@@ -152,7 +159,7 @@ def test_what_is_certain_in_other_features_is_said_apart():
         }
     found = other_spaces(rows, {"primary": "judge-a", "baseline": "none", "confidence": 0.95})
     assert list(found) == ["pixels"]
-    assert elsewhere(found).endswith("some differences are certain: in pixels DMD + EL −50 % [−75, −25] (lower).")
+    assert elsewhere(found).endswith("some differences are certain: in pixels DMD + EL −25 % [−38, −12] (lower).")
     assert elsewhere({"judge-b": [OPEN]}) == "In the other feature spaces no difference is certain."
     assert elsewhere({"judge-b": []}) == elsewhere({}) == ""
     both = elsewhere({"judge-b": [HELPED, HARMED], "pixels": [HARMED]})

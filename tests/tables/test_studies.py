@@ -17,7 +17,8 @@ from eldistill.errors import Problem
 from eldistill.paths import STUDY, STUDY_ENDINGS
 from eldistill.plan import params, rates, versions
 from eldistill.plan.plan import Plan
-from eldistill.tables.studies import forest
+from eldistill.tables.effects import of_study
+from eldistill.tables.studies import comparisons, forest
 from eldistill.tables.studies import page as studies
 from tests import conftest
 from tests.conftest import ROOT
@@ -528,6 +529,7 @@ def test_a_full_table_is_split_by_training_and_ensemble_seed(tmp_path):
         assert 0 <= low <= float(rows[1][f"share_{name}"]) <= high <= 1
     assert "4 x 3 runs" in said(text, "other, di/redrawn")
     assert {"variance: training seed", "ensemble seed", "rest"} <= set(titles(text))
+    assert "generalized 95 % confidence intervals" in text and "t-intervals" not in text and "paired" not in text
 
 
 def test_a_variance_below_0_counts_as_0_in_its_share(tmp_path):
@@ -552,7 +554,27 @@ def test_an_incomplete_table_is_a_problem(tmp_path, missing):
         make(tmp_path, runs, kind="seeds")
 
 
+@pytest.mark.parametrize("difference", [0.0, 1e-12, -0.5])
+def test_the_intervals_of_a_figure_are_in_percent_also_without_a_difference(difference):
+    """The figure and the page have the same numbers; their unit does not depend on whether means happen to be equal."""
+    row = {"data": "toy", "method": "di", "supplement": "el", "difference": difference, "percent": 100 * difference / 2.0,
+           "low": difference - 1, "high": difference + 1, "fd_mean": 2.0 + difference, "pairs": 2}  # fmt: skip
+    line, (effect,) = forest._difference(0, row), of_study([row], 0.95)
+    assert (line.low, line.middle, line.high) == (effect.low, effect.percent, effect.high)
+    assert (line.low, line.high) == pytest.approx((50 * row["low"], 50 * row["high"]))
+
+
 # --- budget -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("curve", [[(64, 3.0)], [(64, 3.0), (64, 3.0)], [(0, 5.0), (64, 3.0), (64, 3.0), (128, 1.0)]])
+def test_several_snapshots_of_one_iteration_are_one_value(curve):
+    """A short run has them. Between points a curve is linear."""
+    assert comparisons._at(curve, 64) == 3.0
+    assert comparisons._at(curve, curve[-1][0]) == curve[-1][1]
+    if len(curve) > 2:
+        assert (comparisons._at(curve, 32), comparisons._at(curve, 96)) == (4.0, 2.0)
+
 
 # Points lie 25 iterations apart.
 TUNING = ((90.0, 80.0, 70.0, 6.0, 5.0, 4.0, 3.0, 2.0), (90.0, 80.0, 70.0, 7.0, 6.0, 6.0, 6.0, 5.0))

@@ -33,7 +33,7 @@ def model_card(
     return f"""# {run}
 
 A one-step generator of images of shape {about["shape"]}, distilled from a diffusion teacher by the project eldistill
-(method `{lineage["method"]}`, {_added(lineage["params"]["supplements"], ensembles or {})}, {about["n_images"]:,} generated images).
+(method `{lineage["method"]}`, {_added(lineage["params"]["supplements"], ensembles or {})}, {_images(about)}).
 
 ![samples](samples.png)
 
@@ -73,6 +73,13 @@ measured for research.
 
 {_citations(papers)}
 """
+
+
+def _images(about: Section) -> str:
+    before = about.get("n_images_before", 0)
+    return f"{about['n_images']:,} generated images" + (
+        f", after {before:,} of the runs that it starts from" if before else ""
+    )
 
 
 # --- use ------------------------------------------------------------------------------------------------

@@ -109,6 +109,13 @@ def cost_of_run(plan: Plan, run: params.Run) -> dict:
     }  # fmt: skip
 
 
+def trainings(plan: Plan, suite: str) -> list[params.Run]:
+    """The runs of a suite in their order, and those that they start from (`start_from`), which are trained for them."""
+    steps = plan.suite(suite, kept=True).values()
+    above = (plan.params.run(step.name) for step in steps if step.kind == "run")
+    return list(dict.fromkeys([*plan.params.runs(suite), *above]))
+
+
 def trained_here(plan: Plan, suite: str) -> list[str]:
     """The names of a suite's teachers that are trained here, not converted from a file."""
     names = dict.fromkeys(plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite))
@@ -130,7 +137,7 @@ def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
 
     tflops: speed of the GPU in TFLOP/s."""
     groups: dict[tuple[str, str], list[dict]] = {}
-    for run in plan.params.runs(suite):
+    for run in trainings(plan, suite):
         groups.setdefault((run.data, run.method), []).append(cost_of_run(plan, run))
     yield "| data, method | runs | images a run | FLOP a run | GPU hours | GB of weights | GB on disk | numbers |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
@@ -170,9 +177,7 @@ def bills_left(plan: Plan, suite: str) -> list[dict]:
     asked = plan.suite(suite)  # without runs whose results are kept, and without teachers that only those need
     names = [name for name in trained_here(plan, suite) if ("teacher", name) in asked]
     teachers = [name for name in names if not plan.teacher(name).fresh(root)]
-    runs = [
-        run for run in plan.params.runs(suite) if ("distil", str(run)) in asked and not plan.distil(run).fresh(root)
-    ]
+    runs = [run for run in trainings(plan, suite) if ("distil", str(run)) in asked and not plan.distil(run).fresh(root)]
     return [*(cost_of_teacher(plan, name) for name in teachers), *(cost_of_run(plan, run) for run in runs)]
 
 

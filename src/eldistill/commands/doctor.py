@@ -26,7 +26,7 @@ Finding = tuple[bool | None, str]
 def _answer(*words: str) -> tuple[int, str]:
     """(exit code, what it printed) of a command; (127, "") if there is none."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except (OSError, subprocess.SubprocessError):
         return 127, ""
     return done.returncode, (done.stdout + done.stderr).strip()

@@ -20,7 +20,7 @@ from eldistill.plan.recipes import MEASURED, Step
 from eldistill.plan.run import Run
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
-from eldistill.registry import spaces
+from eldistill.registry import readers, spaces
 
 
 class Plan(PlanOfModels):
@@ -58,6 +58,8 @@ class Plan(PlanOfModels):
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
         more, packs = self._labelled(data)
+        if kind == "reals" and readers()[self.data(seen)["source"]].endings:
+            params["by_name"] = True  # real images in the order of their files' names, which may be sorted by class
         if not packs:
             params.pop("classes", None)  # without labels no classes are drawn
         else:

@@ -87,20 +87,16 @@ def signed(value: float) -> str:
 def of_suite(rows: Sequence[dict], params: dict) -> tuple[list[Effect], list[str]]:
     """(effects, raw names of arms whose difference has no percentage because the baseline's mean is not above 0).
 
-    rows: of main.csv, as suite.main_rows returns them. params: primary, baseline and confidence of the suite. Effects are in the order
-    of the suite, with the arms of a method together."""
-    stem, means = f"fd_{params['primary']}_heldout", {}
-    for row in rows:
-        if row["supplement"] == params["baseline"]:
-            means[row["data"], row["method"]] = row.get(f"{stem}_mean")
+    rows: of main.csv, as suite.main_rows returns them. params: primary and confidence of the suite. The baseline's mean is that over
+    the seeds that an arm shares with it. Effects are in the order of the suite, with the arms of a method together."""
+    stem = f"fd_{params['primary']}_heldout"
     found: list[Effect] = []
     without: list[str] = []
     for row in rows:
         if row["seeds"] is None or row.get(f"{stem}_difference") is None:
             continue
-        mean = means[row["data"], row["method"]]
-        if mean > 0:
-            found.append(_effect(row, stem, mean, params))
+        if row[f"{stem}_baseline"] > 0:
+            found.append(_effect(row, stem, params))
         else:
             without.append(f"{row['data']}/{row['method']}/{row['supplement']}")
     order = list(dict.fromkeys((each.data, each.raw.split("/")[0]) for each in found))
@@ -117,8 +113,8 @@ def other_spaces(rows: Sequence[dict], params: dict) -> dict[str, list[Effect]]:
     return {space: of_suite(rows, {**params, "primary": space})[0] for space in spaces if space != params["primary"]}
 
 
-def _effect(row: dict, stem: str, mean: float, params: dict) -> Effect:
-    percents = (None if (value := row[f"{stem}_difference{end}"]) is None else 100 * value / mean
+def _effect(row: dict, stem: str, params: dict) -> Effect:
+    percents = (None if (value := row[f"{stem}_difference{end}"]) is None else 100 * value / row[f"{stem}_baseline"]
                 for end in ("", "_low", "_high"))  # fmt: skip
     return Effect(
         row["data"], names.arm_name(row["method"], row["supplement"]).short, f"{row['method']}/{row['supplement']}",
@@ -132,9 +128,7 @@ def of_study(rows: Sequence[dict], params: dict) -> list[Effect]:
     for row in rows:
         if row.get("difference") is None or row.get("percent") is None:
             continue
-        # Without a difference the arm has the mean of its baseline.
-        unit = row["percent"] / row["difference"] if row["difference"] else 100 / (row.get("fd_mean") or 100)
-        ends = [None if row["low"] is None else row[end] * unit for end in ("low", "high")]
+        ends = [None if row["low"] is None else row[end] * percent_of(row) for end in ("low", "high")]
         arm = names.arm_name(row["method"], row["supplement"]).short + (
             f" at equal {row['equal']}" if row.get("equal") else ""
         )
@@ -147,6 +141,14 @@ def of_study(rows: Sequence[dict], params: dict) -> list[Effect]:
                    row.get("p_equivalent") if corrected is None else corrected)
         )  # fmt: skip
     return found
+
+
+def percent_of(row: dict) -> float:
+    """What one unit of the difference of a study's row is in percent of its baseline's mean. The row has a `percent`."""
+    if row["difference"]:
+        return row["percent"] / row["difference"]
+    # Without a difference the arm has the mean of its baseline. A pooled row has no mean, and its difference is in percent.
+    return 100 / (row.get("fd_mean") or 100)
 
 
 @dataclass(frozen=True)

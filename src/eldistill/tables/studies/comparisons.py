@@ -255,6 +255,6 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
 
 def _at(curve: list[tuple[float, float]], time: float) -> float:
     for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
-        if before <= time <= after:
+        if before <= time <= after and before < after:  # a short run has several snapshots of one iteration
             return low + (high - low) * (time - before) / (after - before)
     return curve[-1][1]

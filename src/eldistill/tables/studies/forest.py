@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.tables import figures, names
+from eldistill.tables.effects import percent_of
 from eldistill.tables.figures import COLOURS, GREY
 from eldistill.tables.studies.speedplot import draw_speed
 
@@ -119,8 +120,7 @@ def _line(place: int, row: dict, value: str | None) -> Interval | None:
 
 def _difference(place: int, row: dict) -> Interval:
     # Percent of the baseline, so that all data settings and feature spaces share one axis.
-    unit = row["percent"] / row["difference"] if row["difference"] else 1.0
-    middle = row["difference"] * unit
+    unit, middle = percent_of(row), row["percent"]
     if row["low"] is None:  # one seed has no interval and is drawn in grey
         return Interval(place, middle, middle, middle, GREY)
     low, high = row["low"] * unit, row["high"] * unit

@@ -33,7 +33,7 @@ from eldistill.tables.results import (
 from eldistill.tables.studies import forest, last, partial, references, webpage
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 6)  # pages begin with the answer; percent with the digits of its interval; means over snapshots
+RECIPE = ("studies", 6)  # pages begin with the answer; digits of percent; means over snapshots; intervals of variances
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -196,6 +196,11 @@ def _note(name: str, params: dict, rows: list[dict], metric: str) -> str:
         f"{100 * params['confidence']:g} % t-intervals; {_family(rows)}. "
     )
     note = note if _ranked(rows) else ""
+    if any("share_training" in row for row in rows):  # no arm is compared with another
+        note = (
+            f"Variance of {metric} between runs; its parts in percent have generalized {100 * params['confidence']:g} % confidence "
+            "intervals (Hamada and Weerahandi 2000). "
+        )
     if any(row.get("share_low") is not None for row in rows):
         note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
     return note + f"All digits: {name}.csv; every run: {name}.runs.csv."
