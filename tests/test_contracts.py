@@ -761,7 +761,7 @@ ORDER = (
     {"data"},
     {"training"},
     {"methods", "ensemble", "sampling", "evaluate"},
-    {"supplements", "spaces", "teacher"},
+    {"supplements", "spaces", "metrics", "teacher"},
     {"distil", "embedding_loss"},
     {"tables"},
     {"steps"},

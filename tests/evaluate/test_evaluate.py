@@ -411,8 +411,8 @@ def test_kid_in_blocks_is_kid(monkeypatch):
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(37, 5)), generator.normal(0.3, 1.2, size=(53, 5))
     whole = kernel.kid(x, y, {})
-    cubic = metrics.cubic_sums
-    monkeypatch.setattr(metrics, "cubic_sums", lambda a, b, scale: cubic(a, b, scale, block=10))
+    cubic = kernel.cubic_sums
+    monkeypatch.setattr(kernel, "cubic_sums", lambda a, b, scale: cubic(a, b, scale, block=10))
     assert kernel.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
 
 

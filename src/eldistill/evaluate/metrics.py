@@ -19,6 +19,7 @@ from eldistill.evaluate.classifiers import agreement, inception_score
 from eldistill.evaluate.gaussians import debiased, fd, relfd
 from eldistill.evaluate.kernel import kid
 from eldistill.evaluate.neighbours import copied, coverage, density, precision, recall
+from eldistill.numbers import make_numbers
 
 RECIPE = ("metrics", 1)
 
@@ -56,7 +57,7 @@ def measure(
         features: {space: features [n, D] of the generated images}.
         references: {space: {"train": [m, D], "heldout": [m, D]}} of real images; only those named in `parts` are needed.
         options: the resolved section `evaluate` of params.yaml.
-        names: names in METRICS; None computes all, and those in ALONE.
+        names: names in METRICS; None computes all, those in ALONE, and those that `extra_metrics` of the options names.
         parts: the references to compare with.
         heads: {space: function from features to class probabilities}.
 
@@ -68,6 +69,8 @@ def measure(
         for part in parts:
             for name in METRICS if names is None else names:
                 found |= _named(name, f"{stem}_{part}", METRICS[name](fake, references[space][part], options))
+            if names is None:
+                found |= _measure_extra(f"{stem}_{part}", fake, references[space][part], options)
         if names is None:
             own = {**options, "probabilities": (heads or {}).get(space)}
             for name, metric in ALONE.items():
@@ -87,6 +90,17 @@ def measure_labelled(
         for name, metric in LABELLED.items():
             value = metric(fake, asked[: len(fake)], {"probabilities": heads.get(space)})
             found |= _named(name, f"{count_name(len(fake))}_{space}", value)
+    return found
+
+
+def _measure_extra(stem: str, fake: np.ndarray, real: np.ndarray, options: dict) -> dict[str, float]:
+    # The metrics of the folder `metrics` that the options ask for. Tables import this file, and need no torch for it.
+    from eldistill.contract import load_module
+
+    found: dict[str, float] = {}
+    for name, numbers in options.get("extra_metrics", {}).items():
+        module = load_module("metrics", name)
+        found |= _named(name, stem, module.measure(fake, real, make_numbers(module, numbers)))
     return found
 
 

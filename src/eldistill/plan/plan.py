@@ -64,7 +64,7 @@ class Plan(PlanOfModels):
             params["labels"] = True
             if seen != data and kind != "reals":
                 upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
-        modules += more
+        modules += (*more, *(f"metrics/{name}" for name in section.get("extra_metrics", ())))
         fetched: list[str | None] = [*self._of_spaces(*section["features"])]
         if seen != data and not self.data(data)["codec"].get("vae"):
             fetched.append(AUTOENCODER)
