@@ -44,6 +44,7 @@ rule make_study:
         f"{TABLES}/{{study}}.md",
         report(f"{TABLES}/{{study}}.png", category="Studies", caption="../report/curves.rst"),
         f"{TABLES}/{{study}}.runs.csv",
+        f"{TABLES}/{{study}}.spaces.csv",
         f"{TABLES}/{{study}}.pdf",
         f"{TABLES}/{{study}}.svg",
         f"{TABLES}/{{study}}.html",

@@ -17,6 +17,7 @@ from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.recipes import MEASURED, Step
+from eldistill.plan.related import related_spaces
 from eldistill.plan.run import Run
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
@@ -201,9 +202,21 @@ class Plan(PlanOfModels):
             **{key: section[key] for key in ("confidence", "baseline", "grid")},
             "primary": questions.ranking_space(self.params, suite),
             "runs": list(map(str, runs)),
+            "related": related_spaces(self.params, runs),
             **absent,
         }
-        modules = ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report")
+        modules = (
+            "tables",
+            "typeset",
+            "names",
+            "plots",
+            "results",
+            "inference",
+            "metrics",
+            "published",
+            "report",
+            "across",
+        )
         step = self._step(
             "tables",
             suite,
@@ -229,6 +242,7 @@ class Plan(PlanOfModels):
                 for data in dict.fromkeys(run.data for run in runs)
             },
             "runs": list(map(str, runs)),
+            "related": related_spaces(self.params, runs),
             **absent,
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
@@ -251,7 +265,17 @@ class Plan(PlanOfModels):
         step = self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "names", "inference", "plots", "results", "report", *(("partial",) if absent else ())),
+            (
+                "studies",
+                kind,
+                "names",
+                "inference",
+                "plots",
+                "results",
+                "report",
+                "across",
+                *(("partial",) if absent else ()),
+            ),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),
