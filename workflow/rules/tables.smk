@@ -9,6 +9,7 @@ SHOWN = {
     "main.csv": "Tables",
     "runs.csv": "Tables",
     "published.csv": "Tables",
+    "spaces.csv": "Tables",
     "curves.png": "Curves",
     "costs.png": "Curves",
     "ratios.png": "Curves",

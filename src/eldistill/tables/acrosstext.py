@@ -25,8 +25,10 @@ Column = tuple[str, Callable[[dict], str]]  # its heading, and a function from a
 
 
 def _groups(rows: list[dict]) -> list[list[dict]]:
-    # The rows of each data setting and metric.
-    return [list(group) for _, group in itertools.groupby(rows, lambda row: (row["data"], row["metric"]))]
+    # The rows of each data setting and metric; those of a method together, the teacher's first.
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    groups = itertools.groupby(rows, lambda row: (row["data"], row["metric"]))
+    return [sorted(group, key=lambda row: methods.index(row["method"])) for _, group in groups]
 
 
 def _listed(spaces: str | None) -> str:
@@ -215,15 +217,15 @@ def _table(rows: list[dict], params: dict) -> str:
         (r"\shortstack[r]{Train/\\held-out}", lambda row: f"${in_math(short(row['train_to_heldout']))}$"),
     ]
     lines = [f"\\toprule\n{' & '.join(['Method', *(title for title, _ in columns)])} \\\\\n"]
-    for _, group in itertools.groupby(rows, lambda row: row["seeds"] and row["method"]):
-        lines.append("\\midrule\n" if len(lines) == 1 or lines[-2].startswith("\\midrule") else "\\addlinespace\n")
+    for place, (_, group) in enumerate(itertools.groupby(rows, lambda row: row["seeds"] and row["method"])):
+        lines.append("\\midrule\n" if place < 2 else "\\addlinespace\n")
         for row in group:
             cells = [cell(row) if row["spaces"] else EMPTY for _, cell in columns]
             lines.append(" & ".join([f"\\raggedright {_tex_who(row)}", *cells]) + " \\\\\n")
-    place = f"{label(rows[0]['data'])}-spaces" + ("" if rows[0]["metric"] == "fd" else f"-{rows[0]['metric']}")
+    name = f"{label(rows[0]['data'])}-spaces" + ("" if rows[0]["metric"] == "fd" else f"-{rows[0]['metric']}")
     return (
         "\\begin{table}[tb]\n\\centering\n\\small\n\\setlength{\\tabcolsep}{3pt}\n\\setlength{\\belowcaptionskip}{4pt}\n"
-        f"\\caption{{{_caption(rows, params)}}}\n\\label{{tab:{place}}}\n"
+        f"\\caption{{{_caption(rows, params)}}}\n\\label{{tab:{name}}}\n"
         "\\begin{tabular*}{\\textwidth}{@{}p{0.24\\textwidth}@{\\extracolsep{\\fill}}rrrr@{}}\n"
         f"{''.join(lines)}\\bottomrule\n\\end{{tabular*}}\n\\end{{table}}\n"
     )
@@ -250,7 +252,7 @@ def _caption(rows: list[dict], params: dict) -> str:
     ratio = f"Ratio: to {base}, paired by seed, with {100 * params['confidence']:g} % t-interval. "
     text = (
         f"{names.data_name(rows[0]['data']).text}: {names.METRICS[rows[0]['metric']].text} to held-out images, divided by that of real "
-        f"train images; geometric mean over {over}, ± standard deviation over seeds as a factor, and (spaces) the lowest and highest of them. "
+        f"train images; geometric mean over {over}, ± standard deviation over seeds as a factor; spaces: the lowest and highest of them. "
         f"{ratio if any(row['to_baseline'] is not None for row in rows) else ''}"
         f"Train/held-out: ratio of the distances to train and to held-out images, {_lowest(rows)} or more if nothing is copied."
     )
