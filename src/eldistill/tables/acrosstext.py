@@ -12,7 +12,7 @@ from eldistill.files import write_rows, write_text
 from eldistill.tables import names
 from eldistill.tables.across import COLUMNS, FEWEST
 from eldistill.tables.latex import EMPTY, in_math, label
-from eldistill.tables.page import inline, short_table, true_minus
+from eldistill.tables.page import folded, inline, short_table, true_minus
 from eldistill.tables.results import short, spanned
 
 COVERED_BY = "across"
@@ -181,16 +181,26 @@ def page(rows: list[dict], params: dict) -> str:
         return parts[0] + f"<p>{inline(NONE)}</p>"
     several = len({row["data"] for row in rows}) > 1
     for group in _groups(rows):
-        columns = _columns(group, params)
-        head = ["arm", *(title for title, _ in columns)]
-        cells = [[_arm(row), *(true_minus(cell(row)) for _, cell in columns)] for row in group]
-        titles = [f"{row['data']}/{row['method']}/{row['supplement']}" if row["seeds"] else "" for row in group]
-        kinds = ["" if row["seeds"] else "reference" for row in group]
         name = names.data_name(group[0]["data"]).text if several else ""
         parts.append(f"<h4>{html.escape(': '.join(filter(None, (name, _heading(group, False)))))}</h4>")
-        parts.append(f'<p class="note">{html.escape(" ".join(_intro(group, params)))}</p>')
-        parts.append(short_table(head, cells, "", kinds, titles, f"{TITLE} on {group[0]['data']}"))
+        first, second, *more = _intro(group, params)
+        parts += [f'<p class="note">{html.escape(f"{first} {second}")}</p>', _page_table(group, params)]
+        parts.append(folded("How to read this table", f'<p class="note">{html.escape(" ".join(more))}</p>'))
     return "\n".join(parts)
+
+
+def _page_table(rows: list[dict], params: dict) -> str:
+    columns = _columns(rows, params)
+    cells = [[_arm(row), *(true_minus(cell(row)) for _, cell in columns)] for row in rows]
+    titles = [f"{row['data']}/{row['method']}/{row['supplement']}" if row["seeds"] else "" for row in rows]
+    before = [None, *(row["method"] for row in rows)]
+    kinds = [
+        "reference" if not row["seeds"] else "group" if row["method"] != last else ""
+        for row, last in zip(rows, before, strict=False)
+    ]
+    return short_table(
+        ["arm", *(title for title, _ in columns)], cells, "", kinds, titles, f"{TITLE} on {rows[0]['data']}"
+    )
 
 
 def _arm(row: dict) -> str:
@@ -206,7 +216,7 @@ def latex(rows: list[dict], params: dict) -> str:
         "% \\usepackage{booktabs}\n% Each table fits \\textwidth; in a document of two columns write table* for table.\n"
         "% All digits: spaces.csv.\n"
     )
-    return head + "\n".join(_table(group, params) for group in _groups(rows))
+    return head + ("\n".join(_table(group, params) for group in _groups(rows)) or f"% {NONE}\n")
 
 
 def _table(rows: list[dict], params: dict) -> str:
