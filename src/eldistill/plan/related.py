@@ -2,7 +2,8 @@
 """Which feature spaces are related to the members that a run is trained with, so that they do not judge it alone.
 
 A family of embedding networks names them in a literal `RELATED` (see eldistill.ensemble). A run is related to those of all families in
-the ensembles of its supplements, and of the run that its generator starts from.
+the ensembles of its supplements, and of the run that its generator starts from. Members that see latents count as those that see pixels.
+Other losses that compare images or features (regression on pairs, LPIPS, discriminators) are not counted.
 """
 
 from __future__ import annotations
