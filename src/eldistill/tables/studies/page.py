@@ -186,7 +186,7 @@ def markdown(
     over several feature spaces, or nothing."""
     ranked, listed = _ranked(rows), "\n".join(f"- {each}" for each in said)
     note = _note(name, params, rows, metric)
-    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{summary}{note}\n"
+    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{note}\n{summary}"
 
 
 def _ranked(rows: list[dict]) -> bool:
@@ -262,7 +262,8 @@ def _write_across(path: Path, study: Study) -> tuple[str, str]:
     acrosstext.write_csv(path, rows)
     if not rows:
         return "", ""
-    return f"## {acrosstext.TITLE}\n\n{acrosstext.markdown(rows, params, '###')}\n", acrosstext.page(rows, params)
+    text = f"\n## {acrosstext.TITLE}\n\n{acrosstext.markdown(rows, params, '###')}\nAll digits: {path.name}.\n"
+    return text, acrosstext.page(rows, params)
 
 
 def _ranking(study: Study) -> str:
