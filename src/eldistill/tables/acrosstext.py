@@ -18,8 +18,8 @@ from eldistill.tables.results import short, spanned
 COVERED_BY = "across"
 TITLE = "Over several feature spaces"
 NONE = (
-    f"No summary over several feature spaces: fewer than {FEWEST} of the measured ones are related to no member that an arm is trained "
-    "with. Another one under `evaluate.features` of params.yaml gives one."
+    f"No summary over several feature spaces: it needs {FEWEST} spaces that are related to no ensemble which an arm is trained with and in "
+    "which each distance is above 0. Name more of them under `evaluate.features` of params.yaml."
 )
 Column = tuple[str, Callable[[dict], str]]  # its heading, and a function from a row to its cell
 
