@@ -786,7 +786,7 @@ def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, s
 
 @pytest.mark.parametrize("kind", studies.KINDS)
 def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_equal_bytes(tmp_path, monkeypatch, kind):
-    """Two calls write the files of STUDY_ENDINGS and no others; the picture opens, is as tall as its rows need, and holds more than paper."""
+    """Two calls write what STUDY_ENDINGS lists; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
     monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
