@@ -343,7 +343,7 @@ def load_supplement(file: str) -> SupplementModule:
 
 
 def load_module(kind: str, file: str) -> ModuleType:
-    """Import kind/file.py; kind: methods, supplements or ensemble. Raises Problem for an unknown file."""
+    """Import kind/file.py; kind: methods, supplements, ensemble or metrics. Raises Problem for an unknown file."""
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")

@@ -379,7 +379,7 @@ NAMES = {
 def texts() -> dict[str, dict]:
     """Every key of the schema and of the modules that may be any text."""
     owners = {"": SCHEMA, **SCHEMA["$defs"]}
-    for kind in ("methods", "supplements", "ensemble"):
+    for kind in ("methods", "supplements", "ensemble", "metrics"):
         owners |= {f"{kind}/{file}": {"properties": declared(kind, file)} for file in available(kind)}
     found = {
         f"{owner}/{key}": each for owner, about in owners.items() for key, each in about.get("properties", {}).items()

@@ -356,6 +356,7 @@ USES = {
         set(),
     ),
     "metrics": EVALUATIONS,
+    "across": {"tables demo"},
     "published": {"tables demo"},
     "inference": {"tables demo"},
     "plots": {"tables demo"},
@@ -368,7 +369,14 @@ USES = {
 
 
 def test_every_version_has_its_dependents_listed_here():
-    plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
+    plugins = (
+        "methods/",
+        "supplements/",
+        "ensemble/",
+        "networks/",
+        "spaces/",
+        "metrics/",
+    )  # one more of these needs no edit here
     assert (
         {name for name in versions.version_table() if not name.startswith(plugins)}
         <= set(USES)
@@ -426,7 +434,7 @@ WITHOUT_RESULTS = {
     "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/called", "plan/checks", "plan/cluster",
     "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
     "plan/gpus", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
-    "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/run", "plan/schema",
+    "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/related", "plan/run", "plan/schema",
     "plan/sizes", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",
     "tensors",
 }  # fmt: skip

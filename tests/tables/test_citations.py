@@ -28,7 +28,7 @@ TABLES = {
     "SUPPLEMENTS": available("supplements"),
     "SOURCES": READERS,
     "NETWORKS": available("networks"),
-    "METRICS": [*metrics.METRICS, *metrics.ALONE, *metrics.LABELLED, "fid"],
+    "METRICS": [*metrics.METRICS, *metrics.ALONE, *metrics.LABELLED, *available("metrics"), "fid"],
 }
 
 

@@ -32,7 +32,7 @@ from eldistill.plan.schema import (
     lasting_keys,
     merge_mappings,
     refuse_unknown,
-    with_readers,
+    with_modules,
 )
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
@@ -46,7 +46,7 @@ class Params:
     def __init__(self, values: dict, root: Path):
         self.root = root
         self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
-        self.definitions = with_readers(self.schema.pop("$defs"))
+        self.definitions = with_modules(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "codec", "teacher", "ensemble", "method", "supplement", "member"):

@@ -17,6 +17,7 @@ from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.recipes import MEASURED, Step
+from eldistill.plan.related import related_spaces
 from eldistill.plan.run import Run
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
@@ -66,7 +67,7 @@ class Plan(PlanOfModels):
             params["labels"] = True
             if seen != data and kind != "reals":
                 upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
-        modules += more
+        modules += (*more, *(f"metrics/{name}" for name in section.get("extra_metrics", ())))
         fetched: list[str | None] = [*self._of_spaces(*section["features"])]
         if seen != data and not self.data(data)["codec"].get("vae"):
             fetched.append(AUTOENCODER)
@@ -211,9 +212,21 @@ class Plan(PlanOfModels):
             "primary": questions.ranking_space(self.params, suite),
             "runs": list(map(str, runs)),
             **self._called(runs),
+            "related": related_spaces(self.params, runs),
             **absent,
         }
-        modules = ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report")
+        modules = (
+            "tables",
+            "typeset",
+            "names",
+            "plots",
+            "results",
+            "inference",
+            "metrics",
+            "published",
+            "report",
+            "across",
+        )
         step = self._step(
             "tables",
             suite,
@@ -240,6 +253,7 @@ class Plan(PlanOfModels):
             },
             "runs": list(map(str, runs)),
             **self._called(runs),
+            "related": related_spaces(self.params, runs),
             **absent,
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
@@ -262,7 +276,17 @@ class Plan(PlanOfModels):
         step = self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "names", "inference", "plots", "results", "report", *(("partial",) if absent else ())),
+            (
+                "studies",
+                kind,
+                "names",
+                "inference",
+                "plots",
+                "results",
+                "report",
+                "across",
+                *(("partial",) if absent else ()),
+            ),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),

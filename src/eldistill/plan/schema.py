@@ -14,7 +14,8 @@ from typing import Any, NoReturn, Self
 
 from eldistill.errors import Problem, expected_among, nearest, one_line, quoted
 from eldistill.files import canonical
-from eldistill.registry import readers
+from eldistill.numbers import declared
+from eldistill.registry import available, readers
 
 
 class Wrong(Problem):
@@ -147,11 +148,23 @@ def follow_reference(schema: dict, definitions: dict) -> dict:
     return schema
 
 
-def with_readers(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The definitions of the schema, in which `source` of a data setting may be any file of data/readers."""
-    data = definitions["data"]
-    source = data["properties"]["source"] | {"enum": list(readers())}
-    return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
+def with_modules(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The definitions of the schema, in which `source` of a data setting may be any file of data/readers, and `extra_metrics` of an
+    evaluation has the numbers of any file of metrics."""
+    found = _with_values(definitions, "data", "source", {"enum": list(readers())})
+    metrics = {name: _numbers_of("metrics", name) for name in available("metrics")}
+    return _with_values(found, "evaluate", "extra_metrics", {"properties": metrics, "additionalProperties": False})
+
+
+def _with_values(definitions: dict[str, dict], section: str, key: str, more: dict[str, Any]) -> dict[str, dict]:
+    # The definitions with `more` in the schema of a key of a section; what is given is not changed.
+    known = definitions[section]["properties"]
+    return definitions | {section: definitions[section] | {"properties": known | {key: known[key] | more}}}
+
+
+def _numbers_of(kind: str, file: str) -> dict[str, Any]:
+    # The schema of a mapping that has the numbers of a file and nothing else.
+    return {"type": "object", "additionalProperties": False, "properties": declared(kind, file)}
 
 
 def lasting_keys(value: dict, known: dict[str, dict], definitions: dict) -> dict:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from eldistill.paths import PACKAGE
+from eldistill.registry import available
 
 COVERED_BY = "report"
 Section = Mapping[str, Any]
@@ -73,7 +74,7 @@ SPACES: dict[str, Entry] = {  # by the name of a feature space
     "clip-vit-b-32": ("radford2021clip", "kynkaanniemi2023role"),
     "efficientnet-lite0": ("tan2019efficientnet",),
 }
-METRICS: dict[str, Entry] = {  # by the name in evaluate/metrics.py, and those of FIDs
+METRICS: dict[str, Entry] = {  # by the name in evaluate/metrics.py or of a file in metrics/, and those of FIDs
     "fd": ("dowson1982frechet", "heusel2017fid"),
     "relfd": ("dowson1982frechet",),
     "debiased": ("quenouille1956bias", "efron1981jackknife"),
@@ -86,6 +87,7 @@ METRICS: dict[str, Entry] = {  # by the name in evaluate/metrics.py, and those o
     "is": ("salimans2016improved",),
     "agreement": "none: it is the accuracy of a classifier",
     "fid": ("heusel2017fid",),
+    "sw": ("bonneel2015sliced",),
 }
 
 
@@ -161,7 +163,8 @@ def _of_run(params, run) -> Iterator[Entry]:
         *(["inception-clean"] if fid.get("clean") else []),
     ]
     yield from map(of_space, spaces)
-    yield from METRICS.values()
+    unasked = set(available("metrics")) - set(evaluation["extra_metrics"])
+    yield from (entry for name, entry in METRICS.items() if name not in unasked)
 
 
 def _of_training(params, data: str, method: str, supplements: Iterable[str]) -> Iterator[Entry]:

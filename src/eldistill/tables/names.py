@@ -99,8 +99,9 @@ METRICS = {
     "is": _name("Inception score", "IS"),
     "agreement": _name("images of the class that was asked for", "class agreement"),
     "fid": _name("FID"),
+    "sw": _name("sliced Wasserstein distance", "SW"),
 }
-LOWER = ("fd", "relfd", "fdj", "fdse", "kid", "copied", "fid")  # metrics that are better when lower
+LOWER = ("fd", "relfd", "fdj", "fdse", "kid", "copied", "fid", "sw")  # metrics that are better when lower
 MEASURED = re.compile(r"(?P<metric>[a-z]+?)(?P<n>\d+k?)_(?P<space>.+?)(?:_(?P<part>heldout|train))?")
 
 

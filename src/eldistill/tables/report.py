@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables import citations, judged, names
+from eldistill.tables import acrosstext, citations, judged, names
 from eldistill.tables.effects import of_suite, other_spaces
 from eldistill.tables.gallery import samples, strips
 from eldistill.tables.headline import elsewhere, headline, headline_html
@@ -64,6 +64,7 @@ def make_report(suite: str, params: dict, root: Path, made: Made, tables: dict[s
         notice(count_runs(params["partial"], suite)) if "partial" in params else "",
         _result(made, params), _heading("samples"), samples(params, root, absent),
         _heading("tables"), *(_tables(section, params, len(datas) > 1) for section in made.sections),
+        acrosstext.page(made.across, params),
         _published(tables["published.csv"]), _heading("curves"),
         figure("Fréchet distance of the running average of the generator against iterations", tables["curves.svg"], tables["curves.png"]),
         figure("Fréchet distance to held-out images against iterations, CPU seconds and FLOP", tables["costs.svg"], tables["costs.png"]),

@@ -18,7 +18,7 @@ from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import write_rows, write_text
 from eldistill.plan.kept import NO_LINES, Kept
-from eldistill.tables import costs, curves, grids, latex, published, typeset
+from eldistill.tables import across, acrosstext, costs, curves, grids, latex, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
     NAME,
@@ -329,7 +329,10 @@ def make_tables(
     write_rows(path["main.csv"], rows)
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    made = typeset.Made(rows, typeset.sections(rows, params, wanted, pairs))
+    made = typeset.Made(
+        rows, typeset.sections(rows, params, wanted, pairs), across.rows_across(results, params, root, lines)
+    )
+    acrosstext.write_summary(suite, made.across, params, path)
     title, _, text = typeset.markdown(suite, made.sections, others).partition("\n\n")
     more = count_runs(params["partial"], suite) if "partial" in params else ""
     write_text(path["main.md"], f"{title}\n\n{more}{text}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eldistill.data import classes
 from eldistill.errors import Problem
-from eldistill.evaluate import features, metrics
+from eldistill.evaluate import features, gaussians, metrics
 from eldistill.evaluate.fid import load_statistics, measure_moments, reference_label
 from eldistill.evaluate.references import load_reference
 from eldistill.external import fetching
@@ -84,7 +84,7 @@ def check_teacher(
             reference_label(params["reference"]),
         )
     else:
-        other, label = metrics.moments(load_reference(reference)["train"]), "train"
+        other, label = gaussians.moments(load_reference(reference)["train"]), "train"
     images = images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], machine.batch, churn=params["churn"]
     )
@@ -112,7 +112,7 @@ def check_images(images, space, other, params: dict, what: str, say) -> dict:
             "set `reference` to statistics of this feature space"
         )
     name = f"fd{metrics.count_name(count)}_{what}"
-    about = verdict(metrics.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
+    about = verdict(gaussians.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
     about |= {key: params[key] for key in ("features", "reference", "steps", "churn", "seed")}
     about["sentence"] = sentence(about, name)
     say(about["sentence"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
 from eldistill.plan.kept import NO_LINES, Kept
-from eldistill.tables import names
+from eldistill.tables import across, acrosstext, names
 from eldistill.tables.kept import log_of
 from eldistill.tables.results import (
     Result,
@@ -175,14 +175,22 @@ def _table(rows: list[dict]) -> str:
 
 
 def markdown(
-    name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "", more: str = ""
+    name: str,
+    params: dict,
+    rows: list[dict],
+    said: list[str],
+    metric: str,
+    beside: str = "",
+    more: str = "",
+    summary: str = "",
 ) -> str:
     """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
 
-    beside: the table of real images and of teachers, or nothing. more: what is said below the question, or nothing."""
+    beside: the table of real images and of teachers, or nothing. more: what is said below the question, or nothing. summary: the one
+    over several feature spaces, or nothing."""
     ranked, listed = _ranked(rows), "\n".join(f"- {each}" for each in said)
     note = _note(name, params, rows, metric)
-    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
+    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{note}\n{summary}"
 
 
 def _ranked(rows: list[dict]) -> bool:
@@ -221,8 +229,8 @@ def _family(rows: list[dict]) -> str:
 
 
 def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES) -> None:
-    """Write the table (csv), page (md), figure (png), runs (csv), the figure once more (pdf, svg), and the page for a browser (html) to
-    `outputs`, in this order.
+    """Write the table (csv), page (md), figure (png), runs (csv), summary over feature spaces (csv), the figure once more (pdf, svg), and
+    the page for a browser (html) to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
@@ -242,25 +250,37 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
             f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
             "to its grids under `suites` in params.yaml"
         )
-    table, text, picture, each, *figures, html = outputs
+    table, text, picture, each, spaces, *figures, html = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     found = partial.describe(study, text.parent.name) if "partial" in params else ""
     means = last.describe(results, study.last, study.without_curves())
     claim = webpage.claim(rows, params)
     more = (f"**{claim}**\n\n" if claim else "") + found + (f"{means}\n\n" if means else "")
-    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more))
+    summary, on_page = _write_across(spaces, study)
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more, summary))
     forest.draw_study([picture, *figures], rows, params)
     metrics = names_of_metrics(results)
     write_rows(each, [_run_row(study, result, metrics) for result in results])
     shown = {heading: (group, *_cells(group)) for heading, group in _parts(rows).items()}
     webpage.make_page(
-        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found, means
+        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found, means, on_page
     )
 
 
 def _run_row(study: Study, result: Result, metrics: list[str]) -> dict:
     means = last.column(result, study.params, study.primary(result))
     return measured(result, metrics) | means | origin(result)
+
+
+def _write_across(path: Path, study: Study) -> tuple[str, str]:
+    # Writes the summary over several feature spaces; it as Markdown and as HTML, both empty if there is none.
+    params = study.params | {"baseline": study.params["against"]}
+    rows = across.rows_across(study.results, params, study.root, study.lines)
+    acrosstext.write_csv(path, rows)
+    if not rows:
+        return "", ""
+    text = f"\n## {acrosstext.TITLE}\n\n{acrosstext.markdown(rows, params, '###')}\nAll digits: {path.name}.\n"
+    return text, acrosstext.page(rows, params)
 
 
 def _ranking(study: Study) -> str:

@@ -37,13 +37,14 @@ def make_page(
     output: Path,
     partial: str = "",
     means: str = "",
+    summary: str = "",
 ) -> None:
     """Write the page of a study to `output`.
 
     params: question, kind, against, confidence and runs. tables: as above. said: one sentence for each comparison. note: how to read the
     tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. means: a sentence on
-    distances that are means over snapshots, or nothing. Kinds that compare nothing with a baseline have no headline: the figure comes
-    first."""
+    distances that are means over snapshots, or nothing. summary: HTML of the one over several feature spaces, or nothing. Kinds that
+    compare nothing with a baseline have no headline: the figure comes first."""
     rows = [row for group, *_ in tables.values() for row in group]
     result, shown = _result(rows, params), figure(params["question"], *drawn)
     if result and params["kind"] != "speed":  # the plot of the page has the same, but for the margin of equivalence
@@ -51,6 +52,7 @@ def make_page(
     parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, _small(means), shown]
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
+    parts += [summary] if summary else []
     parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
     parts += [_small(note), folded(f"A page for each of {len(params['runs'])} runs", sheet_links(params["runs"]))]
     write_text(output, document(f"eldistill: {params['question']}", parts, FOREST_STYLE))
