@@ -45,8 +45,8 @@ def jvp(
     nets = [each for each in denoisers if hasattr(each, "ready")]
     compiled = any(each._compiled for each in nets)
     with half.forward_mode(*nets), torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-        value, change = torch.func.jvp(function, tuple(at), tuple(along))
-    return value, change
+        found = torch.func.jvp(function, tuple(at), tuple(along))
+    return found[0], found[1]
 
 
 @functools.cache
