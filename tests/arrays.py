@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden arrays of methods whose authors published no code for them, computed with numpy and without eldistill.
+"""Golden arrays of methods whose authors' code is not public or departs from ours, computed with numpy and without eldistill.
 
-`python -m tests.arrays` writes tests/golden/methods/sim.npz and f_divergence.npz. Denoisers are linear, so that every
+`python -m tests.arrays` writes them to tests/golden/methods/, one file a method. Denoisers are linear, so that every
 gradient is written down by hand: D(x; sigma) = slope x + shift with slope = v / (sigma^2 + v).
 """
 
@@ -112,8 +112,24 @@ def adversarial(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> tuple[np
     return WEIGHT * np.mean(np.log1p(np.exp(-logits))), WEIGHT * column(slope) * np.ones_like(x)
 
 
+# --- methods with a derivative along the flow ---
+
+SIGMA_DATA, TANGENT_C, RISE = 0.5, 0.1, 0.4
+FLOW_SIGMA = [0.05, 0.3, 0.8, 2.0, 7.0, 40.0]
+
+
+def moving(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray, origin: str) -> tuple[np.ndarray, ...]:
+    """Noisy images y, the image that the flow points away from, the student's D(y; sigma) and its derivative to sigma
+    along dy/dsigma = (y - origin) / sigma."""
+    level, (v, shift), (w, offset) = column(sigma), FAKE, TEACHER
+    y = x + level * noise
+    away = x if origin == "data" else w / (level**2 + w) * y + offset
+    slope = v / (level**2 + v)
+    return y, away, slope * y + shift, slope * (y - away) / level - 2 * level * v / (level**2 + v) ** 2 * y
+
+
 def computed() -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of both files."""
+    """The arrays of all files."""
     given = inputs()
     loss, gradient = sim(given["x"], given["noise"], given["sigma_sim"])
     at = given["x"], given["noise"], given["sigma"]

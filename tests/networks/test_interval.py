@@ -121,3 +121,14 @@ def test_any_number_of_steps_along_the_exact_flow_gives_the_same_images(sigmas):
     z = images()
     found = generators.along_flow(Affine(0.1, 0.8), 80 * z, None, sigmas)
     torch.testing.assert_close(found, 0.1 + 0.8 * (80 * z - 0.1) / (0.64 + 6400) ** 0.5, rtol=1e-10, atol=1e-12)
+
+
+def test_compiled_passes_read_the_level_each_time():
+    """Code that torch compiles does not keep the level of its first call."""
+    made, x = woken(), images()
+    compiled = copy.deepcopy(made)
+    compiled.compile_passes(backend="eager", dynamic=False)
+    for lower in (SIGMA / 2, SIGMA / 5, torch.zeros(3).double()):
+        with interval.until(lower):
+            torch.testing.assert_close(compiled(x, SIGMA), made(x, SIGMA), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(compiled(x, SIGMA), made(x, SIGMA), rtol=1e-10, atol=1e-12)

@@ -203,13 +203,14 @@ def _method(params: Sections, where: str, base: Section, data: str, setting: Sec
 def _consistency(where: str, base: Section, data: str, setting: Section) -> None:
     # The numbers that a consistency model refuses at its start, and the weights of LPIPS.
     low, high = base.get("sigma_min", 0.0), base["sigma_max"]
+    bound = f"sigma_min, which is {low:g}" if "sigma_min" in base else "0"
     for key, count in (("sigmas_2", 2), ("sigmas_4", 4)):
         levels = base[key]
         numbers = all(isinstance(each, int | float) for each in levels)
         if not numbers or len(levels) != count or levels != sorted(set(levels), reverse=True) or levels[-1] <= low:
             raise Wrong(
                 f"{where}: {key}",
-                f"is {levels}; expected {count} falling noise levels above sigma_min, which is {low:g}",
+                f"is {levels}; expected {count} falling noise levels above {bound}",
             )
         if levels[0] != high:
             raise Wrong(
