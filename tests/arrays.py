@@ -128,6 +128,20 @@ def moving(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray, origin: str) -> 
     return y, away, slope * y + shift, slope * (y - away) / level - 2 * level * v / (level**2 + v) ** 2 * y
 
 
+def scm(x: np.ndarray, noise: np.ndarray, origin: str) -> dict[str, np.ndarray]:
+    """g of each image, and the loss without a learned weight: the mean of its squares."""
+    level = column(FLOW_SIGMA)
+    y, away, denoised, slope = moving(x, noise, np.array(FLOW_SIGMA), origin)
+    t = np.arctan(level / SIGMA_DATA)
+    trig = (np.cos(t) * (np.cos(t) * y) - denoised) / (SIGMA_DATA * np.sin(t))
+    velocity = (np.cos(t) ** 2 * y - away) / np.sin(t)  # dx_t/dt
+    first = -(np.cos(t) ** 2) * (SIGMA_DATA * trig - velocity)
+    whole = np.cos(t) * slope * SIGMA_DATA / np.cos(t) ** 2  # cos(t) df/dt, df/dt by way of dsigma/dt
+    g = first + RISE * (whole - first)
+    g = g / (np.sqrt(summed(g**2)) + TANGENT_C)
+    return {f"{origin}/trig": trig, f"{origin}/g": g, f"{origin}/loss": np.mean(g**2)}
+
+
 def computed() -> dict[str, dict[str, np.ndarray]]:
     """The arrays of all files."""
     given = inputs()
@@ -141,6 +155,10 @@ def computed() -> dict[str, dict[str, np.ndarray]]:
         "f_divergence": {
             **shared, "entries": given["entries"], "sigma": given["sigma"], "logits": given["logits"], **family,
             "adversarial": own, "adversarial_gradient": own_gradient,
+        },
+        "scm": {
+            **shared, "sigma": np.array(FLOW_SIGMA), **scm(given["x"], given["noise"], "teacher"),
+            **scm(given["x"], given["noise"], "data"),
         },
     }  # fmt: skip
 

@@ -67,6 +67,7 @@ def test_the_published_networks_are_those_of_the_registry():
         "sim/none",
         "f-distill/none",
         "uni-instruct/none",
+        "scd/none",
         "cd/none",
         "ct/none",
         "ict/none",

@@ -42,6 +42,7 @@ BASES = {"di", "dmd", "dmd-unpaired", "dmd2", "sid", "sida", "sid2a", "cd", "ct"
     "sim",
     "f-distill",
     "uni-instruct",
+    "scd",
 }
 
 

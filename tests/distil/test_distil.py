@@ -23,7 +23,7 @@ from eldistill.training import loop
 from tests import conftest
 
 DATA = "digits-smoke"
-FLOWS = ()
+FLOWS = ("scd",)
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "sim", "f-distill", "uni-instruct", "cd", "ct", "ict", "ect", *FLOWS)
 GROUPED = {
     **dict.fromkeys(("sida", "sid2a"), {"group": 8, "freeze_images": 0, "solo_images": 16}),
@@ -146,6 +146,7 @@ def test_gan_joins_di_and_not_dmd2_or_cd(project, capsys):
     assert "fake_score.gan.adversarial" in log and "gan.weight" in log
     for method, words in (
         ("cd", "needs a fake_score, and distil.methods.cd trains none"),
+        ("scd", "needs a fake_score, and distil.methods.scd trains none"),
         ("dmd2", "dmd2 brings one already"),
     ):
         assert __main__.main(["distil", f"{DATA}/{method}/gan/0"]) == 2

@@ -32,6 +32,8 @@ RUNS = {
     "f-distill": ("f_divergence", {}, ["generator", "teacher", "fake_score", "fake_score/head", "reals"]),
     "uni-instruct": ("f_divergence", {"gradient": "expanded", "every": 1},
                      ["generator", "teacher", "fake_score", "fake_score/head", "reals"]),
+    "scd": ("scm", {}, ["generator", "teacher", "reals"]),
+    "sct": ("scm", {"source": "data", "adaptive": False}, ["generator", "reals"]),
     "cd": ("consistency", {}, ["generator", "teacher", "target", "reals"]),
     "cd-euler": ("consistency", {"source": "euler", "distance": "l1"}, ["generator", "teacher", "target", "reals"]),
     "ct": ("consistency", {"levels": "growing", "source": "data", "target": "growing", "distance": "l2"},

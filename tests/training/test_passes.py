@@ -185,6 +185,10 @@ def test_consistency(bench, case):
 
 FLOWS = {
     # method, changes, iterations: F of generator, teacher, target, and of all
+    "scd": ("scm", {"adaptive": False}, 1, 5, 1, 0, 6),
+    "scd-adaptive": ("scm", {}, 1, 7, 2, 0, 9),
+    "scd-every-2": ("scm", {"weight_every": 2}, 2, 12, 3, 0, 15),
+    "sct": ("scm", {"source": "data", "adaptive": False}, 1, 5, 0, 0, 5),
 }
 
 

@@ -45,6 +45,7 @@ USES = {
     "methods/sim": ("score", "augment"),
     "methods/f_divergence": ("score", "adversarial", "head"),
     "methods/consistency": ("score", "perceptual"),
+    "methods/scm": ("score", "tangent", "networks/interval"),
     "supplements/embedding": ("ensemble/seed", "mmd", "augment", "balance"),
     "supplements/gan": ("adversarial", "head", "score", "balance"),
     "supplements/regression": ("perceptual",),

@@ -12,6 +12,7 @@ NETWORKS = {
     "discriminator": "discriminator",
     "head": "discriminator head",
     "target": "target network",
+    "weighting": "weight of noise levels",
 }
 NUMBERS = {
     "kl": "integral KL (signed; shows no progress)",

@@ -61,6 +61,8 @@ METHODS = {
     "ct": _name("consistency training", "CT"),
     "ict": _name("improved consistency training", "iCT"),
     "ect": _name("easy consistency tuning", "ECT"),
+    "scd": _name("continuous-time consistency distillation", "sCD"),
+    "sct": _name("continuous-time consistency training", "sCT"),
 }
 SUPPLEMENTS = {
     "none": _name("no supplement"),
