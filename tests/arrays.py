@@ -142,6 +142,27 @@ def scm(x: np.ndarray, noise: np.ndarray, origin: str) -> dict[str, np.ndarray]:
     return {f"{origin}/trig": trig, f"{origin}/g": g, f"{origin}/loss": np.mean(g**2)}
 
 
+FLOW_LOWER = [0.05, 0.1, 0.0, 2.0, 3.0, 1.0]  # the first and the fourth are the levels themselves
+SECOND, POWER, POWER_C = 0.3, 0.75, 1e-3  # what r adds to the slope of D; p and c of the loss
+
+
+def mean_flow(x: np.ndarray, noise: np.ndarray, origin: str) -> dict[str, np.ndarray]:
+    """The target v - (t - r) du/dt, u, and the loss, for D = (slope + SECOND r) y + shift."""
+    sigma, lower = np.array(FLOW_SIGMA), np.array(FLOW_LOWER)
+    t, r = column(sigma / (1 + sigma)), column(lower / (1 + lower))
+    z, (v, shift), (w, offset) = (1 - t) * x + t * noise, FAKE, TEACHER
+    y, level = z / (1 - t), t / (1 - t)
+    velocity = noise - x if origin == "data" else (z - w / (level**2 + w) * y - offset) / t
+    slope = v / (level**2 + v) + SECOND * r
+    denoised = slope * y + shift
+    u = (z - denoised) / t
+    y_slope, level_slope = velocity / (1 - t) + z / (1 - t) ** 2, 1 / (1 - t) ** 2
+    change = slope * y_slope - 2 * level * v / (level**2 + v) ** 2 * level_slope * y
+    target = velocity - (t - r) * ((velocity - change) / t - (z - denoised) / t**2)
+    error = summed((u - target) ** 2)
+    return {f"{origin}/u": u, f"{origin}/loss": np.mean(error / (error + POWER_C) ** POWER)}
+
+
 def computed() -> dict[str, dict[str, np.ndarray]]:
     """The arrays of all files."""
     given = inputs()
@@ -159,6 +180,10 @@ def computed() -> dict[str, dict[str, np.ndarray]]:
         "scm": {
             **shared, "sigma": np.array(FLOW_SIGMA), **scm(given["x"], given["noise"], "teacher"),
             **scm(given["x"], given["noise"], "data"),
+        },
+        "mean_flow": {
+            **shared, "sigma": np.array(FLOW_SIGMA), "lower": np.array(FLOW_LOWER),
+            **mean_flow(given["x"], given["noise"], "data"), **mean_flow(given["x"], given["noise"], "teacher"),
         },
     }  # fmt: skip
 

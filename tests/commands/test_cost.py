@@ -68,6 +68,7 @@ def test_the_published_networks_are_those_of_the_registry():
         "f-distill/none",
         "uni-instruct/none",
         "scd/none",
+        "mean-flow/none",
         "cd/none",
         "ct/none",
         "ict/none",

@@ -43,6 +43,7 @@ BASES = {"di", "dmd", "dmd-unpaired", "dmd2", "sid", "sida", "sid2a", "cd", "ct"
     "f-distill",
     "uni-instruct",
     "scd",
+    "mean-flow",
 }
 
 

@@ -34,6 +34,8 @@ RUNS = {
                      ["generator", "teacher", "fake_score", "fake_score/head", "reals"]),
     "scd": ("scm", {}, ["generator", "teacher", "reals"]),
     "sct": ("scm", {"source": "data", "adaptive": False}, ["generator", "reals"]),
+    "mean-flow": ("mean_flow", {}, ["generator", "reals"]),
+    "mean-flow-cd": ("mean_flow", {"source": "teacher"}, ["generator", "teacher", "reals"]),
     "cd": ("consistency", {}, ["generator", "teacher", "target", "reals"]),
     "cd-euler": ("consistency", {"source": "euler", "distance": "l1"}, ["generator", "teacher", "target", "reals"]),
     "ct": ("consistency", {"levels": "growing", "source": "data", "target": "growing", "distance": "l2"},

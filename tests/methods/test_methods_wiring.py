@@ -17,6 +17,7 @@ from eldistill.methods import (
     dmd,
     dmd2,
     f_divergence,
+    mean_flow,
     scm,
     sid,
     sida,
@@ -83,7 +84,7 @@ CASES = {
     "diff_instruct": (diff_instruct, {}), "dmd": (dmd, {}), "dmd2": (dmd2, {}), "sid": (sid, {}), "sida": (sida, {}),
     "sim": (sim, {}), "f-distill": (f_divergence, {}), "uni-instruct": (f_divergence, {"gradient": "expanded", "every": 1}),
     "sid-sequential": (sid, {"sequential": True}), "sida-reuse": (sida, {"images": "reuse"}), "cd": (consistency, {}),
-    "scd": (scm, {}), 
+    "scd": (scm, {}), "mean-flow-cd": (mean_flow, {"source": "teacher"}), 
     "ect": (consistency, {"levels": "continuous", "source": "data", "target": "itself", "P_mean": 1.0}),
 }  # fmt: skip
 
@@ -264,7 +265,7 @@ def test_consistency_student(bench, boundary):
 def test_start_from_another_run(bench):
     """Methods take the generator of another run as it is; fake_score starts at the teacher again."""
     teacher, other = bench.teacher(), bench.teacher(seed=7)
-    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency, scm):
+    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency, scm, mean_flow):
         made = method.generator(teacher, other, method.Numbers())
         assert made is not other
         weights = dict(made.named_parameters())

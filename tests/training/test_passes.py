@@ -189,6 +189,8 @@ FLOWS = {
     "scd-adaptive": ("scm", {}, 1, 7, 2, 0, 9),
     "scd-every-2": ("scm", {"weight_every": 2}, 2, 12, 3, 0, 15),
     "sct": ("scm", {"source": "data", "adaptive": False}, 1, 5, 0, 0, 5),
+    "mean-flow": ("mean_flow", {}, 1, 5, 0, 0, 5),
+    "mean-flow-cd": ("mean_flow", {"source": "teacher"}, 1, 5, 1, 0, 6),
 }
 
 

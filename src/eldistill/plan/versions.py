@@ -46,6 +46,7 @@ USES = {
     "methods/f_divergence": ("score", "adversarial", "head"),
     "methods/consistency": ("score", "perceptual"),
     "methods/scm": ("score", "tangent", "networks/interval"),
+    "methods/mean_flow": ("score", "tangent", "networks/interval"),
     "supplements/embedding": ("ensemble/seed", "mmd", "augment", "balance"),
     "supplements/gan": ("adversarial", "head", "score", "balance"),
     "supplements/regression": ("perceptual",),

@@ -21,6 +21,7 @@ NUMBERS = {
     "identity": "score identity loss",
     "adversarial": "adversarial loss",
     "consistency": "consistency loss",
+    "mean_flow": "mean velocity loss",
     "huber": "pseudo-Huber loss",
     "mmd2": "squared MMD",
     "gradient_norm": "gradient norm",

@@ -63,6 +63,8 @@ METHODS = {
     "ect": _name("easy consistency tuning", "ECT"),
     "scd": _name("continuous-time consistency distillation", "sCD"),
     "sct": _name("continuous-time consistency training", "sCT"),
+    "mean-flow": _name("MeanFlow"),
+    "mean-flow-cd": _name("MeanFlow along the teacher's flow", "MeanFlow, teacher"),
 }
 SUPPLEMENTS = {
     "none": _name("no supplement"),

@@ -29,6 +29,7 @@ METHODS: dict[
     "ect": ("ECT", "ECT-S"),
     "scd": ("sCD",),
     "sct": ("sCT",),
+    "mean-flow": ("MeanFlow",),
 }
 ENDINGS = {"none": "", "el": "+EL", "regression": "", "regression+el": "+EL"}  # {supplement: ending of these names}
 SETS = {  # {data setting: (data set, conditional, resolution) in published.csv}
