@@ -163,6 +163,31 @@ def mean_flow(x: np.ndarray, noise: np.ndarray, origin: str) -> dict[str, np.nda
     return {f"{origin}/u": u, f"{origin}/loss": np.mean(error / (error + POWER_C) ** POWER)}
 
 
+BORDER, TCM_Q, TCM_C = 0.8, 16.0, 0.2
+TCM_BOUNDARY = [0, 0, 1, 0, 0, 1]  # images at the border
+
+
+def tcm(x: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
+    """The losses of both stages; the generator is FAKE, the first stage TEACHER."""
+
+    def loss(sigma: np.ndarray, second: bool) -> np.ndarray:
+        lower = np.maximum(0, sigma * (1 - (1 + 8 / (1 + np.exp(sigma))) / TCM_Q))
+
+        def at(which: tuple[float, float], levels: np.ndarray) -> np.ndarray:
+            return which[0] / (column(levels) ** 2 + which[0]) * (x + column(levels) * noise) + which[1]
+
+        theirs = at(FAKE, lower)
+        if second:
+            theirs = np.where(column(lower < BORDER), at(TEACHER, lower), theirs)
+        theirs = np.where(column(lower > 0), theirs, x)
+        return (np.sqrt(summed((at(FAKE, sigma) - theirs) ** 2) + TCM_C**2) - TCM_C).ravel() / (sigma - lower)
+
+    sigma, border = np.array(FLOW_SIGMA), np.array(TCM_BOUNDARY)
+    above = np.where(border, BORDER, np.array([0.9, 1.5, 0.0, 4.0, 9.0, 0.0]))
+    weight = np.where(border, 0.1 / 0.25, 1 / 0.75)
+    return {"above": above, "first": np.mean(loss(sigma, False)), "second": np.mean(weight * loss(above, True))}
+
+
 def computed() -> dict[str, dict[str, np.ndarray]]:
     """The arrays of all files."""
     given = inputs()
@@ -184,6 +209,9 @@ def computed() -> dict[str, dict[str, np.ndarray]]:
         "mean_flow": {
             **shared, "sigma": np.array(FLOW_SIGMA), "lower": np.array(FLOW_LOWER),
             **mean_flow(given["x"], given["noise"], "data"), **mean_flow(given["x"], given["noise"], "teacher"),
+        },
+        "tcm": {
+            **shared, "sigma": np.array(FLOW_SIGMA), "boundary": np.array(TCM_BOUNDARY), **tcm(given["x"], given["noise"]),
         },
     }  # fmt: skip
 

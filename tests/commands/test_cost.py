@@ -69,6 +69,7 @@ def test_the_published_networks_are_those_of_the_registry():
         "uni-instruct/none",
         "scd/none",
         "mean-flow/none",
+        "tcm/none",
         "cd/none",
         "ct/none",
         "ict/none",

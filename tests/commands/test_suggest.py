@@ -44,6 +44,8 @@ BASES = {"di", "dmd", "dmd-unpaired", "dmd2", "sid", "sida", "sid2a", "cd", "ct"
     "uni-instruct",
     "scd",
     "mean-flow",
+    "tcm",
+    "tcm-ect",
 }
 
 

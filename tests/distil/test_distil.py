@@ -23,7 +23,7 @@ from eldistill.training import loop
 from tests import conftest
 
 DATA = "digits-smoke"
-FLOWS = ("scd", "mean-flow")
+FLOWS = ("scd", "mean-flow", "tcm")
 METHODS = ("di", "dmd", "dmd2", "sid", "sida", "sim", "f-distill", "uni-instruct", "cd", "ct", "ict", "ect", *FLOWS)
 GROUPED = {
     **dict.fromkeys(("sida", "sid2a"), {"group": 8, "freeze_images": 0, "solo_images": 16}),

@@ -36,6 +36,7 @@ RUNS = {
     "sct": ("scm", {"source": "data", "adaptive": False}, ["generator", "reals"]),
     "mean-flow": ("mean_flow", {}, ["generator", "reals"]),
     "mean-flow-cd": ("mean_flow", {"source": "teacher"}, ["generator", "teacher", "reals"]),
+    "tcm": ("tcm", {}, ["generator", "reals"]),
     "cd": ("consistency", {}, ["generator", "teacher", "target", "reals"]),
     "cd-euler": ("consistency", {"source": "euler", "distance": "l1"}, ["generator", "teacher", "target", "reals"]),
     "ct": ("consistency", {"levels": "growing", "source": "data", "target": "growing", "distance": "l2"},

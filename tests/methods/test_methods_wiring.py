@@ -22,6 +22,7 @@ from eldistill.methods import (
     sid,
     sida,
     sim,
+    tcm,
 )
 from eldistill.networks import precond
 from eldistill.sampling import generators as sampling
@@ -84,7 +85,7 @@ CASES = {
     "diff_instruct": (diff_instruct, {}), "dmd": (dmd, {}), "dmd2": (dmd2, {}), "sid": (sid, {}), "sida": (sida, {}),
     "sim": (sim, {}), "f-distill": (f_divergence, {}), "uni-instruct": (f_divergence, {"gradient": "expanded", "every": 1}),
     "sid-sequential": (sid, {"sequential": True}), "sida-reuse": (sida, {"images": "reuse"}), "cd": (consistency, {}),
-    "scd": (scm, {}), "mean-flow-cd": (mean_flow, {"source": "teacher"}), 
+    "scd": (scm, {}), "mean-flow-cd": (mean_flow, {"source": "teacher"}), "tcm": (tcm, {}),
     "ect": (consistency, {"levels": "continuous", "source": "data", "target": "itself", "P_mean": 1.0}),
 }  # fmt: skip
 
@@ -265,7 +266,7 @@ def test_consistency_student(bench, boundary):
 def test_start_from_another_run(bench):
     """Methods take the generator of another run as it is; fake_score starts at the teacher again."""
     teacher, other = bench.teacher(), bench.teacher(seed=7)
-    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency, scm, mean_flow):
+    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency, scm, mean_flow, tcm):
         made = method.generator(teacher, other, method.Numbers())
         assert made is not other
         weights = dict(made.named_parameters())

@@ -191,6 +191,7 @@ FLOWS = {
     "sct": ("scm", {"source": "data", "adaptive": False}, 1, 5, 0, 0, 5),
     "mean-flow": ("mean_flow", {}, 1, 5, 0, 0, 5),
     "mean-flow-cd": ("mean_flow", {"source": "teacher"}, 1, 5, 1, 0, 6),
+    "tcm": ("tcm", {"first_share": 0.005}, 2, 8, 0, 1, 9),  # an iteration of each stage
 }
 
 

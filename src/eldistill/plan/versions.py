@@ -47,6 +47,7 @@ USES = {
     "methods/consistency": ("score", "perceptual"),
     "methods/scm": ("score", "tangent", "networks/interval"),
     "methods/mean_flow": ("score", "tangent", "networks/interval"),
+    "methods/tcm": ("score", "methods/consistency"),
     "supplements/embedding": ("ensemble/seed", "mmd", "augment", "balance"),
     "supplements/gan": ("adversarial", "head", "score", "balance"),
     "supplements/regression": ("perceptual",),

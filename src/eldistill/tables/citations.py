@@ -32,6 +32,7 @@ METHODS: dict[str, Entry] = {  # by the file of a method
     "sid": ("zhou2024sid",),
     "sida": ("zhou2024sid", "zhou2025sida"),
     "sim": ("luo2024sim",),
+    "tcm": ("lee2025tcm",),
 }
 LEVELS = {"doubling": ("song2024improved",), "continuous": ("geng2025ect",)}  # by `levels` of the file consistency
 SUPPLEMENTS: dict[str, Entry] = {  # by the file of a supplement

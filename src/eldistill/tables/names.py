@@ -65,6 +65,8 @@ METHODS = {
     "sct": _name("continuous-time consistency training", "sCT"),
     "mean-flow": _name("MeanFlow"),
     "mean-flow-cd": _name("MeanFlow along the teacher's flow", "MeanFlow, teacher"),
+    "tcm": _name("truncated consistency model", "TCM"),
+    "tcm-ect": _name("truncated consistency model after ECT", "ECT, then TCM"),
 }
 SUPPLEMENTS = {
     "none": _name("no supplement"),

@@ -30,6 +30,8 @@ METHODS: dict[
     "scd": ("sCD",),
     "sct": ("sCT",),
     "mean-flow": ("MeanFlow",),
+    "tcm": ("TCM",),
+    "tcm-ect": ("TCM",),
 }
 ENDINGS = {"none": "", "el": "+EL", "regression": "", "regression+el": "+EL"}  # {supplement: ending of these names}
 SETS = {  # {data setting: (data set, conditional, resolution) in published.csv}
