@@ -118,7 +118,7 @@ def test_levels_are_lognormal():
     draws = {"sigma": torch.tensor([-1.0, 0.0, 2.0]), "epsilon": torch.zeros(3, 1, 1, 1)}
     batch = batch_of((1, 1, 1), draws, reals=random(3, 1, 1, 1))
     _, sigma, *_ = scm.path({"teacher": Gaussian(MEAN, DEVIATION)}, batch, numbers)
-    near(sigma.log(), torch.tensor([-2.4, -0.8, 2.4]).double(), 1e-12, entries=True)
+    near(sigma.log(), torch.tensor([-2.4, -0.8, 2.4], dtype=torch.float64), 1e-12, entries=True)
 
 
 # --- closed forms: Gaussian data ---
