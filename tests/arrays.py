@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden arrays of methods whose authors published no code for them, computed with numpy and without eldistill.
+"""Golden arrays of methods whose authors' code is not public or departs from ours, computed with numpy and without eldistill.
 
-`python -m tests.arrays` writes tests/golden/methods/sim.npz and f_divergence.npz. Denoisers are linear, so that every
+`python -m tests.arrays` writes them to tests/golden/methods/, one file a method. Denoisers are linear, so that every
 gradient is written down by hand: D(x; sigma) = slope x + shift with slope = v / (sigma^2 + v).
 """
 
@@ -112,8 +112,84 @@ def adversarial(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> tuple[np
     return WEIGHT * np.mean(np.log1p(np.exp(-logits))), WEIGHT * column(slope) * np.ones_like(x)
 
 
+# --- methods with a derivative along the flow ---
+
+SIGMA_DATA, TANGENT_C, RISE = 0.5, 0.1, 0.4
+FLOW_SIGMA = [0.05, 0.3, 0.8, 2.0, 7.0, 40.0]
+
+
+def moving(x: np.ndarray, noise: np.ndarray, sigma: np.ndarray, origin: str) -> tuple[np.ndarray, ...]:
+    """Noisy images y, the image that the flow points away from, the student's D(y; sigma) and its derivative to sigma
+    along dy/dsigma = (y - origin) / sigma."""
+    level, (v, shift), (w, offset) = column(sigma), FAKE, TEACHER
+    y = x + level * noise
+    away = x if origin == "data" else w / (level**2 + w) * y + offset
+    slope = v / (level**2 + v)
+    return y, away, slope * y + shift, slope * (y - away) / level - 2 * level * v / (level**2 + v) ** 2 * y
+
+
+def scm(x: np.ndarray, noise: np.ndarray, origin: str) -> dict[str, np.ndarray]:
+    """g of each image, and the loss without a learned weight: the mean of its squares."""
+    level = column(FLOW_SIGMA)
+    y, away, denoised, slope = moving(x, noise, np.array(FLOW_SIGMA), origin)
+    t = np.arctan(level / SIGMA_DATA)
+    trig = (np.cos(t) * (np.cos(t) * y) - denoised) / (SIGMA_DATA * np.sin(t))
+    velocity = (np.cos(t) ** 2 * y - away) / np.sin(t)  # dx_t/dt
+    first = -(np.cos(t) ** 2) * (SIGMA_DATA * trig - velocity)
+    whole = np.cos(t) * slope * SIGMA_DATA / np.cos(t) ** 2  # cos(t) df/dt, df/dt by way of dsigma/dt
+    g = first + RISE * (whole - first)
+    g = g / (np.sqrt(summed(g**2)) + TANGENT_C)
+    return {f"{origin}/trig": trig, f"{origin}/g": g, f"{origin}/loss": np.mean(g**2)}
+
+
+FLOW_LOWER = [0.05, 0.1, 0.0, 2.0, 3.0, 1.0]  # the first and the fourth are the levels themselves
+SECOND, POWER, POWER_C = 0.3, 0.75, 1e-3  # what r adds to the slope of D; p and c of the loss
+
+
+def mean_flow(x: np.ndarray, noise: np.ndarray, origin: str) -> dict[str, np.ndarray]:
+    """The target v - (t - r) du/dt, u, and the loss, for D = (slope + SECOND r) y + shift."""
+    sigma, lower = np.array(FLOW_SIGMA), np.array(FLOW_LOWER)
+    t, r = column(sigma / (1 + sigma)), column(lower / (1 + lower))
+    z, (v, shift), (w, offset) = (1 - t) * x + t * noise, FAKE, TEACHER
+    y, level = z / (1 - t), t / (1 - t)
+    velocity = noise - x if origin == "data" else (z - w / (level**2 + w) * y - offset) / t
+    slope = v / (level**2 + v) + SECOND * r
+    denoised = slope * y + shift
+    u = (z - denoised) / t
+    y_slope, level_slope = velocity / (1 - t) + z / (1 - t) ** 2, 1 / (1 - t) ** 2
+    change = slope * y_slope - 2 * level * v / (level**2 + v) ** 2 * level_slope * y
+    target = velocity - (t - r) * ((velocity - change) / t - (z - denoised) / t**2)
+    error = summed((u - target) ** 2)
+    return {f"{origin}/u": u, f"{origin}/loss": np.mean(error / (error + POWER_C) ** POWER)}
+
+
+BORDER, TCM_Q, TCM_C = 0.8, 16.0, 0.2
+TCM_BOUNDARY = [0, 0, 1, 0, 0, 1]  # images at the border
+
+
+def tcm(x: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
+    """The losses of both stages; the generator is FAKE, the first stage TEACHER."""
+
+    def loss(sigma: np.ndarray, second: bool) -> np.ndarray:
+        lower = np.maximum(0, sigma * (1 - (1 + 8 / (1 + np.exp(sigma))) / TCM_Q))
+
+        def at(which: tuple[float, float], levels: np.ndarray) -> np.ndarray:
+            return which[0] / (column(levels) ** 2 + which[0]) * (x + column(levels) * noise) + which[1]
+
+        theirs = at(FAKE, lower)
+        if second:
+            theirs = np.where(column(lower < BORDER), at(TEACHER, lower), theirs)
+        theirs = np.where(column(lower > 0), theirs, x)
+        return (np.sqrt(summed((at(FAKE, sigma) - theirs) ** 2) + TCM_C**2) - TCM_C).ravel() / (sigma - lower)
+
+    sigma, border = np.array(FLOW_SIGMA), np.array(TCM_BOUNDARY)
+    above = np.where(border, BORDER, np.array([0.9, 1.5, 0.0, 4.0, 9.0, 0.0]))
+    weight = np.where(border, 0.1 / 0.25, 1 / 0.75)
+    return {"above": above, "first": np.mean(loss(sigma, False)), "second": np.mean(weight * loss(above, True))}
+
+
 def computed() -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of both files."""
+    """The arrays of all files."""
     given = inputs()
     loss, gradient = sim(given["x"], given["noise"], given["sigma_sim"])
     at = given["x"], given["noise"], given["sigma"]
@@ -125,6 +201,17 @@ def computed() -> dict[str, dict[str, np.ndarray]]:
         "f_divergence": {
             **shared, "entries": given["entries"], "sigma": given["sigma"], "logits": given["logits"], **family,
             "adversarial": own, "adversarial_gradient": own_gradient,
+        },
+        "scm": {
+            **shared, "sigma": np.array(FLOW_SIGMA), **scm(given["x"], given["noise"], "teacher"),
+            **scm(given["x"], given["noise"], "data"),
+        },
+        "mean_flow": {
+            **shared, "sigma": np.array(FLOW_SIGMA), "lower": np.array(FLOW_LOWER),
+            **mean_flow(given["x"], given["noise"], "data"), **mean_flow(given["x"], given["noise"], "teacher"),
+        },
+        "tcm": {
+            **shared, "sigma": np.array(FLOW_SIGMA), "boundary": np.array(TCM_BOUNDARY), **tcm(given["x"], given["noise"]),
         },
     }  # fmt: skip
 

@@ -684,6 +684,8 @@ def test_contract_functions(kind, file):
     assert {name for name in needed if callable(getattr(module, name, None))} == needed
     if kind == "methods":
         assert offers(kind, file, "critic_terms") == (set(nets_of(file)) != {"generator"})
+        if offers(kind, file, "critic_terms"):
+            assert set(getattr(module, "CRITICS", ("fake_score",))) == set(nets_of(file)) - {"generator"}
     else:
         assert offers(kind, file, "generator_terms") == offers(kind, file, "weight")
         assert any(offers(kind, file, name) for name in ("generator_terms", "direct_terms", "critic_terms"))

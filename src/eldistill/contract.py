@@ -21,7 +21,8 @@ first step. It is called with and without a graph. The student has an attribute 
 
 Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
 trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
-fake_score, and target is set to the generator where a run starts from another one.
+fake_score, and target is set to the generator where a run starts from another one. A file whose critic_terms train no fake_score
+names those networks in a literal CRITICS.
 
 A method sees micro-batches, so each term is a mean over images. An AtImages term gives its gradient at the images, a scalar is
 backpropagated as it is and needs a graph to the weights. images is a function, so that a loss without images does not pay for them.

@@ -67,6 +67,9 @@ def test_the_published_networks_are_those_of_the_registry():
         "sim/none",
         "f-distill/none",
         "uni-instruct/none",
+        "scd/none",
+        "mean-flow/none",
+        "tcm/none",
         "cd/none",
         "ct/none",
         "ict/none",
@@ -85,8 +88,11 @@ def test_passes_are_what_the_loop_counts(project, run):
     counted = about["flop_per_iteration"] * about["iterations"]
     if run.startswith("ect"):  # its target is not asked where its lower level is 0: three passes in place of four
         assert 0.74 * found["flop"] < counted < 1.01 * found["flop"]
-    else:
-        assert found["flop"] == pytest.approx(counted, rel=0.03)
+    elif run.startswith("tcm"):  # counted in its second stage, five passes; the first half of the run has four
+        assert found["flop"] * 5 / 4.5 == pytest.approx(counted, rel=0.03)
+    else:  # the derivative of attention in forward mode costs more than one more pass
+        forward = run.startswith(("scd", "mean-flow"))
+        assert found["flop"] == pytest.approx(counted, rel=0.15 if forward else 0.03)
 
 
 def test_a_suite_by_one_command(project, capsys):

@@ -42,6 +42,10 @@ BASES = {"di", "dmd", "dmd-unpaired", "dmd2", "sid", "sida", "sid2a", "cd", "ct"
     "sim",
     "f-distill",
     "uni-instruct",
+    "scd",
+    "mean-flow",
+    "tcm",
+    "tcm-ect",
 }
 
 

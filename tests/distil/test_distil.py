@@ -23,7 +23,8 @@ from eldistill.training import loop
 from tests import conftest
 
 DATA = "digits-smoke"
-METHODS = ("di", "dmd", "dmd2", "sid", "sida", "sim", "f-distill", "uni-instruct", "cd", "ct", "ict", "ect")
+FLOWS = ("scd", "mean-flow", "tcm")
+METHODS = ("di", "dmd", "dmd2", "sid", "sida", "sim", "f-distill", "uni-instruct", "cd", "ct", "ict", "ect", *FLOWS)
 GROUPED = {
     **dict.fromkeys(("sida", "sid2a"), {"group": 8, "freeze_images": 0, "solo_images": 16}),
     **dict.fromkeys(("f-distill", "uni-instruct"), {"group": 8}),
@@ -96,7 +97,7 @@ def test_every_method_makes_a_generator(project, method):
     assert same(after, weights(f"{method}/none/0", "ema-100"))
     assert same(before, load_tensors(f"data/teachers/{DATA}/teacher.safetensors")[0])
     few = generator.metadata["sampler"]["steps"]
-    assert set(few) == ({"1", "2", "4"} if method in ("cd", "ct", "ict", "ect") else {"1"})
+    assert set(few) == ({"1", "2", "4"} if method in ("cd", "ct", "ict", "ect", *FLOWS) else {"1"})
     pictures = [sampling.sample(generator, 4, steps=int(steps)) for steps in few]
     assert all(images.float().std() > 0 for images in pictures)
     assert len({images.numpy().tobytes() for images in pictures}) == len(few)
@@ -145,6 +146,7 @@ def test_gan_joins_di_and_not_dmd2_or_cd(project, capsys):
     assert "fake_score.gan.adversarial" in log and "gan.weight" in log
     for method, words in (
         ("cd", "needs a fake_score, and distil.methods.cd trains none"),
+        ("scd", "needs a fake_score, and distil.methods.scd trains none"),
         ("dmd2", "dmd2 brings one already"),
     ):
         assert __main__.main(["distil", f"{DATA}/{method}/gan/0"]) == 2

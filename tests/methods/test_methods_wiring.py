@@ -11,7 +11,19 @@ from eldistill.contract import Batch, Phase, Progress
 from eldistill.diffusion import draws, noise
 from eldistill.errors import Problem
 from eldistill.losses import adversarial, score
-from eldistill.methods import consistency, diff_instruct, dmd, dmd2, f_divergence, sid, sida, sim
+from eldistill.methods import (
+    consistency,
+    diff_instruct,
+    dmd,
+    dmd2,
+    f_divergence,
+    mean_flow,
+    scm,
+    sid,
+    sida,
+    sim,
+    tcm,
+)
 from eldistill.networks import precond
 from eldistill.sampling import generators as sampling
 from eldistill.training import loop
@@ -73,6 +85,7 @@ CASES = {
     "diff_instruct": (diff_instruct, {}), "dmd": (dmd, {}), "dmd2": (dmd2, {}), "sid": (sid, {}), "sida": (sida, {}),
     "sim": (sim, {}), "f-distill": (f_divergence, {}), "uni-instruct": (f_divergence, {"gradient": "expanded", "every": 1}),
     "sid-sequential": (sid, {"sequential": True}), "sida-reuse": (sida, {"images": "reuse"}), "cd": (consistency, {}),
+    "scd": (scm, {}), "mean-flow-cd": (mean_flow, {"source": "teacher"}), "tcm": (tcm, {}),
     "ect": (consistency, {"levels": "continuous", "source": "data", "target": "itself", "P_mean": 1.0}),
 }  # fmt: skip
 
@@ -92,7 +105,7 @@ def test_every_pass_is_told_labels(bench, monkeypatch, case):
 
     monkeypatch.setattr(precond.EDMPrecond, "_scale", noted)
     loop.Loop(job).iterate()
-    assert len(passes) >= 3 or case == "ect"
+    assert len(passes) >= 3 or case in ("ect", "tcm")
     for x, given in passes:
         assert given is not None and given.shape == (len(x), 3)
         known = [each for each in drawn if len(each) >= len(given)]
@@ -253,10 +266,11 @@ def test_consistency_student(bench, boundary):
 def test_start_from_another_run(bench):
     """Methods take the generator of another run as it is; fake_score starts at the teacher again."""
     teacher, other = bench.teacher(), bench.teacher(seed=7)
-    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency):
+    for method in (diff_instruct, sid, sida, sim, dmd, dmd2, f_divergence, consistency, scm, mean_flow, tcm):
         made = method.generator(teacher, other, method.Numbers())
         assert made is not other
-        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters(), strict=True))
+        weights = dict(made.named_parameters())
+        assert all(torch.equal(weights[key], weight) for key, weight in other.named_parameters())
     for method in (diff_instruct, sid, sida, sim, dmd):
         fake = method.networks(teacher, method.Numbers(), 0)["fake_score"]
         assert all(torch.equal(a, b) for a, b in zip(fake.parameters(), teacher.parameters(), strict=True))

@@ -27,7 +27,7 @@ def nodes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_golden_arrays_are_those_of_their_script():
-    """Both files of tests/arrays.py, entry by entry."""
+    """All files of tests/arrays.py, entry by entry."""
     for name, wanted in arrays.computed().items():
         found = golden(name)
         assert found.keys() == wanted.keys()

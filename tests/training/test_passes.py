@@ -2,7 +2,7 @@
 """What an iteration costs: forward and backward passes of whole networks and of encoders, counted as they happen.
 
 F is a forward pass of a whole network for one image, e the same of its encoder alone. A backward pass to weights and
-inputs costs 2, one to the inputs only 1.
+inputs costs 2, one to the inputs only 1, and a pass with its derivative in forward mode 2.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from eldistill import contract
 from eldistill.contract import Batch, Progress
 from eldistill.diffusion import draws
 from eldistill.methods import consistency
+from eldistill.networks import half
 from eldistill.training import loop
 
 BATCH = 4
@@ -25,14 +26,16 @@ class Meter:
     def __init__(self, nets: dict[str, torch.nn.Module]):
         self.counts: dict[tuple, int] = {}
         for name, net in nets.items():
-            for part in ("enc", "dec"):
+            for part in (
+                ("enc", "dec") if hasattr(net, "network") else ()
+            ):  # a layer that weights noise levels costs nothing
                 last = list(getattr(net.network, part).values())[-1]
                 last.register_forward_hook(
                     lambda layer, _, output, name=name, part=part: self._seen(name, part, layer, output)
                 )
 
     def _seen(self, name: str, part: str, layer: torch.nn.Module, output: torch.Tensor) -> None:
-        self._count(name, part, "forward", len(output))
+        self._count(name, part, "forward", (2 if half.in_forward_mode() else 1) * len(output))
         if output.requires_grad:
             both = any(parameter.requires_grad for parameter in layer.parameters())
             cost, n = 2 if both else 1, len(output)
@@ -178,6 +181,34 @@ def test_consistency(bench, case):
     assert (meter.of("generator"), meter.of("teacher"), meter.of("target")) == (generator, teacher, target)
     wanted = {"cd": 6, "cd-euler": 5, "cd-itself": 6, "ct": 4, "ict": 4}[case]
     assert meter.total() == (wanted, 0)
+
+
+FLOWS = {
+    # method, changes, iterations: F of generator, teacher, target, and of all
+    "scd": ("scm", {"adaptive": False}, 1, 5, 1, 0, 6),
+    "scd-adaptive": ("scm", {}, 1, 7, 2, 0, 9),
+    "scd-every-2": ("scm", {"weight_every": 2}, 2, 12, 3, 0, 15),
+    "sct": ("scm", {"source": "data", "adaptive": False}, 1, 5, 0, 0, 5),
+    "mean-flow": ("mean_flow", {}, 1, 5, 0, 0, 5),
+    "mean-flow-cd": ("mean_flow", {"source": "teacher"}, 1, 5, 1, 0, 6),
+    "tcm": ("tcm", {"first_share": 0.005}, 2, 8, 0, 1, 9),  # an iteration of each stage
+}
+
+
+@pytest.mark.parametrize("case", FLOWS)
+def test_methods_along_a_flow(bench, case):
+    """sCD 6, sCT and MeanFlow 5, and 3 or 2 more for a step of the learned weight; TCM 4, then 5. `passes` says the same."""
+    method, changes, iterations, generator, teacher, target, total = FLOWS[case]
+    numbers = numbers_of(method, **changes)
+    meter = measured(bench, method, None, iterations, numbers)
+    assert (meter.of("generator"), meter.of("teacher"), meter.of("target")) == (
+        (generator, 0),
+        (teacher, 0),
+        (target, 0),
+    )
+    assert meter.total() == (total, 0)
+    passes = contract.load_module("methods", method).passes(numbers, 0.5)
+    assert passes == (pytest.approx(5, abs=0.01) if method == "tcm" else total / iterations)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

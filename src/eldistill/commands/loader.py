@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from eldistill import networks  # noqa: E402  (the folder beside this file)
+from eldistill.networks import interval  # noqa: E402
 
 about = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
 net = networks.build(about["config"]).eval().requires_grad_(False)
@@ -41,10 +42,13 @@ def sample(n, seed=0, label=None, steps=1):
     z = torch.randn(n, *about["shape"], generator=random)
     chosen = draw(n, random) if label is None else torch.full((n,), number(label))
     labels = torch.nn.functional.one_hot(chosen, classes).float() if classes else None
-    x = sigmas[0] * z
+    x, still = sigmas[0] * z, about["sampler"].get("renoise") == "none"
     for step, sigma in enumerate(sigmas):
-        x = again(x, sigma, random) if step else x
-        x = net(x, torch.full((n,), sigma), labels)
+        x = again(x, sigma, random) if step and not still else x
+        lower = sigmas[step + 1] if still and step + 1 < len(sigmas) else 0.0
+        with interval.until(torch.tensor([lower])):
+            image = net(x, torch.full((n,), sigma), labels)
+        x = image + lower / sigma * (x - image)
     if not x.isfinite().all():
         raise ValueError("an image is not finite: the weights are broken")
     return x if LATENTS else decode(x)

@@ -26,7 +26,7 @@ BATCH = 256  # images a step at most: what one GPU holds
 IMAGES = 512_000  # of a training above 16 pixels a side: about an hour of one GPU at 32 pixels
 SMALL = 16  # pixels a side up to which a training keeps the length of its model
 SIDES = {"digits": 8, "cifar10": 32, "latents": 64}  # pixels a side that a source has by itself
-OF_RUN = ("freeze_images", "solo_images", "stage_images")  # of a method: parts of a run, in images
+OF_RUN = ("freeze_images", "solo_images", "stage_images", "tangent_images")  # of a method: parts of a run, in images
 OF_OPTIMISER = ("warmup_images", "decay_images")
 LEFT_OUT = ("status", "dropout", "start_from")  # dropout: that of the user's teacher
 
@@ -112,6 +112,9 @@ def _model(project: Params, method: str, side: int) -> str | None:
         return None
     model = min(sizes, key=lambda each: (abs(math.log2(sizes[each] / side)), _rank(project, method, each)))
     section = project.named("method")[method]
+    # A run continues at the noise level that the one before it ends with, so both take the numbers of one data setting.
+    before = _model(project, section["start_from"].split("/")[0], side) if section.get("start_from") else None
+    model = before if before in sizes else model
     block = section.get("per_data", {}).get(model, {})
     rates = any("lr" in block.get(role, {}) for role in ("generator", "critic"))
     # A variant of another method gets that one's numbers, unless its own differ in more than the length.

@@ -32,6 +32,8 @@ from eldistill.contract import Batch, Phase, Progress
 from eldistill.diffusion import draws, dropout, noise
 from eldistill.errors import Problem
 from eldistill.losses import perceptual, score
+from eldistill.losses.levels import check_steps, column
+from eldistill.losses.levels import easy_lower as easy_lower
 from eldistill.numbers import number
 
 RECIPE = ("methods/consistency", 2)
@@ -104,20 +106,7 @@ class Numbers:
     )  # fmt: skip
 
     def __post_init__(self):
-        for name, count in (("sigmas_2", 2), ("sigmas_4", 4)):
-            levels = getattr(self, name)
-            falls = all(isinstance(level, int | float) for level in levels) and list(levels) == sorted(
-                set(levels), reverse=True
-            )
-            if not falls or len(levels) != count or levels[-1] <= self.sigma_min:
-                raise Problem(
-                    f"params.yaml: {name} is {list(levels)}; expected {count} falling noise levels above sigma_min, {self.sigma_min}"
-                )
-            if levels[0] != self.sigma_max:
-                raise Problem(
-                    f"params.yaml: {name} starts at {levels[0]} and sigma_max is {self.sigma_max}; expected the same level, "
-                    "the only one at which a generator has learned to start from noise"
-                )
+        check_steps(self, self.sigma_min)
         if self.lpips is not None and self.distance != "lpips":
             raise Problem(
                 f"params.yaml: lpips names a file of weights, but distance is {self.distance}; set distance to lpips, or lpips to null"
@@ -192,11 +181,6 @@ def targets(nets: dict, real, noisy, epsilon, sigma, lower, labels, numbers: Num
     return found
 
 
-def column(values: torch.Tensor) -> torch.Tensor:
-    """Values [n] reshaped to [n, 1, 1, 1], to multiply images."""
-    return values.reshape(-1, 1, 1, 1)
-
-
 # --- x_r: what the target sees ---
 
 
@@ -267,11 +251,6 @@ def interval_probabilities(grid: torch.Tensor, mean: float, std: float) -> torch
     """Lognormal probability of each interval of a descending grid [n], not normalised; float64 [n - 1] (iCT)."""
     place = torch.erf((grid.double().log() - mean) / (math.sqrt(2) * std))
     return place[:-1] - place[1:]
-
-
-def easy_lower(t: torch.Tensor, q: float, stage: int, k: float, b: float) -> torch.Tensor:
-    """ECT's r(t) = max(0, t (1 - eta(t) / q^(stage + 1))), eta(t) = 1 + k sigmoid(-b t); t's shape."""
-    return (t * (1 - (1 + k * torch.sigmoid(-b * t)) / q ** (stage + 1))).clamp_min(0)
 
 
 # --- distance and weight ---

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from eldistill.networks import layers
+from eldistill.networks import interval, layers
 
 COVERED_BY = "networks/layers"
 
@@ -25,7 +25,8 @@ COVERED_BY = "networks/layers"
 def build(config: dict, seed: int | None = None) -> nn.Module:
     """Build the network that `config` describes, in training mode, with weights drawn from `seed` (None: 0).
 
-    config: JSON-able; key `network` names the file, the others are the fields of its `Settings`.
+    config: JSON-able; key `network` names the file, the others are the fields of its `Settings`. `interval`, if it is there,
+    is the number of cosines of a second noise level (networks/interval.py).
     The result carries `.config`, the same with every default filled in: `build(result.config)` rebuilds it.
     The same seed gives the same weights; torch's global generator is neither read nor changed.
     Raises ValueError, one sentence, for an unknown network, an unknown or missing keyword, or a wrong value.
@@ -47,11 +48,12 @@ def outline(config: dict) -> nn.Module:
 def _make(config: dict) -> nn.Module:
     settings = dict(config)
     name = settings.pop("network", None)
+    cosines = settings.pop("interval", None)
     module = _module(name)
     full = _complete(name, module.Settings, settings)
     network = module.network(**full)
     network.config = {"network": name, **full}
-    return network
+    return network if cosines is None else interval.attach(network, cosines)
 
 
 def available() -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from eldistill.plan import added_losses, sizes, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
-from eldistill.registry import defines, setting_fields, spaces
+from eldistill.registry import defines, literal, setting_fields, spaces
 
 Section = dict[str, Any]
+FAKE_SCORE = "fake_score"
 EDM = {"mean": 0.5, "std": 0.25}  # codec of published networks of pixels
 
 
@@ -174,13 +175,15 @@ def check_run(params: Sections, data: str, method: str, supplements: tuple[str, 
 
 
 def trains_fake_score(method: Section) -> bool:
-    """Whether a method trains a fake_score: its module has a loss for one."""
-    return defines(f"methods/{method['file']}", "critic_terms")
+    """Whether a method trains a fake_score: its module has a loss of further networks, and names no others in CRITICS."""
+    file = f"methods/{method['file']}"
+    return defines(file, "critic_terms") and FAKE_SCORE in literal(file, "CRITICS", (FAKE_SCORE,))
 
 
 def has_discriminator(file: str) -> bool:
-    """Whether a method or supplement brings a discriminator: networks of its own, and a loss that trains them."""
-    return defines(file, "networks", imported=False) and defines(file, "critic_terms")
+    """Whether a method or supplement brings a discriminator: networks of its own, and a loss that trains them with fake_score."""
+    trained = literal(file, "CRITICS", (FAKE_SCORE,))
+    return defines(file, "networks", imported=False) and defines(file, "critic_terms") and FAKE_SCORE in trained
 
 
 def _method(params: Sections, where: str, base: Section, data: str, setting: Section) -> None:
@@ -199,14 +202,15 @@ def _method(params: Sections, where: str, base: Section, data: str, setting: Sec
 
 def _consistency(where: str, base: Section, data: str, setting: Section) -> None:
     # The numbers that a consistency model refuses at its start, and the weights of LPIPS.
-    low, high = base["sigma_min"], base["sigma_max"]
+    low, high = base.get("sigma_min", 0.0), base["sigma_max"]
+    bound = f"sigma_min, which is {low:g}" if "sigma_min" in base else "0"
     for key, count in (("sigmas_2", 2), ("sigmas_4", 4)):
         levels = base[key]
         numbers = all(isinstance(each, int | float) for each in levels)
         if not numbers or len(levels) != count or levels != sorted(set(levels), reverse=True) or levels[-1] <= low:
             raise Wrong(
                 f"{where}: {key}",
-                f"is {levels}; expected {count} falling noise levels above sigma_min, which is {low:g}",
+                f"is {levels}; expected {count} falling noise levels above {bound}",
             )
         if levels[0] != high:
             raise Wrong(
@@ -215,10 +219,14 @@ def _consistency(where: str, base: Section, data: str, setting: Section) -> None
                 "make them equal",
             )
     for one, other in (("sigma_min", "sigma_max"), ("first", "last")):
+        if one not in base or other not in base:
+            continue
         if base[one] > base[other] or (one == "sigma_min" and low == high):
             raise Wrong(
                 f"{where}: {one}", f"is {base[one]:g} and {other} {base[other]:g}; expected the former below the latter"
             )
+    if "lpips" not in base:
+        return
     if (base["lpips"] is None) != (base["distance"] != "lpips"):
         raise Wrong(
             f"{where}: lpips",

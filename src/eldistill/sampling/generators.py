@@ -18,6 +18,7 @@ from eldistill.data import dataset as data
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem, nearest
 from eldistill.external import weights
+from eldistill.networks import interval
 from eldistill.tensors import load_tensors, save_tensors
 
 RECIPE = ("sampling", 1)
@@ -115,10 +116,12 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
     """Encoded images [n, c, h, w]: x = f(sigma_1 z; sigma_1), then for each further level f(x + s n; sigma).
 
     s = sqrt(sigma^2 - boundary^2) where the sampler says renoise: boundary (CM, algorithm 1), sigma otherwise (ECT);
-    clip: x is first clipped to the range of pixels.
+    clip: x is first clipped to the range of pixels. With renoise: none the noise stays: see `along_flow`.
     """
     settings, net = generator.metadata["sampler"], generator.network
     x = sigmas[0] * draw.normal("z", *generator.shape)
+    if settings.get("renoise") == "none":
+        return along_flow(net, x, labels, sigmas)
     for step, sigma in enumerate(sigmas):
         if step:
             below = settings["boundary"] if settings.get("renoise") == "boundary" else 0.0
@@ -126,6 +129,19 @@ def few_steps(generator: Generator, draw: Draw, labels: torch.Tensor | None, sig
                 x = x.clamp(*data.encoded_limits(generator.metadata["codec"]))
             x = x + (sigma**2 - below**2) ** 0.5 * draw.normal(f"renoise/{step}", *generator.shape)
         x = net(x, x.new_full((len(x),), sigma), labels)
+    return x
+
+
+def along_flow(net: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor | None, sigmas: list[float]) -> torch.Tensor:
+    """Encoded images [n, c, h, w] of x at sigmas[0], for networks with a second noise level (networks/interval.py).
+
+    From each level to the next, and to 0: D + (next / sigma) (x - D) with D = D(x; sigma, next), which is a step with the
+    mean velocity of MeanFlow (arXiv 2505.13447, eq. 12) in the variables of EDM.
+    """
+    for sigma, lower in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        with interval.until(x.new_tensor([lower])):
+            image = net(x, x.new_full((len(x),), sigma), labels)
+        x = image + (lower / sigma) * (x - image)
     return x
 
 

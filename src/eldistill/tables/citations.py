@@ -28,9 +28,12 @@ METHODS: dict[str, Entry] = {  # by the file of a method
     "dmd": ("yin2024dmd",),
     "dmd2": ("yin2024dmd2",),
     "f_divergence": ("xu2025fdistill", "wang2025uniinstruct"),
+    "mean_flow": ("geng2025meanflow",),
+    "scm": ("lu2025scm",),
     "sid": ("zhou2024sid",),
     "sida": ("zhou2024sid", "zhou2025sida"),
     "sim": ("luo2024sim",),
+    "tcm": ("lee2025tcm",),
 }
 LEVELS = {"doubling": ("song2024improved",), "continuous": ("geng2025ect",)}  # by `levels` of the file consistency
 SUPPLEMENTS: dict[str, Entry] = {  # by the file of a supplement

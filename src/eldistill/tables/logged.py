@@ -12,6 +12,7 @@ NETWORKS = {
     "discriminator": "discriminator",
     "head": "discriminator head",
     "target": "target network",
+    "weighting": "weight of noise levels",
 }
 NUMBERS = {
     "kl": "integral KL (signed; shows no progress)",
@@ -20,6 +21,7 @@ NUMBERS = {
     "identity": "score identity loss",
     "adversarial": "adversarial loss",
     "consistency": "consistency loss",
+    "mean_flow": "mean velocity loss",
     "huber": "pseudo-Huber loss",
     "mmd2": "squared MMD",
     "gradient_norm": "gradient norm",

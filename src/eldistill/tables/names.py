@@ -64,6 +64,12 @@ METHODS = {
     "ct": _name("consistency training", "CT"),
     "ict": _name("improved consistency training", "iCT"),
     "ect": _name("easy consistency tuning", "ECT"),
+    "scd": _name("continuous-time consistency distillation", "sCD"),
+    "sct": _name("continuous-time consistency training", "sCT"),
+    "mean-flow": _name("MeanFlow"),
+    "mean-flow-cd": _name("MeanFlow along the teacher's flow", "MeanFlow, teacher"),
+    "tcm": _name("truncated consistency model", "TCM"),
+    "tcm-ect": _name("truncated consistency model after ECT", "ECT, then TCM"),
 }
 SUPPLEMENTS = {
     "none": _name("no supplement"),

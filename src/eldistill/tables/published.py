@@ -27,6 +27,11 @@ METHODS: dict[
     "ct": ("CT",),
     "ict": ("iCT",),
     "ect": ("ECT", "ECT-S"),
+    "scd": ("sCD",),
+    "sct": ("sCT",),
+    "mean-flow": ("MeanFlow",),
+    "tcm": ("TCM",),
+    "tcm-ect": ("TCM",),
 }
 ENDINGS = {"none": "", "el": "+EL", "regression": "", "regression+el": "+EL"}  # {supplement: ending of these names}
 SETS = {  # {data setting: (data set, conditional, resolution) in published.csv}
