@@ -44,6 +44,7 @@ MORE = {
     "clipped": ("sid", {}, {"optimiser": {"clip": 0.5, "warmup_images": 40}}),
     "fd": ("dmd", {"fd": {"population": 64, "axes": 20}}, {}),
     "drift": ("dmd", {"drift": {"real_ratio": 2}}, {}),
+    "a guided teacher": ("sid", {}, {"guided": {"weight": 1.5, "low": 0.3}, "labels": 3}),
     "fd without a base loss": ("alone", {"fd": {"weighting": "fixed"}}, {}),
 }  # fmt: skip
 LOSSES = [method for method in METHODS if contract.load_method(method).offers("generator_terms")]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from eldistill.sampling.guidance import describe
 from eldistill.tables import citations
 
 Section = dict[str, Any]
@@ -29,7 +30,7 @@ def model_card(
     lineage, source = about["lineage"], teacher.get("source") or {}
     licence = source.get("licence") or "that of its data and of its teacher; nothing else is claimed"
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
-    data = lineage["params"]["data"]
+    data, guidance = lineage["params"]["data"], lineage["params"].get("guidance")
     return f"""# {run}
 
 A one-step generator of images of shape {about["shape"]}, distilled from a diffusion teacher by the project eldistill
@@ -47,7 +48,7 @@ Needs torch and safetensors. {_steps(about)}
 
 * **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
 * **Classes**: {_classes(about)}
-* **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
+* **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`{_guidance(guidance, lineage)}
 * **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
 
 ## How it was trained
@@ -118,6 +119,15 @@ def _classes(about: Section) -> str:
         or f"numbers from 0 to {about['label_dim'] - 1}"
     )
     return listed + (f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else "")
+
+
+def _guidance(guidance: Section | None, lineage: Section) -> str:
+    # The line about a guided teacher; nothing without guidance.
+    if guidance is None:
+        return ""
+    guide = f"; sha256 of the other network: `{lineage['guide_sha256']}`" if lineage.get("guide_sha256") else ""
+    return f"""
+* **Guidance**: the teacher was {describe(guidance)}, D = D_guide + weight (D_teacher - D_guide){guide}"""
 
 
 # --- training -------------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from eldistill.data import dataset
 from eldistill.diffusion.draws import Draw, stream_seed
 from eldistill.errors import Problem
 from eldistill.numbers import make_numbers
-from eldistill.sampling import generators, teachers
+from eldistill.sampling import generators, guidance
 from eldistill.training.job import Job, Supplement
 from eldistill.training.machine import Machine
 
 COVERED_BY = "distil"
 Recipe = dict[str, Any]  # the `params` of a distil recipe
-Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.train_generator` explains
+Upstream = dict[str, Any]  # paths: images, teacher, guide, ensembles, pairs and start (see `run.train_generator`)
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,14 @@ class Parts:
 
     method: Method
     numbers: Any  # of the method
-    teacher: torch.nn.Module  # frozen
+    teacher: torch.nn.Module  # frozen: what losses evaluate, guided if the recipe says so
     metadata: dict[str, Any]  # of the teacher: config, codec, shape, label_dim, …
     reals: dataset.PackedImages  # train images
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The teacher's own network, which others are copied from; of a guided teacher the one that is guided."""
+        return guidance.networks_of(self.teacher)[0]
 
     @property
     def sigma_init(self) -> float:
@@ -49,7 +54,9 @@ def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     """Load method, teacher and images of a recipe to a device. Raises Problem if they do not fit together."""
     method = contract.load_method(recipe["method"]["file"])
     numbers = make_numbers(method, recipe["method"])
-    teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
+    teacher, metadata = guidance.load_teacher(
+        upstream["teacher"], recipe.get("guidance"), upstream.get("guide"), device
+    )
     if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
             f"{upstream['teacher']} was trained with codec {metadata['codec']}, but the data has {recipe['data']['codec']}; choose "
@@ -105,8 +112,8 @@ def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Mo
 def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
     """Make the networks that a run trains: the generator, and the further ones of the method."""
     key = stream_seed(seed, "initialisation")
-    generator = made.method.generator(made.teacher, start, made.numbers)
-    nets = {"generator": generator, **made.method.networks(made.teacher, made.numbers, key)}
+    generator = made.method.generator(made.network, start, made.numbers)
+    nets = {"generator": generator, **made.method.networks(made.network, made.numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(
             generator.state_dict()
@@ -173,7 +180,7 @@ def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine
             sigma_data=made.reals.sigma_data, seed=recipe["seed"], sigma_init=made.sigma_init, device=machine.device,
             ensemble=waiting.pop(0) if values.get("ensemble") else None,
             pairs=upstream["pairs"][pairs] if pairs else None, codec=recipe["data"]["codec"],
-            label_dim=made.reals.label_dim, micro_batch=machine.micro_batch, teacher=made.teacher,
+            label_dim=made.reals.label_dim, micro_batch=machine.micro_batch, teacher=made.network,
             reals=made.reals,
         )  # fmt: skip
         found.append(Supplement(name, module, numbers, module.prepare(numbers, setting)))

@@ -42,3 +42,8 @@ def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str,
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 3
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 3, "teacher": 0}

@@ -61,3 +61,8 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 8 + (numbers.images == "fresh")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 3 + (numbers.images == "fresh"), "teacher": 1}

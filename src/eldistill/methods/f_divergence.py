@@ -212,3 +212,10 @@ def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     extra = 2 if numbers.gradient == "expanded" else encoder * (numbers.weight_generator > 0)
     return (4 * numbers.every + 4 + extra + 6 * numbers.every * encoder + (numbers.images == "fresh")) / numbers.every
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    teacher = 2 if numbers.gradient == "expanded" else 1
+    generator = numbers.every + 2 + (numbers.images == "fresh")
+    return {"generator": generator / numbers.every, "teacher": teacher / numbers.every}

@@ -145,4 +145,9 @@ def objective(x, real, fake, logits, u, numbers: Numbers, solo: bool):
 
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
-    return 11 + 3 * encoder - (numbers.images == "reuse")
+    return 11 + numbers.sequential + 3 * encoder - (numbers.images == "reuse")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 4 - (numbers.images == "reuse"), "teacher": 2 + numbers.sequential}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from eldistill.plan import added_losses, sizes, unets
+from eldistill.plan import added_losses, guidance, sizes, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
 from eldistill.registry import defines, setting_fields, spaces
 
@@ -55,6 +55,11 @@ def check_teacher(params: Sections, where: str, teacher: Section) -> None:
                 f"{where}.augment",
                 f"is {teacher['augment']}, but network: {file} takes no augmentation labels; set augment to 0, or network to song or adm",
             )
+    if teacher["label_dropout"] and not data["labels"]:
+        raise Wrong(
+            f"{where}.label_dropout",
+            f"is {teacher['label_dropout']:g}, but data.{teacher['data']} has no labels; set it to 0, or labels to true",
+        )
     if teacher["state"] is not None:
         _state(where, teacher["state"], teacher["data"], data)
     if teacher["source"] is not None:
@@ -194,7 +199,7 @@ def _method(params: Sections, where: str, base: Section, data: str, setting: Sec
         raise Wrong(f"{where}: low", f"is {base['low']:g} and high {base['high']:g}; expected low below high")
     if "sigmas_2" in base:
         _consistency(where, base, data, setting)
-    _abilities(params, where, base, setting["teacher"])
+    _abilities(params, where, base, guidance.main_name(params, setting["teacher"]))
 
 
 def _consistency(where: str, base: Section, data: str, setting: Section) -> None:
