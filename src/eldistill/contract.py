@@ -20,6 +20,9 @@ generate returns D(sigma z; sigma) with z = batch.draw.normal("z", *batch.shape)
 sampler(numbers)["steps"]. A student with the weights of its teacher must give the teacher's image, which is checked before the
 first step. It is called with and without a graph. The student has an attribute `boundary` (networks/precond.py).
 
+A method file with OTHER_SIZE = True works with a generator that is smaller or larger than the teacher (`generator_network`, which
+distil/student.py makes): `generator` then gets that network as teacher, `networks` the teacher.
+
 Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
 trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
 fake_score, and target is set to the generator where a run starts from another one.

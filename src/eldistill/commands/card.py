@@ -54,7 +54,7 @@ Needs torch and safetensors. {_steps(about)}
 ## How it was trained
 
 * **Method** `{lineage["method"]}`: {_settings(lineage["params"]["method"])}
-{_supplements(lineage["params"]["supplements"], ensembles or {})}
+{_supplements(lineage["params"]["supplements"], ensembles or {})}{_student(about, teacher)}
 
 ## Licence
 
@@ -151,6 +151,17 @@ def _title(supplement: Section, ensemble: Section | None) -> str:
 def _settings(section: Section) -> str:
     # "key: value" of all settings, nested ones in braces.
     return ", ".join(f"{key}: {_value(value)}" for key, value in section.items() if key != "file")
+
+
+def _student(about: Section, teacher: Section) -> str:
+    # The line about a generator of another size than the teacher; nothing for one of the same size.
+    sizes = about["lineage"]["params"]["method"].get("generator_network")
+    if not sizes:
+        return ""
+    theirs = {key: teacher.get("config", {}).get(key) for key in sizes}
+    return f"""
+* **Network**: {_settings(sizes)}; the teacher has {_settings(theirs)}. It started with evenly spaced channels of the teacher, rescaled,
+  and a last layer that was fitted by least squares to the teacher's images of pure noise"""
 
 
 def _value(value: Any) -> str:

@@ -18,6 +18,7 @@ from eldistill import contract
 from eldistill.contract import Batch, Method, Nets, Progress, Setting
 from eldistill.data import dataset
 from eldistill.diffusion.draws import Draw, stream_seed
+from eldistill.distil import student
 from eldistill.errors import Problem
 from eldistill.numbers import make_numbers
 from eldistill.sampling import generators, guidance
@@ -109,10 +110,24 @@ def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Mo
     return begun.network, begun.metadata["n_images_before"] + begun.metadata["n_images"]
 
 
-def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
-    """Make the networks that a run trains: the generator, and the further ones of the method."""
+def make_networks(
+    made: Parts, start: torch.nn.Module | None, seed: int, sizes: dict[str, Any] | None = None
+) -> Nets:  # fmt: skip
+    """Make the networks that a run trains: the generator, and the further ones of the method.
+
+    sizes: those in which the generator's network differs from the teacher's. Raises Problem if a network does not fit.
+    """
     key = stream_seed(seed, "initialisation")
-    generator = made.method.generator(made.network, start, made.numbers)
+    if start is None:
+        own = student.resize(made.network, sizes, seed, made.sigma_init)
+    else:
+        own = made.network
+        if start.config != (wanted := student.config_of(own, sizes)):
+            raise Problem(
+                f"the generator of start_from has the network {start.config}, but this run asks for {wanted}; make generator_network "
+                "of both methods equal"
+            )
+    generator = made.method.generator(own, start, made.numbers)
     nets = {"generator": generator, **made.method.networks(made.network, made.numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(

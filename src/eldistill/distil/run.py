@@ -84,7 +84,7 @@ def _job(
     log: Callable[[str], None],
 ) -> Job:  # fmt: skip
     values, seed = recipe["method"], recipe["seed"]
-    nets = prepare.make_networks(parts, start, seed)
+    nets = prepare.make_networks(parts, start, seed, values.get("generator_network"))
     added = prepare.prepare_supplements(recipe, upstream, parts, machine)
     prepare.add_networks(nets, added, seed)
     prepare.set_dropout(nets, values["dropout"])

@@ -40,6 +40,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/f_divergence", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 # {divergence: r -> (h, h - r h')}, h = r^2 f''(r), and the f that it is of.
 DIVERGENCES: dict[str, Weights] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from eldistill.plan import added_losses, guidance, sizes, unets
+from eldistill.plan import added_losses, guidance, sizes, students, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
 from eldistill.registry import defines, setting_fields, spaces
 
@@ -199,6 +199,7 @@ def _method(params: Sections, where: str, base: Section, data: str, setting: Sec
         raise Wrong(f"{where}: low", f"is {base['low']:g} and high {base['high']:g}; expected low below high")
     if "sigmas_2" in base:
         _consistency(where, base, data, setting)
+    students.check_student(params, where, base, setting)
     _abilities(params, where, base, guidance.main_name(params, setting["teacher"]))
 
 
@@ -277,6 +278,12 @@ def _start(params: Sections, where: str, base: Section, data: str) -> None:
             f"{where}.start_from",
             f"is {base['start_from']}, whose generator starts from the noise level {its:g} on {data}, but {key} is {mine:g}; "
             f"set {key} to {its:g}",
+        )
+    if base["generator_network"] != begun["generator_network"]:
+        own, its = (str(each["generator_network"] or "null") for each in (base, begun))
+        raise Wrong(
+            f"{where}.start_from",
+            f"is {base['start_from']}, whose generator_network is {its} on {data}, but the one of this method is {own}; make them equal",
         )
     check_run(params, data, other, () if supplement == "none" else tuple(supplement.split("+")))
 

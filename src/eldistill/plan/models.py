@@ -153,6 +153,7 @@ class PlanOfModels(PlanOfData):
             f"methods/{method['file']}",
             *(f"supplements/{s['file']}" for s in supplements.values()),
             *by,
+            *(("student",) if method.get("generator_network") else ()),
         )
         pairs = [
             self.pairs(data["teacher"], each["pairs"], each.get("pairs_seed", 0))
