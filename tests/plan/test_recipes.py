@@ -345,6 +345,7 @@ USES = {
             "fid",
             "clean",
             "guidance",
+            "student",
         ),
         set(),
     ),
@@ -418,10 +419,10 @@ WITHOUT_RESULTS = {
     "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
     "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/checks", "plan/cluster",
     "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
-    "plan/gpus", "plan/guidance", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
+    "plan/gpus", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
     "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/run", "plan/schema",
-    "plan/sizes", "plan/teachers", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",
-    "tensors",
+    "plan/sizes", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",
+    "tensors", "plan/guidance", "plan/students", "plan/teachers",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from eldistill import contract, networks
+from eldistill.distil import student
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.numbers import make_numbers
@@ -102,7 +103,7 @@ def cost_of_run(plan: Plan, run: params.Run) -> dict:
     method, teacher = contract.load_method(values["file"]), plan.params.section("data", run.data)["teacher"]
     config, changes = network_of(plan, teacher), values["generator_network"]
     forward, encoder, parameters = operations(config)
-    other, _, own = operations(config | changes) if changes else (forward, encoder, parameters)
+    other, _, own = operations(student.config_of(config, changes)) if changes else (forward, encoder, parameters)
     guide, _, guides = _guide(plan, teacher)
     parts = [(method, values)]
     for name in run.supplements:

@@ -122,7 +122,7 @@ def make_networks(
         own = student.resize(made.network, sizes, seed, made.sigma_init)
     else:
         own = made.network
-        if start.config != (wanted := student.config_of(own, sizes)):
+        if start.config != (wanted := student.config_of(own.config, sizes)):
             raise Problem(
                 f"the generator of start_from has the network {start.config}, but this run asks for {wanted}; make generator_network "
                 "of both methods equal"

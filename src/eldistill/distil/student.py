@@ -42,15 +42,15 @@ RIDGE = 1e-6  # added to the normal equations, relative to their mean diagonal
 TRIPLES = ("qkv", "attn_qkv")  # layers whose outputs lie as [channel][query, key, value]
 
 
-def config_of(teacher: Denoiser, changes: dict[str, Any] | None) -> dict[str, Any]:
+def config_of(config: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, Any]:
     """The configuration of a generator: the teacher's with other sizes. Raises Problem if no such network can be built."""
     if not changes:
-        return dict(teacher.config)
+        return config
     try:
-        return dict(networks.outline({**teacher.config, **changes}).config)
+        return dict(networks.outline({**config, **changes}).config)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Problem(
-            f"params.yaml: generator_network is {changes}, with which no network {teacher.config['network']} can be built "
+            f"params.yaml: generator_network is {changes}, with which no network {config['network']} can be built "
             f"({str(error).rstrip('.')}); change it, or set it to null"
         ) from None
 
@@ -61,7 +61,7 @@ def resize(teacher: Denoiser, changes: dict[str, Any] | None, seed: int, sigma: 
     teacher: frozen, in eval mode. changes: keyword arguments of its network that differ. seed: of the run. sigma: noise level that
     the generator starts from. All processes of a run get the same weights. Raises Problem for sizes that do not fit.
     """
-    config = config_of(teacher, changes)
+    config = config_of(teacher.config, changes)
     if config == teacher.config:
         return teacher
     key = stream_seed(seed, "initialisation/generator")
@@ -73,8 +73,7 @@ def resize(teacher: Denoiser, changes: dict[str, Any] | None, seed: int, sigma: 
         if name in theirs and (found := fit_shape(theirs[name].cpu(), own.shape, name, random)) is not None:
             taken[name] = found
     made.load_state_dict(taken, strict=False)
-    device = next(teacher.parameters()).device
-    made = made.to(device).eval()
+    made = made.to(next(teacher.parameters())).eval()
     fit_last_layer(made, teacher, seed, sigma)
     return made.requires_grad_(False)
 
@@ -154,10 +153,10 @@ def fit_last_layer(net: Denoiser, teacher: Denoiser, seed: int, sigma: float) ->
     left, right = torch.zeros(unknowns, unknowns, dtype=torch.float64), torch.zeros(unknowns, net.img_channels).double()
     for first in range(0, count, size):
         given = _noise(net, Draw(seed, "student", first, min(size, count - first), device), sigma)
-        inputs = _patches(last_layer(net, *given)).cpu()
-        wanted = last_layer(teacher, *given).output.double().movedim(1, 0).flatten(1).cpu()
-        left += inputs @ inputs.T
-        right += inputs @ wanted.T
+        inputs = _patches(last_layer(net, *given))
+        wanted = last_layer(teacher, *given).output.double().movedim(1, 0).flatten(1)
+        left += (inputs @ inputs.T).cpu()
+        right += (inputs @ wanted.T).cpu()
     left += RIDGE * left.diagonal().mean() * torch.eye(unknowns, dtype=torch.float64)
     _install(net, probe.layer, torch.linalg.solve(left, right), left, right)
 
