@@ -13,7 +13,7 @@ from eldistill import __main__, networks
 from eldistill.commands import card, cost, export
 from eldistill.diffusion.draws import stream_seed
 from eldistill.distil import student
-from eldistill.errors import Problem
+from eldistill.errors import Problem, Stopped
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.registry import available, literal
@@ -187,7 +187,7 @@ def test_a_stopped_run_continues_bit_for_bit(bench):
     """The start is made again from the seed and replaced by the saved state."""
     whole = test_resume.Ending(bench.job("sid", folder="whole", steps=10, ticks=3, sizes=WIDER), after=99)
     whole.run()
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         test_resume.Ending(bench.job("sid", folder="parts", steps=10, ticks=3, sizes=WIDER), after=3).run()
     rest = loop.Loop(bench.job("sid", folder="parts", steps=10, ticks=3, sizes=WIDER))
     rest.run()

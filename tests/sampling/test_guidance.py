@@ -15,7 +15,7 @@ from eldistill import __main__
 from eldistill.commands import card, cost
 from eldistill.contract import Batch, Progress
 from eldistill.diffusion.draws import Draw
-from eldistill.errors import Problem
+from eldistill.errors import Problem, Stopped
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators, guidance
@@ -25,7 +25,7 @@ from eldistill.sampling.teachers import images_of_teacher, load_denoiser
 from eldistill.teacher import train
 from eldistill.tensors import load_tensors, save_tensors
 from eldistill.training import loop
-from tests import conftest
+from tests import conftest, test_resume
 from tests.distil import test_distil
 from tests.training import test_passes
 
@@ -174,6 +174,18 @@ def test_a_guided_teacher_changes_what_a_student_learns(bench, method):
     assert not torch.allclose(found[2.0], found[None], rtol=1e-6, atol=1e-6)
 
 
+def test_a_stopped_run_of_a_guided_teacher_continues_bit_for_bit(bench):
+    """Its networks are not part of the state: they are loaded again."""
+    guided = {"guided": {"weight": 2.0, "high": 5.0}, "steps": 10, "ticks": 3}
+    whole = test_resume.Ending(bench.job("sid", folder="whole", **guided), after=99)
+    whole.run()
+    with pytest.raises(Stopped):
+        test_resume.Ending(bench.job("sid", folder="parts", **guided), after=4).run()
+    rest = loop.Loop(bench.job("sid", folder="parts", **guided))
+    rest.run()
+    test_resume.assert_equal(rest, whole)
+
+
 # --- files ----------------------------------------------------------------------------------------------
 
 
@@ -311,6 +323,12 @@ def test_passes_without_a_label_need_label_dropout():
         plan_of(label_values(0.0))
 
 
+def asked(values: dict) -> dict:
+    """The same with a suite that has one run of the guided teacher."""
+    values["suites"]["tried"] = [{"data": ["digits-guided"], "methods": ["di"], "supplements": ["none"], "seeds": [0]}]
+    return values
+
+
 def test_a_second_pass_is_in_the_bill():
     """One pass of the guide for each of the teacher; a smaller one costs less, and a pass without a label as much."""
     values = guided_values()
@@ -323,6 +341,9 @@ def test_a_second_pass_is_in_the_bill():
         ]
         assert bills[1]["flop"] - bills[0]["flop"] == pytest.approx(bills[0]["images"] * teacher * small, rel=1e-9)
         assert bills[1]["weights"] > bills[0]["weights"] and bills[1]["disk"] == bills[0]["disk"]
+    assert [cost.guided_teachers(plan_of(each), "tried") for each in (asked(values), asked(guided_values(1.0)))] == [
+        ["the teacher guided is guided by worse with weight 2: each of its calls takes two passes, which are counted"], []
+    ]  # fmt: skip
     plan = plan_of(label_values())
     bills = [cost.cost_of_run(plan, plan.params.run(f"{data}/sid/none/0")) for data in ("labelled", "labelled-guided")]
     forward = cost.operations(cost.network_of(plan, "labelled"))[0]

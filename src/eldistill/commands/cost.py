@@ -26,6 +26,7 @@ from eldistill.numbers import make_numbers
 from eldistill.plan import guidance, params
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
+from eldistill.sampling.guidance import describe
 from eldistill.tensors import load_tensors
 
 TFLOPS = 60.0  # speed of an A100 in bfloat16, which follows from DMD2's 53 hours on seven of them
@@ -188,6 +189,17 @@ def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
     yield _line("all", whole, tflops, "", None)
 
 
+def guided_teachers(plan: Plan, suite: str) -> list[str]:
+    """A sentence about each guided teacher of a suite."""
+    names = dict.fromkeys(plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite))
+    found = {name: guidance.guidance_of(plan.params, name) for name in names}
+    return [
+        f"the teacher {name} is {describe(each)}: each of its calls takes two passes, which are counted"
+        for name, each in found.items()
+        if each
+    ]
+
+
 def _line(name: str, group: list[dict], tflops: float, images: str, flop: float | None, status: str = "") -> str:
     known = all(each["flop"] is not None for each in group)
     hours = _number(sum(each["flop"] for each in group) / tflops / 3.6e15) if known else "?"
@@ -261,6 +273,9 @@ def command(options, say) -> None:
         plan = Plan(params.load_params(), Identities(measured=True, say=say))
         say(describe_left(plan, options.suite, options.tflops))
         return
-    for line in cost_table(Plan(params.load_params()), options.suite, options.tflops):
+    plan = Plan(params.load_params())
+    for line in cost_table(plan, options.suite, options.tflops):
         say(line)
     say(f"\nHours of one GPU at {options.tflops:g} TFLOP/s; activations come on top of the weights' memory.")
+    for line in guided_teachers(plan, options.suite):
+        say(line)
