@@ -21,6 +21,7 @@ from eldistill.diffusion.draws import Draw, stream_seed
 from eldistill.distil import student
 from eldistill.errors import Problem
 from eldistill.numbers import make_numbers
+from eldistill.registry import literal
 from eldistill.sampling import generators, guidance
 from eldistill.training.job import Job, Supplement
 from eldistill.training.machine import Machine
@@ -53,7 +54,12 @@ class Parts:
 
 def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     """Load method, teacher and images of a recipe to a device. Raises Problem if they do not fit together."""
-    method = contract.load_method(recipe["method"]["file"])
+    file = recipe["method"]["file"]
+    method = contract.load_method(file)
+    if recipe["method"].get("generator_network") and not literal(f"methods/{file}", "OTHER_SIZE", False):
+        raise Problem(
+            f"params.yaml: the method {file} needs a generator of the teacher's size; set generator_network to null"
+        )
     numbers = make_numbers(method, recipe["method"])
     teacher, metadata = guidance.load_teacher(
         upstream["teacher"], recipe.get("guidance"), upstream.get("guide"), device
