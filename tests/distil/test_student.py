@@ -185,11 +185,11 @@ def test_every_method_that_says_so_trains_a_student_of_another_size(bench, metho
 
 def test_a_stopped_run_continues_bit_for_bit(bench):
     """The start is made again from the seed and replaced by the saved state."""
-    whole = test_resume.Ending(bench.job("sid", folder="whole", steps=10, ticks=3, sizes=WIDER), after=99)
+    whole = test_resume.Ending(test_resume.job_of(bench, "whole", {}, sizes=WIDER), after=99)
     whole.run()
     with pytest.raises(Stopped):
-        test_resume.Ending(bench.job("sid", folder="parts", steps=10, ticks=3, sizes=WIDER), after=3).run()
-    rest = loop.Loop(bench.job("sid", folder="parts", steps=10, ticks=3, sizes=WIDER))
+        test_resume.Ending(test_resume.job_of(bench, "parts", {}, sizes=WIDER), after=3).run()
+    rest = loop.Loop(test_resume.job_of(bench, "parts", {}, sizes=WIDER))
     rest.run()
     test_resume.assert_equal(rest, whole)
 

@@ -176,12 +176,12 @@ def test_a_guided_teacher_changes_what_a_student_learns(bench, method):
 
 def test_a_stopped_run_of_a_guided_teacher_continues_bit_for_bit(bench):
     """Its networks are not part of the state: they are loaded again."""
-    guided = {"guided": {"weight": 2.0, "high": 5.0}, "steps": 10, "ticks": 3}
-    whole = test_resume.Ending(bench.job("sid", folder="whole", **guided), after=99)
+    guided = {"guided": {"weight": 2.0, "high": 5.0}}
+    whole = test_resume.Ending(test_resume.job_of(bench, "whole", {}, **guided), after=99)
     whole.run()
     with pytest.raises(Stopped):
-        test_resume.Ending(bench.job("sid", folder="parts", **guided), after=4).run()
-    rest = loop.Loop(bench.job("sid", folder="parts", **guided))
+        test_resume.Ending(test_resume.job_of(bench, "parts", {}, **guided), after=4).run()
+    rest = loop.Loop(test_resume.job_of(bench, "parts", {}, **guided))
     rest.run()
     test_resume.assert_equal(rest, whole)
 
