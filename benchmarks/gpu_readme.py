@@ -147,8 +147,8 @@ def learning(items: dict) -> str:
 
 
 PARTS = {
-    "right": ("Right", right),
-    "fast": ("Fast", fast),
+    "right": ("Agreement with the CPU", right),
+    "fast": ("Time of an iteration", fast),
     "sampling": ("Sampling", sampling),
     "learning": ("Learning", learning),
 }

@@ -147,28 +147,40 @@ def fewer(row: dict[str, str]) -> str:
     middle = float(row["fewer_iterations"])
     word, sign = ("fewer", 1) if middle >= 0 else ("more", -1)
     if row["bound"]:
-        count = row["never"] if row["bound"] == "at least" else row["early"]
-        what = "never do" if row["bound"] == "at least" else "are there at the first snapshot"
+        never = row["bound"] == "at least"
+        what = f"never reached in {row['never']}" if never else f"reached at the first snapshot in {row['early']}"
         # A ratio that is at least R is at most 100 (1 - R) % fewer.
-        most = "at most" if (row["bound"] == "at least") == (word == "fewer") else "at least"
-        return f"{most} {abs(middle):.0f} % {word} ({count} of {row['pairs']} seeds {what})"
+        most = "at most" if never == (word == "fewer") else "at least"
+        return f"{most} {abs(middle):.0f} % {word} ({what} of {row['pairs']} seeds)"
     ends = sorted(sign * float(row[f"fewer_iterations_{end}"]) for end in ("low", "high"))
-    return f"{abs(middle):.0f} % {word} [{ends[0]:.0f}, {ends[1]:.0f}]"
+    return f"{abs(middle):.0f} % {word} [{round(ends[0])}, {round(ends[1])}]"
 
 
 def finding(read: Read) -> str:
     """The first screen of the README: how much sooner EL and the control are, each arm at its own learning rates."""
+    lines, rows = ["| to the baseline's distance | with EL | with the control |", "|---|---|---|"], []
+    for method in ("dmd", "di"):
+        for percent, where in ((50, "at half of its run"), (100, "at its end")):
+            rows += [speed_row(read, "speed", method, name, percent) for name in ("el", "pixel-mmd")]
+            lines.append(f"| {NAMES[method]}, {where} | {fewer(rows[-2])} | {fewer(rows[-1])} |")
+    first = (
+        f"**Finding** (8×8 digits, {rows[0]['pairs']} seeds, each arm at its own learning rates; Fréchet distance to held-out images in "
+        "the features of a small classifier; 95 % intervals in brackets). The control is the same loss on the pixels, without networks. "
+        "How many fewer iterations a run needs to the distance of its baseline, the same method without a supplement:"
+    )
+    last = (
+        f"{clear_savings(rows)} {networks_against_pixels(read)} {ends_with_teachers(read)} {kid_against_pixels(read)}"
+    )
+    return "\n".join([wrapped(first), *lines, "", wrapped(last)])
 
-    def both(method: str, percent: int) -> str:
-        el, control = (fewer(speed_row(read, "speed", method, name, percent)) for name in ("el", "pixel-mmd"))
-        return f"{el} with EL and {control} with the control"
 
-    pairs = speed_row(read, "speed", "dmd", "el", 50)["pairs"]
-    return wrapped(
-        f"**Finding** (8×8 digits, {pairs} seeds, each arm at its own learning rates, 95 % intervals in brackets; the control is the same "
-        f"loss on the pixels, without networks). Iterations to the distance that DMD has at half of its run: {both('dmd', 50)}; to that at "
-        f"its end: {both('dmd', 100)}. The same for Diff-Instruct: {both('di', 50)}; {both('di', 100)}. "
-        f"{networks_against_pixels(read)} {ends_with_teachers(read)}"
+def clear_savings(rows: list[dict[str, str]]) -> str:
+    """How many of the times that are shown differ clearly from the baseline's, after the correction over their table."""
+    clear = sum(bool(row["p_holm"]) and float(row["p_holm"]) < 0.05 for row in rows)
+    verb = "are" if clear > 1 else "is"
+    return (
+        f"After Holm's correction over [the table of all times](data/tables/speed/speed.md), {clear or 'none'} of these {len(rows)} {verb} "
+        "clear."
     )
 
 
@@ -180,13 +192,14 @@ def rates_that_train(read: Read) -> str:
         if row["diverged_runs"] == "0":
             arm = row["method"], row["supplement"]
             largest[arm] = max(largest.get(arm, 0.0), float(row["factor"]))
-    parts = [
-        f"{largest.get((method, 'el'), 0):g} with EL, {largest.get((method, 'pixel-mmd'), 0):g} with the control and "
-        f"{largest.get((method, 'none'), 0):g} without for {NAMES[method]}"
-        for method in ("dmd", "di")
-    ]
+    parts: dict[str, list[str]] = {}
+    for method in ("dmd", "di"):
+        el, control, none = (f"{largest.get((method, name), 0):g}" for name in ("el", "pixel-mmd", "none"))
+        words = f"{el} with EL, {control} with the control and {none} without"
+        parts.setdefault(words, []).append(NAMES[method])
+    found = "; ".join(f"{words}, for {' and '.join(methods)}" for words, methods in parts.items())
     tried = ", ".join(f"{factor:g}" for factor in sorted({float(row["factor"]) for row in rows}))
-    return f"Of the factors {tried}, the largest at which no run diverged is {', and '.join(parts)}."
+    return f"Of the factors {tried} on the learning rates, the largest at which no tuning run diverged is {found}."
 
 
 def speed_arms(read: Read) -> str:
@@ -217,7 +230,7 @@ def variants(read: Read) -> str:
     lines = [["", *(NAMES[method.partition("-")[0]] for method in methods)], ["---", *["---:"] * len(methods)]]
     for supplement in dict.fromkeys(row["supplement"] for row in rows):
         found = {row["method"]: float(row["percent"]) for row in rows if row["supplement"] == supplement}
-        lines.append([f"`{supplement}`", *(f"{found[method]:+.1f} %" for method in methods)])
+        lines.append([f"`{supplement}`", *(f"{round(found[method], 1) + 0:+.1f} %" for method in methods)])
     clear = sum(float(row["p_holm"]) < 0.05 for row in rows)
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -237,8 +250,8 @@ def networks_against_pixels(read: Read) -> str:
     clear = [row for row in rows if float(row["p_holm"]) < 0.05]
     sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
     if not clear:
-        return f"EL and the control differ clearly in none of {len(rows)} comparisons of times (Holm)."
-    return f"EL and the control differ clearly in {len(clear)} of {len(rows)} comparisons (Holm); EL is sooner in {sooner}."
+        return f"EL and the control differ clearly in none of {len(rows)} tests of times."
+    return f"EL and the control differ clearly in {len(clear)} of {len(rows)} tests of times; EL is sooner in {sooner}."
 
 
 def pooled(read: Read, study: str, supplement: str) -> dict[str, str]:
@@ -268,6 +281,23 @@ def ends_with_teachers(read: Read) -> str:
     )
 
 
+def kid_against_pixels(read: Read) -> str:
+    """KID of the runs of the study `central`, where the Fréchet distance decides: means over teachers, paired by training seed."""
+    column, values = "kid5k_judge-a_heldout", {}
+    for row in rows_of(read("data/tables/ablation/central.runs.csv")):
+        values.setdefault(row["supplement"], {}).setdefault(row["seed"], []).append(float(row[column]))
+    means = {name: {seed: statistics.mean(each) for seed, each in seeds.items()} for name, seeds in values.items()}
+    middle, low, high = interval([means["el"][seed] - means["pixel-mmd"][seed] for seed in means["el"]])
+    none, el, control = (statistics.mean(means[name].values()) for name in ("none", "el", "pixel-mmd"))
+    ranks = {"lower": "ranks EL before the control too", "higher": "ranks the control before EL"}
+    rank = ranks.get(verdict(low, high), "does not distinguish EL from the control")
+    middle, low, high = (f"{float(each):.2g}" for each in (middle, low, high))
+    return (
+        f"KID in the same features {rank}: {none:.3f} without, {el:.3f} with EL, {control:.3f} with the control (EL minus control "
+        f"{middle} [{low}, {high}], not corrected)."
+    )
+
+
 def central(read: Read) -> str:
     """The central study with its tests of equivalence, in sentences."""
     control = pooled(read, "central", "el")
@@ -280,7 +310,39 @@ def central(read: Read) -> str:
     return wrapped(
         f"{ends_with_teachers(read)} The control alone is {against(plain, 'without')}. Equivalence of EL and the control within "
         f"{margin:g} % is {'shown' if shown else 'not shown'} (p = {float(control['p_equivalent_holm']):.2g}, Holm). By teacher and "
-        f"feature space EL is lower than the control in {lower} of {len(judges)} means, and clearly in {clear} (uncorrected, exploratory)."
+        f"feature space EL is lower than the control in {lower} of {len(judges)} means, and clearly in {clear} (uncorrected, exploratory). "
+        f"{kid_against_pixels(read)}"
+    )
+
+
+def percent_with_interval(row: dict[str, str]) -> str:
+    """ "-4.7 % [-19, +10]": a difference in percent of the baseline, with its 95 % interval."""
+    scale = float(row["percent"]) / float(row["difference"])
+    ends = sorted(scale * float(row[end]) for end in ("low", "high"))
+    return f"{round(float(row['percent']), 1) + 0:+.1f} % [{round(ends[0]):+d}, {round(ends[1]):+d}]"
+
+
+def changes(read: Read, study: str) -> str:
+    """A study of the kind `contrast` with one method: each arm against the baseline, the lowest distance first."""
+    rows = [row for row in rows_of(read(f"data/tables/ablation/{study}.csv")) if row["percent"]]
+    clear = [row for row in rows if float(row["p_holm"]) < 0.05]
+    lower = [row for row in clear if float(row["percent"]) < 0]
+    lines = [["", "difference of the last distance", "p (Holm)"], ["---", "---:", "---:"]]
+    for row in sorted(rows, key=lambda row: float(row["percent"])):
+        p = float(row["p_holm"])
+        lines.append([f"`{row['supplement']}`", percent_with_interval(row), f"{p:.2g}" if p < 1 else "1"])
+
+    def named(those: list[dict[str, str]]) -> str:
+        return ", ".join(f"`{row['supplement']}`" for row in those) or "none"
+
+    worse = [row for row in clear if row not in lower]
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n\n"
+        + wrapped(
+            f"Of these {len(rows)} differences ({rows[0]['pairs']} seeds, Holm), {len(clear)} are clear. Clearly lower: {named(lower)}. "
+            f"Clearly higher: {named(worse)}."
+        )
     )
 
 
@@ -293,9 +355,7 @@ def variants_fresh(read: Read) -> str:
         cells = []
         for method in methods:
             row = next(each for each in rows if (each["method"], each["supplement"]) == (method, supplement))
-            scale = float(row["percent"]) / float(row["difference"])
-            ends = sorted(scale * float(row[end]) for end in ("low", "high"))
-            cells.append(f"{float(row['percent']):+.1f} % [{ends[0]:+.0f}, {ends[1]:+.0f}]")
+            cells.append(percent_with_interval(row))
         lines.append([f"`{supplement}`", *cells])
     clear = sum(float(row["p_holm"]) < 0.05 for row in rows)
     return (
@@ -313,9 +373,9 @@ def demo_reading(read: Read) -> str:
     seeds = table(text)[1]["di/el"][1]
     low, high = standard_errors(text)
     return wrapped(
-        f"{seeds} seeds are as many as fit into six minutes, and too few for intervals. Each arm has a standard error from sampling "
-        f"images, 360 of them held out, of {low} to {high}, which is partly shared. {rates_that_train(read)} {bench_short(read)} "
-        f"{papers_figure(read)}"
+        f"{seeds} seeds are as many as fit into six minutes, and too few for intervals. The standard error of a distance from "
+        f"sampling images, 360 of them held out, is {low} to {high}. {rates_that_train(read)} "
+        f"{bench_short(read)} {papers_figure(read)}"
     )
 
 
@@ -323,8 +383,8 @@ def standard_errors(text: str) -> tuple[str, str]:
     """The smallest and the largest standard error of the arms' distances, from sampling images."""
     header, rows = table(text)
     place = header.index("fdse judge-a held-out")
-    errors = sorted((row[place].split(" ± ")[0] for name, row in rows.items() if name.startswith("di/")), key=float)
-    return errors[0], errors[-1]
+    errors = sorted((row[place].split(" ± ")[0] for name, row in rows.items() if "/" in name), key=float)
+    return f"{float(errors[0]):.3g}", f"{float(errors[-1]):.3g}"
 
 
 def demo_error(read: Read) -> str:
@@ -332,8 +392,8 @@ def demo_error(read: Read) -> str:
     low, high = standard_errors(read("data/tables/demo/main.md"))
     return wrapped(
         f"Intervals cover training seeds only. The standard error of a distance from sampling images (`fdse`), 360 of them held out, "
-        f"is {low} to {high} for each arm of Diff-Instruct, which is about as large as the differences above. All arms share the "
-        "held-out images, so this error cancels partly in a difference. How much was not measured."
+        f"is {low} to {high} for the arms above. All arms share the held-out images, so this error cancels partly in a difference. How "
+        "much was not measured."
     )
 
 
@@ -362,8 +422,7 @@ def misquotes(read: Read) -> str:
 
 def demo_sentences(read: Read) -> str:
     """All comparisons of the demo, as its page has them."""
-    lines = re.findall(r"^- dm?[id]/[\w-]+: fd.*$", read("data/tables/demo/main.md"), re.M)
-    return "\n".join(line for line in lines if " none" in line or "pixel-mmd:" in line) + "\n"
+    return "\n".join(re.findall(r"^- [\w-]+/[\w-]+: fd.*$", read("data/tables/demo/main.md"), re.M)) + "\n"
 
 
 # --- bench ----------------------------------------------------------------------------------------------
@@ -386,6 +445,13 @@ def bench_means(read: Read, column: str) -> dict[tuple[str, str], float]:
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student, 97.5 %
 
 
+def interval(differences: list[float]) -> tuple[str, str, str]:
+    """Mean of paired differences and the ends of its 95 % t-interval."""
+    middle = statistics.mean(differences)
+    half = T95[len(differences) - 1] * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{middle:.3g}", f"{middle - half:.3g}", f"{middle + half:.3g}"
+
+
 def paired(read: Read, suite: str, column: str, arm: str, base: str) -> tuple[str, str, str]:
     """Difference of two arms, paired by seed, and its 95 % t-interval, from the runs of a suite."""
     values: dict[str, dict[str, float]] = {arm: {}, base: {}}
@@ -393,9 +459,7 @@ def paired(read: Read, suite: str, column: str, arm: str, base: str) -> tuple[st
         if (name := f"{row['method']}/{row['supplement']}") in values:
             values[name][row["seed"]] = float(row[column])
     differences = [values[arm][seed] - values[base][seed] for seed in values[arm] if seed in values[base]]
-    middle = statistics.mean(differences)
-    half = T95[len(differences) - 1] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{middle:.3g}", f"{middle - half:.3g}", f"{middle + half:.3g}"
+    return interval(differences)
 
 
 def listed(names: list[str]) -> str:
@@ -436,25 +500,37 @@ def supplement_counts(read: Read) -> list[str]:
     lower = {
         part: [m for m in methods if each[m, "el"] < each[m, "none"]] for part, each in (("h", means), ("t", train))
     }
-    clear = [m for m in methods if verdict(*comparison(text, f"{m}/el", "fd5k_judge-a_heldout", "none")[1:]) == "lower"]
-    apart = [
-        m for m in methods
-        if verdict(*comparison(text, f"{m}/el", "fd5k_judge-a_heldout", "pixel-mmd")[1:]) != "not distinguishable"
-    ]  # fmt: skip
     ahead = [m for m in methods if means[m, "el"] < means[m, "pixel-mmd"]]
     return [
         f"With EL the mean distance in the features of judge-a is lower than without for {len(lower['h'])} of {len(methods)} "
-        f"methods on held-out images and for {len(lower['t'])} on train images. On held-out images the 95 % interval excludes "
-        f"zero for {listed(clear)}.",
-        f"`el` has a lower mean than the control `pixel-mmd` for {len(ahead)} of {len(methods)} methods. The interval of that "
-        f"difference excludes zero for {listed(apart)}.",
+        f"methods on held-out images and for {len(lower['t'])} on train images. On held-out images the 95 % interval of the difference, "
+        f"not corrected, {excludes_zero(text, methods, 'none')}.",
+        f"Against the control `pixel-mmd`, `el` has a lower mean for {len(ahead)} of {len(methods)} methods, and the interval "
+        f"{excludes_zero(text, methods, 'pixel-mmd')}.",
     ]
+
+
+def excludes_zero(text: str, methods: list[str], other: str) -> str:
+    """For which methods EL is clearly lower, and for which clearly higher, than another supplement on held-out images."""
+    found = {m: verdict(*comparison(text, f"{m}/el", "fd5k_judge-a_heldout", other)[1:]) for m in methods}
+    parts = [
+        f"for {listed([m for m in methods if found[m] == word])} (EL {word})"
+        for word in ("lower", "higher")
+        if word in found.values()
+    ]
+    return f"excludes zero {' and '.join(parts)}" if parts else "includes zero for all"
 
 
 def bench_short(read: Read) -> str:
     """The bench in two sentences."""
-    first, second = supplement_counts(read)
-    return f"In the bench, {first[0].lower()}{first[1:]} {second}"
+    text, means = read("data/tables/bench/main.md"), bench_means(read, "fd5k_judge-a_heldout")
+    methods = sorted({method for method, supplement in means if supplement == "el"})
+    none, control = (sum(means[m, "el"] < means[m, other] for m in methods) for other in ("none", "pixel-mmd"))
+    return (
+        f"In the bench, EL has a lower mean than `none` for {none} of {len(methods)} methods, and the interval, not corrected, "
+        f"{excludes_zero(text, methods, 'none')}. It has a lower mean than the control for {control}, and the interval "
+        f"{excludes_zero(text, methods, 'pixel-mmd')}."
+    )
 
 
 def precision_and_recall(read: Read) -> str:
@@ -578,8 +654,7 @@ def speed(read: Read) -> str:
 
 def speed_gpu(read: Read) -> str:
     """What a GPU measured: correctness, an iteration by precision, EL's share, and sampling."""
-    name = re.findall(r"all numbers are in \[([^]]+)\]", read("benchmarks/gpu/README.md"))[0]
-    found = json.loads(read(f"benchmarks/gpu/{name}"))
+    found = json.loads(read(newest_gpu(read)))
     parts = {
         part: {item: row for item, row in values["items"].items() if row["status"] == "done"}
         for part, values in found["parts"].items()
@@ -604,6 +679,26 @@ def speed_gpu(read: Read) -> str:
         f"convolutions (`benchmark`). The one-step generator makes {sampled['one step, images/s']:,.0f} images per second, its "
         f"teacher {sampled['Heun, 18 steps, images/s']:,.0f} in 18 steps of Heun's method."
     )
+
+
+def gpu_day_hours(read: Read) -> str:
+    """The hours of one run of the suite gpu-day at the speed that a GPU was measured at."""
+    found = json.loads(read(newest_gpu(read)))
+    images = int(re.findall(r"sid-day: .*n_images: (\d+)", read("params.yaml"))[0])
+    rows = {
+        kind: found["parts"]["fast"]["items"][f"ddpmpp-cifar10, batch 256, sid/none, {kind}"]
+        for kind in ("float32", "tf32")
+    }
+    plain, rounded = (images / 256 * row["milliseconds"] / 3.6e6 for row in rows.values())
+    return wrapped(
+        f"At the speed of [one {found['device']['name']}](speed.md#on-a-gpu), a training of `sid-day/none` takes {plain:.1f} hours in "
+        f"float32 and {rounded:.1f} with `distil.tf32: true`. The other two methods were not measured in float32."
+    )
+
+
+def newest_gpu(read: Read) -> str:
+    """The path of the JSON that benchmarks/gpu/README.md was made from."""
+    return "benchmarks/gpu/" + re.findall(r"all numbers are in \[([^]]+)\]", read("benchmarks/gpu/README.md"))[0]
 
 
 def evaluation_cost(read: Read) -> str:
@@ -652,9 +747,8 @@ def shared_gpu(found: dict) -> str:
     seconds = statistics.median(each["seconds_wall"] for each in runs)
     minutes = max(each["seconds_wall"] for each in teachers) / 60
     return (
-        f"With {len(runs)} of them at once on one {found['device']} a training of {runs[0]['iterations']} iterations took "
-        f"{seconds:.0f} s; the {len(teachers)} teachers took {minutes:.0f} minutes beside each other. Such small networks keep "
-        "processors busy and leave the GPU idle."
+        f"One {found['device']} trained {len(runs)} generators at once, each of {runs[0]['iterations']} iterations, in about "
+        f"{seconds:.0f} s, and the {len(teachers)} teachers at once in {minutes:.0f} minutes."
     )
 
 
@@ -675,11 +769,14 @@ def colour_gpu(read: Read) -> str:
     ):
         row = [cells[supplement, method][f"fd5k_{space}_heldout"] for space in spaces for method in methods]
         lines.append([f"`{supplement}`", *(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in row)])
-    best = {
-        supplement: max(cells[supplement, method]["recall5k_judge-a_heldout"] for method in methods)
-        for supplement, _ in cells
-    }
-    with_one = sorted(value for name, value in best.items() if name != "none")
+    recall = {cell: metrics["recall5k_judge-a_heldout"] for cell, metrics in cells.items()}
+    alone = max(recall["none", method] for method in methods)
+    parts = []
+    for method in (methods[0], methods[-1]):
+        values = sorted(
+            value for (supplement, each), value in recall.items() if supplement != "none" and each == method
+        )
+        parts.append(f"{values[0]:.2g} to {values[-1]:.2g} at ×{method.rpartition('-r')[2]}")
     teacher = " and ".join(
         f"{found['teacher'][f'fd5k_{space}_heldout']:.3g} in {title}" for space, title in spaces.items()
     )
@@ -687,8 +784,8 @@ def colour_gpu(read: Read) -> str:
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
         + "\n\n"
         + wrapped(
-            f"The teacher in 18 steps has {teacher}. The largest recall (judge-a) at one of these factors is {best['none']:.2g} without a "
-            f"supplement and {with_one[0]:.2g} to {with_one[-1]:.2g} with one. {shared_gpu(found)}"
+            f"The teacher in 18 steps has {teacher}. Recall (judge-a) is at most {alone:.2g} at each of these factors without a "
+            f"supplement, and with one it is {' and '.join(parts)}. {shared_gpu(found)}"
         )
     )
 
@@ -705,10 +802,12 @@ MADE: dict[str, Callable[[Read], str]] = {
     "speed-arms": speed_arms,
     "variants": variants,
     "variants-fresh": variants_fresh,
+    "mechanism": lambda read: changes(read, "mechanism"),
     "central": central,
     "colour-gpu": colour_gpu,
     "speed": speed,
     "speed-gpu": speed_gpu,
+    "gpu-day-hours": gpu_day_hours,
     "evaluation-cost": evaluation_cost,
     "embedding-cost": embedding_cost,
     "landmarks": landmarks,

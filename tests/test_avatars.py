@@ -250,7 +250,7 @@ def test_the_times_are_read_in_the_space_that_ranks(shipped):
 
 def test_the_page_says_whether_the_studies_have_tables():
     listed = subprocess.run(["git", "ls-files", "data/tables/colour"], cwd=ROOT, capture_output=True, text=True).stdout
-    page = (ROOT / "docs/your-images.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/colour.md").read_text(encoding="utf-8")
     pages = [name for name in listed.splitlines() if name.endswith(".md")]  # kept results are no table
     assert ("No study of this suite has a table in git yet." in page) == (not pages)
 

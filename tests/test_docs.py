@@ -25,6 +25,7 @@ from eldistill.tables import published
 from tests import conftest
 from tests.conftest import ROOT, read_yaml
 from tests.project import Project, bins, tracked  # noqa: F401  (bins is a fixture)
+from tests.test_messages import AVOIDED
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 EVERY = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -78,7 +79,10 @@ def test_commands_of_the_package_are_understood():
             options.word == "distil" and "/my_method/" not in options.name
         ):  # test_workflow.py adds this method to a copy
             assert PARAMS.run(options.name)
-        if options.word in ("plan", "cost", "fetch") and (suite := getattr(options, "suite", None)) != "mine":
+        if options.word in ("plan", "cost", "fetch") and (suite := getattr(options, "suite", None)) not in (
+            "mine",
+            "mine-rates",
+        ):
             assert suite in {*PARAMS.values["suites"], "SUITE", None}, words
 
 
@@ -97,7 +101,7 @@ def test_commands_of_snakemake_are_understood():
             if option == "--profile" and value not in ("~/mine",):
                 assert (ROOT / value / "config.yaml").exists(), words
             if value.startswith("suite="):
-                assert value.removeprefix("suite=") in {*PARAMS.values["suites"], "NAME", "mine"}, words
+                assert value.removeprefix("suite=") in {*PARAMS.values["suites"], "NAME", "mine", "mine-rates"}, words
     for suite in re.findall(r"ELDISTILL_SUITE=([\w-]+)", "\n".join(EVERY.values())):
         assert suite in {*PARAMS.values["suites"], "mine"}
 
@@ -155,6 +159,35 @@ def test_the_entry_of_the_catalog_has_the_catalogs_keys():
     entry = read_yaml((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
     assert set(entry) == {"usage"} and set(entry["usage"]["mandatory-flags"]) == {"desc", "flags"}
     assert set(entry["usage"]) == {"mandatory-flags", "software-stack-deployment", "report"}
+
+
+@pytest.mark.parametrize("name", [*EVERY, "benchmarks/README.md", "benchmarks/gpu/README.md", "params.yaml", "workflow/params/paper.yaml",
+                                  "workflow/params/ablation.yaml", "workflow/params/colour.yaml"])  # fmt: skip
+def test_pages_avoid_the_words_that_messages_avoid(name):
+    """The words that tests/test_messages.py keeps out of messages and docstrings."""
+    text = EVERY.get(name) or (ROOT / name).read_text(encoding="utf-8")
+    assert [found[0] for found in AVOIDED.finditer(text)] == []
+
+
+def test_the_glossary_is_in_the_order_of_the_alphabet():
+    """Each word once, so that a reader finds it."""
+    words = [
+        re.sub(r"[^a-z0-9 -]", "", word.lower())
+        for word in re.findall(r"^\| ([^|]+) \|", PAGES["glossary.md"], re.M)[1:]
+    ]
+    assert words == sorted(set(words)) and len(words) > 40
+
+
+def test_the_commits_that_departures_name_exist():
+    """Each table and each change of a rule that docs/limits.md names can be looked up."""
+    if (
+        subprocess.run(["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True).stdout
+        != "false\n"
+    ):
+        pytest.skip("no complete history here")
+    named = re.findall(r"`([0-9a-f]{7})`", PAGES["limits.md"].split("## Departures from the protocol")[1])
+    found = [subprocess.run(["git", "cat-file", "-e", f"{name}^{{commit}}"], cwd=ROOT).returncode for name in named]
+    assert len(named) > 5 and not any(found)
 
 
 # --- the site ---------------------------------------------------------------------------------------------

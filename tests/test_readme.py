@@ -113,33 +113,46 @@ def speed_tables(first: str, holm: str = "0.5") -> dict[str, str]:
     head = "data,supplement,pairs,percent,low,high,p_holm\n"
     tables["data/tables/ablation/el-against-none.csv"] = f'{head}"digits, 3 teachers",el,10,-29.3,-37.1,-21.5,0.001\n'
     tables["data/tables/ablation/central.csv"] = f'{head}"digits, 3 teachers",el,10,{CONTROL}\n'
+    tables["data/tables/ablation/central.runs.csv"] = kid_runs(0.2, 0.1)
     return tables
+
+
+def kid_runs(el: float, control: float) -> str:
+    """Runs of two teachers and three seeds, whose KID with EL and with the control is about this."""
+    rows = [
+        f"{data},{name},{seed},{value + 0.001 * seed * (name == 'el')}"
+        for data in ("digits", "digits-t1") for name, value in (("none", 0.3), ("el", el), ("pixel-mmd", control)) for seed in range(3)
+    ]  # fmt: skip
+    return "data,supplement,seed,kid5k_judge-a_heldout\n" + "\n".join(rows) + "\n"
 
 
 CONTROL = "-5.8,-10.3,-1.3,0.018"
 
 
 @pytest.mark.parametrize(("row", "words"), [
-    ("0,0,,0.57,43.2,30.1,54.4", "43 % fewer [30, 54] with EL and 10 % fewer [5, 15] with the control"),
-    ("0,0,,1.5,-50,-90,-20", "50 % more [20, 90] with EL"),
-    ("2,0,at least,0.8,20,,", "at most 20 % fewer (2 of 5 seeds never do) with EL"),
-    ("0,1,at most,0.4,60,,", "at least 60 % fewer (1 of 5 seeds are there at the first snapshot) with EL"),
-    ("0,0,,,,,", "a number that the snapshots do not tell with EL"),
+    ("0,0,,0.57,43.2,30.1,54.4", "43 % fewer [30, 54] | 10 % fewer [5, 15]"),
+    ("0,0,,0.57,43.2,-0.2,54.4", "43 % fewer [0, 54] | 10 % fewer [5, 15]"),
+    ("0,0,,1.5,-50,-90,-20", "50 % more [20, 90]"),
+    ("2,0,at least,0.8,20,,", "at most 20 % fewer (never reached in 2 of 5 seeds)"),
+    ("0,1,at most,0.4,60,,", "at least 60 % fewer (reached at the first snapshot in 1 of 5 seeds)"),
+    ("0,0,,,,,", "a number that the snapshots do not tell"),
 ])  # fmt: skip
 def test_the_finding_follows_the_numbers_wherever_they_go(row, words):
     """Sooner, later, a bound without an interval, or nothing that could be measured."""
     tables = speed_tables(f"time,dmd,el,50,2,5,{row},0.5,,")
     text = " ".join(renew.finding(tables.__getitem__).split())
-    assert words in text and "differ clearly in none of" in text
+    assert f"| DMD, at half of its run | {words} |" in text or f"| DMD, at half of its run | {words} | 10 %" in text
+    assert "differ clearly in none of" in text and "none of these 8 is clear" in text
     assert (
         "EL is 29 % lower [22, 37] than without and 5.8 % lower [1.3, 10.3] than with the control (p = 0.018)" in text
     )
-    assert "4 with EL, 4 with the control and 1 without for DMD" in renew.rates_that_train(tables.__getitem__)
+    rates = "4 with EL, 4 with the control and 1 without, for DMD and Diff-Instruct."
+    assert renew.rates_that_train(tables.__getitem__).endswith(rates)
 
 
 def test_the_finding_says_when_networks_differ_from_pixels():
     tables = speed_tables("time,dmd,el,50,2,5,0,0,,1.2,-20,-30,-10,0.01,,", "0.01")
-    assert "differ clearly in 4 of 4 comparisons (Holm); EL is sooner in 3." in renew.networks_against_pixels(
+    assert "differ clearly in 4 of 4 tests of times; EL is sooner in 3." in renew.networks_against_pixels(
         tables.__getitem__
     )
 
@@ -153,6 +166,47 @@ def test_the_end_is_called_lower_only_where_it_is_clear(numbers, words):
     """After Holm's correction, whatever the single interval says."""
     row = dict(zip(("percent", "low", "high", "p_holm"), map(str, numbers), strict=True))
     assert renew.against(row, "with the control") == words
+
+
+def test_savings_are_called_clear_only_after_the_correction():
+    """A single interval that excludes zero is not enough; a time without a test is never clear."""
+    rows = [{"p_holm": holm} for holm in ("0.3", "", "0.05")]
+    assert renew.clear_savings(rows).endswith("none of these 3 is clear.")
+    assert renew.clear_savings([*rows, {"p_holm": "0.01"}]).endswith("1 of these 4 is clear.")
+
+
+@pytest.mark.parametrize(("el", "control", "words"), [
+    (0.2, 0.1, "ranks the control before EL: 0.300 without, 0.201 with EL, 0.100 with the control"),
+    (0.1, 0.2, "ranks EL before the control too"), (0.1, 0.1005, "does not distinguish EL from the control"),
+])  # fmt: skip
+def test_a_second_metric_is_quoted_beside_the_first_whatever_it_says(el, control, words):
+    """The finding ranks by the Fréchet distance; KID of the same runs stands beside it."""
+    assert words in renew.kid_against_pixels(
+        {"data/tables/ablation/central.runs.csv": kid_runs(el, control)}.__getitem__
+    )
+
+
+def test_a_clear_difference_is_quoted_with_its_direction():
+    """Where EL is clearly worse, the page says so, as it does where EL is clearly better."""
+    line = "- {}/el: fd5k_judge-a_heldout is {} [{}, {}] (p = 0.01)."
+    text = "\n".join((
+        line.format("a", "lower than none by 1", 0.5, 1.5), line.format("b", "higher than none by 1", 0.5, 1.5),
+        line.format("c", "not distinguishable from none: difference 1", -1, 3),
+    ))  # fmt: skip
+    assert (
+        renew.excludes_zero(text, ["a", "b", "c"], "none") == "excludes zero for `a` (EL lower) and for `b` (EL higher)"
+    )
+    assert renew.excludes_zero(text, ["c"], "none") == "includes zero for all"
+
+
+def test_no_comparison_of_the_demo_is_left_out():
+    """Of the distances: those of a page that are clear, and those that are not."""
+    page = "\n".join(
+        f"- dmd/el: fd5k_judge-a_heldout is {words}" for words in ("lower than pixel-mmd by 1", "higher than none by 1")
+    )
+    assert (
+        renew.demo_sentences({"data/tables/demo/main.md": f"# x\n{page}\n- dmd/el: kid 1\n"}.__getitem__) == f"{page}\n"
+    )
 
 
 def test_what_an_interval_allows_to_say():
@@ -367,6 +421,22 @@ def test_the_example_of_own_data_is_valid(name):
     example = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", PAGES[name], re.S).group(1))
     values = schema.merge_mappings(PARAMS, example)
     assert [str(run) for run in params.from_values(values, ROOT).runs("mine")][0] == "mine/di/none/0"
+
+
+def test_the_example_of_rates_is_valid():
+    """The last YAML of the section on learning rates, merged with that of the data: each arm at four factors, and at its own."""
+    page = PAGES["docs/your-images.md"]
+    data = yaml.safe_load(re.search(r"```yaml\n(data:.*?)```", page, re.S)[1])
+    suites = yaml.safe_load(re.findall(r"```yaml\n(suites:\n  mine-rates:.*?)```", page, re.S)[-1])
+    values = schema.merge_mappings(schema.merge_mappings(PARAMS, data), suites)
+    values["distil"]["methods"]["di"]["per_data"]["mine"]["rates"] = {"none": 1, "el": 2, "pixel-mmd": 2}
+    made = params.from_values(values, ROOT)
+    runs = [str(run) for run in made.runs("mine-rates")]
+    assert len(runs) == 4 * 3 * 2 + 3 * 5 and "mine/di-r4/el/100" in runs and "mine/di/el/4" in runs
+    assert "speed" in made.studies("mine-rates")
+    assert set(made.values["tables"]["tuning"]) >= {100, 101} and not {0, 1, 2, 3, 4} & set(
+        made.values["tables"]["tuning"]
+    )
 
 
 @pytest.mark.parametrize("word", ["machine", "registry"])
