@@ -47,7 +47,8 @@ def config_of(config: dict[str, Any], changes: dict[str, Any] | None) -> dict[st
     if not changes:
         return config
     try:
-        return dict(networks.outline({**config, **changes}).config)
+        outline: Denoiser = networks.outline({**config, **changes})
+        return dict(outline.config)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Problem(
             f"params.yaml: generator_network is {changes}, with which no network {config['network']} can be built "

@@ -7,6 +7,7 @@ and checks the files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from eldistill.errors import quoted
@@ -17,22 +18,26 @@ Section = dict[str, Any]
 OWN = ("data", "guidance", "steps", "check")  # keys that count for a guided teacher
 
 
-class Sections(Protocol):
-    """The part of params.Params that these functions use."""
-
-    values: dict[str, Any]
-    definitions: dict[str, dict[str, Any]]
+class Resolved(Protocol):
+    """The part of params.Params that gives resolved sections."""
 
     def peek(self, kind: str, name: str, data: str | None = None) -> Section: ...
 
 
-def main_name(params: Sections, name: str) -> str:
+class Sections(Resolved, Protocol):
+    """The part of params.Params that the checks use."""
+
+    values: dict[str, Any]
+    definitions: dict[str, dict[str, Any]]
+
+
+def main_name(params: Resolved, name: str) -> str:
     """The teacher whose network and file a teacher has: itself, or the one that is guided."""
     guidance = params.peek("teacher", name)["guidance"]
     return name if guidance is None else guidance["of"]
 
 
-def guidance_of(params: Sections, name: str) -> Section | None:
+def guidance_of(params: Resolved, name: str) -> Section | None:
     """What recipes contain of a teacher's guidance: {of, guide, weight} and the limits of the noise level that are given.
 
     None for a teacher without guidance, and with weight 1, which is the same.
@@ -44,7 +49,7 @@ def guidance_of(params: Sections, name: str) -> Section | None:
     return {key: guidance[key] for key in ("of", "guide", "weight")} | limits
 
 
-def parts_of(params: Sections, name: str) -> list[str]:
+def parts_of(params: Resolved, name: str) -> list[str]:
     """The teachers with files that a teacher consists of: itself, or the guided one and its guide, if that is another."""
     guidance = guidance_of(params, name)
     guide = guidance["guide"] if guidance else None
@@ -98,7 +103,11 @@ def _named(params: Sections, where: str, name: str) -> None:
 def _fits(params: Sections, where: str, name: str, data: str, unlabelled: bool = False) -> None:
     # Whether a named teacher was trained on images like those of a data setting; unlabelled: it may know no labels.
     mine, its = (params.peek("data", each) for each in (data, params.peek("teacher", name)["data"]))
-    facts = {"codec": lambda data: data["codec"], "pixels a side": sizes.side_of, "channels": sizes.channels_of}
+    facts: dict[str, Callable[[Section], Any]] = {
+        "codec": lambda data: data["codec"],
+        "pixels a side": sizes.side_of,
+        "channels": sizes.channels_of,
+    }
     for what, of in facts.items():
         if None not in (of(mine), of(its)) and of(mine) != of(its):
             raise Wrong(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from eldistill.errors import expected_among, quoted
 from eldistill.plan import guidance, sizes, unets
@@ -17,11 +17,7 @@ SIZES = ("model_channels", "channel_mult", "channel_mult_emb", "channel_mult_noi
          "attention_head_dim", "norm_num_groups")  # fmt: skip
 
 
-class Sections(guidance.Sections, Protocol):
-    """The part of params.Params that these checks use."""
-
-
-def check_student(params: Sections, where: str, base: Section, setting: Section) -> None:
+def check_student(params: guidance.Resolved, where: str, base: Section, setting: Section) -> None:
     """Raise Wrong if the sizes of a generator do not fit its method or the teacher's network.
 
     where: the method in messages. base, setting: the resolved method and data setting of a run.
