@@ -352,6 +352,8 @@ USES = {
             "speed",
             "fid",
             "clean",
+            "guidance",
+            "student",
         ),
         set(),
     ),
@@ -436,7 +438,7 @@ WITHOUT_RESULTS = {
     "plan/gpus", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
     "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/related", "plan/run", "plan/schema",
     "plan/sizes", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",
-    "tensors",
+    "tensors", "plan/guidance", "plan/students", "plan/teachers",
 }  # fmt: skip
 
 

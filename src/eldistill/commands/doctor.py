@@ -13,7 +13,7 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import freshness, identity, params, questions
+from eldistill.plan import freshness, guidance, identity, params, questions
 from eldistill.plan.plan import Plan
 from eldistill.training import lock
 
@@ -108,7 +108,8 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     """Published teachers and data that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
-    for name in sorted({plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}):
+    teachers = {plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}
+    for name in sorted({part for each in teachers for part in guidance.parts_of(plan.params, each)}):
         section, step = plan.params.section("teacher", name), plan.teacher(name)
         if step.fresh(plan.params.root) or not (section["source"] or section["file"]):
             continue

@@ -28,7 +28,7 @@ SMALL = 16  # pixels a side up to which a training keeps the length of its model
 SIDES = {"digits": 8, "cifar10": 32, "latents": 64}  # pixels a side that a source has by itself
 OF_RUN = ("freeze_images", "solo_images", "stage_images", "tangent_images")  # of a method: parts of a run, in images
 OF_OPTIMISER = ("warmup_images", "decay_images")
-LEFT_OUT = ("status", "dropout", "start_from")  # dropout: that of the user's teacher
+LEFT_OUT = ("status", "dropout", "start_from", "generator_network")  # dropout and network: those of the user's teacher
 
 
 @dataclass(frozen=True)

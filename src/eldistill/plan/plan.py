@@ -58,6 +58,7 @@ class Plan(PlanOfModels):
         # enter the recipe. more, packs: modules and packed images that decide which classes are drawn; empty without labels.
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
+        modules += ("guidance",) if "guidance" in extra else ()
         more, packs = self._labelled(data)
         if kind == "reals" and readers()[self.data(seen)["source"]].endings:
             params["by_name"] = True  # real images in the order of their files' names, which may be sorted by class
@@ -107,13 +108,14 @@ class Plan(PlanOfModels):
                 ("metrics.json", "samples.png"),
             )
         teacher = self.params.section("teacher", section["teacher"])
-        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
+        guided, _, guide = self._guidance(section["teacher"])
+        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"], **guided}
         return self._evaluation(
             "samples",
             f"{data}/teacher",
             data,
             extra,
-            (self.teacher(section["teacher"]),),
+            (self.teacher(section["teacher"]), *guide),
             ("metrics.json", "samples.png"),
         )
 

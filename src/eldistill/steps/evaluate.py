@@ -15,7 +15,7 @@ from eldistill.data import classes, dataset
 from eldistill.evaluate import arithmetic, clean, evaluator, features, fid, metrics
 from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
-from eldistill.sampling import generators, pictures, teachers
+from eldistill.sampling import generators, guidance, pictures, teachers
 from eldistill.steps.work import Work
 from eldistill.tables import kept, results, sheet, summary
 from eldistill.training import processes
@@ -157,7 +157,8 @@ def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> I
 
 def _images_of_teacher(work: Work, drawn: classes.Drawn) -> Images:
     options = work.params
-    teacher, about = teachers.load_denoiser(work.input("teacher"), work.machine.device)
+    path, guide = work.teacher()
+    teacher, about = guidance.load_teacher(path, options.get("guidance"), guide, work.machine.device)
     about = drawn.applied(about)
 
     def images(n: int, start: int = 0, labels: torch.Tensor | None = None) -> Iterator[torch.Tensor]:

@@ -80,6 +80,14 @@ class Work:
         """Like `input`, but None if no upstream step has this role."""
         return self.input(role) if role in self.inputs else None
 
+    def teacher(self) -> tuple[Path, Path | None]:
+        """The file of the teacher, and that of the other network that guides it; None if there is none. Raises KeyError."""
+        there = {step.name: Path(step.outputs[0]) for step in self.inputs["teacher"]}
+        guidance = self.params.get("guidance")
+        if guidance is None:
+            return self.input("teacher"), None
+        return there[guidance["of"]], there.get(guidance["guide"])
+
 
 # --- the machine ----------------------------------------------------------------------------------------
 
