@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill.data import badfiles, labels, pictures
+from eldistill.data import badfiles, foreign, labels, pictures
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
@@ -45,7 +45,11 @@ def read(section: dict) -> Stream:
         if not files.names:
             raise Problem(
                 "; ".join(
-                    [f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files", *files.left_out()]
+                    [
+                        f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files",
+                        *files.left_out(),
+                        *foreign.advice(files.others),
+                    ]
                 )
             )
         classes = labels.labels_of_listing(path, files, container)
