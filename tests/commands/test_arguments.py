@@ -75,3 +75,12 @@ def test_where_to_write_is_looked_at_before_images_are_made(tmp_path, capsys):
     for option in (["--grid", str(tmp_path)], ["--out", str(Path(__file__))]):
         assert __main__.main(["sample", "--generator", str(generator), "--n", str(10**12), *option]) == 2
         assert "folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["recipes"], ["plan"], ["keep", "demo"], ["prune"], ["doctor"], ["fetch"], ["cite", "demo"]]
+)
+def test_a_command_outside_a_project_writes_nothing(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(words) == 2
+    assert "run this command in the folder" in capsys.readouterr().err and not list(tmp_path.iterdir())

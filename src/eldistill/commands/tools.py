@@ -90,6 +90,12 @@ def _export(chosen: Namespace) -> None:
     export.export_run(chosen.name, chosen.out, say)
 
 
+def _recipes(chosen: Namespace) -> None:
+    if not Path("Snakefile").is_file():  # otherwise a folder `workflow` would be made anywhere
+        raise Problem("Snakefile is missing; run this command in the folder of the project")
+    versions.write_versions()
+
+
 DEVICE = option("--device", default="cpu", help="cpu or cuda (default: cpu)")
 TOOLS = {
     "sample": Tool(
@@ -236,6 +242,6 @@ TOOLS = {
     ),
     "recipes": Tool(
         "write workflow/versions.json from the RECIPE of every module",
-        "Writes workflow/versions.json from the RECIPE of every module.", (), lambda chosen: versions.write_versions(),
+        "Writes workflow/versions.json from the RECIPE of every module.", (), _recipes,
     ),
 }  # fmt: skip
