@@ -459,7 +459,7 @@ BAD_FOLDERS = {
     "labels that are text": (
         GOOD | {"dataset.json": json.dumps({"labels": [[n, "cat"] for n in GOOD]}).encode()}, "dataset.json"
     ),
-    "too few": ({"0.png": GOOD["0.png"]}, "heldout is 2, but there are 1 images"),
+    "too few": ({"0.png": GOOD["0.png"]}, "there is 1 image; expected at least 4"),
     "one left to train on": (dict(list(GOOD.items())[:3]), "1 train and 2 held-out images"),
 }  # fmt: skip
 

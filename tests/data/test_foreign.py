@@ -168,6 +168,20 @@ def test_a_table_without_labels_is_said(tmp_path, content, noted):
     assert any("has no labels" in line for line in pack(tmp_path / "set")[1]) == noted
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_images_that_networks_cannot_halve_are_refused(tmp_path, side):
+    """They were packed, and the first judge ended in a traceback; `resolution` has the same lower limit."""
+    (tmp_path / "set").mkdir()
+    for index in range(8):
+        Image.fromarray(np.full((side, side, 3), index, np.uint8)).save(tmp_path / f"set/{index}.png")
+    if side >= 4:
+        assert pack(tmp_path / "set")[0]["shape"] == [3, side, side]
+        return
+    with pytest.raises(Problem, match=rf"fewer than 4 pixels a side.*{side}x{side}.*such as 4,"):
+        pack(tmp_path / "set")
+    assert pack(tmp_path / "set", resolution=4)[0]["shape"] == [3, 4, 4]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_too_few_images_are_a_number(tmp_path, count):
     fill(tmp_path / "set", count)
