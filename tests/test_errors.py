@@ -541,6 +541,15 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
     assert "was made with other numbers" in text and "teacher digits-smoke" in text
 
 
+def test_an_input_whose_step_did_not_end_is_called_that(project, capsys):
+    """Not "made with other numbers": a full disk, or a kill, leaves outputs without a recipe."""
+    teacher()
+    vouch()
+    Path(Plan(params.load_params()).find("teacher", "digits-smoke").sidecar).unlink()
+    text = fails(capsys, "distil", "digits-smoke/di/none/0")
+    assert "did not come to its end" in text and "teacher digits-smoke" in text
+
+
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
     from eldistill.steps import work
