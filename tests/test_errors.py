@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import errno
 import functools
 import gzip
 import hashlib
@@ -561,7 +562,21 @@ def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
         assert not Path(step.sidecar).exists()
         raise KeyboardInterrupt
     assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError), work.overwriting(step):
+        for name in (
+            "write_text",
+            "replace_text",
+            "atomic",
+        ):  # nothing can be written: a week of training must not be lost
+            patched.setattr(files, name, full)
+        files.write_text(step.outputs[0], "new")
+    assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
     with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         files.write_text(step.outputs[0], "new")
         raise KeyboardInterrupt
     assert not Path(step.sidecar).exists()
+    assert not list(Path(step.sidecar).parent.glob(".*"))
