@@ -284,6 +284,37 @@ def central(read: Read) -> str:
     )
 
 
+def percent_with_interval(row: dict[str, str]) -> str:
+    """ "-4.7 % [-19, +10]": a difference in percent of the baseline, with its 95 % interval."""
+    scale = float(row["percent"]) / float(row["difference"])
+    ends = sorted(scale * float(row[end]) for end in ("low", "high"))
+    return f"{float(row['percent']):+.1f} % [{ends[0]:+.0f}, {ends[1]:+.0f}]"
+
+
+def changes(read: Read, study: str) -> str:
+    """A study of the kind `contrast` with one method: each arm against the baseline, the lowest distance first."""
+    rows = [row for row in rows_of(read(f"data/tables/ablation/{study}.csv")) if row["percent"]]
+    clear = [row for row in rows if float(row["p_holm"]) < 0.05]
+    lower = [row for row in clear if float(row["percent"]) < 0]
+    lines = [["", "difference of the last distance", "p (Holm)"], ["---", "---:", "---:"]]
+    for row in sorted(rows, key=lambda row: float(row["percent"])):
+        p = float(row["p_holm"])
+        lines.append([f"`{row['supplement']}`", percent_with_interval(row), f"{p:.2g}" if p < 1 else "1"])
+
+    def named(those: list[dict[str, str]]) -> str:
+        return ", ".join(f"`{row['supplement']}`" for row in those) or "none"
+
+    worse = [row for row in clear if row not in lower]
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n\n"
+        + wrapped(
+            f"Of these {len(rows)} differences ({rows[0]['pairs']} seeds, Holm), {len(clear)} are clear. Clearly lower: {named(lower)}. "
+            f"Clearly higher: {named(worse)}."
+        )
+    )
+
+
 def variants_fresh(read: Read) -> str:
     """The variants of EL on fresh seeds: differences of the last distance in percent, with their intervals."""
     rows = [row for row in rows_of(read("data/tables/ablation/variants.csv")) if row["percent"]]
@@ -293,9 +324,7 @@ def variants_fresh(read: Read) -> str:
         cells = []
         for method in methods:
             row = next(each for each in rows if (each["method"], each["supplement"]) == (method, supplement))
-            scale = float(row["percent"]) / float(row["difference"])
-            ends = sorted(scale * float(row[end]) for end in ("low", "high"))
-            cells.append(f"{float(row['percent']):+.1f} % [{ends[0]:+.0f}, {ends[1]:+.0f}]")
+            cells.append(percent_with_interval(row))
         lines.append([f"`{supplement}`", *cells])
     clear = sum(float(row["p_holm"]) < 0.05 for row in rows)
     return (
