@@ -112,7 +112,7 @@ def _written() -> list[str]:
 
 
 def check_target(path: str | os.PathLike) -> Path:
-    """The path of a file that can be written. Raises Problem if it is a folder, or if what should be its folder is a file."""
+    """The path of a file that a user wants written. Raises Problem if it is a folder, or if what should be its folder is a file."""
     path = Path(path)
     if not path.name or path.is_dir():
         raise Problem(f"{path} is a folder; give the name of a file to write")
@@ -130,7 +130,9 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
     The file gets the mode that the umask and the folder give to new files, also if what writes it makes a private one, as the
     package safetensors does (600)."""
-    path = check_target(path)
+    path = Path(path)
+    if not path.name or path.is_dir():  # before anything is computed that could then not be written
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming_full(path):

@@ -17,6 +17,7 @@ from eldistill.data.packing import check_count
 from eldistill.data.readers import folder
 from eldistill.errors import Problem, edge
 from eldistill.external.arrays import read_npy
+from eldistill.files import check_target
 from eldistill.outside import check_file
 from eldistill.plan import params
 from eldistill.sampling.devices import check_device
@@ -82,6 +83,8 @@ def _check_kept(path: Path, count: int, read: Callable, vae: str | None, device:
 def command(options, say) -> None:
     """Options as the command line gives them. Raises Problem."""
     check_device(options.device)
+    out = Path(options.out)
+    check_target(out if out.suffix == ".zip" else out / npy_name(0))
     section = params.load_params().section("data", options.name, where="data on the command line")
     count = write_latents(section, options.out, options.vae, options.device, say)
     say(f"{options.out}: latents of {count} images")

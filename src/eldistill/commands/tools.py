@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eldistill import files
 from eldistill.commands import arguments
 from eldistill.errors import Problem, printable
 from eldistill.plan import params, versions
@@ -48,6 +49,7 @@ def _command(module: str) -> Callable[[Namespace], None]:
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
+    files.check_target(chosen.out)
     step = Plan(params.load_params()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
