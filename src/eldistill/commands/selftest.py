@@ -38,6 +38,7 @@ Numbers = dict[str, Any]
 def command(options, say) -> int:
     """`python -m eldistill selftest`: options as the command line gives them. Returns 0 if all numbers agree, otherwise 1."""
     check_device(options.device)
+    files.check_target(options.out)
     start = time.monotonic()
     wanted = files.read_json(FILES / "expected.json")
     images = make_images(wanted, options.device)

@@ -287,9 +287,8 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
 
 
 def _supplement(params: Sections, where: str, supplement: str) -> None:
-    method = supplement.rpartition("/")[0]
-    if method:
-        refuse_unknown(where, method, params.named("method"))
+    if "/" in supplement:
+        raise Wrong(where, f"is {quoted(supplement)}; expected a supplement without its method, such as none")
     if any(part not in params.named("supplement") for part in supplement.split("+")) and supplement != "none":
         refuse_unknown(where, supplement, ["none", *params.named("supplement")])
 

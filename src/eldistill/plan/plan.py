@@ -341,7 +341,7 @@ class Plan(PlanOfModels):
             refuse_unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
             return self.reference_run(parts[0], parts[1])
-        if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
+        if word == "ensemble" and len(parts) == 3 and parts[2].isdecimal():
             self.params.section("ensemble", parts[1], where="ensemble on the command line")
             return self.ensemble(parts[0], parts[1], int(parts[2]))
         if word == "data" and len(parts) == 2:

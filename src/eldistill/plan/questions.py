@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from eldistill.plan import checks, combinations, reading
+from eldistill.plan import checks, combinations, conflicts, reading
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.run import Run
 from eldistill.plan.schema import Wrong
@@ -29,6 +29,9 @@ def check_suite(params: checks.Project, suite: str) -> None:
     Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
     with _named(params):
         runs = list(params.runs(suite))
+        conflicts.check_arms(suite, runs)
+        for data in dict.fromkeys(run.data for run in runs):
+            conflicts.check_heldout(params, data)
         for run in runs:
             _check_once(params, run)
         primary = ranking_space(params, suite)

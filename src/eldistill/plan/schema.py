@@ -82,9 +82,17 @@ def expected_value(schema: dict) -> str:
     for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")):
         if schema.get(key) is not None:
             text += f" {sign} {schema[key]}"
-    if schema.get("minItems"):
-        text += f" of at least {schema['minItems']}"
+    text += _expected_items(schema)
     return text + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def _expected_items(schema: dict) -> str:
+    # How many values a list may have, and whether they must differ.
+    fewest, most = schema.get("minItems", 0), schema.get("maxItems")
+    text = f" of {fewest}" if fewest and fewest == most else f" of at least {fewest}" if fewest else ""
+    if most is not None and most != fewest:
+        text += f"{' and' if fewest else ' of'} at most {most}"
+    return text + (", each of them once" if schema.get("uniqueItems") else "")
 
 
 def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None:
@@ -107,6 +115,9 @@ def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None
         near = nearest(value, schema["enum"]) if "enum" in schema else ""
         expected = f"{near} Expected" if near else "; expected"
         raise Wrong(where, f"is {quoted(value)}{expected} {expected_value(schema)}{_hint(value, kinds)}")
+    if isinstance(value, str) and "outside" in schema and not value.strip():
+        # An empty path would be that of the current folder.
+        raise Wrong(where, f"is {quoted(value)}; expected {expected_value(schema)}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             check_value(item, schema.get("items", {}), f"{where}[{index}]", definitions)

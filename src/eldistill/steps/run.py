@@ -114,10 +114,15 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
             _check_kept(each, wanted)
             continue
         # Existing is not enough: a student of another teacher must not get this recipe.
-        if not Path(each.sidecar).exists() or files.digest(_sidecar(each)) != wanted:
+        there = Path(each.sidecar).exists()
+        if not there or files.digest(_sidecar(each)) != wanted:
+            why = (
+                "was made with other numbers than this step asks for"
+                if there
+                else ("has no recipe beside it, because its step did not come to its end")
+            )
             raise Problem(
-                f"{each.outputs[0]} was made with other numbers than this step asks for; "
-                f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
+                f"{each.outputs[0]} {why}; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
         if each.word in REMADE and (edited := each.changed(Path())):
             raise Problem(
