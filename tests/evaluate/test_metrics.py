@@ -14,7 +14,7 @@ from eldistill import paths
 from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
-from eldistill.evaluate import arithmetic, classifiers, features, gaussians, neighbours
+from eldistill.evaluate import arithmetic, classifiers, features, gaussians, metrics, neighbours
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.paths import PACKAGE
@@ -129,7 +129,7 @@ def test_real_images_that_are_sorted_by_class_have_the_score_of_mixed_ones(n):
         metrics.measure(in_order, {"s": stem}, OPTIONS | more, heads={"s": options["probabilities"]}, parts=())[name]
         for more in ({"by_name": True}, {})
     )
-    assert by_name > 3.4 and plain < 2 and metrics.inception_score(mixed["s"], {}, options) > 3.4
+    assert by_name > 3.4 and plain < 2 and classifiers.inception_score(mixed["s"], {}, options) > 3.4
 
 
 def test_probabilities_are_a_softmax_of_the_last_layer():

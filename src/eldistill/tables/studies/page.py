@@ -263,7 +263,15 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
     write_rows(each, [_run_row(study, result, metrics) for result in results])
     shown = {heading: (group, *_cells(group)) for heading, group in _parts(rows).items()}
     webpage.make_page(
-        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found, means, on_page
+        params,
+        shown,
+        said,
+        _note(name, params, rows, _ranking(study)),
+        (figures[-1], picture),
+        html,
+        found,
+        means,
+        on_page,
     )
 
 
