@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -128,7 +128,7 @@ def make_networks(
         own = student.resize(made.network, sizes, seed, made.sigma_init)
     else:
         own = made.network
-        if start.config != (wanted := student.config_of(own.config, sizes)):
+        if start.config != (wanted := student.config_of(cast(dict[str, Any], own.config), sizes)):
             raise Problem(
                 f"the generator of start_from has the network {start.config}, but this run asks for {wanted}; make generator_network "
                 "of both methods equal"
