@@ -326,6 +326,7 @@ USES = {
             "supplements/regression",
             "drifting",
             "frechet",
+            "tangent",
             "teacher/pairs",
             "teacher/pickles",
             "teacher/machine",
