@@ -17,7 +17,7 @@ import torch
 
 from eldistill import files
 from eldistill.commands import export, selftest
-from eldistill.evaluate import metrics, references
+from eldistill.evaluate import gaussians, references
 from eldistill.sampling.generators import images_of, load_generator
 from eldistill.tensors import load_tensors, save_tensors
 
@@ -51,7 +51,7 @@ def main() -> None:
               "tolerance": TOLERANCE, "grey": GREY}  # fmt: skip
     images = selftest.make_images(wanted)
     real = references.load_reference(Path(f"data/sets/{RUN.split('/')[0]}/reference-pixels.npz"))["heldout"]
-    mean, cov = metrics.moments(real)
+    mean, cov = gaussians.moments(real)
     statistic = {"mean": torch.from_numpy(mean), "covariance": torch.from_numpy(cov), "images": images[:STORED]}
     save_tensors(folder / "reference.safetensors", statistic, {"of": "held-out digits in the pixels", "n": len(real)})
     wanted |= {"distance": selftest.measure(images)["distance"], "of_run": evaluated[METRIC]}

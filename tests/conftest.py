@@ -20,8 +20,10 @@ import yaml
 from eldistill import contract, networks
 from eldistill.contract import Method
 from eldistill.data import dataset as data
+from eldistill.distil import student
 from eldistill.ensemble import seed as ensembles
 from eldistill.plan import params, reading
+from eldistill.sampling import guidance
 from eldistill.training.job import Job, Supplement, Training
 from eldistill.training.optimisers import Ema, Optimiser
 
@@ -197,19 +199,20 @@ class Bench:
         self, method="diff_instruct", supplements: dict | None = None, *, numbers=None, labels: int = 0,
         dtype=torch.float32, dropout: float = 0.0, batch: int = 4, steps: int = 4, seed: int = 0, apart: float = 0.1,
         folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, network: str = "song",
-        device: str = "cpu", **others,
+        device: str = "cpu", guided: dict | None = None, sizes: dict | None = None, **others,
     ) -> Job:  # fmt: skip
         """A job of `steps` iterations, nets fresh from their seeds.
 
         method: a file of methods/ or a namespace with its functions (then give `numbers`). supplements: {file:
         changes of its numbers, also redraw}. apart: how far the extra networks are moved away from the teacher.
-        optimiser, ema: changes for all. device: where all of it lies. others: fields of Job.
+        optimiser, ema: changes for all. device: where all of it lies. guided: the teacher is guided by another one, with
+        these keywords of Guided. sizes: of a generator that is smaller or larger. others: fields of Job.
         """
         module = contract.load_method(method) if isinstance(method, str) else Method.of(method)
         if numbers is None:  # groups small enough for micro-batches to be smaller than a batch
             numbers = module.Numbers(**({"group": 2} if module.offers("group") else {}))
         frozen, images = teacher(labels, dtype, dropout, network=network), reals(labels, dtype)
-        nets = {"generator": module.generator(frozen, None, numbers)}
+        nets = {"generator": module.generator(student.resize(frozen, sizes, 1, 2.5), None, numbers)}
         for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):
             nets[name] = perturb(net, apart, seed=10 + index)
         added = [
@@ -224,12 +227,15 @@ class Bench:
                 net.to(device)
         path = self.folder / folder
         path.mkdir(parents=True, exist_ok=True)
+        used = frozen
+        if guided:
+            used = guidance.Guided(frozen, teacher(labels, dtype, seed=7, network=network).to(device), **guided)
         values = {
             "method": module, "numbers": numbers,
             "training": Training(steps * batch, batch, Ema.of({**EMA, **(ema or {})})),
             "nets": nets, "published": "generator", "reals": images, "shape": images.shape, "seed": seed, "folder": path,
             "optimisers": dict.fromkeys(nets, Optimiser.of({**OPTIMISER, **(optimiser or {})})),
-            "fixed": {"teacher": frozen}, "dtype": dtype, "log": lambda text: None,
+            "fixed": {"teacher": used}, "dtype": dtype, "log": lambda text: None,
             "supplements": added, "device": device,
         }  # fmt: skip
         return Job(**{**values, **others})

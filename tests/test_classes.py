@@ -21,7 +21,7 @@ from eldistill.data import classes, packing
 from eldistill.data import dataset as data
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
-from eldistill.evaluate import metrics
+from eldistill.evaluate import classifiers, metrics
 from eldistill.evaluate.features import ClassifierSpace
 from eldistill.evaluate.references import heads, label_heads
 from eldistill.plan import params
@@ -116,11 +116,11 @@ def test_agreement_has_its_closed_forms():
     """1 where every image shows its class, 0 where none does; of a classifier that errs, its share of right answers."""
     sure = {"probabilities": lambda features: np.eye(4)[features[:, 0].astype(int)]}
     asked = np.arange(400) % 4
-    assert metrics.agreement(asked[:, None], asked, sure) == 1
-    assert metrics.agreement((asked[:, None] + 1) % 4, asked, sure) == 0
-    assert metrics.agreement(np.where(np.arange(400) < 100, (asked + 1) % 4, asked)[:, None], asked, sure) == 0.75
-    assert metrics.agreement(np.zeros((400, 1)), asked, sure) == 0.25
-    assert metrics.agreement(asked[:, None], asked, {}) is None
+    assert classifiers.agreement(asked[:, None], asked, sure) == 1
+    assert classifiers.agreement((asked[:, None] + 1) % 4, asked, sure) == 0
+    assert classifiers.agreement(np.where(np.arange(400) < 100, (asked + 1) % 4, asked)[:, None], asked, sure) == 0.75
+    assert classifiers.agreement(np.zeros((400, 1)), asked, sure) == 0.25
+    assert classifiers.agreement(asked[:, None], asked, {}) is None
 
 
 def test_agreement_is_measured_where_a_classifier_of_the_labels_is():

@@ -65,7 +65,8 @@ def joins(method: str, supplement: str | None) -> bool:
     return not needs or ("fake_score" in nets_of(method) and not has_head and module is not None)
 
 
-with_every = pytest.mark.parametrize(("kind", "file"), EVERY)
+DECLARED = [*EVERY, *(("metrics", file) for file in available("metrics"))]
+with_declared = pytest.mark.parametrize(("kind", "file"), DECLARED)
 with_labels = pytest.mark.parametrize("labels", [0, 3], ids=["unconditional", "conditional"])
 # Adam's first steps are the sign of the gradient, which rounding decides where it is zero: a larger eps is smooth.
 SMOOTH = {"eps": 1e-2, "lr": 1e-2}
@@ -630,7 +631,7 @@ def test_family(family, channels):
 # --- the numbers ---
 
 
-@with_every
+@with_declared
 def test_numbers_are_declared(kind, file):
     """Numbers is a frozen dataclass; number made every field, with a sentence and a default."""
     module = contract.load_module(kind, file)
@@ -647,7 +648,7 @@ def test_numbers_are_declared(kind, file):
     assert module.RECIPE == (f"{kind}/{file}", versions.version_of(f"{kind}/{file}"))
 
 
-@with_every
+@with_declared
 def test_declared_agrees_with_the_dataclass(kind, file):
     """What is read from the source without importing it is what the class says: names, defaults, limits, types."""
     module = contract.load_module(kind, file)
@@ -756,14 +757,14 @@ def parts(name: str) -> set[str]:
 # Packages and single modules, from the ground up: each imports only what stands in an earlier line, or itself.
 ORDER = (
     {"errors", "paths"},
-    {"files", "outside", "registry", "signals", "tensorheader", "diffusion"},
+    {"files", "outside", "omitted", "registry", "signals", "tensorheader", "diffusion"},
     {"tensors", "numbers", "networks"},
     {"contract", "external"},
     {"plan", "losses"},
     {"data"},
     {"training"},
     {"methods", "ensemble", "sampling", "evaluate"},
-    {"supplements", "spaces", "teacher"},
+    {"supplements", "spaces", "metrics", "teacher"},
     {"distil", "embedding_loss"},
     {"tables"},
     {"steps"},

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 
 import pytest
 import torch
@@ -242,6 +243,61 @@ def test_it_can_be_compiled():
 def test_images_of_another_unit_are_noticed():
     with pytest.warns(UserWarning, match=r"0 … 255 .* limits=\(-1, 1\)"):
         made(limits=None)(fakes())
+
+
+@pytest.mark.parametrize(("of_real", "of_fake", "warned"), [
+    ((0, 1), (-1, 1), "real_images are in 0 … 1"), ((-1, 1), (0, 1), "real_images are in -1 … 1"),
+    ((0, 1), (0, 1), ""), ((-1, 1), (-1, 1), ""), ((0, 1), (-3, 3), ""), ((-1, 1), (-0.1, 0.1), ""),
+])  # fmt: skip
+def test_floating_images_of_another_range_are_noticed(of_real, of_fake, warned):
+    """Of [0, 1] and [-1, 1], which loops mix up; a generator without limits at its start is no sign of it."""
+    chance = torch.Generator().manual_seed(0)
+    real, fake = (low + (high - low) * torch.rand(32, 1, 8, 8, generator=chance) for low, high in (of_real, of_fake))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        eldistill.EmbeddingLoss(real, ensemble="identity")(fake[:8])
+    assert [warned in str(each.message) for each in caught] == ([True] if warned else [])
+
+
+def test_members_may_stand_in_a_tuple():
+    assert made(ensemble=tuple(SMALL)).record == made(ensemble=list(SMALL)).record
+    assert made(ensemble={"members": tuple(SMALL)}).record == made(ensemble={"members": SMALL}).record
+
+
+@pytest.mark.parametrize(("labels", "sentence"), [
+    (torch.rand(40), "is torch.float32 .40.; expected classes"), (torch.zeros(40, 1), "is torch.float32 .40, 1."),
+    (torch.zeros(40, 1, dtype=torch.int64), r"labels.long\(\).flatten\(\)"), (torch.full((40,), -1), "has values below 0"),
+    (torch.zeros(40, 3), "rows that are not one-hot"), (torch.full((40, 2), 0.5), "rows that are not one-hot"),
+    ([0] * 40, "is list; expected a tensor"),
+])  # fmt: skip
+def test_labels_that_would_be_read_as_others_are_refused(labels, sentence):
+    """Fractions were cut to whole numbers, a column of numbers and rows without a class were read as class 0."""
+    with pytest.raises(Problem, match=f"EmbeddingLoss: real_labels .*{sentence}|EmbeddingLoss: real_labels {sentence}"):
+        made(labels="joint", real_labels=labels)
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"limits": "ab"}, "limits are ab"), ({"limits": 3}, "limits are 3"), ({"limits": (0, 1, 2)}, "two rising numbers"),
+    ({"limits": (0, float("inf"))}, "two rising numbers"), ({"mean": "a"}, "mean is 'a'; expected one finite number"),
+    ({"mean": torch.zeros(3)}, "mean is Tensor"), ({"mean": float("inf")}, "mean is inf"),
+    ({"sigma_data": float("nan")}, "sigma_data is nan"), ({"across": "all"}, "across is 'all'"), ({"across": 2}, "across is 2"),
+])  # fmt: skip
+def test_a_number_of_another_kind_is_one_sentence(options, sentence):
+    with pytest.raises(Problem, match=f"EmbeddingLoss: .*{sentence}"):
+        made(**options)
+
+
+def test_channels_at_the_end_are_named():
+    with pytest.raises(Problem, match=r"looks like \[n, h, w, c\]; .*permute\(0, 3, 1, 2\)"):
+        eldistill.EmbeddingLoss(torch.zeros(4, 8, 8, 3, dtype=torch.uint8))
+
+
+def test_what_is_no_tensor_is_called_that():
+    """Not "fake is on cpu, the loss on cpu"."""
+    loss = made()
+    for name, given in (("fake", (None,)), ("fake", (fakes().numpy(),)), ("real", (fakes(), [1]))):
+        with pytest.raises(Problem, match=f"EmbeddingLoss: {name} is .*; expected a tensor"):
+            loss(*given)
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from eldistill.commands import doctor
+from eldistill.distil import provenance
+from eldistill.plan import cluster
 from tests import conftest
 from tests.conftest import ROOT
 
@@ -133,3 +135,18 @@ def test_the_doctor_says_what_snakemake_needs_of_a_home(tmp_path, monkeypatch, h
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
     ((found, sentence),) = doctor._home(None, "smoke")
     assert found == good and words in sentence
+
+
+def test_what_other_programs_print_may_have_any_bytes(tmp_path, monkeypatch):
+    """Names of folders and files need not be text: git and squeue print them, and nothing may end because of that."""
+    folder = os.fsencode(tmp_path) + b"/\xff\xfe"
+    os.mkdir(folder)
+    for name, line in (("git", b"M \\377.txt"), ("squeue", b"7|rule_all|" + folder)):
+        script = tmp_path / name
+        (tmp_path / f"{name}.out").write_bytes(line.replace(b"\\377", b"\xff") + b"\n")
+        script.write_text(f"#!/bin/sh\ncat {tmp_path}/{name}.out\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert provenance.git("status", "--porcelain") == "M \ufffd.txt"
+    assert doctor._answer("git", "status") == (0, "M \ufffd.txt")
+    assert cluster.jobs_of(Path(os.fsdecode(folder))) == ["7"] and cluster.jobs_of(tmp_path) == []

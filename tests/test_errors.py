@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import errno
 import functools
 import gzip
 import hashlib
@@ -541,6 +542,16 @@ def test_a_student_of_another_teacher_is_refused(project, capsys):
     assert "was made with other numbers" in text and "teacher digits-smoke" in text
 
 
+def test_an_input_whose_step_did_not_end_is_called_that(project, capsys):
+    """Not "made with other numbers": a full disk, or a kill, leaves outputs without a recipe."""
+    teacher()
+    vouch()
+    Path(Plan(params.load_params()).find("teacher", "digits-smoke").sidecar).unlink()
+    assert program.main(["distil", "digits-smoke/di/none/0"]) == 2
+    text = capsys.readouterr().err
+    assert "did not come to its end" in text and "teacher digits-smoke" in text
+
+
 def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
     """Killed while outputs are replaced: no recipe is left; failed before any was: the old one stays."""
     from eldistill.steps import work
@@ -551,7 +562,21 @@ def test_an_old_recipe_does_not_vouch_for_a_mixture(project, monkeypatch):
         assert not Path(step.sidecar).exists()
         raise KeyboardInterrupt
     assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError), work.overwriting(step):
+        for name in (
+            "write_text",
+            "replace_text",
+            "atomic",
+        ):  # nothing can be written: a week of training must not be lost
+            patched.setattr(files, name, full)
+        files.write_text(step.outputs[0], "new")
+    assert Path(step.sidecar).read_text(encoding="utf-8") == "old"
     with pytest.raises(KeyboardInterrupt), work.overwriting(step):
         files.write_text(step.outputs[0], "new")
         raise KeyboardInterrupt
     assert not Path(step.sidecar).exists()
+    assert not list(Path(step.sidecar).parent.glob(".*"))

@@ -61,7 +61,7 @@ def failed(path):
 
 READERS = {
     "the record of outputs": (lambda path: records.changed_outputs(path.parent, path.name, "digest"), []),
-    "the record of kept results": (lambda path: records.other_lines(path.parent, path.name, "digest", {}), []),
+    "the record of kept results": (lambda path: records.other_lines(path.parent, path.name, "digest", {}), {}),
     "digests of earlier plans": (known, {}),
     "the identity of a folder": (listed, None),
     "a failure": (failed, None),

@@ -21,6 +21,7 @@ from torch import distributed as collectives
 from torch import multiprocessing
 
 from eldistill import __main__, contract, files
+from eldistill.distil import student
 from eldistill.errors import Problem, Stopped
 from eldistill.sampling import generators as sampling
 from eldistill.tensors import load_tensors
@@ -44,6 +45,8 @@ MORE = {
     "clipped": ("sid", {}, {"optimiser": {"clip": 0.5, "warmup_images": 40}}),
     "fd": ("dmd", {"fd": {"population": 64, "axes": 20}}, {}),
     "drift": ("dmd", {"drift": {"real_ratio": 2}}, {}),
+    "a guided teacher": ("sid", {}, {"guided": {"weight": 1.5, "low": 0.3}, "labels": 3}),
+    "a wider student": ("dmd", {}, {"sizes": {"model_channels": 8}}),
     "fd without a base loss": ("alone", {"fd": {"weighting": "fixed"}}, {}),
 }  # fmt: skip
 LOSSES = [method for method in METHODS if contract.load_method(method).offers("generator_terms")]
@@ -161,7 +164,8 @@ def trained_weights(case: str) -> dict:
     module = contract.load_module("methods", CASES[case][0])
     numbers = module.Numbers(**({"group": 2} if hasattr(module, "group") else {}))
     labels, dropout = (CASES[case][2].get(name, 0) for name in ("labels", "dropout"))
-    net = module.generator(Bench.teacher(labels, torch.float64, dropout), None, numbers)
+    teacher = student.resize(Bench.teacher(labels, torch.float64, dropout), CASES[case][2].get("sizes"), 1, 2.5)
+    net = module.generator(teacher, None, numbers)
     return {f"net/generator/{name}": each for name, each in net.state_dict().items()}
 
 

@@ -18,7 +18,7 @@ from eldistill.data import dataset as data
 from eldistill.distil import run as distil
 from eldistill.ensemble import seed as ensembles
 from eldistill.errors import Stopped
-from eldistill.evaluate import metrics
+from eldistill.evaluate import gaussians
 from eldistill.evaluate.features import chunks, embed_all, feature_space
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
@@ -79,7 +79,7 @@ class Bench:
         self.references = {}
         for part in ("train", "heldout"):
             features = embed_all(chunks(data.load_pack(self.images, part)[0]), spaces)
-            self.references[part] = {name: metrics.moments(each) for name, each in features.items()}
+            self.references[part] = {name: gaussians.moments(each) for name, each in features.items()}
 
     def _carried(self) -> tuple[Path, Path, Path | None]:
         options, name = self.options, self.options.data
@@ -100,7 +100,7 @@ class Bench:
         """Fréchet distances {space_part: value} of chunks of uint8 images."""
         features = embed_all(images, self.spaces)
         return {
-            f"{space}_{part}": metrics.frechet(*metrics.moments(each), *reference[space])
+            f"{space}_{part}": gaussians.frechet(*gaussians.moments(each), *reference[space])
             for space, each in features.items()
             for part, reference in self.references.items()
         }

@@ -27,6 +27,7 @@ os.environ["MPLBACKEND"] = (
 )
 
 from eldistill import __version__, files  # noqa: E402
+from eldistill.commands import arguments  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
 from eldistill.errors import Lost, NonFinite, Problem, Stopped, absent_package  # noqa: E402
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--force", action="store_true", help="run the step even if its outputs are up to date (default: no)"
         )
-        each.add_argument("--max-minutes", type=float, default=0, metavar="MINUTES",
+        each.add_argument("--max-minutes", type=arguments.from_zero, default=0, metavar="MINUTES",
                           help="save the state and stop after this time, with exit code 75 (default: 0, no limit)")  # fmt: skip
         each.add_argument("--processes", type=int, default=1, metavar="N",
                           help="number of processes that share each batch of a training, one for each GPU (default: 1)")  # fmt: skip

@@ -13,11 +13,15 @@ A method has a frozen dataclass `Numbers`, a literal `RECIPE`, and these functio
     [normalised(numbers) -> (name, …)]                              networks with EDM2's forced normalisation; without it all
     [group(numbers) -> int]                                         images that must share a micro-batch; without it 1
     [passes(numbers, encoder) -> float]                             cost of an image in forward passes, for `cost`; encoder: its share
+    [passes_of(numbers) -> {"generator": f, "teacher": f}]          those of two networks among them, whose sizes may differ
     sampler(numbers) -> dict                                        {"steps": {"1": [sigma], …}}, see eldistill.sampling.generators
 
 generate returns D(sigma z; sigma) with z = batch.draw.normal("z", *batch.shape) and sigma the one level of "1" in
 sampler(numbers)["steps"]. A student with the weights of its teacher must give the teacher's image, which is checked before the
 first step. It is called with and without a graph. The student has an attribute `boundary` (networks/precond.py).
+
+A method file with OTHER_SIZE = True works with a generator that is smaller or larger than the teacher (`generator_network`, which
+distil/student.py makes): `generator` then gets that network as teacher, `networks` the teacher.
 
 Section `generator` of params.yaml has the optimiser of the generator, `critic` that of all others. A network that no phase
 trains is in eval mode; after_step may change it. Two names mean something: critic terms of supplements join the phases of
@@ -43,6 +47,7 @@ A supplement has `Numbers`, `RECIPE`, `prepare(numbers, setting) -> prepared`, a
     diagnose(value, base, own, batch, numbers, memory) -> Later     for the log; value: a scalar; base (or None), own: gradients
     warning(means) -> sentence or None                              of the means of a row of the log
     passes(numbers, encoder) -> float                               as for a method
+    passes_of(numbers) -> {name: f}                                 as for a method
 
 A supplement with generator_terms must have weight, and the other way round; the order is recall, generator_terms, observe, weight.
 A term whose gradient is None is logged and not trained; for a method also one whose gradient another term contains. A supplement
@@ -73,6 +78,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from eldistill import omitted
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
 from eldistill.registry import available
@@ -244,28 +250,6 @@ class Setting:
 # --- loaded modules ---
 
 
-def _unoffered(*_: Any) -> Any:
-    raise TypeError(
-        "this method or supplement lacks a function that is needed here; eldistill.contract lists the functions"
-    )
-
-
-def _nothing(*_: Any) -> None:
-    return None
-
-
-def _first(first: Any, *_: Any) -> Any:
-    return first
-
-
-def _no_terms(*_: Any) -> dict[str, Any]:
-    return {}
-
-
-def _one(_: Any) -> int:
-    return 1
-
-
 class Functions:
     """The functions of a module by name, with defaults for those that its file omits."""
 
@@ -286,35 +270,37 @@ class Method(Functions):
     """The functions of a loaded method. The docstring of this module lists their arguments and results."""
 
     phases: Callable[[Any, Progress], list[Phase]]
-    Numbers: Callable[..., Any] = _unoffered
-    generator: Callable[[torch.nn.Module, torch.nn.Module | None, Any], torch.nn.Module] = _unoffered
-    networks: Callable[[torch.nn.Module, Any, int], Nets] = _unoffered
-    generate: Callable[[Nets, Batch, Any], torch.Tensor] = _unoffered
-    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = _no_terms
-    critic_terms: Callable[[Nets, Batch, Any, Any], Scalars] = _unoffered
-    after_step: Callable[[Nets, Any, Progress], None] = _nothing
-    normalised: Callable[[Any], tuple[str, ...] | None] = _nothing  # None: all networks
-    group: Callable[[Any], int] = _one
-    passes: Callable[[Any, float], float] = _unoffered
-    sampler: Callable[[Any], dict[str, Any]] = _unoffered
+    Numbers: Callable[..., Any] = omitted.unoffered
+    generator: Callable[[torch.nn.Module, torch.nn.Module | None, Any], torch.nn.Module] = omitted.unoffered
+    networks: Callable[[torch.nn.Module, Any, int], Nets] = omitted.unoffered
+    generate: Callable[[Nets, Batch, Any], torch.Tensor] = omitted.unoffered
+    generator_terms: Callable[[Nets, Batch, Callable[[], torch.Tensor], Any], Terms] = omitted.no_terms
+    critic_terms: Callable[[Nets, Batch, Any, Any], Scalars] = omitted.unoffered
+    after_step: Callable[[Nets, Any, Progress], None] = omitted.nothing
+    normalised: Callable[[Any], tuple[str, ...] | None] = omitted.nothing  # None: all networks
+    group: Callable[[Any], int] = omitted.one
+    passes: Callable[[Any, float], float] = omitted.unoffered
+    passes_of: Callable[[Any], dict[str, float]] = omitted.unoffered
+    sampler: Callable[[Any], dict[str, Any]] = omitted.unoffered
 
 
 @dataclass(frozen=True)
 class SupplementModule(Functions):
     """The functions of a loaded supplement. The docstring of this module lists their arguments and results."""
 
-    Numbers: Callable[..., Any] = _unoffered
-    prepare: Callable[[Any, Setting], Any] = _nothing
-    networks: Callable[[Nets, Any, Any, int], None] = _nothing
-    generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = _no_terms
-    recall: Callable[[Any, Any, Memory], Any] = _first
-    observe: Callable[[Any, AtAll, Any, Memory], None] = _nothing
-    weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = _unoffered
-    direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = _no_terms
-    critic_terms: Callable[[Any, Nets, Batch, Any, Any], Scalars] = _no_terms
-    diagnose: Callable[[torch.Tensor, Any, torch.Tensor, Batch, Any, Memory], Later] = _unoffered
-    warning: Callable[[dict[str, float]], str | None] = _nothing
-    passes: Callable[[Any, float], float] = _unoffered
+    Numbers: Callable[..., Any] = omitted.unoffered
+    prepare: Callable[[Any, Setting], Any] = omitted.nothing
+    networks: Callable[[Nets, Any, Any, int], None] = omitted.nothing
+    generator_terms: Callable[[Any, torch.Tensor, Batch, Any], AtAll] = omitted.no_terms
+    recall: Callable[[Any, Any, Memory], Any] = omitted.first
+    observe: Callable[[Any, AtAll, Any, Memory], None] = omitted.nothing
+    weight: Callable[[Any, Any, int, Any, Progress, Memory], Weight] = omitted.unoffered
+    direct_terms: Callable[[Any, Nets, Batch, Any], Scalars] = omitted.no_terms
+    critic_terms: Callable[[Any, Nets, Batch, Any, Any], Scalars] = omitted.no_terms
+    diagnose: Callable[[torch.Tensor, Any, torch.Tensor, Batch, Any, Memory], Later] = omitted.unoffered
+    warning: Callable[[dict[str, float]], str | None] = omitted.nothing
+    passes: Callable[[Any, float], float] = omitted.unoffered
+    passes_of: Callable[[Any], dict[str, float]] = omitted.no_terms
 
 
 def load_method(file: str) -> Method:
@@ -344,7 +330,7 @@ def load_supplement(file: str) -> SupplementModule:
 
 
 def load_module(kind: str, file: str) -> ModuleType:
-    """Import kind/file.py; kind: methods, supplements or ensemble. Raises Problem for an unknown file."""
+    """Import kind/file.py; kind: methods, supplements, ensemble or metrics. Raises Problem for an unknown file."""
     if file not in (there := available(kind)):
         raise Problem(f"{kind}/ has no file {file!r}; it has {', '.join(there)}")
     return importlib.import_module(f"eldistill.{kind}.{file}")

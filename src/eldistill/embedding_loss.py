@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from eldistill import contract
-from eldistill.data.given import GivenImages, class_numbers
+from eldistill.data.given import GivenImages, class_numbers, unlike_units
 from eldistill.diffusion import augment
 from eldistill.diffusion.draws import Draw, sent
 from eldistill.ensemble.anchors import Anchor
@@ -192,6 +192,8 @@ class EmbeddingLoss(torch.nn.Module):
 
     def _check(self, name: str, images: torch.Tensor) -> None:
         shape = tuple(self.record["shape"])
+        if not isinstance(images, torch.Tensor):
+            raise Problem(f"EmbeddingLoss: {name} is {type(images).__name__}; expected a tensor [n, c, h, w]")
         if images.ndim != 4 or tuple(images.shape[1:]) != shape:
             raise Problem(
                 f"EmbeddingLoss: {name} has the shape {list(images.shape)}; expected [n, {str(list(shape))[1:]} as real_images"
@@ -214,7 +216,7 @@ class EmbeddingLoss(torch.nn.Module):
                 what = "no" if each is None else len(each)
                 raise Problem(f"EmbeddingLoss: {what} {name} for {len(images)} images; "
                               f"labels={self.options['labels']!r} needs one for each")  # fmt: skip
-            found.append(sent(class_numbers(each), self.like.device))
+            found.append(sent(class_numbers(each, name, thorough=self.calls == 0), self.like.device))
         return found[0], found[1]
 
     def _anchors(self) -> list[torch.Tensor] | list[Anchor] | None:
@@ -230,10 +232,8 @@ class EmbeddingLoss(torch.nn.Module):
         return self.options["stack"] == "stacked" or self.options["stack"] == "auto" and self.like.device.type == "cuda"
 
     def _warn_of_units(self, fake: torch.Tensor) -> None:
-        plain = self.reals.images.dtype == torch.uint8 and self.reals.limits is None
-        if plain and float(fake.detach().abs().max()) <= 2:
-            warnings.warn("EmbeddingLoss: real_images are 0 … 255 and no generated value is above 2; if they are in -1 … 1, "
-                          "give limits=(-1, 1)", stacklevel=2)  # fmt: skip
+        if text := unlike_units(self.reals, fake):
+            warnings.warn(f"EmbeddingLoss: {text}", stacklevel=2)
 
     # --- state ---
 
@@ -267,6 +267,8 @@ class _Group:
     """The argument `across`. Copies of a loss share it, because a group of torch.distributed cannot be copied."""
 
     def __init__(self, across: Any):
+        if isinstance(across, str | float) or (isinstance(across, int) and not isinstance(across, bool)):
+            raise Problem(f"EmbeddingLoss: across is {across!r}; expected True, False or a group of torch.distributed")
         self.across = across
 
     def __deepcopy__(self, memo: dict) -> _Group:

@@ -90,8 +90,11 @@ def expected_among(names: Iterable[object], word: object) -> str:
 
 
 def nearest(word: object, words: Iterable[object]) -> str:
-    """ "; did you mean …?" with the word of `words` that is most similar to `word`, or "" if none is similar."""
-    close = difflib.get_close_matches(str(word)[:LONGEST], [str(w) for w in words], 1, 0.5)
+    """ "; did you mean …?" with the word of `words` that is most similar to `word`, or "" if none is similar. A word that differs
+    only in capitals is the most similar one, and the word itself is never proposed."""
+    wanted, known = str(word)[:LONGEST], [str(each) for each in words if str(each) != str(word)]
+    close = [each for each in known if each.lower() == wanted.lower()]
+    close += difflib.get_close_matches(wanted, known, 1, 0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -111,6 +111,19 @@ def _written() -> list[str]:
 # --- files ------------------------------------------------------------------------------------------------
 
 
+def check_target(path: str | os.PathLike) -> Path:
+    """The path of a file that a user wants written. Raises Problem if it is a folder, or if what should be its folder is a file."""
+    path = Path(path)
+    if not path.name or path.is_dir():
+        raise Problem(f"{path} is a folder; give the name of a file to write")
+    above = next((each for each in path.parents if os.path.lexists(each)), path.parent)
+    if os.path.lexists(above) and not above.is_dir():
+        raise Problem(
+            f"{above} is not a folder, so that nothing can be written into it; give another path, or move that file"
+        )
+    return path
+
+
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Context with a temporary path beside `path`, which is renamed to `path` at the end, and removed after an error.
@@ -118,6 +131,8 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     The file gets the mode that the umask and the folder give to new files, also if what writes it makes a private one, as the
     package safetensors does (600)."""
     path = Path(path)
+    if not path.name or path.is_dir():  # before anything is computed that could then not be written
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming_full(path):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declarations of the numbers that a module reads from params.yaml.
 
-A method, a supplement or a family of embedding networks has a class Numbers, whose fields `number` makes. Their schema is read
-from the source text, so that the Snakefile can check params.yaml without importing torch.
+A method, a supplement, a family of embedding networks or an extra metric has a class Numbers, whose fields `number` makes. Their
+schema is read from the source text, so that the Snakefile can check params.yaml without importing torch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def declared(kind: str, file: str) -> dict[str, dict]:
     """{field: its JSON Schema} of class Numbers in src/eldistill/<kind>/<file>.py, read without importing it; classes that it
     inherits from are imported by their names.
 
-    The result is a copy: what its reader does with it changes no other one's. kind: methods, supplements or ensemble. Raises Problem
-    if there is no such file."""
+    The result is a copy: what its reader does with it changes no other one's. kind: methods, supplements, ensemble or metrics.
+    Raises Problem if there is no such file."""
     return copy.deepcopy(_declared(kind, file))
 
 

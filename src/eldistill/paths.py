@@ -13,6 +13,7 @@ FOLDERS = ("data/sets", "data/teachers", "data/ensembles", "data/runs", "data/ev
 # Files of a suite's step `tables`; the recipe lies beside the first one.
 TABLES = (
     "main.csv", "main.md", "main.tex", "main-wide.tex", "runs.csv", "curves.csv", "published.csv",
+    "spaces.csv", "spaces.md", "spaces.tex",
     *(f"{stem}.{ending}" for stem in ("curves", "costs", "ratios") for ending in ("png", "pdf", "svg")),
     "curves-panels.pdf", "samples.png", "report.html",
 )  # fmt: skip
@@ -20,8 +21,8 @@ TABLE_NAMES = tuple(
     dict.fromkeys(name.split(".")[0] for name in TABLES)
 )  # file names without endings; a study cannot have one of these names
 STUDY = rf"(?!(?:{'|'.join(TABLE_NAMES)})\.)[^/.]+"  # regular expression for the name of a study in Snakemake's rules
-# Of the files of a study: its table, page, figure, runs, the figure again, and the page for a browser.
-STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "pdf", "svg", "html")
+# Of the files of a study: its table, page, figure, runs, the summary over feature spaces, the figure again, and the page for a browser.
+STUDY_ENDINGS = ("csv", "md", "png", "runs.csv", "spaces.csv", "pdf", "svg", "html")
 
 
 def is_result(path: str | os.PathLike[str]) -> bool:

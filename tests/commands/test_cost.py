@@ -10,7 +10,7 @@ import pytest
 
 from eldistill import __main__, networks
 from eldistill.commands import cost
-from eldistill.plan import params
+from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
 from tests import conftest
 from tests.conftest import GOLDEN, ROOT
@@ -115,6 +115,27 @@ def test_a_suite_by_one_command(project, capsys):
     assert float(capsys.readouterr().out.splitlines()[2].split(" | ")[4]) == pytest.approx(10 * hours, rel=0.01)
     assert __main__.main(["cost", "dem"]) == 2
     assert "did you mean demo?" in capsys.readouterr().err
+
+
+def test_a_run_that_another_starts_from_is_in_the_bill(monkeypatch):
+    """Also if no suite names it, and once if one does; a chain of runs counts to its end."""
+    values = conftest.shipped()
+    more = {"again": {"like": "sid2a", "start_from": "sid2a/none"}}
+    values["distil"]["methods"] |= {
+        name: {**values["distil"]["methods"]["sid2a"], **each} for name, each in more.items()
+    }
+    grid = {"data": ["digits"], "supplements": ["none"], "seeds": [0, 1]}
+    values["suites"] |= {
+        "last": [grid | {"methods": ["again"]}],
+        "all": [grid | {"methods": ["sid", "sid2a", "again"]}],
+    }
+    monkeypatch.setattr(recipes.Step, "fresh", lambda step, root: False)  # whatever is made here
+    plan = Plan(params.from_values(values, ROOT))
+    bills = {suite: cost.bills_left(plan, suite) for suite in ("last", "all")}
+    assert len(bills["last"]) == 7 and sum(each.get("teacher", False) for each in bills["last"]) == 1
+    assert cost.hours_left(bills["last"]) == pytest.approx(cost.hours_left(bills["all"]))
+    rows = [list(cost.cost_table(plan, suite))[-1] for suite in bills]
+    assert rows[0] == rows[1]
 
 
 def test_a_teacher_that_is_trained_here_is_in_the_bill(project):

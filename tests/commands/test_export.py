@@ -134,3 +134,10 @@ def test_the_card_of_a_run_without_el_does_not_cite_it_and_one_without_metrics_s
         and "`python -m eldistill evaluate mine/di/none/0`" in text
         and "| metric |" not in text
     )
+
+
+def test_the_card_counts_the_images_of_the_run_that_a_generator_starts_from():
+    assert "640 generated images)" in card.model_card("mine/di/el/0", ABOUT, {}, {})
+    assert "640 generated images)" in card.model_card("mine/di/el/0", ABOUT | {"n_images_before": 0}, {}, {})
+    longer = card.model_card("mine/di/el/0", ABOUT | {"n_images_before": 12800}, {}, {})
+    assert "640 generated images, after 12,800 of the runs that it starts from)" in longer

@@ -126,6 +126,18 @@ def test_there_and_back(toys, name):
         assert "5 pictures are left out: kept results have none, and the runs were made elsewhere." in page
 
 
+def test_means_over_snapshots_come_back_from_kept_results(toys):
+    """Curves are kept, so that a study of the last three snapshots has the same bytes."""
+    toys.values["tables"]["studies"]["toys"] = STUDY | {"last": 3}
+    toys.write()
+    toys.make()
+    first = toys.tables()
+    keep_toys()
+    forget()
+    assert toys.tables() == first
+    assert b"means over the last 3 snapshots" in first["data/tables/toys/toys.md"]
+
+
 def test_the_metrics_of_a_suite_are_read_from_kept_results(toys):
     toys.make()
     assert __main__.main(["evaluate", "suite/toys"]) == 0
@@ -225,6 +237,41 @@ def test_another_line_of_an_equal_recipe_makes_the_table_stale(toys):
     assert planned.state_of(changed, Path()).why == (f"the kept results of {RUNS[0]} changed",)
     FILE.write_bytes(before)
     assert toys.plan.find("tables", "toys/toys").fresh(Path())
+
+
+def other_line(toys, run: str) -> kept.Kept:
+    """What another machine found of a run under the same recipe."""
+    line = toys.plan.kept("toys")[run, toys.plan.find("evaluate", run).digest]
+    metrics = {name: value + 0.25 for name, value in line.results["metrics"].items()}
+    return kept.make_kept(line.run, line.recipes, line.results | {"metrics": metrics})
+
+
+def test_a_table_of_the_disk_is_stale_where_another_line_is_read(toys):
+    """Here the runs are read, so that another line concerns nobody; in a clone, which has the table and the lines, it does."""
+    toys.make()
+    keep_toys()
+    toys.tables()
+    made = {path: path.read_bytes() for path in FILE.parent.iterdir() if path != FILE}
+    lines, other = toys.plan.kept("toys"), other_line(toys, RUNS[0])
+    FILE.write_text(kept.text_of(lines | {other.key: other}), encoding="utf-8")
+    assert toys.plan.find("tables", "toys/toys").fresh(Path())
+    forget()
+    for path, content in made.items():
+        path.write_bytes(content)
+    assert toys.plan.find("tables", "toys/toys").read_otherwise(Path()) == [RUNS[0]]
+    toys.tables()
+    assert toys.plan.find("tables", "toys/toys").fresh(Path())
+
+
+def test_a_table_of_lines_is_stale_where_the_disk_and_its_line_are_others(toys):
+    """Made of the lines; then the runs are made here with other numbers, and kept in place of them."""
+    toys.make()
+    keep_toys()
+    forget()
+    toys.tables()
+    toys.make([RUNS[0]], shift=0.5)
+    keep_toys()
+    assert toys.plan.find("tables", "toys/toys").read_otherwise(Path()) == [RUNS[0]]
 
 
 def test_a_picture_of_another_recipe_is_never_shown(toys):

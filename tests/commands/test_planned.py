@@ -238,6 +238,24 @@ def test_what_cannot_be_counted_stops_nothing(project):
     assert "is not known yet" in cost.check_allowed(Plan(params.from_values(values, project)), "one", 1e-9)
 
 
+@pytest.mark.parametrize("network", ["a file that is missing", "images of unknown size"])
+def test_a_plan_needs_no_bill(project, network, capsys, monkeypatch):
+    """The page says which steps are missing, and why there are no hours; without it a user's own teacher ended the command."""
+    monkeypatch.chdir(project)
+    values = copy.deepcopy(SHIPPED)
+    values["data"]["mine"] = {
+        "source": "folder", "path": "nowhere", "heldout": 9, "codec": {"mean": 0.5, "std": 0.25}, "teacher": "mine",
+    }  # fmt: skip
+    own = {"file": "net.pkl"} if "file" in network else {"network": {"network": "song", "model_channels": 16}}
+    values["teacher"]["mine"] = {"data": "mine", **own}
+    values["distil"]["methods"]["di"]["per_data"]["mine"] = {"n_images": 640, "batch": 32}
+    values["suites"]["one"] = grid("mine")
+    monkeypatch.setattr(params, "load_params", lambda: params.from_values(values, project))
+    assert __main__.main(["plan", "one"]) == 0
+    said = capsys.readouterr().out
+    assert "is not known yet" in said and "nowhere does not exist" in said and "missing" in said
+
+
 @pytest.mark.parametrize(
     ("targets", "words", "trains"),
     [

@@ -71,10 +71,12 @@ def test_every_method_gets_numbers_that_can_be_planned(project, side, capsys):
     assert (root / "params.yaml").read_text(encoding="utf-8") == after
 
 
-def test_a_suite_may_ask_for_it_before(project, capsys):
-    """Other commands say what to type; this one does not ask for the numbers that it is to give."""
+@pytest.mark.parametrize("chosen", ["demo", "mine"])
+def test_a_suite_may_ask_for_it_before(project, capsys, chosen):
+    """Other commands say what to type; this one does not ask for the numbers that it is to give. chosen: `suite` of params.yaml,
+    which may have no other grid than the one that asks."""
     root = project(32)
-    text = (root / "params.yaml").read_text(encoding="utf-8")
+    text = (root / "params.yaml").read_text(encoding="utf-8").replace("suite: demo", f"suite: {chosen}", 1)
     suite = "  mine: [{data: [mine], methods: [di, sid], supplements: [none], seeds: [0]}]\n"
     (root / "params.yaml").write_text(text.replace("\nsuites:\n", "\nsuites:\n" + suite), encoding="utf-8")
     assert __main__.main(["plan", "mine"]) == 2

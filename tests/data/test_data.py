@@ -459,7 +459,7 @@ BAD_FOLDERS = {
     "labels that are text": (
         GOOD | {"dataset.json": json.dumps({"labels": [[n, "cat"] for n in GOOD]}).encode()}, "dataset.json"
     ),
-    "too few": ({"0.png": GOOD["0.png"]}, "heldout is 2, but there are 1 images"),
+    "too few": ({"0.png": GOOD["0.png"]}, "there is 1 image; expected at least 4"),
     "one left to train on": (dict(list(GOOD.items())[:3]), "1 train and 2 held-out images"),
 }  # fmt: skip
 
@@ -481,7 +481,7 @@ def test_a_path_that_is_neither_folder_nor_zip_is_one_sentence(here):
             packing.pack_dataset(section(path), "pack")
 
 
-@pytest.mark.parametrize("count", [3, 10, 300])
+@pytest.mark.parametrize("count", [4, 10, 300])
 @pytest.mark.parametrize("more", [0, 1, 700])
 def test_too_many_held_out_images_are_refused_with_a_number_that_works(count, more):
     """The sentence says how many images there are; what it proposes is accepted."""

@@ -114,7 +114,7 @@ def test_without_an_image_what_was_left_out_is_said(kind):
 @KINDS
 def test_every_ending_of_the_list_is_read_in_any_letters(kind):
     names = [f"{i}{end.upper() if i % 2 else end}" for i, end in enumerate(ENDINGS)]
-    contents = {name: png(0) for name in names}
+    contents = {name: png(i) for i, name in enumerate(names)}
     path = tree([], kind=kind)
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:

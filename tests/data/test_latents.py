@@ -623,6 +623,34 @@ def test_encoding_into_a_folder_continues(tmp_path, monkeypatch, capsys, toy):
         assert {name: archive.read(name) for name in archive.namelist()} == whole
 
 
+@pytest.mark.parametrize("change", ["other images", "fewer images", "another resolution", "a damaged file"])
+def test_a_folder_of_other_latents_is_refused(tmp_path, monkeypatch, capsys, toy, change):
+    """It was continued: latents of two sets of images, under one table of labels."""
+    values = project(tmp_path / "project", monkeypatch)
+    assert __main__.main(["encode", "rgb", "--out", "latents"]) == 0
+    pictures = sorted(Path("pictures").rglob("*.png"))
+    if change == "other images":
+        for path in pictures:
+            pixels = np.random.default_rng(len(path.name)).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    if change == "fewer images":
+        pictures[-1].unlink()
+        labels = [[path.name, index % 2] for index, path in enumerate(pictures[:-1])]
+        Path("pictures/dataset.json").write_text(json.dumps({"labels": labels}))
+    if change == "another resolution":
+        values["data"]["rgb"]["resolution"] = 8
+        Path("params.yaml").write_text(conftest.write_yaml(values))
+    if change == "a damaged file":
+        next(iter(sorted(Path("latents").rglob("*.npy")))).write_bytes(b"x" * 600)
+    before = {path: path.read_bytes() for path in Path("latents").rglob("*.*")}
+    Path("latents/00000/img-mean-std-00000005.npy").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert __main__.main(["encode", "rgb", "--out", "latents"]) == 2
+    said = capsys.readouterr().err
+    assert "give another folder, or remove it" in said and "Traceback" not in said
+    assert all(path.read_bytes() == content for path, content in before.items() if path.exists())
+
+
 def test_what_cannot_be_encoded_is_one_sentence(tmp_path, monkeypatch, capsys, toy):
     values = project(tmp_path / "project", monkeypatch)
     for name, sentence in (

@@ -42,7 +42,8 @@ def packed(contents: dict[str, bytes], **keys) -> tuple[np.ndarray, list[str]]:
     said: list[str] = []
     section = {"source": "folder", "path": "source", "resolution": None, "heldout": 2} | keys
     packing.pack_dataset(section, "sets/pack", say=said.append)
-    return data.load_pack("sets/pack")[0][0].numpy(), said
+    # These sets are of equal pictures, which packing says.
+    return data.load_pack("sets/pack")[0][0].numpy(), [line for line in said if "equal a train image" not in line]
 
 
 def four(kind: made.Kind) -> dict[str, bytes]:

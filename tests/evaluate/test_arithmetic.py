@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.evaluate import arithmetic, metrics
+from eldistill.evaluate import arithmetic, gaussians, metrics, remembered
 from eldistill.evaluate.references import noise_floor
 
 OPTIONS = {"neighbours": 3, "neighbours_n": 150}
@@ -24,7 +24,7 @@ def sides(d: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     fake, train, heldout = (
         generator.normal(shift, 1.0, (n, d)) @ mixing for shift, n in ((0.2, 230), (0.0, 310), (0.0, 170))
     )
-    return metrics.keep(fake, {}), {"train": metrics.keep(train, {}), "heldout": metrics.keep(heldout, {})}
+    return remembered.keep(fake, {}), {"train": remembered.keep(train, {}), "heldout": remembered.keep(heldout, {})}
 
 
 def measured(d: int, device: str | None) -> dict[str, float]:
@@ -50,10 +50,10 @@ def test_each_function_is_the_same_on_a_device(d):
     values = {}
     for device in (None, "cpu"):
         with arithmetic.on(device):
-            mean, cov = metrics.moments(fake)
-            root = metrics.symmetric_root(cov)
-            single, _ = metrics.moments(fake.astype(np.float32))
-            trace = arithmetic.trace_of_root(root, metrics.moments(real["train"])[1])
+            mean, cov = gaussians.moments(fake)
+            root = arithmetic.symmetric_root(cov)
+            single, _ = gaussians.moments(fake.astype(np.float32))
+            trace = arithmetic.trace_of_root(root, gaussians.moments(real["train"])[1])
             sums = [arithmetic.cubic_sums(fake, other, 1.7, block=45) for other in (fake, real["train"])]
             near = arithmetic.nearest(fake, real["train"])
             within = arithmetic.inside(fake, real["train"], 4)
@@ -122,4 +122,4 @@ def test_a_nan_is_never_masked():
             assert np.isnan(arithmetic.cubic_sums(broken, real["train"], 1.0)[0])
             assert np.isnan(arithmetic.nearest(broken, real["train"])).sum() == 1
             with pytest.raises((np.linalg.LinAlgError, RuntimeError)):
-                metrics.fd(broken, real["train"], {})
+                gaussians.fd(broken, real["train"], {})

@@ -15,7 +15,7 @@ from PIL import Image
 
 from eldistill import __main__, files
 from eldistill.errors import Problem
-from eldistill.evaluate import clean, features, fid, metrics
+from eldistill.evaluate import clean, features, fid, gaussians
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
@@ -171,7 +171,7 @@ def stream(images: torch.Tensor, size: int = 6):
 
 
 def reference_of(rows: np.ndarray) -> clean.Reference:
-    return clean.Reference(*metrics.moments(rows), rows.astype(np.float32))
+    return clean.Reference(*gaussians.moments(rows), rows.astype(np.float32))
 
 
 def test_the_first_block_is_made_once_for_both_figures():
@@ -183,7 +183,7 @@ def test_the_first_block_is_made_once_for_both_figures():
     assert made.calls == 90
     own = features.embed(images[:30].split(6), pixels)
     assert found["fid30_clean"] == pytest.approx(
-        metrics.frechet(*metrics.moments(own), known.mean, known.cov), abs=1e-9
+        gaussians.frechet(*gaussians.moments(own), known.mean, known.cov), abs=1e-9
     )
     plain = ruler.fid(stream(images), pixels, STANDARD, "x")
     assert {name: found[name] for name in plain} == plain and set(found) - set(plain) == {"fid30_clean", "kid30_clean"}
@@ -237,7 +237,7 @@ def test_a_reference_is_moments_and_rows_of_all_train_images(tmp_path, monkeypat
         clean.make_clean_reference(pixels, packed(tmp_path / "pack", train), tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     found, rows = clean.load_clean_reference(tmp_path / "one"), features.embed(train.split(100), pixels)
-    mean, cov = metrics.moments(rows)
+    mean, cov = gaussians.moments(rows)
     assert np.allclose(found.mean, mean, rtol=0, atol=1e-12) and np.allclose(found.cov, cov, rtol=0, atol=1e-12)
     assert np.array_equal(found.rows, rows[clean.choose_for_kid(600)].astype(np.float32)) and len(found.rows) == 25
 
@@ -389,7 +389,7 @@ def test_every_evaluation_has_the_figures_and_tables_take_them(tmp_path, monkeyp
     generator = sampling.load_generator(Path("data/runs/digits-smoke/di/none/0/generator_ema.safetensors"))
     rows = features.embed(sampling.images_of(generator, 60, plan.params.top("evaluate")["seed"]), pixels)
     assert run.metrics["fid60_clean"] == pytest.approx(
-        metrics.frechet(*metrics.moments(rows), train.mean, train.cov), abs=1e-9
+        gaussians.frechet(*gaussians.moments(rows), train.mean, train.cov), abs=1e-9
     )
     assert run.metrics["kid60_clean"] == pytest.approx(clean.kernel_distance(rows, train.rows), abs=1e-6)
     main, curves = (files.read_rows(Path(f"data/tables/smoke/{name}.csv")) for name in ("main", "curves"))

@@ -15,7 +15,7 @@ from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
-from eldistill.evaluate import features, judges, metrics
+from eldistill.evaluate import features, gaussians, judges, kernel, metrics, neighbours
 from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.spaces.pixels import pixels
 from eldistill.training.machine import Machine
@@ -43,10 +43,10 @@ def test_the_frechet_distance_is_the_golden_one(fake, key):
     with np.load(GOLDEN) as golden:
         features = {name: golden[f"features_{name}"] for name in "abc"}
         for name in (fake, "b"):
-            mean, cov = metrics.moments(features[name])
+            mean, cov = gaussians.moments(features[name])
             assert np.allclose(mean, golden[f"mu_{name}"], rtol=0, atol=1e-12)
             assert np.allclose(cov, golden[f"sigma_{name}"], rtol=0, atol=1e-12)
-        assert metrics.fd(features[fake], features["b"], OPTIONS) == pytest.approx(float(golden[key]), rel=1e-6)
+        assert gaussians.fd(features[fake], features["b"], OPTIONS) == pytest.approx(float(golden[key]), rel=1e-6)
 
 
 @pytest.mark.parametrize("d", [2, 8, 64])
@@ -54,7 +54,7 @@ def test_the_frechet_distance_is_clean_fids(d):
     from cleanfid.fid import frechet_distance
 
     moments = (normal(d, seed=1), covariance(d, 2), normal(d, seed=3), covariance(d, 4))
-    assert metrics.frechet(*moments) == pytest.approx(float(frechet_distance(*moments)), rel=1e-6)
+    assert gaussians.frechet(*moments) == pytest.approx(float(frechet_distance(*moments)), rel=1e-6)
 
 
 def test_between_diagonal_covariances_it_has_a_closed_form():
@@ -62,14 +62,14 @@ def test_between_diagonal_covariances_it_has_a_closed_form():
     sd, sd_r = np.abs(normal(16, seed=3)), np.abs(normal(16, seed=4))
     sd[3] = sd_r[5] = 0
     wanted = ((mean - mean_r) ** 2).sum() + ((sd - sd_r) ** 2).sum()
-    assert metrics.frechet(mean, np.diag(sd**2), mean_r, np.diag(sd_r**2)) == pytest.approx(wanted, rel=1e-12)
+    assert gaussians.frechet(mean, np.diag(sd**2), mean_r, np.diag(sd_r**2)) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_between_commuting_covariances_it_has_a_closed_form():
     turn = np.linalg.qr(normal(16, 16))[0]
     sd, sd_r = np.abs(normal(16, seed=3)), np.abs(normal(16, seed=4))
     zero = np.zeros(16)
-    found = metrics.frechet(zero, turn * sd**2 @ turn.T, zero, turn * sd_r**2 @ turn.T)
+    found = gaussians.frechet(zero, turn * sd**2 @ turn.T, zero, turn * sd_r**2 @ turn.T)
     assert found == pytest.approx(((sd - sd_r) ** 2).sum(), rel=1e-10)
 
 
@@ -77,29 +77,29 @@ def test_a_linear_map_of_a_gaussian_has_its_transport_cost():
     # y = A x with A symmetric positive is the optimal map, so that FD = tr((A - 1) S (A - 1)).
     s, a = covariance(12, 1), covariance(12, 2)
     zero, rest = np.zeros(12), a - np.eye(12)
-    assert metrics.frechet(zero, a @ s @ a, zero, s) == pytest.approx(np.trace(rest @ s @ rest), rel=1e-9)
+    assert gaussians.frechet(zero, a @ s @ a, zero, s) == pytest.approx(np.trace(rest @ s @ rest), rel=1e-9)
 
 
 def test_it_is_zero_for_equal_and_symmetric():
     x, y = normal(100, 8, seed=1), 2 * normal(60, 8, seed=2) + 1
-    assert abs(metrics.fd(x, x, OPTIONS)) < 1e-10
-    assert metrics.fd(x, y, OPTIONS) == pytest.approx(metrics.fd(y, x, OPTIONS), rel=1e-10)
-    assert metrics.fd(x, x + 3, OPTIONS) == pytest.approx(8 * 9, rel=1e-10)
+    assert abs(gaussians.fd(x, x, OPTIONS)) < 1e-10
+    assert gaussians.fd(x, y, OPTIONS) == pytest.approx(gaussians.fd(y, x, OPTIONS), rel=1e-10)
+    assert gaussians.fd(x, x + 3, OPTIONS) == pytest.approx(8 * 9, rel=1e-10)
 
 
 def test_relfd_is_free_of_the_scale_of_the_features():
     x, y = normal(100, 8, seed=1), 2 * normal(60, 8, seed=2) + 1
-    relative = metrics.relfd(x, y, OPTIONS)
-    assert relative == pytest.approx(metrics.fd(x, y, OPTIONS) / np.cov(y.T).trace(), rel=1e-12)
-    assert metrics.relfd(7 * x, 7 * y, OPTIONS) == pytest.approx(relative, rel=1e-10)
+    relative = gaussians.relfd(x, y, OPTIONS)
+    assert relative == pytest.approx(gaussians.fd(x, y, OPTIONS) / np.cov(y.T).trace(), rel=1e-12)
+    assert gaussians.relfd(7 * x, 7 * y, OPTIONS) == pytest.approx(relative, rel=1e-10)
 
 
 def test_one_feature_is_enough_and_one_image_is_not():
     x, y = normal(50, 1, seed=1), 3 * normal(50, 1, seed=2) + 2
     wanted = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
-    assert metrics.fd(x, y, OPTIONS) == pytest.approx(wanted, rel=1e-9)
+    assert gaussians.fd(x, y, OPTIONS) == pytest.approx(wanted, rel=1e-9)
     with pytest.raises(Problem, match="1 images for a covariance; expected at least 2"):
-        metrics.fd(x[:1], y, OPTIONS)
+        gaussians.fd(x[:1], y, OPTIONS)
 
 
 # --- KID, precision, recall -------------------------------------------------------------------------------
@@ -121,11 +121,11 @@ def kid_by_loops(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize(("m", "n", "shift"), [(12, 9, 0), (7, 15, 2), (2, 2, 1)])
 def test_kid_is_the_u_statistic_of_explicit_loops(m, n, shift):
     x, y = normal(m, 5, seed=1) + shift, 3 * normal(n, 5, seed=2)
-    assert metrics.kid(x, y, OPTIONS) == pytest.approx(kid_by_loops(x, y), rel=1e-10, abs=1e-12)
+    assert kernel.kid(x, y, OPTIONS) == pytest.approx(kid_by_loops(x, y), rel=1e-10, abs=1e-12)
 
 
 def test_kid_is_unbiased_over_halves_of_one_cloud():
-    values = [metrics.kid(normal(40, 4, seed=2 * s), normal(40, 4, seed=2 * s + 1), OPTIONS) for s in range(200)]
+    values = [kernel.kid(normal(40, 4, seed=2 * s), normal(40, 4, seed=2 * s + 1), OPTIONS) for s in range(200)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0
 
@@ -140,29 +140,29 @@ def covered_by_loops(points: np.ndarray, cloud: np.ndarray, k: int) -> float:
 def test_precision_and_recall_are_brute_force(k):
     fake, real = 0.7 * normal(40, 3, seed=1) + 0.5, normal(40, 3, seed=2)
     options = {**OPTIONS, "neighbours": k}
-    precision, recall = metrics.precision(fake, real, options), metrics.recall(fake, real, options)
+    precision, recall = neighbours.precision(fake, real, options), neighbours.recall(fake, real, options)
     assert precision == pytest.approx(covered_by_loops(fake, real, k), abs=1e-12)
     assert recall == pytest.approx(covered_by_loops(real, fake, k), abs=1e-12)
-    assert 0 < recall < 1 and precision == metrics.recall(real, fake, options)
+    assert 0 < recall < 1 and precision == neighbours.recall(real, fake, options)
 
 
 def test_both_sides_have_as_many_points():
     fake, real = normal(50, 3, seed=1), normal(30, 3, seed=2)
-    for metric in (metrics.precision, metrics.recall):
+    for metric in (neighbours.precision, neighbours.recall):
         evenly = fake[np.linspace(0, 49, 30).astype(int)]
         assert metric(fake, real, OPTIONS) == metric(evenly, real, OPTIONS)
         few = {**OPTIONS, "neighbours_n": 20}
         thin = [side[np.linspace(0, len(side) - 1, 20).astype(int)] for side in (fake, real)]
         assert metric(fake, real, few) == metric(*thin, few)
     with pytest.raises(Problem, match="3 images for precision and recall with k = 3"):
-        metrics.recall(fake[:3], real, OPTIONS)
+        neighbours.recall(fake[:3], real, OPTIONS)
 
 
 def test_collapse_keeps_precision_and_loses_recall():
     real = normal(200, 3, seed=1)
     fake = real[:1] + 1e-3 * normal(200, 3, seed=2)
-    assert metrics.precision(fake, real, OPTIONS) == 1
-    assert metrics.recall(fake, real, OPTIONS) < 0.05
+    assert neighbours.precision(fake, real, OPTIONS) == 1
+    assert neighbours.recall(fake, real, OPTIONS) < 0.05
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_a_name_says_metric_count_space_and_part():
     assert set(found) == {
         f"{name}{count}_{space}_{part}" for name in names for count, space in spaces for part in ("train", "heldout")
     } | {f"copied{count}_{space}" for count, space in spaces}
-    wanted = metrics.fd(normal(50, 4), references()["pixels"]["train"], OPTIONS)
+    wanted = gaussians.fd(normal(50, 4), references()["pixels"]["train"], OPTIONS)
     assert found["fd50_pixels_train"] == wanted
     assert all(type(value) is float for value in found.values())
 
@@ -410,10 +410,10 @@ def test_kid_in_blocks_is_kid(monkeypatch):
     """Sums over blocks equal the sums over whole kernel matrices."""
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(37, 5)), generator.normal(0.3, 1.2, size=(53, 5))
-    whole = metrics.kid(x, y, {})
-    cubic = metrics.cubic_sums
-    monkeypatch.setattr(metrics, "cubic_sums", lambda a, b, scale: cubic(a, b, scale, block=10))
-    assert metrics.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
+    whole = kernel.kid(x, y, {})
+    cubic = kernel.cubic_sums
+    monkeypatch.setattr(kernel, "cubic_sums", lambda a, b, scale: cubic(a, b, scale, block=10))
+    assert kernel.kid(x, y, {}) == pytest.approx(whole, rel=1e-12)
 
 
 def test_real_images_sorted_by_class_are_taken_evenly():
@@ -423,4 +423,4 @@ def test_real_images_sorted_by_class_are_taken_evenly():
         + np.random.default_rng(0).normal(size=(100, 2)) * 0.1
     )
     fake = np.random.default_rng(1).normal(size=(50, 2)) * 0.1
-    assert metrics.recall(fake, real, {"neighbours": 3, "neighbours_n": 50}) == pytest.approx(0.5, abs=0.1)
+    assert neighbours.recall(fake, real, {"neighbours": 3, "neighbours_n": 50}) == pytest.approx(0.5, abs=0.1)

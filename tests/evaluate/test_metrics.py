@@ -14,7 +14,7 @@ from eldistill import paths
 from eldistill.data import dataset as data
 from eldistill.data import packing
 from eldistill.errors import Problem
-from eldistill.evaluate import arithmetic, features, metrics
+from eldistill.evaluate import arithmetic, classifiers, features, gaussians, neighbours
 from eldistill.evaluate import evaluator as evaluate
 from eldistill.evaluate.references import load_reference, make_reference, noise_floor
 from eldistill.paths import PACKAGE
@@ -36,7 +36,7 @@ def jackknife_by_loops(x: np.ndarray, y: np.ndarray, groups: int) -> tuple[float
             [row for i, row in enumerate(z) if i % groups not in gone]
             for z, gone in ((x, gone_x), (y, gone_y))
         )  # fmt: skip
-        return metrics.fd(*map(np.array, kept), {})
+        return gaussians.fd(*map(np.array, kept), {})
 
     whole, estimate, variance = f(), f(), 0.0
     for side in (0, 1):
@@ -52,8 +52,8 @@ def jackknife_by_loops(x: np.ndarray, y: np.ndarray, groups: int) -> tuple[float
 
 def test_the_jackknife_is_the_explicit_one():
     x, y = 1.3 * normal(90, 4, seed=1) + 50, normal(60, 4, seed=2) + 50
-    assert metrics.jackknife(x, y, 7) == pytest.approx(jackknife_by_loops(x, y, 7), rel=1e-7)
-    assert metrics.jackknife(x, y, 7) == pytest.approx(metrics.jackknife(y, x, 7), rel=1e-7)
+    assert gaussians.jackknife(x, y, 7) == pytest.approx(jackknife_by_loops(x, y, 7), rel=1e-7)
+    assert gaussians.jackknife(x, y, 7) == pytest.approx(gaussians.jackknife(y, x, 7), rel=1e-7)
 
 
 @pytest.mark.parametrize(("shift", "d"), [(0.0, 4), (0.0, 16), (0.3, 8)])
@@ -62,15 +62,15 @@ def test_its_interval_covers_the_truth(shift, d):
     trials, where the plain distance lies above it on average by many of its own deviations."""
     from scipy.stats import t
 
-    random, sd, half = np.random.default_rng(d), 1 / np.sqrt(np.arange(1, d + 1)), t.ppf(0.975, metrics.GROUPS - 1)
+    random, sd, half = np.random.default_rng(d), 1 / np.sqrt(np.arange(1, d + 1)), t.ppf(0.975, gaussians.GROUPS - 1)
     hits, found, plain = 0, [], []
     for _ in range(200):
         x, y = random.normal(size=(400, d)) * sd, random.normal(size=(300, d)) * sd
         x[:, 0] += shift
-        value, error = metrics.jackknife(x, y)
+        value, error = gaussians.jackknife(x, y)
         hits += abs(value - shift**2) <= half * error
         found.append(value)
-        plain.append(metrics.fd(x, y, {}))
+        plain.append(gaussians.fd(x, y, {}))
     assert 0.90 <= hits / 200 <= 0.99
     assert abs(np.mean(found) - shift**2) < 0.15 * (np.mean(plain) - shift**2)
 
@@ -85,10 +85,10 @@ def test_the_paired_interval_covers_the_truth():
 
 
 def test_the_jackknife_stays_away_where_it_cannot_be_had():
-    assert metrics.debiased(normal(30, 4), normal(400, 4), OPTIONS) is None
-    assert metrics.debiased(normal(400, 200), normal(400, 200), OPTIONS) is None
+    assert gaussians.debiased(normal(30, 4), normal(400, 4), OPTIONS) is None
+    assert gaussians.debiased(normal(400, 200), normal(400, 200), OPTIONS) is None
     with pytest.raises(Problem, match="30 images for a jackknife in 20 groups; expected 40 or more"):
-        metrics.jackknife(normal(30, 4), normal(400, 4))
+        gaussians.jackknife(normal(30, 4), normal(400, 4))
 
 
 # --- density and coverage, classes, copies --------------------------------------------------------------
@@ -103,19 +103,33 @@ def dense_by_loops(fake: np.ndarray, real: np.ndarray, k: int = 5) -> tuple[floa
 def test_density_and_coverage_are_brute_force():
     fake, real = 0.7 * normal(40, 3, seed=1) + 0.5, normal(40, 3, seed=2)
     density, coverage = dense_by_loops(fake, real)
-    assert metrics.density(fake, real, OPTIONS) == pytest.approx(density, abs=1e-12)
-    assert metrics.coverage(fake, real, OPTIONS) == pytest.approx(coverage, abs=1e-12)
-    assert 0 < coverage < 1 and metrics.coverage(fake[:4], real, OPTIONS) is None
+    assert neighbours.density(fake, real, OPTIONS) == pytest.approx(density, abs=1e-12)
+    assert neighbours.coverage(fake, real, OPTIONS) == pytest.approx(coverage, abs=1e-12)
+    assert 0 < coverage < 1 and neighbours.coverage(fake[:4], real, OPTIONS) is None
 
 
 def test_the_inception_score_has_its_closed_forms():
     """Sure and balanced: the number of classes. The same for all images, sure or not: 1."""
     sure = {"probabilities": lambda features: np.eye(4)[np.arange(len(features)) % 4]}
-    assert metrics.inception_score(normal(400, 2), {}, sure) == pytest.approx(4)
+    assert classifiers.inception_score(normal(400, 2), {}, sure) == pytest.approx(4)
     for row in (np.eye(4)[0], np.full(4, 0.25), np.array([0.7, 0.1, 0.1, 0.1])):
         same = {"probabilities": lambda features, row=row: np.tile(row, (len(features), 1))}
-        assert metrics.inception_score(normal(400, 2), {}, same) == pytest.approx(1, abs=1e-9)
-    assert metrics.inception_score(normal(400, 2), {}, {}) is None
+        assert classifiers.inception_score(normal(400, 2), {}, same) == pytest.approx(1, abs=1e-9)
+    assert classifiers.inception_score(normal(400, 2), {}, {}) is None
+
+
+@pytest.mark.parametrize("n", [400, 405, 39])
+def test_real_images_that_are_sorted_by_class_have_the_score_of_mixed_ones(n):
+    """A folder for each class gives that order; splits of neighbours would hold one class each, and the score would be 1."""
+    classes = np.arange(n) % 4
+    options = {"probabilities": lambda features: np.eye(4)[features[:, 0].astype(int)]}
+    mixed, in_order = ({"s": each[:, None].astype(float)} for each in (classes, np.sort(classes)))
+    name, stem = f"is{n}_s", {"train": mixed["s"], "heldout": mixed["s"]}
+    by_name, plain = (
+        metrics.measure(in_order, {"s": stem}, OPTIONS | more, heads={"s": options["probabilities"]}, parts=())[name]
+        for more in ({"by_name": True}, {})
+    )
+    assert by_name > 3.4 and plain < 2 and metrics.inception_score(mixed["s"], {}, options) > 3.4
 
 
 def test_probabilities_are_a_softmax_of_the_last_layer():
@@ -129,12 +143,12 @@ def test_copies_count_from_chance_to_all():
     """Fresh draws: 0, whatever the sizes of the two parts. Train images themselves: 1. Held-out ones: as far below 0."""
     train, heldout = normal(600, 3, seed=1), normal(200, 3, seed=2)
     parts = {"train": train, "heldout": heldout}
-    fresh = [metrics.copied(normal(1000, 3, seed=9 + s), parts, OPTIONS) for s in range(5)]
+    fresh = [neighbours.copied(normal(1000, 3, seed=9 + s), parts, OPTIONS) for s in range(5)]
     assert abs(np.mean(fresh)) < 0.15
-    assert metrics.copied(train + 1e-6, parts, OPTIONS) == 1
-    assert metrics.copied(heldout + 1e-6, parts, OPTIONS) == pytest.approx(-600 / 200)
+    assert neighbours.copied(train + 1e-6, parts, OPTIONS) == 1
+    assert neighbours.copied(heldout + 1e-6, parts, OPTIONS) == pytest.approx(-600 / 200)
     both = {"train": train, "heldout": train}
-    assert metrics.copied(normal(1000, 3, seed=3), both, OPTIONS) == pytest.approx(0)
+    assert neighbours.copied(normal(1000, 3, seed=3), both, OPTIONS) == pytest.approx(0)
 
 
 # --- alarms -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import gc
 import numpy as np
 import pytest
 
-from eldistill.evaluate import metrics, references
+from eldistill.evaluate import arithmetic, gaussians, kernel, metrics, references, remembered
 from eldistill.evaluate.evaluator import Evaluator
 from tests.evaluate.test_metrics import OPTIONS
 
@@ -25,43 +25,43 @@ def test_remembered_values_change_no_bit(sides):
     """Every metric has the same bits for arrays that are remembered, the first and the second time."""
     fake, real = sides
     want = metrics.measure({"s": fake}, {"s": {"heldout": real}}, OPTIONS, NAMES, ("heldout",))
-    kept = {"s": {"heldout": metrics.keep(real.copy(), {})}}
-    for side in (fake, metrics.keep(fake.copy(), {})):
+    kept = {"s": {"heldout": remembered.keep(real.copy(), {})}}
+    for side in (fake, remembered.keep(fake.copy(), {})):
         for _ in range(2):
             assert metrics.measure({"s": side}, kept, OPTIONS, NAMES, ("heldout",)) == want
 
 
 def test_an_array_that_can_change_is_not_remembered(sides):
     fake, real = sides
-    before = metrics.fd(fake, real, {})
+    before = gaussians.fd(fake, real, {})
     real += 1
-    assert metrics.fd(fake, real, {}) > before + 1
+    assert gaussians.fd(fake, real, {}) > before + 1
 
 
 def test_nothing_is_remembered_longer_than_its_array(sides):
     """And a pair is that of these two arrays, not of others in their places."""
-    fake = metrics.keep(sides[0].copy(), {})
+    fake = remembered.keep(sides[0].copy(), {})
     for shift in range(20):
-        real = metrics.keep(sides[1] + shift, {})
-        assert metrics.fd(fake, real, {}) == metrics.fd(sides[0], sides[1] + shift, {})
+        real = remembered.keep(sides[1] + shift, {})
+        assert gaussians.fd(fake, real, {}) == gaussians.fd(sides[0], sides[1] + shift, {})
         del real
-    known = len(metrics._kept)
+    known = len(remembered._kept)
     del fake
     gc.collect()
-    assert len(metrics._kept) == known - 1
+    assert len(remembered._kept) == known - 1
 
 
 def test_references_bring_what_metrics_need(sides, tmp_path):
     """A file of before, without roots and sums, gives the same values."""
     fake, real = sides
     real = real.astype(np.float32).astype(np.float64)
-    mean, cov = metrics.moments(real)
+    mean, cov = gaussians.moments(real)
     arrays = {}
     for part in ("train", "heldout"):
         arrays |= {part: real.astype(np.float32), f"mu_{part}": mean, f"sigma_{part}": cov}
     np.savez(tmp_path / "old.npz", **arrays)
     for part in ("train", "heldout"):
-        arrays |= {f"root_{part}": metrics.symmetric_root(cov), f"pairs_{part}": np.array(metrics.pairs_of(real))}
+        arrays |= {f"root_{part}": arithmetic.symmetric_root(cov), f"pairs_{part}": np.array(kernel.pairs_of(real))}
     np.savez(tmp_path / "new.npz", **arrays)
     found = [
         metrics.measure({"s": fake}, {"s": references.load_reference(tmp_path / name)}, OPTIONS, NAMES)
@@ -76,11 +76,11 @@ def test_the_evaluator_compares_each_pair_once(sides, monkeypatch):
 
     fake, real = sides
     count = []
-    frechet = metrics.frechet
-    monkeypatch.setattr(metrics, "frechet", lambda *args: count.append(1) or frechet(*args))
+    frechet = gaussians.frechet
+    monkeypatch.setattr(gaussians, "frechet", lambda *args: count.append(1) or frechet(*args))
     evaluator = Evaluator(
         {"s": lambda images: images.flatten(1).float()},
-        {"s": {part: metrics.keep(real.copy(), {}) for part in ("train", "heldout")}},
+        {"s": {part: remembered.keep(real.copy(), {}) for part in ("train", "heldout")}},
         OPTIONS,
     )
     images = torch.from_numpy((fake * 20 + 128).clip(0, 255).astype(np.uint8))[:, :, None, None]

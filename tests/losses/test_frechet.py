@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from eldistill.evaluate import metrics
+from eldistill.evaluate import gaussians
 from eldistill.losses import frechet
 
 TINY = 1e-12  # noise, in units of the mean variance
@@ -64,7 +64,7 @@ def test_it_is_the_metric_of_the_evaluations():
     x, y = random(40, 7) @ covariance(7), random(30, 7, seed=2) + 0.3
     real = known(y.mean(0), torch.cov(y.T, correction=0))
     found = real.distance(real.moments(x))
-    wanted = metrics.frechet(
+    wanted = gaussians.frechet(
         x.numpy().mean(0), np.cov(x.numpy().T, bias=True), y.numpy().mean(0), np.cov(y.numpy().T, bias=True)
     )
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from eldistill import __main__, networks
-from eldistill.evaluate import features, metrics
+from eldistill.evaluate import features, gaussians
 from eldistill.external import torchfiles
 from eldistill.external.pickles import Refused
 from eldistill.networks import guided
@@ -460,5 +460,5 @@ def test_the_ruler_is_laid_to_a_consistency_model(project, net, monkeypatch, cap
     network.boundary = 0.002
     about = {"shape": [3, 8, 8], "label_dim": 5, "codec": agree.PIXELS, "sampler": {"steps": {"1": [80.0]}}}
     rows = features.embed(sampling.images_of(sampling.Generator(network, about), 4), inception.load_space("inception"))
-    wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
+    wanted = gaussians.frechet(*gaussians.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_admref {wanted:.4g} " in printed

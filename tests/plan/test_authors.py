@@ -16,6 +16,7 @@ OURS = {
     "rate": None,
     "rates": {},
     "raw_snapshots": False,
+    "generator_network": None,
 }  # keys that no author has, and what they are for a run like theirs
 
 

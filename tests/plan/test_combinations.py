@@ -51,10 +51,10 @@ def grid(**keys) -> tuple[str, object]:
     return "suites/mine", [GRID | keys]
 
 
-def studied(kind: str, against: str = "none", **keys) -> list[tuple[str, object]]:
-    """The suite `mine` with a study of this kind."""
+def studied(kind: str, against: str = "none", more: dict | None = None, **keys) -> list[tuple[str, object]]:
+    """The suite `mine` with a study of this kind. more: further keys of the study."""
     return [
-        ("tables/studies/asked", {"question": "?", "kind": kind, "against": against}),
+        ("tables/studies/asked", {"question": "?", "kind": kind, "against": against, **(more or {})}),
         grid(studies=["asked"], **keys),
     ]
 
@@ -370,6 +370,26 @@ CONTRADICTIONS = {
     "nothing to compare": (
         studied("contrast", supplements=["el"]),
         ["tables.studies.asked.against", "none", "suites.mine"],
+    ),
+    "means over snapshots of a kind without them": (
+        studied("budget", more={"last": 3}),
+        ["tables.studies.asked.last", "is 3", "budget", "contrast, central, seeds"],
+    ),
+    "fewer snapshots than a mean needs": (
+        [("evaluate/per_data/mine", {"curve_snapshots": [50, 100]}), *studied("contrast", more={"last": 3})],
+        ["tables.studies.asked.last", "is 3", "2 snapshots", "distil.snapshots"],
+    ),
+    "means in a space without curves": (
+        [("evaluate/per_data/mine", {"curve_features": ["pixels"]}), *studied("contrast", more={"last": 3})],
+        ["evaluate.per_data.mine.curve_features", "judge-a"],
+    ),
+    "means of different numbers of images": (
+        [
+            ("data/twin", {"like": "mine"}),
+            ("evaluate/per_data/twin", {"curve_n": 500}),
+            *studied("central", data=["mine", "twin"], more={"last": 2}),
+        ],
+        ["evaluate.per_data.twin.curve_n", "500", "tables.studies.asked"],
     ),
     "two rankings of one set": (
         [

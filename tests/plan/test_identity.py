@@ -379,7 +379,7 @@ NAMES = {
 def texts() -> dict[str, dict]:
     """Every key of the schema and of the modules that may be any text."""
     owners = {"": SCHEMA, **SCHEMA["$defs"]}
-    for kind in ("methods", "supplements", "ensemble"):
+    for kind in ("methods", "supplements", "ensemble", "metrics"):
         owners |= {f"{kind}/{file}": {"properties": declared(kind, file)} for file in available(kind)}
     found = {
         f"{owner}/{key}": each for owner, about in owners.items() for key, each in about.get("properties", {}).items()
@@ -635,7 +635,8 @@ def test_packing_says_again_what_it_found_and_what_is_not_used(pictures, capsys)
     assert any("2 held-out images are few" in line for line in first)
     about = {"train": 9, "heldout": 900, "shape": [1, 8, 8], "mean": 0.5, "std": 0.2, "sha256": "0" * 64,
              "class_names": ["cat", "dog"], "class_counts": [4, 5]}  # fmt: skip
-    lines = [steps_data.described(about, labelled) for labelled in (True, False)]
+    codec = {"mean": about["mean"], "std": about["std"]}
+    lines = [steps_data.described(about, {"labels": labelled, "codec": codec}) for labelled in (True, False)]
     assert lines[1][:-1] == lines[0] and "networks do not see these classes; `labels: true`" in lines[1][-1]
     assert not any("few" in line for line in lines[1])
 

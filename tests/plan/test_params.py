@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 SHIPPED = conftest.shipped()
 SCHEMA = conftest.read_yaml((ROOT / params.SCHEMA).read_text(encoding="utf-8"))
 NAN, INF = float("nan"), float("inf")
-FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble") for file in available(kind)]
+FILES = [(kind, file) for kind in ("methods", "supplements", "ensemble", "metrics") for file in available(kind)]
 
 
 def changed(path: str, value, document: dict = SHIPPED) -> dict:

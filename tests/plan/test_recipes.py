@@ -258,6 +258,14 @@ def test_a_number_changes_exactly_what_depends_on_it(path):
     assert differing(digests(path, value)) == expected
 
 
+def test_real_images_are_measured_as_sorted_by_name_where_their_reader_sorts_files():
+    """Only their own reference run asks for it: no evaluation of generated images, and none of a source with an order of its own."""
+    for data, values in (("mine", {"source": "folder", "path": "pictures"}), ("digits", {})):
+        made = plan(f"data/{data}", SHIPPED["data"]["digits"] | values) if values else plan()
+        for which, asked in (("real", bool(values)), ("teacher", False)):
+            assert ("by_name" in made.reference_run(data, which).params) is asked
+
+
 def test_sampling_steps_of_a_teacher_retrain_nothing():
     assert differing(digests("teacher/digits/steps", 9)) == {
         "teacher digits/check", "evaluate digits/teacher", "evaluate suite/demo", "tables demo"
@@ -345,10 +353,13 @@ USES = {
             "speed",
             "fid",
             "clean",
+            "guidance",
+            "student",
         ),
         set(),
     ),
     "metrics": EVALUATIONS,
+    "across": {"tables demo"},
     "published": {"tables demo"},
     "inference": {"tables demo"},
     "plots": {"tables demo"},
@@ -361,7 +372,14 @@ USES = {
 
 
 def test_every_version_has_its_dependents_listed_here():
-    plugins = ("methods/", "supplements/", "ensemble/", "networks/", "spaces/")  # one more of these needs no edit here
+    plugins = (
+        "methods/",
+        "supplements/",
+        "ensemble/",
+        "networks/",
+        "spaces/",
+        "metrics/",
+    )  # one more of these needs no edit here
     assert (
         {name for name in versions.version_table() if not name.startswith(plugins)}
         <= set(USES)
@@ -416,12 +434,12 @@ WITHOUT_RESULTS = {
     "__main__", "commands/card", "commands/cite", "commands/cost", "commands/doctor", "commands/export", "commands/help",
     "commands/keep", "commands/loader", "commands/planned", "commands/prune", "commands/suggest", "commands/tools", "data/given",
     "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
-    "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/checks", "plan/cluster",
+    "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/called", "plan/checks", "plan/cluster",
     "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
     "plan/gpus", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
-    "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/run", "plan/schema",
+    "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/related", "plan/run", "plan/schema",
     "plan/sizes", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",
-    "tensors",
+    "tensors", "plan/guidance", "plan/students", "plan/teachers",
 }  # fmt: skip
 
 

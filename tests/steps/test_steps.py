@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eldistill import contract
+from eldistill.errors import Problem
 from eldistill.numbers import make_numbers
 from eldistill.plan import params, recipes
 from eldistill.plan.plan import Plan
@@ -105,6 +106,18 @@ def test_work_finds_its_files():
     )
     assert whole.output("curve.csv") == Path("data/evaluations/digits/di/el/0/curve.csv")
     assert work(()).optional("run") is None and not work(()).inputs
+
+
+def test_a_generator_of_another_run_is_not_measured_under_this_name():
+    """Its metadata name the recipe that made it; those of generators from before there were such names are trusted."""
+    from eldistill.steps import evaluate
+
+    run, other = (STEPS["distil", f"digits/di/{arm}/0"] for arm in ("el", "none"))
+    mine = work(STEPS["evaluate", "digits/di/el/0"].upstream)
+    for metadata in ({"recipe": run.digest}, {}):
+        evaluate._check_made(mine, Path("generator_ema.safetensors"), metadata)
+    with pytest.raises(Problem, match=r"another run.*distil digits/di/el/0 --force"):
+        evaluate._check_made(mine, Path("generator_ema.safetensors"), {"recipe": other.digest})
 
 
 def test_the_machine_is_what_params_yaml_says_of_it(monkeypatch):

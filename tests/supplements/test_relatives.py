@@ -12,7 +12,7 @@ from eldistill import contract
 from eldistill.contract import Batch, Progress
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import Problem
-from eldistill.evaluate import metrics
+from eldistill.evaluate import gaussians
 from eldistill.losses import balance, drifting
 from eldistill.supplements import drift, embedding, fd
 from eldistill.training import loop
@@ -40,7 +40,7 @@ def test_fd_is_the_metric_in_the_features_of_the_members(bench):
         x = member(images(20) / 0.5).double().numpy()
         y = member(reals.take(torch.arange(len(reals)))[0] / reals.sigma_data).double().numpy()
         moments = [(rows.mean(0), torch.cov(torch.from_numpy(rows).T, correction=0).numpy()) for rows in (x, y)]
-        values.append(metrics.frechet(*moments[0], *moments[1]))
+        values.append(gaussians.frechet(*moments[0], *moments[1]))
     assert float(found) == pytest.approx(sum(values) / len(values), rel=1e-4)
 
 

@@ -28,7 +28,7 @@ TABLES = {
     "SUPPLEMENTS": available("supplements"),
     "SOURCES": READERS,
     "NETWORKS": available("networks"),
-    "METRICS": [*metrics.METRICS, *metrics.ALONE, *metrics.LABELLED, "fid"],
+    "METRICS": [*metrics.METRICS, *metrics.ALONE, *metrics.LABELLED, *available("metrics"), "fid"],
 }
 
 
@@ -64,7 +64,7 @@ def test_every_data_setting_has_papers_or_a_reason(name):
 
 def test_an_entry_is_keys_of_the_table_or_a_sentence_and_every_paper_is_used():
     tables = [citations.METHODS, citations.LEVELS, citations.SUPPLEMENTS, citations.SOURCES, citations.FILES, citations.COUNTS,
-              citations.NETWORKS, citations.SPACES, citations.METRICS, citations.PIXELS]  # fmt: skip
+              citations.NETWORKS, citations.SPACES, citations.METRICS, citations.PIXELS, citations.GUIDANCE]  # fmt: skip
     entries = [entry for table in tables for entry in table.values()]
     used = {"eldistill", "zhang2018lpips"}
     for entry in entries:

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from eldistill.files import read_rows
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
-from eldistill.tables import figures
+from eldistill.tables import figures, names
 from eldistill.tables.studies import forest
 from tests.conftest import ROOT
 
@@ -63,10 +63,8 @@ def check(figure) -> None:
         assert min(wide) <= 1, f"{one.get_text()!r} covers {other.get_text()!r}"
 
 
-@pytest.mark.parametrize("question", ["as it is", LONG])
-@pytest.mark.parametrize("study", STUDIES, ids="/".join)
-def test_words_of_a_study_are_inside_its_figure_and_apart(study, question, tmp_path, monkeypatch):
-    """With the numbers of the tables in git, also with a longer question."""
+def drawn(study, rows, monkeypatch, **changes):
+    """The figure of a study with these rows, after `check`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     seen = []
@@ -79,10 +77,50 @@ def test_words_of_a_study_are_inside_its_figure_and_apart(study, question, tmp_p
         seen.append(figure)
 
     monkeypatch.setattr(figures, "save", save)
-    rows = [typed(row) for row in read_rows(ROOT / f"data/tables/{study[0]}/{study[1]}.csv")]
-    chosen = PLAN.study(*study).params
-    forest.draw_study([Path(tmp_path / "a.png")], rows, chosen | ({} if question == "as it is" else {"question": LONG}))
+    params = PLAN.study(*study).params | changes
+    with names.variants(params.get("called", {})):
+        forest.draw_study([Path("a.png")], rows, params)
     assert len(seen) == 1 and len(words(seen[0])) > 1
+    return seen[0]
+
+
+def rows_of(study):
+    return [typed(row) for row in read_rows(ROOT / f"data/tables/{study[0]}/{study[1]}.csv")]
+
+
+@pytest.mark.parametrize("question", ["as it is", LONG])
+@pytest.mark.parametrize("study", STUDIES, ids="/".join)
+def test_words_of_a_study_are_inside_its_figure_and_apart(study, question, monkeypatch):
+    """With the numbers of the tables in git, also with a longer question."""
+    drawn(study, rows_of(study), monkeypatch, **({} if question == "as it is" else {"question": LONG}))
+
+
+def test_a_comparison_without_a_ratio_is_a_cross_with_its_legend(monkeypatch):
+    """At the upper edge of its panel; without one there is neither."""
+    study = ("speed", "speed")
+    rows = rows_of(study)
+    one = next(row for row in rows if row["part"] == "time" and row["ratio_iterations"] is not None)
+    gone = {key: None for key in one if key.startswith(("ratio_", "fewer_"))} | {
+        "never": 4.0,
+        "early": 1.0,
+        "bound": None,
+    }
+    for changed, count in ((rows, 0), ([one | gone if row is one else row for row in rows], 1)):
+        figure = drawn(study, changed, monkeypatch)
+        panel = figure.axes[1]
+        crosses = [line for line in panel.lines if line.get_marker() == "x"]
+        assert len(crosses) == count and all(line.get_ydata()[0] == panel.get_ylim()[1] for line in crosses)
+        texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        assert any("never reached" in text for text in texts) is bool(count)
+
+
+def test_labels_of_two_lines_do_not_touch(monkeypatch):
+    """The names of variants are long: labels at the axis are apart, too."""
+    figure = drawn(("ablation", "tuning-variants"), rows_of(("ablation", "tuning-variants")), monkeypatch)
+    boxes = [tick.get_window_extent() for tick in figure.axes[0].get_yticklabels()]
+    for a, b in itertools.pairwise(sorted(boxes, key=lambda box: box.y0)):
+        assert a.y1 <= b.y0 + 1
+    assert any("\n" in tick.get_text() for tick in figure.axes[0].get_yticklabels())
 
 
 def test_the_check_finds_what_is_cut_off_and_what_is_covered():

@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from eldistill.tables.results import decimals, plus_minus, spanned
+from eldistill.tables.effects import spanned_percent
+from eldistill.tables.results import decimals, plus_minus, signed_percent, spanned
 
 
 def drawn(seed: int) -> tuple[float, float, float]:
@@ -57,3 +58,22 @@ def test_a_difference_and_a_mean_of_equal_uncertainty_have_equal_places(seed):
     half = (high - low) / 2
     mean = plus_minus(middle, half).partition(" ")[0]
     assert len(mean.partition(".")[2]) <= len(spanned(middle, low, high).partition(" ")[0].partition(".")[2])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_percent_has_no_more_digits_than_its_interval(seed):
+    """In tables and in plots: to the second digit of half of the interval, with its sign, and 0 without one."""
+    middle, low, high = drawn(seed)
+    places = decimals((high - low) / 2)
+    # A difference in other units than percent, by a factor of 7.
+    text = signed_percent({"percent": 7 * middle, "difference": middle, "low": low, "high": high})
+    wanted = decimals(7 * (high - low) / 2)
+    assert len(text.partition(".")[2]) == max(0, wanted)
+    assert float(text) == pytest.approx(7 * middle, abs=0.5000001 * 10.0**-wanted)
+    assert text.startswith(("+", "-")) is (float(text) != 0)
+    for printed, value in zip(spanned_percent(middle, low, high), (middle, low, high), strict=True):
+        assert float(printed.replace("−", "-")) == pytest.approx(value, abs=0.5000001 * 10.0**-places)
+        assert len(printed.partition(".")[2]) >= max(0, places) and printed.startswith("+") is (
+            float(printed.replace("−", "-")) > 0
+        )
+    assert signed_percent({"percent": 3.25, "difference": 1.0}) == "+3.2" and signed_percent({"percent": None}) == ""

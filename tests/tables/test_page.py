@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from eldistill.errors import Problem
+from eldistill.paths import PACKAGE
 from eldistill.tables import chart, figures, logged, page
 from eldistill.tables.vector import inline_svg
 
@@ -132,3 +133,16 @@ def test_logged_numbers_have_names_for_readers():
     assert logged.logged_name("fake_score.denoising") == "fake score: denoising loss"
     assert logged.logged_name("mine.strange") == "mine: strange" and logged.logged_name("alone") == "alone"
     assert "collapse" in logged.note("el.trace_ratio") and logged.note("el.mmd2") == ""
+
+
+def test_runs_are_linked_by_one_function_and_each_once():
+    """By arm, with readable names; no other module spells the path of a sheet out."""
+    text = page.sheet_links(["digits/di/el/0", "digits/di/el/1", "cifar10/dmd/none/0", "digits/di/el/0"])
+    assert re.findall(r'href="([^"]*)"', text) == [
+        f"../../evaluations/{run}/sheet.html" for run in ("digits/di/el/0", "digits/di/el/1", "cifar10/dmd/none/0")
+    ]
+    assert "<li>8×8 digits, DI + EL: " in text and "CIFAR-10, DMD: " in text and text.count(page.BESIDE) == 1
+    files = [
+        path for path in (PACKAGE / "tables").rglob("*.py") if "../../evaluations" in path.read_text(encoding="utf-8")
+    ]
+    assert [path.name for path in files] == ["page.py"]

@@ -15,7 +15,7 @@ import torch
 from eldistill.data import dataset as data
 from eldistill.errors import Problem
 from eldistill.evaluate import evaluator as evaluate
-from eldistill.evaluate import features, fid, metrics
+from eldistill.evaluate import features, fid, gaussians
 from eldistill.external import sources
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
@@ -246,7 +246,7 @@ def test_blocks_follow_each_other_and_the_mean_is_the_figure():
     ruler = evaluate.Evaluator({}, {}, {"fid": {"n": 100, "blocks": 3, "reference": "fid-refs-cifar10-32x32"}})
     found = ruler.fid(images, space, REFERENCE, "inception_edmref")
     each = [
-        metrics.frechet(*metrics.moments(features.embed(images(100, 100 * b), space)), *REFERENCE) for b in range(3)
+        gaussians.frechet(*gaussians.moments(features.embed(images(100, 100 * b), space)), *REFERENCE) for b in range(3)
     ]
     assert [found[f"fid100_inception_edmref_block{b + 1}"] for b in range(3)] == pytest.approx(each, rel=1e-9)
     assert found["fid100_inception_edmref"] == pytest.approx(np.mean(each))

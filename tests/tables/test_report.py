@@ -162,7 +162,7 @@ def test_the_page_begins_with_the_answer(large):
     claim = re.search(r'<p class="claim">(.*?)</p>', text)[1]
     assert claim.startswith("4 of 12 arms lower the Fréchet distance to held-out images, compared with no supplement, ")
     assert re.search(
-        r"most of all DM?D?I? \+ EL \([^:]*\): −40 % \[−4[^;]*; 4 of 12 arms raise it, most of all ", claim
+        r"most of all DM?D?I? \+ EL \([^:]*\): −40\.\d\u00a0% \[−4[^;]*; 4 of 12 arms raise it, most of all ", claim
     ), claim
     order = [
         'class="claim"',

@@ -17,7 +17,8 @@ from eldistill.errors import Problem
 from eldistill.paths import STUDY, STUDY_ENDINGS
 from eldistill.plan import params, rates, versions
 from eldistill.plan.plan import Plan
-from eldistill.tables.studies import forest
+from eldistill.tables.effects import of_study
+from eldistill.tables.studies import comparisons, forest
 from eldistill.tables.studies import page as studies
 from tests import conftest
 from tests.conftest import ROOT
@@ -156,8 +157,8 @@ def test_sentences_say_what_holm_allows(tmp_path):
     runs += add_arm(tmp_path, "low", [base - d for base, d in zip(BASE, (3, 4, 3, 2, 4), strict=True)])
     runs += add_arm(tmp_path, "high", [base + d for base, d in zip(BASE, (3, 4, 3, 2, 4), strict=True)])
     _, text = make(tmp_path, runs)
-    assert "the distance is lower than none's: -3.2 [-4.2, -2.2], -32.0 % (p = 0.00" in said(text, "toy, di/low")
-    assert "the distance is higher than none's: 3.2 [2.2, 4.2], +32.0 %" in said(text, "toy, di/high")
+    assert "the distance is lower than none's: -3.2 [-4.2, -2.2], -32 % (p = 0.00" in said(text, "toy, di/low")
+    assert "the distance is higher than none's: 3.2 [2.2, 4.2], +32 %" in said(text, "toy, di/high")
     assert "5 pairs, lower in 5/5)." in said(text, "toy, di/low")
     runs = runs[:5] + add_arm(tmp_path, "near", [base - d for base, d in zip(BASE, (1, 2, 2, 0, 1), strict=True)])
     assert 0.025 < float(make(tmp_path, runs)[0][1]["p"]) < 0.05
@@ -528,6 +529,7 @@ def test_a_full_table_is_split_by_training_and_ensemble_seed(tmp_path):
         assert 0 <= low <= float(rows[1][f"share_{name}"]) <= high <= 1
     assert "4 x 3 runs" in said(text, "other, di/redrawn")
     assert {"variance: training seed", "ensemble seed", "rest"} <= set(titles(text))
+    assert "generalized 95 % confidence intervals" in text and "t-intervals" not in text and "paired" not in text
 
 
 def test_a_variance_below_0_counts_as_0_in_its_share(tmp_path):
@@ -552,7 +554,27 @@ def test_an_incomplete_table_is_a_problem(tmp_path, missing):
         make(tmp_path, runs, kind="seeds")
 
 
+@pytest.mark.parametrize("difference", [0.0, 1e-12, -0.5])
+def test_the_intervals_of_a_figure_are_in_percent_also_without_a_difference(difference):
+    """The figure and the page have the same numbers; their unit does not depend on whether means happen to be equal."""
+    row = {"data": "toy", "method": "di", "supplement": "el", "difference": difference, "percent": 100 * difference / 2.0,
+           "low": difference - 1, "high": difference + 1, "fd_mean": 2.0 + difference, "pairs": 2}  # fmt: skip
+    line, (effect,) = forest._difference(0, row), of_study([row], 0.95)
+    assert (line.low, line.middle, line.high) == (effect.low, effect.percent, effect.high)
+    assert (line.low, line.high) == pytest.approx((50 * row["low"], 50 * row["high"]))
+
+
 # --- budget -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("curve", [[(64, 3.0)], [(64, 3.0), (64, 3.0)], [(0, 5.0), (64, 3.0), (64, 3.0), (128, 1.0)]])
+def test_several_snapshots_of_one_iteration_are_one_value(curve):
+    """A short run has them. Between points a curve is linear."""
+    assert comparisons._at(curve, 64) == 3.0
+    assert comparisons._at(curve, curve[-1][0]) == curve[-1][1]
+    if len(curve) > 2:
+        assert (comparisons._at(curve, 32), comparisons._at(curve, 96)) == (4.0, 2.0)
+
 
 # Points lie 25 iterations apart.
 TUNING = ((90.0, 80.0, 70.0, 6.0, 5.0, 4.0, 3.0, 2.0), (90.0, 80.0, 70.0, 7.0, 6.0, 6.0, 6.0, 5.0))
@@ -786,7 +808,7 @@ def test_noise_over_signal_is_a_ratio_of_means(tmp_path, monkeypatch, signals, s
 
 @pytest.mark.parametrize("kind", studies.KINDS)
 def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_equal_bytes(tmp_path, monkeypatch, kind):
-    """Two calls, fourteen files, no leftovers; the picture opens, is as tall as its rows need, and holds more than paper."""
+    """Two calls write what STUDY_ENDINGS lists; the picture opens, is as tall as its rows need, and holds more than paper."""
     from PIL import Image
 
     monkeypatch.setattr(forest, "draw_study", DRAW_STUDY)
@@ -797,7 +819,7 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     for ending in STUDY_ENDINGS:
         first, second = (tmp_path / out / f"study.{ending}" for out in ("out", "again"))
         assert first.read_bytes() == second.read_bytes() and first.stat().st_size > 100
-    assert len(list((tmp_path / "out").iterdir())) == 7
+    assert len(list((tmp_path / "out").iterdir())) == len(STUDY_ENDINGS)
     with Image.open(tmp_path / "out/study.png") as picture:
         drawn = [row for row in rows if row.get("difference")] or rows
         lines = 3 * len(drawn) if kind == "seeds" else len(drawn)  # a bar for each part of the variance
@@ -816,7 +838,11 @@ def test_every_kind_writes_a_table_a_page_and_a_picture_and_equal_input_gives_eq
     )
     assert "<details><summary>Every comparison in " in page
     heading = "## Time to the baseline's values\n\n" if kind == "speed" else ""
-    assert text.startswith(f"# What of it?\n\n{heading}| data, method/supplement |")
+    title, claim, *_ = text.split("\n\n")
+    assert title == "# What of it?" and claim.startswith("**") is ('class="claim"' in page)
+    assert text.replace(f"{claim}\n\n", "", 1 if claim.startswith("**") else 0).startswith(
+        f"{title}\n\n{heading}| data, method/supplement |"
+    )
     if kind == "central":
         assert "comparisons of this table that answer, " in text and " others explore without one" in text
     ranks = kind not in ("stability", "variance")
@@ -850,7 +876,7 @@ def test_columns_without_a_number_are_dropped(tmp_path):
     runs = add_arm(tmp_path, "none", BASE) + add_arm(tmp_path, "el", BASE[::-1], log=log)
     _, text = make(tmp_path, runs)
     assert {"p (Holm)", "gradient ratio"} <= set(titles(text)) and "least trace ratio" not in titles(text)
-    lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
+    lines = [line for line in text.split("\n\n")[2].splitlines() if line.startswith("|")]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "10.00 ± 0.79" in lines[2] and "0.500" in lines[3]
 

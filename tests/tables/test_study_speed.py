@@ -15,7 +15,7 @@ from eldistill.paths import STUDY_ENDINGS
 from eldistill.tables.studies import forest, rates, speed
 from eldistill.tables.studies import page as studies
 from tests.tables.test_studies import add as add_plain
-from tests.tables.test_tables import SPACES, metrics, read, write
+from tests.tables.test_tables import SPACES, add_history, metrics, read, write
 
 PARAMS = {"question": "How much sooner?", "kind": "speed", "against": "none", "margin": 0.1, "confidence": 0.95,
           "tuning": [100, 101], "rates": {}}  # fmt: skip
@@ -142,6 +142,16 @@ def test_a_sentence_is_no_stronger_than_its_interval(tmp_path, slopes, words):
     assert words in sentence
     spans_one = float(times[1]["ratio_iterations_low"]) <= 1 <= float(times[1]["ratio_iterations_high"])
     assert spans_one is ("not distinguishable" in words)
+
+
+@pytest.mark.parametrize("images", [64, 6400])
+def test_images_of_an_earlier_run_change_no_ratio(tmp_path, images):
+    """Percents and times are those of the run itself, also if its curve counts the images of the run that it starts from."""
+    runs = add_arm(tmp_path, "di/none", falling(0.04), (*TUNED, *FRESH))
+    runs += add_arm(tmp_path, "di/el", lambda seed: falling(0.06 + 0.001 * (seed % 3)), (*TUNED, *FRESH))
+    before = make(tmp_path, runs)
+    add_history(tmp_path, runs, images)
+    assert make(tmp_path, runs, "later") == before
 
 
 def test_other_units_are_the_ratio_times_the_ratio_of_costs(tmp_path):

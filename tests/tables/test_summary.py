@@ -83,3 +83,20 @@ def test_every_name_says_what_it_is():
     found = summary.summarise(runs(2), {"digits": "judge-a"}, "none")
     assert all(re.fullmatch(r"fd5k_judge-a_heldout_(mean|sd)|seeds|images_to_quality", name)
                for arm in found["digits"]["m0"].values() for name in arm)  # fmt: skip
+
+
+def test_several_points_of_one_number_of_images_need_no_order():
+    """A short run has several snapshots of one iteration. On a GPU their values may differ in the last digit."""
+    twice = [(0, 9.0), (64, 4.0), (64, 4.000001), (128, 2.0)]
+    assert summary.images_to_quality(evaluation(1.0, twice), evaluation(1.0, [(0, 9.0), (128, 4.0)]), "judge-a") == 64
+
+
+def test_a_ratio_is_of_the_seeds_that_both_arms_have():
+    """The baseline has more seeds, which are worse: they are no merit of the other arm."""
+    made = runs(summary.LIMIT + 2)
+    before = summary.summarise(made, {"digits": "judge-a"}, "none")
+    for (_, _, supplement), seeds in made.items():
+        if supplement == "none":
+            seeds |= {"7": evaluation(1e6)}
+    made["digits", "m99", "el"] = {"0": evaluation(1.0)}  # without a baseline
+    assert summary.summarise(made, {"digits": "judge-a"}, "none") == before

@@ -18,6 +18,7 @@ from eldistill.errors import Problem
 from eldistill.paths import TABLES
 from eldistill.tables import curves, figures, results, typeset
 from eldistill.tables import suite as tables
+from eldistill.tables.effects import of_suite
 from tests import conftest
 from tests.conftest import ROOT
 
@@ -234,6 +235,8 @@ def test_every_number_of_the_main_table_follows_from_the_runs(known):
                 expected = (statistics.fmean if end == "mean" else statistics.stdev)(values(mine, exact))
             elif end == "difference":
                 expected = statistics.fmean(float(a[exact]) - float(b[exact]) for a, b in pairs)
+            elif end == "baseline":
+                expected = statistics.fmean(values(base, exact))
             elif end == "ratio":
                 expected = sum(values(mine, exact)) / sum(values(base, exact))
             elif key.startswith("iterations"):
@@ -296,6 +299,28 @@ def test_only_shared_seeds_are_paired(suite):
     row = arm(read(make(root, [run for run in runs if run != "toy/di/none/1"])["main.csv"]), "el")
     assert (row["seeds"], row["paired_seeds"]) == ("3", "2")
     assert float(row["fd_judge-a_heldout_difference"]) == pytest.approx((EL[0] - BASE[0] + EL[2] - BASE[2]) / 2)
+
+
+def test_every_ratio_lies_in_its_interval_and_is_that_of_the_shared_seeds(tmp_path, undrawn):
+    """The table, the figure of ratios and the headline, where the baseline has more seeds than the arm and they are unlike."""
+    add_reference_runs(tmp_path)
+    values = {"none": (2.0, 2.5, 6.0, 6.5), "el": (1.0, 1.5)}
+    runs = [f"toy/di/{supplement}/{seed}" for supplement, each in values.items() for seed in range(len(each))]
+    for run in runs:
+        add_run(tmp_path, run, values[run.split("/")[2]][int(run[-1])])
+    loaded = [results.load_result(run, tmp_path) for run in runs]
+    rows = tables.main_rows(loaded, PARAMS | {"runs": runs}, tmp_path)
+    row = arm(rows, "el")
+    ours, theirs = (statistics.fmean(values[name][:2]) for name in ("el", "none"))
+    for part in PARTS:
+        more = 0.5 * (part == "train")
+        ratio = (ours + more) / (theirs + more)
+        drawn = tables.costs._distance(part)(row, arm(rows, "none"), [], [], PARAMS)
+        assert drawn.value == pytest.approx(ratio) == row[f"fd_judge-a_{part}_ratio"]
+        assert drawn.low <= drawn.value <= drawn.high
+    (effect,), _ = of_suite(rows, PARAMS)
+    assert effect.percent == pytest.approx(100 * (ours / theirs - 1))
+    assert effect.low <= effect.percent <= effect.high
 
 
 @pytest.mark.parametrize(
@@ -369,6 +394,42 @@ def test_the_curves_keep_every_bit_and_count_iterations(tmp_path):
     assert rows[0]["fd2k_pixels_train"] == "0.30000000000000004"
     assert [row["iteration"] for row in rows] == ["25", "50", "75", "100"]
     assert list(rows[0])[:6] == ["data", "method", "supplement", "seed", "n_images", "iteration"]
+
+
+def add_history(root, runs, images):
+    """The curves of runs that start from others, whose images they count too."""
+    for run in runs:
+        path = root / f"data/evaluations/{run}/curve.csv"
+        head, *rows = path.read_text().splitlines()
+        points = (row.split(",", 1) for row in rows)
+        path.write_text("\n".join([head, *(f"{int(n) + images},{values}" for n, values in points)]) + "\n")
+
+
+@pytest.mark.parametrize("images", [64, 6400, 10**6])
+def test_images_of_an_earlier_run_move_no_time(suite, undrawn, images):
+    """Times, savings and iterations are those of the run itself, whatever `start_from` names; n_images counts both."""
+    root, runs = suite
+    before = {name: read(path) for name, path in make(root, runs).items() if name.endswith(".csv")}
+    add_history(root, runs, images)
+    after = {name: read(path) for name, path in make(root, runs, "later").items() if name.endswith(".csv")}
+    for row in before["curves.csv"]:
+        row["n_images"] = str(int(row["n_images"]) + images)
+    assert after == before
+    result = results.load_result(runs[0], root)
+    assert list(curves.points_of([result], "fd2k_judge-a_heldout")) == [25, 50, 75, 100]
+
+
+def test_snapshots_of_one_iteration_are_one_point(tmp_path):
+    """A short run has them for several percentages of its images; none of its points may be missing from a figure."""
+    runs = [add_run(tmp_path, f"toy/di/none/{seed}", 1.0) or f"toy/di/none/{seed}" for seed in range(2)]
+    loaded = [results.load_result(run, tmp_path) for run in runs]
+    twice = [
+        dataclasses.replace(each, curve=sorted(each.curve * 2, key=lambda point: int(point["n_images"])))
+        for each in loaded
+    ]
+    column = "fd2k_judge-a_heldout"
+    for count in (1, 2):
+        assert curves.points_of(twice[:count], column) == curves.points_of(loaded[:count], column) != {}
 
 
 def row_of(delta, low, high):
@@ -829,6 +890,19 @@ def test_the_files_of_a_suite_are_listed_once(known):
     captions = {path.stem for path in (ROOT / "workflow/report").glob("*.rst")} - {"workflow"}
     assert shown <= set(TABLES) and {name.split(".")[0] for name in shown} == captions
     assert not [name for name in TABLES if f"/{name}" in rules]
+
+
+@pytest.mark.parametrize(("train", "heldout"), [("1437", "360"), ("900", "1k"), ("50k", "10k"), ("360", "360")])
+def test_metrics_of_real_images_are_those_of_the_held_out_ones(suite, train, heldout):
+    """Where a metric compares with no part: judges were trained on the train images. The order of names as texts decides nothing."""
+    root, runs = suite
+    found = metrics(0.125, train, heldout) | {f"is{train}_judge-a": 9.0} | {f"is{heldout}_judge-a": 7.0}
+    path = root / "data/evaluations/toy/real/metrics.json"
+    for names in (sorted(found), sorted(found, reverse=True)):
+        write(path, {name: found[name] for name in names})
+        loaded = [results.load_result(run, root) for run in runs]
+        real = tables.main_rows(loaded, PARAMS | {"runs": runs}, root)[0]
+        assert real["is_judge-a_mean"] == 7.0
 
 
 @pytest.mark.parametrize("raw", [False, True])

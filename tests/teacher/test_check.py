@@ -16,7 +16,7 @@ from eldistill.commands.check import codec_of
 from eldistill.data import dataset as data
 from eldistill.data import latents
 from eldistill.errors import Problem
-from eldistill.evaluate import features, metrics
+from eldistill.evaluate import features, gaussians
 from eldistill.plan import params, sizes
 from eldistill.plan.plan import Plan
 from eldistill.sampling import generators as sampling
@@ -38,13 +38,13 @@ NAME = "edm-ffhq-64x64-uncond-vp"
 
 def gaussian(seed: int, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of random features."""
-    return metrics.moments(np.random.default_rng(seed).normal(size=(n, 5)))
+    return gaussians.moments(np.random.default_rng(seed).normal(size=(n, 5)))
 
 
 def test_moments_do_not_depend_on_the_chunks():
     """Streamed sums equal the moments of all features at once, to rounding, whatever the chunks."""
     images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
-    mean, cov = metrics.moments(features.embed([images], pixels))
+    mean, cov = gaussians.moments(features.embed([images], pixels))
     for size in (1, 7, 40):
         count, own_mean, own_cov = check.measure_moments(images.split(size), pixels)
         assert count == 40 and np.allclose(own_mean, mean, rtol=1e-13) and np.allclose(own_cov, cov, atol=1e-14)
@@ -102,7 +102,7 @@ def test_a_teacher_that_was_trained_here(made, monkeypatch, capsys):
     images = torch.cat(list(images_of_teacher(teacher, about, 1000, 3, 0, 333)))
     space = features.feature_space("judge-a", Path("data/sets/digits-smoke/judge-a.safetensors"))
     reals, _, _ = data.load_pack("data/sets/digits/images.safetensors")
-    wanted = metrics.fd(features.embed([images], space), features.embed([reals], space), {})
+    wanted = gaussians.fd(features.embed([images], space), features.embed([reals], space), {})
     assert found["fd1k_judge-a_train"] == pytest.approx(wanted, rel=1e-4)
     assert (found["n"], found["steps"], found["published"], found["agrees"]) == (1000, 3, None, None)
     assert __main__.main(["teacher", "digits-smoke/check"]) == 0 and "up to date" in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_a_published_teacher_beside_its_figure(published, capsys, monkeypatch, t
     teacher, about = teachers.load_denoiser("data/teachers/theirs/teacher.safetensors")
     images = list(images_of_teacher(teacher, about, 4, 2))
     rows = features.embed(images, inception.load_space("inception", path=Path("mirror/inception-2015-12-05.pkl")))
-    wanted = metrics.frechet(*metrics.moments(rows), *check.load_statistics(Path("mirror/ffhq-64x64.npz")))
+    wanted = gaussians.frechet(*gaussians.moments(rows), *check.load_statistics(Path("mirror/ffhq-64x64.npz")))
     assert found["fd4_inception_edmref"] == pytest.approx(wanted, rel=1e-9)
     monkeypatch.setattr(check, "ENOUGH", 4)
     Path("data/teachers/theirs/check.json").unlink()
@@ -174,7 +174,7 @@ def test_the_ruler_is_laid_to_published_networks_by_one_command(published, capsy
         {"shape": [3, 8, 8], "label_dim": 0, "codec": agree.PIXELS, "sampler": {"steps": {"1": [2.5]}}},
     )
     rows = features.embed(sampling.images_of(generator, 4), inception.load_space("inception"))
-    wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
+    wanted = gaussians.frechet(*gaussians.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in printed
     command = ["check", NAME, "--file", "student.pkl", "--n", "2", "--steps", "1", "--reference", "refs.npz"]
     assert __main__.main(command) == 0 and "published fid 2.39, 79 calls" in capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_networks_of_latents_are_measured_by_their_pixels(published, monkeypatch
     images = list(sampling.images_of(generator, 4))
     assert images[0].shape[1:] == (3, 16, 16)
     rows = features.embed(images, inception.load_space("inception"))
-    wanted = metrics.frechet(*metrics.moments(rows), np.zeros(64), np.eye(64))
+    wanted = gaussians.frechet(*gaussians.moments(rows), np.zeros(64), np.eye(64))
     assert f"fd4_inception_edmref {wanted:.4g} " in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from eldistill.sampling.guidance import describe
 from eldistill.tables import citations
 
 Section = dict[str, Any]
@@ -29,11 +30,11 @@ def model_card(
     lineage, source = about["lineage"], teacher.get("source") or {}
     licence = source.get("licence") or "that of its data and of its teacher; nothing else is claimed"
     origin = f"{source['name']} (sha256 {source['sha256']})" if source.get("name") else "trained in the same project"
-    data = lineage["params"]["data"]
+    data, guidance = lineage["params"]["data"], lineage["params"].get("guidance")
     return f"""# {run}
 
 A one-step generator of images of shape {about["shape"]}, distilled from a diffusion teacher by the project eldistill
-(method `{lineage["method"]}`, {_added(lineage["params"]["supplements"], ensembles or {})}, {about["n_images"]:,} generated images).
+(method `{lineage["method"]}`, {_added(lineage["params"]["supplements"], ensembles or {})}, {_images(about)}).
 
 ![samples](samples.png)
 
@@ -47,13 +48,13 @@ Needs torch and safetensors. {_steps(about)}
 
 * **Data**: `{run.split("/")[0]}`: {json.dumps(data, sort_keys=True)}
 * **Classes**: {_classes(about)}
-* **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`
+* **Teacher**: {origin}; sha256 of the file it was distilled from: `{lineage["teacher_sha256"]}`{_guidance(guidance, lineage)}
 * **Made from**: recipe `{about["recipe"]}`, git commit `{lineage["git_commit"]}`; every setting stands in `config.json`
 
 ## How it was trained
 
 * **Method** `{lineage["method"]}`: {_settings(lineage["params"]["method"])}
-{_supplements(lineage["params"]["supplements"], ensembles or {})}
+{_supplements(lineage["params"]["supplements"], ensembles or {})}{_student(about, teacher)}
 
 ## Licence
 
@@ -73,6 +74,13 @@ measured for research.
 
 {_citations(papers)}
 """
+
+
+def _images(about: Section) -> str:
+    before = about.get("n_images_before", 0)
+    return f"{about['n_images']:,} generated images" + (
+        f", after {before:,} of the runs that it starts from" if before else ""
+    )
 
 
 # --- use ------------------------------------------------------------------------------------------------
@@ -120,6 +128,15 @@ def _classes(about: Section) -> str:
     return listed + (f", … ({len(names):,}; all stand in `config.json`)" if len(names) > 100 else "")
 
 
+def _guidance(guidance: Section | None, lineage: Section) -> str:
+    # The line about a guided teacher; nothing without guidance.
+    if guidance is None:
+        return ""
+    guide = f"; sha256 of the other network: `{lineage['guide_sha256']}`" if lineage.get("guide_sha256") else ""
+    return f"""
+* **Guidance**: the teacher was {describe(guidance)}, D = D_guide + weight (D_teacher - D_guide){guide}"""
+
+
 # --- training -------------------------------------------------------------------------------------------
 
 
@@ -141,6 +158,17 @@ def _title(supplement: Section, ensemble: Section | None) -> str:
 def _settings(section: Section) -> str:
     # "key: value" of all settings, nested ones in braces.
     return ", ".join(f"{key}: {_value(value)}" for key, value in section.items() if key != "file")
+
+
+def _student(about: Section, teacher: Section) -> str:
+    # The line about a generator of another size than the teacher; nothing for one of the same size.
+    sizes = about["lineage"]["params"]["method"].get("generator_network")
+    if not sizes:
+        return ""
+    theirs = {key: teacher.get("config", {}).get(key) for key in sizes}
+    return f"""
+* **Network**: {_settings(sizes)}; the teacher has {_settings(theirs)}. It started with evenly spaced channels of the teacher, rescaled,
+  and a last layer that was fitted by least squares to the teacher's images of pure noise"""
 
 
 def _value(value: Any) -> str:

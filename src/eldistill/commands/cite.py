@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from eldistill.errors import Problem, nearest, quoted
-from eldistill.files import write_text
+from eldistill.files import check_target, write_text
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from eldistill.tables import citations
@@ -17,7 +17,7 @@ def command(options, say) -> None:
     if not options.out:
         say(citations.bibtex(keys).rstrip("\n"))
         return
-    write_text(options.out, citations.bibtex(keys))
+    write_text(check_target(options.out), citations.bibtex(keys))
     say(f"{options.out}: {len(keys)} entries")
 
 

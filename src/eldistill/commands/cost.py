@@ -14,22 +14,26 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from eldistill import contract, networks
+from eldistill.distil import student
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.numbers import make_numbers
-from eldistill.plan import params
+from eldistill.plan import guidance, params
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
+from eldistill.sampling.guidance import describe
 from eldistill.tensors import load_tensors
 
 TFLOPS = 60.0  # speed of an A100 in bfloat16, which follows from DMD2's 53 hours on seven of them
 TEACHER_COPIES = 5  # of the weights of a teacher in training: itself, its average, two moments, gradients
 TEACHER_PASSES = 3  # of a training of a denoiser, in forward passes: one forward and one backward, which costs two
 COPIES = 10  # of the weights: teacher, fake_score, generator, its average, two times two moments, gradients
+COPIES_OF_GENERATOR = 5  # of these: itself, its average, two moments, gradients
 
 
 _EDM = {"network": "song", "img_channels": 3, "model_channels": 128}
@@ -66,7 +70,9 @@ def _operations(config: str) -> tuple[float, float, int]:
 
 
 def network_of(plan: Plan, name: str) -> dict:
-    """The configuration of the teacher's network, from params.yaml, its finished file or PUBLISHED. Raises Problem if unknown."""
+    """The configuration of the teacher's network, from params.yaml, its finished file or PUBLISHED; of a guided teacher that of the
+    network that is guided. Raises Problem if unknown."""
+    name = guidance.main_name(plan.params, name)
     section = plan.params.section("teacher", name)
     path = plan.params.root / plan.teacher(name).outputs[0]
     if "network" in section and not path.exists():
@@ -92,27 +98,65 @@ def network_of(plan: Plan, name: str) -> dict:
 def cost_of_run(plan: Plan, run: params.Run) -> dict:
     """{images, flop, weights, disk} of one run: images in training, floating-point operations, GB of memory, GB on the disk.
 
-    flop is None if the method declares no passes. Raises Problem if the teacher's network is not known yet."""
+    flop is None if the method declares no passes, or not those of a network that has another size or is guided. Raises Problem if
+    the teacher's network is not known yet."""
     step, values = plan.distil(run), plan.params.section("method", run.method, run.data)
-    method = contract.load_method(values["file"])
-    forward, encoder, parameters = operations(network_of(plan, plan.params.section("data", run.data)["teacher"]))
-    passes = method.passes(make_numbers(method, values), encoder) if method.offers("passes") else None
+    method, teacher = contract.load_method(values["file"]), plan.params.section("data", run.data)["teacher"]
+    config, changes = network_of(plan, teacher), values["generator_network"]
+    forward, encoder, parameters = operations(config)
+    other, _, own = operations(student.config_of(config, changes)) if changes else (forward, encoder, parameters)
+    guide, _, guides = _guide(plan, teacher)
+    parts = [(method, values)]
     for name in run.supplements:
         section = plan.params.section("supplement", name, run.data)
         module = contract.load_supplement(section["file"])
-        if passes is not None and module.offers("passes"):
-            passes += module.passes(make_numbers(module, section), encoder)
+        parts += [(module, section)] if module.offers("passes") else []
+    flop = None
+    if _counts(parts, guide or changes):
+        flop = values["n_images"] * sum(_passes(*part, encoder, forward, other - forward, guide) for part in parts)
     files = sum(output.endswith(".safetensors") for output in step.outputs)
-    return {
-        "images": values["n_images"], "flop": None if passes is None else values["n_images"] * passes * forward,
-        "weights": COPIES * 4e-9 * parameters, "disk": files * 4e-9 * parameters,
-    }  # fmt: skip
+    weights = (COPIES - COPIES_OF_GENERATOR) * parameters + COPIES_OF_GENERATOR * own + guides
+    return {"images": values["n_images"], "flop": flop, "weights": 4e-9 * weights, "disk": files * 4e-9 * own}
+
+
+def _guide(plan: Plan, teacher: str) -> tuple[float, float, int]:
+    # What `operations` says of the second pass of a guided teacher; its parameters are none if the network is the same.
+    found = guidance.guidance_of(plan.params, teacher)
+    if found is None:
+        return 0.0, 0.0, 0
+    if found["guide"] is None:
+        return (*operations(network_of(plan, teacher))[:2], 0)
+    return operations(network_of(plan, found["guide"]))
+
+
+def _counts(parts: list, apart: Any) -> bool:
+    # Whether a method and supplements declare their passes; apart: also those of the networks whose operations differ.
+    method, _ = parts[0]
+    return bool(method.offers("passes") and (not apart or method.offers("passes_of")))
+
+
+def _passes(module: Any, section: dict, encoder: float, forward: float, more: float, guide: float) -> float:
+    # Operations for each image. more: those of a pass of the generator beyond one of the teacher; guide: of the teacher's second pass.
+    numbers = make_numbers(module, section)
+    found: float = module.passes(numbers, encoder) * forward
+    if more or guide:
+        of = module.passes_of(numbers)
+        found += of.get("generator", 0) * more + of.get("teacher", 0) * guide
+    return found
+
+
+def trainings(plan: Plan, suite: str) -> list[params.Run]:
+    """The runs of a suite in their order, and those that they start from (`start_from`), which are trained for them."""
+    steps = plan.suite(suite, kept=True).values()
+    above = (plan.params.run(step.name) for step in steps if step.kind == "run")
+    return list(dict.fromkeys([*plan.params.runs(suite), *above]))
 
 
 def trained_here(plan: Plan, suite: str) -> list[str]:
     """The names of a suite's teachers that are trained here, not converted from a file."""
     names = dict.fromkeys(plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite))
-    return [name for name in names if plan.teacher(name).kind == "teacher"]
+    parts = dict.fromkeys(part for name in names for part in guidance.parts_of(plan.params, name))
+    return [name for name in parts if plan.teacher(name).kind == "teacher"]
 
 
 def cost_of_teacher(plan: Plan, name: str) -> dict:
@@ -130,7 +174,7 @@ def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
 
     tflops: speed of the GPU in TFLOP/s."""
     groups: dict[tuple[str, str], list[dict]] = {}
-    for run in plan.params.runs(suite):
+    for run in trainings(plan, suite):
         groups.setdefault((run.data, run.method), []).append(cost_of_run(plan, run))
     yield "| data, method | runs | images a run | FLOP a run | GPU hours | GB of weights | GB on disk | numbers |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
@@ -152,6 +196,17 @@ def cost_table(plan: Plan, suite: str, tflops: float = TFLOPS) -> Iterator[str]:
     yield _line("all", whole, tflops, "", None)
 
 
+def guided_teachers(plan: Plan, suite: str) -> list[str]:
+    """A sentence about each guided teacher of a suite."""
+    names = dict.fromkeys(plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite))
+    found = {name: guidance.guidance_of(plan.params, name) for name in names}
+    return [
+        f"the teacher {name} is {describe(each)}: each of its calls takes two passes, which are counted"
+        for name, each in found.items()
+        if each
+    ]
+
+
 def _line(name: str, group: list[dict], tflops: float, images: str, flop: float | None, status: str = "") -> str:
     known = all(each["flop"] is not None for each in group)
     hours = _number(sum(each["flop"] for each in group) / tflops / 3.6e15) if known else "?"
@@ -170,9 +225,7 @@ def bills_left(plan: Plan, suite: str) -> list[dict]:
     asked = plan.suite(suite)  # without runs whose results are kept, and without teachers that only those need
     names = [name for name in trained_here(plan, suite) if ("teacher", name) in asked]
     teachers = [name for name in names if not plan.teacher(name).fresh(root)]
-    runs = [
-        run for run in plan.params.runs(suite) if ("distil", str(run)) in asked and not plan.distil(run).fresh(root)
-    ]
+    runs = [run for run in trainings(plan, suite) if ("distil", str(run)) in asked and not plan.distil(run).fresh(root)]
     return [*(cost_of_teacher(plan, name) for name in teachers), *(cost_of_run(plan, run) for run in runs)]
 
 
@@ -225,6 +278,9 @@ def command(options, say) -> None:
         plan = Plan(params.load_params(), Identities(measured=True, say=say))
         say(describe_left(plan, options.suite, options.tflops))
         return
-    for line in cost_table(Plan(params.load_params()), options.suite, options.tflops):
+    plan = Plan(params.load_params())
+    for line in cost_table(plan, options.suite, options.tflops):
         say(line)
     say(f"\nHours of one GPU at {options.tflops:g} TFLOP/s; activations come on top of the weights' memory.")
+    for line in guided_teachers(plan, options.suite):
+        say(line)

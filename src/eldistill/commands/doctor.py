@@ -13,7 +13,7 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
-from eldistill.plan import freshness, identity, params, questions
+from eldistill.plan import freshness, guidance, identity, params, questions
 from eldistill.plan.plan import Plan
 from eldistill.training import lock
 
@@ -26,7 +26,7 @@ Finding = tuple[bool | None, str]
 def _answer(*words: str) -> tuple[int, str]:
     """(exit code, what it printed) of a command; (127, "") if there is none."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except (OSError, subprocess.SubprocessError):
         return 127, ""
     return done.returncode, (done.stdout + done.stderr).strip()
@@ -108,7 +108,8 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     """Published teachers and data that are not on this machine yet."""
     store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
     offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
-    for name in sorted({plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}):
+    teachers = {plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}
+    for name in sorted({part for each in teachers for part in guidance.parts_of(plan.params, each)}):
         section, step = plan.params.section("teacher", name), plan.teacher(name)
         if step.fresh(plan.params.root) or not (section["source"] or section["file"]):
             continue

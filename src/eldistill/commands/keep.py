@@ -12,8 +12,7 @@ from eldistill.plan import kept, params
 from eldistill.plan.identity import Identities
 from eldistill.plan.kept import Kept, Key
 from eldistill.plan.plan import Plan
-from eldistill.plan.recipes import Step
-from eldistill.tables.kept import pack_run
+from eldistill.tables.kept import line_of
 
 
 def finished(plan: Plan, suite: str) -> dict[Key, Kept]:
@@ -23,19 +22,8 @@ def finished(plan: Plan, suite: str) -> dict[Key, Kept]:
     root = plan.params.root
     steps = kept.by_run(plan.evaluations(suite))
     return kept.unique(
-        _line(found, root) for found in steps.values() if all(kept.is_measured(each, root) for each in found)
+        line_of(found, root) for found in steps.values() if all(kept.is_measured(each, root) for each in found)
     )
-
-
-def _line(steps: list[Step], root: Path) -> Kept:
-    run = steps[0].name
-    try:
-        return kept.make_kept(run, {each.word: each.digest for each in steps}, pack_run(run, root))
-    except ValueError:
-        raise Problem(
-            f"data/evaluations/{run}/metrics.json or data/runs/{run}/provenance.json has a number that is not finite; delete that "
-            "file and run `snakemake all`"
-        ) from None
 
 
 def keep_runs(plan: Plan, suite: str, others: Iterable[Path] = ()) -> str:

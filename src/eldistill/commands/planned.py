@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eldistill.errors import Problem
 from eldistill.files import read_note
 from eldistill.plan import freshness, params, questions
 from eldistill.plan.identity import Identities
@@ -133,5 +134,11 @@ def command(options, say: Callable[[str], None]) -> None:
     plan = Plan(params.load_params(), Identities(measured=True, say=say))  # as Snakemake does; nothing is recorded
     suite = options.suite or plan.params.values["suite"]
     questions.check_suite(plan.params, suite)
-    for line in plan_page(plan, suite, cost.describe_left(plan, suite, options.tflops)):
+    try:
+        bill = cost.describe_left(plan, suite, options.tflops)
+    except (
+        Problem
+    ) as problem:  # of a file or of images that are not read yet: what is missing is on the page all the same
+        bill = f"suite {suite}: the cost of its trainings is not known yet: {problem}"
+    for line in plan_page(plan, suite, bill):
         say(line)

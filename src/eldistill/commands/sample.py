@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eldistill.data import classes
 from eldistill.errors import Problem
-from eldistill.files import atomic
+from eldistill.files import atomic, check_target
 from eldistill.sampling.devices import check_device
 from eldistill.sampling.generators import class_number, load_generator, sample
 from eldistill.sampling.pictures import grid, picture
@@ -22,6 +22,8 @@ def command(options, say) -> None:
         raise Problem("nothing to write; give --grid FILE.png, --out FOLDER, or both")
     if options.n < 1:
         raise Problem(f"--n is {options.n}; expected 1 or more")
+    for target in filter(None, (options.grid, options.out and Path(options.out) / "000000.png")):
+        check_target(target)  # before time is spent on images
     check_device(options.device)
     generator = load_generator(options.generator, options.device)
     label = None if options.label is None else class_number(generator, options.label)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from eldistill import files, tensors
-from eldistill.evaluate import metrics
+from eldistill.evaluate import gaussians
 from eldistill.paths import PACKAGE
 from eldistill.sampling.devices import check_device
 from eldistill.sampling.generators import images_of, load_generator
@@ -38,6 +38,7 @@ Numbers = dict[str, Any]
 def command(options, say) -> int:
     """`python -m eldistill selftest`: options as the command line gives them. Returns 0 if all numbers agree, otherwise 1."""
     check_device(options.device)
+    files.check_target(options.out)
     start = time.monotonic()
     wanted = files.read_json(FILES / "expected.json")
     images = make_images(wanted, options.device)
@@ -66,7 +67,7 @@ def measure(images: torch.Tensor) -> Numbers:
     mean, cov = (reference[name].numpy() for name in ("mean", "covariance"))
     stored = reference["images"]
     return {
-        "distance": metrics.frechet(*metrics.moments(pixels(images).double().numpy()), mean, cov),
+        "distance": gaussians.frechet(*gaussians.moments(pixels(images).double().numpy()), mean, cov),
         "grey": int((images[: len(stored)].int() - stored.int()).abs().max()),
     }
 

@@ -28,7 +28,7 @@ SMALL = 16  # pixels a side up to which a training keeps the length of its model
 SIDES = {"digits": 8, "cifar10": 32, "latents": 64}  # pixels a side that a source has by itself
 OF_RUN = ("freeze_images", "solo_images", "stage_images", "tangent_images")  # of a method: parts of a run, in images
 OF_OPTIMISER = ("warmup_images", "decay_images")
-LEFT_OUT = ("status", "dropout", "start_from")  # dropout: that of the user's teacher
+LEFT_OUT = ("status", "dropout", "start_from", "generator_network")  # dropout and network: those of the user's teacher
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,16 @@ def _loaded(data: str) -> Params:
     values = reading.merge_files(reading.read_files(Path()))
     suites = values.get("suites", {})
     if isinstance(suites, dict) and all(isinstance(grids, list) for grids in suites.values()):
-        kept = {
-            name: [grid for grid in grids if not (isinstance(grid, dict) and data in grid.get("data", []))]
-            for name, grids in suites.items()
-        }
-        values["suites"] = {name: grids for name, grids in kept.items() if grids or name == values.get("suite")}
+        kept = {name: [grid for grid in grids if not _names(grid, data)] for name, grids in suites.items()}
+        values["suites"] = {name: grids for name, grids in kept.items() if grids or not suites[name]}
+        # The suite of params.yaml may consist of such grids: any other one takes its place.
+        if values.get("suite") in suites and values["suite"] not in values["suites"]:
+            values["suite"] = next(iter(values["suites"]), values["suite"])
     return params.from_values(values, Path())
+
+
+def _names(grid: Any, data: str) -> bool:
+    return isinstance(grid, dict) and isinstance(grid.get("data"), list) and data in grid["data"]
 
 
 def suggest(project: Params, data: str, images: int | None = None) -> Iterator[Suggestion]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eldistill import files
+from eldistill.commands import arguments
 from eldistill.errors import Problem, printable
 from eldistill.plan import params, versions
 from eldistill.plan.plan import Plan
@@ -47,6 +49,7 @@ def _command(module: str) -> Callable[[Namespace], None]:
 def _zip(chosen: Namespace) -> None:
     from eldistill.data import archives
 
+    files.check_target(chosen.out)
     step = Plan(params.load_params()).find("data", f"{chosen.name}/images")
     if not step.fresh(Path()):
         raise Problem(
@@ -87,6 +90,12 @@ def _export(chosen: Namespace) -> None:
     from eldistill.commands import export
 
     export.export_run(chosen.name, chosen.out, say)
+
+
+def _recipes(chosen: Namespace) -> None:
+    if not Path("Snakefile").is_file():  # otherwise a folder `workflow` would be made anywhere
+        raise Problem("Snakefile is missing; run this command in the folder of the project")
+    versions.write_versions()
 
 
 DEVICE = option("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -163,11 +172,11 @@ TOOLS = {
         "Counts the operations, GPU hours, memory and disk of a suite's trainings without running them.",
         (
             option("suite", metavar="SUITE", help="name of a suite of params.yaml"),
-            option("--tflops", type=float, default=60.0, metavar="N",
+            option("--tflops", type=arguments.above_zero, default=60.0, metavar="N",
                    help="speed of the GPU in TFLOP/s (default: 60, an A100 in bfloat16)"),
             option("--left", action="store_true",
                    help="print one line about the trainings that are not finished (default: a table of all)"),
-            option("--allow", type=float, metavar="HOURS",
+            option("--allow", type=arguments.from_zero, metavar="HOURS",
                    help="print the same line, with exit code 2 if these trainings take more than HOURS GPU hours"),
         ), _command("commands.cost"),
     ),
@@ -177,7 +186,7 @@ TOOLS = {
         "memory and disk that are needed.",
         (
             option("suite", metavar="SUITE", nargs="?", help="name of a suite (default: `suite` of params.yaml)"),
-            option("--tflops", type=float, default=60.0, metavar="N",
+            option("--tflops", type=arguments.above_zero, default=60.0, metavar="N",
                    help="speed of the GPU in TFLOP/s (default: 60, an A100 in bfloat16)"),
         ), _command("commands.planned"),
     ),
@@ -187,7 +196,7 @@ TOOLS = {
         "nearest image size, with a shorter training. They are not tuned.",
         (
             option("name", metavar="DATA", help="name of a data setting of params.yaml"),
-            option("--images", type=int, metavar="N",
+            option("--images", type=arguments.whole_from_one, metavar="N",
                    help="length of a training in images (default: 512000 for images of more than 16 pixels a side)"),
             option("--write", action="store_true", help="write the blocks into params.yaml (default: print them)"),
         ), _command("commands.suggest"),
@@ -235,6 +244,6 @@ TOOLS = {
     ),
     "recipes": Tool(
         "write workflow/versions.json from the RECIPE of every module",
-        "Writes workflow/versions.json from the RECIPE of every module.", (), lambda chosen: versions.write_versions(),
+        "Writes workflow/versions.json from the RECIPE of every module.", (), _recipes,
     ),
 }  # fmt: skip

@@ -6,6 +6,7 @@ Nothing is unpacked to the disk. Which files count as data is decided by eldisti
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 import zipfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from eldistill.data import foreign
 from eldistill.errors import Problem, denied, edge
 from eldistill.external import listing, zips
 from eldistill.files import atomic
@@ -50,12 +52,14 @@ def open_container(path: Path) -> Iterator[Container]:
             )
     elif not path.exists():
         raise Problem(f"{path} does not exist; put it there, or change `path` of the data setting in params.yaml")
-    else:
-        tar = path.is_file() and tarfile.is_tarfile(path)
+    elif not path.is_file():
         raise Problem(
-            f"{path} is neither a folder nor a zip file; "
-            + ("unpack this tar archive and give its folder" if tar else "set `path` of the data setting")
+            f"{path} is neither a folder nor a zip file, but a pipe, a socket or a device; give a folder or a zip"
         )
+    elif tarfile.is_tarfile(path):
+        raise Problem(f"{path} is neither a folder nor a zip file; unpack this tar archive and give its folder")
+    else:
+        raise Problem(f"{path} {foreign.describe_file(path)}")
 
 
 def _listed(path: Path, endings: tuple[str, ...]) -> listing.Listing:
@@ -81,11 +85,13 @@ def _of_folder(path: Path, name: str) -> Iterator[BinaryIO]:
         if place.exists():  # otherwise the sentence below
             check_file(place, "an ordinary file", text=True)
         file = open(place, "rb")
-    except FileNotFoundError:
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise denied(place) from None
+        if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to itself leads nowhere either
+            raise
         why = "is a link to a missing file" if place.is_symlink() else "was removed while it was read"
         raise Problem(f"{place} {why}; restore the file, or take it out of the folder") from None
-    except PermissionError:
-        raise denied(place) from None
     with file:
         yield file
 

@@ -36,6 +36,11 @@ def split_heldout(count: int, heldout: int) -> tuple[np.ndarray, np.ndarray]:
     """(train, held-out) indices, each ascending. A hash of the index decides, so the choice never changes. Raises Problem if
     `heldout` is not below `count`."""
     if heldout >= count:
+        if count < 4:
+            found = "is 1 image" if count == 1 else f"are {count} images"
+            raise Problem(
+                f"there {found}; expected at least 4, 2 to hold out and 2 to train on, and better some hundreds"
+            )
         raise Problem(
             f"heldout is {heldout}, but there are {count} images; set `heldout` of the data setting below {count}"
             + (f", for instance to {count // 5}" if count >= 10 else "")

@@ -47,7 +47,8 @@ def renumber(values: Iterable, names: dict | None = None) -> Labels:
     if not found or (isinstance(found[0], int) and found[0] < 0):
         return Labels(np.full(len(values), -1, np.int64), [])
     numbers = {value: number for number, value in enumerate(found)}
-    called = [(names or {}).get(value, str(value)) for value in found]
+    # A folder's name need not be UTF-8, and JSON can write half a character: the names of classes become texts of other files.
+    called = [(names or {}).get(value, str(value)).encode("utf-8", "backslashreplace").decode() for value in found]
     return Labels(np.array([numbers[value] for value in values], np.int64), called, _renumbered(found))
 
 
@@ -102,6 +103,10 @@ def _table(path: Path, files: Listing, container: Container) -> tuple[dict[str, 
             raise Problem(f"{where} gives {name} two labels, {table[name]} and {label}; keep one of the two lines")
     twice = len(pairs) - len(table)
     notes = [f"{files.labels} names {twice:,} files twice, with the same label"] if twice else []
+    if not pairs and dict(top).get("labels", 0) is not None:
+        notes.append(
+            f'{files.labels} has no labels, so that there are no classes; {{"labels": null}} says that this is meant'
+        )
     return table, dict(enumerate(names)), notes
 
 

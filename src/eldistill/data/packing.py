@@ -57,6 +57,11 @@ def pack_dataset(
         "mean": round(float(images.mean(dtype=np.float64)) / 255, 6),
         "std": round(float(images.std(dtype=np.float64)) / 255, 6),
     }
+    seen = _Repeats(len(images), len(heldout))
+    for part, arrays in (("train", images), ("heldout", heldout)):
+        for array in arrays:
+            seen.add(part, np.ascontiguousarray(array))
+    seen.report(say)
     tensors = {
         "train_images": images, "train_labels": labels, "heldout_images": heldout, "heldout_labels": heldout_labels,
     }  # fmt: skip
@@ -73,7 +78,7 @@ def _pack_stream(stream: Stream, section: dict, path: str | Path, say) -> dict:
     if section.get("limit") and section["limit"] < len(train):
         train = train[split_heldout(len(train), section["limit"])[1]]
     seen = _PixelMoments() if stream.kind == "U8" else _LatentMoments(stream.shape[0] // 2)
-    total = hashlib.sha256()
+    total, repeats = hashlib.sha256(), _Repeats(len(train), len(heldout))
     about = _describe(section, (stream.labels[train], stream.labels[heldout]), stream.shape, stream.names)
     longest = about | {"sha256": total.hexdigest(), "mean": seen.longest, "std": seen.longest}
     parts = {"train": train, "heldout": heldout}
@@ -85,11 +90,13 @@ def _pack_stream(stream: Stream, section: dict, path: str | Path, say) -> dict:
             for image in stream.read(indices):
                 image = np.ascontiguousarray(image)
                 total.update(image)
+                repeats.add(part, image)
                 if part == "train":
                     seen.add(image)
                 file.append(f"{part}_images", image)
         mean, std = seen.result()
         file.about = about = about | {"sha256": total.hexdigest(), "mean": mean, "std": std}
+    repeats.report(say)
     return about
 
 
@@ -112,6 +119,27 @@ def _describe(section: dict, parts: tuple[np.ndarray, np.ndarray], shape, names:
         "source": section["source"], "train": train, "heldout": heldout, "shape": list(map(int, shape)),
         "classes": len(names), "class_names": names, "class_counts": count_labels(parts[0], len(names)),
     }  # fmt: skip
+
+
+class _Repeats:
+    """Counts held-out images that equal a train image, by 8 bytes of a hash of each: 10 MB for a million images."""
+
+    def __init__(self, train: int, heldout: int):
+        self.found = {"train": np.zeros(train, np.uint64), "heldout": np.zeros(heldout, np.uint64)}
+        self.count = {"train": 0, "heldout": 0}
+
+    def add(self, part: str, image: np.ndarray) -> None:
+        digest = hashlib.blake2b(image.data, digest_size=8).digest()
+        self.found[part][self.count[part]] = int.from_bytes(digest, "little")
+        self.count[part] += 1
+
+    def report(self, say) -> None:
+        equal = int(np.isin(self.found["heldout"], self.found["train"]).sum())
+        if equal:
+            say(
+                f"{equal:,} of {self.count['heldout']:,} held-out images equal a train image, so that distances to held-out images say "
+                "less about new images; remove duplicates from the source"
+            )
 
 
 class _PixelMoments:

@@ -18,15 +18,17 @@ from eldistill import contract
 from eldistill.contract import Batch, Method, Nets, Progress, Setting
 from eldistill.data import dataset
 from eldistill.diffusion.draws import Draw, stream_seed
+from eldistill.distil import student
 from eldistill.errors import Problem
 from eldistill.numbers import make_numbers
-from eldistill.sampling import generators, teachers
+from eldistill.registry import literal
+from eldistill.sampling import generators, guidance
 from eldistill.training.job import Job, Supplement
 from eldistill.training.machine import Machine
 
 COVERED_BY = "distil"
 Recipe = dict[str, Any]  # the `params` of a distil recipe
-Upstream = dict[str, Any]  # paths: images, teacher, ensembles, pairs and start, as `run.train_generator` explains
+Upstream = dict[str, Any]  # paths: images, teacher, guide, ensembles, pairs and start (see `run.train_generator`)
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,14 @@ class Parts:
 
     method: Method
     numbers: Any  # of the method
-    teacher: torch.nn.Module  # frozen
+    teacher: torch.nn.Module  # frozen: what losses evaluate, guided if the recipe says so
     metadata: dict[str, Any]  # of the teacher: config, codec, shape, label_dim, …
     reals: dataset.PackedImages  # train images
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The teacher's own network, which others are copied from; of a guided teacher the one that is guided."""
+        return guidance.networks_of(self.teacher)[0]
 
     @property
     def sigma_init(self) -> float:
@@ -47,9 +54,16 @@ class Parts:
 
 def load_parts(recipe: Recipe, upstream: Upstream, device: str) -> Parts:
     """Load method, teacher and images of a recipe to a device. Raises Problem if they do not fit together."""
-    method = contract.load_method(recipe["method"]["file"])
+    file = recipe["method"]["file"]
+    method = contract.load_method(file)
+    if recipe["method"].get("generator_network") and not literal(f"methods/{file}", "OTHER_SIZE", False):
+        raise Problem(
+            f"params.yaml: the method {file} needs a generator of the teacher's size; set generator_network to null"
+        )
     numbers = make_numbers(method, recipe["method"])
-    teacher, metadata = teachers.load_denoiser(upstream["teacher"], device)
+    teacher, metadata = guidance.load_teacher(
+        upstream["teacher"], recipe.get("guidance"), upstream.get("guide"), device
+    )
     if metadata["codec"] != recipe["data"]["codec"]:
         raise Problem(
             f"{upstream['teacher']} was trained with codec {metadata['codec']}, but the data has {recipe['data']['codec']}; choose "
@@ -102,11 +116,25 @@ def load_start(path: Path | None, made: Parts, device: str) -> tuple[torch.nn.Mo
     return begun.network, begun.metadata["n_images_before"] + begun.metadata["n_images"]
 
 
-def make_networks(made: Parts, start: torch.nn.Module | None, seed: int) -> Nets:
-    """Make the networks that a run trains: the generator, and the further ones of the method."""
+def make_networks(
+    made: Parts, start: torch.nn.Module | None, seed: int, sizes: dict[str, Any] | None = None
+) -> Nets:  # fmt: skip
+    """Make the networks that a run trains: the generator, and the further ones of the method.
+
+    sizes: those in which the generator's network differs from the teacher's. Raises Problem if a network does not fit.
+    """
     key = stream_seed(seed, "initialisation")
-    generator = made.method.generator(made.teacher, start, made.numbers)
-    nets = {"generator": generator, **made.method.networks(made.teacher, made.numbers, key)}
+    if start is None:
+        own = student.resize(made.network, sizes, seed, made.sigma_init)
+    else:
+        own = made.network
+        if start.config != (wanted := student.config_of(own.config, sizes)):
+            raise Problem(
+                f"the generator of start_from has the network {start.config}, but this run asks for {wanted}; make generator_network "
+                "of both methods equal"
+            )
+    generator = made.method.generator(own, start, made.numbers)
+    nets = {"generator": generator, **made.method.networks(made.network, made.numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(
             generator.state_dict()
@@ -173,7 +201,7 @@ def prepare_supplements(recipe: Recipe, upstream: Upstream, made: Parts, machine
             sigma_data=made.reals.sigma_data, seed=recipe["seed"], sigma_init=made.sigma_init, device=machine.device,
             ensemble=waiting.pop(0) if values.get("ensemble") else None,
             pairs=upstream["pairs"][pairs] if pairs else None, codec=recipe["data"]["codec"],
-            label_dim=made.reals.label_dim, micro_batch=machine.micro_batch, teacher=made.teacher,
+            label_dim=made.reals.label_dim, micro_batch=machine.micro_batch, teacher=made.network,
             reals=made.reals,
         )  # fmt: skip
         found.append(Supplement(name, module, numbers, module.prepare(numbers, setting)))

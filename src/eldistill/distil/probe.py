@@ -140,10 +140,16 @@ def _upstream(recipe: dict, root: Path) -> Upstream:
     # Files of the steps upstream that a recipe names.
     steps = [key.split(" ", 1) for key in recipe["upstream"]]
     named = {word: name for word, name in steps if word == "data" or (word == "teacher" and "/" not in name)}
+    guidance = recipe["params"].get("guidance") or {"of": named["teacher"], "guide": None}
+    teacher, guide = (
+        root / f"data/teachers/{name}/teacher.safetensors" if name else None
+        for name in (guidance["of"], guidance["guide"])
+    )
     files = [root / f"data/{folder}/{name}" for folder, name in map(_file, recipe["upstream"]) if folder]
     return {
         "images": root / f"data/sets/{named['data']}.safetensors",
-        "teacher": root / f"data/teachers/{named['teacher']}/teacher.safetensors",
+        "teacher": teacher,
+        "guide": guide,
         **prepare.upstream_files(recipe["params"], files),
     }
 
@@ -184,7 +190,7 @@ class Probe:
         made = []
         for index in range(FAKES):
             seed = stream_seed(self.params["seed"], f"variance/{index}") % 2**31
-            others = self.parts.method.networks(self.parts.teacher, self.parts.numbers, seed)
+            others = self.parts.method.networks(self.parts.network, self.parts.numbers, seed)
             nets = {"generator": copy.deepcopy(self.generator), **others}
             if "fake_score" not in nets or not self.parts.method.offers("critic_terms"):
                 raise Problem(

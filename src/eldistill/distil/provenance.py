@@ -57,7 +57,7 @@ def provenance(work: Loop, digest: str, device: str, flop: float | None = None) 
 def git(*words: str) -> str | None:
     """The output of a git command in the current folder; None if git fails or is not installed."""
     try:
-        answer = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="replace", timeout=20)
         return answer.stdout.strip() if answer.returncode == 0 else None
     except (OSError, subprocess.SubprocessError):
         return None

@@ -20,7 +20,7 @@ from eldistill.distil import prepare
 from eldistill.distil.board import TENSORBOARD, Board, events_folder
 from eldistill.distil.prepare import Parts, Recipe, Upstream
 from eldistill.distil.provenance import git
-from eldistill.sampling import generators
+from eldistill.sampling import generators, guidance
 from eldistill.training import compute
 from eldistill.training.job import Job, Training
 from eldistill.training.loop import Loop
@@ -38,15 +38,16 @@ def train_generator(
     """Train the generator of a recipe and write its files to `folder`, the state folder of the run.
 
     recipe: `params` of a distil recipe. whole: the complete recipe, which the generator's metadata record. upstream:
-    paths of `images`, `teacher`, `ensembles` (a manifest for each supplement that names an ensemble, in order), `pairs`
-    {(n, seed): path} and `start` (a generator, or None). Raises Problem for inputs that do not fit; NonFinite, Stopped
-    or Lost as `Loop.run` does.
+    paths of `images`, `teacher`, `guide` (the other network of a guided teacher, or None), `ensembles` (a manifest for
+    each supplement that names an ensemble, in order), `pairs` {(n, seed): path} and `start` (a generator, or None).
+    Raises Problem for inputs that do not fit; NonFinite, Stopped or Lost as `Loop.run` does.
     """
     parts = prepare.load_parts(recipe, upstream, machine.device)
     start, before = prepare.load_start(upstream.get("start"), parts, machine.device)
+    _say_guidance(parts, recipe, log)
     job = _job(recipe, upstream, parts, start, folder, machine, log)
     if start is None:
-        prepare.check_start(job, parts.teacher)
+        prepare.check_start(job, parts.network)
     described = {"codec": parts.metadata["codec"], "shape": parts.metadata["shape"], "label_dim": parts.metadata["label_dim"],
                  "sampler": parts.method.sampler(parts.numbers), "recipe": digest, "n_images_before": before}  # fmt: skip
     if parts.reals.label_dim:  # sampling draws classes with the frequencies of the training images
@@ -55,16 +56,27 @@ def train_generator(
     job.snapshots = _snapshots(recipe, folder, described, raw)
     if TENSORBOARD in machine.log:
         _watch(job, recipe, Board(events_folder((whole or {}).get("name") or "run", digest), machine.device, log))
-    compute.prepare_networks(machine, [parts.teacher], list(job.nets.values()))
+    compute.prepare_networks(machine, guidance.networks_of(parts.teacher), list(job.nets.values()))
     work = Loop(job)
     first = work.across.rank == 0  # only the first process writes
     if first and 0 in job.snapshots:
         job.snapshots[0](work.average)  # the untrained generator, before a saved state is loaded
     work.run()
     if first:
-        lineage = _lineage(whole or {"params": recipe}, recipe["method"], upstream["teacher"])
+        lineage = _lineage(whole or {"params": recipe}, recipe["method"], upstream)
         _write(work, folder, {**described, "n_images": job.training.n_images, "lineage": lineage})
     return work
+
+
+def _say_guidance(parts: Parts, recipe: Recipe, log: Callable[[str], None]) -> None:
+    # Guidance changes what the teacher's denoiser returns. A method that evaluates none learns of it from pairs at most.
+    if (found := recipe.get("guidance")) is None:
+        return
+    log(f"the teacher is {guidance.describe(found)}")
+    if parts.method.offers("passes_of") and not parts.method.passes_of(parts.numbers).get("teacher"):
+        log(
+            "warning: this method does not evaluate the teacher, so that guidance acts on its pairs alone, if it has any"
+        )
 
 
 def _job(
@@ -72,12 +84,13 @@ def _job(
     log: Callable[[str], None],
 ) -> Job:  # fmt: skip
     values, seed = recipe["method"], recipe["seed"]
-    nets = prepare.make_networks(parts, start, seed)
+    nets = prepare.make_networks(parts, start, seed, values.get("generator_network"))
     added = prepare.prepare_supplements(recipe, upstream, parts, machine)
     prepare.add_networks(nets, added, seed)
     prepare.set_dropout(nets, values["dropout"])
     # Recipes omit the default precision, float32.
-    arithmetic = compute.set_arithmetic(values.get("precision", "float32"), machine, [parts.teacher, *nets.values()])
+    every = [*guidance.networks_of(parts.teacher), *nets.values()]
+    arithmetic = compute.set_arithmetic(values.get("precision", "float32"), machine, every)
     settings = {name: Optimiser.of(values[name]) for name in ("generator", "critic")}
     return Job(
         method=parts.method, numbers=parts.numbers,
@@ -101,10 +114,12 @@ def _write(work: Loop, folder: Path, described: dict[str, Any]) -> None:
     files.write_rows(folder / "log.csv", work.rows)
 
 
-def _lineage(whole: dict[str, Any], values: dict[str, Any], teacher: Path) -> dict[str, Any]:
+def _lineage(whole: dict[str, Any], values: dict[str, Any], upstream: Upstream) -> dict[str, Any]:
+    guide = upstream.get("guide")
     return {
         "run": whole.get("name"), "method": (whole.get("name") or "/").split("/")[1], "file": values["file"],
-        "n_images": values["n_images"], "teacher_sha256": files.sha256(teacher),
+        "n_images": values["n_images"], "teacher_sha256": files.sha256(upstream["teacher"]),
+        **({"guide_sha256": files.sha256(guide)} if guide else {}),
         "upstream": whole.get("upstream"), "git_commit": git("rev-parse", "HEAD"), "params": whole["params"],
     }  # fmt: skip
 

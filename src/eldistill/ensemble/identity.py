@@ -15,6 +15,7 @@ from eldistill.errors import Problem
 from eldistill.numbers import number
 
 RECIPE = ("ensemble/identity", 1)
+RELATED = ("pixels",)  # it compares what this feature space has
 
 
 @dataclass(frozen=True)

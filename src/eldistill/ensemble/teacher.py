@@ -13,6 +13,7 @@ import torch
 from eldistill.numbers import number
 
 RECIPE = ("ensemble/teacher", 1)
+RELATED = ("teacher",)  # the features of the teacher, if they ever become a feature space; none has them now
 TEACHER = True  # `stages` gets the teacher, so the ensemble is made after it
 
 

@@ -14,6 +14,7 @@ import torch
 from eldistill.numbers import number
 
 RECIPE = ("ensemble/whitened", 1)
+RELATED = ("pixels",)  # a linear map of what this feature space has
 
 
 @dataclass(frozen=True)

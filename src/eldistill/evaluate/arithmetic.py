@@ -41,8 +41,9 @@ def on(device: str | None) -> Iterator[None]:
         _copies.clear()
 
 
-def _copied(array: np.ndarray) -> torch.Tensor:
-    # The array on the device, float64. Copies of arrays that cannot change are kept as long as these, within the context.
+def copied(array: np.ndarray) -> torch.Tensor:
+    """The array on the device of the context, float64. Copies of arrays that cannot change are kept as long as these, within the
+    context."""
     import torch
 
     if array.flags.writeable:
@@ -53,9 +54,10 @@ def _copied(array: np.ndarray) -> torch.Tensor:
     return _copies[id(array)]
 
 
-def _either(there: Callable[..., Any], here: Callable[..., Any], *arguments: Any) -> Any:
-    # there(*arguments) on the device, or here(*arguments) by numpy: outside of the context, and where the device has too little memory
-    # or its decomposition does not converge.
+def either(there: Callable[..., Any], here: Callable[..., Any], *arguments: Any) -> Any:
+    """there(*arguments) by torch on the device of the context, or here(*arguments) by numpy.
+
+    numpy computes outside of the context, and where the device has too little memory or its decomposition does not converge."""
     if _device is None:
         return here(*arguments)
     import torch
@@ -75,7 +77,7 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] (divisor n - 1) in float64 of features [n, D], n at least 2."""
     if features.shape[1] <= SMALL:
         return _moments_here(features)
-    found: tuple[np.ndarray, np.ndarray] = _either(_moments_there, _moments_here, features)
+    found: tuple[np.ndarray, np.ndarray] = either(_moments_there, _moments_here, features)
     return found
 
 
@@ -84,7 +86,7 @@ def _moments_here(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moments_there(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = _copied(features)
+    rows = copied(features)
     mean = rows.mean(0)
     centred = rows - mean
     return mean.cpu().numpy(), (centred.T @ centred / (len(rows) - 1)).cpu().numpy()
@@ -94,7 +96,7 @@ def symmetric_root(cov: np.ndarray) -> np.ndarray:
     """The symmetric square root [D, D] of a covariance [D, D]."""
     if len(cov) <= SMALL:
         return _root_here(cov)
-    found: np.ndarray = _either(_root_there, _root_here, cov)
+    found: np.ndarray = either(_root_there, _root_here, cov)
     return found
 
 
@@ -106,7 +108,7 @@ def _root_here(cov: np.ndarray) -> np.ndarray:
 def _root_there(cov: np.ndarray) -> np.ndarray:
     import torch
 
-    values, vectors = torch.linalg.eigh(_copied(cov))
+    values, vectors = torch.linalg.eigh(copied(cov))
     root: np.ndarray = ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).cpu().numpy()
     return root
 
@@ -115,7 +117,7 @@ def trace_of_root(half: np.ndarray, cov: np.ndarray) -> float:
     """Trace of (half cov half)^1/2 for the root `half` [D, D] of one covariance and another covariance [D, D]."""
     if len(cov) <= SMALL:
         return _trace_here(half, cov)
-    found: float = _either(_trace_there, _trace_here, half, cov)
+    found: float = either(_trace_there, _trace_here, half, cov)
     return found
 
 
@@ -127,8 +129,8 @@ def _trace_here(half: np.ndarray, cov: np.ndarray) -> float:
 def _trace_there(half: np.ndarray, cov: np.ndarray) -> float:
     import torch
 
-    root = _copied(half)
-    return float(torch.linalg.eigvalsh(root @ _copied(cov) @ root).clamp(min=0).sqrt().sum())
+    root = copied(half)
+    return float(torch.linalg.eigvalsh(root @ copied(cov) @ root).clamp(min=0).sqrt().sum())
 
 
 # --- pairs ----------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def _trace_there(half: np.ndarray, cov: np.ndarray) -> float:
 
 def cubic_sums(a: np.ndarray, b: np.ndarray, scale: float, block: int = 1024) -> tuple[float, float]:
     """Sum and trace of ((a/scale).(b/scale)/D + 1)^3 over all pairs of rows [n, D] and [m, D]; b may be a."""
-    found: tuple[float, float] = _either(_cubic_there, _cubic_here, a, b, scale, block)
+    found: tuple[float, float] = either(_cubic_there, _cubic_here, a, b, scale, block)
     return found
 
 
@@ -153,7 +155,7 @@ def _cubic_here(a: np.ndarray, b: np.ndarray, scale: float, block: int) -> tuple
 
 
 def _cubic_there(a: np.ndarray, b: np.ndarray, scale: float, block: int) -> tuple[float, float]:
-    x, y = _copied(a) / scale, _copied(b) / scale
+    x, y = copied(a) / scale, copied(b) / scale
     sums = [(kernel.sum(), kernel.trace() if diagonal else 0.0) for kernel, diagonal in _blocks(x, y, 4 * block)]
     return float(sum(total for total, _ in sums)), float(sum(trace for _, trace in sums))
 
@@ -168,7 +170,7 @@ def _blocks(x: Any, y: Any, block: int) -> Iterator[tuple[Any, bool]]:
 
 def nearest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Euclidean distance [n] of each row of x [n, D] to the nearest row of y [m, D]."""
-    found: np.ndarray = _either(
+    found: np.ndarray = either(
         lambda *sides: _distances_there(*sides).amin(1).cpu().numpy(),
         lambda *sides: _distances_here(*sides).min(1),
         x,
@@ -180,7 +182,7 @@ def nearest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def inside(points: np.ndarray, cloud: np.ndarray, k: int) -> np.ndarray:
     """bool [n, m]: whether a point, a row of [n, D], is at most as far from a point of the cloud [m, D] as that point's k-th neighbour
     in the cloud."""
-    found: np.ndarray = _either(_inside_there, _inside_here, points, cloud, k)
+    found: np.ndarray = either(_inside_there, _inside_here, points, cloud, k)
     return found
 
 
@@ -204,7 +206,7 @@ def _distances_here(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _distances_there(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
-    a, b = _copied(x), _copied(y)
+    a, b = copied(x), copied(y)
     return ((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T).clamp(min=0).sqrt()
 
 

@@ -20,7 +20,7 @@ import torch
 
 from eldistill.data import dataset as data
 from eldistill.errors import Problem, brief, denied
-from eldistill.evaluate import metrics
+from eldistill.evaluate import gaussians
 from eldistill.evaluate.features import chunks, embed
 from eldistill.evaluate.fid import Moments
 from eldistill.external import arrays
@@ -82,7 +82,7 @@ class Sample:
         if team.rank:
             return {}
         return {
-            f"fid{count}_clean": metrics.frechet(mean, cov, reference.mean, reference.cov),
+            f"fid{count}_clean": gaussians.frechet(mean, cov, reference.mean, reference.cov),
             f"kid{count}_clean": kernel_distance(rows, reference.rows),
         }
 

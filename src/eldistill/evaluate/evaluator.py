@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from eldistill.evaluate import clean, fid, references
 from eldistill.evaluate.features import embed_all
-from eldistill.evaluate.metrics import count_name, keep, measure, measure_labelled
+from eldistill.evaluate.metrics import count_name, measure, measure_labelled
+from eldistill.evaluate.remembered import keep
 from eldistill.training.processes import ProcessGroup, SingleProcess
 
 RECIPE = ("evaluate", 2)  # precision and recall take images evenly, not the first ones

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from eldistill.errors import Problem, brief, denied
-from eldistill.evaluate import metrics
+from eldistill.evaluate import gaussians
 from eldistill.evaluate.features import embed
 from eldistill.external import arrays
 from eldistill.outside import check_file
@@ -100,7 +100,7 @@ def fid_to_reference(images: Iterable, space: Callable, reference: tuple, team=N
             f"features have {len(mean)} dimensions, the reference statistics {len(reference[0])}; expected the same number: give "
             "statistics of this feature space"
         )
-    return metrics.frechet(mean, cov, *reference)
+    return gaussians.frechet(mean, cov, *reference)
 
 
 def reference_label(reference: str) -> str:

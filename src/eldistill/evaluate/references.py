@@ -12,7 +12,10 @@ from eldistill.data import dataset as data
 from eldistill.errors import Problem, brief, denied
 from eldistill.evaluate.arithmetic import FLOAT, symmetric_root
 from eldistill.evaluate.features import ClassifierSpace, Space, chunks, embed
-from eldistill.evaluate.metrics import keep, measure, measure_labelled, moments, pairs_of
+from eldistill.evaluate.gaussians import moments
+from eldistill.evaluate.kernel import pairs_of
+from eldistill.evaluate.metrics import measure, measure_labelled
+from eldistill.evaluate.remembered import keep
 from eldistill.external import arrays
 from eldistill.files import atomic
 

@@ -49,7 +49,7 @@ def _sampler(value: Any) -> bool:
     fits = (
         isinstance(steps, dict)
         and bool(steps)
-        and all(key.isascii() and key.isdigit() and levels(each) for key, each in steps.items())
+        and all(key.isascii() and key.isdecimal() and levels(each) for key, each in steps.items())
     )
     return fits and _number(0)(value.get("boundary", 0.0))
 

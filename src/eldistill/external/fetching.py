@@ -218,7 +218,7 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
         if path.exists() and (fault := find_fault(path)):
             raise _Broken(f"{path} {fault}", again=False)
     # The size of a .gz file is not checked: copies with the same content can differ in their header.
-    wanted = int(row["bytes"]) if row["bytes"].isdigit() and not row["url"].endswith(".gz") else None
+    wanted = int(row["bytes"]) if row["bytes"].isdecimal() and not row["url"].endswith(".gz") else None
     about = _about(part)
     start = part.stat().st_size if part.exists() else 0
     if start and (start == wanted or (wanted is None and start == about.get("total"))):
@@ -256,7 +256,7 @@ def _attempt(row: dict[str, str], address: str, part: Path) -> None:
         asked = error.headers.get("Retry-After", "") if error.headers else ""
         again = error.code in (408, 416, 425, 429) or error.code >= 500
         raise _Broken(
-            f"HTTP {error.code} {error.reason}", again, min(60.0, float(asked)) if asked.isdigit() else 0
+            f"HTTP {error.code} {error.reason}", again, min(60.0, float(asked)) if asked.isdecimal() else 0
         ) from None
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:
         missing = isinstance(getattr(error, "reason", None), FileNotFoundError) or address.startswith("file:")
@@ -270,7 +270,7 @@ def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
     if kind.split(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
         raise _Broken("it answers with a web page", again=False)
     length = answer.headers.get("Content-Length", "")
-    total = int(length) if length.isdigit() else None
+    total = int(length) if length.isdecimal() else None
     if getattr(answer, "status", 200) == 206:
         words = answer.headers.get("Content-Range", "").replace("bytes ", "").partition("/")
         first = words[0].partition("-")[0]
@@ -278,7 +278,7 @@ def _agreed(answer, start: int, wanted: int | None) -> tuple[int, int | None]:
             raise _Broken(
                 f"the server was asked for the bytes from {start} on and sends those from {first} on", again=False
             )
-        total = int(words[2]) if words[2].isdigit() else None if total is None else total + start
+        total = int(words[2]) if words[2].isdecimal() else None if total is None else total + start
     else:
         start = 0
     if wanted and total and total != wanted:

@@ -7,6 +7,7 @@ that is not read, such as a README beside the images, does not change an identit
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -35,7 +36,7 @@ class Listing:
 
     names: the sorted names of the files that are read. labels: the name of the table of labels, or None. hidden: files and folders
     that are ignored because of their names. others: number of other ignored files, by ending. links: ignored links, which lead
-    to a folder that is read already or nowhere.
+    to a folder that is read already or nowhere. odd: ignored pipes, sockets and devices.
     """
 
     names: list[str]
@@ -43,6 +44,7 @@ class Listing:
     hidden: list[str] = field(default_factory=list)
     others: Counter = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
 
     def left_out(self) -> list[str]:
         """One sentence for each kind of ignored file, with their number."""
@@ -55,6 +57,8 @@ class Listing:
         if self.links:
             number = _counted(self.links, "link", "links")
             sentences.append(f"left out: {number}; a link is followed if it leads to a folder that is not read already")
+        if self.odd:
+            sentences.append(f"left out: {_counted(self.odd, 'pipe, socket or device', 'pipes, sockets or devices')}")
         return sentences
 
 
@@ -104,8 +108,9 @@ def list_folder(path: Path, endings: tuple[str, ...]) -> Listing:
     Links to folders are followed, but each folder is read only once, so that a circle of links ends. It is listed under its
     own name rather than that of a link, otherwise under the first name."""
     links: list[str] = []
-    found = choose_files(_walk(path, links), endings)
-    found.links = sorted(links)
+    odd: list[str] = []
+    found = choose_files(_walk(path, links, odd), endings)
+    found.links, found.odd = sorted(links), sorted(odd)
     return found
 
 
@@ -115,9 +120,9 @@ def image_files(path: Path, endings: tuple[str, ...]) -> list[str]:
     return sorted([*found.names, *filter(None, [found.labels])])
 
 
-def _walk(path: Path, lost: list[str]) -> Iterator[str]:
-    # Names of files, and of what is hidden; `lost` gets the links that are not followed. Links come after all folders that
-    # need none, in sorted order: what is read does not depend on the order in which a file system lists its entries.
+def _walk(path: Path, lost: list[str], odd: list[str]) -> Iterator[str]:
+    # Names of files, and of what is hidden; `lost` gets the links that are not followed, `odd` what is no file. Links come after
+    # all folders that need none, in sorted order: what is read does not depend on the order in which a file system lists its entries.
     seen: set[tuple[int, int]] = set()
     folders, linked = [""], []
     while folders or linked:
@@ -131,17 +136,30 @@ def _walk(path: Path, lost: list[str]) -> Iterator[str]:
         seen.add((about.st_dev, about.st_ino))
         with os.scandir(path / start) as entries:
             for entry in entries:
-                name = start + entry.name
-                if is_hidden(entry.name) or entry.is_file():
+                name, kind = start + entry.name, _kind(entry)
+                if is_hidden(entry.name) or kind == "file":
                     yield name
-                elif entry.is_dir():
+                elif kind == "folder":
                     (linked if entry.is_symlink() else folders).append(f"{name}/")
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    # A name with an ending was a file: it is listed, so that reading it fails.
-                    if os.path.splitext(name)[1]:
-                        yield name
-                    else:
-                        lost.append(name)
+                elif kind == "odd":
+                    odd.append(name)
+                elif os.path.splitext(name)[
+                    1
+                ]:  # a name with an ending was a file: it is listed, so that reading it fails
+                    yield name
+                else:
+                    lost.append(name)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    # What an entry of a folder is: a file, a folder, a link to nothing, or something odd.
+    try:
+        kind = "file" if entry.is_file() else "folder" if entry.is_dir() else "odd"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return "nothing"  # a link to itself
+    return "nothing" if kind == "odd" and entry.is_symlink() and not os.path.exists(entry.path) else kind
 
 
 def unet_files(folder: Path) -> tuple[Path, Path | None, list[Path]]:

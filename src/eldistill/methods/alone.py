@@ -20,6 +20,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/alone", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,8 @@ def networks(teacher: torch.nn.Module, numbers: Numbers, seed: int) -> dict[str,
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 3
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 3, "teacher": 0}

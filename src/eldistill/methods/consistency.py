@@ -310,3 +310,9 @@ def sampler(numbers: Numbers) -> dict:
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 4 + {"teacher": 2, "euler": 1, "data": 0}[numbers.source]
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    teacher = {"teacher": 2, "euler": 1, "data": 0}[numbers.source]
+    return {"generator": 3 + (numbers.target == "itself"), "teacher": teacher}

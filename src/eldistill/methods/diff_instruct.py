@@ -26,6 +26,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/diff_instruct", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,8 @@ def kl_term(difference: torch.Tensor, images: torch.Tensor) -> AtImages:
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 9 - (numbers.images == "reuse")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 4 - (numbers.images == "reuse"), "teacher": 1}

@@ -23,6 +23,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/dmd", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,8 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 8 + (numbers.images == "fresh")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 3 + (numbers.images == "fresh"), "teacher": 1}

@@ -24,6 +24,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/dmd2", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,9 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return (4 * numbers.every + 4 + (6 * numbers.every + 2) * encoder + (numbers.images == "fresh")) / numbers.every
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    generator = numbers.every + 2 + (numbers.images == "fresh")
+    return {"generator": generator / numbers.every, "teacher": 1 / numbers.every}

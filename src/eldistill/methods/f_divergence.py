@@ -40,6 +40,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/f_divergence", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 Weights = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 # {divergence: r -> (h, h - r h')}, h = r^2 f''(r), and the f that it is of.
 DIVERGENCES: dict[str, Weights] = {
@@ -212,3 +213,10 @@ def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     extra = 2 if numbers.gradient == "expanded" else encoder * (numbers.weight_generator > 0)
     return (4 * numbers.every + 4 + extra + 6 * numbers.every * encoder + (numbers.images == "fresh")) / numbers.every
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    teacher = 2 if numbers.gradient == "expanded" else 1
+    generator = numbers.every + 2 + (numbers.images == "fresh")
+    return {"generator": generator / numbers.every, "teacher": teacher / numbers.every}

@@ -25,6 +25,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/sid", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -76,4 +77,9 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
 
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
-    return 11 - (numbers.images == "reuse")
+    return 11 + numbers.sequential - (numbers.images == "reuse")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 4 - (numbers.images == "reuse"), "teacher": 2 + numbers.sequential}

@@ -37,6 +37,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/sida", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,9 @@ def objective(x, real, fake, logits, u, numbers: Numbers, solo: bool):
 
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
-    return 11 + 3 * encoder - (numbers.images == "reuse")
+    return 11 + numbers.sequential + 3 * encoder - (numbers.images == "reuse")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 4 - (numbers.images == "reuse"), "teacher": 2 + numbers.sequential}

@@ -30,6 +30,7 @@ from eldistill.losses.score import sampler as sampler
 from eldistill.numbers import number
 
 RECIPE = ("methods/sim", 1)
+OTHER_SIZE = True  # its generator may be smaller or larger than the teacher
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,8 @@ def implicit_loss(x: torch.Tensor, real: torch.Tensor, fake: torch.Tensor, c: fl
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 11 + numbers.sequential - (numbers.images == "reuse")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 4 - (numbers.images == "reuse"), "teacher": 2 + numbers.sequential}

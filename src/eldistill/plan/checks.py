@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from eldistill.errors import Problem, expected_among, quoted
+from eldistill.errors import Problem, quoted
 from eldistill.paths import TABLE_NAMES
-from eldistill.plan import combinations, embeddings
+from eldistill.plan import combinations, embeddings, teachers
 from eldistill.plan.run import Run
 from eldistill.plan.schema import Wrong, expected_value, merge_mappings, refuse_unknown
-from eldistill.registry import available, defines, readers, settings, spaces
+from eldistill.registry import defines, readers, spaces
 
 LARGEST = 2**63 - 1  # seed of torch; the schema has it as the maximum of every seed
 
@@ -107,7 +107,7 @@ def check_section(params: Sections, kind: str, name: str, where: str, value: dic
     if kind == "data":
         _data(params, where, value)
     if kind == "teacher":
-        _teacher(params, where, value)
+        teachers.check_teacher(params, where, value)
     if kind == "supplement" and "ensemble" in value and value["ensemble"] not in params.values["ensemble"]:
         refuse_unknown(f"{where}.ensemble", value["ensemble"], params.values["ensemble"])
     if kind == "ensemble":
@@ -163,41 +163,6 @@ def _codec(params: Sections, where: str, data: dict[str, Any]) -> None:
             f"{where}.pixels",
             f"is {quoted(pixels)}; expected a data setting of images, and only where source is latents: name one, or remove it",
         )
-
-
-def _teacher(params: Sections, where: str, value: dict[str, Any]) -> None:
-    if value["data"] not in params.values["data"]:
-        refuse_unknown(f"{where}.data", value["data"], params.values["data"])
-    theirs = value["source"] is not None or value["file"] is not None
-    if theirs == ("network" in value):
-        both = "a network and a source or a file" if theirs else "neither a network to train nor a source or a file"
-        raise Wrong(where, f"has {both}; give one of `network`, `source` and `file`")
-    if value["state"] is not None and not theirs:
-        raise Wrong(
-            f"{where}.state",
-            "is only for a teacher from a `source` or a `file`; remove it, because this teacher is trained",
-        )
-    if value["precision"] != "float32" and theirs:
-        raise Wrong(
-            f"{where}.precision",
-            "is only for a teacher that is trained; remove it, because this one comes from a source or a file",
-        )
-    if not theirs:
-        _network(f"{where}.network", value["network"])
-    combinations.check_teacher(params, where, value)
-
-
-def _network(where: str, network: dict[str, Any]) -> None:
-    file = network.get("network")
-    if file not in available("networks"):
-        refuse_unknown(f"{where}.network", file, available("networks"))
-    known = [name for name in settings(file) if name not in ("img_resolution", "img_channels", "label_dim")]
-    for key in network:
-        if key != "network" and key not in known:
-            raise Wrong(
-                f"{where}.{key}",
-                f"is not a known key (found {quoted(network[key])}){expected_among(known, key)}",
-            )
 
 
 def _start(params: Sections, name: str, where: str, start: str | None) -> None:
@@ -322,9 +287,8 @@ def _against(params: Sections, where: str, study: dict[str, Any]) -> None:
 
 
 def _supplement(params: Sections, where: str, supplement: str) -> None:
-    method = supplement.rpartition("/")[0]
-    if method:
-        refuse_unknown(where, method, params.named("method"))
+    if "/" in supplement:
+        raise Wrong(where, f"is {quoted(supplement)}; expected a supplement without its method, such as none")
     if any(part not in params.named("supplement") for part in supplement.split("+")) and supplement != "none":
         refuse_unknown(where, supplement, ["none", *params.named("supplement")])
 

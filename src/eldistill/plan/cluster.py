@@ -108,7 +108,8 @@ def jobs_of(folder: Path) -> list[str] | None:
     # By number: a process in a container, or of a user whom only the cluster's directory knows, may have no name.
     wanted = ["squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i|%k|%Z"]
     try:
-        answer = subprocess.run(wanted, capture_output=True, text=True, timeout=60)
+        # Names of folders, also of others' jobs, may have any bytes.
+        answer = subprocess.run(wanted, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=60)
     except FileNotFoundError:
         return []
     except (OSError, subprocess.SubprocessError):

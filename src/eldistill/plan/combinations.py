@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from eldistill.plan import added_losses, sizes, unets
+from eldistill.plan import added_losses, guidance, sizes, students, unets
 from eldistill.plan.schema import Wrong, refuse_unknown
 from eldistill.registry import defines, literal, setting_fields, spaces
 
@@ -56,6 +56,11 @@ def check_teacher(params: Sections, where: str, teacher: Section) -> None:
                 f"{where}.augment",
                 f"is {teacher['augment']}, but network: {file} takes no augmentation labels; set augment to 0, or network to song or adm",
             )
+    if teacher["label_dropout"] and not data["labels"]:
+        raise Wrong(
+            f"{where}.label_dropout",
+            f"is {teacher['label_dropout']:g}, but data.{teacher['data']} has no labels; set it to 0, or labels to true",
+        )
     if teacher["state"] is not None:
         _state(where, teacher["state"], teacher["data"], data)
     if teacher["source"] is not None:
@@ -197,7 +202,8 @@ def _method(params: Sections, where: str, base: Section, data: str, setting: Sec
         raise Wrong(f"{where}: low", f"is {base['low']:g} and high {base['high']:g}; expected low below high")
     if "sigmas_2" in base:
         _consistency(where, base, data, setting)
-    _abilities(params, where, base, setting["teacher"])
+    students.check_student(params, where, base, setting)
+    _abilities(params, where, base, guidance.main_name(params, setting["teacher"]))
 
 
 def _consistency(where: str, base: Section, data: str, setting: Section) -> None:
@@ -280,6 +286,12 @@ def _start(params: Sections, where: str, base: Section, data: str) -> None:
             f"{where}.start_from",
             f"is {base['start_from']}, whose generator starts from the noise level {its:g} on {data}, but {key} is {mine:g}; "
             f"set {key} to {its:g}",
+        )
+    if base["generator_network"] != begun["generator_network"]:
+        own, its = (str(each["generator_network"] or "null") for each in (base, begun))
+        raise Wrong(
+            f"{where}.start_from",
+            f"is {base['start_from']}, whose generator_network is {its} on {data}, but the one of this method is {own}; make them equal",
         )
     check_run(params, data, other, () if supplement == "none" else tuple(supplement.split("+")))
 

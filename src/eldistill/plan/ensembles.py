@@ -51,6 +51,8 @@ def ensemble_section(ensemble: str | dict[str, Any] | list[dict[str, Any]]) -> d
         if not isinstance(given, dict):
             raise Problem(f"ensemble is {quoted(ensemble)}; expected a name ({', '.join(sections)}), a dict like a section of "
                           "params.yaml, or a list of members")  # fmt: skip
+        if isinstance(given.get("members"), tuple):
+            given = {**given, "members": list(given["members"])}
         sections, ensemble = {**sections, GIVEN: copy.deepcopy(given)}, GIVEN
     try:
         return _Ensembles(sections).section("ensemble", ensemble, where="ensemble")

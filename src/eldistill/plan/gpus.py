@@ -26,7 +26,7 @@ _held: list[IO] = []  # open for as long as the process lives
 def shared_gpus() -> list[str]:
     """The names of the shared GPUs, as CUDA_VISIBLE_DEVICES lists them. Raises Problem if it lists fewer than COUNT says."""
     count = os.environ[COUNT]
-    if not count.isdigit() or int(count) < 1:
+    if not count.isdecimal() or int(count) < 1:
         raise Problem(
             f"{COUNT} is {count!r}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
         )

@@ -148,3 +148,17 @@ def absent_pictures(steps: Iterable[Step], root: Path) -> frozenset[str]:
 def only_kept(steps: Iterable[Step], root: Path) -> list[Step]:
     """The evaluations among these steps whose results are not on the disk, so that they are read from the kept file."""
     return [found[0] for found in by_run(steps).values() if not all(is_measured(each, root) for each in found)]
+
+
+def sha256_here(steps: Iterable[Step], root: Path, run: str) -> str | None:
+    """The sha256 of the line that the results of a run on the disk would have; None if they are not here, or damaged. steps: those
+    whose results are kept."""
+    from eldistill.tables.kept import line_of  # which imports this file
+
+    found = by_run(steps).get(run, [])
+    if not found or not all(is_measured(each, root) for each in found):
+        return None
+    try:
+        return line_of(found, root).sha256
+    except Problem:
+        return None

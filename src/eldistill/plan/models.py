@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 
 from eldistill.external.sources import TABLE, source_row
-from eldistill.plan import versions
+from eldistill.plan import guidance, versions
 from eldistill.plan.datasets import PlanOfData, row_of
 from eldistill.plan.rates import method_of
 from eldistill.plan.recipes import Step
@@ -24,7 +24,9 @@ class PlanOfModels(PlanOfData):
 
     @functools.cache  # noqa: B019
     def teacher(self, name: str) -> Step:
-        """A teacher that we train, or that a file holds."""
+        """A teacher that we train, or that a file holds; of a guided one the teacher that is guided."""
+        if (main := guidance.main_name(self.params, name)) != name:
+            return self.teacher(main)
         section = self.params.without_site("teacher", self.params.section("teacher", name))
         data = self.data(section["data"])
         for key in ("steps", "check"):  # of sampling, not of training
@@ -57,6 +59,13 @@ class PlanOfModels(PlanOfData):
         modules = ("teacher/train", "loop", f"networks/{section['network'].get('network', 'song')}")
         return self._step("teacher", name, modules, params, outputs, (self.pack(section["data"]),))
 
+    def _guidance(self, name: str) -> tuple[dict, tuple[str, ...], tuple[Step, ...]]:
+        """What steps that evaluate a teacher have in addition if it is guided: parameters, names in RECIPE, and its guide."""
+        if (found := guidance.guidance_of(self.params, name)) is None:
+            return {}, (), ()
+        guide = () if found["guide"] is None else (self.teacher(found["guide"]),)
+        return {"guidance": found}, ("guidance",), guide
+
     @functools.cache  # noqa: B019
     def check(self, name: str) -> Step:
         """The samples of a teacher, measured before anything is distilled from it."""
@@ -72,16 +81,17 @@ class PlanOfModels(PlanOfData):
         measured = () if reference else (self.reference(section["data"], features),)
         judges = tuple(step for each in measured for step in each.upstream if step.kind == "judge")
         modules = ("teacher/check", "sampling", "evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))
+        guided, by, guide = self._guidance(name)
         more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"
         fetched = self._downloads(*self._of_spaces(features), row_of(reference))
         return self._step(
             "check",
             f"{name}/check",
-            (*modules, *more),
-            params,
+            (*modules, *by, *more),
+            params | guided,
             (output,),
-            (self.teacher(name), *packs, *judges, *measured),
+            (self.teacher(name), *guide, *packs, *judges, *measured),
             fetched,
         )
 
@@ -91,8 +101,11 @@ class PlanOfModels(PlanOfData):
         made, section = self.teacher(teacher), self.params.section("teacher", teacher)
         params = {"n": n, "seed": seed, "steps": section["steps"], "threads": self.threads}
         stem, (more, packs) = f"{teacher}/pairs-{n}-{seed}", self._labelled(section["data"])
+        guided, by, guide = self._guidance(teacher)
         outputs = (f"data/teachers/{stem}.npz",)
-        return self._step("pairs", stem, ("teacher/pairs", *more), params, outputs, (made, *packs))
+        return self._step(
+            "pairs", stem, ("teacher/pairs", *by, *more), params | guided, outputs, (made, *guide, *packs)
+        )
 
     @functools.cache  # noqa: B019
     def ensemble(self, data: str, name: str, seed: int) -> Step:
@@ -132,11 +145,15 @@ class PlanOfModels(PlanOfData):
             for each in supplements.values()
             if each.get("ensemble")
         ]
-        modules = (
+        guided, by, guide = self._guidance(data["teacher"])
+        params |= guided
+        modules: tuple[str, ...] = (
             "distil",
             "loop",
             f"methods/{method['file']}",
             *(f"supplements/{s['file']}" for s in supplements.values()),
+            *by,
+            *(("student",) if method.get("generator_network") else ()),
         )
         pairs = [
             self.pairs(data["teacher"], each["pairs"], each.get("pairs_seed", 0))
@@ -145,7 +162,7 @@ class PlanOfModels(PlanOfData):
         ]
         start = method["start_from"]
         before = (self.distil(self.params.run(f"{run.data}/{start}/{run.seed}")),) if start else ()
-        upstream = (self.pack(run.data), self.teacher(data["teacher"]), *ensembles, *pairs, *before)
+        upstream = (self.pack(run.data), self.teacher(data["teacher"]), *guide, *ensembles, *pairs, *before)
         return self._step("run", str(run), tuple(dict.fromkeys(modules)), params, self.run_outputs(f"data/runs/{run}"), upstream,
                     (self.check(data["teacher"]),), data=run.data)  # fmt: skip
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from eldistill.errors import Problem, quoted
 from eldistill.numbers import declared
-from eldistill.plan import checks, questions, reading
+from eldistill.plan import checks, conflicts, questions, reading
 from eldistill.plan.run import Run
 from eldistill.plan.schema import (
     Wrong,
@@ -32,8 +32,9 @@ from eldistill.plan.schema import (
     lasting_keys,
     merge_mappings,
     refuse_unknown,
-    with_readers,
+    with_modules,
 )
+from eldistill.registry import available
 
 SCHEMA = Path("workflow/schemas/params.schema.yaml")
 HALF = 64  # pixels a side from which trainings are in half precision by default, as those of SiD, SiDA, CM and EDM2
@@ -46,7 +47,7 @@ class Params:
     def __init__(self, values: dict, root: Path):
         self.root = root
         self.schema = dict(_parsed((root / SCHEMA).read_text(encoding="utf-8")))
-        self.definitions = with_readers(self.schema.pop("$defs"))
+        self.definitions = with_modules(self.schema.pop("$defs"))
         # A section may lack what it is `like`, and its keys may depend on a module: `section` checks it resolved.
         loose = {name: dict(each) for name, each in self.definitions.items()}
         for kind in ("data", "codec", "teacher", "ensemble", "method", "supplement", "member"):
@@ -65,6 +66,8 @@ class Params:
             refuse_unknown("suite", self.values["suite"], self.values["suites"])
         list(self.sections())
         checks.check_names(self)
+        conflicts.check_blocks(self)
+        conflicts.check_capitals(self)
         checks.check_evaluation(self)
         for suite in self.values["suites"]:
             self.studies(suite)
@@ -167,6 +170,11 @@ class Params:
 
     def _schema(self, kind: str, value: dict, where: str) -> dict:
         schema = self._open(kind)
+        if kind in ("method", "supplement") and "file" not in value:  # before its numbers are called unknown
+            raise Wrong(
+                f"{where}.file",
+                f"is missing; expected a module, one of {', '.join(available(f'{kind}s'))}, or a `like`",
+            )
         if kind in ("method", "supplement") and isinstance(value.get("file"), str):
             add_numbers(schema, self._declared(f"{kind}s", value["file"], f"{where}.file"), f"{kind}s/{value['file']}")
         if kind == "ensemble":
@@ -230,7 +238,7 @@ class Params:
     def run(self, text: str) -> Run:
         """`digits/di/el/0` as a Run whose names all exist. Raises Problem."""
         parts = text.strip("/").split("/")
-        if len(parts) != 4 or not parts[3].isdigit():
+        if len(parts) != 4 or not parts[3].isdecimal():
             raise Problem(f"{quoted(text)} is not a run; expected DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0")
         run = Run(parts[0], parts[1], parts[2], int(parts[3]))
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):

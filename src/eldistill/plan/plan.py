@@ -11,16 +11,17 @@ from pathlib import Path
 from eldistill.errors import Problem, quoted
 from eldistill.external.sources import AUTOENCODER, TABLE, source_row
 from eldistill.paths import STUDY_ENDINGS, TABLES
+from eldistill.plan import called, questions
 from eldistill.plan import kept as keeping
-from eldistill.plan import questions
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.recipes import MEASURED, Step
+from eldistill.plan.related import related_spaces
 from eldistill.plan.run import Run
 from eldistill.plan.schema import refuse_unknown
 from eldistill.plan.versions import literal_of, metric_names
-from eldistill.registry import spaces
+from eldistill.registry import readers, spaces
 
 
 class Plan(PlanOfModels):
@@ -57,14 +58,17 @@ class Plan(PlanOfModels):
         # enter the recipe. more, packs: modules and packed images that decide which classes are drawn; empty without labels.
         folder, seen = f"data/evaluations/{name}", self._seen(data)
         modules = ("evaluate", "metrics", "sampling", *(() if seen == data else ("latents",)))
+        modules += ("guidance",) if "guidance" in extra else ()
         more, packs = self._labelled(data)
+        if kind == "reals" and readers()[self.data(seen)["source"]].endings:
+            params["by_name"] = True  # real images in the order of their files' names, which may be sorted by class
         if not packs:
             params.pop("classes", None)  # without labels no classes are drawn
         else:
             params["labels"] = True
             if seen != data and kind != "reals":
                 upstream = (*upstream, *packs)  # classes are those of the train images, not of a part of their pixels
-        modules += more
+        modules += (*more, *(f"metrics/{name}" for name in section.get("extra_metrics", ())))
         fetched: list[str | None] = [*self._of_spaces(*section["features"])]
         if seen != data and not self.data(data)["codec"].get("vae"):
             fetched.append(AUTOENCODER)
@@ -104,13 +108,14 @@ class Plan(PlanOfModels):
                 ("metrics.json", "samples.png"),
             )
         teacher = self.params.section("teacher", section["teacher"])
-        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"]}
+        guided, _, guide = self._guidance(section["teacher"])
+        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"], **guided}
         return self._evaluation(
             "samples",
             f"{data}/teacher",
             data,
             extra,
-            (self.teacher(section["teacher"]),),
+            (self.teacher(section["teacher"]), *guide),
             ("metrics.json", "samples.png"),
         )
 
@@ -144,7 +149,9 @@ class Plan(PlanOfModels):
             parts[each.name in lines and each.word in ("distil", "evaluate")].append(each)
         if not lines:
             return step
-        return dataclasses.replace(step, upstream=tuple(parts[False]), kept=tuple(parts[True]), kept_lines=lines)
+        kept = tuple(parts[True])
+        here = functools.partial(keeping.sha256_here, kept, self.params.root)
+        return dataclasses.replace(step, upstream=tuple(parts[False]), kept=kept, kept_lines=lines, kept_here=here)
 
     def kept_results(self, step: Step, suite: str) -> dict[str, keeping.Kept]:
         """{run: its kept results} of the runs that a step reads from the file of kept results, because they are not on the disk."""
@@ -169,6 +176,11 @@ class Plan(PlanOfModels):
         made = set(there)
         absent = [str(run) for run in runs if run not in made]
         return there, {"partial": {"asked": len(runs), "missing": absent}} if absent else {}
+
+    def _called(self, runs: list[Run]) -> dict[str, called.Notes]:
+        # What variants among these runs change, for readers of the tables; no key where there are none.
+        found = called.notes(self.params, runs)
+        return {"called": found} if found else {}
 
     def partial(self, name: str) -> Step:
         """The tables of a suite (SUITE) or one study (SUITE/STUDY) from the runs that are kept. Raises Problem as `find` does."""
@@ -201,9 +213,22 @@ class Plan(PlanOfModels):
             **{key: section[key] for key in ("confidence", "baseline", "grid")},
             "primary": questions.ranking_space(self.params, suite),
             "runs": list(map(str, runs)),
+            **self._called(runs),
+            "related": related_spaces(self.params, runs),
             **absent,
         }
-        modules = ("tables", "typeset", "names", "plots", "results", "inference", "metrics", "published", "report")
+        modules = (
+            "tables",
+            "typeset",
+            "names",
+            "plots",
+            "results",
+            "inference",
+            "metrics",
+            "published",
+            "report",
+            "across",
+        )
         step = self._step(
             "tables",
             suite,
@@ -229,6 +254,8 @@ class Plan(PlanOfModels):
                 for data in dict.fromkeys(run.data for run in runs)
             },
             "runs": list(map(str, runs)),
+            **self._called(runs),
+            "related": related_spaces(self.params, runs),
             **absent,
         }
         kind = literal_of("studies", "KINDS")[section["studies"][name]["kind"]]
@@ -251,7 +278,17 @@ class Plan(PlanOfModels):
         step = self._step(
             "study",
             f"{suite}/{name}",
-            ("studies", kind, "names", "inference", "plots", "results", "report", *(("partial",) if absent else ())),
+            (
+                "studies",
+                kind,
+                "names",
+                "inference",
+                "plots",
+                "results",
+                "report",
+                "across",
+                *(("partial",) if absent else ()),
+            ),
             params,
             outputs,
             tuple({(step.word, step.name): step for step in upstream}.values()),
@@ -304,7 +341,7 @@ class Plan(PlanOfModels):
             refuse_unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
             return self.reference_run(parts[0], parts[1])
-        if word == "ensemble" and len(parts) == 3 and parts[2].isdigit():
+        if word == "ensemble" and len(parts) == 3 and parts[2].isdecimal():
             self.params.section("ensemble", parts[1], where="ensemble on the command line")
             return self.ensemble(parts[0], parts[1], int(parts[2]))
         if word == "data" and len(parts) == 2:

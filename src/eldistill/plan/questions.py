@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from eldistill.plan import checks, combinations, reading
+from eldistill.plan import checks, combinations, conflicts, reading
 from eldistill.plan.rates import base_method, factor
 from eldistill.plan.run import Run
 from eldistill.plan.schema import Wrong
 from eldistill.registry import defines, literal
 
 CURVED = ("speed", "budget", "stability")  # kinds of studies that read curves
+AVERAGED = ("contrast", "central", "seeds")  # kinds that compare distances which can be means over the last snapshots
 PAIRED = ("contrast", "central", "budget")  # kinds that have no row without a pair of the baseline and another arm
 
 
@@ -28,6 +29,9 @@ def check_suite(params: checks.Project, suite: str) -> None:
     Only what is about to be made is checked like this: a number that suits one suite may not suit another."""
     with _named(params):
         runs = list(params.runs(suite))
+        conflicts.check_arms(suite, runs)
+        for data in dict.fromkeys(run.data for run in runs):
+            conflicts.check_heldout(params, data)
         for run in runs:
             _check_once(params, run)
         primary = ranking_space(params, suite)
@@ -82,7 +86,8 @@ def _ranked(params: checks.Project, data: str, space: str, reader: str) -> None:
 def _study(params: checks.Project, suite: str, name: str, runs: list[Run]) -> None:
     study, where = params.top("tables")["studies"][name], f"tables.studies.{name}"
     kind, snapshots = study["kind"], params.top("distil")["snapshots"]
-    for data in dict.fromkeys(run.data for run in runs) if kind in CURVED else ():
+    _last(params, where, study, runs)
+    for data in dict.fromkeys(run.data for run in runs) if kind in CURVED or study["last"] > 1 else ():
         space = params.top("evaluate", data)["features"][0]
         _ranked(params, data, space, f"the curves of the study {name}")
     wanted = {"speed": (0, 100), "variance": (literal("distil/probe", "PERCENT"),)}.get(kind, ())
@@ -103,7 +108,29 @@ def _study(params: checks.Project, suite: str, name: str, runs: list[Run]) -> No
             f"is {study['against']}, but no run of the study in suites.{suite} has it as baseline: add it and another supplement "
             "with the same data, method and seed to the grids of that study",
         )
-    _alike(params, where, kind, runs)
+    _alike(params, where, study, runs)
+
+
+def _last(params: checks.Project, where: str, study: dict[str, Any], runs: list[Run]) -> None:
+    # Whether there are as many points of curves as the means over the last snapshots need.
+    if study["last"] == 1:
+        return
+    if study["kind"] not in AVERAGED:
+        raise Wrong(
+            f"{where}.last",
+            f"is {study['last']}, but the kind {study['kind']} compares no means over snapshots; remove it, or make the kind one of "
+            f"{', '.join(AVERAGED)}",
+        )
+    snapshots = params.top("distil")["snapshots"]
+    for data in dict.fromkeys(run.data for run in runs):
+        asked = params.top("evaluate", data)["curve_snapshots"]
+        there = [each for each in snapshots if each in asked] or snapshots
+        if len(there) < study["last"]:
+            raise Wrong(
+                f"{where}.last",
+                f"is {study['last']}, but curves on {data} have {len(there)} snapshots; make it smaller, or add percents to "
+                "distil.snapshots and evaluate.curve_snapshots",
+            )
 
 
 def _pairs(against: str, runs: list[Run]) -> bool:
@@ -160,9 +187,10 @@ def _seeds(where: str, suite: str, runs: list[Run]) -> None:
             )
 
 
-def _alike(params: checks.Project, where: str, kind: str, runs: list[Run]) -> None:
+def _alike(params: checks.Project, where: str, study: dict[str, Any], runs: list[Run]) -> None:
     # Settings of one set of images are compared with each other, so they must be measured in the same way.
     first: dict[tuple, tuple[str, dict[str, Any]]] = {}
+    number = "curve_n" if study["last"] > 1 else "n"
     for data in dict.fromkeys(run.data for run in runs):
         section = params.peek("data", data)
         key = (params.images_of(data), section["heldout"], section["limit"])
@@ -170,7 +198,7 @@ def _alike(params: checks.Project, where: str, kind: str, runs: list[Run]) -> No
         other, before = first.setdefault(key, (data, options))
         for name, mine, its in (
             ("features", options["features"][0], before["features"][0]),
-            *((("n", options["n"], before["n"]),) if kind == "central" else ()),
+            *(((number, options[number], before[number]),) if study["kind"] == "central" else ()),
         ):
             if mine != its:
                 raise Wrong(

@@ -44,7 +44,8 @@ class Step:
     """One thing to make. word: its step. name: what the command line calls it. outputs: the first carries the recipe.
 
     kept: steps upstream whose results this one reads from the suite's file of kept results (kept.py), so that nothing has to make
-    them; for the recipe they count like the others. kept_lines: {run: sha256 of its line there}.
+    them; for the recipe they count like the others. kept_lines: {run: sha256 of its line there}, and kept_here: a function from a run
+    to the sha256 that a line of its results on the disk would have, or None if they are not there.
     after: what must have been made before, and decides nothing about this. on_demand: made only for a step that runs and
     waits for it, never for its own sake: a download. sources: what is read from outside git, and identities: a function
     that gives {name: identity} of it; it is asked when the recipe is.
@@ -62,6 +63,7 @@ class Step:
     identities: Callable[[tuple[Source, ...]], dict] = field(default=lambda sources: {}, compare=False, repr=False)
     kept: tuple[Step, ...] = field(default=())
     kept_lines: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    kept_here: Callable[[str], str | None] = field(default=lambda run: None, compare=False, repr=False)
     # What kind of thing it makes, for which data setting, and which one of its kind: none of this is in the recipe's text.
     kind: str = field(default="", compare=False)  # a name in KINDS
     data: str = field(default="", compare=False)  # of a teacher, a download and a suite it is empty
@@ -129,7 +131,9 @@ class Step:
 
     def read_otherwise(self, root: Path) -> list[str]:
         """Runs whose kept results are no longer those that this step read when it made its outputs."""
-        return records.other_lines(root, self.record, self.digest, self.kept_lines) if self.kept_lines else []
+        other = records.other_lines(root, self.record, self.digest, self.kept_lines) if self.kept_lines else {}
+        # What is on the disk is read in place of a line, so a table that was made of it is not concerned by another line.
+        return [run for run, sha256 in other.items() if self.kept_here(run) != sha256]
 
     def fresh(self, root: Path) -> bool:
         """Whether all outputs are there and were made by this recipe; those of REMADE steps must be unchanged too, and from the kept

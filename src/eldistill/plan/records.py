@@ -26,7 +26,8 @@ _seen: dict[str, dict[str, list]] = {}
 def write_record(
     root: Path, record: str, digest: str, outputs: Iterable[str], kept: Mapping[str, str] | None = None
 ) -> None:
-    """Record the files that the recipe with this digest has made. kept: {run: sha256} of the kept results that it read, if any."""
+    """Record the files that the recipe with this digest has made. kept: {run: sha256} of the results of runs that have a line in the
+    suite's kept file: of the line if it was read, otherwise of the line that the files on the disk would have."""
     found = {}
     for output in outputs:
         if (path := root / output).name not in OMITTED:
@@ -47,15 +48,15 @@ def changed_outputs(root: Path, record: str, digest: str) -> list[str]:
         return []
 
 
-def other_lines(root: Path, record: str, digest: str, lines: Mapping[str, str]) -> list[str]:
-    """Runs whose kept results had another sha256 when they were read than in `lines`; none if the record is missing, damaged, or of
-    another recipe."""
+def other_lines(root: Path, record: str, digest: str, lines: Mapping[str, str]) -> dict[str, str]:
+    """{run: sha256 of its results when they were read} of the runs whose line in `lines` has another one; none if the record is missing,
+    damaged, or of another recipe."""
     noted = read_note(os.path.join(root, record)) or {}
     try:
         read = noted.get("kept", {}) if noted["recipe"] == digest else {}
-        return [run for run, sha256 in read.items() if lines.get(run, sha256) != sha256]
+        return {run: sha256 for run, sha256 in read.items() if lines.get(run, sha256) != sha256}
     except (KeyError, TypeError, AttributeError):
-        return []
+        return {}
 
 
 def _differs(root: Path, output: str, size: int, wanted: str | None) -> bool:

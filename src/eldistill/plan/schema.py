@@ -14,7 +14,8 @@ from typing import Any, NoReturn, Self
 
 from eldistill.errors import Problem, expected_among, nearest, one_line, quoted
 from eldistill.files import canonical
-from eldistill.registry import readers
+from eldistill.numbers import declared
+from eldistill.registry import available, readers
 
 
 class Wrong(Problem):
@@ -81,9 +82,17 @@ def expected_value(schema: dict) -> str:
     for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")):
         if schema.get(key) is not None:
             text += f" {sign} {schema[key]}"
-    if schema.get("minItems"):
-        text += f" of at least {schema['minItems']}"
+    text += _expected_items(schema)
     return text + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def _expected_items(schema: dict) -> str:
+    # How many values a list may have, and whether they must differ.
+    fewest, most = schema.get("minItems", 0), schema.get("maxItems")
+    text = f" of {fewest}" if fewest and fewest == most else f" of at least {fewest}" if fewest else ""
+    if most is not None and most != fewest:
+        text += f"{' and' if fewest else ' of'} at most {most}"
+    return text + (", each of them once" if schema.get("uniqueItems") else "")
 
 
 def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None:
@@ -106,6 +115,9 @@ def check_value(value: Any, schema: dict, where: str, definitions: dict) -> None
         near = nearest(value, schema["enum"]) if "enum" in schema else ""
         expected = f"{near} Expected" if near else "; expected"
         raise Wrong(where, f"is {quoted(value)}{expected} {expected_value(schema)}{_hint(value, kinds)}")
+    if isinstance(value, str) and "outside" in schema and not value.strip():
+        # An empty path would be that of the current folder.
+        raise Wrong(where, f"is {quoted(value)}; expected {expected_value(schema)}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             check_value(item, schema.get("items", {}), f"{where}[{index}]", definitions)
@@ -147,11 +159,23 @@ def follow_reference(schema: dict, definitions: dict) -> dict:
     return schema
 
 
-def with_readers(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The definitions of the schema, in which `source` of a data setting may be any file of data/readers."""
-    data = definitions["data"]
-    source = data["properties"]["source"] | {"enum": list(readers())}
-    return definitions | {"data": data | {"properties": data["properties"] | {"source": source}}}
+def with_modules(definitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The definitions of the schema, in which `source` of a data setting may be any file of data/readers, and `extra_metrics` of an
+    evaluation has the numbers of any file of metrics."""
+    found = _with_values(definitions, "data", "source", {"enum": list(readers())})
+    metrics = {name: _numbers_of("metrics", name) for name in available("metrics")}
+    return _with_values(found, "evaluate", "extra_metrics", {"properties": metrics, "additionalProperties": False})
+
+
+def _with_values(definitions: dict[str, dict], section: str, key: str, more: dict[str, Any]) -> dict[str, dict]:
+    # The definitions with `more` in the schema of a key of a section; what is given is not changed.
+    known = definitions[section]["properties"]
+    return definitions | {section: definitions[section] | {"properties": known | {key: known[key] | more}}}
+
+
+def _numbers_of(kind: str, file: str) -> dict[str, Any]:
+    # The schema of a mapping that has the numbers of a file and nothing else.
+    return {"type": "object", "additionalProperties": False, "properties": declared(kind, file)}
 
 
 def lasting_keys(value: dict, known: dict[str, dict], definitions: dict) -> dict:

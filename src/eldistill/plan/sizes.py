@@ -11,6 +11,8 @@ from typing import Any
 
 from eldistill.registry import literal, readers
 
+OWN_TEST = ("cifar10", "idx")  # sources whose held-out images are the first ones of a test part of their own
+
 
 def side_of(section: dict[str, Any]) -> int | None:
     """Pixels a side of the images of a resolved data setting; None for latents and for images of unknown size."""

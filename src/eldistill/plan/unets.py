@@ -14,6 +14,15 @@ from eldistill.registry import setting_fields
 
 GROUPED = ("song", "adm")  # networks whose norms have min(32, channels // 4) groups
 HEAD = 64  # channels of an attention head of adm
+# Largest values, far above those of any published network: a plan builds the network, without weights, to count its work.
+MOST = {
+    "num_blocks": 64,
+    "model_channels": 8192,
+    "channel_mult_emb": 64,
+    "channel_mult_noise": 64,
+    "channels_per_head": 8192,
+}
+MOST_FACTOR = 256  # of channel_mult
 Flow = Iterator[tuple[int, int, bool]]  # of each block: channels in, channels out, whether it has attention
 
 
@@ -71,10 +80,18 @@ def _unlike(value: Any, annotation: str) -> str | None:
 
 
 def _sizes(where: str, full: dict[str, Any]) -> None:
-    for key in ("model_channels", "num_blocks", "channel_mult_emb", "channel_mult_noise", "channels_per_head"):
-        if full.get(key) is not None and full[key] < 1:
-            raise Wrong(f"{where}.{key}", f"is {full[key]}; expected 1 or more")
-    if not full["channel_mult"] or min(full["channel_mult"]) < 1:
+    for key, most in MOST.items():
+        if full.get(key) is not None and not 1 <= full[key] <= most:
+            raise Wrong(
+                f"{where}.{key}", f"is {full[key]}; expected {'1 or more' if full[key] < 1 else f'at most {most}'}"
+            )
+    taps = full.get("resample_filter") or (1, 1)
+    if full.get("resample_filter") == [] or len(taps) % 2 or not sum(taps):
+        raise Wrong(
+            f"{where}.resample_filter",
+            f"is {full['resample_filter']}; expected an even number of whole numbers whose sum is not 0, such as [1, 1] or [1, 3, 3, 1]",
+        )
+    if not full["channel_mult"] or not 1 <= min(full["channel_mult"]) <= max(full["channel_mult"]) <= MOST_FACTOR:
         raise Wrong(
             f"{where}.channel_mult",
             f"is {full['channel_mult']}; expected one whole number above 0 for each resolution, such as [1, 2]",

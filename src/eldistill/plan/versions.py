@@ -19,7 +19,7 @@ from eldistill.registry import literal
 # raised when a change of code changes results. A file without one that can change results names a module whose version is raised
 # for it: COVERED_BY = name.
 SAID = re.compile(r"^(RECIPE|COVERED_BY) = (.*)$", re.MULTILINE)
-PLUG_INS = ("methods", "supplements", "ensemble", "spaces", "networks")  # where a name is folder/file
+PLUG_INS = ("methods", "supplements", "ensemble", "spaces", "networks", "metrics")  # where a name is folder/file
 # Modules that others are built on, by name: raising their version retires what those made.
 USES = {
     "loop": ("noise",),
@@ -64,7 +64,7 @@ def uses(module: str) -> tuple[str, ...]:
 
 @functools.cache
 def _imported(module: str) -> tuple[str, ...]:
-    if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble"):
+    if module.rpartition("/")[0] not in ("methods", "supplements", "ensemble", "metrics"):
         return ()
     counted, found = {**named_files(), **covering_names()}, set[str]()
     for node in ast.walk(ast.parse(source_of(module).read_text(encoding="utf-8"))):
@@ -169,8 +169,8 @@ def version_of(module: str) -> int:
 
 @functools.cache
 def metric_names(labelled: bool = False) -> list[str]:
-    """The names in METRICS and ALONE of metrics.py, with labels those in LABELLED too, read without importing it: a new one is
-    missing from old evaluations."""
+    """The names in METRICS and ALONE of evaluate/metrics.py, with labels those in LABELLED too, read without importing it: a new one
+    is missing from old evaluations. A file in metrics/ is none of them: it enters only the recipes that ask for it."""
     found: dict[str, list[str]] = {}
     for node in ast.parse(source_of("metrics").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Dict):

@@ -189,6 +189,8 @@ def _check_scalar(event: Any, place: str) -> None:
     plain = event.style in (None, "")
     if plain and (odd := ODD_BLANK.search(event.value)):
         _refuse(event, "", _odd(odd))
+    if "\0" in event.value:  # written as an escape; no name of a file can have it
+        _refuse(event, place, r"holds a zero byte (\0); remove it")
     kind = (event.tag or "").removeprefix(TAG)
     if kind not in ("", "!", "str") and not _fits(kind, event.value):
         _refuse(event, place, f"is {quoted(event.value)}, which is not of its tag !!{kind}; remove the tag")

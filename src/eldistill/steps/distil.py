@@ -19,7 +19,8 @@ COVERED_BY = "evaluate"
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem, and NonFinite or Stopped where it trains."""
     board.check_packages(work.machine.log)
-    upstream: dict[str, Any] = {"images": work.input("images"), "teacher": work.input("teacher")}
+    teacher, guide = work.teacher()
+    upstream: dict[str, Any] = {"images": work.input("images"), "teacher": teacher, "guide": guide}
     upstream |= prepare.upstream_files(work.params, (Path(output) for step in work.upstream for output in step.outputs))
     upstream["start"] = work.optional("run")
 

@@ -12,10 +12,11 @@ import torch
 
 from eldistill import files
 from eldistill.data import classes, dataset
+from eldistill.errors import Problem
 from eldistill.evaluate import arithmetic, clean, evaluator, features, fid, metrics
 from eldistill.evaluate.references import load_reference, noise_floor
 from eldistill.external import fetching
-from eldistill.sampling import generators, pictures, teachers
+from eldistill.sampling import generators, guidance, pictures, teachers
 from eldistill.steps.work import Work
 from eldistill.tables import kept, results, sheet, summary
 from eldistill.training import processes
@@ -145,7 +146,19 @@ def _pack(work: Work) -> Path:
 
 def _generator(work: Work, path: Path, drawn: classes.Drawn, raw: bool = False) -> generators.Generator:
     found = generators.load_generator(path, work.machine.device, raw)
+    _check_made(work, path, found.metadata)
     return generators.Generator(found.network, drawn.applied(found.metadata))
+
+
+def _check_made(work: Work, path: Path, metadata: dict[str, Any]) -> None:
+    # A generator that somebody copied here from another run would be measured under the name of this one.
+    (step,) = work.inputs["run"]
+    wanted = work.recipe["upstream"][f"distil {step.name}"]
+    if metadata.get("recipe", wanted) != wanted:
+        raise Problem(
+            f"{path} is the generator of another run, or of other numbers; restore the file, or run `python -m eldistill distil "
+            f"{step.name} --force`"
+        )
 
 
 def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> Images:
@@ -157,7 +170,8 @@ def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> I
 
 def _images_of_teacher(work: Work, drawn: classes.Drawn) -> Images:
     options = work.params
-    teacher, about = teachers.load_denoiser(work.input("teacher"), work.machine.device)
+    path, guide = work.teacher()
+    teacher, about = guidance.load_teacher(path, options.get("guidance"), guide, work.machine.device)
     about = drawn.applied(about)
 
     def images(n: int, start: int = 0, labels: torch.Tensor | None = None) -> Iterator[torch.Tensor]:

@@ -114,10 +114,15 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
             _check_kept(each, wanted)
             continue
         # Existing is not enough: a student of another teacher must not get this recipe.
-        if not Path(each.sidecar).exists() or files.digest(_sidecar(each)) != wanted:
+        there = Path(each.sidecar).exists()
+        if not there or files.digest(_sidecar(each)) != wanted:
+            why = (
+                "was made with other numbers than this step asks for"
+                if there
+                else ("has no recipe beside it, because its step did not come to its end")
+            )
             raise Problem(
-                f"{each.outputs[0]} was made with other numbers than this step asks for; "
-                f"run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
+                f"{each.outputs[0]} {why}; run `python -m eldistill {each.word} {each.name}` first, or `snakemake all`"
             )
         if each.word in REMADE and (edited := each.changed(Path())):
             raise Problem(
@@ -161,7 +166,10 @@ def make_step(work: Work) -> None:
 
 def _record(work: Work, text: str) -> None:
     work.plan.identities.record()
-    read = {run: line.sha256 for run, line in work.kept.items()}
+    read = {
+        run: work.kept[run].sha256 if run in work.kept else work.step.kept_here(run) or line
+        for run, line in work.step.kept_lines.items()
+    }
     records.write_record(Path(), work.step.record, work.digest, work.step.outputs, read)
     # Last: an output without its recipe is not trusted, so a step cut short here runs again.
     files.write_text(work.step.sidecar, text)

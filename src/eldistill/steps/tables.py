@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eldistill.plan.kept import absent_pictures
 from eldistill.steps.work import Work
-from eldistill.tables import citations, report, suite
+from eldistill.tables import citations, names, report, suite
 from eldistill.tables.studies import page as studies
 
 COVERED_BY = "evaluate"
@@ -16,6 +16,11 @@ COVERED_BY = "evaluate"
 
 def make_step(work: Work) -> None:
     """Make the outputs of this step. Raises Problem."""
+    with names.variants(work.params.get("called", {})):
+        _make(work)
+
+
+def _make(work: Work) -> None:
     if work.step.kind == "study":
         studies.make_study(work.step.item, work.params, Path(), work.outputs, work.kept)
         return

@@ -66,9 +66,10 @@ def _check(work: Work) -> None:
     from eldistill.teacher import check
 
     features = work.params["features"]
+    teacher, guide = work.teacher()
     found = check.check_teacher(
-        work.params, work.input("teacher"), work.optional(f"reference-{features}"), work.optional(features), work.machine, work.say,
-        work.optional("images"),
+        work.params, teacher, work.optional(f"reference-{features}"), work.optional(features), work.machine, work.say,
+        work.optional("images"), guide,
     )  # fmt: skip
     files.write_json(work.outputs[0], found)
 
@@ -79,10 +80,10 @@ def _pairs(work: Work) -> None:
 
     folder = work.state = state.state_folder(work.digest)
     with lock.lock(folder):
-        machine = work.machine
+        machine, (teacher, guide) = work.machine, work.teacher()
         pairs.make_pairs(
-            work.params, work.input("teacher"), work.outputs[0], folder, machine.batch, machine.device, work.say,
-            work.optional("images"),
+            work.params, teacher, work.outputs[0], folder, machine.batch, machine.device, work.say,
+            work.optional("images"), guide,
         )  # fmt: skip
 
 

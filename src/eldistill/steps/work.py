@@ -80,6 +80,14 @@ class Work:
         """Like `input`, but None if no upstream step has this role."""
         return self.input(role) if role in self.inputs else None
 
+    def teacher(self) -> tuple[Path, Path | None]:
+        """The file of the teacher, and that of the other network that guides it; None if there is none. Raises KeyError."""
+        there = {step.name: Path(step.outputs[0]) for step in self.inputs["teacher"]}
+        guidance = self.params.get("guidance")
+        if guidance is None:
+            return self.input("teacher"), None
+        return there[guidance["of"]], there.get(guidance["guide"])
+
 
 # --- the machine ----------------------------------------------------------------------------------------
 
@@ -145,18 +153,22 @@ def set_threads(threads: int, word: str) -> None:
 
 @contextlib.contextmanager
 def overwriting(step: Step) -> Iterator[None]:
-    """Context in which outputs are replaced. The old recipe is removed first, because it would vouch for a mixture of old and new
-    files; after an error it is restored if no output was changed."""
+    """Context in which outputs are replaced. The old recipe is put aside first, because it would vouch for a mixture of old and new
+    files; after an error it is put back if no output was changed. It is renamed and not written again, which a full disk refuses."""
     sidecar, before = Path(step.sidecar), [_signature(output) for output in step.outputs]
-    old = sidecar.read_text(encoding="utf-8", errors="replace") if sidecar.exists() else None
-    sidecar.unlink(missing_ok=True)
+    aside = sidecar.with_name(f".{sidecar.name}.before.tmp")  # `files.remove_leftovers` knows such names
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(sidecar, aside)
     try:
         yield
     except BaseException:
-        if old is not None and [_signature(output) for output in step.outputs] == before:
+        if [_signature(output) for output in step.outputs] == before:
             with contextlib.suppress(OSError):
-                files.write_text(sidecar, old)
+                os.replace(aside, sidecar)
         raise
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:

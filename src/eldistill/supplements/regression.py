@@ -88,3 +88,8 @@ def direct_terms(prepared: Prepared, nets: Nets, batch: Batch, numbers: Numbers)
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes: one pair, forward and back. LPIPS comes on top."""
     return 3
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """All of them are passes of the generator."""
+    return {"generator": 3}

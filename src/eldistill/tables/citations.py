@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from eldistill.paths import PACKAGE
+from eldistill.plan import guidance
+from eldistill.registry import available
 
 COVERED_BY = "report"
 Section = Mapping[str, Any]
@@ -67,6 +69,11 @@ NETWORKS: dict[str, Entry] = {  # by `network` of a teacher
     "baselines": ("karras2022edm", "song2021score"),
     "classifier": "none: it is a judge of this project",
 }
+GUIDANCE: dict[str, tuple[str, ...]] = {  # by what guides a teacher, and whether only at some noise levels
+    "unlabelled": ("ho2022classifierfree",),
+    "guide": ("karras2024guiding",),
+    "limited": ("kynkaanniemi2024limited",),
+}
 SPACES: dict[str, Entry] = {  # by the name of a feature space
     "judge-a": "none: it is trained by this project",
     "judge-b": "none: it is trained by this project",
@@ -76,7 +83,7 @@ SPACES: dict[str, Entry] = {  # by the name of a feature space
     "clip-vit-b-32": ("radford2021clip", "kynkaanniemi2023role"),
     "efficientnet-lite0": ("tan2019efficientnet",),
 }
-METRICS: dict[str, Entry] = {  # by the name in evaluate/metrics.py, and those of FIDs
+METRICS: dict[str, Entry] = {  # by the name in evaluate/metrics.py or of a file in metrics/, and those of FIDs
     "fd": ("dowson1982frechet", "heusel2017fid"),
     "relfd": ("dowson1982frechet",),
     "debiased": ("quenouille1956bias", "efron1981jackknife"),
@@ -89,6 +96,7 @@ METRICS: dict[str, Entry] = {  # by the name in evaluate/metrics.py, and those o
     "is": ("salimans2016improved",),
     "agreement": "none: it is the accuracy of a classifier",
     "fid": ("heusel2017fid",),
+    "sw": ("bonneel2015sliced",),
 }
 
 
@@ -155,7 +163,9 @@ def _of_run(params, run) -> Iterator[Entry]:
     data = params.section("data", run.data)
     yield of_data(data)
     yield from _of_training(params, run.data, run.method, run.supplements)
-    yield of_network(params.section("teacher", data["teacher"]))
+    for name in guidance.parts_of(params, data["teacher"]):
+        yield of_network(params.section("teacher", name))
+    yield of_guidance(guidance.guidance_of(params, data["teacher"]))
     evaluation = params.top("evaluate", run.data)
     fid = evaluation.get("fid") or {}
     spaces = [
@@ -164,7 +174,8 @@ def _of_run(params, run) -> Iterator[Entry]:
         *(["inception-clean"] if fid.get("clean") else []),
     ]
     yield from map(of_space, spaces)
-    yield from METRICS.values()
+    unasked = set(available("metrics")) - set(evaluation["extra_metrics"])
+    yield from (entry for name, entry in METRICS.items() if name not in unasked)
 
 
 def _of_training(params, data: str, method: str, supplements: Iterable[str]) -> Iterator[Entry]:
@@ -187,6 +198,14 @@ def of_network(teacher: Section) -> Entry:
         source = str(teacher.get("source") or "")
         network = "edm2" if source.startswith("edm2") else "adm" if source.endswith("adm") else "song"
     return NETWORKS.get(network, f"none: networks/{network}.py has no entry in tables/citations.py")
+
+
+def of_guidance(section: Section | None) -> Entry:
+    """Those of the guidance of a teacher, as a recipe has it; a guide that is named may be a worse network or one without labels."""
+    if section is None:
+        return "none: the teacher is not guided"
+    limited = GUIDANCE["limited"] if {"sigma_low", "sigma_high"} & section.keys() else ()
+    return GUIDANCE["unlabelled"] + (() if section["guide"] is None else GUIDANCE["guide"]) + limited
 
 
 # --- as text ----------------------------------------------------------------------------------------------

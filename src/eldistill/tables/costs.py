@@ -89,7 +89,7 @@ class Ratio:
 def draw_ratios(paths: Sequence[Path], results: list[Result], rows: list[dict], params: dict) -> None:
     """Write the figure of cost and result of each arm, divided by those of the baseline: left of 1 is better on every line.
 
-    paths: files (png, pdf, svg). Lines: final distances to held-out and to train images, with the interval of the paired
+    paths: files (png, pdf, svg). Lines: final distances to held-out and to train images over paired seeds, with the interval of the
     difference; iterations until the distance is at most the baseline's last one; CPU seconds per iteration; peak memory of the
     process. A line is omitted if it was not measured, or if its seconds are those of several kinds of device.
     """
@@ -156,13 +156,14 @@ def _ratios(bed: tuple[str, str], arms: dict, rows: list[dict], params: dict) ->
 
 def _distance(part: str) -> Callable[..., Ratio | None]:
     def ratio(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
+        # Of the seeds that both arms have: with means over other seeds the ratio could lie outside of its interval.
         stem = f"fd_{params['primary']}_{part}"
-        scale = base[f"{stem}_mean"]
-        if not scale or scale < 0 or row[f"{stem}_mean"] <= 0:
+        scale, value = row[f"{stem}_baseline"], row[f"{stem}_ratio"]
+        if scale is None or value is None or not min(scale, value) > 0:
             return None
         low, high = (row[f"{stem}_difference_{end}"] for end in ("low", "high"))
         ends = (None, None) if low is None else (1 + low / scale, 1 + high / scale)
-        return Ratio(row[f"{stem}_mean"] / scale, *ends)
+        return Ratio(value, *ends)
 
     return ratio
 

@@ -14,7 +14,7 @@ from eldistill.tables import figures, names
 from eldistill.tables.figures import GREY, Style
 from eldistill.tables.results import NAME, PARTS, Result, arms_of, named, short
 
-RECIPE = ("plots", 8)  # a question that is longer than a figure is wide goes into a second line
+RECIPE = ("plots", 9)  # the margin of equivalence is a band; labels say what differs; ratios over paired seeds
 DOTTED = {"linewidth": 0.7, "linestyle": (0, (1, 1.2))}
 FAR = 2.0  # a reference run that is this many times lower than all curves is at the edge, so that it does not squeeze them
 Points = dict[float, list[float]]  # {place on the horizontal axis: a value for each seed}
@@ -155,9 +155,11 @@ def points_of(results: list[Result], column: str, price: float = 1.0) -> Points:
     """The snapshots after the start that all seeds have: {iteration times `price`: values}; empty if they lack the column."""
     points: Points = {}
     for result in results:
-        for point in result.curve:
-            if point.get(column) and result.iteration(point) > 0:
-                points.setdefault(result.iteration(point) * price, []).append(float(point[column]))
+        # A short run may have several snapshots of one iteration, which are equal.
+        found = {result.iteration(point): float(point[column]) for point in result.curve if point.get(column)}
+        for iteration, value in found.items():
+            if iteration > 0:
+                points.setdefault(iteration * price, []).append(value)
     return {each: values for each, values in sorted(points.items()) if len(values) == len(results)}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from eldistill.tables import names
 from eldistill.tables.effects import Effect
-from eldistill.tables.page import inline
+from eldistill.tables.page import inline, unbroken
 
 COVERED_BY = "report"
 NAMED = 3  # effects that a sentence names at most; the forest plot has all
@@ -29,10 +29,15 @@ def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) ->
         return ["Nothing is certain, because there is one seed.", _untested(effects, base, measure)]
     certain = [each for each in tested if each.certain]
     rest = [each for each in tested if not each.certain]
-    said = [_claim(certain, base, tested, measure) if certain else _nothing(tested, base, measure), _certainty(tested)]
-    said += [_undecided(rest, effects)] if rest else []
+    said = [_claim(certain, base, tested, measure) if certain else _nothing(tested, base, measure), certainty(tested)]
+    said += [undecided(rest, effects)] if rest else []
+    return said + left_out(effects, tested)
+
+
+def left_out(effects: Sequence[Effect], tested: Sequence[Effect]) -> list[str]:
+    """Sentences on the comparisons that are not tested."""
     left = sum(each.low is None for each in effects)
-    said += [f"{_count(left, 'comparison', 'comparisons')} with one seed cannot be tested."] if left else []
+    said = [f"{_count(left, 'comparison', 'comparisons')} with one seed cannot be tested."] if left else []
     if explores := len(effects) - len(tested) - left:
         said.append(
             f"{_count(explores, 'more comparison is', 'more comparisons are')} exploratory, without a correction."
@@ -44,9 +49,9 @@ def headline_html(sentences: Sequence[str], more: Sequence[str] = ()) -> str:
     """The sentences of `headline` as HTML: the claim in large letters, then the numbers, and what `certain` means in small print.
 
     more: sentences that follow the numbers."""
-    claim, *rest = sentences
+    claim, *rest = (unbroken(sentence) for sentence in sentences)
     rule = [rest.pop(0)] if len(rest) > 1 else []
-    body = f'<p class="claim">{inline(claim)}</p><p>{inline(" ".join(filter(None, (*rest, *more))))}</p>'
+    body = f'<p class="claim">{inline(claim)}</p><p>{inline(" ".join(filter(None, (*rest, *map(unbroken, more)))))}</p>'
     return body + "".join(f'<p class="note">{inline(text)}</p>' for text in rule)
 
 
@@ -59,16 +64,16 @@ def _claim(certain: Sequence[Effect], base: str, every: Sequence[Effect], measur
     said: list[str] = []
     for lower, one, several in ((True, "lowers", "lower"), (False, "raises", "raise")):
         group = [each for each in certain if (each.percent < 0) is lower]
-        what = "it" if said else f"{measure}, compared with {base}"
+        goal = "it" if said else f"{measure}, compared with {base}"
         if len(group) == 1:
-            said.append(f"{_who(group[0], every)} {one} {what}: {group[0].text()}")
+            said.append(f"{who(group[0], every)} {one} {goal}: {group[0].text()}")
         elif group:
-            said.append(f"{len(group)} of {len(every)} {_what(every)} {several} {what}{_most(group, every)}")
+            said.append(f"{len(group)} of {len(every)} {what(every)} {several} {goal}{_most(group, every)}")
     return "; ".join(said) + "."
 
 
-def _what(effects: Sequence[Effect]) -> str:
-    # A study may compare an arm several times.
+def what(effects: Sequence[Effect]) -> str:
+    """`arms`, or `comparisons` if some arm is compared several times."""
     return "arms" if len({(each.data, each.raw) for each in effects}) == len(effects) else "comparisons"
 
 
@@ -77,19 +82,20 @@ def _most(group: Sequence[Effect], every: Sequence[Effect]) -> str:
     if len(group) <= 2:
         return f": {_listed(group, every)}"
     first = max(group, key=lambda each: abs(each.percent))
-    return f", most of all {_who(first, every)}: {first.text()}"
+    return f", most of all {who(first, every)}: {first.text()}"
 
 
 def _listed(group: Sequence[Effect], every: Sequence[Effect]) -> str:
     # The largest ones by name.
     order = sorted(group, key=lambda each: -abs(each.percent))
-    said = [f"{_who(each, every)} {each.text()}" for each in order[:NAMED]]
+    named = [(who(each, every), each.text()) for each in order[:NAMED]]
+    said = [f"{name} ({text})" if ", " in name else f"{name} {text}" for name, text in named]
     said += [f"{len(order) - NAMED} more"] if len(order) > NAMED else []
     return f"{', '.join(said[:-1])} and {said[-1]}" if said[1:] else said[0]
 
 
-def _who(effect: Effect, every: Sequence[Effect]) -> str:
-    # With the data setting, where there are several.
+def who(effect: Effect, every: Sequence[Effect]) -> str:
+    """The arm of an effect, with its data setting if there are several."""
     several = len({each.data for each in every}) > 1
     return f"{effect.arm} ({names.data_name(effect.data).short})" if several else effect.arm
 
@@ -102,13 +108,13 @@ def _seeds(effects: Sequence[Effect]) -> str:
 def _nothing(tested: Sequence[Effect], base: str, measure: str) -> str:
     if len(tested) == 1:
         return f"{tested[0].arm} does not differ for certain from {base} in {measure}."
-    if _what(tested) == "arms":
+    if what(tested) == "arms":
         return f"None of {len(tested)} arms differs for certain from {base} in {measure}."
     return f"None of {len(tested)} comparisons with {base} shows a certain difference in {measure}."
 
 
-def _certainty(tested: Sequence[Effect]) -> str:
-    # What `certain` means here.
+def certainty(tested: Sequence[Effect]) -> str:
+    """A sentence on what `certain` means."""
     over = f"all {len(tested)} comparisons"
     if any(each.family != len(tested) for each in tested) and len({each.data for each in tested}) > 1:
         over = "the comparisons of a data setting"
@@ -119,28 +125,27 @@ def _certainty(tested: Sequence[Effect]) -> str:
     )
 
 
-def _undecided(rest: Sequence[Effect], every: Sequence[Effect]) -> str:
-    # On which side the means lie, and what would differ without the correction, or else the largest difference.
+def undecided(rest: Sequence[Effect], every: Sequence[Effect]) -> str:
+    """A sentence on what is undecided: on which side the means lie, and what would differ without the correction, or else the largest
+    difference. every: all effects."""
     if len(rest) == 1:
         return f"Undecided: {_listed(rest, every)}."
     alone, lower = [each for each in rest if each.by_itself], sum(each.percent < 0 for each in rest)
-    said = (
-        f"The mean is lower in {lower} and higher in {len(rest) - lower} of the {len(rest)} undecided {_what(rest)}. "
-    )
+    said = f"The mean is lower in {lower} and higher in {len(rest) - lower} of the {len(rest)} undecided {what(rest)}. "
     if alone:
         return f"{said}By themselves, without the correction, these would differ: {_listed(alone, every)}."
     first = max(rest, key=lambda each: abs(each.percent))
-    return f"{said}{_who(first, every)} differs most, by {first.text()}."
+    return f"{said}{who(first, every)} differs most, by {first.text()}."
 
 
 def _untested(effects: Sequence[Effect], base: str, measure: str) -> str:
     ends = sorted(effects, key=lambda each: each.percent)
     said = "Each comparison has one pair of runs, so that nothing shows how much of a difference is chance. "
     if len(ends) == 1:
-        return f"{said}Compared with {base}, {measure} of {_who(ends[0], effects)} differs by {ends[0].text()}."
+        return f"{said}Compared with {base}, {measure} of {who(ends[0], effects)} differs by {ends[0].text()}."
     return (
-        f"{said}Compared with {base}, {measure} differs by {ends[0].text()} ({_who(ends[0], effects)}) to "
-        f"{ends[-1].text()} ({_who(ends[-1], effects)})."
+        f"{said}Compared with {base}, {measure} differs by {ends[0].text()} ({who(ends[0], effects)}) to "
+        f"{ends[-1].text()} ({who(ends[-1], effects)})."
     )
 
 

@@ -62,9 +62,21 @@ def seeds_for_equivalence(deltas: Sequence[float], margin: float, level: float =
     deviation sd is that of the deltas.
 
     It is the smallest n with (t_(1 - level) + t_(1 - (1 - power) / 2)) sd / margin <= sqrt(n), with n - 1 degrees of freedom."""
+    return pairs_for_equivalence(stdev(deltas), margin, level, power)
+
+
+def spread_of(low: float, high: float, n: int, confidence: float) -> float:
+    """The standard deviation of n differences, at least two, whose mean has this t-interval."""
+    from scipy.stats import t
+
+    return (high - low) / 2 * math.sqrt(n) / float(t.ppf((1 + confidence) / 2, n - 1))
+
+
+def pairs_for_equivalence(deviation: float, margin: float, level: float = 0.05, power: float = 0.8) -> int:
+    """`seeds_for_equivalence` for differences with this standard deviation."""
     from scipy.stats import norm, t
 
-    scale, tails = stdev(deltas) / margin, (1 - level, 1 - (1 - power) / 2)
+    scale, tails = deviation / margin, (1 - level, 1 - (1 - power) / 2)
     n = max(
         2, math.ceil(float(sum(norm.ppf(tail) for tail in tails) * scale) ** 2)
     )  # the normal quantiles give a lower bound

@@ -9,7 +9,8 @@ from typing import Any
 
 from eldistill.errors import Problem, brief
 from eldistill.files import read_json, read_rows
-from eldistill.plan.kept import Kept
+from eldistill.plan.kept import Kept, make_kept
+from eldistill.plan.recipes import Step
 
 COVERED_BY = "results"
 # Of a training log those numbers that studies read, by the ends of their names (study.Study.logged).
@@ -29,6 +30,20 @@ def pack_run(run: str, root: Path) -> dict[str, Any]:
     about = read_json(trained / "provenance.json")
     found["curve"], found["log"] = _pack_rows(read_rows(folder / "curve.csv")), _pack_rows(log)
     return found | {"provenance": {key: value for key, value in about.items() if key not in OMITTED}}
+
+
+def line_of(steps: list[Step], root: Path) -> Kept:
+    """The line of a run from its files below `root`. steps: its evaluation, and its training if it is no reference run (kept.by_run).
+
+    Raises Problem if a file is missing or damaged, or has a number that is not finite."""
+    run = steps[0].name
+    try:
+        return make_kept(run, {each.word: each.digest for each in steps}, pack_run(run, root))
+    except ValueError:
+        raise Problem(
+            f"data/evaluations/{run}/metrics.json or data/runs/{run}/provenance.json has a number that is not finite; delete that "
+            "file and run `snakemake all`"
+        ) from None
 
 
 def _pack_rows(rows: Rows) -> dict[str, list]:

@@ -48,7 +48,7 @@ def _narrow(data: str, rows: list[dict], params: dict) -> str:
     body = _body(rows, columns)
     return (
         "\\begin{table}[tb]\n\\centering\n\\small\n\\setlength{\\tabcolsep}{3pt}\n\\setlength{\\belowcaptionskip}{4pt}\n"
-        f"\\caption{{{_caption(data, rows, params, 'FD and recall')}}}\n\\label{{tab:{_label(data)}}}\n"
+        f"\\caption{{{_caption(data, rows, params, 'FD and recall')}}}\n\\label{{tab:{label(data)}}}\n"
         "\\begin{tabular*}{\\textwidth}{@{}p{0.24\\textwidth}@{\\extracolsep{\\fill}}rrrr@{}}\n"
         f"{body}\\end{{tabular*}}\n\\end{{table}}\n"
     )
@@ -69,15 +69,15 @@ def _wide(data: str, rows: list[dict], params: dict, wanted: list[tuple[str, str
     body = _body(rows, [(f"\\shortstack[r]{{{title}}}" if "\\\\" in title else title, cell) for title, cell in kept])
     return (
         "\\begin{sidewaystable}\n\\centering\n\\scriptsize\n\\setlength{\\tabcolsep}{3pt}\n\\setlength{\\belowcaptionskip}{4pt}\n"
-        f"\\caption{{{_caption(data, rows, params, 'each metric')}}}\n\\label{{tab:{_label(data)}-wide}}\n"
+        f"\\caption{{{_caption(data, rows, params, 'each metric')}}}\n\\label{{tab:{label(data)}-wide}}\n"
         f"\\sbox0{{\\begin{{tabular}}{{@{{}}l{'r' * len(kept)}@{{}}}}\n{body}\\end{{tabular}}}}\n"
         "% Smaller letters only if the table is wider than the page is high.\n"
         "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi\n\\end{sidewaystable}\n"
     )
 
 
-def _label(data: str) -> str:
-    # A name that LaTeX takes as a label.
+def label(data: str) -> str:
+    """The name of a data setting as LaTeX takes it in a label."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", data)
 
 
@@ -96,7 +96,7 @@ def _body(rows: list[dict], columns: list[Column]) -> str:
 def _who(row: dict, rows: list[dict]) -> str:
     if row["seeds"] is None:
         n = NAME.fullmatch(row["metric_heldout"])["n"]
-        return f"\\raggedright {REFERENCES[row['method']]}, $n={_math(names.images(n))}$"
+        return f"\\raggedright {REFERENCES[row['method']]}, $n={in_math(names.images(n))}$"
     seeds = f" ({row['seeds']})" if len(_seeds(rows)) > 1 else ""
     return f"\\raggedright {names.arm_name(row['method'], row['supplement']).tex}{seeds}"
 
@@ -141,12 +141,12 @@ def _best(rows: list[dict], row: dict, stem: str, metric: str) -> float | None:
 
 def _plus_minus(mean: float, deviation: float | None, bold: bool) -> str:
     first, *second = plus_minus(mean, deviation).split(" ± ")
-    first = f"$\\mathbf{{{_math(first)}}}$" if bold else f"${_math(first)}$"
-    return first + (f"${{}}\\pm {_math(second[0])}$" if second else "")
+    first = f"$\\mathbf{{{in_math(first)}}}$" if bold else f"${in_math(first)}$"
+    return first + (f"${{}}\\pm {in_math(second[0])}$" if second else "")
 
 
-def _math(number: str) -> str:
-    # A number for math mode: with a thousands separator that is no comma of a list, and powers of ten.
+def in_math(number: str) -> str:
+    """A number for math mode: with a thousands separator that is no comma of a list, and powers of ten."""
     mantissa, _, power = number.partition("e")
     return mantissa.replace(",", "{,}") + (f"\\times 10^{{{int(power)}}}" if power else "")
 
@@ -156,7 +156,7 @@ def _difference(row: dict, space: str, part: str) -> str:
     if delta is None:
         return ""
     middle, *ends = spanned(delta, low, high).replace("[", "").replace("]", "").replace(",", "").split(" ")
-    return f"${_math(middle)}$" + (f" $[{_math(ends[0])},{_math(ends[1])}]$" if ends else "")
+    return f"${in_math(middle)}$" + (f" $[{in_math(ends[0])},{in_math(ends[1])}]$" if ends else "")
 
 
 def _p(row: dict, space: str) -> str:

@@ -2,16 +2,19 @@
 """Names for readers: how data settings, methods, supplements, feature spaces and metrics are called in figures and tables.
 
 The raw names of params.yaml and of metrics.json remain in CSV files, and in small print where a figure or table needs them. A name
-that is not in these tables is a user's own: a variant `base-ending` of a known name is called `Base (ending)`, and any other name
-stays as it is.
+that is not in these tables is a user's own: a variant of a known name is called after it and what it changes, which params.yaml says
+(`variants`). A variant `base-ending` of which that is not known is called `Base (ending)`, and any other name stays as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
-RECIPE = ("names", 1)
+RECIPE = ("names", 2)  # variants are called after what they change
 
 
 @dataclass(frozen=True)
@@ -102,50 +105,88 @@ METRICS = {
     "is": _name("Inception score", "IS"),
     "agreement": _name("images of the class that was asked for", "class agreement"),
     "fid": _name("FID"),
+    "sw": _name("sliced Wasserstein distance", "SW"),
 }
-LOWER = ("fd", "relfd", "fdj", "fdse", "kid", "copied", "fid")  # metrics that are better when lower
+LOWER = ("fd", "relfd", "fdj", "fdse", "kid", "copied", "fid", "sw")  # metrics that are better when lower
 MEASURED = re.compile(r"(?P<metric>[a-z]+?)(?P<n>\d+k?)_(?P<space>.+?)(?:_(?P<part>heldout|train))?")
 
 
-def _look_up(known: dict[str, Name], raw: str) -> Name:
-    # A variant is named after the longest known name that it begins with.
+# {data, method or supplement: {raw name: (the name that it is like, what it changes)}}, as eldistill.plan.called makes it.
+Variants = Mapping[str, Mapping[str, Sequence[str]]]
+_VARIANTS: ContextVar[Variants | None] = ContextVar("variants", default=None)
+
+
+@contextlib.contextmanager
+def variants(found: Variants) -> Iterator[None]:
+    """Context in which variants are called after what they change: `di-r2` is `DI, rates × 2`, and `el-base` is `EL`.
+
+    found: {data, method or supplement: {raw name: (the name that it is like, what it changes)}}."""
+    token = _VARIANTS.set(found)
+    try:
+        yield
+    finally:
+        _VARIANTS.reset(token)
+
+
+def _parts(known: dict[str, Name], kind: str, raw: str) -> tuple[Name, str]:
+    """(name, what a variant changes, or nothing). A variant is named after the longest known name that it begins with."""
     if raw in known:
-        return known[raw]
+        return known[raw], ""
     bases = [base for base in known if raw.startswith((f"{base}-", f"{base}_"))]
+    if kind == "supplement" and raw in (f"{base}-base" for base in bases) and _VARIANTS.get() is not None:
+        return known[raw.removesuffix("-base")], ""
+    like, note = ((_VARIANTS.get() or {}).get(kind) or {}).get(raw, ("", ""))
+    if note and (bases or raw.startswith(f"{like}-")):
+        return (known[max(bases, key=len)] if bases else _parts(known, kind, like)[0]), note
     if not bases:
-        return _name(raw)
+        return _name(raw), ""
     base = max(bases, key=len)
     ending, found = raw[len(base) + 1 :], known[base]
-    return Name(f"{found.text} ({ending})", f"{found.short} ({ending})", f"{found.tex} ({escape_tex(ending)})")
+    return Name(f"{found.text} ({ending})", f"{found.short} ({ending})", f"{found.tex} ({escape_tex(ending)})"), ""
+
+
+def _noted(found: Name, note: str) -> Name:
+    if not note:
+        return found
+    return Name(f"{found.text}, {note}", f"{found.short}, {note}", f"{found.tex}, {escape_tex(note)}")
 
 
 def data_name(raw: str) -> Name:
-    """The name of a data setting."""
-    return _look_up(DATA, raw)
+    """The name of a data setting; words after a comma stay: `digits, 3 teachers`, as tables call a pool of settings."""
+    name, comma, pool = raw.partition(", ")
+    return _noted(_noted(*_parts(DATA, "data", name)), pool if comma else "")
 
 
 def method_name(raw: str) -> Name:
     """The name of a method."""
-    return _look_up(METHODS, raw)
+    return _noted(*_parts(METHODS, "method", raw))
 
 
 def supplement_name(raw: str) -> Name:
     """The name of a supplement, or of several that are joined by `+`."""
-    parts = [_look_up(SUPPLEMENTS, part) for part in raw.split("+")]
+    parts = [_supplement(part) for part in raw.split("+")]
     return Name(*(" + ".join(getattr(part, kind) for part in parts) for kind in ("text", "short", "tex")))
+
+
+def _supplement(raw: str) -> Name:
+    # The short name stands in names of arms, where a comma would end it.
+    found, note = _parts(SUPPLEMENTS, "supplement", raw)
+    if not note:
+        return found
+    return Name(f"{found.text}, {note}", f"{found.short} ({note})", f"{found.tex} ({escape_tex(note)})")
 
 
 def space_name(raw: str) -> Name:
     """The name of a feature space."""
-    return _look_up(SPACES, raw)
+    return _parts(SPACES, "space", raw)[0]
 
 
 def arm_name(method: str, supplement: str) -> Name:
-    """The name of a method with its supplement, such as `DI + EL`; of the method alone for the supplement `none`."""
-    one, other = method_name(method), supplement_name(supplement)
+    """The name of a method with its supplement, such as `DI + EL` or `DI + EL, rates × 2`; of the method alone for `none`."""
+    (one, note), other = _parts(METHODS, "method", method), supplement_name(supplement)
     if supplement == "none":
-        return one
-    return Name(*(f"{getattr(one, kind)} + {getattr(other, kind)}" for kind in ("text", "short", "tex")))
+        return _noted(one, note)
+    return _noted(Name(*(f"{getattr(one, kind)} + {getattr(other, kind)}" for kind in ("text", "short", "tex"))), note)
 
 
 def baseline_name(against: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eldistill.errors import Problem, edge
 from eldistill.files import make_again
+from eldistill.tables import names
 from eldistill.tables.vector import inline_svg
 
 COVERED_BY = "report"
@@ -112,7 +113,7 @@ def short_table(
     for place, row in enumerate(rows):
         kind = f' class="{kinds[place]}"' if kinds and kinds[place] else ""
         title = f' title="{html.escape(titles[place])}"' if titles and titles[place] else ""
-        first = f"<td{title}>{html.escape(row[0])}</td>"
+        first = f"<td{title}>{html.escape(unbroken(row[0]))}</td>"
         lines.append(f"<tr{kind}>{first}" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>")
     style = f' class="{css}"' if css else ""
     cue = '<p class="cue">Scroll this table sideways →</p>' if len(head) > 3 and "text" not in css else ""
@@ -136,6 +137,11 @@ def bullets(texts: Sequence[str]) -> str:
 def inline(text: str) -> str:
     """A text as HTML, with `names` as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+def unbroken(text: str) -> str:
+    """A text in which no line breaks between a number and its percent or times sign."""
+    return text.replace(" %", "\u00a0%").replace("× ", "×\u00a0")
 
 
 def notice(text: str) -> str:
@@ -177,6 +183,27 @@ def picture(caption: str, path: Path, most: int = LARGE, rows: tuple[int, int] |
     tag = f'<label class="zoom"><input type="checkbox" aria-label="enlarge: {html.escape(caption)}">{tag}</label>'
     hint = f' title="{html.escape(title)}"' if title else ""
     return f"<figure{hint}>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+BESIDE = "These links lead to files beside this page, which are there once the workflow has run or DVC has pulled them."
+
+
+def evaluation_link(run: str, file: str, text: str) -> str:
+    """A link from a page in data/tables/SUITE to a file of the evaluation of a run, DATA/METHOD/SUPPLEMENT/SEED. text: HTML."""
+    return f'<a href="../../evaluations/{html.escape(run)}/{file}">{text}</a>'
+
+
+def sheet_links(runs: Sequence[str]) -> str:
+    """A list with a line for each arm, in which each seed is a link to the page of its run, and a sentence on where these pages are."""
+    arms: dict[tuple[str, ...], list[str]] = {}
+    for run in dict.fromkeys(runs):
+        arms.setdefault(tuple(run.split("/")[:3]), []).append(run)
+    several, items = len({arm[0] for arm in arms}) > 1, []
+    for (data, method, supplement), each in arms.items():
+        arm = names.arm_name(method, supplement).short
+        links = " ".join(evaluation_link(run, "sheet.html", f"seed {run.rsplit('/', 1)[1]}") for run in each)
+        items.append(f"<li>{html.escape(f'{names.data_name(data).short}, {arm}' if several else arm)}: {links}</li>")
+    return f"<p>Curves, training log, images and every metric. {BESIDE}</p><ul>{''.join(items)}</ul>"
 
 
 def source(path: Path, most: int = LARGE) -> str:

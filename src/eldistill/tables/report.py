@@ -13,16 +13,27 @@ from pathlib import Path
 
 from eldistill.files import read_rows, write_text
 from eldistill.plan.recipes import WORDS
-from eldistill.tables import citations, judged, names
+from eldistill.tables import acrosstext, citations, judged, names
 from eldistill.tables.effects import of_suite, other_spaces
 from eldistill.tables.gallery import samples, strips
 from eldistill.tables.headline import elsewhere, headline, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
-from eldistill.tables.page import bullets, document, figure, folded, inline, notice, short_table, true_minus
+from eldistill.tables.page import (
+    bullets,
+    document,
+    evaluation_link,
+    figure,
+    folded,
+    inline,
+    notice,
+    sheet_links,
+    short_table,
+    true_minus,
+)
 from eldistill.tables.studies.partial import count_runs
 from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
-RECIPE = ("report", 7)  # a headline, a forest plot, the samples first; figures as SVG, sentences folded
+RECIPE = ("report", 8)  # answers first, a band for the margin, names of variants; percent over paired seeds
 SECTIONS = {
     "result": "Result",
     "samples": "Samples",
@@ -53,12 +64,13 @@ def make_report(suite: str, params: dict, root: Path, made: Made, tables: dict[s
         notice(count_runs(params["partial"], suite)) if "partial" in params else "",
         _result(made, params), _heading("samples"), samples(params, root, absent),
         _heading("tables"), *(_tables(section, params, len(datas) > 1) for section in made.sections),
+        acrosstext.page(made.across, params),
         _published(tables["published.csv"]), _heading("curves"),
         figure("Fréchet distance of the running average of the generator against iterations", tables["curves.svg"], tables["curves.png"]),
         figure("Fréchet distance to held-out images against iterations, CPU seconds and FLOP", tables["costs.svg"], tables["costs.png"]),
         figure("Cost and result divided by those of the baseline: left of 1 is better", tables["ratios.svg"], tables["ratios.png"]),
         strips(params, root, absent), _heading("checks"), _checks(made.sections), judged.section(params.get("judges", [])),
-        _heading("runs"), _what(params, datas), _sheets(params["runs"]), _origins(tables["runs.csv"]),
+        _heading("runs"), _what(params, datas), "<h3>A page for each run</h3>", sheet_links(params["runs"]), _origins(tables["runs.csv"]),
         citations.section(params.get("papers", [])),
     ]  # fmt: skip
     write_text(output, document(f"eldistill: {suite}", parts, FOREST_STYLE))
@@ -213,26 +225,6 @@ def _what(params: dict, datas: list[str]) -> str:
     )  # fmt: skip
 
 
-def _sheets(runs: list[str]) -> str:
-    # A link for each run to its own page.
-    arms: dict[tuple[str, str], list[str]] = {}
-    for run in dict.fromkeys(runs):
-        data, method, supplement, _ = run.split("/")
-        arms.setdefault((names.data_name(data).short, names.arm_name(method, supplement).short), []).append(run)
-    several = len({data for data, _ in arms}) > 1
-    items = []
-    for (data, arm), each in arms.items():
-        links = " ".join(
-            f'<a href="../../evaluations/{html.escape(run)}/sheet.html">seed {run.rsplit("/", 1)[1]}</a>'
-            for run in each
-        )
-        items.append(f"<li>{html.escape(f'{data}, {arm}' if several else arm)}: {links}</li>")
-    return (
-        "<h3>A page for each run</h3><p>Curves, training log, images and every metric. These links lead to files beside this page, "
-        f"which are there once the workflow has run or DVC has pulled them.</p><ul>{''.join(items)}</ul>"
-    )
-
-
 def _origins(path: Path) -> str:
     lines = []
     for row in read_rows(path):
@@ -240,7 +232,7 @@ def _origins(path: Path) -> str:
         dirty = " (with changes)" if row.get("git_dirty") == "True" else ""
         cells = [
             html.escape(run),
-            f'<a href="../../evaluations/{html.escape(run)}/metrics.json"><code>{html.escape(row["metrics_file"])}</code></a>',
+            evaluation_link(run, "metrics.json", f"<code>{html.escape(row['metrics_file'])}</code>"),
             f"<code>{html.escape(row['command'])}</code>", f"<code>{html.escape(row['git_commit'])}</code>{dirty}",
             f"<code>{html.escape(row['recipe'])}</code>", html.escape(row.get("device") or ""),
         ]  # fmt: skip

@@ -15,7 +15,7 @@ from eldistill.files import read_json, read_rows
 from eldistill.plan.kept import NO_LINES, Kept
 from eldistill.tables import kept
 
-RECIPE = ("results", 2)  # numbers must be finite
+RECIPE = ("results", 3)  # iterations are those of the run itself, without those of the run that it starts from
 
 PARTS = {"heldout": "held-out", "train": "train"}
 REAL, TEACHER = "real (noise floor)", "teacher (Heun, many steps)"
@@ -48,9 +48,18 @@ class Result:
         """The run's seed."""
         return int(self.run.split("/")[3])
 
+    @property
+    def images_before(self) -> int:
+        """The number of images of the runs that this one starts from (`start_from`), which its curve counts too; 0 without them.
+
+        Its provenance has the number of its own images, and its last snapshot is the end of the run."""
+        return max(0, int(self.curve[-1]["n_images"]) - self.about["n_images"])
+
     def iteration(self, point: dict[str, str]) -> int:
-        """The iteration of a point of the curve, computed from its number of images."""
-        return round(int(point["n_images"]) * self.about["iterations"] / self.about["n_images"])
+        """The iteration of a point of the curve, from 0 at the start of this run, computed from its number of images.
+
+        Iterations of earlier runs are not counted: they may have had another batch and another cost, and all arms share them."""
+        return round((int(point["n_images"]) - self.images_before) * self.about["iterations"] / self.about["n_images"])
 
     def distances(self, space: str, part: str) -> list[tuple[int, float]]:
         """(iteration, Fréchet distance) of each point of the curve, in a feature space and to a part of the data."""
@@ -70,9 +79,10 @@ def named(names, metric: str, space: str, part: str) -> str | None:
     return found[0] if found else None
 
 
-def named_without_part(names, metric: str, space: str) -> str | None:
-    """The name in `names` of a metric without a part, such as copied or is, with any number of images, or None."""
-    return next((n for n in names if re.fullmatch(rf"{metric}\d+k?_{re.escape(space)}", n)), None)
+def named_without_part(names, metric: str, space: str, count: str = r"\d+k?") -> str | None:
+    """The name in `names` of a metric without a part, such as copied or is, or None. count: the number of images as names have it, or
+    any; real images have such a metric twice, of the train and of the held-out ones."""
+    return next((n for n in names if re.fullmatch(rf"{metric}{count}_{re.escape(space)}", n)), None)
 
 
 def protocols(names) -> list[str]:
@@ -235,11 +245,37 @@ def spanned(middle: float, low: float | None, high: float | None) -> str:
     half = abs(high - low) / 2
     if not 1e-4 <= half or max(map(abs, (middle, low, high))) >= 1e7:
         return f"{short(middle)} [{short(low)}, {short(high)}]"
-    places = decimals(half)
+    places = places_of(low, high)
+    return f"{rounded(middle, places)} [{rounded(low, places)}, {rounded(high, places)}]"
+
+
+def places_of(low: float, high: float) -> int:
+    """The decimal place to which an interval is written: that of the second significant digit of half of it, and as many more as keep
+    an end from 0 if the interval is without 0. The ends must differ."""
+    places = decimals(abs(high - low) / 2)
     while (
         low * high > 0
         and min(abs(low), abs(high)) >= 1e-12
         and not all(float(rounded(end, places)) for end in (low, high))
     ):
         places += 1
-    return f"{rounded(middle, places)} [{rounded(low, places)}, {rounded(high, places)}]"
+    return places
+
+
+def signed_percent(row: Mapping[str, float | None]) -> str:
+    """`percent` of a comparison with its sign, to the decimal place of the second significant digit of half of its interval.
+
+    row: percent, and difference with its ends low and high, which are None without an interval; then it has one decimal place."""
+    percent, difference, low, high = (row.get(key) for key in ("percent", "difference", "low", "high"))
+    if percent is None:
+        return ""
+    if (
+        not difference
+        or low is None
+        or high is None
+        or not 1e-4 <= (width := abs((high - low) * percent / difference)) < 1e7
+    ):
+        return f"{percent:+.1f}"
+    places = decimals(width / 2)
+    text = rounded(percent, places)
+    return f"+{text}" if float(text) > 0 else text

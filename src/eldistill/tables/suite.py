@@ -18,11 +18,12 @@ from eldistill.errors import Problem
 from eldistill.evaluate.metrics import ALONE, LABELLED
 from eldistill.files import write_rows, write_text
 from eldistill.plan.kept import NO_LINES, Kept
-from eldistill.tables import costs, curves, grids, latex, published, typeset
+from eldistill.tables import across, acrosstext, costs, curves, grids, latex, published, typeset
 from eldistill.tables.inference import holm, interval, median_time, paired_p
 from eldistill.tables.results import (
     NAME,
     PARTS,
+    REAL,
     REFERENCE_RUNS,
     TEACHER,
     Result,
@@ -41,7 +42,7 @@ from eldistill.tables.results import (
 )
 from eldistill.tables.studies.partial import count_runs
 
-RECIPE = ("tables", 3)  # the number of comparisons that each corrected p counts
+RECIPE = ("tables", 4)  # the mean of the baseline over the paired seeds; the Inception score of held-out images
 
 # --- statistics ---------------------------------------------------------------------------------------
 
@@ -161,6 +162,7 @@ def _difference(twins: list[tuple[Result, Result]], params: dict, part: str, spa
     row[f"{stem}_lower_in"] = f"{sum(delta < 0 for delta in deltas)}/{len(deltas)}" if deltas else None
     base = sum(b for _, b in pairs)
     row[f"{stem}_ratio"] = sum(a for a, _ in pairs) / base if base else None
+    row[f"{stem}_baseline"] = fmean(b for _, b in pairs) if pairs else None  # of the paired seeds, which may not be all
     return row
 
 
@@ -273,10 +275,11 @@ def main_rows(results: list[Result], params: dict, root: Path, lines: Mapping[st
                     f"{data}/{which} has no fd of {params['primary']}; run `python -m eldistill evaluate {data}/{which}`"
                 )
             row |= {"_".join((*want, "mean")): found.get(named(found, *want)) for want in wanted}
+            # Of real images those of the held-out ones count, which no judge was trained on: they are compared with the train images.
+            count = (NAME.fullmatch(row["metric_train"])["n"],) if label == REAL else ()
             for metric in _without_part(arms, params["primary"]):
-                row[f"{metric}_{params['primary']}_mean"] = found.get(
-                    named_without_part(found, metric, params["primary"])
-                )
+                name = named_without_part(found, metric, params["primary"], *count)
+                row[f"{metric}_{params['primary']}_mean"] = found.get(name)
             rows.append(row | {f"{name}_mean": found[name] for name in protocols(found)})
         rows += groups
     return rows
@@ -326,7 +329,10 @@ def make_tables(
     write_rows(path["main.csv"], rows)
     suite, pairs = path["main.csv"].parent.name, contrasts(arms_of(results), params)
     wanted, others = columns(results, params["primary"]), published_rows(rows)
-    made = typeset.Made(rows, typeset.sections(rows, params, wanted, pairs))
+    made = typeset.Made(
+        rows, typeset.sections(rows, params, wanted, pairs), across.rows_across(results, params, root, lines)
+    )
+    acrosstext.write_summary(suite, made.across, params, path)
     title, _, text = typeset.markdown(suite, made.sections, others).partition("\n\n")
     more = count_runs(params["partial"], suite) if "partial" in params else ""
     write_text(path["main.md"], f"{title}\n\n{more}{text}")

@@ -14,7 +14,7 @@ from statistics import fmean, geometric_mean, median, stdev
 
 from eldistill.tables.results import named
 
-RECIPE = ("summary", 1)
+RECIPE = ("summary", 2)  # ratios over shared seeds
 LIMIT = 20  # upper limit of the number of values in the file
 
 
@@ -39,10 +39,11 @@ def ranking(metrics: Mapping[str, float], primary: str) -> str:
 
 def images_to_quality(run: Evaluation, base: Evaluation, primary: str) -> int | None:
     """Number of training images at the first point of a run's curve that is at or below the last point of the baseline's curve of
-    the same seed; None if there is no such point, or if the baseline ended no better than it began."""
+    the same seed, with those of the runs that it starts from; None if there is no such point, or if the baseline ended no better
+    than it began."""
     curves = []
     for each in (run, base):
-        points = sorted((int(row["n_images"]), row) for row in each.curve)
+        points = sorted(((int(row["n_images"]), row) for row in each.curve), key=lambda point: point[0])
         column = named(points[0][1], "fd", primary, "heldout")
         curves.append([(n_images, float(row[column])) for n_images, row in points])
     ours, theirs = curves
@@ -82,12 +83,15 @@ def _arm(seeds: dict[str, Evaluation], bases: dict[str, Evaluation], primary: st
 
 
 def _by_supplement(runs: Runs, primary: Mapping[str, str], baseline: str) -> dict:
-    # Ratio of the means of a supplement and the baseline: its geometric mean over data settings and methods that have both.
+    # Ratio of the means of a supplement and the baseline over the seeds that both have: its geometric mean over data settings and
+    # methods.
     ratios: dict[str, list[float]] = {}
     for (data, method, supplement), seeds in runs.items():
-        base = runs.get((data, method, baseline))
-        if supplement != baseline and base:
-            ours, theirs = (list(_arm(each, {}, primary[data]).values())[0] for each in (seeds, base))
+        base = runs.get((data, method, baseline), {})
+        shared = [seed for seed in seeds if seed in base]
+        if supplement != baseline and shared:
+            name = ranking(base[shared[0]].metrics, primary[data])
+            ours, theirs = (fmean(each[seed].metrics[name] for seed in shared) for each in (seeds, base))
             if ours > 0 and theirs > 0:
                 ratios.setdefault(supplement, []).append(ours / theirs)
     rows = {name: {f"ratio_to_{baseline}": geometric_mean(each), "arms": len(each)} for name, each in ratios.items()}

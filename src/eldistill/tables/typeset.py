@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eldistill.evaluate import metrics
 from eldistill.tables import names
@@ -148,10 +148,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Made:
-    """What the report is made from: the rows of main.csv, and the texts of main.md by data setting."""
+    """What the report is made from: the rows of main.csv, the texts of main.md by data setting, and the rows of spaces.csv."""
 
     rows: list[dict]
     sections: list[Section]
+    across: list[dict] = field(default_factory=list)
 
 
 def sections(rows: list[dict], params: dict, wanted: list, pairs: dict[str, list[str]]) -> list[Section]:

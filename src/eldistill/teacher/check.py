@@ -13,10 +13,11 @@ from pathlib import Path
 
 from eldistill.data import classes
 from eldistill.errors import Problem
-from eldistill.evaluate import features, metrics
+from eldistill.evaluate import features, gaussians, metrics
 from eldistill.evaluate.fid import load_statistics, measure_moments, reference_label
 from eldistill.evaluate.references import load_reference
 from eldistill.external import fetching
+from eldistill.sampling import guidance
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.training.machine import Machine
 
@@ -62,18 +63,17 @@ def check_teacher(
     machine: Machine,
     say,
     pack: Path | None = None,
+    guide: Path | None = None,
 ) -> dict:
     """Measure the samples of a teacher and compare them with what is published; returns the description for check.json.
 
-    params: n, steps, churn, seed, features, reference, limit, published. teacher: its safetensors file. reference: file with
+    params: n, steps, churn, seed, features, reference, limit, published, and guidance if it is guided (by the network in the file
+    `guide`, or by itself without a label). teacher: its safetensors file. reference: file with
     features of the train images, if params["reference"] names no published statistics. judge: file of the judge, if `features` is
     one. pack: the images whose class frequencies a conditional teacher follows; None draws each class equally often, as authors
     do. Raises Problem if the distance is more than `limit` times the published one.
     """
-    from eldistill.sampling import teachers
-
-    network, about = teachers.load_denoiser(teacher, machine.device)
-    network.requires_grad_(False).eval()
+    network, about = guidance.load_teacher(teacher, params.get("guidance"), guide, machine.device)
     if about["label_dim"]:
         about |= classes.describe_classes(pack) if pack else {}
         say(classes.how_drawn(about))
@@ -84,7 +84,7 @@ def check_teacher(
             reference_label(params["reference"]),
         )
     else:
-        other, label = metrics.moments(load_reference(reference)["train"]), "train"
+        other, label = gaussians.moments(load_reference(reference)["train"]), "train"
     images = images_of_teacher(
         network, about, params["n"], params["steps"], params["seed"], machine.batch, churn=params["churn"]
     )
@@ -112,8 +112,9 @@ def check_images(images, space, other, params: dict, what: str, say) -> dict:
             "set `reference` to statistics of this feature space"
         )
     name = f"fd{metrics.count_name(count)}_{what}"
-    about = verdict(metrics.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
-    about |= {key: params[key] for key in ("features", "reference", "steps", "churn", "seed")}
+    about = verdict(gaussians.frechet(mean, cov, *other), count, name, params["published"], params["limit"])
+    said = ("features", "reference", "steps", "churn", "seed", "guidance")
+    about |= {key: params[key] for key in said if key in params}
     about["sentence"] = sentence(about, name)
     say(about["sentence"])
     if about["agrees"] is False:

@@ -15,7 +15,7 @@ from eldistill.data import classes
 from eldistill.diffusion.draws import Draw
 from eldistill.errors import NonFinite
 from eldistill.external.arrays import read_pairs
-from eldistill.sampling import teachers
+from eldistill.sampling import guidance
 from eldistill.sampling.heun import heun
 
 RECIPE = ("teacher/pairs", 1)
@@ -23,16 +23,18 @@ RECIPE = ("teacher/pairs", 1)
 
 @torch.no_grad()
 def make_pairs(
-    recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say, pack: Path | None = None
-) -> None:
+    recipe: dict, teacher: Path, output: Path, folder: Path, batch: int, device: str, say, pack: Path | None = None,
+    guide: Path | None = None,
+) -> None:  # fmt: skip
     """Write pairs as an npz: z [n, c, h, w] (unit normal) and encoded images [n, c, h, w], both float32, and labels [n], which are
     -1 for an unconditional teacher.
 
-    recipe: n, seed and steps (of Heun's method). pack: images whose class frequencies a conditional teacher follows; None draws
+    recipe: n, seed and steps (of Heun's method), and guidance of a teacher that is guided; guide: the file of the other network
+    that guides it. pack: images whose class frequencies a conditional teacher follows; None draws
     classes uniformly. batch: images at once. Chunks are stored in `folder`, and the same command continues after the last complete
     one. Raises NonFinite if an image is not finite.
     """
-    net, about = teachers.load_denoiser(teacher, device)
+    net, about = guidance.load_teacher(teacher, recipe.get("guidance"), guide, device)
     about |= classes.describe_classes(pack) if pack and about["label_dim"] else {}
     n, done, fresh, began = recipe["n"], 0, 0, time.monotonic()
     parts = []

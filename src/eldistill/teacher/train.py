@@ -29,6 +29,7 @@ class Numbers:
     P_mean: float  # mean of ln sigma
     P_std: float  # standard deviation of ln sigma
     augment: float  # probability of each kind of EDM's augmentation; 0: none
+    label_dropout: float = 0.0  # probability that an image is shown without its label
 
 
 def phases(numbers: Numbers, progress) -> list[Phase]:
@@ -44,6 +45,9 @@ def critic_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[str
         x, augment_labels = augment.edm_apply(x, augment.edm_parameters(batch.draw.on("cpu"), numbers.augment))
     sigma = noise.lognormal(batch.draw.normal("sigma"), numbers.P_mean, numbers.P_std)
     epsilon = batch.draw.normal("epsilon", *batch.shape)
+    if numbers.label_dropout:  # a row of zeros is no label
+        kept = batch.draw.uniform("label_dropout") >= numbers.label_dropout
+        labels = labels * kept[:, None].to(labels)
     loss = noise.denoising_loss(nets["teacher"], x, labels, sigma, epsilon, augment_labels)
     return {"denoising": loss.sum(dim=(1, 2, 3)).mean()}
 
@@ -71,7 +75,7 @@ def train_teacher(
     compute.prepare_networks(machine, [], [net])
     job = Job(
         method=Method(phases=phases, critic_terms=critic_terms),
-        numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"]),
+        numbers=Numbers(recipe["P_mean"], recipe["P_std"], recipe["augment"], recipe.get("label_dropout", 0.0)),
         training=Training(recipe["n_images"], recipe["batch"], Ema.of(recipe["ema"])),
         nets={"teacher": net}, published="teacher", reals=reals, shape=reals.shape, seed=recipe["seed"], folder=folder,
         optimisers={"teacher": Optimiser.of(recipe["optimiser"])},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eldistill.data import badfiles, labels, pictures
+from eldistill.data import badfiles, foreign, labels, pictures
 from eldistill.data.containers import Container, open_container
 from eldistill.data.images import Stream
 from eldistill.data.pictures import Rules
@@ -27,6 +27,7 @@ RECIPE = ("folders", 1)
 OPTIONS = ("path", "crop", "resolution", "background", "orientation", "bits")
 NEEDS = ("path",)
 MODULES = ("pictures",)
+SMALLEST = 4  # pixels a side, as `resolution` has it: judges and embedding networks halve the image
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
@@ -45,7 +46,11 @@ def read(section: dict) -> Stream:
         if not files.names:
             raise Problem(
                 "; ".join(
-                    [f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files", *files.left_out()]
+                    [
+                        f"{path} has no images; expected png, jpg, gif, bmp, webp, tif or ppm files",
+                        *files.left_out(),
+                        *foreign.advice(files.others),
+                    ]
                 )
             )
         classes = labels.labels_of_listing(path, files, container)
@@ -132,13 +137,14 @@ class Survey:
 
     def _check_sizes(self, path: Path) -> None:
         first, *others = sorted(self.sizes)
-        if not others and first[0] == first[1]:
+        if not others and first[0] == first[1] >= SMALLEST:
             return
         shown = [f"{self.sizes[size]} with {size[0]}x{size[1]} pixels" for size in (first, *others[-1:])]
-        what = f"{len(self.sizes)} sizes" if others else "another shape than squares"
+        small = f"fewer than {SMALLEST} pixels a side" if first[0] == first[1] else "another shape than squares"
+        what = f"{len(self.sizes)} sizes" if others else small
         raise Problem(
             f"{path} has images of {what}, such as {' and '.join(shown)}; set `resolution` in the data setting to a number "
-            f"of pixels, such as {min(first)}, and all are made squares of that side"
+            f"of pixels, such as {max(SMALLEST, min(first))}, and all are made squares of that side"
         )
 
     def _check_bits(self, path: Path, rules: Rules) -> None:

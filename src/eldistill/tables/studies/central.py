@@ -6,11 +6,18 @@ from __future__ import annotations
 from statistics import fmean, stdev
 
 from eldistill.errors import Problem
-from eldistill.tables.results import Result, arms_of, corrected, identity, short, spanned
-from eldistill.tables.studies.comparisons import compare_pairs, correct, equivalence, mean_and_sd, pair_with_baseline
+from eldistill.tables.results import Result, arms_of, corrected, identity, short, signed_percent, spanned
+from eldistill.tables.studies.comparisons import (
+    at_end,
+    compare_pairs,
+    correct,
+    equivalence,
+    mean_and_sd,
+    pair_with_baseline,
+)
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("central", 4)  # differences with two digits of half of their interval
+RECIPE = ("central", 5)  # percent with the digits of its interval
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
@@ -46,7 +53,7 @@ def _settings(study: Study) -> list[dict]:
     for space in study.spaces():
         for group in arms.values():
             values = [study.metric(r, space=space) for r in group]
-            row = identity(group) | {"space": space} | mean_and_sd(values, "fd")
+            row = identity(group) | {"space": space} | mean_and_sd(values, "fd") | at_end(study, group, space)
             row |= mean_and_sd([study.metric(r, "kid", space) for r in group], "kid")
             twins = pair_with_baseline(study, group, arms)
             if twins:
@@ -76,7 +83,7 @@ def _pooled(name: str, study: Study) -> list[dict]:
             continue
         if len(names := study.ranking([run for each in settings for pair in each.values() for run in pair])) > 1:
             raise Problem(f"the settings of {name} are ranked by {' and '.join(names)}; in one study they need the same "
-                          "number of images, evaluate.n")  # fmt: skip
+                          f"number of images, evaluate.{'curve_n' if study.last > 1 else 'n'}")  # fmt: skip
         shares = [_shares(study, [each[seed] for seed in common]) for each in settings]
         if None in shares:
             continue
@@ -115,7 +122,7 @@ def _central_sentence(row: dict, params: dict) -> str:
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {params['against']}: no conclusion."
     span = spanned(row["difference"], row["low"], row["high"])
-    span += "" if row["percent"] is None else f", {row['percent']:+.1f} % of {params['against']}"
+    span += "" if row["percent"] is None else f", {signed_percent(row)} % of {params['against']}"
     within = f"±{100 * params['margin']:g} %"
     equal = f"within {within}: {_tested(row, 'p_equivalent')}"
     if row["margin"] is None:

@@ -11,10 +11,20 @@ from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
 from eldistill.tables import inference
-from eldistill.tables.results import COSTS, Result, arms_of, corrected, identity, one_device, short, spanned
+from eldistill.tables.results import (
+    COSTS,
+    Result,
+    arms_of,
+    corrected,
+    identity,
+    one_device,
+    short,
+    signed_percent,
+    spanned,
+)
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("comparisons", 4)  # differences with two digits of half of their interval
+RECIPE = ("comparisons", 5)  # percent with the digits of its interval
 
 
 def _ends(row: dict, name: str) -> str:
@@ -73,6 +83,12 @@ def mean_and_sd(values: list[float], stem: str) -> dict:
     return {f"{stem}_mean": fmean(values) if values else None, f"{stem}_sd": stdev(values) if len(values) > 1 else None}
 
 
+def at_end(study: Study, group: list[Result], space: str | None = None) -> dict:
+    """{end_mean, end_sd}, the distances at the end of the runs of an arm, for a study that compares means over snapshots; nothing for
+    others. These have as many images as those of real images and of the teacher, with which they are comparable."""
+    return mean_and_sd([study.at_end(result, space=space) for result in group], "end") if study.last > 1 else {}
+
+
 def contrast(study: Study) -> tuple[list[dict], list[str]]:
     """Compare every arm with the baseline of its data setting and method: distances, recall, effective weight and cost. Returns rows
     and sentences.
@@ -82,7 +98,8 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
     others = [space for space in study.spaces() if {study.primary(r) for r in study.results} != {space}]
     for group in arms.values():
         twins = pair_with_baseline(study, group, arms)
-        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd") | _primary(study, twins)
+        row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd")
+        row |= at_end(study, group) | _primary(study, twins)
         sides = zip(*twins, strict=True) if twins else ((), ())
         of_train = [[study.metric(result, part="train") for result in side] for side in sides]
         train = compare_pairs(*of_train, study.params["confidence"])
@@ -130,7 +147,7 @@ def _verdict(row: dict, params: dict, what: str = "the distance") -> str | None:
     who, against = f"{row['data']}, {row['method']}/{row['supplement']}", params["against"]
     if row["low"] is None:
         return f"{who}: one paired seed, {short(row['difference'])} from {against}: no conclusion."
-    share = "" if row["percent"] is None else f", {row['percent']:+.1f} %"
+    share = "" if row["percent"] is None else f", {signed_percent(row)} %"
     span = f"{spanned(row['difference'], row['low'], row['high'])}{share}"
     tail = f"p = {short(row['p'])}, {corrected(row['p_holm'], row['p_family'])}, {row['pairs']} pairs, lower in {row['lower_in']}"
     differs = row["p_holm"] < 1 - params["confidence"]
@@ -238,6 +255,6 @@ def budget(study: Study) -> tuple[list[dict], list[str]]:
 
 def _at(curve: list[tuple[float, float]], time: float) -> float:
     for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
-        if before <= time <= after:
+        if before <= time <= after and before < after:  # a short run has several snapshots of one iteration
             return low + (high - low) * (time - before) / (after - before)
     return curve[-1][1]

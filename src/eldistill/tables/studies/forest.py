@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eldistill.tables import figures, names
+from eldistill.tables.effects import percent_of
 from eldistill.tables.figures import COLOURS, GREY
 from eldistill.tables.studies.speedplot import draw_speed
 
@@ -19,6 +20,7 @@ DRAWN = {
     "share": "floor: percent of the variance at the smallest batch that no batch averages out",
     "lost_percent": "percent lost after the best point of the curve, median",
 }
+LABEL = 44  # characters of a line of a label
 BARS = ("part", "lost_percent")  # columns of DRAWN that are drawn as bars from 0
 PARTS = {
     "training": "training seed",
@@ -51,17 +53,21 @@ def draw_study(paths: Sequence[Path], rows: list[dict], params: dict) -> None:
 
     shown, value = _chosen(rows)
     with figures.plain_style():
-        figure = Figure(figsize=(figures.WIDTH, 1.0 + 0.19 * len(shown)), layout="constrained")
+        labels = _labels(shown)
+        height = 0.27 if any("\n" in label for label in labels) else 0.19  # inches of a line
+        figure = Figure(figsize=(figures.WIDTH, 1.0 + height * len(shown)), layout="constrained")
         axes = figure.subplots()
         lines = [line for place, row in enumerate(shown) if (line := _line(place, row, value)) is not None]
         for line in lines:
-            _draw(axes, line, shown[line.place], value, params)
+            _draw(axes, line, value)
+        if any(row.get("margin") for row in shown):
+            _shade_margin(axes, 100 * params["margin"])
         if value is None:
             axes.axvline(0, color="black", linewidth=0.8)
             _cut(axes, lines)
-        axes.set_yticks(range(len(shown)), list(map(_label, shown)))
+        axes.set_yticks(range(len(shown)), labels)
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel(_axis(shown, value, params))
+        axes.set_xlabel(_axis(value, params))
         figure.suptitle(figures.wrapped(params["question"]), fontsize=9)
         figures.tidy(axes)
         axes.grid(visible=False, axis="y")
@@ -86,11 +92,18 @@ def _by_part(row: dict) -> list[dict]:
             for text, share in shares.items()]  # fmt: skip
 
 
-def _label(row: dict) -> str:
-    place = [names.data_name(row["data"]).short, *([names.space_name(row["space"]).short] if row.get("space") else [])]
-    place += [str(row[key]) for key in ("equal", "gradient") if row.get(key)]
-    supplement, *part = row["supplement"].split(", ")  # a part of the variance follows the name
-    return f"{', '.join(place)}: {', '.join([names.arm_name(row['method'], supplement).short, *part])}"
+def _labels(rows: list[dict]) -> list[str]:
+    # With what differs between the lines before the arm; a long label has two lines.
+    places = [[names.data_name(row["data"]).short, names.space_name(row["space"]).short if row.get("space") else "",
+               *(str(row.get(key) or "") for key in ("equal", "gradient"))] for row in rows]  # fmt: skip
+    varying = [column for column, values in enumerate(zip(*places, strict=True)) if len(set(values)) > 1]
+    labels = []
+    for row, place in zip(rows, places, strict=True):
+        supplement, *part = row["supplement"].split(", ")  # a part of the variance follows the name
+        arm = ", ".join([names.arm_name(row["method"], supplement).short, *part])
+        before = ", ".join(place[column] for column in varying if place[column])
+        labels.append(figures.wrapped(f"{before}: {arm}" if before else arm, LABEL))
+    return labels
 
 
 def _line(place: int, row: dict, value: str | None) -> Interval | None:
@@ -107,23 +120,26 @@ def _line(place: int, row: dict, value: str | None) -> Interval | None:
 
 def _difference(place: int, row: dict) -> Interval:
     # Percent of the baseline, so that all data settings and feature spaces share one axis.
-    unit = row["percent"] / row["difference"] if row["difference"] else 1.0
-    middle = row["difference"] * unit
+    unit, middle = percent_of(row), row["percent"]
     if row["low"] is None:  # one seed has no interval and is drawn in grey
         return Interval(place, middle, middle, middle, GREY)
     low, high = row["low"] * unit, row["high"] * unit
     return Interval(place, middle, low, high, COLOURS[1] if low > 0 or high < 0 else GREY)
 
 
-def _draw(axes, line: Interval, row: dict, value: str | None, params: dict) -> None:
+def _draw(axes, line: Interval, value: str | None) -> None:
     if value in BARS:
         axes.barh(line.place, line.middle, height=0.6, color=COLOURS[1])
         return
     axes.plot([line.low, line.high], [line.place, line.place], color=line.colour, linewidth=1.6)
     axes.plot(line.middle, line.place, "o", color=line.colour, markersize=4)
-    if row.get("margin"):
-        margin = 100 * params["margin"]
-        axes.plot([-margin, margin], [line.place + 0.25] * 2, color=COLOURS[2], linewidth=1)
+
+
+def _shade_margin(axes, margin: float) -> None:
+    # The differences that count as equal, in percent of the baseline, with a label above the plot.
+    axes.axvspan(-margin, margin, color=COLOURS[2], alpha=0.15, linewidth=0, zorder=0)
+    axes.annotate(f"equivalent: ±{margin:g} %", (0, 1), (0, 2), ("data", "axes fraction"), textcoords="offset points",
+                  ha="center", va="bottom", fontsize=6.5, color=GREY)  # fmt: skip
 
 
 def _cut(axes, lines: list[Interval]) -> None:
@@ -141,10 +157,9 @@ def _cut(axes, lines: list[Interval]) -> None:
                           color=line.colour, ha="right" if side > 0 else "left", va="bottom")  # fmt: skip
 
 
-def _axis(shown: list[dict], value: str | None, params: dict) -> str:
-    title = (
+def _axis(value: str | None, params: dict) -> str:
+    if value is not None:
+        return DRAWN[value]
+    return (
         f"Fréchet distance minus that of {names.baseline_name(params['against'])}, in percent of it, with its interval"
-        if value is None
-        else DRAWN[value]
     )
-    return title + ("\nthin line: the margin of equivalence" if any(row.get("margin") for row in shown) else "")

@@ -16,9 +16,10 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.files import read_rows, write_rows, write_text
 from eldistill.plan.kept import NO_LINES, Kept
-from eldistill.tables import names
+from eldistill.tables import across, acrosstext, names
 from eldistill.tables.kept import log_of
 from eldistill.tables.results import (
+    Result,
     check_results,
     load_result,
     measured,
@@ -26,12 +27,13 @@ from eldistill.tables.results import (
     origin,
     plus_minus,
     short,
+    signed_percent,
     spanned,
 )
-from eldistill.tables.studies import forest, partial, references, webpage
+from eldistill.tables.studies import forest, last, partial, references, webpage
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 5)  # differences with two digits of half of their interval
+RECIPE = ("studies", 6)  # pages begin with the answer; digits of percent; means over snapshots; intervals of variances
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -45,7 +47,7 @@ PARTS = {"time": "Time to the baseline's values", "rate": "Learning rates that t
 # All columns of Markdown tables: (title, function from a row to its text). A table has those for which its rows have values.
 SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("data, method/supplement", lambda row: f"{row['data']}, {row['method']}/{row['supplement']}"),
-    ("space", lambda row: row.get("space")),
+    ("space", lambda row: names.space_name(row["space"]).short if row.get("space") else None),
     ("gradient", lambda row: row.get("gradient")),
     ("at equal", lambda row: row.get("equal")),
     ("seeds", lambda row: _text(row.get("seeds"))),
@@ -70,7 +72,7 @@ SHOWN: list[tuple[str, Callable[[dict], str | None]]] = [
     ("choice", lambda row: row.get("chosen")),
     ("FD held-out", lambda row: _pm(row, "fd")),
     ("minus baseline", lambda row: _span(row)),
-    ("%", lambda row: None if row.get("percent") is None else f"{row['percent']:+.1f}"),
+    ("%", lambda row: signed_percent(row) or None),
     ("p (Holm)", lambda row: _text(row.get("p_holm"))),
     ("p equivalent", lambda row: _text(row.get("p_equivalent"))),
     ("p equivalent (Holm)", lambda row: _text(row.get("p_equivalent_holm"))),
@@ -129,6 +131,8 @@ def _factor(row: dict, key: str) -> str | None:
 def _fewer(row: dict, unit: str) -> str | None:
     # Percent fewer with its interval. If the ratio of times is only bounded, so is the percentage, from the other side.
     text = _span(row, *(f"fewer_{unit}{end}" for end in ("", "_low", "_high")))
+    if text is None and unit == "iterations" and row.get("never"):
+        return f"never reached in {row['never']} of {row['pairs']}"
     return text and {"at least": "≤ ", "at most": "≥ "}.get(row.get("bound"), "") + text
 
 
@@ -171,14 +175,22 @@ def _table(rows: list[dict]) -> str:
 
 
 def markdown(
-    name: str, params: dict, rows: list[dict], said: list[str], metric: str, beside: str = "", more: str = ""
+    name: str,
+    params: dict,
+    rows: list[dict],
+    said: list[str],
+    metric: str,
+    beside: str = "",
+    more: str = "",
+    summary: str = "",
 ) -> str:
     """The text of the Markdown page of a study: its question, its table, and one sentence for each comparison.
 
-    beside: the table of real images and of teachers, or nothing. more: what is said below the question, or nothing."""
+    beside: the table of real images and of teachers, or nothing. more: what is said below the question, or nothing. summary: the one
+    over several feature spaces, or nothing."""
     ranked, listed = _ranked(rows), "\n".join(f"- {each}" for each in said)
     note = _note(name, params, rows, metric)
-    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{note}\n"
+    return f"# {params['question']}\n\n{more}{_tables(rows)}\n\n{listed}\n\n{beside if ranked else ''}{note}\n{summary}"
 
 
 def _ranked(rows: list[dict]) -> bool:
@@ -192,6 +204,11 @@ def _note(name: str, params: dict, rows: list[dict], metric: str) -> str:
         f"{100 * params['confidence']:g} % t-intervals; {_family(rows)}. "
     )
     note = note if _ranked(rows) else ""
+    if any("share_training" in row for row in rows):  # no arm is compared with another
+        note = (
+            f"Variance of {metric} between runs; its parts in percent have generalized {100 * params['confidence']:g} % confidence "
+            "intervals (Hamada and Weerahandi 2000). "
+        )
     if any(row.get("share_low") is not None for row in rows):
         note = f"Intervals: {100 * params['confidence']:g} % t-intervals over runs. "
     return note + f"All digits: {name}.csv; every run: {name}.runs.csv."
@@ -212,16 +229,16 @@ def _family(rows: list[dict]) -> str:
 
 
 def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: Mapping[str, Kept] = NO_LINES) -> None:
-    """Write the table (csv), page (md), figure (png), runs (csv), the figure once more (pdf, svg), and the page for a browser (html) to
-    `outputs`, in this order.
+    """Write the table (csv), page (md), figure (png), runs (csv), summary over feature spaces (csv), the figure once more (pdf, svg), and
+    the page for a browser (html) to `outputs`, in this order.
 
     params: the section of the study, with beds (see Study), confidence, tuning and runs; for the kind `speed` also rates (see
     find_arms in rates.py), and percents and pick if they differ from the defaults. root: folder with data/evaluations and
     data/runs. lines: {run: kept results} of runs that are not there. Raises Problem for a missing or damaged input."""
-    results = [load_result(run, root, lines) for run in params["runs"]]
+    results, averaged = [load_result(run, root, lines) for run in params["runs"]], params.get("last", 1) > 1
     for space in dict.fromkeys(primary for _, primary in params["beds"].values()):
         ranked = [result for result in results if params["beds"][result.arm[0]][1] == space]
-        check_results(ranked, space, curves=params["kind"] in CURVED)
+        check_results(ranked, space, curves=averaged or params["kind"] in CURVED)
     logs = {
         r.run: log_of(lines[r.run]) if r.run in lines else _log(root / f"data/runs/{r.run}/log.csv") for r in results
     }
@@ -233,17 +250,37 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
             f"the study {name} has nothing to compare; add the baseline and another supplement with the same seeds "
             "to its grids under `suites` in params.yaml"
         )
-    table, text, picture, each, *figures, html = outputs
+    table, text, picture, each, spaces, *figures, html = outputs
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     found = partial.describe(study, text.parent.name) if "partial" in params else ""
-    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), found))
+    means = last.describe(results, study.last, study.without_curves())
+    claim = webpage.claim(rows, params)
+    more = (f"**{claim}**\n\n" if claim else "") + found + (f"{means}\n\n" if means else "")
+    summary, on_page = _write_across(spaces, study)
+    write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more, summary))
     forest.draw_study([picture, *figures], rows, params)
     metrics = names_of_metrics(results)
-    write_rows(each, [measured(result, metrics) | origin(result) for result in results])
+    write_rows(each, [_run_row(study, result, metrics) for result in results])
     shown = {heading: (group, *_cells(group)) for heading, group in _parts(rows).items()}
     webpage.make_page(
-        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found
+        params, shown, said, _note(name, params, rows, _ranking(study)), (figures[-1], picture), html, found, means, on_page
     )
+
+
+def _run_row(study: Study, result: Result, metrics: list[str]) -> dict:
+    means = last.column(result, study.params, study.primary(result))
+    return measured(result, metrics) | means | origin(result)
+
+
+def _write_across(path: Path, study: Study) -> tuple[str, str]:
+    # Writes the summary over several feature spaces; it as Markdown and as HTML, both empty if there is none.
+    params = study.params | {"baseline": study.params["against"]}
+    rows = across.rows_across(study.results, params, study.root, study.lines)
+    acrosstext.write_csv(path, rows)
+    if not rows:
+        return "", ""
+    text = f"\n## {acrosstext.TITLE}\n\n{acrosstext.markdown(rows, params, '###')}\nAll digits: {path.name}.\n"
+    return text, acrosstext.page(rows, params)
 
 
 def _ranking(study: Study) -> str:

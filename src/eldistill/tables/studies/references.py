@@ -24,7 +24,8 @@ def beside(study: Study) -> str:
     for result in first.values():
         lines += [_line(study, result, which, spaces) for which in REFERENCE_RUNS]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"The same distances of real train images and of the teachers:\n\n{table}\n\n"
+    same = "The same distances" if study.last == 1 else "Distances to compare with those at the end,"
+    return f"{same} of real train images and of the teachers:\n\n{table}\n\n"
 
 
 def _line(study: Study, result: Result, which: str, spaces: list[str]) -> list[str]:

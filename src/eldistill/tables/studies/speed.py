@@ -23,7 +23,7 @@ from eldistill.tables.studies.rates import (
 )
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("speed", 2)  # titles that fit the panels of the figure
+RECIPE = ("speed", 3)  # comparisons without a ratio are drawn
 RATES = True  # the planner gives the factor of each arm on the learning rates
 
 # {unit: (its name in sentences, what an iteration costs in it, or None if that was not measured)}

@@ -85,15 +85,19 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
         [*ratios, *(min(max(end, low), high) for end in ends if end is not None)],
         arrows=any(row["bound"] for row in shown),
     )
-    arms = list(dict.fromkeys(row["supplement"] for row in shown))
+    without = [row for row in rows if row.get("pairs") and row.get("ratio_iterations") is None]
+    arms = list(dict.fromkeys(row["supplement"] for row in rows if row.get("pairs")))
     for place, supplement in enumerate(arms):
         arm = [row for row in shown if row["supplement"] == supplement]
         offset = 2.5 * (place - (len(arms) - 1) / 2)  # in percent of the run, so that intervals do not cover each other
         for row in arm:
             _draw_ratio(axes, row, row["of_run"] + offset, looks[supplement])
+        _draw_without(
+            axes, [row["of_run"] + offset for row in without if row["supplement"] == supplement], looks[supplement]
+        )
     base = looks[params["against"].rpartition("/")[2]]
     axes.axhline(1, color=base.colour, linewidth=1)
-    axes.set_xticks(sorted({row["of_run"] for row in shown}))
+    axes.set_xticks(sorted({row["of_run"] for row in (*shown, *without)}))
     factors = {names.supplement_name(row["supplement"]).short: f"{row['reported']:g}" for row in shown}
     factors[names.baseline_name(params["against"])] = _baseline(rows, params["against"])
     text = ", ".join(f"{name} {factor}" for name, factor in factors.items())
@@ -101,6 +105,13 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
     figures.small_print(axes, figures.wrapped(f"factors: {text}", TITLE))
     axes.set_ylabel(f"iterations over the baseline's ↓\n(fresh seeds, {100 * params['confidence']:g} % intervals)")
     return None
+
+
+def _draw_without(axes: Any, places: list[float], look: Style) -> None:
+    # Comparisons without a ratio: crosses at the upper edge.
+    top = axes.get_ylim()[1]
+    for x in places:
+        axes.plot(x, top, "x", color=look.colour, markersize=5, clip_on=False)
 
 
 def _draw_ratio(axes: Any, row: dict, x: float, look: Style) -> None:
@@ -154,4 +165,6 @@ def _legend(figure: Any, rows: list[dict], looks: dict[str, Style], params: dict
         handles.append(
             Line2D([], [], marker="o", markerfacecolor="white", **alone, label="only a bound is known (arrow)")
         )
+    if any(row.get("pairs") and row.get("ratio_iterations") is None for row in rows if row["part"] == "time"):
+        handles.append(Line2D([], [], marker="x", **alone, label="never reached, or no time (at the upper edge)"))
     figures.legend_above(figure, handles, 3, title=figures.wrapped(params["question"]), title_fontsize=9)

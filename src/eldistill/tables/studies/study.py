@@ -12,6 +12,7 @@ from pathlib import Path
 from eldistill.errors import Problem
 from eldistill.plan.kept import Kept
 from eldistill.tables.results import Result, named
+from eldistill.tables.studies.last import mean_of_last
 
 COVERED_BY = "results"
 
@@ -29,7 +30,24 @@ class Study:
     def metric(
         self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
     ) -> float | None:
-        """The value of a metric of a run; None if it was not measured. space: None means the primary one."""
+        """The value of a metric of a run; None if it was not measured. space: None means the primary one.
+
+        A Fréchet distance is the mean over as many of the last snapshots as the key `last` of the study says. Raises Problem if a
+        curve has fewer."""
+        if metric == "fd" and self.last > 1:
+            return mean_of_last(result, self.last, space or self.primary(result), part)
+        return self.at_end(result, metric, space, part)
+
+    @property
+    def last(self) -> int:
+        """The number of the last snapshots over whose mean distances are compared; 1 compares those at the end."""
+        last: int = self.params.get("last", 1)
+        return last
+
+    def at_end(
+        self, result: Result, metric: str = "fd", space: str | None = None, part: str = "heldout"
+    ) -> float | None:
+        """The value of a metric at the end of a run; None if it was not measured. Arguments as of `metric`."""
         name = named(result.metrics, metric, space or self.primary(result), part)
         return None if name is None else result.metrics[name]
 
@@ -38,12 +56,23 @@ class Study:
         return self.params["beds"][result.arm[0]][1]
 
     def spaces(self) -> list[str]:
-        """The feature spaces that all runs have; those that rank come first."""
-        found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
-        every = dict.fromkeys([*map(self.primary, self.results), *(match[1] for match in found if match)])
+        """The feature spaces in which the distances of all runs are known; those that rank come first."""
         return [
-            space for space in every if all(self.metric(result, space=space) is not None for result in self.results)
+            space
+            for space in self._every_space()
+            if all(self.metric(result, space=space) is not None for result in self.results)
         ]
+
+    def without_curves(self) -> list[str]:
+        """The feature spaces that all runs have at their end, but not in their curves, although the study needs these."""
+        every = [space for space in self._every_space() if space not in self.spaces()]
+        return [
+            space for space in every if all(self.at_end(result, space=space) is not None for result in self.results)
+        ]
+
+    def _every_space(self) -> list[str]:
+        found = (re.fullmatch(r"fd\d+k?_(.+)_heldout", name) for name in self.results[0].metrics)
+        return list(dict.fromkeys([*map(self.primary, self.results), *(match[1] for match in found if match)]))
 
     def curve(self, result: Result) -> list[tuple[int, float]]:
         """The curve of a run: (iteration, distance to held-out images in the primary space)."""
@@ -52,7 +81,8 @@ class Study:
     def ranking(self, results: list[Result] | None = None) -> list[str]:
         """The names of the metrics that rank these runs, or all runs; there are several if numbers of images differ."""
         chosen = self.results if results is None else results
-        return list(dict.fromkeys(named(r.metrics, "fd", self.primary(r), "heldout") for r in chosen))
+        places = ((r.curve[0] if self.last > 1 else r.metrics, self.primary(r)) for r in chosen)
+        return list(dict.fromkeys(named(place, "fd", space, "heldout") for place, space in places))
 
     def split(self) -> list[tuple[str, Study]]:
         """One study for each data set, which may have several data settings. Raises Problem if two spaces rank the same data set."""

@@ -8,52 +8,92 @@ from pathlib import Path
 
 from eldistill.files import write_text
 from eldistill.tables import names
-from eldistill.tables.effects import of_study, of_times
-from eldistill.tables.headline import MEASURE, TIME, headline, headline_html
+from eldistill.tables.answers import answer
+from eldistill.tables.effects import Effect, Unmeasured, of_study, of_times
+from eldistill.tables.headline import MEASURE, TIME, headline_html
 from eldistill.tables.intervals import FOREST_STYLE, forest
-from eldistill.tables.page import bullets, document, figure, folded, inline, notice, short_table, true_minus
+from eldistill.tables.page import (
+    bullets,
+    document,
+    figure,
+    folded,
+    inline,
+    notice,
+    sheet_links,
+    short_table,
+    true_minus,
+)
 
 COVERED_BY = "report"
 Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
 
 
 def make_page(
-    params: dict, tables: Tables, said: list[str], note: str, drawn: tuple[Path, Path], output: Path, partial: str = ""
+    params: dict,
+    tables: Tables,
+    said: list[str],
+    note: str,
+    drawn: tuple[Path, Path],
+    output: Path,
+    partial: str = "",
+    means: str = "",
+    summary: str = "",
 ) -> None:
     """Write the page of a study to `output`.
 
     params: question, kind, against, confidence and runs. tables: as above. said: one sentence for each comparison. note: how to read the
-    tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. Kinds that compare nothing with
-    a baseline have no headline: the figure comes first."""
+    tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. means: a sentence on
+    distances that are means over snapshots, or nothing. summary: HTML of the one over several feature spaces, or nothing. Kinds that
+    compare nothing with a baseline have no headline: the figure comes first."""
     rows = [row for group, *_ in tables.values() for row in group]
     result, shown = _result(rows, params), figure(params["question"], *drawn)
     if result and params["kind"] != "speed":  # the plot of the page has the same, but for the margin of equivalence
         shown = folded("The figure for a paper", shown)
-    parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, shown]
+    parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, _small(means), shown]
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
+    parts += [summary] if summary else []
     parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
-    parts += [f'<p class="note">{inline(note)}</p>', _runs(params["runs"])]
+    parts += [_small(note), folded(f"A page for each of {len(params['runs'])} runs", sheet_links(params["runs"]))]
     write_text(output, document(f"eldistill: {params['question']}", parts, FOREST_STYLE))
 
 
-def _result(rows: list[dict], params: dict) -> str:
+def _small(text: str) -> str:
+    return f'<p class="note">{inline(text)}</p>' if text else ""
+
+
+def claim(rows: list[dict], params: dict) -> str:
+    """The sentence that answers the question of a study; nothing for kinds that compare nothing with a baseline."""
+    lines, measure = _lines(rows, params)
+    return answer(_effects(lines), params, measure)[0] if lines else ""
+
+
+def _effects(lines: list[Effect | Unmeasured]) -> list[Effect]:
+    return [line for line in lines if isinstance(line, Effect)]
+
+
+def _lines(rows: list[dict], params: dict) -> tuple[list[Effect | Unmeasured], str]:
+    # The comparisons, and what is compared.
     timed = params["kind"] == "speed"
-    effects = (of_times if timed else of_study)(rows, params["confidence"])
-    if not effects:
+    return (of_times(rows, params["confidence"]), TIME) if timed else (of_study(rows, params), MEASURE)
+
+
+def _result(rows: list[dict], params: dict) -> str:
+    lines, measure = _lines(rows, params)
+    if not lines:
         return ""
-    measure = TIME if timed else MEASURE
-    said = headline_html(headline(effects, params["against"], measure), _times(rows) if timed else [])
-    return said + forest(effects, params["against"], params["confidence"], measure)
+    said = headline_html(answer(_effects(lines), params, measure), _times(lines) if measure == TIME else [])
+    return said + forest(lines, params["against"], params["confidence"], measure)
 
 
-def _times(rows: list[dict]) -> list[str]:
+def _times(lines: list[Effect | Unmeasured]) -> list[str]:
     # What a study of the kind `speed` adds.
-    bounds = sum(bool(row.get("bound")) for row in rows)
     said = ["`Value at 30 %` means the baseline's value at 30 % of its run."]
-    if bounds:
-        reason = "because a seed never reaches the value or begins below it"
-        said.append(f"Of {bounds} more comparisons only a bound is known, {reason}.")
+    if without := len(lines) - len(_effects(lines)):
+        said.append(
+            f"{without} more {'comparison has' if without == 1 else 'comparisons have'} no interval and no test, because a seed never "
+            "reaches the value or begins below it: their lines say in how many seeds."
+        )
     return said
 
 
@@ -67,11 +107,3 @@ def _table(rows: list[dict], head: list[str], cells: list[list[str]]) -> str:
         first = f"{names.data_name(row['data']).short}, {arm}" if several else arm
         lines.append([first, *map(true_minus, line[1:])])
     return short_table(["arm", *head[1:]], lines, titles=raw, label="comparisons of the study")
-
-
-def _runs(runs: list[str]) -> str:
-    links = ", ".join(
-        f'<a href="../../evaluations/{html.escape(run)}/sheet.html">{html.escape(run)}</a>' for run in runs
-    )
-    text = "<p>These links lead to files beside this page, which are there once the workflow has run or DVC has pulled them.</p>"
-    return folded(f"A page for each of {len(runs)} runs", f"{text}<p>{links}</p>")

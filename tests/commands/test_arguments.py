@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers and paths on the command line: what a command cannot use is refused before it starts, in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import pytest
+
+from eldistill import __main__, files
+from eldistill.commands import arguments
+from eldistill.errors import Problem
+
+STRANGE = ["nan", "inf", "-inf", "-1", "x", "", "1e999", "²", "1,5"]
+
+
+@pytest.mark.parametrize("text", [*STRANGE, "0", "3", "0.5", "1e-3", "7_0", " 4 "])
+def test_a_number_is_finite_and_in_range_or_refused(text):
+    for kind, least in ((arguments.above_zero, 1e-300), (arguments.from_zero, 0), (arguments.whole_from_one, 1)):
+        try:
+            value = kind(text)
+        except argparse.ArgumentTypeError as error:
+            assert "expected a" in str(error)
+        else:
+            assert math.isfinite(value) and value >= least
+
+
+@pytest.mark.parametrize("text", STRANGE)
+@pytest.mark.parametrize(
+    "words",
+    [["cost", "smoke", "--tflops"], ["plan", "smoke", "--tflops"], ["cost", "smoke", "--allow"], ["suggest", "digits", "--images"],
+     ["distil", "digits/di/el/0", "--max-minutes"], ["teacher", "digits", "--max-minutes"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_option_that_takes_a_number_refuses_others(words, text, capsys):
+    """`cost --tflops 0` divided by zero, and `--max-minutes nan` never ended a training."""
+    with pytest.raises(SystemExit) as ended:
+        __main__.main([*words[:-1], f"{words[-1]}={text}"])
+    assert ended.value.code == 2 and "expected a" in capsys.readouterr().err
+
+
+def test_every_option_with_a_decimal_number_has_such_a_type():
+    options = [
+        action
+        for command in __main__.parser()._subparsers._group_actions[0].choices.values()
+        for action in command._actions
+    ]
+    assert not [action.dest for action in options if action.type is float]
+
+
+@pytest.mark.parametrize("path", ["/", ".", "..", "folder", "file/x.png", "file/deeper/x.png", "nowhere-link/x.png"])
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("mine")
+    Path("nowhere-link").symlink_to("nowhere")
+    with pytest.raises(Problem, match="is a folder; give|is not a folder, so that"):
+        files.check_target(path)
+    with pytest.raises(OSError), files.atomic(path) as temporary:  # which callers that can do without the file expect
+        temporary.write_text("")
+    assert Path("file").read_text() == "mine" and sorted(tmp_path.iterdir()) == sorted(
+        map(tmp_path.joinpath, ("file", "folder", "nowhere-link"))
+    )
+
+
+def test_folders_that_are_absent_are_made(tmp_path):
+    with files.atomic(tmp_path / "a/b/c.txt") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "a/b/c.txt").read_text() == "x"
+
+
+def test_where_to_write_is_looked_at_before_images_are_made(tmp_path, capsys):
+    generator = next((Path(__main__.__file__).parent / "commands/selftest_files").glob("*.safetensors"))
+    for option in (["--grid", str(tmp_path)], ["--out", str(Path(__file__))]):
+        assert __main__.main(["sample", "--generator", str(generator), "--n", str(10**12), *option]) == 2
+        assert "folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["recipes"], ["plan"], ["keep", "demo"], ["prune"], ["doctor"], ["fetch"], ["cite", "demo"]]
+)
+def test_a_command_outside_a_project_writes_nothing(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(words) == 2
+    assert "run this command in the folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
