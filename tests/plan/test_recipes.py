@@ -334,6 +334,7 @@ USES = {
             "supplements/regression",
             "drifting",
             "frechet",
+            "tangent",
             "teacher/pairs",
             "teacher/pickles",
             "teacher/machine",
