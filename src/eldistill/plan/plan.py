@@ -97,27 +97,13 @@ class Plan(PlanOfModels):
     @functools.cache  # noqa: B019
     def reference_run(self, data: str, which: str) -> Step:
         """The reference run of a data setting: the metrics of held-out images (`real`) or of the teacher's samples (`teacher`)."""
-        section = self.data(data)
+        grid, outputs = {"grid": self.params.top("tables")["grid"]}, ("metrics.json", "samples.png")
         if which == "real":
-            return self._evaluation(
-                "reals",
-                f"{data}/real",
-                data,
-                {"grid": self.params.top("tables")["grid"]},
-                (),
-                ("metrics.json", "samples.png"),
-            )
-        teacher = self.params.section("teacher", section["teacher"])
-        guided, _, guide = self._guidance(section["teacher"])
-        extra = {"steps": teacher["steps"], "grid": self.params.top("tables")["grid"], **guided}
-        return self._evaluation(
-            "samples",
-            f"{data}/teacher",
-            data,
-            extra,
-            (self.teacher(section["teacher"]), *guide),
-            ("metrics.json", "samples.png"),
-        )
+            return self._evaluation("reals", f"{data}/real", data, grid, (), outputs)
+        name = self.data(data)["teacher"]
+        guided, _, guide = self._guidance(name)
+        extra = {"steps": self.params.section("teacher", name)["steps"], **grid, **guided}
+        return self._evaluation("samples", f"{data}/teacher", data, extra, (self.teacher(name), *guide), outputs)
 
     def evaluations(self, suite: str) -> tuple[Step, ...]:
         """All evaluations of a suite, those of the reference runs of its data settings first."""

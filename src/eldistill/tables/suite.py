@@ -119,9 +119,8 @@ def run_rows(results: list[Result], params: dict) -> list[dict]:
             row[f"iterations_to_baseline_{part}"] = None
             if twins:
                 reason = no_goal([twins[0][1]], params, part)
-                row[f"iterations_to_baseline_{part}"] = reason or _bounded(
-                    *time_to_baseline(*twins[0], params["primary"], part)
-                )
+                reached = time_to_baseline(*twins[0], params["primary"], part)
+                row[f"iterations_to_baseline_{part}"] = reason or _bounded(*reached)
         rows.append(row | origin(result))
     return rows
 
@@ -338,9 +337,8 @@ def make_tables(
     write_text(path["main.md"], f"{title}\n\n{more}{text}")
     write_text(path["main.tex"], latex.narrow(rows, params))
     write_text(path["main-wide.tex"], latex.wide(rows, params, wanted))
-    write_rows(
-        path["published.csv"], others or [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))]
-    )
+    nothing = [dict.fromkeys(("data", "method", "supplement", "published_fid", "source"))]
+    write_rows(path["published.csv"], others or nothing)
     write_rows(path["runs.csv"], run_rows(results, params))
     write_rows(path["curves.csv"], curve_rows(results, params["primary"]))
     stems = {stem: [each for name, each in path.items() if name.split(".")[0] in (stem, f"{stem}-panels") and
