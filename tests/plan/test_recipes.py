@@ -431,13 +431,13 @@ def test_a_raised_version_of_a_method_retires_its_runs_and_those_that_start_from
 
 # Files that cannot change a result: they name, plan, fetch, store, check or show. All others have a RECIPE or a COVERED_BY.
 WITHOUT_RESULTS = {
-    "__main__", "commands/arguments",
-    "commands/card", "commands/cite", "commands/cost", "commands/doctor", "commands/export", "commands/help",
+    "__main__", "commands/arguments", "commands/card", "commands/cite", "commands/cost", "commands/doctor", "commands/export",
+    "commands/help",
     "commands/keep", "commands/loader", "commands/planned", "commands/prune", "commands/suggest", "commands/tools", "data/given",
     "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
-    "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/called", "plan/checks", "plan/cluster",
-    "plan/added_losses", "plan/combinations", "plan/conflicts",
-    "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
+    "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/called", "plan/checks", "plan/conflicts",
+    "plan/cluster",
+    "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",
     "plan/gpus", "plan/identity", "plan/insertion", "plan/kept", "plan/models", "plan/params", "plan/plan", "plan/profiles",
     "plan/questions", "plan/rates", "plan/reading", "plan/recipes", "plan/records", "plan/related", "plan/run", "plan/schema",
     "plan/sizes", "plan/unets", "plan/versions", "plan/yamltext", "registry", "signals", "tables/sheet", "tensorheader",
