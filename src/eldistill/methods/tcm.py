@@ -59,7 +59,7 @@ class Numbers:
     )
     tail_scale: float = number(0.2, "scale of that distribution", above=0, high=10)
     tail_df: float = number(0.01, "its degrees of freedom; large: a normal distribution", above=0)
-    q: float = number(256.0, "r = t (1 - eta(t) / q) (ECT's last stage)", above=1)
+    q: float = number(64.0, "r = t (1 - eta(t) / q) (ECT's last stage: 256)", above=1)
     k: float = number(8.0, "eta(t) = 1 + k sigmoid(-b t) (ECT)", low=0)
     b: float = number(1.0, "see k (ECT)", above=0)
     huber_c: float | None = number(
