@@ -165,5 +165,7 @@ def _against(scale: Scale, group: list[Result], arms: dict, spaces: list[str], p
     low, high = interval(logs, params["confidence"])
     ends = {"to_baseline_low": low, "to_baseline_high": high}
     return {"to_baseline": math.exp(fmean(logs)), "paired_seeds": len(logs)} | {
-        key: None if end is None else math.exp(end) for key, end in ends.items()
+        # exp(700) is about the largest number; an end of an interval beyond it says no more.
+        key: None if end is None else math.exp(min(end, 700.0))
+        for key, end in ends.items()
     }
