@@ -335,14 +335,28 @@ def changes(read: Read, study: str) -> str:
     def named(those: list[dict[str, str]]) -> str:
         return ", ".join(f"`{row['supplement']}`" for row in those) or "none"
 
-    worse = [row for row in clear if row not in lower]
-    return (
-        "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + "\n\n"
-        + wrapped(
-            f"Of these {len(rows)} differences ({rows[0]['pairs']} seeds, Holm), {len(clear)} are clear. Clearly lower: {named(lower)}. "
-            f"Clearly higher: {named(worse)}."
-        )
+    higher = [row for row in clear if row not in lower]
+    said = (
+        f"{len(clear)} of these {len(rows)} differences are clear ({rows[0]['pairs']} seeds, Holm): lower {named(lower)}, higher "
+        f"{named(higher)}."
+        if clear
+        else f"None of these {len(rows)} differences is clear ({rows[0]['pairs']} seeds, Holm). That is not equality: the intervals are wide."
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + wrapped(said)
+
+
+def seeds_apart(read: Read) -> str:
+    """How the variance of the last distance divides between training seeds, ensemble seeds and the rest."""
+    row = rows_of(read("data/tables/ablation/ensemble-seed.csv"))[0]
+
+    def share(name: str) -> str:
+        middle, low, high = (100 * float(row[f"share_{name}{end}"]) for end in ("", "_low", "_high"))
+        return f"{middle:.0f} % [{low:.0f}, {high:.0f}]"
+
+    return wrapped(
+        f"Of the variance of the last distance ({row['training_seeds']} training seeds, each with {row['ensemble_seeds']} ensembles) "
+        f"{share('training')} comes from the training seed, {share('ensemble')} from the seed of the ensemble, and {share('rest')} from "
+        "both together and from noise."
     )
 
 
@@ -802,6 +816,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "speed-arms": speed_arms,
     "variants": variants,
     "variants-fresh": variants_fresh,
+    "ensemble-seed": seeds_apart,
     "mechanism": lambda read: changes(read, "mechanism"),
     "central": central,
     "colour-gpu": colour_gpu,
