@@ -340,7 +340,8 @@ def changes(read: Read, study: str) -> str:
         f"{len(clear)} of these {len(rows)} differences are clear ({rows[0]['pairs']} seeds, Holm): lower {named(lower)}, higher "
         f"{named(higher)}."
         if clear
-        else f"None of these {len(rows)} differences is clear ({rows[0]['pairs']} seeds, Holm). That is not equality: the intervals are wide."
+        else f"None of these {len(rows)} differences is clear ({rows[0]['pairs']} seeds, Holm). The intervals are too wide to call any "
+        "of them equal."
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + wrapped(said)
 
