@@ -370,7 +370,8 @@ def test_rows_of_fetched_files_and_of_paths_live_in_one_file():
 # Texts that are names, or describe a machine. A new key that names a path is marked `outside`; another is listed here.
 NAMES = {
     "/suite", "data/like", "data/source", "data/files", "data/background", "data/pixels", "data/teacher", "teacher/like", "teacher/data",
-    "teacher/source", "teacher/sha256", "guidance/of", "guidance/guide", "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
+    "teacher/source", "teacher/sha256", "guidance/of", "guidance/guide",
+    "check/features", "check/reference", "ensemble/like", "member/family", "method/like", "method/file",
     "method/start_from", "supplement/like", "supplement/file", "tables/baseline", "study/question", "study/against",
     "supplements/embedding/ensemble", "supplements/fd/ensemble", "supplements/drift/ensemble",
 }  # fmt: skip
