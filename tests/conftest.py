@@ -199,20 +199,22 @@ class Bench:
         self, method="diff_instruct", supplements: dict | None = None, *, numbers=None, labels: int = 0,
         dtype=torch.float32, dropout: float = 0.0, batch: int = 4, steps: int = 4, seed: int = 0, apart: float = 0.1,
         folder: str = "state", optimiser: dict | None = None, ema: dict | None = None, network: str = "song",
-        device: str = "cpu", guided: dict | None = None, sizes: dict | None = None, **others,
+        device: str = "cpu", guided: dict | None = None, sizes: dict | None = None, begun: bool = False, **others,
     ) -> Job:  # fmt: skip
         """A job of `steps` iterations, nets fresh from their seeds.
 
         method: a file of methods/ or a namespace with its functions (then give `numbers`). supplements: {file:
         changes of its numbers, also redraw}. apart: how far the extra networks are moved away from the teacher.
         optimiser, ema: changes for all. device: where all of it lies. guided: the teacher is guided by another one, with
-        these keywords of Guided. sizes: of a generator that is smaller or larger. others: fields of Job.
+        these keywords of Guided. sizes: of a generator that is smaller or larger. begun: it starts from another generator, which
+        has the weights of the teacher here. others: fields of Job.
         """
         module = contract.load_method(method) if isinstance(method, str) else Method.of(method)
         if numbers is None:  # groups small enough for micro-batches to be smaller than a batch
             numbers = module.Numbers(**({"group": 2} if module.offers("group") else {}))
         frozen, images = teacher(labels, dtype, dropout, network=network), reals(labels, dtype)
-        nets = {"generator": module.generator(student.resize(frozen, sizes, 1, 2.5), None, numbers)}
+        start = copy.deepcopy(frozen) if begun else None
+        nets = {"generator": module.generator(student.resize(frozen, sizes, 1, 2.5), start, numbers)}
         for index, (name, net) in enumerate(module.networks(frozen, numbers, 5).items()):
             nets[name] = perturb(net, apart, seed=10 + index)
         added = [

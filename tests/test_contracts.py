@@ -440,8 +440,9 @@ def test_every_named_method_continues(bench, name):
         def job() -> Job:
             chosen = {} if section["file"] in METHODS else numbers_of(section["file"], "embedding")
             return bench.job(
-                section["file"], chosen, numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder
-            )
+                section["file"], chosen, numbers=numbers, labels=3, dropout=0.2, steps=4, ticks=2, folder=folder,
+                begun="start_from" in section,
+            )  # fmt: skip
 
         if stop:
             first = Ending(job())
