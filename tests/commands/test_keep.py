@@ -16,7 +16,6 @@ from eldistill.commands import cost, keep, planned, prune
 from eldistill.errors import Problem
 from eldistill.plan import freshness, kept, params, records
 from eldistill.plan.plan import Plan
-from eldistill.tables import kept as contents
 from tests import conftest
 from tests.conftest import ROOT
 from tests.project import tracked
@@ -175,7 +174,7 @@ def test_every_number_that_studies_read_of_a_log_is_kept():
     text = (ROOT / "src/eldistill/tables/studies/comparisons.py").read_text(encoding="utf-8")
     asked |= {f".{name}" for name in re.findall(r'"(\w+)"', re.search(r"for name in (\(.+\))\]\n +ratios", text)[1])}
     assert {".weight", ".gradient_rms", ".base_rms", ".trace_ratio", "generator.gradient_norm"} == asked
-    assert all(name.endswith(contents.LOGGED) for name in asked)
+    assert all(name.endswith(kept.LOGGED) for name in asked)
 
 
 def test_the_name_of_a_machine_is_not_kept(toys):

@@ -12,7 +12,6 @@ from eldistill.plan import kept, params
 from eldistill.plan.identity import Identities
 from eldistill.plan.kept import Kept, Key
 from eldistill.plan.plan import Plan
-from eldistill.tables.kept import line_of
 
 
 def finished(plan: Plan, suite: str) -> dict[Key, Kept]:
@@ -22,7 +21,7 @@ def finished(plan: Plan, suite: str) -> dict[Key, Kept]:
     root = plan.params.root
     steps = kept.by_run(plan.evaluations(suite))
     return kept.unique(
-        line_of(found, root) for found in steps.values() if all(kept.is_measured(each, root) for each in found)
+        kept.line_of(found, root) for found in steps.values() if all(kept.is_measured(each, root) for each in found)
     )
 
 

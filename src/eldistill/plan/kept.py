@@ -23,12 +23,15 @@ from types import MappingProxyType
 from typing import Any
 
 from eldistill.errors import Problem, brief, denied
-from eldistill.files import digest, parse_json
+from eldistill.files import digest, parse_json, read_json, read_rows
 from eldistill.plan.recipes import MEASURED, Step
 
 NAME = "kept.jsonl"
 MAX_BYTES = 256_000_000  # of a file; a run takes about 10,000, so that there is room for thousands
 LINE = re.compile(r'(\{"run":.*),"sha256":"([0-9a-f]{64})"\}')
+# Of a training log those numbers that studies read, by the ends of their names (study.Study.logged).
+LOGGED = (".weight", ".gradient_rms", ".base_rms", ".trace_ratio", "generator.gradient_norm")
+OMITTED = ("host",)  # of a provenance: the name of a machine says nothing to others
 READ = ("metrics.json", "curve.csv", "log.csv", "provenance.json")  # outputs that tables and studies read of a run
 
 Key = tuple[str, str]  # name of a run and digest of the recipe of its evaluation, which contains that of its training
@@ -139,6 +142,37 @@ def by_run(steps: Iterable[Step]) -> dict[str, list[Step]]:
     return found
 
 
+def pack_run(run: str, root: Path) -> dict[str, Any]:
+    """The results of a run, or of a reference run, from its files below `root`. Raises Problem if one is missing or damaged."""
+    folder, trained = root / "data/evaluations" / run, root / "data/runs" / run
+    found: dict[str, Any] = {"metrics": read_json(folder / "metrics.json")}
+    if run.count("/") == 1:
+        return found
+    log = [{name: row[name] for name in row if name.endswith(LOGGED)} for row in read_rows(trained / "log.csv")]
+    about = read_json(trained / "provenance.json")
+    found["curve"], found["log"] = _pack_rows(read_rows(folder / "curve.csv")), _pack_rows(log)
+    return found | {"provenance": {key: value for key, value in about.items() if key not in OMITTED}}
+
+
+def line_of(steps: list[Step], root: Path) -> Kept:
+    """The line of a run from its files below `root`. steps: its evaluation, and its training if it is no reference run (by_run).
+
+    Raises Problem if a file is missing or damaged, or has a number that is not finite."""
+    run = steps[0].name
+    try:
+        return make_kept(run, {each.word: each.digest for each in steps}, pack_run(run, root))
+    except ValueError:
+        raise Problem(
+            f"data/evaluations/{run}/metrics.json or data/runs/{run}/provenance.json has a number that is not finite; delete that "
+            "file and run `snakemake all`"
+        ) from None
+
+
+def _pack_rows(rows: list[dict[str, str]]) -> dict[str, list]:
+    names = list(rows[0]) if rows else []
+    return {"names": names, "rows": [[row[name] for name in names] for row in rows]}
+
+
 def absent_pictures(steps: Iterable[Step], root: Path) -> frozenset[str]:
     """Paths of pictures of the evaluations among these steps that are not here, or that another recipe made."""
     pictures = ((each, output) for each in steps if each.kind in MEASURED for output in each.outputs)
@@ -153,8 +187,6 @@ def only_kept(steps: Iterable[Step], root: Path) -> list[Step]:
 def sha256_here(steps: Iterable[Step], root: Path, run: str) -> str | None:
     """The sha256 of the line that the results of a run on the disk would have; None if they are not here, or damaged. steps: those
     whose results are kept."""
-    from eldistill.tables.kept import line_of  # which imports this file
-
     found = by_run(steps).get(run, [])
     if not found or not all(is_measured(each, root) for each in found):
         return None

@@ -1,54 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a run as a line of the kept file holds them: written from its files, and read in their place."""
+"""The results of a run from its line of the kept file, in place of its files."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from eldistill.errors import Problem, brief
-from eldistill.files import read_json, read_rows
-from eldistill.plan.kept import Kept, make_kept
-from eldistill.plan.recipes import Step
+from eldistill.plan.kept import Kept
 
 COVERED_BY = "results"
-# Of a training log those numbers that studies read, by the ends of their names (study.Study.logged).
-LOGGED = (".weight", ".gradient_rms", ".base_rms", ".trace_ratio", "generator.gradient_norm")
-OMITTED = ("host",)  # of a provenance: the name of a machine says nothing to others
-
 Rows = list[dict[str, str]]  # of a CSV file; cells as text, so that values keep all their digits
-
-
-def pack_run(run: str, root: Path) -> dict[str, Any]:
-    """The results of a run, or of a reference run, from its files below `root`. Raises Problem if one is missing or damaged."""
-    folder, trained = root / "data/evaluations" / run, root / "data/runs" / run
-    found: dict[str, Any] = {"metrics": read_json(folder / "metrics.json")}
-    if run.count("/") == 1:
-        return found
-    log = [{name: row[name] for name in row if name.endswith(LOGGED)} for row in read_rows(trained / "log.csv")]
-    about = read_json(trained / "provenance.json")
-    found["curve"], found["log"] = _pack_rows(read_rows(folder / "curve.csv")), _pack_rows(log)
-    return found | {"provenance": {key: value for key, value in about.items() if key not in OMITTED}}
-
-
-def line_of(steps: list[Step], root: Path) -> Kept:
-    """The line of a run from its files below `root`. steps: its evaluation, and its training if it is no reference run (kept.by_run).
-
-    Raises Problem if a file is missing or damaged, or has a number that is not finite."""
-    run = steps[0].name
-    try:
-        return make_kept(run, {each.word: each.digest for each in steps}, pack_run(run, root))
-    except ValueError:
-        raise Problem(
-            f"data/evaluations/{run}/metrics.json or data/runs/{run}/provenance.json has a number that is not finite; delete that "
-            "file and run `snakemake all`"
-        ) from None
-
-
-def _pack_rows(rows: Rows) -> dict[str, list]:
-    names = list(rows[0]) if rows else []
-    return {"names": names, "rows": [[row[name] for name in names] for row in rows]}
 
 
 def _unpacked(line: Kept, key: str) -> Rows:
