@@ -422,7 +422,17 @@ def remembered(memory: dict) -> dict:
     return {key: value.tolist() if isinstance(value, torch.Tensor) else value for key, value in memory.items()}
 
 
-NAMED = list(params.load_params(ROOT / "params.yaml").values["distil"]["methods"])
+def named_once() -> list[str]:
+    """The sections of distil.methods, one of those whose methods have the same numbers: others differ in rates and batches only."""
+    shipped, found = params.load_params(ROOT / "params.yaml"), {}
+    for name in shipped.values["distil"]["methods"]:
+        section = shipped.section("method", name, "digits")
+        own = {key: section.get(key) for key in declared("methods", section["file"])}
+        found.setdefault((section["file"], "start_from" in section, json.dumps(own, sort_keys=True)), name)
+    return list(found.values())
+
+
+NAMED = named_once()
 
 
 @pytest.mark.parametrize("name", NAMED)
