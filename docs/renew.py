@@ -388,7 +388,7 @@ def demo_reading(read: Read) -> str:
     seeds = table(text)[1]["di/el"][1]
     low, high = standard_errors(text)
     return wrapped(
-        f"{seeds} seeds are as many as fit into six minutes, and too few for intervals. The standard error of a distance from "
+        f"{seeds} seeds keep the demo short, and are too few for intervals. The standard error of a distance from "
         f"sampling images, 360 of them held out, is {low} to {high}. {rates_that_train(read)} "
         f"{bench_short(read)} {papers_figure(read)}"
     )
