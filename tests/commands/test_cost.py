@@ -90,10 +90,6 @@ def test_passes_are_what_the_loop_counts(project, run):
         assert 0.74 * found["flop"] < counted < 1.01 * found["flop"]
     elif run.startswith("tcm"):  # counted in its second stage, five passes; the first half of the run has four
         assert found["flop"] * 5 / 4.5 == pytest.approx(counted, rel=0.03)
-    elif run.startswith(("scd", "mean-flow")):
-        # The bill counts a derivative in forward mode as one more pass. That of attention has more products, and this network is
-        # mostly attention.
-        assert found["flop"] < 1.01 * counted < 1.25 * found["flop"]
     else:
         assert found["flop"] == pytest.approx(counted, rel=0.03)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from eldistill import networks
 from eldistill.diffusion import draws, dropout
@@ -117,3 +118,17 @@ def test_a_nan_stays(place):
     given[place][0][1, 0, 2, 3] = torch.nan
     _, change = tangent.jvp([net], net, *given)
     assert change.isnan().flatten(1).any(dim=1).tolist() == [False, True, False]
+
+
+def test_a_derivative_takes_the_operations_of_three_passes():
+    """As `eldistill cost` bills it."""
+    net, (at, along) = conftest.teacher(), inputs(torch.float32)
+
+    def count(run) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    with torch.no_grad():
+        once = count(lambda: net(*at))
+    assert count(lambda: tangent.jvp([net], net, at, along)) == pytest.approx(tangent.PASSES * once, rel=1e-3)

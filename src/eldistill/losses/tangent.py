@@ -3,8 +3,8 @@
 
     jvp(nets, f, (x, t), (v, w)) = f(x, t), d/ds f(x + s v, t + s w) at s = 0
 
-One pass computes both, at about twice the cost of a forward pass, and keeps no graph: neither result has a gradient to the
-weights. torch.func.jvp does the work. It serves all networks of this project, with their attention, group norms,
+One pass computes both and keeps no graph: neither result has a gradient to the weights. It takes the operations of three
+forward passes, because the rule of torch for convolutions also has the term of the weights, which is zero here. torch.func.jvp does the work. It serves all networks of this project, with their attention, group norms,
 resampling and dropout, in float32, float64 and bfloat16.
 
 Dropout needs `dropout.masks` inside f, so that the masks are those of another pass of the same images. Blocks that are set
@@ -28,6 +28,7 @@ from eldistill.contract import Denoiser
 from eldistill.networks import half
 
 RECIPE = ("tangent", 1)
+PASSES = 3  # operations of a derivative and its value, in forward passes
 
 
 @torch.no_grad()

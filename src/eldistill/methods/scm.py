@@ -164,5 +164,5 @@ def sampler(numbers: Numbers) -> dict:
 
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
-    change = 2 + (numbers.source == "teacher")  # a derivative in forward mode counts as two passes
+    change = tangent.PASSES + (numbers.source == "teacher")
     return 3 + change + (change / numbers.weight_every if numbers.adaptive else 0)
