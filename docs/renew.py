@@ -317,7 +317,8 @@ def central(read: Read) -> str:
 
 def percent_with_interval(row: dict[str, str]) -> str:
     """ "-4.7 % [-19, +10]": a difference in percent of the baseline, with its 95 % interval."""
-    scale = float(row["percent"]) / float(row["difference"])
+    difference = float(row["difference"])
+    scale = float(row["percent"]) / difference if difference else 100 / float(row["fd_mean"])  # equal to its baseline
     ends = sorted(scale * float(row[end]) for end in ("low", "high"))
     return f"{round(float(row['percent']), 1) + 0:+.1f} % [{round(ends[0]):+d}, {round(ends[1]):+d}]"
 

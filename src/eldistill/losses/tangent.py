@@ -4,8 +4,9 @@
     jvp(nets, f, (x, t), (v, w)) = f(x, t), d/ds f(x + s v, t + s w) at s = 0
 
 One pass computes both and keeps no graph: neither result has a gradient to the weights. It takes the operations of three
-forward passes, because the rule of torch for convolutions also has the term of the weights, which is zero here. torch.func.jvp does the work. It serves all networks of this project, with their attention, group norms,
-resampling and dropout, in float32, float64 and bfloat16.
+forward passes, because the rule of torch for convolutions also has the term of the weights, which is zero here. torch.func.jvp
+does the work. It serves all networks of this project, with their attention, group norms, resampling and dropout, in float32,
+float64 and bfloat16.
 
 Dropout needs `dropout.masks` inside f, so that the masks are those of another pass of the same images. Blocks that are set
 to recompute keep what they computed. Passes that are compiled run without compiled code here. Where a network clamps the
