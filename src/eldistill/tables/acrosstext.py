@@ -70,13 +70,13 @@ def _differ(rows: list[dict]) -> bool:
     return len({row["spaces"] for row in rows if row["seeds"]}) > 1
 
 
-def _columns(rows: list[dict], params: dict) -> list[Column]:
+def _columns(rows: list[dict]) -> list[Column]:
     columns: list[Column] = [
         ("seeds", lambda row: short(row["seeds"]) if row["seeds"] is None else str(row["seeds"])),
         ("spaces", lambda row: _listed(row["spaces"]) if _differ(rows) else ""),
         ("held-out ÷ real ↓", lambda row: _times(row["heldout"], row["heldout_over_seeds"])),
         ("lowest – highest space", _range),
-        (f"ratio to {params['baseline']}", _to_baseline),
+        ("ratio to baseline", _to_baseline),
         ("train ÷ real ↓", lambda row: _times(row["train"], row["train_over_seeds"])),
         ("train ÷ held-out", lambda row: short(row["train_to_heldout"])),
         ("all unrelated spaces (number)", _more),
@@ -115,7 +115,8 @@ def _intro(rows: list[dict], params: dict) -> list[str]:
         said.append("×/÷ is the standard deviation over seeds, as a factor.")
     if any(row["to_baseline"] is not None for row in rows):
         said.append(
-            f"The ratio to {params['baseline']} is paired by seed, with {100 * params['confidence']:g} % t-intervals of its logarithm, "
+            f"The ratio to the baseline ({names.baseline_name(params['baseline'])}) is paired by seed, with "
+            f"{100 * params['confidence']:g} % t-intervals of its logarithm, "
             "which are not corrected for the number of comparisons."
         )
     said.append(
@@ -166,7 +167,7 @@ def markdown(rows: list[dict], params: dict, level: str = "##") -> str:
         return f"{NONE}\n"
     parts = []
     for group in _groups(rows):
-        columns = _columns(group, params)
+        columns = _columns(group)
         lines = [["method/supplement", *(title for title, _ in columns)], ["---", *["---:"] * len(columns)]]
         lines += [[_who(row), *(cell(row) for _, cell in columns)] for row in group]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -184,13 +185,13 @@ def page(rows: list[dict], params: dict) -> str:
         name = names.data_name(group[0]["data"]).text if several else ""
         parts.append(f"<h4>{html.escape(': '.join(filter(None, (name, _heading(group, False)))))}</h4>")
         first, second, *more = _intro(group, params)
-        parts += [f'<p class="note">{html.escape(f"{first} {second}")}</p>', _page_table(group, params)]
+        parts += [f'<p class="note">{html.escape(f"{first} {second}")}</p>', _page_table(group)]
         parts.append(folded("How to read this table", f'<p class="note">{html.escape(" ".join(more))}</p>'))
     return "\n".join(parts)
 
 
-def _page_table(rows: list[dict], params: dict) -> str:
-    columns = _columns(rows, params)
+def _page_table(rows: list[dict]) -> str:
+    columns = _columns(rows)
     cells = [[_arm(row), *(true_minus(cell(row)) for _, cell in columns)] for row in rows]
     titles = [f"{row['data']}/{row['method']}/{row['supplement']}" if row["seeds"] else "" for row in rows]
     before = [None, *(row["method"] for row in rows)]

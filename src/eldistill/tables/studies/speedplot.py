@@ -103,7 +103,7 @@ def _draw_times(axes: Any, rows: list[dict], looks: dict[str, Style], params: di
     text = ", ".join(f"{name} {factor}" for name, factor in factors.items())
     axes.set_xlabel("percent of the baseline's run with the value to reach")
     figures.small_print(axes, figures.wrapped(f"factors: {text}", TITLE))
-    axes.set_ylabel(f"iterations over the baseline's ↓\n(fresh seeds, {100 * params['confidence']:g} % intervals)")
+    axes.set_ylabel(f"iterations over the baseline's ↓\n(other seeds, {100 * params['confidence']:g} % intervals)")
     return None
 
 

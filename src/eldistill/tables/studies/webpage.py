@@ -53,7 +53,8 @@ def make_page(
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
     parts += [summary] if summary else []
-    parts += [folded(f"Every comparison in {len(said)} sentences", bullets(said))] if said else []
+    count = "one sentence" if len(said) == 1 else f"{len(said)} sentences"
+    parts += [folded(f"Every comparison in {count}", bullets(said))] if said else []
     parts += [_small(note), folded(f"A page for each of {len(params['runs'])} runs", sheet_links(params["runs"]))]
     write_text(output, document(f"eldistill: {params['question']}", parts, FOREST_STYLE))
 
