@@ -9,6 +9,7 @@ from eldistill.errors import Problem
 from eldistill.tables.results import Result, arms_of, corrected, identity, short, signed_percent, spanned
 from eldistill.tables.studies.comparisons import (
     at_end,
+    compare_kid,
     compare_pairs,
     correct,
     equivalence,
@@ -17,7 +18,7 @@ from eldistill.tables.studies.comparisons import (
 )
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("central", 5)  # percent with the digits of its interval
+RECIPE = ("central", 6)  # differences of KID
 
 
 def central(study: Study) -> tuple[list[dict], list[str]]:
@@ -62,6 +63,7 @@ def _settings(study: Study) -> list[dict]:
                 deltas, bound = [a - b for a, b in zip(ours, theirs, strict=True)], margin * fmean(theirs)
                 row |= equivalence(deltas, bound, level)
                 row["verdict"] = _decide(row, level)
+                row |= compare_kid(study, [twins]) if space == study.primary(group[0]) else {}
             rows.append(row | {"runs": " ".join(r.run for r in group)})
     return rows
 
@@ -98,6 +100,7 @@ def _pooled(name: str, study: Study) -> list[dict]:
         }
         row |= compare_pairs(deltas, [0.0] * len(deltas), study.params["confidence"], 100.0)
         row |= equivalence(deltas, bound, level) | {"between_settings_sd": stdev(means)}
+        row |= compare_kid(study, [[each[seed] for seed in common] for each in settings])
         rows.append(row)
     return rows
 

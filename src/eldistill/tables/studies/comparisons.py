@@ -7,6 +7,7 @@ Comparisons are paired by seed within a data setting and a method. The tests of 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from statistics import fmean, median, stdev
 
 from eldistill.errors import Problem
@@ -24,7 +25,7 @@ from eldistill.tables.results import (
 )
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("comparisons", 5)  # percent with the digits of its interval
+RECIPE = ("comparisons", 6)  # differences of KID
 
 
 def _ends(row: dict, name: str) -> str:
@@ -89,6 +90,22 @@ def at_end(study: Study, group: list[Result], space: str | None = None) -> dict:
     return mean_and_sd([study.at_end(result, space=space) for result in group], "end") if study.last > 1 else {}
 
 
+def compare_kid(study: Study, settings: Sequence[Sequence[tuple[Result, Result]]]) -> dict:
+    """Columns {kid_difference, kid_low, kid_high}: the mean difference of KID in the primary space, which asks the answer of a study
+    again by another distance. All None where it was not measured.
+
+    settings: for each setting the pairs (run, baseline run), in the same order of seeds; a seed's differences are averaged over them."""
+    deltas = []
+    for pairs in zip(*settings, strict=True):
+        values = [[study.at_end(run, "kid") for run in pair] for pair in pairs]
+        if any(None in pair for pair in values):
+            deltas = []
+            break
+        deltas.append(fmean(ours - theirs for ours, theirs in values))
+    low, high = inference.interval(deltas, study.params["confidence"])
+    return {"kid_difference": fmean(deltas) if deltas else None, "kid_low": low, "kid_high": high}
+
+
 def contrast(study: Study) -> tuple[list[dict], list[str]]:
     """Compare every arm with the baseline of its data setting and method: distances, recall, effective weight and cost. Returns rows
     and sentences.
@@ -99,7 +116,7 @@ def contrast(study: Study) -> tuple[list[dict], list[str]]:
     for group in arms.values():
         twins = pair_with_baseline(study, group, arms)
         row = identity(group) | mean_and_sd([study.metric(r) for r in group], "fd")
-        row |= at_end(study, group) | _primary(study, twins)
+        row |= at_end(study, group) | _primary(study, twins) | compare_kid(study, [twins])
         sides = zip(*twins, strict=True) if twins else ((), ())
         of_train = [[study.metric(result, part="train") for result in side] for side in sides]
         train = compare_pairs(*of_train, study.params["confidence"])

@@ -33,7 +33,7 @@ from eldistill.tables.results import (
 from eldistill.tables.studies import forest, last, partial, references, webpage
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("studies", 6)  # pages begin with the answer; digits of percent; means over snapshots; intervals of variances
+RECIPE = ("studies", 7)  # beside the answer, what KID says of it
 # {kind: its module}. It is a literal, because the planner reads it: the recipe of a study names that module.
 KINDS = {
     "contrast": "comparisons", "central": "central", "seeds": "comparisons", "speed": "speed", "budget": "comparisons",
@@ -254,8 +254,12 @@ def make_study(name: str, params: dict, root: Path, outputs: list[Path], lines: 
     write_rows(table, [dict.fromkeys(key for row in rows for key in row) | row for row in rows])
     found = partial.describe(study, text.parent.name) if "partial" in params else ""
     means = last.describe(results, study.last, study.without_curves())
-    claim = webpage.claim(rows, params)
-    more = (f"**{claim}**\n\n" if claim else "") + found + (f"{means}\n\n" if means else "")
+    claims = webpage.claims(rows, params, said)
+    more = (
+        "".join(f"**{each}**\n\n" if each == claims[0] else f"{each}\n\n" for each in claims)
+        + found
+        + (f"{means}\n\n" if means else "")
+    )
     summary, on_page = _write_across(spaces, study)
     write_text(text, markdown(name, params, rows, said, _ranking(study), references.beside(study), more, summary))
     forest.draw_study([picture, *figures], rows, params)

@@ -23,8 +23,10 @@ from eldistill.tables.page import (
     short_table,
     true_minus,
 )
+from eldistill.tables.studies.agreement import kid_sentence
 
 COVERED_BY = "report"
+FEW = 5  # sentences of a study without a baseline that its headline shows at most
 Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
 
 
@@ -43,12 +45,13 @@ def make_page(
 
     params: question, kind, against, confidence and runs. tables: as above. said: one sentence for each comparison. note: how to read the
     tables. drawn: the figure as SVG and PNG. partial: Markdown on the runs that are missing, or nothing. means: a sentence on
-    distances that are means over snapshots, or nothing. summary: HTML of the one over several feature spaces, or nothing. Kinds that
-    compare nothing with a baseline have no headline: the figure comes first."""
+    distances that are means over snapshots, or nothing. summary: HTML of the one over several feature spaces, or nothing. Of kinds that
+    compare nothing with a baseline the first of `said` is the headline, and the figure follows."""
     rows = [row for group, *_ in tables.values() for row in group]
     result, shown = _result(rows, params), figure(params["question"], *drawn)
     if result and params["kind"] != "speed":  # the plot of the page has the same, but for the margin of equivalence
         shown = folded("The figure for a paper", shown)
+    result = result or (headline_html(said[:1], said[1:FEW] if len(said) <= FEW else []) if said else "")
     parts = [f"<h1>{html.escape(params['question'])}</h1>", notice(partial), result, _small(means), shown]
     for heading, (group, head, cells) in tables.items():
         parts += [f"<h2>{html.escape(heading or 'Table')}</h2>", _table(group, head, cells)]
@@ -63,10 +66,14 @@ def _small(text: str) -> str:
     return f'<p class="note">{inline(text)}</p>' if text else ""
 
 
-def claim(rows: list[dict], params: dict) -> str:
-    """The sentence that answers the question of a study; nothing for kinds that compare nothing with a baseline."""
+def claims(rows: list[dict], params: dict, said: list[str]) -> list[str]:
+    """What answers the question of a study: the sentence with the answer, and what KID says of it.
+
+    said: the sentences of the kind, the first of which answers where nothing is compared with a baseline."""
     lines, measure = _lines(rows, params)
-    return answer(_effects(lines), params, measure)[0] if lines else ""
+    if not lines:
+        return said[:1]
+    return [answer(_effects(lines), params, measure)[0], *filter(None, [kid_sentence(rows, params)[0]])]
 
 
 def _effects(lines: list[Effect | Unmeasured]) -> list[Effect]:
@@ -83,8 +90,14 @@ def _result(rows: list[dict], params: dict) -> str:
     lines, measure = _lines(rows, params)
     if not lines:
         return ""
-    said = headline_html(answer(_effects(lines), params, measure), _times(lines) if measure == TIME else [])
-    return said + forest(lines, params["against"], params["confidence"], measure)
+    said = answer(_effects(lines), params, measure)
+    asked_again, contradicts = kid_sentence(rows, params)
+    if contradicts:
+        said[0] += f" But {asked_again}"
+    elif asked_again:
+        said.insert(2, asked_again)
+    shown = headline_html(said, _times(lines) if measure == TIME else [])
+    return shown + forest(lines, params["against"], params["confidence"], measure)
 
 
 def _times(lines: list[Effect | Unmeasured]) -> list[str]:
