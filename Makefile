@@ -116,7 +116,7 @@ test-slow: env ## the slow tests: an hour in all
 test-slurm: env ## the tests with a Slurm that they start themselves: 6 minutes
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs
 
-rehearsal: env ## rehearse a published teacher on Slurm, from download to FID, then DVC: at most 10 minutes; SHORT=1: half of it
+rehearsal: env ## rehearse a published teacher on Slurm, from download to FID, then DVC: at most 10 minutes; SHORT=1: less of it
 	$(BIN)/python tests/slurm/rehearsal.py $(if $(SHORT),--short)
 
 lint: env ## check the code with ruff, mypy, snakefmt and snakemake --lint, without changing it

@@ -43,8 +43,8 @@ class Without:
 sys.meta_path[:] = [Without(each) if hasattr(each, "find_spec") else each for each in sys.meta_path]
 """
 BROKEN = {
-    "right/di/none": "raise",
-    "fast/ddpmpp-cifar10, batch 8, sid/none, bfloat16": "exit",
+    "right/di/el, labels": "raise",
+    "fast/ddpmpp-cifar10, batch 8, dmd/none, bfloat16": "exit",
     "learning/teacher": "memory",
 }
 REASONS = ("time", "failed before", "stopped", "stopped before")
@@ -98,7 +98,7 @@ def run(tmp_path_factory) -> tuple[int, str, dict]:
     Few items and much time, so that a busy machine changes nothing."""
     folder = tmp_path_factory.mktemp("gpu")
     breaks = [f"--break={name}={how}" for name, how in BROKEN.items()]
-    items = ("di/none", "sid/none", "teacher", "float32")
+    items = ("labels", "dmd/none, bfloat16", "tf32", "teacher", "float32")
     process = started(folder, "--minutes", "8", "--item", *items, *breaks, heavy=False)
     said, _ = process.communicate(timeout=600)
     assert {path.name for path in (folder / "out").iterdir()} == {"gpu-results.json", "log.txt"}
