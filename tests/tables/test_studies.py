@@ -787,6 +787,12 @@ def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, v
     assert f"- toy, di/none, own: {verdict} of the variance at batch 8 stays at any batch" in text
     assert f"noise over signal 4.00 at 8, 0.250 at 128 images ({len(shares)} runs, " in text
     assert ("95 % t-intervals over runs" in text) is (len(shares) > 1)
+    first = text.split("\n\n")[1]
+    wanted = ("**Undecided for 2 gradients" if len(shares) < 2 else
+              "**Of the variance at batch 8 no batch averages out 2 % [" if verdict.startswith("a floor") else
+              "**Nothing: none of 2 gradients")  # fmt: skip
+    assert first.startswith(wanted)
+    assert first.endswith(" with own (di/none); of one more gradient no such part is seen.**") is ("averages" in wanted)
 
 
 def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):

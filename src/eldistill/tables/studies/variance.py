@@ -12,7 +12,7 @@ from eldistill.tables import inference
 from eldistill.tables.results import arms_of, identity, short
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("variance", 3)  # how many gradients a variance is of
+RECIPE = ("variance", 4)  # the answer first
 NETWORKS = True  # the study needs the networks of its runs
 
 
@@ -47,7 +47,28 @@ def variance(study: Study) -> tuple[list[dict], list[str]]:
             )
             said.append(f"{row['data']}, {row['method']}/{row['supplement']}, {which}: {stays}; {_ratio(row, least, most)} "
                         f"({len(group)} runs, each with {REPEATS[least]} and {REPEATS[most]} gradients).")  # fmt: skip
-    return rows, said
+    return rows, [answer(rows, least), *said]
+
+
+def answer(rows: list[dict], least: int) -> str:
+    """The sentence that answers: the gradients with a part that no batch averages out, and how many have none that is seen.
+
+    rows: of `variance`. least: the smallest batch."""
+    if not any(row["share_low"] is not None for row in rows):
+        return f"Undecided for {len(rows)} gradients, of one run each or without variance."
+    found = [row for row in rows if row["share_low"] is not None and row["share_low"] > 0]
+    if not found:
+        return f"Nothing: none of {len(rows)} gradients has a part of its variance that stays at any batch."
+    parts = [
+        f"{row['share']:.0f} % [{row['share_low']:.0f}, {row['share_high']:.0f}] with {row['gradient']} "
+        f"({row['method']}/{row['supplement']})"
+        for row in found
+    ]
+    listed = parts[0] if not parts[1:] else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    rest = len(rows) - len(found)
+    more = "one more gradient" if rest == 1 else f"{rest} more gradients"
+    others = f"; of {more} no such part is seen" if rest else ""
+    return f"Of the variance at batch {least} no batch averages out {listed}{others}."
 
 
 def _verdict(row: dict) -> str:
