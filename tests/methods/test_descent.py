@@ -27,6 +27,7 @@ SHAPES: dict[str, Callable] = {  # h, for numbers and tensors
     "sigma / (1 + sigma)": lambda sigma: sigma / (1 + sigma),
     "1 - S / (sigma^2 + S^2)^(1/2)": lambda sigma: 1 - S / (sigma**2 + S**2) ** 0.5,
 }
+SEEN = 30  # images before this step
 LEVELS = [0.05, 0.4, 1.3, 6.0, 40.0]
 PLACES = (-1.7, -0.4, 0.6, 1.1)  # k of the pixels of an image
 SIDES = (-1.5, -0.5, 0.5, 1.5)  # images of equal density on both sides of the mean of a noisy image
@@ -76,7 +77,7 @@ def one_image(numbers, sigma: float, **told):
     """A batch of one noisy image at sigma, whose pixels have the k of PLACES. Real image and noise are of no other use."""
     noisy = M + torch.tensor(PLACES, dtype=torch.float64).reshape(1, 1, 2, 2) * wide(sigma)
     normal = {"sigma": _normal(numbers, sigma), "epsilon": (noisy - M) / sigma}
-    return batch_of((1, 2, 2), {**normal, **told}, reals=torch.full_like(noisy, M), n_images=30)
+    return batch_of((1, 2, 2), {**normal, **told}, reals=torch.full_like(noisy, M), n_images=SEEN)
 
 
 def _normal(numbers, *levels: float) -> torch.Tensor:
@@ -92,35 +93,37 @@ def gradient(method, net: Wrong, batch, numbers, **nets) -> float:
 # --- the whole gradient ---
 
 
+def parts(k: float, sigma: float, shape: Callable, a: float) -> tuple[float, float]:
+    """(A, B) of a pixel: A as the paper writes it, from F and dx_t/dt, and B as the rest of cos(t) df/dt."""
+    t = math.atan(sigma / DATA)
+    cos, sin = math.cos(t), math.sin(t)
+
+    def f(time: float) -> float:
+        level = DATA * math.tan(time)
+        return M + S * k + a * shape(level) * k * wide(level)
+
+    def x(time: float) -> float:
+        return math.cos(time) * (M + k * wide(DATA * math.tan(time)))
+
+    output = (cos * x(t) - f(t)) / (DATA * sin)  # F
+    first = -(cos**2) * (DATA * output - slope(x, t))
+    return first, cos * slope(f, t) - first
+
+
 @pytest.mark.parametrize("rise", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("a", [0.2, -0.1])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_scm_gradient_is_that_of_trigflow(sigma, shape, a, rise):
-    """-2 / N sum g dF/da, with g = A + r B over |g| + c, and A, B of the paper from f(t) and x_t along the flow."""
-    numbers = scm.Numbers(adaptive=False, tangent_c=0.7, tangent_images=round(30 / rise) if rise else 10**12)
+    """-2 / N sum g dF/da, where g is A + r B over its norm plus c."""
+    numbers = scm.Numbers(adaptive=False, tangent_c=0.7, tangent_images=round(SEEN / rise) if rise else 10**12)
     net, teacher = Wrong(consistency, shape, a), Gaussian(M, S)
     found = gradient(scm, net, one_image(numbers, sigma), numbers, teacher=teacher)
-    t = math.atan(sigma / DATA)
-    cos, sin = math.cos(t), math.sin(t)
-    first, second = [], []
-    for k in PLACES:
-        def f(time, k=k):
-            level = DATA * math.tan(time)
-            return M + S * k + a * shape(level) * k * wide(level)
-
-        def x(time, k=k):
-            return math.cos(time) * (M + k * wide(DATA * math.tan(time)))
-
-        whole = cos * slope(f, t)
-        output = (cos * x(t) - f(t)) / (DATA * sin)
-        first.append(-(cos**2) * (DATA * output - slope(x, t)))
-        second.append(whole - first[-1])
-    share = 30 / numbers.tangent_images
-    g = [one + share * two for one, two in zip(first, second, strict=True)]
-    size = math.hypot(*g) + 0.7
+    both = [parts(k, sigma, shape, a) for k in PLACES]
+    g = [first + SEEN / numbers.tangent_images * second for first, second in both]
+    sin = math.sin(math.atan(sigma / DATA))
     outputs = [-shape(sigma) * k * wide(sigma) / (DATA * sin) for k in PLACES]  # dF/da
-    wanted = sum(-2 / len(g) * each / size * output for each, output in zip(g, outputs, strict=True))
+    wanted = -2 / len(g) * sum(x * y for x, y in zip(g, outputs, strict=True)) / (math.hypot(*g) + 0.7)
     assert found == pytest.approx(wanted, rel=1e-6, abs=1e-10)
 
 
