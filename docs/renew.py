@@ -128,7 +128,13 @@ def wrapped(text: str) -> str:
 
 
 SPEED = "data/tables/speed/{}.csv"
-BATCHES = {"di-b8": "8", "di-b16": "16", "di-b32": "32", "di-base": "64", "di-b256": "256"}  # images a step of the study `batch`
+BATCHES = {
+    "di-b8": "8",
+    "di-b16": "16",
+    "di-b32": "32",
+    "di-base": "64",
+    "di-b256": "256",
+}  # images a step of the study `batch`
 NAMES = {"di": "Diff-Instruct", "dmd": "DMD", "sid": "SiD"}
 
 
