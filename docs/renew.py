@@ -176,9 +176,29 @@ def finding(read: Read) -> str:
         "How many fewer iterations a run needs to the distance of its baseline, the same method without a supplement:"
     )
     last = (
-        f"{clear_savings(rows)} {networks_against_pixels(read)} {ends_with_teachers(read)} {kid_against_pixels(read)}"
+        f"{clear_savings(rows)} {networks_against_pixels(read)} {ends_with_teachers(read)} {kid_against_pixels(read)} "
+        f"{at_batch_16(read)}"
     )
     return "\n".join([wrapped(first), *lines, "", wrapped(last)])
+
+
+def at_batch_16(read: Read) -> str:
+    """The two comparisons of small batches on ten seeds of their own, in a sentence."""
+
+    def said(study: str, supplement: str) -> str:
+        found = rows_of(read(f"data/tables/ablation/{study}.csv"))
+        row = next(each for each in found if (each["method"], each["supplement"]) == ("di-b16", supplement))
+        scale = float(row["percent"]) / float(row["difference"])
+        low, high = sorted(-scale * float(row[end]) for end in ("low", "high"))
+        word = "lower" if low > 0 else "not clearly lower"
+        return f"{-float(row['percent']):.0f} % {word} [{low:.0f}, {high:.0f}]"
+
+    pairs = rows_of(read("data/tables/ablation/batch-16.csv"))[-1]["pairs"]
+    return (
+        f"At 16 images a step (`{pairs}` seeds, equal images) the distance of Diff-Instruct with EL is {said('batch-16', 'el-base')} "
+        f"than without, and {said('batch-16-against-256', 'el-base')} than that of 256 images without, where 16 without EL are already "
+        f"{said('batch-16-against-256', 'none')}."
+    ).replace("`", "")
 
 
 def clear_savings(rows: list[dict[str, str]]) -> str:
