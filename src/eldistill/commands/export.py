@@ -83,8 +83,7 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
     tensors, about = load_tensors(path)
     sources = source_files(about["config"]["network"])
     folder = Path(out or f"exports/{run.replace('/', '-')}")
-    evaluation = Path(f"data/evaluations/{run}/metrics.json")
-    metrics = files.read_json(evaluation) if evaluation.exists() else {}
+    metrics = _metrics(run, about["recipe"], say)
     _, teacher = load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
     images = _picture(sampling.load_generator(path), folder / "samples.png")
     for name, text in sources.items():
@@ -103,6 +102,20 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
             f"{run} was not evaluated, and its card says so; `python -m eldistill evaluate {run}` measures it, then export it again"
         )
     return folder
+
+
+def _metrics(run: str, recipe: str, say) -> dict:
+    # The numbers of the evaluation of the generator with this recipe; none of another one, such as of before a number was changed.
+    path = Path(f"data/evaluations/{run}/metrics.json")
+    if not path.exists():
+        return {}
+    sidecar = Path(f"{path}.recipe")
+    measured = files.read_json(sidecar)["upstream"].get(f"distil {run}") if sidecar.exists() else None
+    if measured != recipe:
+        say(f"{path} is left out, because it does not belong to this generator, which was made with other numbers")
+        return {}
+    found: dict = files.read_json(path)
+    return found
 
 
 def _ensembles(run: str, params: dict) -> dict[str, dict]:

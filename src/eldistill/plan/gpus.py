@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 from typing import IO
 
+from eldistill.environment import MOST
 from eldistill.errors import Problem
 
 COUNT = "ELDISTILL_GPUS"  # environment variable: number of GPUs that the jobs share; the Snakefile sets it
@@ -26,7 +28,7 @@ _held: list[IO] = []  # open for as long as the process lives
 def shared_gpus() -> list[str]:
     """The names of the shared GPUs, as CUDA_VISIBLE_DEVICES lists them. Raises Problem if it lists fewer than COUNT says."""
     count = os.environ[COUNT]
-    if not count.isdecimal() or int(count) < 1:
+    if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MOST:
         raise Problem(
             f"{COUNT} is {count!r}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
         )
