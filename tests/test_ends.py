@@ -12,7 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from snakemake.exceptions import LockException
+from snakemake.exceptions import LockException, MissingRuleException, WorkflowError
 
 from eldistill import signals
 from eldistill.plan import cluster, driver, profiles
@@ -228,6 +228,38 @@ def test_the_second_driver_is_told_who_holds_the_folder(tmp_path, monkeypatch, c
     workflow.unlock()
     assert unlocked == [1]
     os.close(file)
+
+
+def test_no_driver_waits_for_jobs_that_cannot_start():
+    """`--cores 0` waited without end."""
+    for local, option in ((True, "--cores"), (False, "--jobs")):
+        for most in (0, 1, None):
+            here, there = (most, None) if local else (None, most)
+            numbers = {"_cores": SimpleNamespace(value=here), "_nodes": SimpleNamespace(value=there)}
+            workflow = SimpleNamespace(local_exec=local, global_resources=numbers)
+            if most == 0:
+                with pytest.raises(
+                    WorkflowError, match=f"{option} is 0, so that no job could start; give {option} 1 or more"
+                ):
+                    driver.need_workers(workflow)
+            else:
+                driver.need_workers(workflow)
+
+
+@pytest.mark.parametrize(
+    ("target", "near"), [("tabels", "did you mean tables"), ("data/runs/x/y.z", "expected one of all, data")]
+)
+def test_an_unknown_target_is_answered_with_those_that_there_are(target, near, capsys):
+    def execute():
+        raise MissingRuleException(target)
+
+    workflow = SimpleNamespace(execute=execute)
+    driver.explain_targets(workflow, "smoke")
+    with pytest.raises(SystemExit) as ended:
+        workflow.execute()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"the target '{target}' is not made by this workflow" in said and near in said
+    assert "python -m eldistill plan smoke" in said and "--config suite=NAME" in said and len(said.splitlines()) == 1
 
 
 # --- profiles ---------------------------------------------------------------------------------------------

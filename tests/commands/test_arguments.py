@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,22 @@ def test_a_command_outside_a_project_writes_nothing(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert __main__.main(words) == 2
     assert "run this command in the folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1000000", "1" * 400])
+def test_processes_are_as_many_as_a_machine_can_have(project, capsys, count):
+    """A million of them would have been started."""
+    assert __main__.main(["distil", "digits-smoke/di/el/0", "--processes", count]) == 2
+    said = capsys.readouterr().err
+    assert "expected 1 to " in said and "one for each GPU" in said and len(said) < 300
+
+
+@pytest.mark.parametrize("path", ["x", "a/b/x", "/x"])
+def test_a_folder_that_cannot_be_written_is_named_before_hours_are_spent(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    files.check_writable(path)
+    asked = []
+    monkeypatch.setattr(os, "access", lambda folder, mode: asked.append(folder))
+    with pytest.raises(Problem, match="may not write, or on a read-only file system, and .* belongs there; ask for write access"):
+        files.check_writable(path)
+    assert asked == [tmp_path if path != "/x" else Path("/")] and not list(tmp_path.iterdir())

@@ -63,6 +63,7 @@ if workflow.is_main_process:
     driver.pass_signals_on()
     driver.obey_recipes(workflow, STEPS.values())
     driver.name_other_driver(workflow, DRIVER)
+    driver.explain_targets(workflow, SUITE)
 
 
 onstart:
@@ -74,6 +75,7 @@ onstart:
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
     if workflow.is_main_process:
+        driver.need_workers(workflow)
         driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):

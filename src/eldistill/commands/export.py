@@ -109,10 +109,11 @@ def _metrics(run: str, recipe: str, say) -> dict:
     path = Path(f"data/evaluations/{run}/metrics.json")
     if not path.exists():
         return {}
-    sidecar = Path(f"{path}.recipe")
-    measured = files.read_json(sidecar)["upstream"].get(f"distil {run}") if sidecar.exists() else None
-    if measured != recipe:
-        say(f"{path} is left out, because it does not belong to this generator, which was made with other numbers")
+    upstream = (files.read_note(f"{path}.recipe") or {}).get("upstream", {})
+    if upstream.get(f"distil {run}") != recipe:
+        say(
+            f"{path} is left out, because its recipe does not name this generator; it is of one that was made with other numbers"
+        )
         return {}
     found: dict = files.read_json(path)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, expected_among, quoted
 from eldistill.plan import cluster, freshness
-from eldistill.plan.recipes import Step
+from eldistill.plan.recipes import WORDS, Step
 from eldistill.signals import PASSED_ON
 
 if TYPE_CHECKING:
@@ -81,6 +82,39 @@ def need_files(workflow: Workflow, stale: Iterable[Step]) -> None:
         raise WorkflowError(f"eldistill: {'; '.join(lines)}; no job was started")
 
 
+def need_workers(workflow: Workflow) -> None:
+    """Raises WorkflowError where no job could ever start, for which Snakemake would wait without end: `--cores 0`, `--jobs 0`."""
+    from snakemake.exceptions import WorkflowError
+
+    most = workflow.global_resources["_cores" if workflow.local_exec else "_nodes"].value
+    if isinstance(most, int) and most < 1:
+        option = "--cores" if workflow.local_exec else "--jobs"
+        raise WorkflowError(
+            f"eldistill: {option} is {most}, so that no job could start; give {option} 1 or more, or -n to see what would run"
+        )
+
+
+def explain_targets(workflow: Workflow, suite: str) -> None:
+    """Make Snakemake say which targets there are where it is asked for another one."""
+    from snakemake.exceptions import MissingRuleException
+
+    execute = workflow.execute
+
+    def execute_known(*given: Any, **named: Any) -> None:
+        try:
+            execute(*given, **named)
+        except MissingRuleException as error:
+            found = re.search(r"No rule to produce (.*?) \(if you use", str(error), re.DOTALL)
+            words = ["all", *WORDS]
+            _refuse(
+                f"the target {quoted(found[1] if found else '')} is not made by this workflow{expected_among(words, found and found[1])}, "
+                f"or a file that a step makes: `python -m eldistill plan {suite}` lists the steps, and --config suite=NAME chooses "
+                "another suite"
+            )
+
+    workflow.execute = execute_known
+
+
 def need_image(workflow: Workflow, image: str = IMAGE) -> None:
     """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
     settings = workflow.deployment_settings
@@ -102,7 +136,7 @@ def allowed(most: float) -> float:
     except ValueError:
         hours = math.nan
     if not hours >= 0:  # also nan, which is below nothing and would let everything pass
-        raise Problem(f"{HOURS} is {given!r}; expected a number of hours that is not negative, such as 100, or inf")
+        raise Problem(f"{HOURS} is {quoted(given)}; expected a number of hours that is not negative, such as 100, or inf")
     return hours
 
 

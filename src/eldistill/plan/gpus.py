@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from eldistill.environment import MOST
-from eldistill.errors import Problem
+from eldistill.errors import Problem, quoted
 
 COUNT = "ELDISTILL_GPUS"  # environment variable: number of GPUs that the jobs share; the Snakefile sets it
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -30,7 +30,7 @@ def shared_gpus() -> list[str]:
     count = os.environ[COUNT]
     if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MOST:
         raise Problem(
-            f"{COUNT} is {count!r}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
+            f"{COUNT} is {quoted(count)}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
         )
     listed = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     if listed and len(listed) < int(count):

@@ -180,6 +180,8 @@ def _check_kept(step: Step, wanted: str) -> None:
 def _make(work: Work) -> None:
     step = work.step
     if work.first:
+        for output in (*step.outputs, step.sidecar, step.record):  # before hours are spent
+            files.check_writable(output)
         line = {"time": round(time.time(), 3), "word": step.word, "name": step.name, "recipe": work.digest}
         files.append_line(RUN_LOG, files.canonical(line))
         for output in (*step.outputs, step.sidecar):
