@@ -166,7 +166,7 @@ def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
     most = max(64, 4 * (os.cpu_count() or 1))
     if not 1 <= chosen.processes <= most:
         raise Problem(f"--processes {quoted(chosen.processes)}; expected 1 to {most} on this machine, one for each GPU")
-    if gpus.COUNT in os.environ:
+    if os.environ.get(gpus.COUNT):
         step = Plan(params.load_params(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
         gpus.take_gpus(chosen.processes if step.kind in recipes.ON_GPU else 0)
     if getattr(chosen, "partial", False):

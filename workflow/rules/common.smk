@@ -115,7 +115,7 @@ os.environ.setdefault("ELDISTILL_FETCH", "no")
 
 # Jobs on this machine share the GPUs of --resources gpu=N, and each job locks the GPUs that it uses (src/eldistill/plan/gpus.py).
 if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
-    os.environ.setdefault("ELDISTILL_GPUS", str(workflow.global_resources["gpu"]))
+    os.environ["ELDISTILL_GPUS"] = os.environ.get("ELDISTILL_GPUS") or str(workflow.global_resources["gpu"])
 
 
 # Pattern for wildcards that matches the names of published teachers, which are converted; all others are trained here.

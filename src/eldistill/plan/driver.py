@@ -136,7 +136,9 @@ def allowed(most: float) -> float:
     except ValueError:
         hours = math.nan
     if not hours >= 0:  # also nan, which is below nothing and would let everything pass
-        raise Problem(f"{HOURS} is {quoted(given)}; expected a number of hours that is not negative, such as 100, or inf")
+        raise Problem(
+            f"{HOURS} is {quoted(given)}; expected a number of hours that is not negative, such as 100, or inf"
+        )
     return hours
 
 

@@ -46,7 +46,7 @@ def take_gpus(wanted: int, folder: Path = FOLDER) -> list[str]:
     Without COUNT nothing happens, because a scheduler or the user chooses the GPU. With wanted 0 no GPU is visible. Raises
     Problem if fewer than `wanted` are shared.
     """
-    if COUNT not in os.environ:
+    if not os.environ.get(COUNT):
         return []
     names = shared_gpus()
     if wanted > len(names):
@@ -70,7 +70,7 @@ def _lock(names: list[str], wanted: int, folder: Path) -> list[str]:
     # All or none: two jobs that each wait for the other's second GPU would never end.
     got: list[tuple[str, IO[str]]] = []
     for name in names:
-        file: IO[str] = open(folder / f"{name}.lock", "a")
+        file: IO[str] = open(folder / f"{name.replace('/', '_')}.lock", "a")  # older names of MIG have slashes
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
