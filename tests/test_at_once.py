@@ -207,3 +207,23 @@ def test_a_step_whose_results_could_not_be_written_does_not_begin(bare, monkeypa
     said = capsys.readouterr().err
     assert f"{folder} is a folder that this user may not write" in said and len(said.splitlines()) == 1
     assert not list(folder.iterdir())
+
+
+# --- reading what is being replaced -------------------------------------------------------------------------
+
+
+def test_a_run_that_is_made_again_while_it_is_read_is_not_kept(project, monkeypatch):
+    """Its metrics could be new and its curve old."""
+    from eldistill.commands import keep
+    from eldistill.plan import kept
+
+    read: list[str] = []
+
+    def line_of(found, root):
+        read.append(found[0].name)
+        return kept.make_kept(found[0].name, {each.word: each.digest for each in found}, {"metrics": {"a": 1.0}})
+
+    monkeypatch.setattr(kept, "line_of", line_of)
+    monkeypatch.setattr(kept, "is_measured", lambda step, root: not read or step.name != read[0])
+    found = keep.finished(Plan(params.load_params()), "smoke")
+    assert len(read) > 2 and {run for run, _ in found} == set(read[1:])
