@@ -63,7 +63,7 @@ if workflow.is_main_process:
     driver.pass_signals_on()
     driver.obey_recipes(workflow, STEPS.values())
     driver.name_other_driver(workflow, DRIVER)
-    driver.explain_targets(workflow, SUITE)
+    driver.explain_targets(workflow, PLAN, SUITE)
 
 
 onstart:
@@ -97,12 +97,7 @@ def inputs_of(word, name):
     def inputs(wildcards):
         wanted = name.format(**wildcards)
         if (word, wanted) not in STEPS:
-            kept = (word, wanted) in PLAN.suite(SUITE, kept=True)
-            raise WorkflowError(
-                f"the results of {word} {wanted} are kept, so that nothing makes it; run it by hand"
-                if kept
-                else f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
-            )
+            raise WorkflowError(f"{driver.ABSENT}: {word} {wanted}")
         recipe, *others = INPUTS(STEPS[word, wanted])
         return {"recipe": recipe, "others": others}
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from psutil import Process
     from snakemake.workflow import Workflow
 
+    from eldistill.plan.plan import Plan
+
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
 IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to
 DEFINITION = "profiles/slurm-apptainer/eldistill.def"
@@ -94,25 +96,46 @@ def need_workers(workflow: Workflow) -> None:
         )
 
 
-def explain_targets(workflow: Workflow, suite: str) -> None:
-    """Make Snakemake say which targets there are where it is asked for another one."""
-    from snakemake.exceptions import MissingRuleException
+def explain_targets(workflow: Workflow, plan: Plan, suite: str) -> None:
+    """Make Snakemake say in one sentence which targets there are where it is asked for another one."""
+    from snakemake.exceptions import MissingRuleException, WorkflowError
 
     execute = workflow.execute
+    known = (
+        f"or a file that a step makes: `python -m eldistill plan {suite}` lists the steps, `snakemake --list` the rules, and "
+        "--config suite=NAME chooses another suite"
+    )
 
     def execute_known(*given: Any, **named: Any) -> None:
         try:
             execute(*given, **named)
         except MissingRuleException as error:
             found = re.search(r"No rule to produce (.*?) \(if you use", str(error), re.DOTALL)
-            words = ["all", *WORDS]
+            target = found[1] if found else ""
             _refuse(
-                f"the target {quoted(found[1] if found else '')} is not made by this workflow{expected_among(words, found and found[1])}, "
-                f"or a file that a step makes: `python -m eldistill plan {suite}` lists the steps, and --config suite=NAME chooses "
-                "another suite"
+                f"the target {quoted(target)} is not made by this workflow{expected_among(['all', *WORDS], target)}, {known}"
             )
+        except WorkflowError as error:
+            if "Target rules may not contain wildcards" in str(error):
+                _refuse(f"a rule that makes many files is no target; expected one of all, {', '.join(WORDS)}, {known}")
+            if found := re.search(rf"{ABSENT}: (\w+) (\S+)", str(error)):
+                _refuse(absent_step(plan, suite, found[1], found[2]))
+            raise
 
     workflow.execute = execute_known
+
+
+ABSENT = "no step of this suite"  # marks the error of an input function, in which Snakemake puts a traceback
+
+
+def absent_step(plan: Plan, suite: str, word: str, name: str) -> str:
+    """Why nothing makes a step in a suite, and what to type."""
+    by_hand = f"`python -m eldistill {word} {name}`"
+    if (word, name) in plan.suite(suite, kept=True):
+        return f"the results of {word} {name} are kept, so that nothing makes it; {by_hand} makes it by hand"
+    others = [other for other in plan.params.values["suites"] if (word, name) in plan.suite(other)]
+    where = f"--config suite={others[0]} has it" if others else "no other suite has it: add it to a grid of params.yaml"
+    return f"{word} {name} is not in the suite {suite}; {where}, and {by_hand} makes it by hand if its name is right"
 
 
 def need_image(workflow: Workflow, image: str = IMAGE) -> None:
