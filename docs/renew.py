@@ -128,6 +128,13 @@ def wrapped(text: str) -> str:
 
 
 SPEED = "data/tables/speed/{}.csv"
+BATCHES = {
+    "di-b8": "8",
+    "di-b16": "16",
+    "di-b32": "32",
+    "di-base": "64",
+    "di-b256": "256",
+}  # images a step of the study `batch`
 NAMES = {"di": "Diff-Instruct", "dmd": "DMD", "sid": "SiD"}
 
 
@@ -345,6 +352,33 @@ def changes(read: Read, study: str) -> str:
         "of them equal."
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + wrapped(said)
+
+
+def answer_of(read: Read, study: str) -> str:
+    """The sentences that begin the page of a study: its answer, and what KID says of it."""
+    lines = read(f"data/tables/ablation/{study}.md").split("\n\n")
+    return " ".join(line.strip("*") for line in lines[1:3] if not line.startswith("|"))
+
+
+def small_batches(read: Read) -> str:
+    """The study `batch`: the last distance without EL by batch, and the differences with it; then the answer of `small-batch`."""
+    rows = rows_of(read("data/tables/ablation/batch.csv"))
+    found = {(row["method"], row["supplement"]): row for row in rows}
+    arms = list(dict.fromkeys(row["supplement"] for row in rows if row["supplement"] != "none"))
+    lines = [["batch", "without EL", *(f"`{arm}`" for arm in arms)], ["---:"] * (2 + len(arms))]
+    for method in sorted({method for method, _ in found}, key=lambda name: int(BATCHES[name])):
+        none = found[method, "none"]
+        mean = f"{float(none['fd_mean']):.2f} ± {float(none['fd_sd']):.2f}"
+        lines.append([BATCHES[method], mean, *(percent_with_interval(found[method, arm]) for arm in arms)])
+    tested = [row for row in rows if row["percent"]]
+    clear = [f"`{row['supplement']}` at {BATCHES[row['method']]}" for row in tested if float(row["p_holm"]) < 0.05]
+    said = (
+        f"{len(clear)} of these {len(tested)} differences are clear ({tested[0]['pairs']} seeds, Holm): {', '.join(clear)}."
+        if clear
+        else f"None of these {len(tested)} differences is clear ({tested[0]['pairs']} seeds, Holm)."
+    )
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{wrapped(said)}\n{wrapped(answer_of(read, 'small-batch'))}"
 
 
 def seeds_apart(read: Read) -> str:
@@ -819,6 +853,8 @@ MADE: dict[str, Callable[[Read], str]] = {
     "variants": variants,
     "variants-fresh": variants_fresh,
     "ensemble-seed": seeds_apart,
+    "variance": lambda read: wrapped(answer_of(read, "variance")),
+    "small-batches": small_batches,
     "mechanism": lambda read: changes(read, "mechanism"),
     "central": central,
     "colour-gpu": colour_gpu,

@@ -42,7 +42,7 @@ def test_no_suite_has_an_arm_with_a_cryptic_name(suite):
 
 def test_what_differs_is_in_the_name():
     runs = [Run("digits-t2", method, supplement, 0) for method in ("di-r2", "di-b16", "di-base", "sid2a", "di")
-            for supplement in ("el-w035", "el-base", "regression+el-k8")]  # fmt: skip
+            for supplement in ("el-w035", "el-base", "regression+el-k8", "el-synthetic")]  # fmt: skip
     runs += [Run("digits", "di", "none", 0), Run("digits-t1", "di", "none", 0)]
     with names.variants(called.notes(PROJECT, runs)):
         assert names.data_name("digits-t2").text in ("8×8 digits, second teacher", "8×8 digits, third teacher")
@@ -51,6 +51,7 @@ def test_what_differs_is_in_the_name():
         assert names.arm_name("di-r2", "none").text == "Diff-Instruct, rates × 2"
         assert names.arm_name("di", "el-w035").short == "DI + EL (weight 0.35)"
         assert names.supplement_name("regression+el-k8").short == "regression + EL (ensemble conv8)"
+        assert names.supplement_name("el-synthetic").short == "EL (5,000 images of the teacher)"
         assert names.data_name("digits, 3 teachers").text == "8×8 digits, 3 teachers"
         assert r"$\times$" in names.method_name("di-r2").tex
     assert names.method_name("di-r2").short == "DI (r2)"  # outside of a suite nothing is known

@@ -82,6 +82,8 @@ def _changed(own: dict[str, Any], other: dict[str, Any], where: str = "") -> dic
 def _words(key: str, value: Any) -> str:
     if key == "n_images":
         return f"{value:,} images"
+    if key == "pairs" and value:
+        return f"{value:,} images of the teacher"
     key = key.replace("_", " ")
     if value is True or value is None or value is False:
         return key if value else f"without {key}"

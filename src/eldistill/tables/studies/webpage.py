@@ -70,10 +70,21 @@ def claims(rows: list[dict], params: dict, said: list[str]) -> list[str]:
     """What answers the question of a study: the sentence with the answer, and what KID says of it.
 
     said: the sentences of the kind, the first of which answers where nothing is compared with a baseline."""
-    lines, measure = _lines(rows, params)
+    lines, _ = _lines(rows, params)
     if not lines:
         return said[:1]
-    return [answer(_effects(lines), params, measure)[0], *filter(None, [kid_sentence(rows, params)[0]])]
+    found, asked_again, contradicts = _answers(rows, params)
+    return found[:1] if contradicts else [found[0], *filter(None, [asked_again])]
+
+
+def _answers(rows: list[dict], params: dict) -> tuple[list[str], str, bool]:
+    # The sentences of `answer`, of which the first also has what KID says if that contradicts it; what KID says; whether it contradicts.
+    lines, measure = _lines(rows, params)
+    said = answer(_effects(lines), params, measure)
+    asked_again, contradicts = kid_sentence(rows, params)
+    if contradicts:
+        said[0] += f" But {asked_again}"
+    return said, asked_again, contradicts
 
 
 def _effects(lines: list[Effect | Unmeasured]) -> list[Effect]:
@@ -90,11 +101,8 @@ def _result(rows: list[dict], params: dict) -> str:
     lines, measure = _lines(rows, params)
     if not lines:
         return ""
-    said = answer(_effects(lines), params, measure)
-    asked_again, contradicts = kid_sentence(rows, params)
-    if contradicts:
-        said[0] += f" But {asked_again}"
-    elif asked_again:
+    said, asked_again, contradicts = _answers(rows, params)
+    if asked_again and not contradicts:
         said.insert(2, asked_again)
     shown = headline_html(said, _times(lines) if measure == TIME else [])
     return shown + forest(lines, params["against"], params["confidence"], measure)
