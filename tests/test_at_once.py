@@ -132,6 +132,23 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path, monkeypatch):
         pass
 
 
+def test_a_step_that_failed_is_at_work_no_more(tmp_path, monkeypatch):
+    """Its Slurm job may be listed for a while, and the next attempt is another job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "345")
+    with pytest.raises(ZeroDivisionError), lock.claim("a/x", "it", tmp_path):
+        1 / 0  # noqa: B018
+    monkeypatch.setenv("SLURM_JOB_ID", "346")
+    monkeypatch.setattr(lock, "running", lambda job: True)
+    with lock.claim("a/x", "it", tmp_path):
+        (file,) = (tmp_path / lock.CLAIMS).rglob("*.claim")
+        assert ", job 346" in file.read_text()
+    assert lock.claimed(Path("a/x"), tmp_path) is None
+    file.write_text("process 1 on node7, job 345\n")  # that was killed, on a node whose locks are not seen here
+    assert lock.claimed(Path("a/x"), tmp_path) == "process 1 on node7, job 345"
+    with pytest.raises(Problem, match="job 345 is already at work on it"), lock.claim("a/x", "it", tmp_path):
+        pass
+
+
 def test_the_lock_file_of_a_colleague_is_a_lock_too(tmp_path, monkeypatch):
     """It may only be read by others, and its step can be made again by whoever may write the folder."""
     usual = os.open

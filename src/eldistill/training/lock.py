@@ -86,9 +86,13 @@ def claim(output: str, what: str, root: Path = Path()) -> Iterator[None]:
     name = root / CLAIMS / f"{output}.claim"
     name.parent.mkdir(parents=True, exist_ok=True)
     with _locked(name, what) as file:
-        yield
-        with suppress(OSError):  # a file of another user cannot be written
-            os.ftruncate(file, 0)  # it came to its end: nobody has to ask Slurm whether it is still at work
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a file of another user cannot be written
+                os.ftruncate(
+                    file, 0
+                )  # also after an error it is at work no more, and nobody has to ask Slurm about its job
 
 
 def claimed(path: Path, root: Path = Path()) -> str | None:
