@@ -361,7 +361,7 @@ def answer_of(read: Read, study: str) -> str:
 
 
 def small_batches(read: Read) -> str:
-    """The study `batch`: the last distance without EL by batch, and the differences with it; then the answer of `small-batch`."""
+    """The study `batch`: the last distance without EL by batch, and the differences with it."""
     rows = rows_of(read("data/tables/ablation/batch.csv"))
     found = {(row["method"], row["supplement"]): row for row in rows}
     arms = list(dict.fromkeys(row["supplement"] for row in rows if row["supplement"] != "none"))
@@ -378,7 +378,7 @@ def small_batches(read: Read) -> str:
         else f"None of these {len(tested)} differences is clear ({tested[0]['pairs']} seeds, Holm)."
     )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{wrapped(said)}\n{wrapped(answer_of(read, 'small-batch'))}"
+    return f"{table}\n\n{wrapped(said)}"
 
 
 def seeds_apart(read: Read) -> str:
@@ -855,6 +855,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "ensemble-seed": seeds_apart,
     "variance": lambda read: wrapped(answer_of(read, "variance")),
     "small-batches": small_batches,
+    "batch-16": lambda read: "\n".join(wrapped(answer_of(read, name)) for name in ("batch-16", "batch-16-against-256")),
     "mechanism": lambda read: changes(read, "mechanism"),
     "central": central,
     "colour-gpu": colour_gpu,
