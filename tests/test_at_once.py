@@ -179,9 +179,11 @@ def test_prune_leaves_the_files_of_a_step_that_is_being_made(project, capsys):
         assert __main__.main(["prune", "--remove"]) == 0
     assert busy.exists() and not old.exists()
     said = capsys.readouterr().out
+    assert "nothing to remove" not in said
     assert f"kept: process {os.getpid()} on " in said and "is at work on its step" in said
+    busy.write_bytes(b"")  # it has no size, and is something nevertheless
     assert __main__.main(["prune", "--remove"]) == 0
-    assert not busy.exists()
+    assert not busy.exists() and "nothing to remove" not in capsys.readouterr().out
 
 
 def test_prune_removes_nothing_while_a_snakemake_works(project, capsys):

@@ -37,7 +37,7 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
             f"a snakemake is at work in this folder: {other}; nothing was removed, because it may be making these files; repeat the "
             "command when it has ended"
         )
-    total = kept = 0
+    total = found = 0
     for path in leftovers(Plan(params.load_params())):
         if (size := _size(path)) is None:  # removed meanwhile, such as the temporary file of a step that has ended
             continue
@@ -45,10 +45,9 @@ def prune(remove: bool, say: Callable[[str], None]) -> int:
         why = _remove(path) if remove else None
         if why:
             say(f"            kept: {why}")
-        total, kept = total + (0 if why else size), kept + bool(why)
+        total, found = total + (0 if why else size), found + 1
     what = "removed" if remove else "in total, which no suite of params.yaml uses; `make prune REMOVE=yes` removes them"
-    some = total or kept
-    say(f"{total / 1e6:10.1f} MB  {what}" if some else "nothing to remove: suites of params.yaml use all results")
+    say(f"{total / 1e6:10.1f} MB  {what}" if found else "nothing to remove: suites of params.yaml use all results")
     return total
 
 
