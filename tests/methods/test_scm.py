@@ -175,30 +175,40 @@ def test_first_step_goes_towards_the_exact_function():
 
 
 def test_learned_weight_makes_levels_count_alike():
-    """At its optimum e^w is 1 over the mean square of g, and there e^w g^2 is 1 at each level."""
-    square, sigma = torch.tensor([0.2, 0.2, 3.0, 3.0]).double(), torch.tensor([0.1, 0.1, 4.0, 4.0]).double()
-    weighting = scm.Weighting(0.5).double()
+    """At its optimum e^w is N over the square of g, and there e^w / N |g|^2 is 1 at each level."""
+    size, sigma = torch.tensor([0.2, 0.2, 3.0, 3.0]).double(), torch.tensor([0.1, 0.1, 4.0, 4.0]).double()
+    error, weighting = column(size).sqrt().expand(4, 1, 2, 3), scm.Weighting(0.5).double()
     optimiser = torch.optim.Adam(weighting.parameters(), lr=0.05)
     for _ in range(600):
         optimiser.zero_grad()
-        loss = scm.weighed(square, sigma, {"weighting": weighting}, held=False)
+        loss = scm.weighed(error, sigma, {"weighting": weighting}, held=False)
         loss.backward()
         optimiser.step()
-    near(weighting(sigma).exp() * square, torch.ones(4).double(), 0.02)
+    near((math.log(6) + weighting(sigma)).exp() * size, torch.ones(4).double(), 0.02)
     assert weighting(sigma).shape == (4,)
 
 
-def test_the_weight_is_held_for_the_generator_and_moves_in_its_own_step():
-    """At first it is 1 everywhere: the loss is that without it. Its own term reads no graph of the generator."""
+@pytest.mark.parametrize("side", [1, 8, 32])
+def test_the_weight_starts_near_its_optimum_whatever_the_size_of_an_image(side):
+    """e^w / N |g|^2 is (|g| / (|g| + c))^2 at first, so that the gradient's scale does not rise while w is learned."""
     numbers = scm.Numbers()
-    real, epsilon = random(5, 1, 2, 2), random(5, 1, 2, 2, seed=1)
+    real, epsilon = random(5, 1, side, side), random(5, 1, side, side, seed=1)
     batch = told(numbers, LEVELS, epsilon, real)
     nets = {"generator": Of(Gaussian(0.0, 0.3)), "teacher": Gaussian(MEAN, DEVIATION)}
-    plain = scm.generator_terms(nets, batch, None, scm.Numbers(**PLAIN))["consistency"]
     nets |= scm.networks(conftest.teacher(dtype=torch.float64), numbers, 0)
-    term = scm.generator_terms(nets, batch, None, numbers)["consistency"]
-    near(term, plain, 1e-12)
-    term.backward()
+    g = scm.direction(nets["generator"], batch, *scm.path(nets, batch, numbers), numbers)
+    wanted = g.square().sum(dim=(1, 2, 3)).mean() - math.log(side**2)
+    near(scm.generator_terms(nets, batch, None, numbers)["consistency"], wanted, 1e-9)
+    near(scm.critic_terms(nets, batch, None, numbers)["consistency"], wanted, 1e-9)
+
+
+def test_the_weight_is_held_for_the_generator_and_moves_in_its_own_step():
+    """Its own term reads no graph of the generator, and the generator's term none of the weight."""
+    numbers = scm.Numbers()
+    batch = told(numbers, LEVELS, random(5, 1, 2, 2, seed=1), random(5, 1, 2, 2))
+    nets = {"generator": Of(Gaussian(0.0, 0.3)), "teacher": Gaussian(MEAN, DEVIATION)}
+    nets |= scm.networks(conftest.teacher(dtype=torch.float64), numbers, 0)
+    scm.generator_terms(nets, batch, None, numbers)["consistency"].backward()
     assert nets["weighting"].cosines.weight.grad is None and nets["generator"].shift.grad is not None
     nets["generator"].shift.grad = None
     scm.critic_terms(nets, batch, None, numbers)["consistency"].backward()

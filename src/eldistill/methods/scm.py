@@ -18,12 +18,14 @@ and A = cos(t)^2 (D - x) / sin(t). x is the teacher's image at y (sCD) or the re
 
     e^w / N |F - sg(F + g)|^2 - w,    g = A + r B, divided by |g| + c,
 
-with r rising from 0 to 1, N entries of an image, and w(t) a layer of its own, which learns the logarithm of the weight
-that makes all noise levels count alike.
+with r rising from 0 to 1, N entries of an image, |g| the root of their sum of squares, and w(t) a layer of its own, which
+learns the logarithm of the weight that makes all noise levels count alike. Its best value is ln N + 2 ln(1 + c / |g|) of g
+before the division. It is ln N at first. From 0 it would rise by ln N in the run, and with e^w the gradient, faster than
+the second moment of Adam follows: on digits the steps became too long and the generator was lost again.
 
-Departures: w learns in steps of its own, on other images, by the optimiser of section `critic`; the authors train it
-with the generator. c_noise is EDM's and not t, and adaptive double normalisation is not offered: both would make the start
-another network than the teacher. Their dropout acts in F and its derivative alike, as here. A NaN stops the run.
+Departures: w starts at ln N and learns in steps of its own, on other images, by the optimiser of section `critic`; the
+authors train it with the generator. c_noise is EDM's and not t, and adaptive double normalisation is not offered: both would
+make the start another network than the teacher. Their dropout acts in F and its derivative alike, as here. A NaN stops the run.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from eldistill.losses.score import generator as generator
 from eldistill.networks.interval import Cosines
 from eldistill.numbers import number
 
-RECIPE = ("methods/scm", 1)
+RECIPE = ("methods/scm", 2)  # the weight starts at ln N
 CRITICS = ("weighting",)  # the networks that critic_terms trains
 COSINES = 16  # of the layer of w
 
@@ -72,7 +74,7 @@ class Numbers:
 
 
 class Weighting(nn.Module):
-    """w of noise levels: sigma [n] -> [n], a sum of cosines of t = arctan(sigma / sigma_data); 0 everywhere at first."""
+    """w - ln N of noise levels: sigma [n] -> [n], a sum of cosines of t = arctan(sigma / sigma_data); 0 at first."""
 
     def __init__(self, sigma_data: float):
         super().__init__()
@@ -105,15 +107,14 @@ def generator_terms(nets: dict, batch: Batch, images, numbers: Numbers) -> dict[
     g = direction(net, batch, noisy, sigma, labels, origin, numbers)
     with dropout.masks(batch.draw, "consistency"):
         ours = trig_output(noisy, net(noisy, sigma, labels), sigma, net.sigma_data)
-    square = (ours - (ours.detach() + g)).square().mean(dim=(1, 2, 3))
-    return {"consistency": weighed(square, sigma, nets, held=True)}
+    return {"consistency": weighed(ours - (ours.detach() + g), sigma, nets, held=True)}
 
 
 def critic_terms(nets: dict, batch: Batch, images: torch.Tensor | None, numbers: Numbers) -> dict[str, torch.Tensor]:
     """The same loss as a function of w alone."""
     noisy, sigma, labels, origin = path(nets, batch, numbers)
     g = direction(nets["generator"], batch, noisy, sigma, labels, origin, numbers)
-    return {"consistency": weighed(g.square().mean(dim=(1, 2, 3)), sigma, nets, held=False)}
+    return {"consistency": weighed(g, sigma, nets, held=False)}
 
 
 def path(nets: dict, batch: Batch, numbers: Numbers) -> tuple:
@@ -148,11 +149,13 @@ def trig_output(noisy: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor
     return ((sigma_data / whole) ** 2 * noisy - denoised) / (sigma_data * column(sigma) / whole)
 
 
-def weighed(square: torch.Tensor, sigma: torch.Tensor, nets: dict, held: bool) -> torch.Tensor:
-    """mean (e^w square - w), a scalar; square, sigma [n]. held: w without a gradient. w is 0 without a layer of its own."""
+def weighed(error: torch.Tensor, sigma: torch.Tensor, nets: dict, held: bool) -> torch.Tensor:
+    """The mean of e^w / N |error|^2 - w, a scalar; error [n, c, h, w], sigma [n]. held: w without a gradient. w is 0 without
+    a layer of its own."""
+    square = error.square().mean(dim=(1, 2, 3))
     if "weighting" not in nets:
         return square.mean()
-    w = nets["weighting"](sigma)
+    w = math.log(error[0].numel()) + nets["weighting"](sigma)
     w = w.detach() if held else w
     return (w.exp() * square - w).mean()
 
