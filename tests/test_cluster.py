@@ -310,6 +310,15 @@ def test_a_model_is_loaded_with_torch_and_safetensors_alone(project, tmp_path, c
     files.write_json(
         Path(f"data/evaluations/{RUN}/metrics.json"), {"fd5k_judge-a_heldout": 1.25, "kid5k_pixels_train": 0.5}
     )
+    recipe = Path(f"data/evaluations/{RUN}/metrics.json.recipe")
+    files.write_json(recipe, {"upstream": {f"distil {RUN}": "of another generator"}})
+    capsys.readouterr()
+    assert __main__.main(["export", RUN, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "metrics.json is left out" in said and "was not evaluated" in said
+    assert "fd5k_judge-a_heldout" not in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    made_by = sampling.load_generator(f"data/runs/{RUN}/generator_ema.safetensors").metadata["recipe"]
+    files.write_json(recipe, {"upstream": {f"distil {RUN}": made_by}})
     assert __main__.main(["export", RUN, "--out", str(tmp_path / "out")]) == 0
     folder = tmp_path / "out"
     assert sorted(path.name for path in folder.iterdir()) == [

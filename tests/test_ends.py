@@ -12,10 +12,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from snakemake.exceptions import LockException
+from snakemake.exceptions import LockException, MissingRuleException, WorkflowError
 
 from eldistill import signals
-from eldistill.plan import cluster, driver, profiles
+from eldistill.plan import cluster, driver, params, profiles
+from eldistill.plan.plan import Plan
 from eldistill.training import interrupts
 from tests.conftest import ROOT
 
@@ -228,6 +229,69 @@ def test_the_second_driver_is_told_who_holds_the_folder(tmp_path, monkeypatch, c
     workflow.unlock()
     assert unlocked == [1]
     os.close(file)
+
+
+def test_no_driver_waits_for_jobs_that_cannot_start():
+    """`--cores 0` waited without end."""
+    for local, option in ((True, "--cores"), (False, "--jobs")):
+        for most in (0, 1, None):
+            here, there = (most, None) if local else (None, most)
+            numbers = {"_cores": SimpleNamespace(value=here), "_nodes": SimpleNamespace(value=there)}
+            workflow = SimpleNamespace(local_exec=local, global_resources=numbers)
+            if most == 0:
+                with pytest.raises(
+                    WorkflowError, match=f"{option} is 0, so that no job could start; give {option} 1 or more"
+                ):
+                    driver.need_workers(workflow)
+            else:
+                driver.need_workers(workflow)
+
+
+@pytest.mark.parametrize(
+    ("target", "near"), [("tabels", "did you mean tables"), ("data/runs/x/y.z", "expected one of all, data")]
+)
+def test_an_unknown_target_is_answered_with_those_that_there_are(target, near, capsys):
+    def execute():
+        raise MissingRuleException(target)
+
+    workflow = SimpleNamespace(execute=execute)
+    driver.explain_targets(workflow, None, "smoke")
+    with pytest.raises(SystemExit) as ended:
+        workflow.execute()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"the target '{target}' is not made by this workflow" in said and near in said
+    assert "python -m eldistill plan smoke" in said and "--config suite=NAME" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [("distil digits/di/el/0", "is not in the suite smoke; --config suite=demo has it, and `python -m eldistill distil digits/di/el/0`"),
+     ("distil nosuch/di/el/0", "is not in the suite smoke; no other suite has it: add it to a grid of params.yaml, and `python"),
+     ("tables smoke/nosuch", "is not in the suite smoke; no other suite has it"), ("", "a rule that makes many files is no target")],
+)  # fmt: skip
+def test_a_step_that_is_not_in_the_suite_is_one_sentence(project, capsys, step, words):
+    """Snakemake puts the error of an input function between a list of wildcards and a traceback."""
+    text = f"Error:\n  WorkflowError:\n    {driver.ABSENT}: {step}\nWildcards:\n    data=digits\nTraceback:\n  File"
+
+    def execute():
+        raise WorkflowError(text if step else "Target rules may not contain wildcards. Please specify concrete files")
+
+    workflow = SimpleNamespace(execute=execute)
+    driver.explain_targets(workflow, Plan(params.load_params()), "smoke")
+    with pytest.raises(SystemExit) as ended:
+        workflow.execute()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said and step in said and len(said.splitlines()) == 1
+
+
+def test_other_errors_of_snakemake_pass():
+    def execute():
+        raise WorkflowError("another")
+
+    workflow = SimpleNamespace(execute=execute)
+    driver.explain_targets(workflow, None, "smoke")
+    with pytest.raises(WorkflowError, match="another"):
+        workflow.execute()
 
 
 # --- profiles ---------------------------------------------------------------------------------------------

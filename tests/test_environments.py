@@ -28,6 +28,15 @@ ENVIRONMENTS = {
     "no folder for temporary files": {"TMPDIR": "/nowhere"},
     "home that cannot be written": {"HOME": "/dev/null/home", **CACHE},
     "warnings of a developer": {"PYTHONWARNINGS": "default", "PYTHONDEVMODE": "0"},
+    "numbers that are none": {
+        "OMP_NUM_THREADS": "abc",
+        "MKL_NUM_THREADS": "-1",
+        "SOURCE_DATE_EPOCH": "abc",
+        "ELDISTILL_PARTS": "x",
+        "ELDISTILL_STORE": "",
+        "ELDISTILL_MIRROR": "",
+        "CUDA_VISIBLE_DEVICES": "abc,-1,,/",
+    },
     "no user name": dict.fromkeys(GONE) | CACHE | {"HOME": "{project}"},
 }
 # A plan, a page of help, a refusal, a picture, and a question to Slurm; in one process, because its start takes most of the time.
@@ -43,7 +52,7 @@ def code(*words):
 
 assert code("plan", "smoke") == 0 and code("--help") == 0 and code("check", "nothing") == 2
 from matplotlib.figure import Figure
-Figure().savefig("a.png")
+Figure().savefig("a.png"), Figure().savefig("a.pdf"), Figure().savefig("a.svg")
 assert cluster.jobs_of(cluster.Path()) == []
 """
 DRIVER = ["-m", "snakemake", "-n", "all", "--config", "suite=smoke"]
@@ -83,7 +92,7 @@ def nameless() -> list[str]:
 
 
 # The others of a kind are slow tests: each starts a Python with matplotlib, or a Snakemake.
-ALWAYS = ("backend of a notebook", "no UTF-8", "home that cannot be written", "no user name")
+ALWAYS = ("backend of a notebook", "numbers that are none", "no UTF-8", "home that cannot be written", "no user name")
 
 
 @pytest.mark.parametrize(

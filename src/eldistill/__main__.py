@@ -12,16 +12,15 @@ import os
 import sys
 from pathlib import Path
 
-from eldistill import signals
+from eldistill import environment, signals
 
 if (
     __name__ == "__main__" or os.path.basename(sys.argv[0]) == "eldistill"
 ):  # the latter imports this module from its script
     signals.handle_from_start()
 
-# Before numpy is imported: the number of BLAS threads must not follow the machine, bits would too.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+environment.set_threads()  # before numpy is imported
+os.environ.pop("SOURCE_DATE_EPOCH", None)  # our figures have no dates, and matplotlib raises where this is no number
 os.environ["MPLBACKEND"] = (
     "agg"  # a notebook names a backend of its own, which this environment may lack; only files are drawn
 )
@@ -30,7 +29,7 @@ from eldistill import __version__, files  # noqa: E402
 from eldistill.commands import arguments  # noqa: E402
 from eldistill.commands import help as helptext  # noqa: E402
 from eldistill.commands.tools import TOOLS, say  # noqa: E402
-from eldistill.errors import Lost, NonFinite, Problem, Stopped, absent_package  # noqa: E402
+from eldistill.errors import Lost, NonFinite, Problem, Stopped, absent_package, quoted  # noqa: E402
 from eldistill.plan import cluster, gpus, identity, params, recipes  # noqa: E402
 from eldistill.plan.plan import Plan  # noqa: E402
 from eldistill.steps import run as steps  # noqa: E402
@@ -138,7 +137,7 @@ def _explain(error: BaseException) -> int | None:
         text, code = str(error), 2 if isinstance(error, Problem) else 75 if isinstance(error, Stopped) else 1
     elif not _out_of_memory(error):
         return None
-    elif int(os.environ.get("ELDISTILL_PARTS", "0")) > 0:
+    elif os.environ.get("ELDISTILL_PARTS"):
         text, code = "the device has too little memory", 76  # to the launcher, which tries again
     else:
         text, code = (
@@ -164,9 +163,10 @@ def _out_of_memory(error: BaseException) -> bool:
 def run_chosen(chosen: argparse.Namespace, arguments: list[str]) -> int:
     """Make a step, in one process, in several that are started here, or as one of those that torchrun has started."""
     words = chosen.word, chosen.name, chosen.recipe, chosen.force, chosen.max_minutes
-    if chosen.processes < 1:
-        raise Problem(f"--processes {chosen.processes}; expected 1 or more")
-    if gpus.COUNT in os.environ:
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 1 <= chosen.processes <= most:
+        raise Problem(f"--processes {quoted(chosen.processes)}; expected 1 to {most} on this machine, one for each GPU")
+    if os.environ.get(gpus.COUNT):
         step = Plan(params.load_params(), identity.Identities(measured=False)).find(chosen.word, chosen.name)
         gpus.take_gpus(chosen.processes if step.kind in recipes.ON_GPU else 0)
     if getattr(chosen, "partial", False):

@@ -90,8 +90,12 @@ def describe_failure(error: OSError, places: Iterable[str] | None = None) -> str
     """What the system refused and what to do, as the beginning of a sentence. A full disk is named by a folder on it.
 
     places: folders that may be full if the error names none; by default those in which commands write."""
+    if error.errno == errno.EROFS:
+        return f"{error.filename or 'a folder'} is on a read-only file system; make it writable, or work in a clone elsewhere,"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"this user may not write or read {error.filename}; ask its owner for access, or work in a clone of your own,"
     if error.errno not in FULL:
-        return f"{error}; correct this"  # permissions, a lost file system: the words of the system name the file
+        return f"{error}; correct this"  # a lost file system, say: the words of the system name the file
     if error.errno == errno.EFBIG:
         return f"a file in {error.filename or 'this folder'} would be larger than allowed; raise the limit (ulimit -f)"
     full = error.filename or next(
@@ -122,6 +126,17 @@ def check_target(path: str | os.PathLike) -> Path:
             f"{above} is not a folder, so that nothing can be written into it; give another path, or move that file"
         )
     return path
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise Problem unless a file with this path could be written: its folder, or the nearest one above it that exists, may be read-only
+    or belong to somebody else. For results of long computations; an old file there is replaced, whoever owns it."""
+    above = next((each for each in Path(path).absolute().parents if each.is_dir()), Path("/"))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise Problem(
+            f"{os.path.relpath(above)} is a folder that this user may not write, or on a read-only file system, and {path} belongs "
+            "there; ask for write access, or work in a clone of your own"
+        )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_every_option_that_takes_a_number_refuses_others(words, text, capsys):
     with pytest.raises(SystemExit) as ended:
         __main__.main([*words[:-1], f"{words[-1]}={text}"])
     assert ended.value.code == 2 and "expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--n", "--steps", "--batch"])
+@pytest.mark.parametrize("text", ["0", "-3", "x", str(10**12), "9" * 5000])
+def test_a_check_of_a_published_network_has_bounds(option, text, capsys):
+    """`--batch 0` ended in a traceback, `--steps 0` was the default, and `--n 1000000000000` ran until it was stopped."""
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["check", "edm-cifar10", f"{option}={text}"])
+    said = capsys.readouterr().err
+    assert (
+        ended.value.code == 2
+        and f"argument {option}: '" in said
+        and "expected a whole number" in said
+        and len(said) < 1500
+    )
 
 
 def test_every_option_with_a_decimal_number_has_such_a_type():
@@ -85,3 +101,24 @@ def test_a_command_outside_a_project_writes_nothing(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert __main__.main(words) == 2
     assert "run this command in the folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1000000", "1" * 400])
+def test_processes_are_as_many_as_a_machine_can_have(project, capsys, count):
+    """A million of them would have been started."""
+    assert __main__.main(["distil", "digits-smoke/di/el/0", "--processes", count]) == 2
+    said = capsys.readouterr().err
+    assert "expected 1 to " in said and "one for each GPU" in said and len(said) < 300
+
+
+@pytest.mark.parametrize("path", ["x", "a/b/x", "/x"])
+def test_a_folder_that_cannot_be_written_is_named_before_hours_are_spent(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    files.check_writable(path)
+    asked = []
+    monkeypatch.setattr(os, "access", lambda folder, mode: asked.append(folder))
+    with pytest.raises(
+        Problem, match="may not write, or on a read-only file system, and .* belongs there; ask for write access"
+    ):
+        files.check_writable(path)
+    assert asked == [tmp_path if path != "/x" else Path("/")] and not list(tmp_path.iterdir())

@@ -92,6 +92,7 @@ def test_the_loader_takes_labels_and_steps_and_writes_a_png(tmp_path):
     ("words", "sentence"),
     [
         (["0", "a.png"], "n is 0; expected 1 or more"),
+        (["1000000000000", "a.png"], "n is 1000000000000; expected at most 100000"),
         (["1", "a.png", "--steps", "4"], "steps is 4; expected 1"),
         (["1", "a.png", "--label", "dog"], "expected one of ant, bee, or a number from 0 to 1"),
         (["1", "a.png", "--label", "2"], "a number from 0 to 1"),

@@ -62,13 +62,28 @@ def test_a_step_without_a_gpu_sees_none(tmp_path, monkeypatch):
     assert gpus.take_gpus(0, tmp_path) == [] and os.environ[gpus.VISIBLE] == ""
 
 
-def test_without_the_variable_nothing_happens(tmp_path, monkeypatch):
+def test_a_name_of_a_gpu_is_no_path(tmp_path, monkeypatch):
+    """Parts of a GPU had names with slashes: MIG-GPU-…/1/0."""
+    monkeypatch.setenv(gpus.COUNT, "1")
+    monkeypatch.setenv(gpus.VISIBLE, "MIG-GPU-5/1/0")
+    assert gpus.take_gpus(1, tmp_path / "locks") == ["MIG-GPU-5/1/0"] and len(list(tmp_path.rglob("*.lock"))) == 1
+    for file in gpus._held:
+        file.close()
+    gpus._held.clear()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_without_the_variable_nothing_happens(tmp_path, monkeypatch, empty):
     monkeypatch.delenv(gpus.COUNT, raising=False)
+    if empty:
+        monkeypatch.setenv(gpus.COUNT, "")
     monkeypatch.setenv(gpus.VISIBLE, "3")
     assert gpus.take_gpus(1, tmp_path) == [] and os.environ[gpus.VISIBLE] == "3" and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("count", "visible", "wanted"), [("two", "", 1), ("0", "", 1), ("4", "0,1", 1), ("2", "", 3)])
+@pytest.mark.parametrize(
+    ("count", "visible", "wanted"), [("two", "", 1), ("9" * 20, "", 1), ("0", "", 1), ("4", "0,1", 1), ("2", "", 3)]
+)
 def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch, count, visible, wanted):
     monkeypatch.setenv(gpus.COUNT, count)
     monkeypatch.setenv(gpus.VISIBLE, visible)

@@ -434,7 +434,7 @@ WITHOUT_RESULTS = {
     "__main__", "commands/arguments", "commands/card", "commands/cite", "commands/cost", "commands/doctor", "commands/export",
     "commands/help",
     "commands/keep", "commands/loader", "commands/planned", "commands/prune", "commands/suggest", "commands/tools", "data/given",
-    "embedding_loss", "ensemble/frozen", "errors", "external/arrays", "external/fetching", "external/hashes",
+    "embedding_loss", "ensemble/frozen", "environment", "errors", "external/arrays", "external/fetching", "external/hashes",
     "external/sourcelock", "external/sources", "files", "numbers", "outside", "paths", "plan/called", "plan/checks", "plan/conflicts",
     "plan/cluster",
     "plan/added_losses", "plan/combinations", "plan/datasets", "plan/driver", "plan/embeddings", "plan/ensembles", "plan/freshness",

@@ -63,6 +63,7 @@ if workflow.is_main_process:
     driver.pass_signals_on()
     driver.obey_recipes(workflow, STEPS.values())
     driver.name_other_driver(workflow, DRIVER)
+    driver.explain_targets(workflow, PLAN, SUITE)
 
 
 onstart:
@@ -74,6 +75,7 @@ onstart:
     if ONLY_ONE and workflow.is_main_process and not workflow.local_exec:
         cluster.end_orphans()
     if workflow.is_main_process:
+        driver.need_workers(workflow)
         driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):
@@ -95,12 +97,7 @@ def inputs_of(word, name):
     def inputs(wildcards):
         wanted = name.format(**wildcards)
         if (word, wanted) not in STEPS:
-            kept = (word, wanted) in PLAN.suite(SUITE, kept=True)
-            raise WorkflowError(
-                f"the results of {word} {wanted} are kept, so that nothing makes it; run it by hand"
-                if kept
-                else f"{word} {wanted} is not in the suite {SUITE}; add it to a grid, or run it by hand"
-            )
+            raise WorkflowError(f"{driver.ABSENT}: {word} {wanted}")
         recipe, *others = INPUTS(STEPS[word, wanted])
         return {"recipe": recipe, "others": others}
 
@@ -113,7 +110,7 @@ os.environ.setdefault("ELDISTILL_FETCH", "no")
 
 # Jobs on this machine share the GPUs of --resources gpu=N, and each job locks the GPUs that it uses (src/eldistill/plan/gpus.py).
 if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
-    os.environ.setdefault("ELDISTILL_GPUS", str(workflow.global_resources["gpu"]))
+    os.environ["ELDISTILL_GPUS"] = os.environ.get("ELDISTILL_GPUS") or str(workflow.global_resources["gpu"])
 
 
 # Pattern for wildcards that matches the names of published teachers, which are converted; all others are trained here.

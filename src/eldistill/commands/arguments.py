@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 
 def above_zero(text: str) -> float:
@@ -24,8 +25,20 @@ def whole_from_one(text: str) -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text[:100]!r}; expected a whole number, 1 or more")
     return value
+
+
+def whole_up_to(most: int) -> Callable[[str], int]:
+    """A type: a whole number from 1 to `most`, above which a command would run for years or need more memory than there is."""
+
+    def whole(text: str) -> int:
+        value = whole_from_one(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text[:100]!r}; expected a whole number from 1 to {most:,}")
+        return value
+
+    return whole
 
 
 def _number(text: str, above: bool) -> float:
@@ -34,5 +47,5 @@ def _number(text: str, above: bool) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (above and value == 0):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a number{' above 0' if above else ', 0 or more'}")
+        raise argparse.ArgumentTypeError(f"{text[:100]!r}; expected a number{' above 0' if above else ', 0 or more'}")
     return value

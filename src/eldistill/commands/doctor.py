@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from eldistill import environment
 from eldistill.errors import Problem
 from eldistill.external import sources
 from eldistill.external.sourcelock import LOCK
+from eldistill.outside import locate
 from eldistill.plan import freshness, guidance, identity, params, questions
 from eldistill.plan.plan import Plan
 from eldistill.training import lock
@@ -106,8 +108,7 @@ def _disk(plan: Plan, suite: str) -> Iterator[Finding]:
 
 def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     """Published teachers and data that are not on this machine yet."""
-    store = Path(os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
-    offline = os.environ.get("ELDISTILL_OFFLINE") == "1"
+    store, offline = locate(environment.store_folder()), environment.offline()
     teachers = {plan.params.section("data", run.data)["teacher"] for run in plan.params.runs(suite)}
     for name in sorted({part for each in teachers for part in guidance.parts_of(plan.params, each)}):
         section, step = plan.params.section("teacher", name), plan.teacher(name)

@@ -8,6 +8,7 @@ import ast
 import shutil
 import sys
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from eldistill import files
 from eldistill.commands.card import model_card
@@ -21,6 +22,9 @@ from eldistill.sampling import generators as sampling
 from eldistill.sampling.pictures import grid
 from eldistill.tables import citations
 from eldistill.tensors import load_tensors
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Files of the copy that differ from ours, which need random numbers of the project and with them more than torch.
 IN_PLACE = {
@@ -80,21 +84,25 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
     path = next(Path(output) for output in step.outputs if output.endswith("generator_ema.safetensors"))
     if not path.exists():
         raise Problem(f"{path} is missing; run `python -m eldistill distil {run}` first")
+    before = _signature(path)
     tensors, about = load_tensors(path)
     sources = source_files(about["config"]["network"])
     folder = Path(out or f"exports/{run.replace('/', '-')}")
-    evaluation = Path(f"data/evaluations/{run}/metrics.json")
-    metrics = files.read_json(evaluation) if evaluation.exists() else {}
+    metrics = _metrics(run, about["recipe"], say)
     _, teacher = load_tensors(plan.teacher(plan.params.section("data", run.split("/")[0])["teacher"]).outputs[0])
-    images = _picture(sampling.load_generator(path), folder / "samples.png")
+    board, images = _picture(sampling.load_generator(path))
+    with files.atomic(folder / "generator_ema.safetensors") as temporary:
+        shutil.copyfile(path, temporary)
+        if _signature(path) != before:  # the settings in config.json would be those of another generator
+            raise Problem(f"{path} was replaced while it was read; repeat the command")
+    with files.atomic(folder / "samples.png") as temporary:
+        board.save(temporary, format="PNG")
     for name, text in sources.items():
         files.write_text(folder / name, text)
     files.write_json(folder / "config.json", about)
     files.write_text(folder / "load.py", LOADER)
     known, papers = _ensembles(run, about["lineage"]["params"]), citations.of_runs(plan, [run])
     files.write_text(folder / "README.md", model_card(run, about, metrics, teacher, known, papers))
-    with files.atomic(folder / "generator_ema.safetensors") as temporary:
-        shutil.copyfile(path, temporary)
     say(
         f"{folder}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB, {len(metrics)} numbers, {images} images"
     )
@@ -103,6 +111,26 @@ def export_run(run: str, out: str | Path | None = None, say=print) -> Path:
             f"{run} was not evaluated, and its card says so; `python -m eldistill evaluate {run}` measures it, then export it again"
         )
     return folder
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _metrics(run: str, recipe: str, say) -> dict:
+    # The numbers of the evaluation of the generator with this recipe; none of another one, such as of before a number was changed.
+    path = Path(f"data/evaluations/{run}/metrics.json")
+    if not path.exists():
+        return {}
+    upstream = (files.read_note(f"{path}.recipe") or {}).get("upstream", {})
+    if upstream.get(f"distil {run}") != recipe:
+        say(
+            f"{path} is left out, because its recipe does not name this generator; it is of one that was made with other numbers"
+        )
+        return {}
+    found: dict = files.read_json(path)
+    return found
 
 
 def _ensembles(run: str, params: dict) -> dict[str, dict]:
@@ -116,14 +144,10 @@ def _ensembles(run: str, params: dict) -> dict[str, dict]:
     return found
 
 
-def _picture(generator: sampling.Generator, path: Path) -> int:
-    # How many images it shows: 64, or eight of each class in a row.
+def _picture(generator: sampling.Generator) -> tuple[Image.Image, int]:
+    # A picture, and how many images it shows: 64, or eight of each class in a row.
     dim = generator.metadata["label_dim"]
     labels = classes.row_labels(dim, 8) if dim else None
     images = sampling.sample(generator, len(labels) if dim else 64, labels=labels)
     board = grid(images, 8, max(1, 32 // images.shape[-1]))
-    with files.atomic(path) as temporary:
-        (classes.add_row_titles(board, classes.row_titles(generator.metadata)) if dim else board).save(
-            temporary, format="PNG"
-        )
-    return len(images)
+    return classes.add_row_titles(board, classes.row_titles(generator.metadata)) if dim else board, len(images)

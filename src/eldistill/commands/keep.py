@@ -20,9 +20,13 @@ def finished(plan: Plan, suite: str) -> dict[Key, Kept]:
     Raises Problem if a file of one is damaged."""
     root = plan.params.root
     steps = kept.by_run(plan.evaluations(suite))
-    return kept.unique(
-        kept.line_of(found, root) for found in steps.values() if all(kept.is_measured(each, root) for each in found)
-    )
+
+    def measured(found) -> bool:
+        return all(kept.is_measured(each, root) for each in found)
+
+    lines = {run: kept.line_of(found, root) for run, found in steps.items() if measured(found)}
+    # A run that another process began to make again meanwhile is left out: its files may have been read half old and half new.
+    return kept.unique(line for run, line in lines.items() if measured(steps[run]))
 
 
 def keep_runs(plan: Plan, suite: str, others: Iterable[Path] = ()) -> str:

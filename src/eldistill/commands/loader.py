@@ -125,6 +125,8 @@ def main():
     chosen = parser.parse_args()
     picture = chosen.out.lower().endswith(".png")
     try:
+        if chosen.n > 100_000:  # they are made in memory
+            raise ValueError(f"n is {chosen.n}; expected at most 100000, and more of them with another --seed")
         if picture and LATENTS:
             raise ValueError("this generator makes latents, which an autoencoder turns into images; give a file that ends in .pt")
         images = sample(chosen.n, chosen.seed, chosen.label, chosen.steps)

@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from eldistill import environment
 from eldistill.errors import Problem, denied
 from eldistill.external import sourcelock
 from eldistill.external.sourcelock import LOCK
@@ -58,10 +59,10 @@ def fetch(
         if not path.exists():
             raise Problem(f"{path} is missing; expected {name} of data/sources.csv there, or set its folder to null")
         return _checked(check_file(path), row, say, "replace it by the published file")
-    store = locate(store or os.environ.get("ELDISTILL_STORE", "data/scratch/store"))
+    store = locate(store or environment.store_folder())
     if found := _kept(store, file_name, row):
         return _checked(found, row, say)
-    if os.environ.get("ELDISTILL_FETCH") == "no":
+    if environment.one_of("ELDISTILL_FETCH", ("no", "yes")) == "no":
         raise Problem(
             f"{name} is not in {store}, and jobs fetch nothing; type `python -m eldistill data download/{name} --force` "
             "on a machine that reaches the network, or `snakemake all`, which does it first"
@@ -173,7 +174,7 @@ def _addresses(row: dict[str, str]) -> list[str]:
     found = [f"{first.rstrip('/')}/{name}"] if first else []
     local = [address for address in found if address.startswith("file:")]
     found += [address for address in (row["mirror"], row["url"]) if address]
-    return local if os.environ.get("ELDISTILL_OFFLINE", "0") not in ("", "0") else found
+    return local if environment.offline() else found
 
 
 def _download(row: dict[str, str], part: Path, say) -> tuple[str, str]:

@@ -76,6 +76,18 @@ def other_driver(file: int | None) -> str | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
+def driver_at_work(root: Path = Path()) -> str | None:
+    """Like `other_driver`, for a command that is no driver itself and leaves the lock as it is."""
+    try:
+        file = os.open(root / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return other_driver(file)
+    finally:
+        os.close(file)
+
+
 def _living(text: str) -> str | None:
     # The process that the text of a lock file names, None if it is this one or has ended.
     found = re.search(r"process (\d+) on (\S+), since [-\d]+ [:\d]+", text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from eldistill.errors import Problem
+from eldistill.errors import Problem, expected_among, quoted
 from eldistill.plan import cluster, freshness
-from eldistill.plan.recipes import Step
+from eldistill.plan.recipes import WORDS, Step
 from eldistill.signals import PASSED_ON
 
 if TYPE_CHECKING:
     from psutil import Process
     from snakemake.workflow import Workflow
+
+    from eldistill.plan.plan import Plan
 
 HOURS = "ELDISTILL_MAX_GPU_HOURS"
 IMAGE = os.environ.get("ELDISTILL_IMAGE") or "data/scratch/eldistill.sif"  # what jobs run inside, if asked to
@@ -81,6 +84,60 @@ def need_files(workflow: Workflow, stale: Iterable[Step]) -> None:
         raise WorkflowError(f"eldistill: {'; '.join(lines)}; no job was started")
 
 
+def need_workers(workflow: Workflow) -> None:
+    """Raises WorkflowError where no job could ever start, for which Snakemake would wait without end: `--cores 0`, `--jobs 0`."""
+    from snakemake.exceptions import WorkflowError
+
+    most = workflow.global_resources["_cores" if workflow.local_exec else "_nodes"].value
+    if isinstance(most, int) and most < 1:
+        option = "--cores" if workflow.local_exec else "--jobs"
+        raise WorkflowError(
+            f"eldistill: {option} is {most}, so that no job could start; give {option} 1 or more, or -n to see what would run"
+        )
+
+
+def explain_targets(workflow: Workflow, plan: Plan, suite: str) -> None:
+    """Make Snakemake say in one sentence which targets there are where it is asked for another one."""
+    from snakemake.exceptions import MissingRuleException, WorkflowError
+
+    execute = workflow.execute
+    known = (
+        f"or a file that a step makes: `python -m eldistill plan {suite}` lists the steps, `snakemake --list` the rules, and "
+        "--config suite=NAME chooses another suite"
+    )
+
+    def execute_known(*given: Any, **named: Any) -> None:
+        try:
+            execute(*given, **named)
+        except MissingRuleException as error:
+            found = re.search(r"No rule to produce (.*?) \(if you use", str(error), re.DOTALL)
+            target = found[1] if found else ""
+            _refuse(
+                f"the target {quoted(target)} is not made by this workflow{expected_among(['all', *WORDS], target)}, {known}"
+            )
+        except WorkflowError as error:
+            if "Target rules may not contain wildcards" in str(error):
+                _refuse(f"a rule that makes many files is no target; expected one of all, {', '.join(WORDS)}, {known}")
+            if found := re.search(rf"{ABSENT}: (\w+) (\S+)", str(error)):
+                _refuse(absent_step(plan, suite, found[1], found[2]))
+            raise
+
+    workflow.execute = execute_known
+
+
+ABSENT = "no step of this suite"  # marks the error of an input function, in which Snakemake puts a traceback
+
+
+def absent_step(plan: Plan, suite: str, word: str, name: str) -> str:
+    """Why nothing makes a step in a suite, and what to type."""
+    by_hand = f"`python -m eldistill {word} {name}`"
+    if (word, name) in plan.suite(suite, kept=True):
+        return f"the results of {word} {name} are kept, so that nothing makes it; {by_hand} makes it by hand"
+    others = [other for other in plan.params.values["suites"] if (word, name) in plan.suite(other)]
+    where = f"--config suite={others[0]} has it" if others else "no other suite has it: add it to a grid of params.yaml"
+    return f"{word} {name} is not in the suite {suite}; {where}, and {by_hand} makes it by hand if its name is right"
+
+
 def need_image(workflow: Workflow, image: str = IMAGE) -> None:
     """Raises Problem where jobs are to run inside an image that is not there: each would fail, and be tried again."""
     settings = workflow.deployment_settings
@@ -102,7 +159,9 @@ def allowed(most: float) -> float:
     except ValueError:
         hours = math.nan
     if not hours >= 0:  # also nan, which is below nothing and would let everything pass
-        raise Problem(f"{HOURS} is {given!r}; expected a number of hours that is not negative, such as 100, or inf")
+        raise Problem(
+            f"{HOURS} is {quoted(given)}; expected a number of hours that is not negative, such as 100, or inf"
+        )
     return hours
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 from typing import IO
 
-from eldistill.errors import Problem
+from eldistill.environment import MOST
+from eldistill.errors import Problem, quoted
 
 COUNT = "ELDISTILL_GPUS"  # environment variable: number of GPUs that the jobs share; the Snakefile sets it
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -26,9 +28,9 @@ _held: list[IO] = []  # open for as long as the process lives
 def shared_gpus() -> list[str]:
     """The names of the shared GPUs, as CUDA_VISIBLE_DEVICES lists them. Raises Problem if it lists fewer than COUNT says."""
     count = os.environ[COUNT]
-    if not count.isdecimal() or int(count) < 1:
+    if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MOST:
         raise Problem(
-            f"{COUNT} is {count!r}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
+            f"{COUNT} is {quoted(count)}; expected the number of GPUs that the jobs share, such as --resources gpu=4"
         )
     listed = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     if listed and len(listed) < int(count):
@@ -44,7 +46,7 @@ def take_gpus(wanted: int, folder: Path = FOLDER) -> list[str]:
     Without COUNT nothing happens, because a scheduler or the user chooses the GPU. With wanted 0 no GPU is visible. Raises
     Problem if fewer than `wanted` are shared.
     """
-    if COUNT not in os.environ:
+    if not os.environ.get(COUNT):
         return []
     names = shared_gpus()
     if wanted > len(names):
@@ -68,7 +70,7 @@ def _lock(names: list[str], wanted: int, folder: Path) -> list[str]:
     # All or none: two jobs that each wait for the other's second GPU would never end.
     got: list[tuple[str, IO[str]]] = []
     for name in names:
-        file: IO[str] = open(folder / f"{name}.lock", "a")
+        file: IO[str] = open(folder / f"{name.replace('/', '_')}.lock", "a")  # older names of MIG have slashes
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -26,6 +26,7 @@ from eldistill.plan.plan import Plan
 from eldistill.plan.recipes import MEASURED, REMADE, TRAINED, Step
 from eldistill.steps import work as works
 from eldistill.steps.work import Work
+from eldistill.training import lock
 
 COVERED_BY = "evaluate"
 RUN_LOG = f"{SCRATCH}/run-log.jsonl"
@@ -50,7 +51,7 @@ def run_step(
     if rank:
         say = _silent
     text = _text(step, recipe_file)
-    if not force and text == step.recipe and step.fresh(Path()):
+    if not force and _is_fresh(step, text):
         plan.identities.record()
         say(f"{step.word} {step.name} is up to date; --force makes it again")
         if step.word == "data" and not recipe_file:
@@ -59,18 +60,33 @@ def run_step(
         return False
     if mirror := plan.params.top("mirror"):
         os.environ.setdefault("ELDISTILL_MIRROR", mirror)
-    recipe = json.loads(text)
-    upstream = _checked(plan, step, recipe)
-    work = Work(
-        step=step, recipe=recipe, digest=files.digest(text), upstream=upstream, plan=plan,
-        machine=works.find_machine(plan.params, recipe["params"], step, max_minutes),
-        say=lambda line: say(f"{step.name}  {line}"), force=force, first=not rank, alone=rank is None,
-        kept=plan.kept_results(step, step.name.removeprefix("suite/").split("/")[0]) if step.kept else {},
-    )  # fmt: skip
-    _make(work)
-    if work.first:
-        _record(work, text)
+    with _claimed(step, rank):
+        if rank is None and not force and _is_fresh(step, text):
+            say(f"{step.word} {step.name} was made by another process meanwhile; --force makes it again")
+            return False
+        recipe = json.loads(text)
+        work = Work(
+            step=step, recipe=recipe, digest=files.digest(text), upstream=_checked(plan, step, recipe), plan=plan,
+            machine=works.find_machine(plan.params, recipe["params"], step, max_minutes),
+            say=lambda line: say(f"{step.name}  {line}"), force=force, first=not rank, alone=rank is None,
+            kept=plan.kept_results(step, step.name.removeprefix("suite/").split("/")[0]) if step.kept else {},
+        )  # fmt: skip
+        _make(work)
+        if work.first:
+            _check_unchanged(work)
+            _record(work, text)
     return True
+
+
+def _is_fresh(step: Step, text: str) -> bool:
+    return text == step.recipe and step.fresh(Path())
+
+
+def _claimed(step: Step, rank: int | None) -> contextlib.AbstractContextManager[None]:
+    # Of several processes that share a step the first one claims it. Who needs a file that another process fetches waits there.
+    if rank or step.kind == "download":
+        return contextlib.nullcontext()
+    return lock.claim(step.outputs[0], f"{step.word} {step.name}")
 
 
 def _silent(line: str) -> None:
@@ -99,6 +115,27 @@ def _sidecar(step: Step) -> str:
 def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]:
     """The upstream steps that a recipe names. Raises Problem if an output of them is missing, was made by another recipe or
     edited, or if a source or the snapshots changed after the recipe was written."""
+    above = _upstream(plan, step, recipe)
+    if recipe["params"].get("snapshots") != step.params.get("snapshots"):
+        raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
+    identity.check_sources(step.sources, recipe.get("sources", {}))
+    return above
+
+
+def _check_unchanged(work: Work) -> None:
+    # A training has read its inputs at its start. What only reads results must not name the recipes of files that were replaced since.
+    if work.step.word not in REMADE:
+        return
+    try:
+        _upstream(work.plan, work.step, work.recipe)
+    except Problem as problem:
+        raise Problem(
+            f"{work.step.word} {work.step.name} is not finished, because what it reads changed meanwhile: {problem}"
+        ) from None
+
+
+def _upstream(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]:
+    # The upstream steps that a recipe names, whose outputs exist and match it. Raises Problem.
     above = [plan.find(*upstream.split(" ", 1)) for upstream in recipe["upstream"]]
     kept = {(each.word, each.name) for each in step.kept}
     for each in above:
@@ -129,9 +166,6 @@ def _checked(plan: Plan, step: Step, recipe: dict[str, Any]) -> tuple[Step, ...]
                 f"{edited[0]} changed since its step made it; run `python -m eldistill {each.word} {each.name}` first, "
                 "or `snakemake all`"
             )
-    if recipe["params"].get("snapshots") != step.params.get("snapshots"):
-        raise Problem("params.yaml: distil.snapshots changed since this recipe was written; run snakemake again")
-    identity.check_sources(step.sources, recipe.get("sources", {}))
     return tuple(above)
 
 
@@ -146,6 +180,8 @@ def _check_kept(step: Step, wanted: str) -> None:
 def _make(work: Work) -> None:
     step = work.step
     if work.first:
+        for output in (*step.outputs, step.sidecar, step.record):  # before hours are spent
+            files.check_writable(output)
         line = {"time": round(time.time(), 3), "word": step.word, "name": step.name, "recipe": work.digest}
         files.append_line(RUN_LOG, files.canonical(line))
         for output in (*step.outputs, step.sidecar):

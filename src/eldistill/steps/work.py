@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from eldistill import files
+from eldistill import environment, files
 from eldistill.errors import NonFinite, Problem
 from eldistill.numbers import make_numbers
 from eldistill.paths import PACKAGE
@@ -120,7 +120,7 @@ def _device(asked: str, step: Step) -> str:
 
 def _micro_batch(top: dict[str, Any], params: dict[str, Any]) -> int:
     # Images at once: the number that the launcher found to fit on every GPU, otherwise that of params.yaml; 0: the whole batch.
-    parts = int(os.environ.get("ELDISTILL_PARTS", "1"))
+    parts = environment.whole_number("ELDISTILL_PARTS")
     if parts < 2:
         asked: int = top["micro_batch"]
         return asked

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from eldistill import environment
 from eldistill.errors import Lost, Problem, Stopped
 from eldistill.training import compute
 
@@ -212,7 +213,7 @@ def join_group(device: str = "auto") -> Iterator[int]:
     if size == 1:
         yield 0
         return
-    local = int(os.environ.get("LOCAL_RANK", rank))
+    local = environment.whole_number("LOCAL_RANK", rank, least=0)
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     if gpus:
         if local >= gpus:
