@@ -183,25 +183,22 @@ def finding(read: Read) -> str:
     return "\n".join([wrapped(first), *lines, "", wrapped(last)])
 
 
+def in_percent(row: dict[str, str]) -> dict[str, str]:
+    """The row of a study of the kind `contrast` with the ends of its interval in percent of the baseline, as pooled rows have them."""
+    scale = float(row["percent"]) / float(row["difference"])
+    return row | {end: str(scale * float(row[end])) for end in ("low", "high")}
+
+
 def at_batch_16(read: Read) -> str:
-    """The two comparisons of small batches on ten seeds of their own, in a sentence."""
-
-    def said(study: str, supplement: str) -> str:
-        found = rows_of(read(f"data/tables/ablation/{study}.csv"))
-        row = next(each for each in found if (each["method"], each["supplement"]) == ("di-b16", supplement))
-        scale = float(row["percent"]) / float(row["difference"])
-        low, high = sorted(-scale * float(row[end]) for end in ("low", "high"))
-        word = "lower" if low > 0 else "not clearly lower"
-        return f"{-float(row['percent']):.0f} % {word} [{low:.0f}, {high:.0f}]"
-
-    pairs = rows_of(read("data/tables/ablation/batch-16.csv"))[-1]["pairs"]
-    rows = rows_of(read("data/tables/ablation/batch-16-control.csv"))
-    control = next(row for row in rows if row["supplement"] == "el-base")
+    """EL at 16 images a step, on ten seeds of its own: against none, against 256 images without it, and against the control."""
+    tables = {name: rows_of(read(f"data/tables/ablation/{name}.csv")) for name in BATCH_16}
+    rows = {name: next(row for row in found if row["supplement"] == "el-base") for name, found in tables.items()}
+    none, large, control = (in_percent(rows[name]) for name in BATCH_16)
     equal = float(control["p_equivalent_holm"]) < 0.05
     return (
-        f"At 16 images a step ({pairs} other seeds) Diff-Instruct with EL ends {said('batch-16', 'el-base')} than without, and "
-        f"{said('batch-16-against-256', 'el-base')} than with 256 images without EL (as many images in all); EL and the control are "
-        f"{'equivalent' if equal else 'not shown equivalent'} there ({percent_with_interval(control)}, margin 10 %)."
+        f"At 16 images a step ({none['pairs']} other seeds) the distance of Diff-Instruct with EL is {against(none, 'without')} and "
+        f"{against(large, 'with 256 images without EL')}, as many images in all; EL and the control are "
+        f"{'' if equal else 'not shown '}equivalent there ({percent_with_interval(rows[BATCH_16[2]])}, margin 10 %)."
     )
 
 

@@ -1030,12 +1030,12 @@ BEFORE = functools.cache(digests)
     [
         ("suites/ablation/0/seeds", [300, 301], {"central"}),
         ("suites/ablation/1/seeds", [300, 301], {"central-fashion"}),
-        ("suites/ablation/3/methods", ["di-b8"], {"batch", "stability"}),
+        ("suites/ablation/3/methods", ["di-b8"], {"batch", "small-batch", "stability"}),
         ("tables/studies/batch/question", "Why?", {"batch"}),
         ("tables/studies/mechanism/question", "Why?", set()),
         ("tables/studies/central/margin", 0.2, {"central"}),
-        ("distil/supplements/el-resnet/fade", 0.3, {"what-matters", "stability"}),
-        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "stability"}),
+        ("distil/supplements/el-resnet/fade", 0.3, {"what-matters"}),
+        ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "small-batch", "stability"}),
         ("suites/demo/0/seeds", [7], set()),
         ("distil/supplements/el/weight", 3, {"central"}),
         ("tables/baseline", "el", set()),
@@ -1044,7 +1044,8 @@ BEFORE = functools.cache(digests)
 def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, expected):
     """Another study's grid, question or arms leave its digest; so does everything about the suite's own tables."""
     before, after = BEFORE(), digests(path, value)
-    assert before.keys() == after.keys() == {"central", "central-fashion", "what-matters", "batch", "stability"}
+    studies_of_grids = {"central", "central-fashion", "what-matters", "batch", "small-batch", "stability"}
+    assert before.keys() == after.keys() == studies_of_grids
     assert {name for name in before if before[name] != after[name]} == expected
 
 
@@ -1052,7 +1053,7 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     ("module", "expected"),
     [
         *((module, set(BEFORE())) for module in ("studies", "names", "inference", "plots", "results")),
-        ("comparisons", {"central", "central-fashion", "what-matters", "batch"}),
+        ("comparisons", {"central", "central-fashion", "what-matters", "batch", "small-batch"}),
         ("speed", set()),
         ("central", {"central", "central-fashion"}),
         ("diagnostics", {"stability"}),
