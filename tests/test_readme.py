@@ -144,8 +144,8 @@ def small_batches(p: float = 0.01, p_equal: float = 0.03) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("p", "p_equal", "words"), [
-    (0.01, 0.03, ("20 % lower [10, 30] than without and 40 % lower [35, 45] than with 256 images", "the control are equivalent there (+1.0 %")),
-    (0.3, 0.3, ("not distinguishable from that without (between -30.0 and -10.0 %)", "the control are not shown equivalent there")),
+    (0.01, 0.03, ("20 % lower [10, 30] than without and 40 % lower [35, 45] than with 256", "control are equivalent there (+1.0 %")),
+    (0.3, 0.3, ("not distinguishable from that without (between -30.0 and -10.0 %)", "control are not shown equivalent there")),
 ])  # fmt: skip
 def test_small_batches_are_quoted_as_their_tests_say(p, p_equal, words):
     said = renew.at_batch_16(small_batches(p, p_equal).__getitem__)
