@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eldistill import files
-from eldistill.plan import cluster, driver, freshness, identity, params, profiles
+from eldistill.plan import cluster, driver, freshness, gpus, identity, params, profiles
 from eldistill.paths import FOLDERS, STUDY
 from eldistill.errors import Problem, printable
 from eldistill.plan.plan import Plan
@@ -110,7 +110,7 @@ os.environ.setdefault("ELDISTILL_FETCH", "no")
 
 # Jobs on this machine share the GPUs of --resources gpu=N, and each job locks the GPUs that it uses (src/eldistill/plan/gpus.py).
 if workflow.is_main_process and workflow.local_exec and "gpu" in workflow.global_resources:
-    os.environ["ELDISTILL_GPUS"] = os.environ.get("ELDISTILL_GPUS") or str(workflow.global_resources["gpu"])
+    gpus.share(workflow.global_resources["gpu"])
 
 
 # Pattern for wildcards that matches the names of published teachers, which are converted; all others are trained here.

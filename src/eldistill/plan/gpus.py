@@ -25,6 +25,12 @@ PATIENCE = 0.5  # seconds between two attempts to take the locks
 _held: list[IO] = []  # open for as long as the process lives
 
 
+def share(count: int) -> None:
+    """Let the jobs of this process share so many GPUs, unless COUNT says how many."""
+    if not os.environ.get(COUNT):
+        os.environ[COUNT] = str(count)
+
+
 def shared_gpus() -> list[str]:
     """The names of the shared GPUs, as CUDA_VISIBLE_DEVICES lists them. Raises Problem if it lists fewer than COUNT says."""
     count = os.environ[COUNT]
