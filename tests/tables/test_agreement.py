@@ -29,9 +29,9 @@ def row(difference, kid, half=0.5, kid_half=0.01, supplement="el", p=0.001, **mo
     ("difference", "kid", "said", "contradicts"),
     [
         (-1, 0.035, "says the opposite for DMD + EL (+0.035 [0.025, 0.045])", True),
-        (1, -0.035, "says the opposite for DMD + EL (-0.035 [-0.045, -0.025])", True),
-        (-1, -0.035, "agrees for DMD + EL (-0.035 [-0.045, -0.025])", False),
-        (-1, 0.002, "decides nothing for DMD + EL (+0.002 [-0.008, 0.012])", False),
+        (1, -0.035, "says the opposite for DMD + EL (−0.035 [−0.045, −0.025])", True),
+        (-1, -0.035, "agrees for DMD + EL (−0.035 [−0.045, −0.025])", False),
+        (-1, 0.002, "decides nothing for DMD + EL (+0.002 [−0.008, 0.012])", False),
         (0.1, 0.035, "shows a difference by itself for DMD + EL (+0.035 [0.025, 0.045])", False),
     ],
 )
@@ -52,7 +52,9 @@ def test_of_many_arms_there_is_the_number():
     arms = [row(-1, 0.035, supplement=name) for name in ("el", "fd", "drift")] + [row(-1, -0.2, supplement="gan")]
     text, contradicts = kid_sentence(arms, PARAMS)
     assert contradicts and "says the opposite for 3 of 4 arms, among them DMD + EL (+0.035" in text
-    assert text.endswith("agrees for DMD + GAN (-0.200 [-0.210, -0.190]).")
+    opened = [row(-1, 0.002, supplement=name) for name in ("el", "fd", "drift")]
+    assert kid_sentence(opened, PARAMS)[0].endswith("decides nothing for all 3 arms.")
+    assert text.endswith("agrees for DMD + GAN (−0.200 [−0.210, −0.190]).")
 
 
 def with_kid(root, run, value, kid):

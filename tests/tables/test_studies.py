@@ -792,7 +792,7 @@ def test_a_floor_is_one_if_its_interval_says_so(tmp_path, monkeypatch, shares, v
               "**Of the variance at batch 8 no batch averages out 2 % [" if verdict.startswith("a floor") else
               "**Nothing: none of 2 gradients")  # fmt: skip
     assert first.startswith(wanted)
-    assert first.endswith(" with own (di/none); of one more gradient no such part is seen.**") is ("averages" in wanted)
+    assert first.endswith(" with own (DI); of one more gradient no such part is seen.**") is ("averages" in wanted)
 
 
 def test_a_gradient_without_variance_has_no_floor(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from eldistill.tables.page import (
 from eldistill.tables.studies.partial import count_runs
 from eldistill.tables.typeset import BELOW, NOTE, Made, Section
 
-RECIPE = ("report", 9)  # beside the answer of a study, what KID says of it
+RECIPE = ("report", 10)  # beside the answer of a study, what KID says of it
 SECTIONS = {
     "result": "Result",
     "samples": "Samples",

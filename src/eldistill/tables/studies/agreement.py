@@ -37,7 +37,7 @@ def kid_sentence(rows: Sequence[Row], params: dict) -> tuple[str, bool]:
         "same": "agrees for",
         "open": "decides nothing for",
     }
-    said = [f"{words[kind]} {_listed(groups[kind], len(asked))}" for kind in words if groups[kind]]
+    said = [f"{words[kind]} {_listed(groups[kind], len(asked), kind != 'open')}" for kind in words if groups[kind]]
     text = f"KID in the same features (minus that of {base}; not corrected) {'; '.join(said)}."
     return text, bool(groups["opposite"])
 
@@ -59,11 +59,15 @@ def _kind(row: Row, effect: Effect) -> str:
 
 
 def _one(row: Row, effect: Effect, effects: Sequence[Effect]) -> str:
-    sign = "+" if row["kid_difference"] > 0 else ""
-    return f"{headline.who(effect, effects)} ({sign}{spanned(row['kid_difference'], row['kid_low'], row['kid_high'])})"
+    sign, numbers = (
+        "+" if row["kid_difference"] > 0 else "",
+        (row[f"kid_{key}"] for key in ("difference", "low", "high")),
+    )
+    return f"{headline.who(effect, effects)} ({sign}{spanned(*numbers).replace('-', '−')})"
 
 
-def _listed(arms: Sequence[str], of: int) -> str:
+def _listed(arms: Sequence[str], of: int, example: bool) -> str:
     if len(arms) <= NAMED:
         return " and ".join(arms)
-    return f"{len(arms)} of {of} arms, among them {arms[0]}"
+    count = f"all {of} arms" if len(arms) == of else f"{len(arms)} of {of} arms"
+    return f"{count}, among them {arms[0]}" if example else count

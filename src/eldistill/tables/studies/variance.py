@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from eldistill.tables import inference
+from eldistill.tables import inference, names
 from eldistill.tables.results import arms_of, identity, short
 from eldistill.tables.studies.study import Study
 
@@ -61,7 +61,7 @@ def answer(rows: list[dict], least: int) -> str:
         return f"Nothing: none of {len(rows)} gradients has a part of its variance that stays at any batch."
     parts = [
         f"{row['share']:.0f} % [{row['share_low']:.0f}, {row['share_high']:.0f}] with {row['gradient']} "
-        f"({row['method']}/{row['supplement']})"
+        f"({names.arm_name(row['method'], row['supplement']).short})"
         for row in found
     ]
     listed = parts[0] if not parts[1:] else f"{', '.join(parts[:-1])} and {parts[-1]}"

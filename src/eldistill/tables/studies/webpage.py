@@ -26,7 +26,7 @@ from eldistill.tables.page import (
 from eldistill.tables.studies.agreement import kid_sentence
 
 COVERED_BY = "report"
-FEW = 6  # sentences of a study without a baseline that its headline shows at most
+FEW = 4  # sentences of a study without a baseline that its headline shows at most
 Tables = dict[str, tuple[list[dict], list[str], list[list[str]]]]  # {heading: (rows, titles of columns, cells)}
 
 
