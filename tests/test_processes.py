@@ -327,8 +327,8 @@ def test_several_processes_start_again_in_parts(monkeypatch):
 def test_what_is_no_training_or_no_number_is_one_sentence(project, capsys):
     for words, sentence in (
         (["data", "digits/images", "--force", "--processes", "2"], "is made by one process; remove --processes"),
-        (["distil", RUN, "--processes", "0"], "--processes 0; expected 1 or more"),
-        (["distil", RUN, "--force", "--processes", "300"], "cannot be shared by 300 processes") if os.cpu_count() > 64 else
+        (["distil", RUN, "--processes", "0"], "--processes 0; expected 1 to "),
+        (["distil", RUN, "--processes", "1000000"], "--processes 1000000; expected 1 to "),
         (["distil", RUN, "--max-minutes", "x"], "expected a number, 0 or more"),
     ):  # fmt: skip
         try:
