@@ -765,7 +765,7 @@ def parts(name: str) -> set[str]:
 # Packages and single modules, from the ground up: each imports only what stands in an earlier line, or itself.
 ORDER = (
     {"errors", "paths"},
-    {"files", "outside", "omitted", "registry", "signals", "tensorheader", "diffusion"},
+    {"files", "environment", "outside", "omitted", "registry", "signals", "tensorheader", "diffusion"},
     {"tensors", "numbers", "networks"},
     {"contract", "external"},
     {"plan", "losses"},
