@@ -513,14 +513,14 @@ def test_the_sources_table_is_a_table():
 
 
 def test_a_folder_that_may_not_be_written_is_one_sentence(project, capsys, monkeypatch):
-    """Any other failure of the file system: exit code 1, the system's own words, no traceback."""
+    """Exit code 1, the folder and what to do, no traceback."""
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "data/sets/digits")
 
     monkeypatch.setattr(files, "append_line", refuse)
     text = fails(capsys, "data", "digits/images", "--force", code=1)
-    assert "Permission denied" in text and "data/sets/digits" in text
+    assert "this user may not write or read data/sets/digits; ask its owner for access" in text
 
 
 def test_too_little_memory_is_one_sentence(project, capsys, monkeypatch):

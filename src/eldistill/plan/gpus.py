@@ -26,7 +26,7 @@ _held: list[IO] = []  # open for as long as the process lives
 
 
 def share(count: int) -> None:
-    """Let the jobs of this process share so many GPUs, unless COUNT says how many."""
+    """Set the number of GPUs that the jobs of this process share, unless COUNT is set."""
     if not os.environ.get(COUNT):
         os.environ[COUNT] = str(count)
 
