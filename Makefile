@@ -95,7 +95,7 @@ test: env ## all tests that every change must pass, on two cores
 # The two workers of pytest use both cores. Libraries get one thread each, because more threads would compete for the same cores.
 check test test-slow: export OMP_NUM_THREADS = 1
 
-check: env ## a quick check: one test for each promise of the README, two minutes
+check: env ## a quick check: one test for each promise of the README, at most 90 seconds
 	@$(BIN)/python tests/check.py
 
 doctor: env ## check GPU, disk, files, Slurm and locks before running a suite (SUITE=paper)
