@@ -70,17 +70,16 @@ def claims(rows: list[dict], params: dict, said: list[str]) -> list[str]:
     """What answers the question of a study: the sentence with the answer, and what KID says of it.
 
     said: the sentences of the kind, the first of which answers where nothing is compared with a baseline."""
-    lines, _ = _lines(rows, params)
+    lines, measure = _lines(rows, params)
     if not lines:
         return said[:1]
-    found, asked_again, contradicts = _answers(rows, params)
+    found, asked_again, contradicts = _answers(rows, params, _effects(lines), measure)
     return found[:1] if contradicts else [found[0], *filter(None, [asked_again])]
 
 
-def _answers(rows: list[dict], params: dict) -> tuple[list[str], str, bool]:
+def _answers(rows: list[dict], params: dict, effects: list[Effect], measure: str) -> tuple[list[str], str, bool]:
     # The sentences of `answer`, of which the first also has what KID says if that contradicts it; what KID says; whether it contradicts.
-    lines, measure = _lines(rows, params)
-    said = answer(_effects(lines), params, measure)
+    said = answer(effects, params, measure)
     asked_again, contradicts = kid_sentence(rows, params)
     if contradicts:
         said[0] += f" But {asked_again}"
@@ -101,7 +100,7 @@ def _result(rows: list[dict], params: dict) -> str:
     lines, measure = _lines(rows, params)
     if not lines:
         return ""
-    said, asked_again, contradicts = _answers(rows, params)
+    said, asked_again, contradicts = _answers(rows, params, _effects(lines), measure)
     if asked_again and not contradicts:
         said.insert(2, asked_again)
     shown = headline_html(said, _times(lines) if measure == TIME else [])
