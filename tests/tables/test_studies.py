@@ -920,7 +920,7 @@ def test_runs_that_cannot_be_compared_are_a_problem(tmp_path):
 
 FEW = [{**each, "seeds": each["seeds"][:1], "studies": [name for name in each["studies"] if name != "el-against-none"]}
        for each in ABLATION
-       if {"central", "central-fashion", "what-matters", "batch"} & set(each["studies"])]  # fmt: skip
+       if {"central", "central-fashion", "mechanism", "batch"} & set(each["studies"])]  # fmt: skip
 
 
 def values_with(path="", value=None):
@@ -952,7 +952,7 @@ def shipped_plan():
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("suites/demo/0/studies", ["centrl"], ["suites.demo: a study is 'centrl'", "what-matters", "mean central?"]),
+        ("suites/demo/0/studies", ["centrl"], ["suites.demo: a study is 'centrl'", "small-batch", "mean central?"]),
         ("suites/ablation/1/studies", ["central", "budgt"], ["suites.ablation", "'budgt'", "did you mean budget?"]),
         ("tables/studies/main", {"question": "?"}, ["tables.studies.main cannot be a name", "main, main-wide, runs, curves"]),
         ("tables/studies/report", {"question": "?"}, ["tables.studies.report cannot be a name", "name other tables"]),
@@ -1032,9 +1032,9 @@ BEFORE = functools.cache(digests)
         ("suites/ablation/1/seeds", [300, 301], {"central-fashion"}),
         ("suites/ablation/3/methods", ["di-b8"], {"batch", "small-batch", "stability"}),
         ("tables/studies/batch/question", "Why?", {"batch"}),
-        ("tables/studies/mechanism/question", "Why?", set()),
+        ("tables/studies/variance/question", "Why?", set()),
         ("tables/studies/central/margin", 0.2, {"central"}),
-        ("distil/supplements/el-resnet/fade", 0.3, {"what-matters"}),
+        ("distil/supplements/el-permuted/fade", 0.3, {"mechanism", "stability"}),
         ("distil/methods/di-b8/per_data", {"digits": {"batch": 4}}, {"batch", "small-batch", "stability"}),
         ("suites/demo/0/seeds", [7], set()),
         ("distil/supplements/el/weight", 3, {"central"}),
@@ -1044,7 +1044,7 @@ BEFORE = functools.cache(digests)
 def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, expected):
     """Another study's grid, question or arms leave its digest; so does everything about the suite's own tables."""
     before, after = BEFORE(), digests(path, value)
-    studies_of_grids = {"central", "central-fashion", "what-matters", "batch", "small-batch", "stability"}
+    studies_of_grids = {"central", "central-fashion", "mechanism", "batch", "small-batch", "stability"}
     assert before.keys() == after.keys() == studies_of_grids
     assert {name for name in before if before[name] != after[name]} == expected
 
@@ -1053,7 +1053,7 @@ def test_a_study_is_retired_by_its_own_runs_and_by_nothing_else(path, value, exp
     ("module", "expected"),
     [
         *((module, set(BEFORE())) for module in ("studies", "names", "inference", "plots", "results")),
-        ("comparisons", {"central", "central-fashion", "what-matters", "batch", "small-batch"}),
+        ("comparisons", {"central", "central-fashion", "mechanism", "batch", "small-batch"}),
         ("speed", set()),
         ("central", {"central", "central-fashion"}),
         ("diagnostics", {"stability"}),
