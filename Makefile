@@ -49,14 +49,14 @@ data/tables/%/report.html: env
 	@OMP_NUM_THREADS=1 $(BIN)/snakemake --quiet --cores $(CORES) $@ --config suite=$*
 
 bench: export OMP_NUM_THREADS = 1
-bench: env ## all methods on the digits, within an hour; can be stopped and continued
-	$(BIN)/snakemake --cores $(CORES) all --config suite=bench
+bench: env ## eight methods on the digits, within an hour; can be stopped and continued; SUITE=bench-recent has six newer ones
+	$(BIN)/snakemake --cores $(CORES) all --config suite=$(or $(SUITE),bench)
 	@echo
-	@echo "report for a browser   data/tables/bench/report.html"
-	@echo "tables and figures     data/tables/bench/"
+	@echo "report for a browser   data/tables/$(or $(SUITE),bench)/report.html"
+	@echo "tables and figures     data/tables/$(or $(SUITE),bench)/"
 
 speed: export OMP_NUM_THREADS = 1
-speed: env ## how much sooner each arm is, at its own learning rate: hours; SUITE=speed-others has the other methods
+speed: env ## how much sooner each arm is, at its own learning rate: hours; SUITE=speed-others or speed-recent: other methods
 	$(BIN)/snakemake --cores $(CORES) $(patsubst %,data/tables/$(or $(SUITE),speed)/%.md,speed speed-control $(if $(SUITE),,budget)) --config suite=$(or $(SUITE),speed)
 	@echo
 	@echo "a table, a page and a picture   data/tables/$(or $(SUITE),speed)/"

@@ -231,10 +231,10 @@ def rates_that_train(read: Read) -> str:
 
 
 def speed_arms(read: Read) -> str:
-    """A row for each arm of the suites `speed` and `speed-others`: its rates, its iterations, its distance at the end."""
+    """A row for each arm of the suites of times: its rates, its iterations, its distance at the end."""
     head = ["", "factor", "largest that trains", "iterations to half", "iterations to the end", "distance at the end"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for suite in ("speed", "speed-others"):
+    for suite in ("speed", "speed-others", "speed-recent"):
         rows = rows_of(read(f"data/tables/{suite}/speed.csv"))
         for method, supplement in dict.fromkeys(
             (row["method"], row["supplement"]) for row in rows if row["part"] == "time"
@@ -504,10 +504,10 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def bench_means(read: Read, column: str) -> dict[tuple[str, str], float]:
+def bench_means(read: Read, column: str, suite: str = "bench") -> dict[tuple[str, str], float]:
     """Mean over seeds for each (method, supplement) that has the column."""
     values: dict[tuple[str, str], list[float]] = {}
-    for row in rows_of(read("data/tables/bench/runs.csv")):
+    for row in rows_of(read(f"data/tables/{suite}/runs.csv")):
         if row[column]:
             values.setdefault((row["method"], row["supplement"]), []).append(float(row[column]))
     return {arm: statistics.mean(each) for arm, each in values.items()}
@@ -539,10 +539,13 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]])) or "none"
 
 
-def start_and_end(read: Read) -> str:
+SID2A = " (`sid2a` starts from trained generators)"
+
+
+def start_and_end(read: Read, suite: str = "bench") -> str:
     """How far distances fall in training: the range over runs before and after."""
     runs: dict[tuple[str, ...], list[tuple[int, float]]] = {}
-    rows = rows_of(read("data/tables/bench/curves.csv"))
+    rows = rows_of(read(f"data/tables/{suite}/curves.csv"))
     (column,) = (name for name in rows[0] if re.fullmatch(r"fd\d+k?_judge-a_heldout", name))
     count = column.split("_")[0].removeprefix("fd").replace("k", ",000")
     for row in rows:
@@ -557,16 +560,16 @@ def start_and_end(read: Read) -> str:
     return (
         f"{below} of {len(ends)} runs end below where they began, after {min(lengths):,} to {max(lengths):,} generated "
         f"images. The distance to held-out images ({count} generated, judge-a) is "
-        f"{min(first):.1f} to {max(first):.1f} before training (`sid2a` starts from trained generators) and {min(last):.2f} to "
+        f"{min(first):.1f} to {max(first):.1f} before training{SID2A if len(fresh) < len(ends) else ''} and {min(last):.2f} to "
         f"{max(last):.2f} after it. This checks that every training learns; it compares nothing."
     )
 
 
-def supplement_counts(read: Read) -> list[str]:
+def supplement_counts(read: Read, suite: str = "bench") -> list[str]:
     """For how many methods EL lowers the mean, and for which the interval excludes zero; the same against the control."""
-    text = read("data/tables/bench/main.md")
-    means = bench_means(read, "fd5k_judge-a_heldout")
-    train = bench_means(read, "fd5k_judge-a_train")
+    text = read(f"data/tables/{suite}/main.md")
+    means = bench_means(read, "fd5k_judge-a_heldout", suite)
+    train = bench_means(read, "fd5k_judge-a_train", suite)
     methods = sorted({method for method, supplement in means if supplement == "el"})
     lower = {
         part: [m for m in methods if each[m, "el"] < each[m, "none"]] for part, each in (("h", means), ("t", train))
@@ -638,9 +641,9 @@ def pairs_of_arms(read: Read) -> list[str]:
     ]
 
 
-def alarms(read: Read) -> str:
+def alarms(read: Read, suite: str = "bench") -> str:
     """How many arms the page asks one to look at, and by which metrics."""
-    text = read("data/tables/bench/main.md")
+    text = read(f"data/tables/{suite}/main.md")
     found = re.findall(r"^- (\S+): (\w+) \S+, its teacher ", text, re.M)
     header, rows = table(text)
     arms = [name for name in rows if "/" in name.split(" ")[0]]
@@ -654,7 +657,7 @@ def alarms(read: Read) -> str:
             f"{ALARMED.get(metric, f'`{metric}`')} is far below that of real images ({real}) and of the teacher ({teacher})"
         )
     return (
-        f"For {len({arm for arm, _ in found})} of {len(arms)} arms the list below the bench's table raises an alarm: "
+        f"For {len({arm for arm, _ in found})} of {len(arms)} arms the list below the table raises an alarm: "
         f"{' or '.join(parts)}. This means images of no class, or classes that are missing. See [how alarms are "
         "set](measuring.md#alarms)."
     )
@@ -674,10 +677,10 @@ def own_batches(read: Read) -> str:
     )
 
 
-def few_steps(read: Read) -> str:
+def few_steps(read: Read, suite: str = "bench") -> str:
     """Distances of the consistency models in 1, 2 and 4 steps."""
     columns = [f"fd5k_judge-a_heldout{end}" for end in ("", "_2steps", "_4steps")]
-    means = [bench_means(read, column) for column in columns]
+    means = [bench_means(read, column, suite) for column in columns]
     parts = [
         f"`{'/'.join(arm)}` {', '.join(f'{each[arm]:.2f}' for each in means)}" for arm in means[0] if arm in means[1]
     ]
@@ -704,6 +707,13 @@ def bench_sentences(read: Read) -> str:
             "a family (one baseline, one feature space, one part of the images), and not over the page.",
         )
     )
+
+
+def recent_sentences(read: Read) -> str:
+    """What the table of the methods of 2024 and 2025 shows, in sentences."""
+    suite = "bench-recent"
+    lines = (start_and_end(read, suite), *supplement_counts(read, suite), few_steps(read, suite), alarms(read, suite))
+    return "".join(wrapped(f"- {each}").replace("\n", "\n  ").rstrip() + "\n" for each in lines)
 
 
 # --- speed ----------------------------------------------------------------------------------------------
@@ -870,6 +880,8 @@ MADE: dict[str, Callable[[Read], str]] = {
     "demo-sentences": demo_sentences,
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),
     "bench-sentences": bench_sentences,
+    "recent-table": lambda read: chosen(read("data/tables/bench-recent/main.md"), BENCH, lambda name: True),
+    "recent-sentences": recent_sentences,
     "speed-arms": speed_arms,
     "variants": variants,
     "variants-fresh": variants_fresh,
