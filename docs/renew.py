@@ -20,8 +20,10 @@ import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from eldistill.plan.params import load_params
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.S)
@@ -177,7 +179,7 @@ def finding(read: Read) -> str:
         "How many fewer iterations a run needs to the distance of its baseline, the same method without a supplement:"
     )
     last = (
-        f"{clear_savings(rows)} {networks_against_pixels(read)} {ends_with_teachers(read)} {kid_against_pixels(read)} "
+        f"{clear_savings(read)} {networks_against_pixels(read)} {ends_with_teachers(read)} {kid_against_pixels(read)} "
         f"{at_batch_16(read)}"
     )
     return "\n".join([wrapped(first), *lines, "", wrapped(last)])
@@ -190,26 +192,44 @@ def in_percent(row: dict[str, str]) -> dict[str, str]:
 
 
 def at_batch_16(read: Read) -> str:
-    """EL at 16 images a step, on ten seeds of its own: against none, against 256 images without it, and against the control."""
+    """EL at 16 images a step, on ten seeds of its own: against none, against the control, and both against 256 images a step."""
     tables = {name: rows_of(read(f"data/tables/ablation/{name}.csv")) for name in BATCH_16}
     rows = {name: next(row for row in found if row["supplement"] == "el-base") for name, found in tables.items()}
     none, large, control = (in_percent(rows[name]) for name in BATCH_16)
+    alone = in_percent(next(row for row in tables[BATCH_16[1]] if row["supplement"] == "none"))
     equal = float(control["p_equivalent_holm"]) < 0.05
     return (
-        f"At 16 images a step ({none['pairs']} other seeds) the distance of Diff-Instruct with EL is {against(none, 'without')} and "
-        f"{against(large, 'with 256 images without EL')}, as many images in all; EL and the control are "
-        f"{'' if equal else 'not shown '}equivalent there ({percent_with_interval(rows[BATCH_16[2]])}, margin 10 %)."
-    )
+        f"At 16 images a step ({none['pairs']} other seeds, equal rates that nobody tuned) the distance of Diff-Instruct with EL is "
+        f"{against(none, 'without')}; EL and the control are {'' if equal else 'not shown '}equivalent there "
+        f"({percent_with_interval(rows[BATCH_16[2]])}, margin 10 %). Runs of 16 images end lower than those of 256 without EL, as many "
+        f"images in all: {against(alone, 'they')} without EL, {against(large, 'they')} with it."
+    ).replace(" than they", "")
 
 
-def clear_savings(rows: list[dict[str, str]]) -> str:
-    """How many of the times that are shown differ clearly from the baseline's, after the correction over their table."""
-    clear = sum(bool(row["p_holm"]) and float(row["p_holm"]) < 0.05 for row in rows)
-    verb = "are" if clear > 1 else "is"
-    return (
-        f"After Holm's correction over [the table of all times](data/tables/speed/speed.md), {clear or 'none'} of these {len(rows)} {verb} "
-        "clear."
+SUITES_OF_TIMES = ("speed", "speed-others", "speed-recent")
+
+
+def tests_of_times(read: Read, study: str, suites: Sequence[str] = SUITES_OF_TIMES) -> list[dict[str, str]]:
+    """The rows of a study of the kind `speed` that have a test, over suites. Holm's p is that of the table of each suite."""
+    rows = [row for suite in suites for row in rows_of(read(f"data/tables/{suite}/{study}.csv"))]
+    return [row for row in rows if row["part"] == "time" and row["p_holm"]]
+
+
+def is_clear(row: dict[str, str]) -> bool:
+    """Whether the p of a row is below 0.05 after Holm's correction."""
+    return float(row["p_holm"]) < 0.05
+
+
+def clear_savings(read: Read) -> str:
+    """Which times to the baseline's distances are clear, after the correction over their table."""
+    tests = tests_of_times(read, "speed", ["speed"])
+    arms = {"el": "EL", "pixel-mmd": "the control"}
+    clear = [f"{NAMES[row['method']]} with {arms[row['supplement']]}, at {float(row['of_run']):g} % of its run"
+             for row in tests if is_clear(row)]  # fmt: skip
+    which = (
+        f"{len(clear)} {'is' if len(clear) == 1 else 'are'} clear ({'; '.join(clear)})" if clear else "none is clear"
     )
+    return f"After Holm's correction over the {len(tests)} tests of [the table of these times](data/tables/speed/speed.md), {which}."
 
 
 def rates_that_train(read: Read) -> str:
@@ -234,7 +254,7 @@ def speed_arms(read: Read) -> str:
     """A row for each arm of the suites of times: its rates, its iterations, its distance at the end."""
     head = ["", "factor", "largest that trains", "iterations to half", "iterations to the end", "distance at the end"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for suite in ("speed", "speed-others", "speed-recent"):
+    for suite in SUITES_OF_TIMES:
         rows = rows_of(read(f"data/tables/{suite}/speed.csv"))
         for method, supplement in dict.fromkeys(
             (row["method"], row["supplement"]) for row in rows if row["part"] == "time"
@@ -270,16 +290,12 @@ def variants(read: Read) -> str:
 
 
 def networks_against_pixels(read: Read) -> str:
-    """Whether EL is sooner than the control, over the methods and percentages of the study `speed-control`."""
-    rows = [
-        row for row in rows_of(read(SPEED.format("speed-control")))
-        if row["part"] == "time" and row["supplement"] == "el" and row["p_holm"]
-    ]  # fmt: skip
-    clear = [row for row in rows if float(row["p_holm"]) < 0.05]
+    """Whether EL is sooner than the control, over the methods and percentages of the studies `speed-control`."""
+    rows = [row for row in tests_of_times(read, "speed-control") if row["supplement"] == "el"]
+    methods, clear = {row["method"] for row in rows}, [row for row in rows if is_clear(row)]
     sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
-    if not clear:
-        return f"EL and the control differ clearly in none of {len(rows)} tests of times."
-    return f"EL and the control differ clearly in {len(clear)} of {len(rows)} tests of times; EL is sooner in {sooner}."
+    found = f"{len(clear)} of {len(rows)} tests of times ({sooner} sooner, {len(clear) - sooner} later with EL)"
+    return f"Over {len(methods)} methods EL and the control differ clearly in {found if clear else f'none of {len(rows)} tests of times'}."
 
 
 def pooled(read: Read, study: str, supplement: str) -> dict[str, str]:
@@ -375,9 +391,9 @@ def changes(read: Read, study: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + wrapped(said)
 
 
-def answer_of(read: Read, study: str) -> str:
+def answer_of(read: Read, study: str, suite: str = "ablation") -> str:
     """The sentences that begin the page of a study: its answer, and what KID says of it."""
-    lines = read(f"data/tables/ablation/{study}.md").split("\n\n")
+    lines = read(f"data/tables/{suite}/{study}.md").split("\n\n")
     return " ".join(line.strip("*") for line in lines[1:3] if not line.startswith("|"))
 
 
@@ -581,7 +597,24 @@ def supplement_counts(read: Read, suite: str = "bench") -> list[str]:
         f"not corrected, {excludes_zero(text, methods, 'none')}.",
         f"Against the control `pixel-mmd`, `el` has a lower mean for {len(ahead)} of {len(methods)} methods, and the interval "
         f"{excludes_zero(text, methods, 'pixel-mmd')}.",
+        f"{after_holm(text, methods)}",
     ]
+
+
+def after_holm(text: str, methods: list[str]) -> str:
+    """Which differences of EL on held-out images stay clear after Holm's correction: to none, and to the control."""
+    parts = []
+    for other, name in (("none", "`none`"), ("pixel-mmd", "the control")):
+        found = {
+            method: re.search(
+                rf"^- {re.escape(method)}/el: fd5k_judge-a_heldout is (lower|higher|not distinguishable).*? {re.escape(other)}"
+                r"(?: by |: ).*?Holm over \d+: ([\d.e-]+)", text, re.M,
+            ) for method in methods
+        }  # fmt: skip
+        clear = [f"`{method}` (EL {each[1]})" for method, each in found.items() if each and float(each[2]) < 0.05]
+        which = f"the difference to {name} is clear for {' and '.join(clear)}"
+        parts.append(which if clear else f"no difference to {name} is clear")
+    return f"After Holm's correction {', and '.join(parts)}."
 
 
 def excludes_zero(text: str, methods: list[str], other: str) -> str:
@@ -603,7 +636,7 @@ def bench_short(read: Read) -> str:
     return (
         f"In the bench, EL has a lower mean than `none` for {none} of {len(methods)} methods, and the interval, not corrected, "
         f"{excludes_zero(text, methods, 'none')}. It has a lower mean than the control for {control}, and the interval "
-        f"{excludes_zero(text, methods, 'pixel-mmd')}."
+        f"{excludes_zero(text, methods, 'pixel-mmd')}. {after_holm(text, methods)}"
     )
 
 
@@ -707,6 +740,22 @@ def bench_sentences(read: Read) -> str:
             "a family (one baseline, one feature space, one part of the images), and not over the page.",
         )
     )
+
+
+SUITES = {
+    "smoke": "the digits, as short as possible", "demo": "DI and DMD on the digits", "demo-long": "the demo with a better teacher",
+    "bench": "eight methods on the digits", "bench-recent": "six methods of 2024 and 2025 on the digits",
+    "speed": "times and rates of DI, DMD and SiD", "speed-others": "of DMD2, SiDA, CD and ECT", "speed-recent": "of the six methods",
+    "ablation": "the studies of EL", "colour": "drawn faces of 32×32 pixels", "gpu-day": "CIFAR-10, a day of one GPU",
+    "paper": "the paper's table",
+}  # fmt: skip
+
+
+def suites(read: Read) -> str:
+    """What each suite trains, and how many runs it has. The numbers are those of the settings here, not of `read`."""
+    runs = load_params(ROOT / "params.yaml").runs
+    lines = [f"| `{name}` | {len({str(run) for run in runs(name)})} | {what} |" for name, what in SUITES.items()]
+    return "\n".join(["| suite | runs | what |", "| --- | ---: | --- |", *lines]) + "\n"
 
 
 def recent_sentences(read: Read) -> str:
@@ -880,6 +929,8 @@ MADE: dict[str, Callable[[Read], str]] = {
     "demo-sentences": demo_sentences,
     "bench-table": lambda read: chosen(read("data/tables/bench/main.md"), BENCH, lambda name: True),
     "bench-sentences": bench_sentences,
+    "suites": suites,
+    "equal-cost": lambda read: wrapped(answer_of(read, "budget", "speed")),
     "recent-table": lambda read: chosen(read("data/tables/bench-recent/main.md"), BENCH, lambda name: True),
     "recent-sentences": recent_sentences,
     "speed-arms": speed_arms,
