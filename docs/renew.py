@@ -822,7 +822,8 @@ def gpu_day_hours(read: Read) -> str:
     plain, rounded = (images / 256 * row["milliseconds"] / 3.6e6 for row in rows.values())
     return wrapped(
         f"At the speed of [one {found['device']['name']}](speed.md#on-a-gpu), a training of `sid-day/none` takes {plain:.1f} hours in "
-        f"float32 and {rounded:.1f} with `distil.tf32: true`. The other two methods were not measured in float32."
+        f"float32 and {rounded:.1f} with `distil.tf32: true`, in {rows['float32']['memory_gib']:.0f} GiB. "
+        "On a smaller GPU `fit` halves the micro-batch by itself ([GPUs](gpus.md)). The other two methods were not measured in float32."
     )
 
 
