@@ -197,13 +197,14 @@ def at_batch_16(read: Read) -> str:
     rows = {name: next(row for row in found if row["supplement"] == "el-base") for name, found in tables.items()}
     none, large, control = (in_percent(rows[name]) for name in BATCH_16)
     alone = in_percent(next(row for row in tables[BATCH_16[1]] if row["supplement"] == "none"))
+    than_256 = [against(row, "").removesuffix(" than ") for row in (alone, large)]
     equal = float(control["p_equivalent_holm"]) < 0.05
     return (
         f"At 16 images a step ({none['pairs']} other seeds, equal rates that nobody tuned) the distance of Diff-Instruct with EL is "
         f"{against(none, 'without')}; EL and the control are {'' if equal else 'not shown '}equivalent there "
-        f"({percent_with_interval(rows[BATCH_16[2]])}, margin 10 %). Runs of 16 images end lower than those of 256 without EL, as many "
-        f"images in all: {against(alone, 'they')} without EL, {against(large, 'they')} with it."
-    ).replace(" than they", "")
+        f"({percent_with_interval(rows[BATCH_16[2]])}, margin 10 %). Against 256 images a step without EL, as "
+        f"many in all, the distance is {than_256[0]} without EL and {than_256[1]} with it."
+    )
 
 
 SUITES_OF_TIMES = ("speed", "speed-others", "speed-recent")
@@ -229,7 +230,7 @@ def clear_savings(read: Read) -> str:
     which = (
         f"{len(clear)} {'is' if len(clear) == 1 else 'are'} clear ({'; '.join(clear)})" if clear else "none is clear"
     )
-    return f"After Holm's correction over the {len(tests)} tests of [the table of these times](data/tables/speed/speed.md), {which}."
+    return f"After Holm's correction over the {len(tests)} tests of [these times](data/tables/speed/speed.md), {which}."
 
 
 def rates_that_train(read: Read) -> str:
@@ -294,8 +295,9 @@ def networks_against_pixels(read: Read) -> str:
     rows = [row for row in tests_of_times(read, "speed-control") if row["supplement"] == "el"]
     methods, clear = {row["method"] for row in rows}, [row for row in rows if is_clear(row)]
     sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
-    found = f"{len(clear)} of {len(rows)} tests of times ({sooner} sooner, {len(clear) - sooner} later with EL)"
-    return f"Over {len(methods)} methods EL and the control differ clearly in {found if clear else f'none of {len(rows)} tests of times'}."
+    which = {0: "EL later", len(clear): "EL sooner"}.get(sooner, f"EL sooner in {sooner}")
+    how = f"{len(clear)} of {len(rows)} tests of times ({which})" if clear else f"none of {len(rows)} tests of times"
+    return f"Over {len(methods)} methods EL and the control differ clearly in {how}."
 
 
 def pooled(read: Read, study: str, supplement: str) -> dict[str, str]:
@@ -462,7 +464,7 @@ def demo_reading(read: Read) -> str:
     return wrapped(
         f"{seeds} seeds keep the demo short, and are too few for intervals. The standard error of a distance from "
         f"sampling images, 360 of them held out, is {low} to {high}. {rates_that_train(read)} "
-        f"{bench_short(read)} {papers_figure(read)}"
+        f"{bench_short(read)}"
     )
 
 
@@ -481,16 +483,6 @@ def demo_error(read: Read) -> str:
         f"Intervals cover training seeds only. The standard error of a distance from sampling images (`fdse`), 360 of them held out, "
         f"is {low} to {high} for the arms above. All arms share the held-out images, so this error cancels partly in a difference. How "
         "much was not measured."
-    )
-
-
-def papers_figure(read: Read) -> str:
-    """What the paper reports for the method of the demo, in a sentence."""
-    rows = rows_of(read("src/eldistill/tables/published.csv"))
-    fid = {row["method"]: row["fid"] for row in rows if (row["dataset"], row["conditional"]) == ("CIFAR-10", "no")}
-    return (
-        f"The paper reports FIDs of finished trainings, such as {fid['DI+EL']} with EL instead of {fid['Diff-Instruct (DI)']} for "
-        "Diff-Instruct on CIFAR-10."
     )
 
 
@@ -601,18 +593,23 @@ def supplement_counts(read: Read, suite: str = "bench") -> list[str]:
     ]
 
 
+def clear_after_holm(text: str, methods: list[str], other: str) -> list[str]:
+    """The methods whose difference of EL to `other` on held-out images is clear after Holm's correction: "`sid2a` (EL higher)"."""
+    found = {
+        method: re.search(
+            rf"^- {re.escape(method)}/el: fd5k_judge-a_heldout is (lower|higher|not distinguishable).*? {re.escape(other)}"
+            r"(?: by |: ).*?Holm over \d+: ([\d.e-]+)", text, re.M,
+        ) for method in methods
+    }  # fmt: skip
+    return [f"`{method}`, EL {each[1]}" for method, each in found.items() if each and float(each[2]) < 0.05]
+
+
 def after_holm(text: str, methods: list[str]) -> str:
     """Which differences of EL on held-out images stay clear after Holm's correction: to none, and to the control."""
     parts = []
     for other, name in (("none", "`none`"), ("pixel-mmd", "the control")):
-        found = {
-            method: re.search(
-                rf"^- {re.escape(method)}/el: fd5k_judge-a_heldout is (lower|higher|not distinguishable).*? {re.escape(other)}"
-                r"(?: by |: ).*?Holm over \d+: ([\d.e-]+)", text, re.M,
-            ) for method in methods
-        }  # fmt: skip
-        clear = [f"`{method}` (EL {each[1]})" for method, each in found.items() if each and float(each[2]) < 0.05]
-        which = f"the difference to {name} is clear for {' and '.join(clear)}"
+        clear = clear_after_holm(text, methods, other)
+        which = f"the difference to {name} is clear for {'; '.join(clear)}"
         parts.append(which if clear else f"no difference to {name} is clear")
     return f"After Holm's correction {', and '.join(parts)}."
 
@@ -629,15 +626,18 @@ def excludes_zero(text: str, methods: list[str], other: str) -> str:
 
 
 def bench_short(read: Read) -> str:
-    """The bench in two sentences."""
-    text, means = read("data/tables/bench/main.md"), bench_means(read, "fd5k_judge-a_heldout")
-    methods = sorted({method for method, supplement in means if supplement == "el"})
-    none, control = (sum(means[m, "el"] < means[m, other] for m in methods) for other in ("none", "pixel-mmd"))
-    return (
-        f"In the bench, EL has a lower mean than `none` for {none} of {len(methods)} methods, and the interval, not corrected, "
-        f"{excludes_zero(text, methods, 'none')}. It has a lower mean than the control for {control}, and the interval "
-        f"{excludes_zero(text, methods, 'pixel-mmd')}. {after_holm(text, methods)}"
-    )
+    """The bench, and the table of the recent methods, in two sentences."""
+    lines = []
+    for suite, where in (("bench", "In the bench of {} methods"), ("bench-recent", "With {} methods of 2024 and 2025")):
+        means, text = bench_means(read, "fd5k_judge-a_heldout", suite), read(f"data/tables/{suite}/main.md")
+        methods = sorted({method for method, supplement in means if supplement == "el"})
+        lower = {other: sum(means[m, "el"] < means[m, other] for m in methods) for other in ("none", "pixel-mmd")}
+        clear = {other: "; ".join(clear_after_holm(text, methods, other)) or "none" for other in lower}
+        lines.append(
+            f"{where.format(len(methods))} EL's mean is lower than without for {lower['none']} (clear after Holm's correction: "
+            f"{clear['none']}), and than the control's for {lower['pixel-mmd']} (clear: {clear['pixel-mmd']})."
+        )
+    return " ".join(lines)
 
 
 def precision_and_recall(read: Read) -> str:
