@@ -14,12 +14,11 @@ from eldistill.tables import results
 from eldistill.tables import suite as tables
 from tests.conftest import ROOT
 
-FOLDER = ROOT / "data/tables/bench"
 PRIMARY = params.load_params(ROOT / "params.yaml").top("evaluate")["features"][0]  # the feature space that ranks
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    with open(FOLDER / name, newline="", encoding="utf-8") as file:
+def rows(name: str, suite: str = "bench") -> list[dict[str, str]]:
+    with open(ROOT / "data/tables" / suite / name, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -27,16 +26,22 @@ def run_of(row: dict[str, str]) -> str:
     return "/".join(row[key] for key in ("data", "method", "supplement", "seed"))
 
 
-def test_the_table_holds_every_run_of_the_suite():
-    """Eight methods by three supplements by three seeds, and DMD's regression with and without EL."""
-    wanted = {str(run) for run in params.load_params(ROOT / "params.yaml").runs("bench")}
-    assert {run_of(row) for row in rows("runs.csv")} == wanted and len(wanted) == 8 * 3 * 3 + 2 * 3
+@pytest.mark.parametrize(("suite", "count"), [("bench", 8 * 3 * 3 + 2 * 3), ("bench-recent", 6 * 3 * 5)])
+def test_the_table_holds_every_run_of_the_suite(suite, count):
+    """Eight methods by three supplements by three seeds, and DMD's regression with and without EL; six recent methods by three
+    supplements by five seeds."""
+    wanted = {str(run) for run in params.load_params(ROOT / "params.yaml").runs(suite)}
+    assert {run_of(row) for row in rows("runs.csv", suite)} == wanted and len(wanted) == count
 
 
 @pytest.mark.parametrize("part", ["heldout", "train"])
-def test_every_run_ends_better_than_it_started(part):
-    """The last point of a curve is below its first, which is the generator before training; nothing diverges."""
-    curves = itertools.groupby(rows("curves.csv"), key=run_of)
+@pytest.mark.parametrize(
+    ("suite", "count", "diverged"), [("bench", 78, set()), ("bench-recent", 90, {("scd", "none")})]
+)
+def test_every_run_ends_better_than_it_started(suite, count, diverged, part):
+    """The last point of a curve is below its first, which is the generator before training; nothing diverges, but for runs of
+    `scd/none`, of which docs/results.md says so."""
+    curves = itertools.groupby(rows("curves.csv", suite), key=run_of)
     checked = 0
     for run, points in curves:
         points = sorted(points, key=lambda row: int(row["n_images"]))
@@ -44,9 +49,9 @@ def test_every_run_ends_better_than_it_started(part):
         values = [float(row[column]) for row in points]
         assert len(values) == 18 and all(map(math.isfinite, values)), run
         assert values[-1] < values[0], run
-        assert values[-1] < 3 * min(values), run
+        assert values[-1] < 3 * min(values) or tuple(run.split("/")[1:3]) in diverged, run
         checked += 1
-    assert checked == 78
+    assert checked == count
 
 
 @pytest.mark.parametrize("supplement", ["none", "el", "pixel-mmd"])
