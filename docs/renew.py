@@ -883,6 +883,30 @@ def shared_gpu(found: dict) -> str:
     )
 
 
+def colour_cpu(read: Read) -> str:
+    """The runs of the suite colour that git keeps: DMD on the first tuning seed, by supplement and factor."""
+    kept = [json.loads(line) for line in read("data/tables/colour/kept.jsonl").splitlines()]
+    cells = {}
+    for each in kept:
+        if found := re.fullmatch(r"avatars-32/dmd-r(\d+)/([\w-]+)/100", each["run"]):
+            cells[found[2], {"05": 0.5}.get(found[1], float(found[1]))] = each["results"]["metrics"]
+    factors, spaces = (
+        sorted({factor for _, factor in cells}),
+        {"efficientnet-lite0-96": "EfficientNet", "judge-a": "judge-a"},
+    )
+    lines = [["", *(f"{title}, ×{factor:g}" for title in spaces.values() for factor in factors)]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for name in ("none", "el", "pixel-mmd"):
+        row = [cells.get((name, factor), {}).get(f"fd5k_{space}_heldout") for space in spaces for factor in factors]
+        lines.append(
+            [
+                f"`{name}`",
+                *("–" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in row),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def colour_gpu(read: Read) -> str:
     """The runs of the suite colour that a GPU made: distances at the end of Diff-Instruct, by supplement and factor."""
     found = json.loads(read("benchmarks/gpu/colour/results.json"))
@@ -944,6 +968,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "mechanism": lambda read: changes(read, "mechanism"),
     "central": central,
     "colour-gpu": colour_gpu,
+    "colour-cpu": colour_cpu,
     "speed": speed,
     "speed-gpu": speed_gpu,
     "gpu-day-hours": gpu_day_hours,
