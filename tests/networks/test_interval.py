@@ -52,7 +52,7 @@ def test_it_has_no_effect_at_first_and_then_one_for_each_image(network):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_description_rebuilds_it(network):
-    """`config` names the number of cosines; the same weights give the same images, and a copy has a layer of its own."""
+    """`config` names the number of cosines; the same weights give the same images up to rounding, and a copy has a layer of its own."""
     made = woken(network)
     assert made.config["interval"] == 6 and interval.attach(made, 3) is made and made.config["interval"] == 6
     again = networks.build(made.config).double().eval()
@@ -61,7 +61,8 @@ def test_a_description_rebuilds_it(network):
     x = images()
     with interval.until(SIGMA / 2):
         wanted = made(x, SIGMA)
-        assert torch.equal(again(x, SIGMA), wanted)
+        # Not to the bit: on some CPUs the products of small matrices depend on where their memory begins.
+        torch.testing.assert_close(again(x, SIGMA), wanted, rtol=1e-12, atol=1e-12)
         copied = copy.deepcopy(made)
         with torch.no_grad():
             copied.network.interval.weight.zero_()
