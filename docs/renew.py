@@ -463,8 +463,7 @@ def demo_reading(read: Read) -> str:
     low, high = standard_errors(text)
     return wrapped(
         f"{seeds} seeds keep the demo short, and are too few for intervals. The standard error of a distance from "
-        f"sampling images, 360 of them held out, is {low} to {high}. {rates_that_train(read)} "
-        f"{bench_short(read)}"
+        f"sampling images, 360 of them held out, is {low} to {high}. {rates_that_train(read)} " + bench_short(read)
     )
 
 
