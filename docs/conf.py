@@ -39,7 +39,8 @@ def site_links(text: str) -> str:
     other file is a copy that the site holds.
     """
     text = re.sub(r"\]\(\.\./src/eldistill/([\w/]+)\.py\)", lambda m: f"](#eldistill.{m[1].replace('/', '.')})", text)
-    return re.sub(r"(?<!!)(\[[^\]\n]*\])\((\.\./[^)#]+)\)", r"\1(<path:\2>)", text)
+    # The text of a link may go over two lines. A copy has no anchors.
+    return re.sub(r"(?<!!)(\[[^\]\[]*\])\((\.\./[^)#]+)(?:#[^)]*)?\)", r"\1(<path:\2>)", text)
 
 
 # --- docstrings -------------------------------------------------------------------------------------------

@@ -256,6 +256,15 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert (tmp_path / "docs/index.html").exists() and (tmp_path / "docs/reference/eldistill.contract.html").exists()
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_no_link_of_a_page_leads_out_of_the_site(page):
+    """Each link to a file outside of docs/ becomes a copy or a page of docstrings, also one over two lines or with an anchor."""
+    made = re.sub(
+        r"```.*?```|!\[[^\]]*\]\([^)]*\)", "", conf().site_links(page.read_text(encoding="utf-8")), flags=re.S
+    )
+    assert re.findall(r"\]\(\.\./[^)]*\)", made) == []
+
+
 def test_links_out_of_docs_are_those_of_the_site():
     """A module is the page of its docstrings, another file a copy; pictures and links within docs/ stay."""
     links = "[a](../src/eldistill/methods/dmd.py) [b](../data/sources.csv) ![c](../x.png) [d](dvc.md) [e](../README.md)"

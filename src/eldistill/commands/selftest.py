@@ -3,10 +3,10 @@
 
 It trains nothing, fetches nothing and needs no project, only torch, numpy, pyyaml and safetensors. Two numbers are compared:
 
-* the Fréchet distance in the pixels of `n` images to held-out digits. Other versions of torch, other processors and GPUs round
+- the Fréchet distance in the pixels of `n` images to held-out digits. Other versions of torch, other processors and GPUs round
   sums in another order, which moves a pixel by a grey level here and there; the file of expected numbers says how far the
   distance moved in such cases. The tolerance is several times that, and a small part of what another seed changes;
-* the first images, pixel by pixel, which also shows a permutation of images, to which a distance is blind.
+- the first images, pixel by pixel, which also shows a permutation of images, to which a distance is blind.
 
 docs/renew_selftest.py makes the files in FILES from a run of the demo; tests/commands/test_selftest.py says when they are stale.
 """

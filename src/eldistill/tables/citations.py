@@ -2,7 +2,7 @@
 """What to cite for runs: the papers of their methods, supplements, data, teachers' networks, feature spaces and metrics.
 
 citations.csv holds the papers. The tables below say which of them belong to what can be registered: a value is a tuple of keys of
-citations.csv, or a text that begins with `none: ` and says why there is nothing to cite. tests/tables/test_citations.py holds that
+citations.csv, or a text that begins with `none:` and says why there is nothing to cite. tests/tables/test_citations.py holds that
 each method, supplement, source of data, network, feature space and metric of this project has an entry.
 """
 
