@@ -47,6 +47,10 @@ def test_the_paragraph_counts_and_names_what_is_missing():
         "**17 of 20 runs made.** Missing (arm and seeds): toy/di/el 3, 4; toy/dmd/none 3. "
         "`snakemake all --config suite=mine` makes them.\n\n"
     )
+    missing = [f"toy/di/{arm}/{seed}" for arm in ("none", "el") for seed in (7, 3, 4, 5, 10, 11)] + ["toy/di/fd/3"]
+    assert "seeds): toy/di/{none,el} 3–5, 7, 10, 11; toy/di/fd 3. " in partial.count_runs(
+        {"asked": 20, "missing": missing}, "mine"
+    )
     many = [f"toy/di-r{arm}/el/0" for arm in range(partial.LISTED + 5)]
     text = partial.count_runs({"asked": 40, "missing": many}, "mine")
     assert text.count("; ") == partial.LISTED and "; and seeds of 5 other arms." in text

@@ -10,27 +10,47 @@ from eldistill.tables.results import arms_of, short
 from eldistill.tables.studies.comparisons import baseline_of, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
-RECIPE = ("partial", 1)
+RECIPE = ("partial", 2)  # seeds in a row and arms with equal seeds are one entry
 PAIRED = ("contrast", "central", "budget")  # kinds that compare each arm with a baseline of the same seeds
 MANY = 1000  # seeds that a sentence counts
-LISTED = 12  # arms whose missing seeds are listed
+LISTED = 12  # entries of missing seeds that are listed
 
 
 def count_runs(partial: dict, suite: str) -> str:
     """A paragraph with the numbers of runs made and missing, the missing ones by arm, and the command that makes them.
 
     partial: {asked: number of runs, missing: names of the missing ones, DATA/METHOD/SUPPLEMENT/SEED}."""
-    seeds: dict[str, list[str]] = {}
+    seeds: dict[tuple[str, str, str], list[int]] = {}
     for run in partial["missing"]:
-        arm, _, seed = run.rpartition("/")
-        seeds.setdefault(arm, []).append(seed)
-    arms = [f"{arm} {', '.join(each)}" for arm, each in list(seeds.items())[:LISTED]]
-    more = f"; and seeds of {len(seeds) - LISTED} other arms" if len(seeds) > LISTED else ""
+        data, method, supplement, seed = run.split("/")
+        seeds.setdefault((data, method, supplement), []).append(int(seed))
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for (data, method, supplement), each in seeds.items():
+        alike.setdefault((data, method, _ranges(each)), []).append(supplement)
+    entries = [f"{data}/{method}/{_one_of(arms)} {each}" for (data, method, each), arms in alike.items()]
+    left = sum(len(arms) for arms in list(alike.values())[LISTED:])
+    more = f"; and seeds of {left} other arms" if left else ""
     made = partial["asked"] - len(partial["missing"])
     return (
-        f"**{made} of {partial['asked']} runs made.** Missing (arm and seeds): {'; '.join(arms)}{more}. "
+        f"**{made} of {partial['asked']} runs made.** Missing (arm and seeds): {'; '.join(entries[:LISTED])}{more}. "
         f"`snakemake all --config suite={suite}` makes them.\n\n"
     )
+
+
+def _ranges(seeds: list[int]) -> str:
+    # Seeds in order; three or more in a row are a range.
+    ordered, rows = sorted(seeds), []
+    for seed in ordered:
+        if rows and rows[-1][-1] == seed - 1:
+            rows[-1].append(seed)
+        else:
+            rows.append([seed])
+    return ", ".join(f"{row[0]}–{row[-1]}" if len(row) > 2 else ", ".join(map(str, row)) for row in rows)
+
+
+def _one_of(supplements: list[str]) -> str:
+    # In the braces of a shell, so that an entry can be typed.
+    return supplements[0] if len(supplements) == 1 else f"{{{','.join(supplements)}}}"
 
 
 def describe(study: Study, suite: str) -> str:
