@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eldistill.plan.params import load_params
+from eldistill.tables import inference
+from eldistill.tables.alarms import ALARMS
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.S)
@@ -182,12 +184,13 @@ def finding(read: Read) -> str:
         f"{clear_savings(read)} {networks_against_pixels(read)} {ends_with_teachers(read)} {kid_against_pixels(read)} "
         f"{at_batch_16(read)}"
     )
-    return "\n".join([wrapped(first), *lines, "", wrapped(last)])
+    return "\n".join([wrapped(first), *lines, "", wrapped(last), wrapped(colour_finding(read))])
 
 
 def in_percent(row: dict[str, str]) -> dict[str, str]:
     """The row of a study of the kind `contrast` with the ends of its interval in percent of the baseline, as pooled rows have them."""
-    scale = float(row["percent"]) / float(row["difference"])
+    difference = float(row["difference"])
+    scale = float(row["percent"]) / difference if difference else 100 / float(row["fd_mean"])  # equal to its baseline
     return row | {end: str(scale * float(row[end])) for end in ("low", "high")}
 
 
@@ -211,9 +214,24 @@ SUITES_OF_TIMES = ("speed", "speed-others", "speed-recent")
 
 
 def tests_of_times(read: Read, study: str, suites: Sequence[str] = SUITES_OF_TIMES) -> list[dict[str, str]]:
-    """The rows of a study of the kind `speed` that have a test, over suites. Holm's p is that of the table of each suite."""
-    rows = [row for suite in suites for row in rows_of(read(f"data/tables/{suite}/{study}.csv"))]
-    return [row for row in rows if row["part"] == "time" and row["p_holm"]]
+    """The comparisons of a study of the kind `speed`, over suites, with Holm's p over all comparisons of the table of each suite.
+
+    The pages correct over those comparisons that have a test. Which ones have none depends on the outcome: those with a seed that
+    never reaches the value, or reaches it at once. Here they count with a p of 1."""
+    found: list[dict[str, str]] = []
+    for suite in suites:
+        rows = [
+            row for row in rows_of(read(f"data/tables/{suite}/{study}.csv")) if row["part"] == "time" and row["pairs"]
+        ]
+        corrected = inference.holm([float(row["p"]) if row["p"] else 1.0 for row in rows])
+        found += [row | {"p_holm": f"{p}"} for row, p in zip(rows, corrected, strict=True)]
+    return found
+
+
+def without_test(rows: list[dict[str, str]]) -> str:
+    """How many of these comparisons have no test."""
+    bounds = sum(not row["p"] for row in rows)
+    return f" ({bounds} have a bound or no ratio, and count with a p of 1)" if bounds else ""
 
 
 def is_clear(row: dict[str, str]) -> bool:
@@ -230,7 +248,10 @@ def clear_savings(read: Read) -> str:
     which = (
         f"{len(clear)} {'is' if len(clear) == 1 else 'are'} clear ({'; '.join(clear)})" if clear else "none is clear"
     )
-    return f"After Holm's correction over the {len(tests)} tests of [these times](data/tables/speed/speed.md), {which}."
+    return (
+        f"After Holm's correction over the {len(tests)} comparisons of [these times](data/tables/speed/speed.md)"
+        f"{without_test(tests)}, {which}."
+    )
 
 
 def rates_that_train(read: Read) -> str:
@@ -243,7 +264,10 @@ def rates_that_train(read: Read) -> str:
             largest[arm] = max(largest.get(arm, 0.0), float(row["factor"]))
     parts: dict[str, list[str]] = {}
     for method in ("dmd", "di"):
-        el, control, none = (f"{largest.get((method, name), 0):g}" for name in ("el", "pixel-mmd", "none"))
+        el, control, none = (
+            f"{largest[method, name]:g}" if (method, name) in largest else "none"
+            for name in ("el", "pixel-mmd", "none")
+        )
         words = f"{el} with EL, {control} with the control and {none} without"
         parts.setdefault(words, []).append(NAMES[method])
     found = "; ".join(f"{words}, for {' and '.join(methods)}" for words, methods in parts.items())
@@ -254,7 +278,7 @@ def rates_that_train(read: Read) -> str:
 def speed_arms(read: Read) -> str:
     """A row for each arm of the suites of times: its rates, its iterations, its distance at the end."""
     head = ["", "factor", "largest that trains", "iterations to half", "iterations to the end", "distance at the end"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines, notes = [head, ["---", *["---:"] * (len(head) - 1)]], []
     for suite in SUITES_OF_TIMES:
         rows = rows_of(read(f"data/tables/{suite}/speed.csv"))
         for method, supplement in dict.fromkeys(
@@ -264,12 +288,28 @@ def speed_arms(read: Read) -> str:
             times = {float(row["of_run"] or 0): row for row in mine if row["part"] == "time"}
             trains = [float(row["factor"]) for row in mine if row["part"] == "rate" and row["diverged_runs"] == "0"]
             first = next(iter(times.values()))
+            none = next(
+                row for row in rows if row["part"] == "time" and (row["method"], row["supplement"]) == (method, "none")
+            )
+            mark = " †" if int(none["diverged_runs"]) and supplement != "none" else ""
+            if mark:
+                notes.append(f"{none['diverged_runs']} of {none['seeds']} runs of {method}/none")
             lines.append([
                 f"{method}/{supplement}", f"{float(first['reported']):g}", f"{max(trains):g}" if trains else "none",
-                *(fewer(times[percent]) if percent in times else "" for percent in (50.0, 100.0)),
+                *(fewer(times[percent]) + mark if percent in times else "" for percent in (50.0, 100.0)),
                 f"{float(first['fd_mean']):.2f} ± {float(first['fd_sd']):.2f}",
             ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    if not notes:
+        return text
+    return (
+        text
+        + "\n"
+        + wrapped(
+            f"† The value to reach is that of a baseline of which some runs diverged ({'; '.join(dict.fromkeys(notes))}), so this is no time "
+            "that EL or the control saves."
+        )
+    )
 
 
 def variants(read: Read) -> str:
@@ -296,8 +336,8 @@ def networks_against_pixels(read: Read) -> str:
     methods, clear = {row["method"] for row in rows}, [row for row in rows if is_clear(row)]
     sooner = sum(float(row["ratio_iterations"]) < 1 for row in clear)
     which = {0: "EL later", len(clear): "EL sooner"}.get(sooner, f"EL sooner in {sooner}")
-    how = f"{len(clear)} of {len(rows)} tests of times ({which})" if clear else f"none of {len(rows)} tests of times"
-    return f"Over {len(methods)} methods EL and the control differ clearly in {how}."
+    how = f"{len(clear)} of {len(rows)} times ({which})" if clear else f"none of {len(rows)} times"
+    return f"Over {len(methods)} methods EL and the control differ clearly in {how}{without_test(rows)}."
 
 
 def pooled(read: Read, study: str, supplement: str) -> dict[str, str]:
@@ -310,7 +350,8 @@ def against(row: dict[str, str], other: str) -> str:
     """ "5.8 % lower [1.3, 10.3] than with the control": a pooled comparison; without a clear difference the range of the interval."""
     ends = sorted(float(row[end]) for end in ("low", "high"))
     if float(row["p_holm"]) >= 0.05:
-        return f"not distinguishable from that {other} (between {ends[0]:+.1f} and {ends[1]:+.1f} %)"
+        that = f"that {other}" if other else "it"
+        return f"not distinguishable from {that} (between {ends[0]:+.1f} and {ends[1]:+.1f} %)"
     word = "lower" if float(row["percent"]) < 0 else "higher"
     low, high = sorted(abs(end) for end in ends)
     digits = 0 if abs(float(row["percent"])) >= 10 else 1
@@ -387,8 +428,13 @@ def changes(read: Read, study: str) -> str:
         f"{len(clear)} of these {len(rows)} differences are clear ({rows[0]['pairs']} seeds, Holm): lower {named(lower)}, higher "
         f"{named(higher)}."
         if clear
-        else f"None of these {len(rows)} differences is clear ({rows[0]['pairs']} seeds, Holm). The intervals are too wide to call any "
-        "of them equal."
+        else f"None of these {len(rows)} differences is clear ({rows[0]['pairs']} seeds, Holm)."
+    )
+    equal = [row for row in rows if float(row["p_equivalent_holm"]) < 0.05]
+    said += (
+        f" Equivalent within the margin: {named(equal)}."
+        if equal
+        else " The intervals are too wide to call any of them equal."
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + wrapped(said)
 
@@ -396,7 +442,8 @@ def changes(read: Read, study: str) -> str:
 def answer_of(read: Read, study: str, suite: str = "ablation") -> str:
     """The sentences that begin the page of a study: its answer, and what KID says of it."""
     lines = read(f"data/tables/{suite}/{study}.md").split("\n\n")
-    return " ".join(line.strip("*") for line in lines[1:3] if not line.startswith("|"))
+    more = [line for line in lines[2:3] if not line.startswith(("|", "**"))]  # no table, and no count of the runs made
+    return " ".join([lines[1].strip("*"), *more])
 
 
 def small_batches(read: Read) -> str:
@@ -520,14 +567,10 @@ def bench_means(read: Read, column: str, suite: str = "bench") -> dict[tuple[str
     return {arm: statistics.mean(each) for arm, each in values.items()}
 
 
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student, 97.5 %
-
-
 def interval(differences: list[float]) -> tuple[str, str, str]:
     """Mean of paired differences and the ends of its 95 % t-interval."""
-    middle = statistics.mean(differences)
-    half = T95[len(differences) - 1] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{middle:.3g}", f"{middle - half:.3g}", f"{middle + half:.3g}"
+    low, high = inference.interval(differences, 0.95)
+    return f"{statistics.mean(differences):.3g}", f"{low:.3g}", f"{high:.3g}"
 
 
 def paired(read: Read, suite: str, column: str, arm: str, base: str) -> tuple[str, str, str]:
@@ -674,24 +717,26 @@ def pairs_of_arms(read: Read) -> list[str]:
 
 
 def alarms(read: Read, suite: str = "bench") -> str:
-    """How many arms the page asks one to look at, and by which metrics."""
+    """How many arms the page asks one to look at, by which metrics, and what these can mean."""
     text = read(f"data/tables/{suite}/main.md")
-    found = re.findall(r"^- (\S+): (\w+) \S+, its teacher ", text, re.M)
-    header, rows = table(text)
-    arms = [name for name in rows if "/" in name.split(" ")[0]]
-    parts = []
-    for metric in sorted({metric for _, metric in found}):
-        place = next(index for index, name in enumerate(header) if name.startswith(f"{metric} judge-a"))
-        real, teacher = (
-            next(rows[name][place] for name in rows if name.startswith(kind)) for kind in ("real", "teacher")
-        )
-        parts.append(
-            f"{ALARMED.get(metric, f'`{metric}`')} is far below that of real images ({real}) and of the teacher ({teacher})"
-        )
+    names = "|".join(name for name, *_ in (*ALARMS, ("copied",)))
+    lists = re.findall(rf"^- (\S+/\S+): ((?:{names}) -?[\d.]+.*)\.$", text, re.M)
+    clauses = [
+        (arm, *re.fullmatch(r"(\w+) .*: ([^:]+)", each).groups()) for arm, said in lists for each in said.split("; ")
+    ]
+    arms = [name for name in table(text)[1] if "/" in name.split(" ")[0]]
+    if not clauses:
+        return f"For none of {len(arms)} arms the list below the table raises an alarm."
+    counts = {}
+    for _, metric, cause in clauses:
+        counts[metric, cause] = counts.get((metric, cause), 0) + 1
+    parts = [
+        f"{ALARMED.get(metric, f'`{metric}`')} in {count} ({cause})"
+        for (metric, cause), count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
     return (
-        f"For {len({arm for arm, _ in found})} of {len(arms)} arms the list below the table raises an alarm: "
-        f"{' or '.join(parts)}. This means images of no class, or classes that are missing. See [how alarms are "
-        "set](measuring.md#alarms)."
+        f"For {len({arm for arm, *_ in clauses})} of {len(arms)} arms the list below the table raises an alarm, because a metric is far "
+        f"from that of the teacher or of real images: {'; '.join(parts)}. See [how alarms are set](measuring.md#alarms)."
     )
 
 
@@ -882,13 +927,55 @@ def shared_gpu(found: dict) -> str:
     )
 
 
+COLOUR = "data/tables/colour/{}.csv"
+COLOUR_SPACE = "efficientnet-lite0-96"  # ranks the runs of the suite colour
+
+
+def colour_row(read: Read, study: str, supplement: str) -> dict[str, str]:
+    """DMD with a supplement in the space that ranks, of a study of the suite colour, with its interval in percent."""
+    for row in rows_of(read(COLOUR.format(study))):
+        if (row["method"], row["supplement"], row["space"]) == ("dmd", supplement, COLOUR_SPACE):
+            return in_percent(row)
+    raise KeyError(f"{study} has no dmd/{supplement}")
+
+
+def colour_equivalence(row: dict[str, str]) -> str:
+    """Whether the test of equivalence of a row succeeded; if not, how many seeds it would need were there no difference."""
+    margin = f"±{100 * float(row['margin']) / float(row['difference']) * float(row['percent']) / 100:.0f} %"
+    if float(row["p_equivalent_holm"]) < 0.05:
+        return f"the two are equivalent within {margin}"
+    if float(row["p_holm"]) < 0.05:
+        return f"the two are not shown equivalent within {margin}"
+    more = max(0, int(float(row["seeds_needed"])) - int(row["pairs"]))
+    return f"about {more} more seeds would show equivalence within {margin}, were there no difference"
+
+
+def colour_finding(read: Read) -> str:
+    """The answers in colour in a sentence, for the first screen."""
+    none, control = colour_row(read, "colour-none", "el"), colour_row(read, "colour", "el")
+    return (
+        f"**In colour** ([drawn faces of 32×32 pixels](docs/colour.md), DMD, {none['pairs']} seeds, one teacher, each arm at its own "
+        "learning rates; features of a network that was trained on photographs) the distance with EL is "
+        f"{against(none, 'without')} and {against(control, 'with the control')}; {colour_equivalence(control)}."
+    )
+
+
+def colour_answers(read: Read) -> str:
+    """The answers of the studies of the suite colour, each in a paragraph."""
+    studies = ("colour", "colour-none", "colour-speed")
+    return "\n".join(
+        wrapped(f"[`{study}`](../data/tables/colour/{study}.md): {answer_of(read, study, 'colour')}")
+        for study in studies
+    )
+
+
 def colour_cpu(read: Read) -> str:
     """The runs of the suite colour that git keeps: DMD on the first tuning seed, by supplement and factor."""
     kept = [json.loads(line) for line in read("data/tables/colour/kept.jsonl").splitlines()]
     cells = {}
     for each in kept:
         if found := re.fullmatch(r"avatars-32/dmd-r(\d+)/([\w-]+)/100", each["run"]):
-            cells[found[2], {"05": 0.5}.get(found[1], float(found[1]))] = each["results"]["metrics"]
+            cells[found[2], float(f"0.{found[1][1:]}" if found[1].startswith("0") else found[1])] = each["results"]["metrics"]
     factors, spaces = (
         sorted({factor for _, factor in cells}),
         {"efficientnet-lite0-96": "EfficientNet", "judge-a": "judge-a"},
@@ -968,6 +1055,7 @@ MADE: dict[str, Callable[[Read], str]] = {
     "central": central,
     "colour-gpu": colour_gpu,
     "colour-cpu": colour_cpu,
+    "colour-answers": colour_answers,
     "speed": speed,
     "speed-gpu": speed_gpu,
     "gpu-day-hours": gpu_day_hours,

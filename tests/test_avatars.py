@@ -207,7 +207,7 @@ def shipped() -> params.Params:
 
 def test_arms_are_paired_on_seeds_that_tuned_nothing(shipped):
     """Each arm runs at the factors of its method on the tuning seeds, and at its own on the same fresh seeds under three teachers."""
-    tuning, tried = set(shipped.top("tables")["tuning"]), {"di": (0.25, 0.5, 1, 2), "dmd": (0.25, 0.5, 1, 2, 4)}
+    tuning, tried = set(shipped.top("tables")["tuning"]), {"di": (0.25, 0.5, 1, 2), "dmd": (0.125, 0.25, 0.5, 1, 2, 4)}
     arms: dict[tuple[str, str], set] = {}
     for run in shipped.runs("colour"):
         arms.setdefault((rates.base_method(shipped, run.method), run.supplement), set()).add(

@@ -58,7 +58,7 @@ def column(result: Result, params: Mapping[str, Any], space: str) -> dict[str, f
 
 def _percents(result: Result, last: int) -> list[str]:
     every = result.about["n_images"]
-    return [f"{100 * int(point['n_images']) / every:.3g}" for point in points_of(result, last)]
+    return [f"{100 * (int(point['n_images']) - result.images_before) / every:.3g}" for point in points_of(result, last)]
 
 
 def _listed(texts: Sequence[str]) -> str:

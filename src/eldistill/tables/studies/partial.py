@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 from eldistill.tables import inference
 from eldistill.tables.results import arms_of, short
@@ -11,7 +12,7 @@ from eldistill.tables.studies.comparisons import baseline_of, pair_with_baseline
 from eldistill.tables.studies.study import Study
 
 RECIPE = ("partial", 2)  # seeds in a row and arms with equal seeds are one entry
-PAIRED = ("contrast", "central", "budget")  # kinds that compare each arm with a baseline of the same seeds
+PAIRED = ("contrast", "central")  # kinds that compare distances at the end with those of a baseline of the same seeds
 MANY = 1000  # seeds that a sentence counts
 LISTED = 12  # entries of missing seeds that are listed
 
@@ -63,18 +64,31 @@ def describe(study: Study, suite: str) -> str:
 def undecided(study: Study) -> list[str]:
     """A sentence for each arm that is paired with a baseline and for which its pairs show neither a difference nor equivalence.
 
-    The test is that of the logarithms of the ratios of the ranking distances, without a correction for the number of arms. The number
-    of seeds is the one at which the two one-sided tests of equivalence have a power of 80 % if both arms are equal and the
-    ratios vary as those found do."""
-    arms, said, level = arms_of(study.results), [], 1 - study.params["confidence"]
-    for arm, group in arms.items():
-        ends = [[study.metric(result) for result in pair] for pair in pair_with_baseline(study, group, arms)]
-        logs = [math.log(ours / theirs) for ours, theirs in ends if min(ours, theirs) > 0]
-        if len(logs) < len(ends) or arm == baseline_of(study, arm):
-            continue  # a distance of 0 has no ratio; a baseline is not compared with itself
-        if text := _sentence(logs, study.params["margin"], level):
-            said.append(f"{'/'.join(arm)} against {study.params['against']}: {text}")
+    The test is that of the logarithms of the ratios of the ranking distances, without a correction for the number of arms. In a study
+    of the kind `central` the ratio of a seed is the geometric mean over the teachers, as in its answer. The number of seeds is
+    the one at which the two one-sided tests of equivalence have a power of 80 % if both arms are equal and the ratios vary
+    as those found do."""
+    said, level = [], 1 - study.params["confidence"]
+    for name, bed in study.split() if study.params["kind"] == "central" else [("", study)]:
+        for arm, logs in _log_ratios(name, bed).items():
+            if text := _sentence(logs, study.params["margin"], level):
+                said.append(f"{arm} against {study.params['against']}: {text}")
     return said
+
+
+def _log_ratios(name: str, study: Study) -> dict[str, list[float]]:
+    # {arm: logarithms of its ratios to the baseline, one a seed}. In a named data set the arms of all teachers are one arm, whose
+    # seeds are those that all of them have. A distance of 0 has no ratio, and a baseline is not compared with itself.
+    arms, found = arms_of(study.results), {}
+    for arm, group in arms.items():
+        pairs = pair_with_baseline(study, group, arms)
+        ends = [[study.metric(result) for result in pair] for pair in pairs]
+        if arm != baseline_of(study, arm) and all(min(each) > 0 for each in ends):
+            logs = {ours.seed: math.log(a / b) for (ours, _), (a, b) in zip(pairs, ends, strict=True)}
+            found.setdefault("/".join((name, *arm[1:]) if name else arm), []).append(logs)
+    paired = {arm: [each for each in settings if each] or [{}] for arm, settings in found.items()}
+    common = {arm: sorted(set.intersection(*map(set, settings))) for arm, settings in paired.items()}
+    return {arm: [fmean(each[seed] for each in paired[arm]) for seed in seeds] for arm, seeds in common.items()}
 
 
 def _sentence(logs: list[float], margin: float, level: float) -> str:
@@ -86,7 +100,7 @@ def _sentence(logs: list[float], margin: float, level: float) -> str:
     if min(inference.paired_p(logs), inference.equivalence_p(logs, bound)) < level:
         return ""
     needed = inference.seeds_for_equivalence(logs, bound, level)
-    spread = f"paired log deviation {short(inference.stdev(logs))} over {len(logs)} pairs"
+    spread = f"paired log deviation {short(inference.stdev(logs))} over {len(logs)} pairs, not corrected"
     if needed <= len(logs):
         return f"undecided, though its {len(logs)} pairs are as many as {within} needs ({spread})."
     more = needed - len(logs)

@@ -73,17 +73,25 @@ def claims(rows: list[dict], params: dict, said: list[str]) -> list[str]:
     lines, measure = _lines(rows, params)
     if not lines:
         return said[:1]
-    found, asked_again, contradicts = _answers(rows, params, _effects(lines), measure)
+    found, asked_again, contradicts = _answers(rows, params, lines, measure)
     return found[:1] if contradicts else [found[0], *filter(None, [asked_again])]
 
 
-def _answers(rows: list[dict], params: dict, effects: list[Effect], measure: str) -> tuple[list[str], str, bool]:
+def _answers(
+    rows: list[dict], params: dict, lines: list[Effect | Unmeasured], measure: str
+) -> tuple[list[str], str, bool]:
     # The sentences of `answer`, of which the first also has what KID says if that contradicts it; what KID says; whether it contradicts.
-    said = answer(effects, params, measure)
+    effects = _effects(lines)
+    said = answer(effects, params, measure) if effects or not lines else [_only_bounds(len(lines))]
     asked_again, contradicts = kid_sentence(rows, params)
     if contradicts:
         said[0] += f" But {asked_again}"
     return said, asked_again, contradicts
+
+
+def _only_bounds(count: int) -> str:
+    every = "the one comparison" if count == 1 else f"each of {count} comparisons"
+    return f"Undecided: in {every} a seed never reaches the value or begins below it, so that there is no test."
 
 
 def _effects(lines: list[Effect | Unmeasured]) -> list[Effect]:
@@ -100,7 +108,7 @@ def _result(rows: list[dict], params: dict) -> str:
     lines, measure = _lines(rows, params)
     if not lines:
         return ""
-    said, asked_again, contradicts = _answers(rows, params, _effects(lines), measure)
+    said, asked_again, contradicts = _answers(rows, params, lines, measure)
     if asked_again and not contradicts:
         said.insert(2, asked_again)
     shown = headline_html(said, _times(lines) if measure == TIME else [])
