@@ -128,7 +128,7 @@ def with_interval(difference: tuple[str, str, str]) -> str:
 def wrapped(text: str) -> str:
     """A paragraph in lines that one can read in an editor."""
     text = text.replace(" %", "\0%")  # a number and its unit stay in one line
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ") + "\n"
+    return textwrap.fill(text, 136, break_long_words=False, break_on_hyphens=False).replace("\0", " ") + "\n"
 
 
 SPEED = "data/tables/speed/{}.csv"
@@ -231,7 +231,7 @@ def tests_of_times(read: Read, study: str, suites: Sequence[str] = SUITES_OF_TIM
 def without_test(rows: list[dict[str, str]]) -> str:
     """How many of these comparisons have no test."""
     bounds = sum(not row["p"] for row in rows)
-    return f" ({bounds} have a bound or no ratio, and count with a p of 1)" if bounds else ""
+    return f" ({bounds} without a test count with p = 1)" if bounds else ""
 
 
 def is_clear(row: dict[str, str]) -> bool:
@@ -541,7 +541,7 @@ def misquotes(read: Read) -> str:
             calls = "one call" if row["nfe"] == "1" else f"{row['nfe']} calls"
             quote = row["note"].split(" Discriminator:")[0]
             text = f"* {row['method']}, {row['dataset']} {classes}, {calls}: {row['fid']}. {quote}"
-            lines.append(textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False))
+            lines.append(textwrap.fill(text, 136, subsequent_indent="  ", break_long_words=False))
     return "\n".join(lines) + "\n"
 
 
@@ -975,7 +975,9 @@ def colour_cpu(read: Read) -> str:
     cells = {}
     for each in kept:
         if found := re.fullmatch(r"avatars-32/dmd-r(\d+)/([\w-]+)/100", each["run"]):
-            cells[found[2], float(f"0.{found[1][1:]}" if found[1].startswith("0") else found[1])] = each["results"]["metrics"]
+            cells[found[2], float(f"0.{found[1][1:]}" if found[1].startswith("0") else found[1])] = each["results"][
+                "metrics"
+            ]
     factors, spaces = (
         sorted({factor for _, factor in cells}),
         {"efficientnet-lite0-96": "EfficientNet", "judge-a": "judge-a"},

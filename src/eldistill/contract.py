@@ -55,7 +55,7 @@ with TARGET_HELD = True gives the gradient of a distance to targets that it hold
 
 In weight, base and own are root mean squares of the gradients of base loss and supplement, scalars on the device that must not
 be read, because reading waits for a GPU. They are taken where the gradients are added: at the images, or, if the base loss has
-none there, at the generator's last layer, where base includes the direct terms of other supplements.
+none there, at the generator's output layer, where base includes the direct terms of other supplements.
 
 With several processes, images are the rows of this process and the loop sums gradients. If prepared has an attribute `across`
 that is not None, the supplement gathers from all processes and returns the loss of the complete batch. observe is given the terms

@@ -37,7 +37,7 @@ from eldistill.losses.levels import check_steps, column, few_steps
 from eldistill.networks import interval
 from eldistill.numbers import number
 
-RECIPE = ("methods/mean_flow", 1)
+RECIPE = ("methods/mean_flow", 2)  # supplements are compared at the output layer, not at the one of the second level
 
 
 @dataclass(frozen=True)

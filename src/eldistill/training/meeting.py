@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from eldistill.contract import Batch, Progress
@@ -61,11 +63,11 @@ class Meeting:
     def _meet_at_weights(self, made: torch.Tensor, batch: Batch, images: Images) -> None:
         """Add the gradients at the weights, for a base loss without a gradient at the images.
 
-        Their magnitudes are compared at the last layer, which is closest to the images.
+        Their magnitudes are compared at the output layer.
         """
         weights = self.weights
         base = [p.grad for p in weights]
-        last = max((p.ndim > 1, index) for index, p in enumerate(weights) if p.grad is not None)[1]
+        last = output_layer(weights)
         strength = self._rms_of_weight(base[last])
         self.monitor.count("generator.base_rms", strength)
         total = base
@@ -159,6 +161,14 @@ def _check_without_base(supplements: list[Supplement]) -> None:
                 f"weighting is {weighting} in the supplement {each.name}, but this method has no loss of its own whose gradient "
                 "that weight could be a share of; set it to fixed"
             )
+
+
+def output_layer(weights: Sequence[torch.nn.Parameter]) -> int:
+    """The index of the layer that makes the images, among weights in the order of their network that have a gradient.
+
+    It is the last one with the most dimensions: the last convolution of an image network. Layers of embeddings, such as that
+    of a second noise level (networks/interval.py), come behind it in some networks and have two dimensions."""
+    return max((p.ndim, index) for index, p in enumerate(weights) if p.grad is not None)[1]
 
 
 def _acts(weight: float | torch.Tensor) -> bool:
