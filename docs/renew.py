@@ -306,8 +306,8 @@ def speed_arms(read: Read) -> str:
         text
         + "\n"
         + wrapped(
-            f"† The value to reach is that of a baseline of which some runs diverged ({'; '.join(dict.fromkeys(notes))}), so this is no time "
-            "that EL or the control saves."
+            f"† The value to reach is that of a baseline of which some runs diverged ({'; '.join(dict.fromkeys(notes))}), so this is no "
+            "time that EL or the control saves."
         )
     )
 

@@ -219,7 +219,11 @@ def test_methods_along_a_flow(bench, case):
         (target, 0),
     )
     assert meter.total() == (total, 0)
-    passes = contract.load_module("methods", method).passes(numbers, 0.5)
+    module = contract.load_module("methods", method)
+    assert {name: iterations * count for name, count in module.passes_of(numbers).items()} == pytest.approx(
+        {"generator": generator, "teacher": teacher}
+    )
+    passes = module.passes(numbers, 0.5)
     assert passes == (pytest.approx(5, abs=0.01) if method == "tcm" else total / iterations)
 
 

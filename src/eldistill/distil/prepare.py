@@ -128,18 +128,32 @@ def make_networks(
         own = student.resize(made.network, sizes, seed, made.sigma_init)
     else:
         own = made.network
-        if start.config != (wanted := student.config_of(cast(dict[str, Any], own.config), sizes)):
+        config = {key: value for key, value in cast(dict[str, Any], start.config).items() if key != "interval"}
+        if config != (wanted := student.config_of(cast(dict[str, Any], own.config), sizes)):
             raise Problem(
-                f"the generator of start_from has the network {start.config}, but this run asks for {wanted}; make generator_network "
+                f"the generator of start_from has the network {config}, but this run asks for {wanted}; make generator_network "
                 "of both methods equal"
             )
     generator = made.method.generator(own, start, made.numbers)
+    if start is not None and "interval" in cast(dict[str, Any], start.config):
+        _check_second_level(start, made)
     nets = {"generator": generator, **made.method.networks(made.network, made.numbers, key)}
     if start is not None and "target" in nets:
         nets["target"].load_state_dict(
             generator.state_dict()
         )  # a target is an average of the generator and starts equal to it
     return nets
+
+
+def _check_second_level(start: torch.nn.Module, made: Parts) -> None:
+    # A generator with a second noise level can only begin a run of a method that gives its generator the same one.
+    fresh = made.method.generator(made.network, None, made.numbers)
+    mine, its = (cast(dict[str, Any], net.config).get("interval") for net in (fresh, start))
+    if mine != its:
+        raise Problem(
+            f"the generator of start_from has a second noise level of {its} cosines, and that of this method "
+            f"{f'one of {mine}' if mine else 'none'}; set start_from to a method of the same kind, or to null"
+        )
 
 
 def set_dropout(nets: Nets, probability: float | None) -> None:
@@ -167,7 +181,12 @@ def check_start(job: Job, teacher: torch.nn.Module) -> None:
     """
     net = job.nets["generator"]
     mine, its = net.state_dict(), teacher.state_dict()
-    if mine.keys() != its.keys() or any(not torch.equal(mine[key], its[key]) for key in its):
+    more = mine.keys() - its.keys()  # of layers without an effect yet, such as that of a second noise level
+    if (
+        its.keys() - mine
+        or any(not torch.equal(mine[key], its[key]) for key in its)
+        or any(mine[key].any() for key in more)
+    ):
         return
     draw = Draw(job.seed, "check", 0, 4, job.device)
     labels = job.reals.labels(draw.integers("label", len(job.reals)))

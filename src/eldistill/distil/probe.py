@@ -168,6 +168,7 @@ class Probe:
     def __init__(self, run: str, root: Path) -> None:
         recipe = _recipe(run, root)
         self.params = recipe["params"]
+        self.images = self.params["method"]["n_images"]  # of the run
         torch.set_num_threads(self.params["threads"])
         upstream = _upstream(recipe, root)
         self.parts = prepare.load_parts(self.params, upstream, "cpu")
@@ -197,6 +198,7 @@ class Probe:
                     f"the method {self.params['method']['file']} has no fake_score, which a study of variance needs; "
                     "remove its grid from that study in params.yaml"
                 )
+            prepare.set_dropout(others, self.params["method"]["dropout"])
             with tempfile.TemporaryDirectory() as folder:
                 Loop(self._job(nets, seed, Path(folder))).run()
             for net in nets.values():
@@ -208,7 +210,9 @@ class Probe:
         # The training of one fake_score: the phases of the method without steps of the generator.
         critic, reals, method = Optimiser.of(self.params["method"]["critic"]), self.parts.reals, self.parts.method
         return Job(
-            method=Method(phases=_fake_score_alone, generate=method.generate, critic_terms=method.critic_terms),
+            method=Method(
+                phases=_fake_score_alone, generate=method.generate, critic_terms=method.critic_terms, normalised=method.normalised
+            ),
             numbers=self.parts.numbers, nets=nets, published="fake_score", reals=reals, shape=reals.shape,
             training=Training(FAKE_IMAGES, 64, Ema("constant", beta=0.0)), seed=seed, folder=folder,
             optimisers=dict.fromkeys(nets, critic), fixed={"teacher": self.parts.teacher}, ticks=1, save_seconds=1e9,
@@ -227,7 +231,8 @@ class Probe:
             draw = Draw(self.params["seed"], f"variance/{scope}/{batch}", repeat * batch, batch)
             draw = OneLevel.of(draw) if one_level else draw
             labels = self.parts.reals.labels(draw.integers("label", len(self.parts.reals)))
-            here = Batch(draw, labels, self.parts.reals.shape, Progress(0, repeat, 10**9), self.parts.reals)
+            progress = Progress(PERCENT * self.images // 100, repeat, self.images)
+            here = Batch(draw, labels, self.parts.reals.shape, progress, self.parts.reals)
             images = self.parts.method.generate(nets, here, self.parts.numbers)
             own = torch.autograd.grad(images, parameters, pull(images.detach(), here), allow_unused=True)
             flat = [each.flatten() for each in own if each is not None]

@@ -127,3 +127,8 @@ def sampler(numbers: Numbers) -> dict:
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 3 + tangent.PASSES + (numbers.source == "teacher")
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    return {"generator": 3 + tangent.PASSES, "teacher": int(numbers.source == "teacher")}

@@ -169,3 +169,9 @@ def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     change = tangent.PASSES + (numbers.source == "teacher")
     return 3 + change + (change / numbers.weight_every if numbers.adaptive else 0)
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them."""
+    teacher = (numbers.source == "teacher") * (1 + (1 / numbers.weight_every if numbers.adaptive else 0))
+    return {"generator": passes(numbers, 0) - teacher, "teacher": teacher}

@@ -191,3 +191,8 @@ def sampler(numbers: Numbers) -> dict:
 def passes(numbers: Numbers, encoder: float) -> float:
     """Network passes for each image of a step, in forward passes; encoder: the share of one that the encoder takes."""
     return 5 - numbers.first_share
+
+
+def passes_of(numbers: Numbers) -> dict[str, float]:
+    """Those of generator and teacher among them. The frozen generator of the first stage takes the others."""
+    return {"generator": 4, "teacher": 0}

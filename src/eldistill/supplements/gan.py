@@ -32,7 +32,12 @@ class Numbers:
         choices=("balanced", "fixed"),
     )  # fmt: skip
     decay: float = number(0.99, "balanced: decay of the running gradient norms", low=0, below=1)
-    weight_critic: float = number(1e-2, "factor of the loss of head and fake_score (DMD2, authors' recipe)", low=0)
+    weight_critic: float = number(
+        1e-2,
+        "factor of the loss of head and fake_score (DMD2, authors' recipe, beside a "
+        "denoising loss that is a mean over pixels; that of DI, SiD and SIM is a sum over them)",
+        low=0,
+    )
 
 
 @dataclass
