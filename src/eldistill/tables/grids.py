@@ -95,21 +95,22 @@ def _draw_board(path: Path, lines: list[list[Grid]], params: dict, root: Path, m
     across = max(map(len, lines), default=1)
     note = f"{PAIRED} {missing}".rstrip() if lines else missing
     board = Image.new("RGB", (across * (width + GAP) + GAP, sum(highs) + LABEL + GAP // 2), "white")
-    pen, font = ImageDraw.Draw(board), _font(FONT)
+    pen = ImageDraw.Draw(board)
     top = GAP // 2
     for line, found, high in zip(lines, pictures, highs, strict=True):
         for i, (grid, picture) in enumerate(zip(line, found, strict=True)):
+            font = _font(_fitting(grid.label, width, FONT))
             pen.text((GAP + i * (width + GAP), top), grid.label, fill="black", font=font)
             board.paste(picture, (GAP + i * (width + GAP), top + LABEL))
         top += high
-    pen.text((GAP, top), note, fill="#555555", font=_font(_fitting(note, board.width - 2 * GAP)))
+    pen.text((GAP, top), note, fill="#555555", font=_font(_fitting(note, board.width - 2 * GAP, 0.8 * FONT)))
     with atomic(path) as temporary:
         board.save(temporary, format="PNG", optimize=True)
 
 
-def _fitting(text: str, width: int) -> float:
-    # The size of letters at which a text is at most this many pixels wide.
-    return min(0.8 * FONT, FONT * width / _font(FONT).getlength(text))
+def _fitting(text: str, width: int, largest: float) -> float:
+    # The size of letters, `largest` or less, at which a text is at most this many pixels wide.
+    return min(largest, FONT * width / max(1, _font(FONT).getlength(text)))
 
 
 def _font(size: float) -> Any:
