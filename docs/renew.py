@@ -935,11 +935,12 @@ def colour_row(read: Read, study: str, supplement: str, space: str = COLOUR_SPAC
     raise KeyError(f"{study} has no dmd/{supplement} in {space}")
 
 
-def colour_equivalence(row: dict[str, str]) -> str:
-    """Whether the test of equivalence within the margin of a row succeeded."""
+def colour_compared(row: dict[str, str], other: str) -> str:
+    """ "equivalent within ±10 % to that without (2.5 % lower [-6.5, 11.6])", or what the test of a difference says."""
     margin = f"±{abs(float(row['margin']) * float(row['percent']) / float(row['difference'])):.0f} %"
-    equal = "shown" if float(row["p_equivalent_holm"]) < 0.05 else "not shown"
-    return f"equivalence within {margin} is {equal}"
+    if float(row["p_equivalent_holm"]) < 0.05:
+        return f"equivalent within {margin} to that {other} ({said_percent(row)})"
+    return f"{against(row, other)}, and not shown equivalent within {margin}"
 
 
 def colour_finding(read: Read) -> str:
@@ -948,19 +949,17 @@ def colour_finding(read: Read) -> str:
     judge = colour_row(read, "colour", "el", "judge-a")
     return (
         f"**In colour** ([drawn faces](docs/colour.md) of 32×32 pixels, DMD, {control['pairs']} seeds, one teacher, each arm at its own "
-        f"rates; features of a network for photographs) the distance with EL is {against(none, 'without')} and "
-        f"{against(control, 'with the control')}: {colour_equivalence(control)}. In judge-a's features it is {said_percent(judge)} than "
-        "with the control."
+        f"rates; features of a network for photographs) the distance with EL is {colour_compared(none, 'without')} and "
+        f"{colour_compared(control, 'with the control')}. In judge-a's features it is {said_percent(judge)} than with the control."
     )
 
 
 def said_percent(row: dict[str, str]) -> str:
     """ "61 % higher [20, 102]": a difference with its interval, without a test."""
-    middle = float(row["percent"])
-    low, high = sorted(
-        (float(row["low"]), float(row["high"])) if middle > 0 else (-float(row["high"]), -float(row["low"]))
-    )
-    return f"{abs(middle):.0f} % {'higher' if middle > 0 else 'lower'} [{low:.0f}, {high:.0f}]"
+    middle, ends = float(row["percent"]), (float(row["low"]), float(row["high"]))
+    low, high = ends if middle > 0 else (-ends[1], -ends[0])
+    digits = 0 if abs(middle) >= 10 else 1
+    return f"{abs(middle):.{digits}f} % {'higher' if middle > 0 else 'lower'} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def colour_answers(read: Read) -> str:

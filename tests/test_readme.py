@@ -270,10 +270,11 @@ def test_every_alarm_is_quoted_with_its_cause(lines, words):
 
 
 @pytest.mark.parametrize(("row", "judge", "words"), [
-    ("-50,-70,-30,-5,0.01,0.2", "3,1,5,60", ("5.0 % lower [3.0, 7.0] than with the control: equivalence within ±10 % is not shown",
+    ("-50,-70,-30,-5,0.01,0.2", "3,1,5,60", ("5.0 % lower [3.0, 7.0] than with the control, and not shown equivalent within ±10 %",
                                              "60 % higher [20, 100] than with the control")),
-    ("-20,-60,20,-2,0.4,0.01", "-3,-5,-1,-60", ("not distinguishable from that with the control (between -6.0 and +2.0 %): equivalence "
-                                                "within ±10 % is shown", "60 % lower [20, 100] than with the control")),
+    ("-20,-60,20,-2,0.4,0.01", "-3,-5,-1,-60", ("equivalent within ±10 % to that with the control (2.0 % lower [-2.0, 6.0])",
+                                                "60 % lower [20, 100] than with the control")),
+    ("20,-60,100,2,0.4,0.2", "3,1,5,60", ("not distinguishable from that with the control (between -6.0 and +10.0 %), and not shown",)),
 ])  # fmt: skip
 def test_the_finding_in_colour_follows_its_tables(row, judge, words):
     """A difference or none, equivalence shown or not, and what the features say that chose no rates."""
