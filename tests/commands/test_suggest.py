@@ -11,7 +11,7 @@ import pytest
 from eldistill import __main__
 from eldistill.commands import suggest
 from eldistill.errors import Problem
-from eldistill.plan import insertion, params, reading
+from eldistill.plan import insertion, params, questions, reading
 from eldistill.plan.plan import Plan
 from tests.conftest import ROOT
 
@@ -64,6 +64,9 @@ def test_every_method_gets_numbers_that_can_be_planned(project, side, capsys):
         values = found.section("method", method, "mine")
         assert values["batch"] <= suggest.BATCH and values["n_images"] % values["batch"] == 0
         assert found.status("method", method, "mine") == "ours"
+        own = reading.read_file(root / "params.yaml")["distil"]["methods"].get(method, {}).get("per_data", {})
+        assert "rates" not in own.get("mine", {})
+        questions.check_run(found, found.run(f"mine/{method}/none/0"))
         assert "mine" in plan.distil(found.run(f"mine/{method}/none/0")).name
     assert "untuned" in capsys.readouterr().out
     assert __main__.main(["suggest", "mine", "--write"]) == 0

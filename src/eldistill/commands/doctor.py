@@ -115,7 +115,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
         if step.fresh(plan.params.root) or not (section["source"] or section["file"]):
             continue
         if section["file"]:
-            there = Path(section["file"]).exists()
+            there = locate(section["file"]).exists()
             advice = "is there" if there else f"is missing: put it there, or change teacher.{name}.file"
             yield there, f"teacher {name}: {section['file']} {advice}"
             continue
@@ -133,7 +133,7 @@ def _files(plan: Plan, suite: str) -> Iterator[Finding]:
     for name in sorted({run.data for run in plan.params.runs(suite)}):
         path = plan.params.section("data", name)["path"]
         if path and not plan.pack(name).fresh(plan.params.root):
-            there = Path(path).exists()
+            there = locate(path).exists()
             yield (
                 there,
                 f"data {name}: {path} is {'there' if there else f'missing: put it there, or change data.{name}.path'}",

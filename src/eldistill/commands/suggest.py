@@ -28,7 +28,8 @@ SMALL = 16  # pixels a side up to which a training keeps the length of its model
 SIDES = {"digits": 8, "cifar10": 32, "latents": 64}  # pixels a side that a source has by itself
 OF_RUN = ("freeze_images", "solo_images", "stage_images", "tangent_images")  # of a method: parts of a run, in images
 OF_OPTIMISER = ("warmup_images", "decay_images")
-LEFT_OUT = ("status", "dropout", "start_from", "generator_network")  # dropout and network: those of the user's teacher
+# Dropout and network are those of the user's teacher, and the rates of arms are tuned for other images.
+LEFT_OUT = ("status", "dropout", "start_from", "generator_network", "rates")
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,31 @@ def suggest(project: Params, data: str, images: int | None = None) -> Iterator[S
             continue  # a longer chain of another method's run, not a method to begin with
         if not project.has_numbers(method, data) and (model := _model(project, method, side)):
             block = adapt_numbers(_own(project, method, model), images or (None if side <= SMALL else IMAGES))
+            block |= _start_level(project, method, side)
+            if not _augmented(project, data):
+                block.pop("augment", None)
             known = side_of(project, project.section("data", model)) or 0
             yield Suggestion(method, block, model, known, project.status("method", method, model) or "ours")
+
+
+def _start_level(project: Params, method: str, side: int) -> dict[str, Any]:
+    # The noise levels of the run that a method continues. They are always said, because a method that is like another one also has
+    # what is suggested for that one.
+    start = (project.named("method")[method].get("start_from") or "").split("/")[0]
+    before = _model(project, start, side) if start else None
+    if before is None:
+        return {}
+    mine, its = project.peek("method", method, before), project.peek("method", start, before)
+    key, other = (next((key for key in ("sigma_init", "sigma_max") if key in each), None) for each in (mine, its))
+    if not key or not other:
+        return {}
+    return {key: its[other]} | {steps: mine[steps] for steps in ("sigmas_2", "sigmas_4") if steps in mine}
+
+
+def _augmented(project: Params, data: str) -> bool:
+    # Whether the teacher is trained here with augmentation, without which a method can have none. Of others' files nobody knows it yet.
+    teacher = project.section("data", data)["teacher"]
+    return bool(teacher and project.section("teacher", teacher)["augment"])
 
 
 def _continues(section: dict[str, Any]) -> bool:

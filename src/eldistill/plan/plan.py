@@ -298,7 +298,7 @@ class Plan(PlanOfModels):
         """The step that the command line calls `word name`. Raises Problem that lists the known names."""
         parts = name.strip("/").split("/")
         data = self.params.values["data"]
-        if word == "tables":
+        if word == "tables" and len(parts) <= 2:
             list(self.params.runs(parts[0]))
             if len(parts) == 2:
                 if parts[1] not in (there := self.params.studies(parts[0])):
@@ -309,11 +309,11 @@ class Plan(PlanOfModels):
             if len(parts) == 2 and (found := re.fullmatch(r"pairs-(\d+)-(\d+)", parts[1])):
                 self.params.section("teacher", parts[0], where="teacher on the command line")
                 return self.pairs(parts[0], int(found[1]), int(found[2]))
-            if len(parts) == 2 and parts[1] == "check":
-                self.params.section("teacher", parts[0], where="teacher on the command line")
-                return self.check(parts[0])
             self.params.section("teacher", parts[0], where="teacher on the command line")
-            return self.teacher(parts[0])
+            if len(parts) == 2 and parts[1] != "check":
+                refuse_unknown(f"the end of {name}", parts[1], ("check", "pairs-COUNT-SEED"))
+            if len(parts) <= 2:
+                return self.check(parts[0]) if len(parts) == 2 else self.teacher(parts[0])
         if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:
             list(self.params.runs(parts[1]))
             return self.metrics(parts[1])
@@ -323,7 +323,7 @@ class Plan(PlanOfModels):
             return self.distil(run) if word == "distil" else self.evaluation(run)
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])
-        if parts[0] not in data:
+        if word in ("data", "ensemble", "evaluate") and parts[0] not in data:
             refuse_unknown(f"data of {name}", parts[0], data)
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
             return self.reference_run(parts[0], parts[1])
@@ -339,6 +339,8 @@ class Plan(PlanOfModels):
                 return self.judge(parts[0], parts[1][-1])
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
+            known = ("images", "moments-clean", "judge-a", "judge-b", *(f"reference-{each}" for each in spaces()))
+            refuse_unknown(f"the end of {name}", parts[1], known)
         raise Problem(
             f"{quoted(name)} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
         )
