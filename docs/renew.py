@@ -964,11 +964,15 @@ def said_percent(row: dict[str, str]) -> str:
 
 
 def colour_answers(read: Read) -> str:
-    """The answers of the studies of the suite colour, each in a paragraph."""
+    """The answers of the studies of the suite colour, each in a paragraph, and EL against the control over several feature spaces."""
     studies = ("colour", "colour-none", "colour-speed")
+    texts = [f"[`{name}`](../data/tables/colour/{name}.md): {answer_of(read, name, 'colour')}" for name in studies]
+    rows = rows_of(read("data/tables/colour/colour.spaces.csv"))
+    row = next(each for each in rows if (each["method"], each["supplement"], each["metric"]) == ("dmd", "el", "fd"))
+    middle, low, high = (f"{float(row[f'to_baseline{end}']):.2f}" for end in ("", "_low", "_high"))
+    over = f"Over EfficientNet, judge-a and judge-b together the distance with EL is {middle} times [{low}, {high}] that with the control"
     return "\n".join(
-        wrapped(f"[`{study}`](../data/tables/colour/{study}.md): {answer_of(read, study, 'colour')}")
-        for study in studies
+        wrapped(text) for text in (*texts, f"{over} (geometric means at the end of the runs, not corrected).")
     )
 
 
