@@ -163,7 +163,7 @@ def _check_without_base(supplements: list[Supplement]) -> None:
             )
 
 
-def output_layer(weights: Sequence[torch.nn.Parameter]) -> int:
+def output_layer(weights: Sequence[torch.Tensor]) -> int:
     """The index of the layer that makes the images, among weights in the order of their network that have a gradient.
 
     It is the last one with the most dimensions: the last convolution of an image network. Layers of embeddings, such as that
