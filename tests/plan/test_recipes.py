@@ -121,7 +121,7 @@ def test_no_two_steps_write_the_same_file():
 @pytest.mark.parametrize(
     ("word", "name", "near"),
     [
-        ("data", "digit/images", "digits"), ("data", "digits/image", "--help"), ("data", "digits", "--help"),
+        ("data", "digit/images", "digits"), ("data", "digits/image", "did you mean images?"), ("data", "digits", "--help"),
         ("teacher", "digit", "digits"), ("ensemble", "digits/conv5/0", "conv4"), ("ensemble", "digits/conv4", "--help"),
         ("distil", "digits/dii/el/0", "di"), ("distil", "digits/di/el", "DATA/METHOD"), ("tables", "dem", "demo"),
         ("evaluate", "suite/dem", "demo"), ("evaluate", "digits/rael", "--help"), ("evaluate", "digits/di/no/0", "el"),

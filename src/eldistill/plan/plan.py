@@ -311,7 +311,7 @@ class Plan(PlanOfModels):
                 return self.pairs(parts[0], int(found[1]), int(found[2]))
             self.params.section("teacher", parts[0], where="teacher on the command line")
             if len(parts) == 2 and parts[1] != "check":
-                refuse_unknown(f"the end of {name}", parts[1], ("check", "pairs-COUNT-SEED"))
+                refuse_unknown(f"the end of {name} on the command line", parts[1], ("check", "pairs-COUNT-SEED"))
             if len(parts) <= 2:
                 return self.check(parts[0]) if len(parts) == 2 else self.teacher(parts[0])
         if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:
@@ -340,7 +340,7 @@ class Plan(PlanOfModels):
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
             known = ("images", "moments-clean", "judge-a", "judge-b", *(f"reference-{each}" for each in spaces()))
-            refuse_unknown(f"the end of {name}", parts[1], known)
+            refuse_unknown(f"the end of {name} on the command line", parts[1], known)
         raise Problem(
             f"{quoted(name)} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
         )
