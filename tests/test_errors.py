@@ -141,7 +141,7 @@ def teacher(codec=None, resolution: int = 8, label_dim: int = 0) -> None:
         ("distil", "digits/di/el", ["not a run", "DATA/METHOD/SUPPLEMENT/SEED"]),
         ("evaluate", "digits/di/el/zero", ["not a run"]),
         ("evaluate", "suite/dem", ["'dem'", "did you mean demo?"]),
-        ("data", "digits/image", ["digits/image", "python -m eldistill data --help"]),
+        ("data", "digits/image", ["digits/image", "did you mean images?"]),
         ("teacher", "digit", ["'digit'", "did you mean digits?"]),
         ("ensemble", "digits/identty/0", ["'identty'", "did you mean identity?"]),
         ("tables", "dem", ["'dem'", "did you mean demo?"]),
