@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 LONGEST = 100  # letters of a user's own text, or of a library's, in a message
+SHOWN_NAMES = 30  # of known names in a sentence about an unknown one
 # Errors of disks, file systems and limits of a process; a file cannot cause them, though it may cause every other one.
 MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 TRACEBACKS = "data/scratch/tracebacks.log"
@@ -83,9 +84,12 @@ def brief(error: BaseException, longest: int = LONGEST) -> str:
 
 
 def expected_among(names: Iterable[object], word: object) -> str:
-    """The end of a sentence about an unknown name: "; did you mean …? Expected one of …", or "; expected one of …"."""
+    """The end of a sentence about an unknown name: "; did you mean …? Expected one of …", or "; expected one of …". Of many
+    names the first ones."""
     names = [str(name) for name in names]
     near = nearest(word, names)
+    if len(names) > SHOWN_NAMES:
+        names = [*names[:SHOWN_NAMES], f"and {len(names) - SHOWN_NAMES} others"]
     return f"{near} Expected one of {', '.join(names)}" if near else f"; expected one of {', '.join(names)}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from eldistill.errors import Problem
+from eldistill.errors import SHOWN_NAMES, Problem
 from eldistill.plan import params
 from eldistill.plan.plan import Plan
 from tests.conftest import ROOT
@@ -29,12 +29,27 @@ def plan() -> Plan:
         ("data", "digits", "is not a name that the step `data` knows"),
         ("ensemble", "digits/conv4", "is not a name that the step `ensemble` knows"),
         ("evaluate", "digits/reall", "is not a name that the step `evaluate` knows"),
+        ("tables", "demo/demo", "the suite demo has no studies"),
+        ("tables", "deno", "did you mean demo?"),
+        ("teacher", "digit", "did you mean digits?"),
+        ("data", "digit/images", "did you mean digits?"),
+        ("ensemble", "digits/conv/0", "did you mean conv"),
+        ("distil", "digits/dii/el/0", "did you mean di?"),
+        ("evaluate", "digits/di/ell/0", "did you mean el?"),
     ],
 )
-def test_an_end_that_nobody_knows_is_one_sentence(plan, word, name, found):
+def test_a_name_that_nobody_knows_is_one_sentence(plan, word, name, found):
+    """It does not say that a file holds the name, which was typed."""
     with pytest.raises(Problem) as error:
         plan.find(word, name)
-    assert found in str(error.value) and "\n" not in str(error.value)
+    assert found in str(error.value) and "\n" not in str(error.value) and "params.yaml:" not in str(error.value)
+
+
+def test_of_many_known_names_the_first_ones_are_listed(plan):
+    with pytest.raises(Problem) as error:
+        plan.find("distil", "digits/zzzz/el/0")
+    count = len(plan.params.named("method")) - SHOWN_NAMES
+    assert str(error.value).endswith(f"and {count} others") and count > 0
 
 
 @pytest.mark.parametrize(("word", "name"), [

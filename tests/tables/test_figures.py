@@ -123,6 +123,29 @@ def test_labels_of_two_lines_do_not_touch(monkeypatch):
     assert any("\n" in tick.get_text() for tick in figure.axes[0].get_yticklabels())
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_long_titles_and_labels_of_panels_are_made_smaller_and_short_ones_are_not(rows, tmp_path):
+    """A title ends before the label right of it, and a label of a vertical axis before the one below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    for title, label, smaller in (
+        ("short", "short\nlabel", ()),
+        ("A title of many words " * 4, "A label of words " * 4, (0, 1)),
+    ):
+        figure = Figure(figsize=(7, 1.8 * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes in figure.subplots(rows, 2, squeeze=False).flat:
+            axes.set_title(title.strip(), loc="left", fontsize=8)
+            axes.set_ylabel(label.strip(), fontsize=8)
+        figures.save(figure, [tmp_path / "a.png"])
+        check(figure)
+        sizes = [figures.left_title(axes).get_fontsize() for axes in figure.axes]
+        labels = [axes.yaxis.label.get_fontsize() for axes in figure.axes]
+        for place, found in enumerate((sizes, labels)):
+            assert len(set(found)) == 1 and (found[0] < 8) is (place in smaller)
+
+
 def test_the_check_finds_what_is_cut_off_and_what_is_covered():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

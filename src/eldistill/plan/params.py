@@ -83,13 +83,15 @@ class Params:
         """The name of a section in messages, such as distil.methods.di."""
         return f"distil.{kind}s.{name}" if kind in ("method", "supplement") else f"{kind}.{name}"
 
-    def chain(self, kind: str, name: str, where: str) -> list[dict[str, Any]]:
-        """A section and those that it inherits from by `like`, furthest first, unresolved. Raises Wrong for unknown names and circles."""
+    def chain(self, kind: str, name: str, where: str, file: str = "params.yaml") -> list[dict[str, Any]]:
+        """A section and those that it inherits from by `like`, furthest first, unresolved. Raises Wrong for unknown names and circles.
+
+        file: that holds `name`, empty for the command line."""
         sections, seen = self.named(kind), list[str]()
         each: str | None = name
         while each is not None:
             if each not in sections:
-                refuse_unknown(where, each, sections)
+                refuse_unknown(where, each, sections, "params.yaml" if seen else file)
             if each in seen:
                 raise Wrong(where, f"goes in a circle ({' → '.join([*seen, each])}); remove one `like`")
             seen.append(each)
@@ -140,7 +142,9 @@ class Params:
         return None
 
     def section(self, kind: str, name: str, data: str | None = None, where: str | None = None) -> dict:
-        """One resolved section: kind is data, teacher, ensemble, method or supplement. Raises Problem."""
+        """One resolved section: kind is data, teacher, ensemble, method or supplement. Raises Problem.
+
+        where: what a name on the command line is, for a sentence about an unknown one."""
         return copy.deepcopy(self._section(kind, name, data, where))
 
     def peek(self, kind: str, name: str, data: str | None = None) -> dict:
@@ -149,7 +153,7 @@ class Params:
 
     @functools.cache  # noqa: B019
     def _section(self, kind: str, name: str, data: str | None, where: str | None) -> dict:
-        chain = self.chain(kind, name, where or self.place(kind, name))
+        chain = self.chain(kind, name, where or self.place(kind, name), "" if where else "params.yaml")
         value: dict[str, Any] = functools.reduce(merge_mappings, self._layers(chain, data), {})
         value = {key: item for key, item in value.items() if key not in ("like", "per_data", "status")}
         if kind == "ensemble":
@@ -235,15 +239,15 @@ class Params:
                 check_value(value, {**schema, "required": []}, name, self.definitions)
         return fill_defaults(value, schema, self.definitions)
 
-    def run(self, text: str) -> Run:
-        """`digits/di/el/0` as a Run whose names all exist. Raises Problem."""
+    def run(self, text: str, file: str = "params.yaml") -> Run:
+        """`digits/di/el/0` as a Run whose names all exist. Raises Problem. file: that holds the text, empty for the command line."""
         parts = text.strip("/").split("/")
         if len(parts) != 4 or not parts[3].isdecimal():
             raise Problem(f"{quoted(text)} is not a run; expected DATA/METHOD/SUPPLEMENT/SEED, such as digits/di/el/0")
         run = Run(parts[0], parts[1], parts[2], int(parts[3]))
         for kind, name in (("data", run.data), ("method", run.method), *(("supplement", s) for s in run.supplements)):
             if name not in self.named(kind):
-                refuse_unknown(f"{kind} of the run {text}", name, self.named(kind))
+                refuse_unknown(f"{kind} of the run {text}", name, self.named(kind), file)
         if not self.has_numbers(run.method, run.data):
             raise Wrong(
                 f"distil.methods.{run.method}",
@@ -272,7 +276,7 @@ class Params:
     def runs(self, suite: str, study: str | None = None) -> Iterator[Run]:
         """The runs of a suite, or of one of its studies, in order, without repetition."""
         if suite not in self.values["suites"]:
-            refuse_unknown("suite", suite, self.values["suites"])
+            refuse_unknown("suite", suite, self.values["suites"], "")  # the key `suite` was checked before
         seen = set()
         for grid in self.values["suites"][suite]:
             if study is not None and study not in grid.get("studies", []):

@@ -301,8 +301,12 @@ class Plan(PlanOfModels):
         if word == "tables" and len(parts) <= 2:
             list(self.params.runs(parts[0]))
             if len(parts) == 2:
-                if parts[1] not in (there := self.params.studies(parts[0])):
-                    refuse_unknown(f"study of {name}", parts[1], there)
+                if not (there := self.params.studies(parts[0])):
+                    raise Problem(
+                        f"the suite {parts[0]} has no studies; `python -m eldistill tables {parts[0]}` makes its tables"
+                    )
+                if parts[1] not in there:
+                    refuse_unknown(f"study of {name}", parts[1], there, "")
                 return self.study(parts[0], parts[1])
             return self.tables(parts[0])
         if word == "teacher":
@@ -311,20 +315,20 @@ class Plan(PlanOfModels):
                 return self.pairs(parts[0], int(found[1]), int(found[2]))
             self.params.section("teacher", parts[0], where="teacher on the command line")
             if len(parts) == 2 and parts[1] != "check":
-                refuse_unknown(f"the end of {name} on the command line", parts[1], ("check", "pairs-COUNT-SEED"))
+                refuse_unknown(f"the end of {name} on the command line", parts[1], ("check", "pairs-COUNT-SEED"), "")
             if len(parts) <= 2:
                 return self.check(parts[0]) if len(parts) == 2 else self.teacher(parts[0])
         if word == "evaluate" and parts[0] == "suite" and len(parts) == 2:
             list(self.params.runs(parts[1]))
             return self.metrics(parts[1])
         if word == "distil" or (word == "evaluate" and len(parts) == 4):
-            run = self.params.run(name)
+            run = self.params.run(name, "")
             questions.check_run(self.params, run)
             return self.distil(run) if word == "distil" else self.evaluation(run)
         if word == "data" and parts[0] == "download" and len(parts) == 2:
             return self.download(parts[1])
         if word in ("data", "ensemble", "evaluate") and parts[0] not in data:
-            refuse_unknown(f"data of {name}", parts[0], data)
+            refuse_unknown(f"data of {name}", parts[0], data, "")
         if word == "evaluate" and len(parts) == 2 and parts[1] in ("real", "teacher"):
             return self.reference_run(parts[0], parts[1])
         if word == "ensemble" and len(parts) == 3 and parts[2].isdecimal():
@@ -340,7 +344,7 @@ class Plan(PlanOfModels):
             if parts[1].startswith("reference-") and parts[1].removeprefix("reference-") in spaces():
                 return self.reference(parts[0], parts[1].removeprefix("reference-"))
             known = ("images", "moments-clean", "judge-a", "judge-b", *(f"reference-{each}" for each in spaces()))
-            refuse_unknown(f"the end of {name} on the command line", parts[1], known)
+            refuse_unknown(f"the end of {name} on the command line", parts[1], known, "")
         raise Problem(
             f"{quoted(name)} is not a name that the step `{word}` knows; type `python -m eldistill {word} --help` for its names"
         )

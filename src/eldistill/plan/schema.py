@@ -21,20 +21,21 @@ from eldistill.registry import available, readers
 class Wrong(Problem):
     """A wrong value in the parameters: the place of its key, and what is wrong.
 
-    places: keys that may have caused it, the most likely first. file: the file that holds the key; reading.py fills it in.
+    places: keys that may have caused it, the most likely first. file: the file that holds the key, which reading.py fills in; empty
+    for a name that was given on the command line.
     """
 
-    def __init__(self, where: str, text: str):
+    def __init__(self, where: str, text: str, file: str = "params.yaml"):
         super().__init__(where, text)
-        self.where, self.text, self.places, self.file = where, text, [where], "params.yaml"
+        self.where, self.text, self.places, self.file = where, text, [where], file
 
     def __str__(self) -> str:
-        return one_line(f"{self.file}: {self.where} {self.text}")
+        return one_line(f"{self.file}: {self.where} {self.text}" if self.file else f"{self.where} {self.text}")
 
 
-def refuse_unknown(where: str, name: object, known: Iterable[object]) -> NoReturn:
-    """Raise Wrong because `name` is not one of `known`, with the most similar one."""
-    raise Wrong(where, f"is {quoted(name)}{expected_among(known, name)}")
+def refuse_unknown(where: str, name: object, known: Iterable[object], file: str = "params.yaml") -> NoReturn:
+    """Raise Wrong because `name` is not one of `known`, with the most similar one. file: that holds the name, as in Wrong."""
+    raise Wrong(where, f"is {quoted(name)}{expected_among(known, name)}", file)
 
 
 def merge_mappings(below: dict, above: dict) -> dict:

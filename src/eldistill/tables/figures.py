@@ -22,6 +22,7 @@ COLUMN = 3.4  # inches of one panel, for a column of a paper
 DPI = 200  # of PNG files
 GREY = "#666666"
 SMALL = 5.5  # points, for raw names of metrics
+SPACE = 8  # pixels between a title or label and its neighbour
 LINE = 84  # characters of 9 points that fit a figure of WIDTH
 # Colours of Okabe & Ito (2008), which colour-blind readers can distinguish. Markers and dashes repeat the distinction in grey.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -142,6 +143,67 @@ def wrapped(text: str, characters: int = LINE) -> str:
     return textwrap.fill(text, characters, break_long_words=False, break_on_hyphens=False)
 
 
+def fit_labels(figure: Any) -> None:
+    """Give the titles of panels, and the labels of their vertical axes, letters small enough not to meet a neighbour or be cut off.
+
+    figure: after its layout. All titles keep one size, and all labels; nothing changes where there is room.
+    """
+    panels = [axes for axes in figure.axes if axes.axison]
+    titles = {axes: title for axes in panels if (title := left_title(axes))}
+    labels = {axes: axes.yaxis.label for axes in panels if axes.yaxis.label.get_text()}
+    _shrink(labels.values(), [_height(axes, panels) / _size(label).height for axes, label in labels.items()])
+    _shrink(titles.values(), [_room(axes, panels) / _size(title).width for axes, title in titles.items()])
+
+
+def left_title(axes: Any) -> Any:
+    """The text object of the title at the left of a panel; None without one."""
+    from matplotlib.text import Text
+
+    words = axes.get_title("left")
+    found = [each for each in axes.get_children() if isinstance(each, Text) and each.get_text() == words]
+    return found[0] if words else None
+
+
+def _size(text: Any) -> Any:
+    return text.get_window_extent()
+
+
+def _shrink(texts: Iterable[Any], factors: list[float]) -> None:
+    factor = min(factors, default=1.0)
+    for text in texts if factor < 1 else ():
+        text.set_fontsize(0.98 * factor * text.get_fontsize())
+
+
+def _room(axes: Any, panels: list[Any]) -> float:
+    # Pixels from the left edge of a panel to what is right of it: the label of its neighbour, or the end of the figure.
+    mine = axes.get_window_extent()
+    others = [
+        each
+        for each in panels
+        if abs(each.get_window_extent().y1 - mine.y1) < 1 and each.get_window_extent().x0 > mine.x0
+    ]
+    ends = [_left_of(each) - SPACE for each in others]
+    return min([axes.figure.bbox.width, *ends]) - mine.x0
+
+
+def _left_of(axes: Any) -> float:
+    label = axes.yaxis.label
+    return _size(label).x0 if label.get_text() else axes.get_window_extent().x0
+
+
+def _height(axes: Any, panels: list[Any]) -> float:
+    # Pixels that the label of a vertical axis may have, which lies around the middle of its panel: to the middle of the nearest
+    # neighbour above or below with a label, or twice to the nearer end of the figure.
+    mine = axes.get_window_extent()
+    middle = (mine.y0 + mine.y1) / 2
+    apart = [
+        abs(middle - (box.y0 + box.y1) / 2)
+        for each in panels
+        if each.yaxis.label.get_text() and abs((box := each.get_window_extent()).x0 - mine.x0) < 1 and each is not axes
+    ]
+    return min([*(each - SPACE for each in apart), 2 * middle, 2 * (axes.figure.bbox.height - middle)])
+
+
 def small_print(axes: Any, text: str) -> None:
     """Raw names of what a panel shows, and the like, along its right side."""
     axes.text(1.012, 0.5, text, transform=axes.transAxes, fontsize=SMALL, color=GREY, rotation=90, va="center")
@@ -161,6 +223,7 @@ def save(figure: Any, paths: Iterable[Path]) -> None:
     figure.set_dpi(DPI)
     figure.draw_without_rendering()  # the layout, which takes longer than a file, once for all of them
     figure.set_layout_engine("none")
+    fit_labels(figure)
     for path in paths:
         with atomic(path) as temporary:
             temporary.write_bytes(_bytes(figure, path.suffix))
