@@ -924,6 +924,7 @@ def shared_gpu(found: dict) -> str:
 
 
 COLOUR = "data/tables/colour/{}.csv"
+COLOUR_ARMS = ("none", "el", "pixel-mmd", "fd", "drift")
 COLOUR_SPACE = "efficientnet-lite0-96"  # ranks the runs of the suite colour
 
 
@@ -991,7 +992,7 @@ def colour_cpu(read: Read) -> str:
     )
     lines = [["", *(f"{title}, ×{factor:g}" for title in spaces.values() for factor in factors)]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for name in ("none", "el", "pixel-mmd"):
+    for name in COLOUR_ARMS:
         row = [cells.get((name, factor), {}).get(f"fd5k_{space}_heldout") for space in spaces for factor in factors]
         lines.append(
             [
@@ -999,7 +1000,29 @@ def colour_cpu(read: Read) -> str:
                 *("–" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in row),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    shares = {run.split("/")[2]: share for run, share in colour_shares(kept).items() if "/dmd-r025/" in run}
+    texts = ", ".join(f"{shares[name]:.2f} for `{name}`" for name in COLOUR_ARMS if name in shares)
+    said = f"At ×1/4 the gradient of the supplement is on average, after its warm-up, this share of that of the base loss: {texts}."
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{wrapped(said)}\n"
+
+
+def colour_shares(kept: list[dict]) -> dict[str, float]:
+    """{run: mean over its log, after a twentieth of the run, of the weighted gradient of its supplement over that of the base loss}."""
+    found = {}
+    for each in kept:
+        log = each["results"].get("log")
+        names = log["names"] if log else []
+        own = next((name.split(".")[0] for name in names if name.endswith(".gradient_rms")), None)
+        if own is None or "generator.base_rms" not in names:
+            continue
+        weight, gradient, base = (
+            names.index(name) for name in (f"{own}.weight", f"{own}.gradient_rms", "generator.base_rms")
+        )
+        rows = log["rows"][len(log["rows"]) // 20 :]
+        found[each["run"]] = statistics.fmean(
+            float(row[weight]) * float(row[gradient]) / float(row[base]) for row in rows
+        )
+    return found
 
 
 def colour_gpu(read: Read) -> str:

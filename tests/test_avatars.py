@@ -215,6 +215,11 @@ def test_arms_are_paired_on_seeds_that_tuned_nothing(shipped):
         )
     alone = {arm: arms.pop(arm) for arm in list(arms) if arm[0] == "alone"}
     assert {supplement for _, supplement in alone} == {f"{name}-fixed" for name in ("el", "pixel-mmd", "fd", "drift")}
+    for (_, supplement), cells in alone.items():  # the rates chosen beside dmd, from the same noise level
+        beside = {factor for data, factor, seed in arms["dmd", supplement.removesuffix("-fixed")] if seed not in tuning}
+        assert {factor for _, factor, _ in cells} == beside
+    levels = {name: shipped.section("method", name, "avatars-32").get("sigma_init") for name in ("alone", "dmd")}
+    assert levels["alone"] == 80 and levels["dmd"] in (None, 80)
     batches = {arm: cells for arm, cells in arms.items() if arm[0].startswith("dmd-b")}
     full = {arm: cells for arm, cells in arms.items() if arm not in batches}
     assert set(full) == {(method, arm) for method in tried for arm in ("none", "el", "pixel-mmd", "fd", "drift")}

@@ -11,7 +11,8 @@ The field of each radius is divided by its length (`normalise`), as in the paper
 the gradient does not become small where the distributions meet; `length` in the log is the mean squared length before.
 
 Departures from the paper: random networks in place of a trained encoder; images without classes, and no guidance; a batch of
-one distribution in place of groups of 64 images of a class; no memory of earlier images. `floor` is of the authors' code only.
+one distribution in place of groups of 64 images of a class; no memory of earlier images; one vector of features for each image in
+place of a field for each place and patch. `floor` is of the authors' code only.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ moments of the real images are computed once, before the run: a step needs no re
 A covariance needs many more images than a batch has. As in the paper, the population is decoupled from the batch: the moments
 are running averages over about `population` generated images, and those of earlier images have no gradient. The batch has the
 share s = batch / population in them, and at the start its share of all images so far. Its gradient is divided by s: it is then
-that of a distance whose population moves with the batch, so `population` changes how much the moments lag and fluctuate, and
-not the strength of the loss.
+that of a distance whose population moves with the batch, so `population` changes how much the moments lag and fluctuate. Where
+the generator rests it does not change the strength of the loss; while it moves, moments that lag make the loss stronger.
 
 Departures from the paper: random networks in place of pretrained ones; running averages of moments, which the paper has beside
 a queue of features; equal noise of variance `noise` on both sides; and with more features than `axes` an isotropic part.
