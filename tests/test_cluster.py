@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from eldistill.sampling import generators as sampling
 from eldistill.training import lock as locks
 from eldistill.training import state
 from tests import conftest
+from tests.conftest import ROOT
 from tests.distil import test_distil
 
 made = test_distil.made  # the fixture
@@ -215,6 +218,27 @@ def test_a_broken_slurm_stops_only_who_uses_it(slurm, monkeypatch, variable, exp
     assert good is expected and "sinfo fails: no controller" in sentence
 
 
+def test_a_partition_that_ends_jobs_sooner_than_rules_ask_is_named(slurm):
+    (slurm / "sinfo").write_text("#!/bin/sh\nprintf 'cpu|infinite\\ngpu|12:00:00\\n'\n")
+    found = [sentence for good, sentence in doctor._slurm(None, "demo") if good is False]
+    assert any("partition gpu has a limit of 12:00:00" in each and "1440 minutes" in each for each in found)
+    assert not any("partition cpu has a limit" in each for each in found)
+    assert [doctor._minutes(each) for each in ("1-00:00:00", "12:30:00", "30:00", "infinite", "n/a")] == [
+        1440, 750, 30, math.inf, math.inf,
+    ]  # fmt: skip
+
+
+def test_the_doctor_knows_the_longest_limit_of_the_rules():
+    profile = (ROOT / "slurm/config.yaml").read_text(encoding="utf-8").partition("set-resources:")[2]
+    with_gpu = set(re.findall(r"^  (\w+):", profile, re.MULTILINE))
+    longest = {"CPU": 0, "GPU": 0}
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        for rule in re.split(r"^rule ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            kind = "GPU" if rule.partition(":")[0] in with_gpu else "CPU"
+            longest[kind] = max([longest[kind], *map(int, re.findall(r"runtime=(\d+)", rule))])
+    assert longest == doctor.LONGEST
+
+
 def test_the_doctor_sees_what_is_not_there(project, capsys, monkeypatch):
     """Files of a suite, a disk that is too small, a GPU that nobody has."""
     values = conftest.read_yaml(Path("params.yaml").read_text(encoding="utf-8"))
@@ -288,6 +312,7 @@ def test_what_no_suite_names_is_listed_and_on_request_removed(project, capsys):
 
 BARE = """
 import os
+import re
 import sys
 
 class Nothing:

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from snakemake.exceptions import LockException, MissingRuleException, WorkflowError
 
 from eldistill import signals
-from eldistill.plan import cluster, driver, params, profiles
+from eldistill.errors import Problem
+from eldistill.plan import cluster, driver, freshness, params, profiles
 from eldistill.plan.plan import Plan
+from eldistill.plan.recipes import Step
 from eldistill.training import interrupts
 from tests.conftest import ROOT
 
@@ -229,6 +232,28 @@ def test_the_second_driver_is_told_who_holds_the_folder(tmp_path, monkeypatch, c
     workflow.unlock()
     assert unlocked == [1]
     os.close(file)
+
+
+def test_recipes_stay_while_another_driver_lives(tmp_path):
+    """Its waiting jobs read them when they start. What is as they read it, and what no job reads yet, is no reason to refuse."""
+    steps = [Step("data", name, (), {"n": 1}, (f"data/sets/{name}/1",)) for name in "abcde"]
+    freshness.refresh(steps[:4], tmp_path)
+    freshness.refuse_changes(steps, "process 7 on node0", "demo", tmp_path)
+    changed = [replace(step, params={"n": 2}) for step in steps]
+    with pytest.raises(Problem) as error:
+        freshness.refuse_changes(changed, "process 7 on node0", "demo", tmp_path)
+    assert "process 7 on node0" in str(error.value) and "data a, data b, data c and 1 others" in str(error.value)
+    assert [(tmp_path / step.file).read_text(encoding="utf-8") for step in steps[:4]] == [
+        step.recipe for step in steps[:4]
+    ]
+
+
+def test_a_cluster_says_which_suite_dvc_would_record(capsys):
+    for local, suite, said in ((False, "gpu-day", True), (False, "demo", False), (True, "gpu-day", False)):
+        driver.name_suite(SimpleNamespace(local_exec=local), suite, "demo")
+        err = capsys.readouterr().err
+        assert ("the suite is gpu-day; `dvc repro` makes and records that of params.yaml, demo" in err) is said
+        assert len(err.splitlines()) == said
 
 
 def test_no_driver_waits_for_jobs_that_cannot_start():

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from eldistill import contract
 from eldistill.errors import Problem
@@ -135,6 +136,21 @@ def test_the_machine_is_what_params_yaml_says_of_it(monkeypatch):
     assert (
         works.find_machine(values, step.params, step, 0).micro_batch == 11
     )  # of 64 images, in 3 processes, in two parts
+
+
+def test_a_gpu_that_slurm_gave_and_torch_does_not_see_is_one_sentence(monkeypatch, tmp_path):
+    """A step would compute on the CPU for hours. Without a driver the GPU is counted and not real, as in a trial of Slurm."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(works, "DRIVER_OF_GPUS", tmp_path / "version")
+    step = STEPS["distil", "digits/di/el/0"]
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    assert works._device("auto", step) == "cpu"
+    (tmp_path / "version").write_text("NVRM version: 535.104")
+    with pytest.raises(Problem, match="Slurm gave this job a GPU .SLURM_JOB_GPUS=0., and torch .* sees none"):
+        works._device("auto", step)
+    assert works._device("cpu", step) == "cpu"
+    monkeypatch.delenv("SLURM_JOB_GPUS")
+    assert works._device("auto", step) == "cpu"
 
 
 def sizes(step: Step) -> list[int]:

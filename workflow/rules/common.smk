@@ -32,6 +32,8 @@ try:
     if workflow.is_main_process:
         # The lock lasts as long as this driver. Leftovers of a driver that was killed are removed.
         ONLY_ONE, DRIVER = cluster.driver_lock()
+        if not ONLY_ONE and (other := cluster.other_driver(DRIVER)):
+            freshness.refuse_changes(STEPS.values(), other, SUITE)
         stale = freshness.refresh(
             STEPS.values(),
             say=lambda line: print(f"eldistill: {printable(line)}", file=sys.stderr),
@@ -76,6 +78,7 @@ onstart:
         cluster.end_orphans()
     if workflow.is_main_process:
         driver.need_workers(workflow)
+        driver.name_suite(workflow, SUITE, PARAMS.recorded_suite)
         driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):

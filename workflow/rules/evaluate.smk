@@ -43,7 +43,7 @@ rule evaluate_reference_run:
     resources:
         gpu=1,
         mem_mb=at_most_thrice(8000),
-        runtime=120,
+        runtime=720,
     shell:
         f"python -m eldistill evaluate {{wildcards.data}}/{{wildcards.which}} --recipe {{input.recipe}} {SHARED} {TEE}"
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,10 @@ from eldistill.plan.plan import Plan
 from eldistill.training import lock
 
 GIB = 2**30
+LONGEST = {
+    "CPU": 720,
+    "GPU": 1440,
+}  # minutes that a rule asks for at most, by the kind of its partition in slurm/config.yaml
 
 # A finding: (True: good, False: needs attention, None: only information; a sentence that ends with what to do).
 Finding = tuple[bool | None, str]
@@ -171,7 +177,7 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield None, "no Slurm here (no sbatch on the PATH)"
         return
-    code, text = _answer("sinfo", "--noheader", "--format", "%R")
+    code, text = _answer("sinfo", "--noheader", "--format", "%R|%l")
     if code:
         # Without a sign that Slurm will be used, a broken one stops nothing.
         used = any(name.startswith("ELDISTILL_SLURM_") for name in os.environ) or "SNAKEMAKE_PROFILE" in os.environ
@@ -180,7 +186,8 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
             f"sinfo fails: {text.splitlines()[0] if text else 'no output'}; if you use Slurm, ask the administrators of this cluster",
         )
         return
-    partitions = sorted(set(text.split()))
+    limits = dict(line.strip().partition("|")[::2] for line in text.splitlines())
+    partitions = sorted(limits)
     for kind, usual in (("CPU", "cpu"), ("GPU", "gpu")):
         name = os.environ.get(f"ELDISTILL_SLURM_{kind}_PARTITION", usual)
         yield (
@@ -192,6 +199,12 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
                 else f" is none of {', '.join(partitions)}: export ELDISTILL_SLURM_{kind}_PARTITION=…"
             ),
         )
+        if _minutes(limits.get(name, "")) < LONGEST[kind]:
+            yield (
+                False,
+                f"partition {name} has a limit of {limits[name]}, and rules ask for up to {LONGEST[kind]} minutes there: such jobs may "
+                "wait without end; write a shorter `runtime` for them into slurm/config.yaml (docs/cluster.md, Shorter limits)",
+            )
     status, wanted = os.environ.get("ELDISTILL_SLURM_STATUS", "sacct"), {}
     for command in ("sacct", "squeue"):
         wanted[command] = _answer(command, "--noheader")[0] == 0
@@ -205,6 +218,15 @@ def _slurm(plan: Plan, suite: str) -> Iterator[Finding]:
         yield False, f"{status}, by which Snakemake sees its jobs end, does not work here: {advice}"
     else:
         yield True, f"{status} answers: Snakemake will see its jobs end"
+
+
+def _minutes(limit: str) -> float:
+    # Minutes of a time limit as sinfo prints it, such as 1-00:00:00; inf if there is none, or if it has another form.
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit.strip())
+    if not found:
+        return math.inf
+    days, hours, minutes, seconds = (int(each or 0) for each in found.groups())
+    return 1440 * days + 60 * hours + minutes + seconds / 60
 
 
 def _locks(plan: Plan, suite: str) -> Iterator[Finding]:

@@ -84,6 +84,18 @@ def need_files(workflow: Workflow, stale: Iterable[Step]) -> None:
         raise WorkflowError(f"eldistill: {'; '.join(lines)}; no job was started")
 
 
+def name_suite(workflow: Workflow, suite: str, recorded: str) -> None:
+    """Say on a cluster, whose profile chooses the suite, if DVC would make and record another one.
+
+    recorded: the suite of params.yaml."""
+    if suite != recorded and not workflow.local_exec:
+        print(
+            f"eldistill: the suite is {suite}; `dvc repro` makes and records that of params.yaml, {recorded}: write `suite: {suite}` "
+            "there to record this one",
+            file=sys.stderr,
+        )
+
+
 def need_workers(workflow: Workflow) -> None:
     """Raises WorkflowError where no job could ever start, for which Snakemake would wait without end: `--cores 0`, `--jobs 0`."""
     from snakemake.exceptions import WorkflowError
@@ -266,8 +278,8 @@ def name_other_driver(workflow: Workflow, file: int | None) -> None:
         except LockException:
             if other := cluster.other_driver(file):
                 _refuse(
-                    f"another snakemake makes some of the same files here: {other}; wait until it has ended, or stop it by Ctrl-C or "
-                    "SIGTERM, on which trainings save their state; do not use --unlock while it runs"
+                    f"another snakemake makes some of the same files here: {other}; wait until it has ended, or stop it by Ctrl-C "
+                    "(`kill -INT` elsewhere), on which trainings save their state; do not use --unlock while it runs"
                 )
             raise
 

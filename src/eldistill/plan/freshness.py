@@ -59,6 +59,27 @@ def refresh(steps: Iterable[Step], root: str | Path = ".", say: Callable[[str], 
     return stale
 
 
+def refuse_changes(steps: Iterable[Step], other: str, suite: str, root: str | Path = ".") -> None:
+    """Raise Problem if `refresh` would change a recipe while another driver is at work: its waiting jobs would follow the new one.
+
+    other: that driver, as `cluster.other_driver` names it."""
+    changed = [step for step in steps if _other_text(os.path.join(root, step.file), step.recipe)]
+    if changed:
+        raise Problem(
+            f"another snakemake is at work here ({other}), and params.yaml asks for other numbers than its jobs read: "
+            f"{step_names(changed)}; wait until it has ended or stop it, or undo the change. `python -m eldistill plan {suite}` says what "
+            "the change makes stale"
+        )
+
+
+def _other_text(path: str, text: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read() != text
+    except (OSError, UnicodeDecodeError):
+        return False  # no job reads it
+
+
 def _write(path: str, text: str) -> None:
     # A quiet file with this text. A token of a step that is fresh again may keep its content: only its mtime speaks.
     try:

@@ -55,6 +55,7 @@ class Params:
         for kind in ("method", "supplement", "member"):
             loose[kind]["additionalProperties"] = True
         self.values, self.checked = values, set[tuple]()  # checked: what checks need to look at once
+        self.recorded_suite: Any = values.get("suite")  # of params.yaml itself, which DVC makes and records
         try:
             check_value(values, self.schema, "", loose)
             self._check()
@@ -334,6 +335,7 @@ def from_snakemake(config: dict[str, Any], given: dict[str, Any], root: str | Pa
         reading.refuse_config(given, found)
     values = reading.merge_files(found)
     project = from_values(values | {"suite": config.get("suite", values.get("suite"))}, root)
+    project.recorded_suite = values.get("suite", project.values["suite"])
     questions.check_suite(project, project.values["suite"])
     return project
 

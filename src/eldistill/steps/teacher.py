@@ -8,7 +8,7 @@ from pathlib import Path
 from eldistill import files
 from eldistill.errors import Problem
 from eldistill.plan import sizes
-from eldistill.steps.work import Work, run_training
+from eldistill.steps.work import Work, noting, run_training
 
 COVERED_BY = "evaluate"
 
@@ -64,13 +64,19 @@ def _check_size(work: Work, shape: list[int]) -> None:
 
 def _check(work: Work) -> None:
     from eldistill.teacher import check
+    from eldistill.training import lock, state
 
     features = work.params["features"]
     teacher, guide = work.teacher()
-    found = check.check_teacher(
-        work.params, teacher, work.optional(f"reference-{features}"), work.optional(features), work.machine, work.say,
-        work.optional("images"), guide,
-    )  # fmt: skip
+    folder = work.state = state.state_folder(work.digest)
+    with lock.lock(folder):
+        with noting(
+            work, folder, check.Disagrees
+        ):  # a cluster retries what failed, and a measurement may take hours of a GPU
+            found = check.check_teacher(
+                work.params, teacher, work.optional(f"reference-{features}"), work.optional(features), work.machine, work.say,
+                work.optional("images"), guide,
+            )  # fmt: skip
     files.write_json(work.outputs[0], found)
 
 

@@ -34,6 +34,10 @@ MACHINE = (
     "benchmark",
 )  # keys of distil, fields of Machine
 
+# Variables by which Slurm names the GPUs that it gave a job, and the file that says that a machine has NVIDIA's driver.
+GPUS_GIVEN = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+DRIVER_OF_GPUS = Path("/proc/driver/nvidia/version")
+
 
 @dataclass
 class Work:
@@ -115,6 +119,12 @@ def _device(asked: str, step: Step) -> str:
     found = torch.cuda.is_available()
     if asked == "cuda" and not found and (step.word in ("teacher", "distil") or step.kind in MEASURED):
         raise Problem("params.yaml: device is cuda, but torch sees no GPU; set it to auto or cpu")
+    given = next((name for name in GPUS_GIVEN if os.environ.get(name)), None)
+    if not found and given and DRIVER_OF_GPUS.exists():  # hours on a CPU would pass without a word
+        raise Problem(
+            f"Slurm gave this job a GPU ({given}={os.environ[given]}), and torch {torch.__version__} sees none; compare the driver that "
+            "nvidia-smi names on that node with the one that this torch needs, or set device: cpu in params.yaml"
+        )
     return "cuda" if found else "cpu"
 
 
@@ -188,27 +198,44 @@ def run_training(work: Work, make: Callable[[Path], None]) -> None:
     make: the training, called with the state folder. A NaN is remembered, because the same training would fail again: Problem
     is raised at once if the same code failed before on the same machine. Raises what `make` raises.
     """
-    from eldistill.training import compute, lock, state
+    from eldistill.training import lock, state
 
     folder = work.state = state.state_folder(work.digest)
-    code = _code(work.machine)
     with lock.lock(folder) if work.first else contextlib.nullcontext():
-        if not work.force and (sentence := state.noted_failure(folder, code)):
-            raise Problem(f"this run failed before: {sentence}; change its numbers, or delete {folder} to try again")
-        while True:
-            try:
-                return make(folder)
-            except NonFinite as error:
-                state.note_failure(folder, str(error), code)
+        with noting(work, folder, NonFinite):
+            _fitting(work, folder, make)
+
+
+def _fitting(work: Work, folder: Path, make: Callable[[Path], None]) -> None:
+    from eldistill.training import compute
+
+    while True:
+        try:
+            return make(folder)
+        except RuntimeError as error:
+            if sentence := compute.not_repeatable(error):
+                raise Problem(sentence) from error
+            if not compute.out_of_memory(error) or not (smaller := _smaller(work)):
                 raise
-            except RuntimeError as error:
-                if sentence := compute.not_repeatable(error):
-                    raise Problem(sentence) from error
-                if not compute.out_of_memory(error) or not (smaller := _smaller(work)):
-                    raise
-            _free_memory()
-            work.machine.micro_batch = smaller
-            work.say(f"the device has too little memory; continuing with {smaller} images at once")
+        _free_memory()
+        work.machine.micro_batch = smaller
+        work.say(f"the device has too little memory; continuing with {smaller} images at once")
+
+
+@contextlib.contextmanager
+def noting(work: Work, folder: Path, failure: type[Exception]) -> Iterator[None]:
+    """Context that notes an error of this class in `folder`, the state folder of the step, and raises Problem at once where one is
+    noted that the same code met on the same machine, unless the step is forced."""
+    from eldistill.training import state
+
+    code = _code(work.machine)  # of the machine before micro-batches become smaller
+    if not work.force and (sentence := state.noted_failure(folder, code)):
+        raise Problem(f"this step failed before: {sentence}; change its numbers, or delete {folder} to try again")
+    try:
+        yield
+    except failure as error:
+        state.note_failure(folder, str(error), code)
+        raise
 
 
 def _code(machine: Machine) -> str:

@@ -25,6 +25,10 @@ RECIPE = ("teacher/check", 1)
 ENOUGH = 50_000  # number of images behind published FIDs; fewer images give a larger FID
 
 
+class Disagrees(Problem):
+    """The teacher's distance is not the published one. Another attempt would find the same."""
+
+
 def verdict(found: float, count: int, name: str, published: str, limit: float) -> dict:
     """The measured distance and the published one, and whether they agree.
 
@@ -95,7 +99,7 @@ def check_images(images, space, other, params: dict, what: str, say) -> dict:
     """Measure chunks of uint8 images [n, c, h, w]: their Fréchet distance in a feature space, compared with the published one.
 
     other: (mean [D], covariance [D, D]) of the reference. params: n, features, reference, limit, published, steps, churn, seed.
-    what: end of the metric's name. Raises Problem if the reference has another dimension D, or if the distance is more than
+    what: end of the metric's name. Raises Problem if the reference has another dimension D, and Disagrees if the distance is more than
     `limit` times the published one.
     """
     told = [0]
@@ -118,7 +122,7 @@ def check_images(images, space, other, params: dict, what: str, say) -> dict:
     about["sentence"] = sentence(about, name)
     say(about["sentence"])
     if about["agrees"] is False:
-        raise Problem(
+        raise Disagrees(
             f"{about['sentence']}: more than {params['limit']} times the published distance. The file, its data setting or its "
             "number of steps differs from that of its authors: correct it, or raise teacher.NAME.check.limit to accept the network"
         )
