@@ -948,9 +948,10 @@ def colour_finding(read: Read) -> str:
     """The answers in colour in a sentence, for the first screen, and what the features say that chose no rates."""
     none, control = colour_row(read, "colour-none", "el"), colour_row(read, "colour", "el")
     judge = colour_row(read, "colour", "el", "judge-a")
+    teachers = none["data"].partition(", ")[2] or "one teacher"
     seeds = " to ".join(dict.fromkeys(sorted((none["pairs"], control["pairs"]), key=int)))
     return (
-        f"**In colour** ([drawn faces](docs/colour.md) of 32×32 pixels, DMD, {seeds} seeds, one teacher, each arm at its own "
+        f"**In colour** ([drawn faces](docs/colour.md) of 32×32 pixels, DMD, {seeds} seeds, {teachers}, each arm at its own "
         f"rates; features of a network for photographs) the distance with EL is {colour_compared(none, 'without')} and "
         f"{colour_compared(control, 'with the control')}. In judge-a's features it is {said_percent(judge)} than with the control."
     )

@@ -350,6 +350,15 @@ CONTRADICTIONS = {
         [("distil/snapshots", [50, 100]), *studied("speed")],
         ["distil.snapshots", "has no 0", "speed"],
     ),
+    "a curve of speed without its start": (
+        [("evaluate/per_data/mine", {"curve_snapshots": [50, 100]}), *studied("speed")],
+        ["evaluate.per_data.mine.curve_snapshots", "has no 0", "speed"],
+    ),
+    "runs without their end": ([("distil/snapshots", [0, 50])], ["distil.snapshots", "has no 100", "suite mine"]),
+    "curves without the end of the runs": (
+        [("evaluate/per_data/mine", {"curve_snapshots": [0, 50]})],
+        ["evaluate.per_data.mine.curve_snapshots", "has no 100", "suite mine"],
+    ),
     "one factor twice": (
         [("distil/methods/di-one", {"like": "di", "rate": 1}), *studied("speed", methods=["di", "di-one"])],
         ["tables.studies.asked", "mine/di-one", "factor 1"],

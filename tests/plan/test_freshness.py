@@ -295,7 +295,8 @@ def test_a_run_that_leaves_a_step_stale_does_not_end_well(tmp_path, monkeypatch)
         ("teacher/digits/steps", 9, "demo"), ("ensemble/conv4/redraw", 3, "demo"), ("distil/supplements/el/weight", 0.3, "demo"),
         ("distil/supplements/el/ensemble_seed", 5, "demo"),
         ("distil/supplements/regression/per_data", {"digits": {"pairs": 64}}, "bench"), ("evaluate/neighbours", 5, "demo"),
-        ("evaluate/features", ["pixels"], "demo"), ("evaluate/per_data/cifar10/fid/clean", True, "gpu-day"),
+        ("teacher/digits/P_mean", -1, "ablation"), ("evaluate/features", ["pixels"], "demo"),
+        ("evaluate/per_data/cifar10/fid/clean", True, "gpu-day"),
         ("tables/grid", 6, "demo"), ("tables/confidence", 0.9, "demo"), ("threads", 2, "demo"),
     ],
 )  # fmt: skip

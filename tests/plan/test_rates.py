@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
 from eldistill.plan import params, rates
 from eldistill.plan.plan import Plan
+from eldistill.tables.results import Result
+from eldistill.tables.studies.rates import find_arms
 from tests.plan.test_params import SHIPPED, load, sentence
 
 
@@ -66,3 +69,22 @@ def test_an_unknown_supplement_is_refused(given):
 @pytest.mark.parametrize("given", [{"el": 0}, {"el": -1}, {"el": "2"}])
 def test_a_factor_is_a_positive_number(given):
     assert "rates" in sentence(document(given))
+
+
+def test_a_study_of_several_data_settings_has_the_factor_of_each():
+    """One name for all settings where they agree, which recipes of older studies have; else one for each setting."""
+    values = copy.deepcopy(SHIPPED)
+    values["distil"]["methods"]["di"]["per_data"]["digits"]["rates"] = {"el": 4, "none": 2}
+    values["distil"]["methods"]["di"]["per_data"]["digits-smoke"]["rates"] = {"el": 1, "none": 2}
+    loaded = load(values)
+    runs = [loaded.run(f"{data}/di/{name}/0") for name in ("el", "none") for data in ("digits", "digits-smoke")]
+    assert rates.arm_rates(loaded, runs) == {
+        "digits/di/el": ["di", 4.0], "digits-smoke/di/el": ["di", 1.0], "di/none": ["di", 2.0],
+    }  # fmt: skip
+    results = [Result(str(run), {}, [], {}) for run in runs]
+    study = SimpleNamespace(params={"rates": rates.arm_rates(loaded, runs), "tuning": [0]}, results=results)
+    found = {arm.key: list(arm.tuning) for arm in find_arms(study).values()}
+    assert found == {
+        ("digits", "di", "el"): [4.0], ("digits-smoke", "di", "el"): [1.0],
+        ("digits", "di", "none"): [2.0], ("digits-smoke", "di", "none"): [2.0],
+    }  # fmt: skip

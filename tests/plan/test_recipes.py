@@ -351,14 +351,17 @@ USES = {
             "comparisons",
             "central",
             "speed",
-            "fid",
             "clean",
             "guidance",
             "student",
         ),
         set(),
     ),
-    "metrics": EVALUATIONS,
+    "metrics": EVALUATIONS
+    | CHECK
+    | {"data digits/reference-pixels"}
+    | {name for name in JUDGED if "reference" in name},
+    "fid": CHECK,
     "across": {"tables demo"},
     "published": {"tables demo"},
     "inference": {"tables demo"},

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from eldistill.errors import Problem
 from eldistill.paths import TABLES
-from eldistill.tables import curves, figures, results, typeset
+from eldistill.tables import costs, curves, figures, results, typeset
 from eldistill.tables import suite as tables
 from eldistill.tables.effects import of_suite
 from tests import conftest
@@ -662,6 +662,27 @@ def test_costs_of_several_devices_are_not_compared(tmp_path, undrawn):
     write(path, json.loads(path.read_text()) | {"device": "another"})
     row = arm(read(make(tmp_path, runs)["main.csv"]), "el")
     assert (row["overhead_percent"], row["step_ms_cpu"]) == ("", "80.0")
+
+
+def test_times_of_two_models_of_cpu_are_not_compared(tmp_path, undrawn):
+    """Kept results come from several machines. Records of before say no model, and tell no two machines apart."""
+    runs = add_setting(tmp_path, "toy")
+    for seed, model, compared in ((0, "one", True), (1, "another", False)):
+        path = tmp_path / f"data/runs/toy/di/none/{seed}/provenance.json"
+        write(path, json.loads(path.read_text()) | {"processor": model})
+        assert bool(arm(read(make(tmp_path, runs)["main.csv"]), "el")["overhead_percent"]) is compared
+
+
+def test_ratios_are_over_the_seeds_that_both_arms_have():
+    """As in main.csv, of which they take what is there."""
+    mine, theirs = ([results.Result(f"toy/di/{name}/{seed}", {}, [], {"memory_gib": memory}) for seed, memory in each]
+                    for name, each in (("el", [(0, 9.0), (1, 2.0)]), ("none", [(1, 1.0), (2, 5.0)])))  # fmt: skip
+    row = {"overhead_percent": 25.0, "saving_percent_heldout": 60.0}
+    assert costs._seconds(row, {}, mine, theirs, {}) == costs.Ratio(1.25)
+    assert costs._memory(row, {}, mine, theirs, {}) == costs.Ratio(2.0)
+    assert costs._memory(row, {}, mine[:1], theirs, {}) is None
+    assert costs._iterations(row, {}, mine, theirs, {}) == costs.Ratio(0.4)
+    assert costs._iterations({"saving_percent_heldout": "< 20"}, {}, mine, theirs, {}) == costs.Ratio(0.8, bound=True)
 
 
 @pytest.mark.parametrize(("data", "ours"), [("cifar10", {"1": "2.5", "2": ""}), ("toy", {"1": "", "2": ""})])

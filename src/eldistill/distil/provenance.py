@@ -42,6 +42,7 @@ def provenance(work: Loop, digest: str, device: str, flop: float | None = None) 
     return {
         **origin(digest),
         "device": torch.cuda.get_device_name() if "cuda" in device else platform.machine(),
+        "processor": None if "cuda" in device else _processor(),
         **(dataclasses.asdict(work.job.arithmetic) if work.job.arithmetic else {}),
         "iterations": work.iteration,
         "n_images": work.n_images,
@@ -52,6 +53,16 @@ def provenance(work: Loop, digest: str, device: str, flop: float | None = None) 
         "milliseconds_per_iteration_cpu": round(1000 * work.seconds["cpu"] / iterations, 3),
         "milliseconds_per_iteration_wall": round(1000 * work.seconds["wall"] / iterations, 3),
     }
+
+
+def _processor() -> str | None:
+    # The model of this machine's CPU; None where the system does not name it.
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":") for line in file.read(65536).splitlines()]
+    except OSError:
+        return platform.processor() or None
+    return next((text.strip() for key, _, text in lines if key.strip() == "model name" and text.strip()), None)
 
 
 def git(*words: str) -> str | None:

@@ -148,7 +148,9 @@ class PlanOfData:
         """Features and their moments of the train and the held-out images; of latents those of their pixels."""
         data = self._seen(data)
         judge = (self.judge(data, features[-1]),) if features.startswith("judge-") else ()
-        modules = tuple(dict.fromkeys(("evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))))
+        # Sums over the real images are in the file too. The first version of what computes them names nobody.
+        later = [name for name in ("metrics",) if versions.version_of(name) > 1]
+        modules = tuple(dict.fromkeys(("evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"), *later)))
         output = f"data/sets/{data}/reference-{features}.npz"
         return self._step("reference", f"{data}/reference-{features}", modules, {}, (output,), (self.pack(data), *judge),
                     self._downloads(*self._of_spaces(features)), data=data, item=features)  # fmt: skip

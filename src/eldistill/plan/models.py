@@ -80,7 +80,14 @@ class PlanOfModels(PlanOfData):
                    "n": params["n"] or (50_000 if reference else 1_000), "threads": self.threads}  # fmt: skip
         measured = () if reference else (self.reference(section["data"], features),)
         judges = tuple(step for each in measured for step in each.upstream if step.kind == "judge")
-        modules = ("teacher/check", "sampling", "evaluate", versions.recipe_name(f"spaces/{spaces()[features]}"))
+        later = [name for name in ("metrics", "fid") if versions.version_of(name) > 1]  # as in `reference`
+        modules = (
+            "teacher/check",
+            "sampling",
+            "evaluate",
+            versions.recipe_name(f"spaces/{spaces()[features]}"),
+            *later,
+        )
         guided, by, guide = self._guidance(name)
         more, packs = ((), ()) if reference else self._labelled(section["data"])
         output = f"data/teachers/{name}/check.json"

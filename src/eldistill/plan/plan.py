@@ -15,7 +15,7 @@ from eldistill.plan import called, questions
 from eldistill.plan import kept as keeping
 from eldistill.plan.datasets import row_of
 from eldistill.plan.models import PlanOfModels
-from eldistill.plan.rates import base_method, factor
+from eldistill.plan.rates import arm_rates
 from eldistill.plan.recipes import MEASURED, Step
 from eldistill.plan.related import related_spaces
 from eldistill.plan.run import Run
@@ -248,10 +248,7 @@ class Plan(PlanOfModels):
         if literal_of(
             kind, "RATES", False
         ):  # the study compares learning rates: {METHOD/SUPPLEMENT: [method at rate 1, factor]}
-            params["rates"] = {
-                f"{run.method}/{run.supplement}": [base_method(self.params, run.method), factor(self.params, run)]
-                for run in runs
-            }
+            params["rates"] = arm_rates(self.params, runs)
         upstream = [each for run in runs for each in (self.evaluation(run), self.distil(run))]
         upstream += [
             self.reference_run(data, which)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from eldistill.plan import checks, combinations, conflicts, reading
@@ -38,8 +38,27 @@ def check_suite(params: checks.Project, suite: str) -> None:
         for data in dict.fromkeys(run.data for run in runs):
             combinations.check_evaluation(params, data)
             _ranked(params, data, primary, f"the tables of the suite {suite}, which are ranked by {primary},")
+        for data in dict.fromkeys(run.data for run in runs):  # the last point of a curve counts as the end of a run
+            _has_points(params, data, (100,), f"a table of the suite {suite}")
         for name in params.studies(suite):
             _study(params, suite, name, list(params.runs(suite, name)))
+
+
+def curve_percents(params: checks.Project, data: str) -> list[int]:
+    """The times of the points of a curve, in percent of the run: those snapshots that are asked for, or all if none is."""
+    snapshots, asked = params.top("distil")["snapshots"], params.top("evaluate", data)["curve_snapshots"]
+    return [each for each in snapshots if each in asked] or snapshots
+
+
+def _has_points(params: checks.Project, data: str, wanted: Iterable[int], reader: str) -> None:
+    # Whether a curve has these points, which `reader` takes.
+    for percent in wanted:
+        if percent not in params.top("distil")["snapshots"]:
+            raise Wrong("distil.snapshots", f"has no {percent}, but {reader} reads it; add {percent}")
+        if percent not in curve_percents(params, data):
+            raise Wrong(
+                f"evaluate.per_data.{data}.curve_snapshots", f"has no {percent}, but {reader} reads it; add {percent}"
+            )
 
 
 def ranking_space(params: checks.Project, suite: str) -> str:
@@ -90,11 +109,11 @@ def _study(params: checks.Project, suite: str, name: str, runs: list[Run]) -> No
     for data in dict.fromkeys(run.data for run in runs) if kind in CURVED or study["last"] > 1 else ():
         space = params.top("evaluate", data)["features"][0]
         _ranked(params, data, space, f"the curves of the study {name}")
-    wanted = {"speed": (0, 100), "variance": (literal("distil/probe", "PERCENT"),)}.get(kind, ())
-    if missing := [each for each in wanted if each not in snapshots]:
+    for data in dict.fromkeys(run.data for run in runs) if kind == "speed" else ():
+        _has_points(params, data, (0, 100), f"{where}, which is of the kind {kind},")
+    if kind == "variance" and (percent := literal("distil/probe", "PERCENT")) not in snapshots:
         raise Wrong(
-            "distil.snapshots",
-            f"has no {missing[0]}, but {where} is of the kind {kind}, which reads it; add {missing[0]}",
+            "distil.snapshots", f"has no {percent}, but {where} is of the kind {kind}, which reads it; add {percent}"
         )
     if kind == "variance":
         _variance(params, where, runs)
@@ -121,10 +140,8 @@ def _last(params: checks.Project, where: str, study: dict[str, Any], runs: list[
             f"is {study['last']}, but the kind {study['kind']} compares no means over snapshots; remove it, or make the kind one of "
             f"{', '.join(AVERAGED)}",
         )
-    snapshots = params.top("distil")["snapshots"]
     for data in dict.fromkeys(run.data for run in runs):
-        asked = params.top("evaluate", data)["curve_snapshots"]
-        there = [each for each in snapshots if each in asked] or snapshots
+        there = curve_percents(params, data)
         if len(there) < study["last"]:
             raise Wrong(
                 f"{where}.last",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from eldistill.plan.checks import Sections
@@ -28,3 +29,20 @@ def method_of(params: Sections, run: Run) -> dict[str, Any]:
     for network in ("generator", "critic"):
         section[network]["lr"] *= times
     return {key: value for key, value in section.items() if key not in ("rate", "rates")}
+
+
+def arm_rates(params: Sections, runs: Iterable[Run]) -> dict[str, list]:
+    """{METHOD/SUPPLEMENT: [method at rate 1, factor]} of the runs; {DATA/METHOD/SUPPLEMENT: …} where data settings differ in it."""
+    found: dict[str, dict[str, list]] = {}
+    for run in runs:
+        rate = [base_method(params, run.method), factor(params, run)]
+        found.setdefault(f"{run.method}/{run.supplement}", {})[run.data] = rate
+    flat: dict[str, list] = {}
+    for arm, each in found.items():
+        first, *others = each.values()
+        flat |= (
+            {arm: first}
+            if all(other == first for other in others)
+            else {f"{data}/{arm}": rate for data, rate in each.items()}
+        )
+    return flat

@@ -91,7 +91,7 @@ def draw_ratios(paths: Sequence[Path], results: list[Result], rows: list[dict], 
 
     paths: files (png, pdf, svg). Lines: final distances to held-out and to train images over paired seeds, with the interval of the
     difference; iterations until the distance is at most the baseline's last one; CPU seconds per iteration; peak memory of the
-    process. A line is omitted if it was not measured, or if its seconds are those of several kinds of device.
+    process; all over the seeds that both arms have. A line is omitted if it was not measured, or if its seconds are those of several kinds of device.
     """
     from matplotlib.figure import Figure
 
@@ -169,6 +169,9 @@ def _distance(part: str) -> Callable[..., Ratio | None]:
 
 
 def _iterations(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
+    if (saved := row["saving_percent_heldout"]) is not None:  # of the seeds that both arms have
+        ratio = 1 - float(str(saved).removeprefix("< ")) / 100
+        return Ratio(ratio, bound=isinstance(saved, str)) if ratio > 0 else None
     reach, goal = row["iterations_to_baseline_heldout"], base["iterations_to_baseline_heldout"]
     if reach is None or goal is None or is_reason(reach) or is_reason(goal):
         return None
@@ -178,12 +181,13 @@ def _iterations(row: dict, base: dict, mine: list, theirs: list, params: dict) -
 
 
 def _memory(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
-    used = [[result.about.get("memory_gib") for result in group] for group in (mine, theirs)]
-    return Ratio(median(used[0]) / median(used[1])) if all(map(all, used)) else None
+    shared = {result.seed for result in mine} & {result.seed for result in theirs}
+    used = [[result.about.get("memory_gib") for result in group if result.seed in shared] for group in (mine, theirs)]
+    return Ratio(median(used[0]) / median(used[1])) if shared and all(map(all, used)) else None
 
 
 def _seconds(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
-    return Ratio(row["step_ms_cpu"] / base["step_ms_cpu"]) if row["step_ms_cpu"] and base["step_ms_cpu"] else None
+    return None if row["overhead_percent"] is None else Ratio(1 + row["overhead_percent"] / 100)
 
 
 MEASURES: dict[

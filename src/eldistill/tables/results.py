@@ -157,8 +157,12 @@ COSTS: dict[str, Callable[[Result], float | None]] = {  # costs of an iteration;
 
 
 def one_device(results: list[Result]) -> bool:
-    """Whether all runs were made on the same kind of device, so that their times are comparable."""
-    return len({result.about.get("device") for result in results}) < 2
+    """Whether all runs were made on the same kind of device, so that their times are comparable.
+
+    Of runs on CPUs also whether none names another model of CPU; runs of old records name none."""
+    devices = {result.about.get("device") for result in results}
+    models = {model for result in results if (model := result.about.get("processor"))}
+    return len(devices) < 2 and len(models) < 2
 
 
 def names_of_metrics(results: list[Result]) -> list[str]:

@@ -54,13 +54,15 @@ class Choice:
 def find_arms(study: Study) -> dict[tuple[str, str, str], Arm]:
     """The arms of a study by (data, root method, supplement), in the order of the runs.
 
-    study.params["rates"] is {METHOD/SUPPLEMENT: [root method, factor]}; without an entry a method is its own root, with factor 1.
+    study.params["rates"] is {METHOD/SUPPLEMENT: [root method, factor]}, with DATA/ before it where data settings differ; without an
+    entry a method is its own root, with factor 1.
     Raises Problem if two runs have the same arm, factor and seed."""
     rates, tuning = study.params.get("rates") or {}, set(study.params["tuning"])
     arms: dict[tuple[str, str, str], Arm] = {}
     for result in study.results:
         data, method, supplement = result.arm
-        root, factor = rates.get(f"{method}/{supplement}", (method, 1))
+        name = f"{method}/{supplement}"
+        root, factor = rates.get(f"{data}/{name}") or rates.get(name, (method, 1))
         arm = arms.setdefault((data, root, supplement), Arm(data, root, supplement))
         runs = (arm.tuning if result.seed in tuning else arm.fresh).setdefault(float(factor), {})
         if other := runs.get(result.seed):
