@@ -90,8 +90,9 @@ def draw_ratios(paths: Sequence[Path], results: list[Result], rows: list[dict], 
     """Write the figure of cost and result of each arm, divided by those of the baseline: left of 1 is better on every line.
 
     paths: files (png, pdf, svg). Lines: final distances to held-out and to train images over paired seeds, with the interval of the
-    difference; iterations until the distance is at most the baseline's last one; CPU seconds per iteration; peak memory of the
-    process; all over the seeds that both arms have. A line is omitted if it was not measured, or if its seconds are those of several kinds of device.
+    difference; iterations until the distance is at most the baseline's last one; CPU seconds per iteration; peak memory of the process;
+    all over the seeds that both arms have. A line is omitted if it was not measured, or if its seconds are those of several kinds of
+    device.
     """
     from matplotlib.figure import Figure
 
