@@ -63,6 +63,14 @@ def test_a_bill_that_cannot_be_made_stops_too(dear, tmp_path):
     assert made(dear) == []
 
 
+def test_only_what_the_command_makes_is_counted(dear, monkeypatch):
+    """One run of a dear suite, with the teacher that it needs."""
+    run = "data/runs/digits-smoke/di/el/0/generator_ema.safetensors"
+    said = dear.run("snakemake", run, "--cores", "1", code=1)
+    assert "suite smoke: 2 trainings of this command are left (1 of a teacher)" in said and "no job was started" in said
+    assert made(dear) == []
+
+
 def test_the_variable_allows_it(dear, monkeypatch):
     """The same command, then: it starts and makes; steps that train nothing are not asked at all."""
     dear.run("snakemake", "data", "--cores", "1")

@@ -82,7 +82,7 @@ onstart:
         driver.need_files(workflow, stale)
     # Prints the estimated cost, and stops if it is above max_gpu_hours.
     if workflow.is_main_process and driver.trains(workflow, stale):
-        driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"))
+        driver.print_bill(SUITE, PARAMS.top("max_gpu_hours"), driver.called_for(workflow, stale))
 
 
 def outputs_of(*words):

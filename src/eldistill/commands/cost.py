@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from eldistill.distil import student
 from eldistill.errors import Problem
 from eldistill.files import canonical
 from eldistill.numbers import make_numbers
-from eldistill.plan import guidance, params
+from eldistill.plan import guidance, params, sizes
 from eldistill.plan.identity import Identities
 from eldistill.plan.plan import Plan
 from eldistill.sampling.guidance import describe
@@ -77,13 +77,8 @@ def network_of(plan: Plan, name: str) -> dict:
     path = plan.params.root / plan.teacher(name).outputs[0]
     if "network" in section and not path.exists():
         data = plan.params.section("data", section["data"])
-        if data["resolution"] is not None or data["source"] in ("digits", "cifar10"):
-            side = data["resolution"] or {"digits": 8, "cifar10": 32}[data["source"]]
-            shape = {
-                "img_resolution": side,
-                "img_channels": {"digits": 1, "idx": 1}.get(data["source"], 3),
-                "label_dim": 0,
-            }
+        if (side := sizes.side_of(data)) is not None:
+            shape = {"img_resolution": side, "img_channels": sizes.channels_of(data) or 3, "label_dim": 0}
             return {"network": "song"} | section["network"] | shape
     if path.exists():
         return load_tensors(path)[1]["config"]
@@ -115,6 +110,7 @@ def cost_of_run(plan: Plan, run: params.Run) -> dict:
     if _counts(parts, guide or changes):
         flop = values["n_images"] * sum(_passes(*part, encoder, forward, other - forward, guide) for part in parts)
     files = sum(output.endswith(".safetensors") for output in step.outputs)
+    files += (files - 1) * values.get("raw_snapshots", False)  # snapshots have both networks then
     weights = (COPIES - COPIES_OF_GENERATOR) * parameters + COPIES_OF_GENERATOR * own + guides
     return {"images": values["n_images"], "flop": flop, "weights": 4e-9 * weights, "disk": files * 4e-9 * own}
 
@@ -219,13 +215,18 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def bills_left(plan: Plan, suite: str) -> list[dict]:
-    """The result of `cost_of_run` or `cost_of_teacher` for each unfinished training of a suite. Raises Problem."""
+def bills_left(plan: Plan, suite: str, only: Collection[str] | None = None) -> list[dict]:
+    """The result of `cost_of_run` or `cost_of_teacher` for each unfinished training of a suite. Raises Problem.
+
+    only: the trainings that count, such as "distil/digits/di/el/0" and "teacher/digits"; None: all."""
     root = plan.params.root
     asked = plan.suite(suite)  # without runs whose results are kept, and without teachers that only those need
     names = [name for name in trained_here(plan, suite) if ("teacher", name) in asked]
     teachers = [name for name in names if not plan.teacher(name).fresh(root)]
     runs = [run for run in trainings(plan, suite) if ("distil", str(run)) in asked and not plan.distil(run).fresh(root)]
+    if only is not None:
+        teachers = [name for name in teachers if f"teacher/{name}" in only]
+        runs = [run for run in runs if f"distil/{run}" in only]
     return [*(cost_of_teacher(plan, name) for name in teachers), *(cost_of_run(plan, run) for run in runs)]
 
 
@@ -236,26 +237,28 @@ def hours_left(bills: list[dict], tflops: float = TFLOPS) -> float | None:
     return sum(each["flop"] for each in bills) / tflops / 3.6e15
 
 
-def check_allowed(plan: Plan, suite: str, most: float) -> str:
+def check_allowed(plan: Plan, suite: str, most: float, only: Collection[str] | None = None) -> str:
     """The line of `describe_left`, if the unfinished trainings take at most `most` GPU hours; otherwise Problem is raised.
 
-    A suite whose cost is not known yet, because a network or its passes are unknown, is allowed.
+    only: as `bills_left` has it. A suite whose cost is not known yet, because a network or its passes are unknown, is allowed.
     """
     try:
-        hours = hours_left(bills_left(plan, suite))
+        hours = hours_left(bills_left(plan, suite, only))
     except Problem as problem:
         return f"suite {suite}: the cost of its trainings is not known yet: {problem}"
     if hours is not None and hours > most:
         raise Problem(
-            f"{describe_left(plan, suite)}; max_gpu_hours allows {most:g} hours: if you want them, set max_gpu_hours in params.yaml, or "
-            f"ELDISTILL_MAX_GPU_HOURS={math.ceil(hours)}, and repeat the command, or choose another suite"
+            f"{describe_left(plan, suite, only=only)}; max_gpu_hours allows {most:g} hours: if you want them, set max_gpu_hours in "
+            f"params.yaml, or ELDISTILL_MAX_GPU_HOURS={math.ceil(hours)}, and repeat the command, or choose another suite"
         )
-    return describe_left(plan, suite)
+    return describe_left(plan, suite, only=only)
 
 
-def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
-    """One line about the unfinished trainings of a suite: their number, GPU hours, memory and disk. Raises Problem."""
-    bills = bills_left(plan, suite)
+def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS, only: Collection[str] | None = None) -> str:
+    """One line about the unfinished trainings of a suite: their number, GPU hours, memory and disk. Raises Problem.
+
+    only: as `bills_left` has it."""
+    bills = bills_left(plan, suite, only)
     if not bills:
         return f"suite {suite}: all trainings are finished"
     hours = hours_left(bills, tflops)
@@ -263,8 +266,9 @@ def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
     weights, disk = max(each["weights"] for each in bills), sum(each["disk"] for each in bills)
     teachers = sum(each.get("teacher", False) for each in bills)
     of_teachers = f" ({teachers} of {'a teacher' if teachers == 1 else 'teachers'})" if teachers else ""
+    those = "trainings" if only is None else "trainings of this command"
     return (
-        f"suite {suite}: {len(bills)} trainings are left{of_teachers}, {spent} of one GPU at {tflops:g} TFLOP/s, "
+        f"suite {suite}: {len(bills)} {those} are left{of_teachers}, {spent} of one GPU at {tflops:g} TFLOP/s, "
         f"at most {weights:.1f} GB of weights and optimisers at a time, {_number(disk)} GB on disk"
     )
 
@@ -272,7 +276,7 @@ def describe_left(plan: Plan, suite: str, tflops: float = TFLOPS) -> str:
 def command(options, say) -> None:
     """`python -m eldistill cost SUITE`. Raises Problem for a suite that there is not."""
     if options.allow is not None:
-        say(check_allowed(Plan(params.load_params()), options.suite, options.allow))
+        say(check_allowed(Plan(params.load_params()), options.suite, options.allow, options.only))
         return
     if options.left:
         plan = Plan(params.load_params(), Identities(measured=True, say=say))

@@ -18,14 +18,14 @@ import yaml
 
 from eldistill import files
 from eldistill.errors import Problem
-from eldistill.plan import insertion, params, reading, yamltext
+from eldistill.plan import insertion, params, reading, sizes, yamltext
 from eldistill.plan.params import Params
 from eldistill.plan.schema import merge_mappings
 
 BATCH = 256  # images a step at most: what one GPU holds
 IMAGES = 512_000  # of a training above 16 pixels a side: about an hour of one GPU at 32 pixels
 SMALL = 16  # pixels a side up to which a training keeps the length of its model
-SIDES = {"digits": 8, "cifar10": 32, "latents": 64}  # pixels a side that a source has by itself
+SIDE_OF_LATENTS = 64  # of EDM2's latents of images of 512 pixels a side
 OF_RUN = ("freeze_images", "solo_images", "stage_images", "tangent_images")  # of a method: parts of a run, in images
 OF_OPTIMISER = ("warmup_images", "decay_images")
 # Dropout and network are those of the user's teacher, and the rates of arms are tuned for other images.
@@ -151,8 +151,7 @@ def _model(project: Params, method: str, side: int) -> str | None:
 
 def side_of(project: Params, section: dict[str, Any]) -> int | None:
     """Pixels a side of the images of a data setting, if its section says it."""
-    found: int | None = section["resolution"] or SIDES.get(section["source"])
-    return found
+    return SIDE_OF_LATENTS if section["source"] == "latents" else sizes.side_of(section)
 
 
 def _own(project: Params, method: str, data: str) -> dict[str, Any]:

@@ -178,6 +178,8 @@ TOOLS = {
                    help="print one line about the trainings that are not finished (default: a table of all)"),
             option("--allow", type=arguments.from_zero, metavar="HOURS",
                    help="print the same line, with exit code 2 if these trainings take more than HOURS GPU hours"),
+            option("--only", nargs="+", metavar="WORD/NAME",
+                   help="with --allow: count these trainings only, such as distil/digits/di/el/0 and teacher/digits (default: all)"),
         ), _command("commands.cost"),
     ),
     "plan": Tool(

@@ -177,8 +177,18 @@ def allowed(most: float) -> float:
     return hours
 
 
-def print_bill(suite: str, most: float) -> None:
+def called_for(workflow: Workflow, stale: Iterable[Step]) -> list[str] | None:
+    """The trainings that this call of Snakemake makes, as `cost --only` takes them; None for all that are stale."""
+    made = {str(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    trained = [step for step in stale if step.kind in ("teacher", "run")]
+    found = [step for step in trained if step.outputs[0] in made]
+    return None if len(found) == len(trained) else [f"{step.word}/{step.name}" for step in found]
+
+
+def print_bill(suite: str, most: float, only: list[str] | None = None) -> None:
     """Print the GPU hours of the unfinished trainings. Raises WorkflowError above `most` hours, or if they cannot be counted.
+
+    only: what `called_for` gives.
 
     Counting needs torch, which takes seconds to import, so it runs in another process.
     """
@@ -188,7 +198,10 @@ def print_bill(suite: str, most: float) -> None:
         hours = allowed(most)
     except Problem as problem:
         raise WorkflowError(f"eldistill: {problem}; no job was started") from None
-    done = subprocess.run([sys.executable, "-m", "eldistill", "cost", suite, "--allow", str(hours)])
+    if only is not None and not only:
+        return  # this call trains nothing
+    more = [] if only is None else ["--only", *only]
+    done = subprocess.run([sys.executable, "-m", "eldistill", "cost", suite, "--allow", str(hours), *more])
     if done.returncode == 2:
         raise WorkflowError("eldistill: no job was started")
     if done.returncode:
