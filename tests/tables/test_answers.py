@@ -111,7 +111,7 @@ def test_no_answer_is_stronger_than_the_numbers(seed):
 
 def test_nothing_tested_is_undecided():
     assert answer([], ASKED)[0] == "Nothing is compared."
-    assert answer([effect(-29.0, None, None)], ASKED)[0] == "Undecided, because there is one seed."
+    assert answer([effect(-29.0, None, None)], ASKED)[0] == "Undecided, because each comparison has one pair of seeds."
     assert (
         answer([effect(-29.0, 5.0, None)], ASKED)[0]
         == "Undecided: these comparisons are exploratory, without a correction."

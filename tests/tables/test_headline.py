@@ -68,7 +68,7 @@ def test_a_study_that_compares_an_arm_several_times_counts_comparisons():
 
 def test_one_seed_has_no_certainty():
     claim, text = headline([effect(-29.0), effect(9.8, arm=ARMS[1])], "none")
-    assert claim == "Nothing is certain, because there is one seed."
+    assert claim == "Nothing is certain, because each comparison has one pair of seeds."
     assert "−29 % (DMD + EL) to +9.8 % (CD + EL)" in text
     assert "differs by −29 %." in headline([effect(-29.0)], "none")[1]
     assert headline([HELPED, effect(3.0, arm=ARMS[1])], "none")[-1] == "1 comparison with one seed cannot be tested."

@@ -149,4 +149,4 @@ def _nothing_tested(effects: Sequence[Effect], params: dict, measure: str) -> li
         return found
     if any(each.low is not None for each in effects):
         return [f"Undecided: {found[1][0].lower()}{found[1][1:]}", *found[2:]]
-    return ["Undecided, because there is one seed.", *found[1:]]
+    return ["Undecided, because each comparison has one pair of seeds.", *found[1:]]

@@ -26,7 +26,7 @@ def headline(effects: Sequence[Effect], against: str, measure: str = MEASURE) ->
     if not tested:
         if any(each.low is not None for each in effects):
             return ["Nothing is certain.", "These comparisons are exploratory, without a correction."]
-        return ["Nothing is certain, because there is one seed.", _untested(effects, base, measure)]
+        return ["Nothing is certain, because each comparison has one pair of seeds.", _untested(effects, base, measure)]
     certain = [each for each in tested if each.certain]
     rest = [each for each in tested if not each.certain]
     said = [_claim(certain, base, tested, measure) if certain else _nothing(tested, base, measure), certainty(tested)]
