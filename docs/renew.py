@@ -191,7 +191,7 @@ def in_percent(row: dict[str, str]) -> dict[str, str]:
     """The row of a study of the kind `contrast` with the ends of its interval in percent of the baseline, as pooled rows have them."""
     difference = float(row["difference"])
     scale = float(row["percent"]) / difference if difference else 100 / float(row["fd_mean"])  # equal to its baseline
-    return row | {end: str(scale * float(row[end])) for end in ("low", "high")}
+    return row | {end: str(scale * float(row[end])) if row[end] else "" for end in ("low", "high")}
 
 
 def at_batch_16(read: Read) -> str:
@@ -928,12 +928,14 @@ COLOUR_ARMS = ("none", "el", "pixel-mmd", "fd", "drift")
 COLOUR_SPACE = "efficientnet-lite0-96"  # ranks the runs of the suite colour
 
 
-def colour_row(read: Read, study: str, supplement: str, space: str = COLOUR_SPACE) -> dict[str, str]:
-    """DMD with a supplement in a feature space, of a study of the suite colour, with its interval in percent."""
+def colour_row(
+    read: Read, study: str, supplement: str, space: str = COLOUR_SPACE, method: str = "dmd"
+) -> dict[str, str]:
+    """An arm in a feature space, of a study of the suite colour, with its interval in percent. Studies of other kinds have one space."""
     for row in rows_of(read(COLOUR.format(study))):
-        if (row["method"], row["supplement"], row["space"]) == ("dmd", supplement, space):
+        if (row["method"], row["supplement"], row.get("space", space)) == (method, supplement, space):
             return in_percent(row)
-    raise KeyError(f"{study} has no dmd/{supplement} in {space}")
+    raise KeyError(f"{study} has no {method}/{supplement} in {space}")
 
 
 def colour_compared(row: dict[str, str], other: str) -> str:
@@ -945,21 +947,34 @@ def colour_compared(row: dict[str, str], other: str) -> str:
 
 
 def colour_finding(read: Read) -> str:
-    """The answers in colour in a sentence, for the first screen, and what the features say that chose no rates."""
+    """The answers in colour in a few sentences, for the first screen, and what the features say that chose no rates."""
     none, control = colour_row(read, "colour-none", "el"), colour_row(read, "colour", "el")
     judge = colour_row(read, "colour", "el", "judge-a")
     teachers = none["data"].partition(", ")[2] or "one teacher"
-    seeds = " to ".join(dict.fromkeys(sorted((none["pairs"], control["pairs"]), key=int)))
+    fd, drift = (colour_row(read, "colour-relatives", name) for name in ("fd", "drift"))
+    small, alone = (colour_row(read, "colour-batch", name, method="dmd-b16") for name in ("el", "none"))
     return (
-        f"**In colour** ([drawn faces](docs/colour.md) of 32×32 pixels, DMD, {seeds} seeds, {teachers}, each arm at its own "
-        f"rates; features of a network for photographs) the distance with EL is {colour_compared(none, 'without')} and "
-        f"{colour_compared(control, 'with the control')}. In judge-a's features it is {said_percent(judge)} than with the control."
+        f"**In colour** ([drawn faces](docs/colour.md) of 32×32 pixels, DMD, {seeds_of(none, control)}, {teachers}, each arm at its "
+        f"own rates; features of a network for photographs) the distance with EL is {colour_compared(none, 'without')} and "
+        f"{colour_compared(control, 'with the control')}; in judge-a's features it is {said_percent(judge)} than with the control. "
+        f"Than with EL it is {said_percent(fd)} with the Fréchet distance as the loss and {said_percent(drift)} with the drifting "
+        f"field ({seeds_of(fd, drift)}). Batches of 16 end {said_percent(small)} with EL, and {said_percent(alone)} without, than batches "
+        f"of 256 without EL ({seeds_of(small, alone)}, rates not tuned)."
     )
 
 
+def seeds_of(*rows: dict[str, str]) -> str:
+    """ "3 to 4 seeds": the pairs of these comparisons."""
+    counts = sorted({int(row["pairs"]) for row in rows})
+    return f"{' to '.join(map(str, counts))} seed{'s' * (counts[-1] > 1)}"
+
+
 def said_percent(row: dict[str, str]) -> str:
-    """ "61 % higher [20, 102]": a difference with its interval, without a test."""
-    middle, ends = float(row["percent"]), (float(row["low"]), float(row["high"]))
+    """ "61 % higher [20, 102]": a difference with its interval, without a test; of one pair without an interval."""
+    middle = float(row["percent"])
+    if not row["low"]:
+        return f"{abs(middle):.{0 if abs(middle) >= 10 else 1}f} % {'higher' if middle > 0 else 'lower'}"
+    ends = float(row["low"]), float(row["high"])
     low, high = ends if middle > 0 else (-ends[1], -ends[0])
     digits = 0 if abs(middle) >= 10 else 1
     return f"{abs(middle):.{digits}f} % {'higher' if middle > 0 else 'lower'} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -967,14 +982,30 @@ def said_percent(row: dict[str, str]) -> str:
 
 def colour_answers(read: Read) -> str:
     """The answers of the studies of the suite colour, each in a paragraph, and EL against the control over several feature spaces."""
-    studies = ("colour", "colour-none", "colour-speed")
+    project = load_params(ROOT / "params.yaml")
+    made = {json.loads(line)["run"] for line in read("data/tables/colour/kept.jsonl").splitlines()}
+    arms: dict[str, dict[str, int]] = {}
+    for run in project.runs("colour"):
+        if str(run) in made and run.seed not in project.top("tables")["tuning"]:
+            counts = arms.setdefault(run.method, {})
+            counts[run.supplement] = counts.get(run.supplement, 0) + 1
+    each = "; ".join(
+        f"`{method}` {', '.join(f'{n} with `{arm}`' for arm, n in found.items())}" for method, found in arms.items()
+    )
+    names = project.studies("colour")
+    studies = sorted(names, key=lambda name: (name not in ("colour", "colour-none"), name))
     texts = [f"[`{name}`](../data/tables/colour/{name}.md): {answer_of(read, name, 'colour')}" for name in studies]
     rows = rows_of(read("data/tables/colour/colour.spaces.csv"))
     row = next(each for each in rows if (each["method"], each["supplement"], each["metric"]) == ("dmd", "el", "fd"))
     middle, low, high = (f"{float(row[f'to_baseline{end}']):.2f}" for end in ("", "_low", "_high"))
     over = f"Over EfficientNet, judge-a and judge-b together the distance with EL is {middle} times [{low}, {high}] that with the control"
     return "\n".join(
-        wrapped(text) for text in (*texts, f"{over} (geometric means at the end of the runs, not corrected).")
+        wrapped(text)
+        for text in (
+            f"Runs on fresh seeds so far: {each}.",
+            *texts,
+            f"{over} (geometric means at the end of the runs, not corrected).",
+        )
     )
 
 
