@@ -130,11 +130,28 @@ def speed_tables(first: str, p: str = "0.5") -> dict[str, str]:
     return tables | small_batches() | colour_tables()
 
 
-def colour_tables() -> dict[str, str]:
-    """The studies of the suite colour: DMD with EL 5 % lower than none and than the control."""
-    head = "method,supplement,space,pairs,margin,difference,low,high,percent,p_holm,p_equivalent_holm\n"
-    rows = "dmd,el,efficientnet-lite0-96,4,100,-50,-70,-30,-5,0.01,0.2\ndmd,el,judge-a,4,0.5,3,1,5,60,,\n"
-    return {f"data/tables/colour/{name}.csv": head + rows for name in ("colour", "colour-none")}
+COLOUR_HEAD = "data,method,supplement,space,pairs,margin,difference,low,high,percent,p_holm,p_equivalent_holm,fd_mean\n"
+EL_LOWER = "a,dmd,el,efficientnet-lite0-96,4,100,-50,-70,-30,-5,0.01,0.2,900\na,dmd,el,judge-a,4,0.5,3,1,5,60,,,9\n"
+
+
+def colour_tables(rows: str = EL_LOWER) -> dict[str, str]:
+    """The studies of the suite colour. rows: DMD with EL against none and against the control, here 5 % lower than both."""
+    head = "method,supplement,pairs,difference,low,high,percent,fd_mean\n"
+    more = {
+        "relatives": "dmd,fd,2,-30,-60,-10,-3,900\ndmd,drift,2,10,-60,80,1,900\n",
+        "batch": "dmd-b16,el,1,-200,,,-20,900\ndmd-b16,none,1,-180,,,-18,900\n",
+    }
+    runs = {
+        "avatars-32/teacher": {"metrics": {"fd5k_efficientnet-lite0-96_heldout": 388.2}},
+        "avatars-32/real": {},
+        "avatars-32/dmd/el/300": {},
+    }
+    kept = "\n".join(json.dumps({"run": run, "results": results}) for run, results in runs.items())
+    return {
+        **dict.fromkeys(("data/tables/colour/colour.csv", "data/tables/colour/colour-none.csv"), COLOUR_HEAD + rows),
+        **{f"data/tables/colour/colour-{name}.csv": head + each for name, each in more.items()},
+        "data/tables/colour/kept.jsonl": kept,
+    }
 
 
 def small_batches(p: float = 0.01, p_equal: float = 0.03) -> dict[str, str]:
@@ -185,9 +202,10 @@ def test_the_finding_follows_the_numbers_wherever_they_go(row, words):
     tables = speed_tables(f"time,dmd,el,50,2,5,{row},0.5,,")
     text = " ".join(renew.finding(tables.__getitem__).split())
     assert f"| DMD, at half of its run | {words} |" in text or f"| DMD, at half of its run | {words} | 10 %" in text
-    assert "differ clearly in none of" in text and re.search(r"over the 8 comparisons of .*, none is clear\.", text)
+    assert "differ clearly in none of" in text and re.search(r"Of 8 comparisons of .* none has p < 0\.05", text)
     assert (
-        "EL is 29 % lower [22, 37] than without and 5.8 % lower [1.3, 10.3] than with the control (p = 0.018)" in text
+        "EL is 29 % lower [22, 37] than without and 5.8 % lower [1.3, 10.3] than with the control (p = 0.018 after Holm's correction)"
+        in text
     )
     rates = "4 with EL, 4 with the control and 1 without, for DMD and Diff-Instruct."
     assert renew.rates_that_train(tables.__getitem__).endswith(rates)
@@ -197,7 +215,7 @@ def test_the_finding_says_when_networks_differ_from_pixels():
     for ratio, words in (("1.2", "EL sooner in 3"), ("0.8", "EL sooner")):
         tables = speed_tables(f"time,dmd,el,50,2,5,0,0,,{ratio},-20,-30,-10,0.001,,", "0.001")
         said = renew.networks_against_pixels(tables.__getitem__)
-        assert said == f"Over 2 methods EL and the control differ clearly in 4 of 4 times ({words})."
+        assert said == f"Over 2 methods EL and the control differ clearly in 4 of 4 of them ({words})."
 
 
 @pytest.mark.parametrize(("numbers", "words"), [
@@ -214,10 +232,15 @@ def test_the_end_is_called_lower_only_where_it_is_clear(numbers, words):
 def test_savings_are_called_clear_only_after_the_correction():
     """A single interval that excludes zero is not enough; a time without a test is never clear."""
     tables = speed_tables("time,dmd,el,50,2,5,0,0,,0.5,50,40,60,,,")
-    said = "over the 8 comparisons of [these times](data/tables/speed/speed.md) (1 without a test, with p = 1), none is clear."
-    assert said in renew.clear_savings(tables.__getitem__)
+    said = (
+        "Of 8 comparisons of [such times](data/tables/speed/speed.md) none has p < 0.05 after Holm's correction. 1 have no test, because "
+        "a seed never reaches the distance, and count with p = 1."
+    )
+    assert said == renew.clear_savings(tables.__getitem__)
     tables = speed_tables("time,dmd,el,50,2,5,0,0,,0.5,50,40,60,0.001,,")
-    assert renew.clear_savings(tables.__getitem__).endswith(", 1 is clear (DMD with EL, at 50 % of its run).")
+    assert renew.clear_savings(tables.__getitem__).endswith(
+        " 1 has p < 0.05 after Holm's correction (DMD with EL, at 50 % of its run)."
+    )
 
 
 def test_a_comparison_without_a_test_counts_in_the_correction():
@@ -278,12 +301,21 @@ def test_every_alarm_is_quoted_with_its_cause(lines, words):
 ])  # fmt: skip
 def test_the_finding_in_colour_follows_its_tables(row, judge, words):
     """A difference or none, equivalence shown or not, and what the features say that chose no rates."""
-    head = "method,supplement,space,pairs,margin,difference,low,high,percent,p_holm,p_equivalent_holm\n"
-    text = f"{head}dmd,el,efficientnet-lite0-96,4,100,{row}\ndmd,el,judge-a,4,0.5,{judge},,\n"
-    said = renew.colour_finding(
-        dict.fromkeys(("data/tables/colour/colour.csv", "data/tables/colour/colour-none.csv"), text).__getitem__
+    rows = f"a,dmd,el,efficientnet-lite0-96,4,100,{row},900\na,dmd,el,judge-a,4,0.5,{judge},,,9\n"
+    said = renew.colour_finding(colour_tables(rows).__getitem__)
+    assert (
+        all(each in said for each in words)
+        and "DMD, 4 seeds, one teacher" in said
+        and "; 1 of 500 planned runs;" in said
     )
-    assert all(each in said for each in words) and "DMD, 4 seeds, one teacher" in said
+    assert (
+        "it is 3.0 % lower [1.0, 6.0] with the Fréchet distance as the loss and 1.0 % higher [-6.0, 8.0] with the"
+        in said
+    )
+    assert (
+        "Batches of 16 end 20 % lower with EL, and 18 % lower without, than batches of 256 without EL (1 seed," in said
+    )
+    assert "the arms have 900 to 900 and the teacher 388" in said
 
 
 def test_differences_of_the_bench_are_called_clear_only_after_the_correction():
@@ -302,8 +334,8 @@ def test_differences_of_the_bench_are_called_clear_only_after_the_correction():
 
 
 @pytest.mark.parametrize(("el", "control", "words"), [
-    (0.2, 0.1, "ranks the control before EL: 0.300 without, 0.201 with EL, 0.100 with the control"),
-    (0.1, 0.2, "ranks EL before the control too"), (0.1, 0.1005, "does not distinguish EL from the control"),
+    (0.2, 0.1, "says the opposite of EL and the control: 0.300 without, 0.201 with EL, 0.100 with the control"),
+    (0.1, 0.2, "agrees: "), (0.1, 0.1005, "does not distinguish EL from the control"),
 ])  # fmt: skip
 def test_a_second_metric_is_quoted_beside_the_first_whatever_it_says(el, control, words):
     """The finding ranks by the Fréchet distance; KID of the same runs stands beside it."""
