@@ -193,6 +193,9 @@ def in_percent(row: dict[str, str]) -> dict[str, str]:
     return row | {end: str(scale * float(row[end])) if row[end] else "" for end in ("low", "high")}
 
 
+SUITES_OF_TIMES = ("speed", "speed-others", "speed-recent")
+
+
 def tests_of_times(read: Read, study: str, suites: Sequence[str] = SUITES_OF_TIMES) -> list[dict[str, str]]:
     """The comparisons of a study of the kind `speed`, over suites, with Holm's p over all comparisons of the table of each suite.
 
