@@ -152,7 +152,7 @@ def fit_labels(figure: Any) -> None:
     titles = {axes: title for axes in panels if (title := left_title(axes))}
     labels = {axes: axes.yaxis.label for axes in panels if axes.yaxis.label.get_text()}
     _shrink(labels.values(), [_height(axes, panels) / _size(label).height for axes, label in labels.items()])
-    _shrink(titles.values(), [_room(axes, panels) / _size(title).width for axes, title in titles.items()])
+    _shrink(titles.values(), [_room(axes, title, panels) / _size(title).width for axes, title in titles.items()])
 
 
 def left_title(axes: Any) -> Any:
@@ -174,21 +174,19 @@ def _shrink(texts: Iterable[Any], factors: list[float]) -> None:
         text.set_fontsize(0.98 * factor * text.get_fontsize())
 
 
-def _room(axes: Any, panels: list[Any]) -> float:
-    # Pixels from the left edge of a panel to what is right of it: the label of its neighbour, or the end of the figure.
-    mine = axes.get_window_extent()
-    others = [
-        each
+def _room(axes: Any, title: Any, panels: list[Any]) -> float:
+    # Pixels from the left end of a title to what is right of it at the same height, a title or a label, or to the end of the figure.
+    mine = _size(title)
+    words = [
+        text
         for each in panels
-        if abs(each.get_window_extent().y1 - mine.y1) < 1 and each.get_window_extent().x0 > mine.x0
+        if each is not axes
+        for text in (left_title(each), each.yaxis.label)
+        if text and text.get_text()
     ]
-    ends = [_left_of(each) - SPACE for each in others]
+    boxes = [_size(text) for text in words]
+    ends = [box.x0 - SPACE for box in boxes if box.x0 > mine.x0 and box.y0 < mine.y1 and box.y1 > mine.y0]
     return min([axes.figure.bbox.width, *ends]) - mine.x0
-
-
-def _left_of(axes: Any) -> float:
-    label = axes.yaxis.label
-    return _size(label).x0 if label.get_text() else axes.get_window_extent().x0
 
 
 def _height(axes: Any, panels: list[Any]) -> float:
