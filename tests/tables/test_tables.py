@@ -674,15 +674,20 @@ def test_times_of_two_models_of_cpu_are_not_compared(tmp_path, undrawn):
 
 
 def test_ratios_are_over_the_seeds_that_both_arms_have():
-    """As in main.csv, of which they take what is there."""
-    mine, theirs = ([results.Result(f"toy/di/{name}/{seed}", {}, [], {"memory_gib": memory}) for seed, memory in each]
-                    for name, each in (("el", [(0, 9.0), (1, 2.0)]), ("none", [(1, 1.0), (2, 5.0)])))  # fmt: skip
-    row = {"overhead_percent": 25.0, "saving_percent_heldout": 60.0}
-    assert costs._seconds(row, {}, mine, theirs, {}) == costs.Ratio(1.25)
-    assert costs._memory(row, {}, mine, theirs, {}) == costs.Ratio(2.0)
-    assert costs._memory(row, {}, mine[:1], theirs, {}) is None
-    assert costs._iterations(row, {}, mine, theirs, {}) == costs.Ratio(0.4)
-    assert costs._iterations({"saving_percent_heldout": "< 20"}, {}, mine, theirs, {}) == costs.Ratio(0.8, bound=True)
+    """As in main.csv, of which they take the savings."""
+    key = "milliseconds_per_iteration_cpu"
+    mine, theirs = (
+        [results.Result(f"toy/di/{name}/{seed}", {}, [], {"memory_gib": value, key: value}) for seed, value in each]
+        for name, each in (("el", [(0, 9.0), (1, 2.0)]), ("none", [(1, 1.0), (2, 5.0)]))
+    )
+    row = {"saving_percent_heldout": 60.0, "iterations_to_baseline_heldout": 30}
+    base = {"iterations_to_baseline_heldout": 100}
+    assert costs._seconds(row, {}, mine, theirs, {}) == costs._memory(row, {}, mine, theirs, {}) == costs.Ratio(2.0)
+    assert costs._memory(row, {}, mine[:1], theirs, {}) is costs._seconds(row, {}, mine[:1], theirs, {}) is None
+    assert costs._iterations(row, base, mine, theirs, {}) == costs.Ratio(0.4)
+    assert costs._iterations(row, base, mine, [*mine], {}) == costs.Ratio(0.3)
+    bounded = {"saving_percent_heldout": "< 20", "iterations_to_baseline_heldout": "> 90"}
+    assert costs._iterations(bounded, base, mine, theirs, {}) == costs.Ratio(0.8, bound=True)
 
 
 @pytest.mark.parametrize(("data", "ours"), [("cifar10", {"1": "2.5", "2": ""}), ("toy", {"1": "", "2": ""})])

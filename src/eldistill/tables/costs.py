@@ -169,8 +169,17 @@ def _distance(part: str) -> Callable[..., Ratio | None]:
     return ratio
 
 
+def _paired(mine: list, theirs: list) -> tuple[list, list]:
+    # The runs of both arms on the seeds that both have.
+    seeds = {result.seed for result in mine} & {result.seed for result in theirs}
+    return [each for each in mine if each.seed in seeds], [each for each in theirs if each.seed in seeds]
+
+
 def _iterations(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
-    if (saved := row["saving_percent_heldout"]) is not None:  # of the seeds that both arms have
+    alike = {each.seed for each in mine} == {
+        each.seed for each in theirs
+    }  # else the rows have medians over other seeds
+    if not alike and (saved := row["saving_percent_heldout"]) is not None:
         ratio = 1 - float(str(saved).removeprefix("< ")) / 100
         return Ratio(ratio, bound=isinstance(saved, str)) if ratio > 0 else None
     reach, goal = row["iterations_to_baseline_heldout"], base["iterations_to_baseline_heldout"]
@@ -182,13 +191,13 @@ def _iterations(row: dict, base: dict, mine: list, theirs: list, params: dict) -
 
 
 def _memory(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
-    shared = {result.seed for result in mine} & {result.seed for result in theirs}
-    used = [[result.about.get("memory_gib") for result in group if result.seed in shared] for group in (mine, theirs)]
-    return Ratio(median(used[0]) / median(used[1])) if shared and all(map(all, used)) else None
+    used = [[result.about.get("memory_gib") for result in group] for group in _paired(mine, theirs)]
+    return Ratio(median(used[0]) / median(used[1])) if all(used) and all(map(all, used)) else None
 
 
 def _seconds(row: dict, base: dict, mine: list, theirs: list, params: dict) -> Ratio | None:
-    return None if row["overhead_percent"] is None else Ratio(1 + row["overhead_percent"] / 100)
+    times = [[result.about["milliseconds_per_iteration_cpu"] for result in group] for group in _paired(mine, theirs)]
+    return Ratio(median(times[0]) / median(times[1])) if all(times) and median(times[0]) and median(times[1]) else None
 
 
 MEASURES: dict[
