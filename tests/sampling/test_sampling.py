@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from eldistill.data import dataset as data
 from eldistill.diffusion import draws
 from eldistill.errors import Problem
 from eldistill.sampling import generators as sampling
-from eldistill.sampling import pictures
+from eldistill.sampling import pictures, teachers
 from eldistill.sampling.heun import heun
 from eldistill.sampling.teachers import images_of_teacher
 from eldistill.tensors import save_tensors
@@ -411,3 +412,27 @@ def test_importing_the_package_does_not_import_torch():
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_a_teachers_images_are_not_made_again_after_a_stop(tmp_path, monkeypatch):
+    """Equal images, with as few passes as are missing; a damaged chunk is made again; large images are not stored."""
+    teacher, passes = lively(), []
+    teacher.register_forward_hook(lambda *given: passes.append(1))
+
+    def made(folder: Path | None, count: int = 10) -> list[torch.Tensor]:
+        passes.clear()
+        return list(
+            itertools.islice(images_of_teacher(teacher, about(), 10, steps=1, seed=2, batch=4, folder=folder), count)
+        )
+
+    whole, full = torch.cat(made(None)), len(passes)
+    made(tmp_path, 2)
+    rest = made(tmp_path)
+    assert torch.equal(torch.cat(rest), whole) and 3 * len(passes) == full
+    assert torch.equal(torch.cat(made(tmp_path)), whole) and not passes
+    (tmp_path / "images-4-4.npy").write_bytes(b"half")
+    assert torch.equal(torch.cat(made(tmp_path)), whole) and 3 * len(passes) == full
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images-0-4.npy", "images-4-4.npy", "images-8-2.npy"]
+    monkeypatch.setattr(teachers, "STORED_BYTES", 63)
+    made(tmp_path / "large")
+    assert not (tmp_path / "large").exists()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,10 @@ from eldistill.external import fetching
 from eldistill.sampling import generators, guidance, pictures, teachers
 from eldistill.steps.work import Work
 from eldistill.tables import kept, results, sheet, summary
-from eldistill.training import processes
+from eldistill.training import lock, processes, state
 
 COVERED_BY = "evaluate"
+MINUTE = 60.0  # seconds between two lines about the images of a teacher
 STRIPS = 4  # rows of an interpolation
 
 # images(n, start, labels): uint8 [*, c, h, w] chunks of the images start … start + n, of the given labels where there are some
@@ -73,13 +76,15 @@ def _samples(work: Work) -> None:
     ruler = _ruler(work)
     drawn = _classes(work, ruler.spaces, real=False)
     asked = _published(work, ruler)
-    images = _images_of_teacher(work, drawn)
-    found = ruler.measure(images, work.params["n"], asked=drawn.asked)
-    if asked:
-        found |= _fid(work, ruler, images, asked)
-    shown = _shown(work, drawn, images)
-    if work.first:
-        _write(work, found, shown, drawn)
+    folder = work.state = state.state_folder(work.digest)
+    with lock.lock(folder) if work.first else contextlib.nullcontext():
+        images = _images_of_teacher(work, drawn, folder)
+        found = ruler.measure(images, work.params["n"], asked=drawn.asked)
+        if asked:
+            found |= _fid(work, ruler, images, asked)
+        shown = _shown(work, drawn, images)
+        if work.first:
+            _write(work, found, shown, drawn)
 
 
 def _reals(work: Work) -> None:
@@ -168,16 +173,33 @@ def _images_of(work: Work, generator: generators.Generator, steps: int = 1) -> I
     return images
 
 
-def _images_of_teacher(work: Work, drawn: classes.Drawn) -> Images:
+def _images_of_teacher(work: Work, drawn: classes.Drawn, folder: Path) -> Images:
+    # folder: where they are stored, for a repetition after a stop.
     options = work.params
     path, guide = work.teacher()
     teacher, about = guidance.load_teacher(path, options.get("guidance"), guide, work.machine.device)
     about = drawn.applied(about)
 
     def images(n: int, start: int = 0, labels: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        return teachers.images_of_teacher(
-            teacher, about, n, options["steps"], options["seed"], work.machine.batch, first=start, labels=labels
+        made = teachers.images_of_teacher(
+            teacher,
+            about,
+            n,
+            options["steps"],
+            options["seed"],
+            work.machine.batch,
+            first=start,
+            labels=labels,
+            folder=folder,
         )
+        count, began, told = 0, time.monotonic(), time.monotonic()
+        for chunk in made:
+            yield chunk
+            count += len(chunk)
+            if time.monotonic() - told > MINUTE:
+                left = (time.monotonic() - began) / count * (n - count) / 60
+                work.say(f"{count} of {n} images of the teacher, {left:.1f} min left")
+                told = time.monotonic()
 
     return images
 

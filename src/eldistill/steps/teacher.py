@@ -70,12 +70,10 @@ def _check(work: Work) -> None:
     teacher, guide = work.teacher()
     folder = work.state = state.state_folder(work.digest)
     with lock.lock(folder):
-        with noting(
-            work, folder, check.Disagrees
-        ):  # a cluster retries what failed, and a measurement may take hours of a GPU
+        with noting(work, folder, check.Disagrees):  # else a cluster would measure again what it retries
             found = check.check_teacher(
                 work.params, teacher, work.optional(f"reference-{features}"), work.optional(features), work.machine, work.say,
-                work.optional("images"), guide,
+                work.optional("images"), guide, folder,
             )  # fmt: skip
     files.write_json(work.outputs[0], found)
 

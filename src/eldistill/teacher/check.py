@@ -68,14 +68,15 @@ def check_teacher(
     say,
     pack: Path | None = None,
     guide: Path | None = None,
+    folder: Path | None = None,
 ) -> dict:
     """Measure the samples of a teacher and compare them with what is published; returns the description for check.json.
 
     params: n, steps, churn, seed, features, reference, limit, published, and guidance if it is guided (by the network in the file
-    `guide`, or by itself without a label). teacher: its safetensors file. reference: file with
-    features of the train images, if params["reference"] names no published statistics. judge: file of the judge, if `features` is
-    one. pack: the images whose class frequencies a conditional teacher follows; None draws each class equally often, as authors
-    do. Raises Problem if the distance is more than `limit` times the published one.
+    `guide`, or by itself without a label). teacher: its safetensors file. reference: file with features of the train images, if
+    params["reference"] names no published statistics. judge: file of the judge, if `features` is one. pack: the images whose class
+    frequencies a conditional teacher follows; None draws each class equally often, as authors do. folder: where images are stored for a
+    repetition after a stop. Raises Problem if the distance is more than `limit` times the published one.
     """
     network, about = guidance.load_teacher(teacher, params.get("guidance"), guide, machine.device)
     if about["label_dim"]:
@@ -90,7 +91,14 @@ def check_teacher(
     else:
         other, label = gaussians.moments(load_reference(reference)["train"]), "train"
     images = images_of_teacher(
-        network, about, params["n"], params["steps"], params["seed"], machine.batch, churn=params["churn"]
+        network,
+        about,
+        params["n"],
+        params["steps"],
+        params["seed"],
+        machine.batch,
+        churn=params["churn"],
+        folder=folder,
     )
     return check_images(images, space, other, params, f"{params['features']}_{label}", say)
 
