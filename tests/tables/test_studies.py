@@ -1012,8 +1012,10 @@ def test_the_command_line_finds_a_study_and_names_its_neighbours():
     assert plan.find("tables", "ablation/central") in plan.studies("ablation") and plan.studies("demo") == ()
     with pytest.raises(Problem, match="study of ablation/centrl is 'centrl'; did you mean central"):
         plan.find("tables", "ablation/centrl")
-    with pytest.raises(Problem, match="'central'"):
+    with pytest.raises(Problem, match="the suite demo has no studies"):
         plan.find("tables", "demo/central")
+    with pytest.raises(Problem, match="study of speed/central is 'central'"):
+        plan.find("tables", "speed/central")
 
 
 def digests(path="", value=None):
